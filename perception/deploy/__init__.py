@@ -1,0 +1,1 @@
+"""What runs on the vehicle: the torch-free runtime, prediction on images and video, the ONNX export."""

@@ -1,0 +1,1 @@
+"""Accumulators of predictions against targets; know nothing of models."""

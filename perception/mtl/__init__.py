@@ -1,0 +1,1 @@
+"""Multi-task learning: how several losses become one update."""

@@ -1,0 +1,71 @@
+"""What every task is: a head, a loss, a decoder and a metric over one annotation shape."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from perception.metrics.metric import Metric
+from perception.types import Annotation, Camera, TaskSpec
+
+Pyramid = Mapping[int, Tensor]
+"""Stride -> features [B, C, H / stride, W / stride]."""
+
+
+class Task(nn.Module, ABC):
+    """One file of ``perception.tasks``: its config, head, loss, decoding and metric.
+
+    A new task subclasses this, implements the abstract methods, and is named in ``perception.tasks.TASKS``.
+    """
+
+    Config: ClassVar[type]
+    strides: tuple[int, ...]
+    """Levels of the pyramid that the head reads; only those are computed where no other task wants more."""
+    score: ClassVar[str]
+    """The metric that picks checkpoints, higher is better unless `score_sign` is -1."""
+    score_sign: ClassVar[int] = 1
+    spec: TaskSpec
+    config: Any
+
+    @abstractmethod
+    def forward(self, pyramid: Pyramid) -> NamedTuple:
+        """Raw output of the head. Traceable, and the same in training and evaluation."""
+
+    @abstractmethod
+    def losses(
+        self, raw: Any, targets: Sequence[Annotation | None], cameras: Sequence[Camera | None]
+    ) -> dict[str, Tensor]:
+        """Named parts of the loss over the labelled pictures and classes; called with at least one labelled picture.
+
+        targets: tensors, input pixels. cameras: intrinsics in input pixels.
+        """
+
+    @abstractmethod
+    def decode(self, raw: Any, size: Sequence[Any]) -> dict[str, Tensor]:
+        """`spec.outputs` of pictures of ``size`` (height, width; ints, or symbolic in an export). Traceable.
+
+        shape "instances": boxes [B, K, 4] input pixels, scores [B, K] (0 = padding), labels [B, K], best first.
+        shape "dense": one map [B, H, W] at input size. shape "label": probabilities [B, C].
+        """
+
+    @abstractmethod
+    def metric(self) -> Metric:
+        """A fresh accumulator."""
+
+    def loss(
+        self, raw: Any, targets: Sequence[Annotation | None], cameras: Sequence[Camera | None]
+    ) -> dict[str, Tensor]:
+        """`losses`, or a zero that keeps the graph where no picture is labelled (DDP needs every parameter in it)."""
+        if any(target is not None for target in targets):
+            return self.losses(raw, targets, cameras)
+        return {"unlabelled": sum((_tensor.sum() * 0.0 for _tensor in _tensors(raw)), torch.zeros(()))}
+
+
+def _tensors(raw: Any) -> list[Tensor]:
+    if isinstance(raw, Tensor):
+        return [raw]
+    return [tensor for item in raw for tensor in _tensors(item)]

@@ -1,0 +1,217 @@
+"""The vocabulary of the system: what crosses from one layer to another.
+
+No torch here. Annotations hold numpy arrays in the data layer and in the runtime, and tensors inside a training
+step; both share these types. Targets and predictions are the same type.
+
+Two conventions run through everything:
+
+* ``None`` means *not labelled*; an empty container means *labelled, nothing there*.
+* Coordinates are continuous pixels: pixel ``i`` covers ``[i, i + 1)``, a box is ``x1, y1, x2, y2`` with
+  ``width = x2 - x1``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+Array: TypeAlias = Any
+"""A numpy array (data layer, runtime) or a torch tensor (inside a training step)."""
+
+IGNORE_INDEX = 255
+"""The value of a label map's pixel that carries no label (Cityscapes' and CamVid's convention)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Instances:
+    """Things with boxes.
+
+    boxes:   float32 [N, 4], x1 y1 x2 y2, pixels
+    labels:  int64 [N], index into the task's classes
+    scores:  float32 [N] for predictions, None for targets
+    ignore:  bool [N], regions that are neither object nor background (crowds); None = no such region
+    classes: bool [C], which classes this picture's source labels; None = all of them
+    tracks:  int64 [N], identity of each object through a video; None = unknown
+    """
+
+    boxes: Array
+    labels: Array
+    scores: Array | None = None
+    ignore: Array | None = None
+    classes: Array | None = None
+    tracks: Array | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DenseMap:
+    """A value for every pixel: class ids (integer) or a quantity (float32; depth in metres).
+
+    values: [H, W] or [C, H, W]
+    valid:  bool [H, W], False where nothing is known
+    """
+
+    values: Array
+    valid: Array
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLabel:
+    """A statement about the whole picture.
+
+    values:  float32 [C], 1 or 0 in a target, a probability in a prediction
+    classes: bool [C], which classes this picture's source labels (multi-label); None = all of them
+    """
+
+    values: Array
+    classes: Array | None = None
+
+
+Annotation: TypeAlias = Instances | DenseMap | ImageLabel
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """How a source picture was placed in the network's input: cut ``crop``, resize it to ``place``, mirror, pad.
+
+    source, input: (height, width) in pixels
+    crop:  (x, y, width, height) whole pixels of the source
+    place: (x, y, width, height) whole pixels of the input, before mirroring
+    flip:  mirrored left to right within the input
+
+    Whole pixels make the map exact: ``x_input = (x_source - crop.x) * scale_x + place.x``.
+    """
+
+    source: tuple[int, int]
+    input: tuple[int, int]
+    crop: tuple[int, int, int, int]
+    place: tuple[int, int, int, int]
+    flip: bool = False
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """(scale_x, scale_y): input pixels per source pixel."""
+        return self.place[2] / self.crop[2], self.place[3] / self.crop[3]
+
+
+@dataclass(frozen=True, slots=True)
+class Camera:
+    """Pinhole intrinsics in pixels of the picture they travel with (focal lengths and principal point)."""
+
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+
+    def through(self, frame: Frame) -> Camera:
+        """The same camera in the pixels of ``frame``'s input."""
+        scale_x, scale_y = frame.scale
+        cx = (self.cx - frame.crop[0]) * scale_x + frame.place[0]
+        cy = (self.cy - frame.crop[1]) * scale_y + frame.place[1]
+        return Camera(self.fx * scale_x, self.fy * scale_y, frame.input[1] - cx if frame.flip else cx, cy)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One picture with whatever its source labels.
+
+    image:       uint8 RGB [H, W, 3]
+    annotations: task name -> annotation; a missing name or None = not labelled
+    camera:      intrinsics in pixels of ``image``; None = unknown
+    frame:       set where ``image`` is a network input but the annotations are still in source pixels (evaluation);
+                 None where the annotations are in the pixels of ``image``
+    id, source:  unique name of the picture, name of its source in the recipe
+    """
+
+    image: Array
+    annotations: dict[str, Annotation | None]
+    camera: Camera | None = None
+    frame: Frame | None = None
+    id: str = ""
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Pictures of one size, and their annotations as lists of length B.
+
+    images:      uint8 RGB [B, 3, H, W]
+    annotations: task name -> B annotations (None = not labelled); the tasks that the recipe trains, always all keys.
+                 Tensors in input pixels (training) or numpy in source pixels (evaluation, ``frames`` set)
+    cameras:     intrinsics in input pixels (training) or source pixels (evaluation)
+    """
+
+    images: Array
+    annotations: dict[str, list[Annotation | None]]
+    cameras: list[Camera | None]
+    frames: list[Frame | None]
+    ids: list[str]
+    sources: list[str]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+Shape: TypeAlias = Literal["instances", "dense", "label"]
+"""The three annotation shapes that carry any number of tasks."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSpec:
+    """What everyone but the network needs to know of a task: metrics, drawing, JSON, the ONNX manifest.
+
+    name:     the task's name in the recipe
+    shape:    which annotation carries it
+    outputs:  names of its decoded tensors; in ONNX they are called ``<name>.<output>``
+    classes:  class names; empty where the task predicts a quantity
+    unit:     of a quantity ("m"); "" for classes
+    limits:   smallest and largest value of a quantity
+    canonical_focal: a quantity that scales with the focal length is predicted as seen by a camera of this focal
+              length in input pixels; multiply by ``focal / canonical_focal``. 0 = does not scale
+    default_focal: focal length, as a fraction of the input's width, that is assumed for a picture without intrinsics
+    multi_label: a picture may carry several classes (shape "label")
+    threshold: score under which an instance or a label is not shown
+    """
+
+    name: str
+    shape: Shape
+    outputs: tuple[str, ...]
+    classes: tuple[str, ...] = ()
+    unit: str = ""
+    limits: tuple[float, float] | None = None
+    canonical_focal: float = 0.0
+    default_focal: float = 1.0
+    multi_label: bool = False
+    threshold: float = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Everything the network says of one picture, in source pixels. ``time`` in seconds from the start of a video."""
+
+    annotations: dict[str, Annotation]
+    size: tuple[int, int]
+    id: str = ""
+    time: float | None = None
+    distances: Array | None = None  # float32 [N], metres to each box of the first "instances" task; None = no depth
+
+
+class PerceptionError(Exception):
+    """Something the user can mend. The message names the file or record, what was expected, found, and the mend."""
+
+
+class DataError(PerceptionError):
+    """A data set is not what its recipe says."""
+
+
+class ConfigError(PerceptionError):
+    """A recipe or an override is wrong."""
+
+
+class CheckpointError(PerceptionError):
+    """A run folder or checkpoint is missing, damaged or does not fit."""
+
+
+__all__ = [
+    "IGNORE_INDEX", "Annotation", "Array", "Batch", "Camera", "CheckpointError", "ConfigError", "DataError", "DenseMap",
+    "Frame", "ImageLabel", "Instances", "PerceptionError", "Prediction", "Sample", "Shape", "TaskSpec",
+]  # fmt: skip
