@@ -1,0 +1,97 @@
+"""Greedy per-class non-maximum suppression that is one node in ONNX and gives the same kept set in torch.
+
+Classes are told apart by moving each class's boxes to a place of their own (the offset trick of torchvision's
+``batched_nms``). The offset is taken within one picture, so a picture's result never depends on its batch, and the same
+float32 arithmetic runs in torch and in ONNX Runtime, so the kept sets are equal.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from torch import Tensor
+from torch.nn.functional import pad
+
+
+@torch.library.custom_op("perception::keep", mutates_args=())
+def keep(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float) -> Tensor:
+    """Which candidates survive: bool [B, K].
+
+    boxes:  float32 [B, K, 4] x1 y1 x2 y2 with x1 <= x2 and y1 <= y2
+    scores: float32 [B, K]; a candidate with a score <= 0 is padding and never kept. Equal scores: the first one wins
+    labels: int64 [B, K]
+    iou_threshold: a candidate whose IoU with a better kept one of its class is larger is dropped
+    """
+    threshold = float(np.float32(iou_threshold))  # ONNX carries it as float32; an IoU of exactly 0.6 must not differ
+    moved = _apart(boxes.float(), labels)
+    kept = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
+    for row, picture, score in zip(kept, moved, scores.float(), strict=True):
+        live = (score > 0).nonzero().squeeze(1)
+        row[live[torchvision.ops.nms(picture[live], score[live], threshold)]] = True
+    return kept
+
+
+@keep.register_fake
+def _(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float) -> Tensor:
+    return scores.new_empty(scores.shape, dtype=torch.bool)
+
+
+def _apart(boxes: Tensor, labels: Tensor) -> Tensor:
+    """[B, K, 4] with the boxes of different classes of one picture so far apart that they cannot overlap."""
+    if not boxes.shape[1]:
+        return boxes
+    span = boxes.amax((1, 2)) - boxes.amin((1, 2)) + 1
+    return boxes + (labels.to(boxes.dtype) * span[:, None])[:, :, None]
+
+
+def select(
+    boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float, limit: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The best ``limit`` survivors of `keep`, best first: boxes [B, limit, 4], scores [B, limit], labels [B, limit].
+
+    Missing ones are zeros. Traceable; float32 whatever the autocast state. Equal scores stay in their order.
+    """
+    with torch.autocast(boxes.device.type, enabled=False):
+        boxes, scores = boxes.detach().float(), scores.detach().float()
+        alive = scores * keep(boxes, scores, labels, iou_threshold)
+        room = (0, limit)  # a picture may bring fewer candidates than ``limit``
+        order = pad(alive, room).sort(dim=1, descending=True, stable=True).indices[:, :limit]
+        scores = pad(alive, room).gather(1, order)
+        found = scores > 0
+        boxes = pad(boxes, (0, 0, *room)).gather(1, order[:, :, None].expand(-1, -1, 4)) * found[:, :, None]
+        labels = pad(labels, room).gather(1, order) * found
+    return boxes, scores, labels
+
+
+def onnx_translations() -> dict[Any, Callable]:
+    """The ``custom_translation_table`` of ``torch.onnx.export`` for a graph that holds `keep` or a stable sort."""
+    from onnxscript import FLOAT, INT64, opset18
+
+    def keep_in_onnx(boxes: FLOAT, scores: FLOAT, labels: INT64, iou_threshold: float):
+        """One batched NonMaxSuppression, its [M, 3] answer (picture, class 0, candidate) scattered to a mask."""
+        op: Any = opset18
+        highest = op.ReduceMax(boxes, op.Constant(value_ints=[1, 2]), keepdims=1)
+        lowest = op.ReduceMin(boxes, op.Constant(value_ints=[1, 2]), keepdims=1)
+        span = op.Add(op.Sub(highest, lowest), op.Constant(value_float=1.0))
+        offset = op.Mul(op.Unsqueeze(op.Cast(labels, to=1), op.Constant(value_ints=[2])), span)
+        chosen = op.NonMaxSuppression(
+            op.Add(boxes, offset),
+            op.Unsqueeze(scores, op.Constant(value_ints=[1])),
+            op.Shape(scores, start=1, end=2),
+            op.Constant(value_floats=[iou_threshold]),
+            op.Constant(value_floats=[0.0]),
+        )
+        places = op.Gather(chosen, op.Constant(value_ints=[0, 2]), axis=1)
+        nothing = op.ConstantOfShape(op.Shape(scores))
+        ones = op.Expand(op.Constant(value_floats=[1.0]), op.Shape(chosen, start=0, end=1))
+        return op.Greater(op.ScatterND(nothing, places, ones), op.Constant(value_float=0.0))
+
+    def sort_in_onnx(values: FLOAT, stable: bool = True, dim: int = -1, descending: bool = False):
+        """TopK of everything; among equal values the lower index comes first, as in a stable sort."""
+        op: Any = opset18
+        count = op.Gather(op.Shape(values), op.Constant(value_ints=[dim]))
+        return op.TopK(values, count, axis=dim, largest=int(descending), sorted=1)
+
+    return {torch.ops.perception.keep.default: keep_in_onnx, torch.ops.aten.sort.stable: sort_in_onnx}
