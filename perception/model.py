@@ -1,0 +1,88 @@
+"""The network: backbone -> neck -> tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from perception.config import configuration
+from perception.nn.backbone import Backbone, BackboneConfig
+from perception.nn.necks import FPN, NeckConfig
+from perception.tasks import TASKS, Task
+from perception.types import Batch, ConfigError, TaskSpec
+
+
+@configuration
+class ModelConfig:
+    backbone: BackboneConfig = BackboneConfig()
+    neck: NeckConfig = NeckConfig()
+
+
+class Perception(nn.Module):
+    """One network for every task.
+
+    tasks: name -> config of that task (`perception.tasks.TASKS[name].Config`).
+    Pictures are uint8 RGB [B, 3, H, W], height and width multiples of 32. Wherever ``tasks`` can be given, only the
+    subgraph that those tasks need is run.
+    """
+
+    tasks: nn.ModuleDict
+
+    def __init__(self, config: ModelConfig, tasks: Mapping[str, Any]) -> None:
+        super().__init__()
+        if not tasks:
+            raise ConfigError("The recipe has no task. Give at least one of: " + ", ".join(TASKS) + ".")
+        self.backbone = Backbone(config.backbone)
+        strides = {stride for name, task in tasks.items() for stride in _strides(name, task)}
+        self.neck = FPN(self.backbone.channels, config.neck, strides)
+        self.tasks = nn.ModuleDict({name: TASKS[name](name, task, self.neck.channels) for name, task in tasks.items()})
+
+    @property
+    def specs(self) -> dict[str, TaskSpec]:
+        return {name: task.spec for name, task in self._chosen(None).items()}
+
+    def forward(self, images: Tensor, tasks: Collection[str] | None = None) -> dict[str, NamedTuple]:
+        """Raw outputs of the heads of ``tasks`` (all by default)."""
+        chosen = self._chosen(tasks)
+        pyramid = self.features(images, chosen)
+        return {name: task(pyramid) for name, task in chosen.items()}
+
+    def features(self, images: Tensor, tasks: Collection[str] | None = None) -> dict[int, Tensor]:
+        """The pyramid {stride: features} that the heads of ``tasks`` read."""
+        strides = {stride for task in self._chosen(tasks).values() for stride in task.strides}
+        return self.neck(self.backbone(images), strides)
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Task -> loss, a zero with its graph where no picture of the batch labels the task; parts "<task>/<part>"."""
+        losses: dict[str, Tensor] = {}
+        for name, raw in self(batch.images).items():
+            parts = self._chosen({name})[name].loss(raw, batch.annotations[name], batch.cameras)
+            losses[name] = torch.stack(list(parts.values())).sum()
+        return losses
+
+    def predict(self, images: Tensor, tasks: Collection[str] | None = None) -> dict[str, Tensor]:
+        """Decoded outputs, "<task>.<output>" -> tensor in input pixels. This is the graph that is exported."""
+        chosen = self._chosen(tasks)
+        outputs: dict[str, Tensor] = {}
+        for name, raw in self(images, chosen).items():
+            for key, value in chosen[name].decode(raw, images.shape[-2:]).items():
+                outputs[f"{name}.{key}"] = value
+        return outputs
+
+    def _chosen(self, tasks: Collection[str] | None) -> dict[str, Task]:
+        mine: dict[str, Any] = dict(self.tasks.items())
+        if tasks is None:
+            return mine
+        unknown = sorted(set(tasks) - set(mine))
+        if unknown or not tasks:
+            raise ConfigError(f"This network has no task {', '.join(unknown) or '(none given)'}. It has: {', '.join(mine)}.")
+        return {name: task for name, task in mine.items() if name in tasks}
+
+
+def _strides(name: str, config: Any) -> tuple[int, ...]:
+    if name not in TASKS:
+        raise ConfigError(f"tasks.{name}: unknown task. Known: {', '.join(TASKS)}.")
+    return getattr(config, "strides", None) or TASKS[name].strides

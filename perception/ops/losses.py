@@ -1,0 +1,53 @@
+"""Losses as pure functions of tensors: no task, no annotation."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def quality_focal(logits: Tensor, targets: Tensor, gamma: float = 2.0) -> Tensor:
+    """Quality focal loss, element-wise: logits and soft targets in [0, 1] of one shape (Li et al. 2020, GFL)."""
+    weight = (logits.detach().sigmoid() - targets).abs().pow(gamma)
+    return weight * F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+
+
+def varifocal(logits: Tensor, targets: Tensor, alpha: float = 0.75, gamma: float = 2.0) -> Tensor:
+    """Varifocal loss, element-wise: positives weigh their target, negatives are focal (Zhang et al. 2021)."""
+    negative = alpha * logits.detach().sigmoid().pow(gamma)
+    weight = torch.where(targets > 0, targets, negative)
+    return weight * F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+
+
+def silog(log_error: Tensor, focus: float = 0.85) -> Tensor:
+    """Scale-invariant log loss over a vector of log errors (Eigen et al. 2014; the root form of Lee et al. 2019)."""
+    variance = log_error.square().mean() - focus * log_error.mean().square()
+    return variance.clamp(min=1e-8).sqrt()
+
+
+def gradient_match(log_error: Tensor, valid: Tensor, scales: int = 3) -> Tensor:
+    """Mean absolute difference of neighbouring log errors [B, H, W] over several scales (Li and Snavely 2018).
+
+    Sharp depth edges cost nothing where the truth has them, and smooth surfaces stay smooth.
+    """
+    total = log_error.new_zeros(())
+    for level in range(scales):
+        step = 2**level
+        error, known = log_error[:, ::step, ::step], valid[:, ::step, ::step]
+        for difference, pair in (
+            (error[:, :, 1:] - error[:, :, :-1], known[:, :, 1:] & known[:, :, :-1]),
+            (error[:, 1:] - error[:, :-1], known[:, 1:] & known[:, :-1]),
+        ):
+            total = total + (difference.abs() * pair).sum() / pair.sum().clamp(min=1)
+    return total / (2 * scales)
+
+
+def dice(probabilities: Tensor, one_hot: Tensor, valid: Tensor) -> Tensor:
+    """1 - soft Dice, the mean over the classes that occur: [B, C, H, W], [B, C, H, W], [B, H, W] (Milletari 2016)."""
+    mask = valid[:, None]
+    overlap = (probabilities * one_hot * mask).sum((0, 2, 3))
+    size = ((probabilities + one_hot) * mask).sum((0, 2, 3))
+    occurs = (one_hot * mask).sum((0, 2, 3)) > 0
+    score = (2 * overlap + 1) / (size + 1)
+    return ((1 - score) * occurs).sum() / occurs.sum().clamp(min=1)

@@ -1,0 +1,146 @@
+"""From decoded arrays of the network to annotations in source pixels, and to JSON. numpy, no torch.
+
+Evaluation, `perception predict` with torch and the torch-free runtime all come through here, so a prediction means the
+same everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perception.ops import image as geometry
+from perception.types import Annotation, Camera, DenseMap, Frame, ImageLabel, Instances, Prediction, TaskSpec
+
+
+def restore(
+    outputs: Mapping[str, NDArray], specs: Mapping[str, TaskSpec], frame: Frame, camera: Camera | None
+) -> dict[str, Annotation]:
+    """The annotations of one picture, in source pixels and metric units.
+
+    outputs: "<task>.<output>" -> array without batch dimension, as `Perception.predict` or the ONNX file gives it
+    frame:   how the picture was letterboxed
+    camera:  intrinsics in source pixels; None = the default focal length of the task's spec
+
+    Values that no network should publish are dropped: boxes that are not finite or have no area, non-positive or
+    non-finite quantities (marked not valid).
+    """
+    annotations: dict[str, Annotation] = {}
+    for name, spec in specs.items():
+        found = [outputs[f"{name}.{output}"] for output in spec.outputs if f"{name}.{output}" in outputs]
+        if len(found) < len(spec.outputs):
+            continue
+        if spec.shape == "instances":
+            annotations[name] = _instances(*found[:3], frame=frame)
+        elif spec.shape == "dense":
+            annotations[name] = _dense(found[0], spec, frame, camera)
+        else:
+            annotations[name] = ImageLabel(np.asarray(found[0], np.float32))
+    return annotations
+
+
+def _instances(boxes: NDArray, scores: NDArray, labels: NDArray, frame: Frame) -> Instances:
+    boxes, scores = np.asarray(boxes, np.float32), np.asarray(scores, np.float32)
+    kept = np.isfinite(boxes).all(1) & np.isfinite(scores) & (scores > 0)
+    moved = geometry.unwarp_boxes(boxes[kept], frame)
+    solid = (moved[:, 2:] > moved[:, :2]).all(1)
+    return Instances(moved[solid], np.asarray(labels)[kept][solid].astype(np.int64), scores[kept][solid])
+
+
+def _dense(values: NDArray, spec: TaskSpec, frame: Frame, camera: Camera | None) -> DenseMap:
+    if spec.classes:
+        label_map = geometry.unwarp_map(values, frame, smooth=False)
+        return DenseMap(label_map, label_map < len(spec.classes))
+    factor = geometry.focal_factor(camera, frame, spec.canonical_focal, spec.default_focal)
+    quantity = geometry.unwarp_map(np.asarray(values, np.float32), frame, smooth=True) * np.float32(factor)
+    valid = np.isfinite(quantity)
+    if spec.limits:
+        quantity = np.clip(quantity, *spec.limits)
+    return DenseMap(np.where(valid, quantity, 0).astype(np.float32), valid)
+
+
+def distances(instances: Instances, depth: DenseMap) -> NDArray[np.float32]:
+    """Metres to each box [N]: the median depth of its central part (half its width and height); NaN where unknown."""
+    height, width = depth.values.shape
+    result = np.full(len(instances.boxes), np.nan, np.float32)
+    for i, (x1, y1, x2, y2) in enumerate(np.asarray(instances.boxes, np.float64)):
+        center_x, center_y, half_x, half_y = (x1 + x2) / 2, (y1 + y2) / 2, (x2 - x1) / 4, (y2 - y1) / 4
+        left, right = _span(center_x - half_x, center_x + half_x, width)
+        top, bottom = _span(center_y - half_y, center_y + half_y, height)
+        inside = depth.values[top:bottom, left:right][depth.valid[top:bottom, left:right]]
+        if inside.size:
+            result[i] = np.median(inside)
+    return result
+
+
+def _span(start: float, stop: float, size: int) -> tuple[int, int]:
+    first = int(np.clip(np.floor(start), 0, size - 1))
+    return first, int(np.clip(np.ceil(stop), first + 1, size))
+
+
+def assemble(
+    outputs: Mapping[str, NDArray],
+    specs: Mapping[str, TaskSpec],
+    frame: Frame,
+    camera: Camera | None = None,
+    *,
+    id: str = "",
+    time: float | None = None,
+) -> Prediction:
+    """`restore`, with the distance of each box where the network predicts both boxes and depth."""
+    annotations = restore(outputs, specs, frame, camera)
+    instances = next((a for a in annotations.values() if isinstance(a, Instances)), None)
+    depth = next(
+        (a for name, a in annotations.items() if isinstance(a, DenseMap) and specs[name].unit == "m"),
+        None,
+    )
+    measured = distances(instances, depth) if instances is not None and depth is not None else None
+    return Prediction(annotations, frame.source, id, time, measured)
+
+
+def to_json(prediction: Prediction, specs: Mapping[str, TaskSpec]) -> dict[str, Any]:
+    """One object of ``predictions.jsonl``: boxes and labels over the task's threshold, in source pixels and metres.
+
+    Dense maps are too large for JSON: whoever writes them to files adds their names.
+    """
+    record: dict[str, Any] = {"id": prediction.id, "size": list(prediction.size)}
+    if prediction.time is not None:
+        record["time"] = round(prediction.time, 6)
+    for name, annotation in prediction.annotations.items():
+        spec = specs[name]
+        if isinstance(annotation, Instances):
+            record[name] = _instances_to_json(annotation, spec, prediction.distances)
+        elif isinstance(annotation, ImageLabel):
+            record[name] = _label_to_json(annotation, spec)
+    return record
+
+
+def _instances_to_json(instances: Instances, spec: TaskSpec, measured: NDArray | None) -> list[dict[str, Any]]:
+    scores = instances.scores
+    boxes = []
+    for i in range(len(instances.boxes)):
+        if scores is not None and scores[i] < spec.threshold:
+            continue
+        item: dict[str, Any] = {
+            "box": [round(float(value), 2) for value in instances.boxes[i]],
+            "label": spec.classes[int(instances.labels[i])],
+        }
+        if scores is not None:
+            item["score"] = round(float(scores[i]), 4)
+        if measured is not None and np.isfinite(measured[i]):
+            item["distance"] = round(float(measured[i]), 3)
+        if instances.tracks is not None:
+            item["track"] = int(instances.tracks[i])
+        boxes.append(item)
+    return boxes
+
+
+def _label_to_json(label: ImageLabel, spec: TaskSpec) -> Any:
+    scores = {name: round(float(value), 4) for name, value in zip(spec.classes, label.values, strict=True)}
+    if spec.multi_label:
+        return {"labels": [name for name, score in scores.items() if score >= spec.threshold], "scores": scores}
+    best = spec.classes[int(np.argmax(label.values))]
+    return {"label": best, "score": scores[best], "scores": scores}

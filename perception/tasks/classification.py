@@ -1,0 +1,79 @@
+"""Labels of the whole picture: one of several classes, or any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from perception.config import configuration
+from perception.metrics.classification import ClassificationMetric
+from perception.nn.blocks import conv_norm_act
+from perception.tasks.task import Pyramid, Task
+from perception.types import Annotation, Camera, ImageLabel, TaskSpec
+
+
+@configuration
+class ClassificationConfig:
+    """classes: names. multi_label: a picture may carry several. threshold: of a multi-label score that is shown."""
+
+    classes: tuple[str, ...]
+    multi_label: bool = False
+    label_smoothing: float = 0.05
+    width: int = 256
+    threshold: float = 0.5
+
+
+class Raw(NamedTuple):
+    """logits [B, C]."""
+
+    logits: Tensor
+
+
+class Classification(Task):
+    """Global pooling of the coarsest level; cross-entropy, or binary cross-entropy over the labelled classes."""
+
+    Config = ClassificationConfig
+    strides = (32,)
+    score = "top1"
+
+    def __init__(self, name: str, config: ClassificationConfig, channels: Mapping[int, int]) -> None:
+        super().__init__()
+        self.config = config
+        self.score = "map" if config.multi_label else "top1"  # type: ignore[misc]
+        self.spec = TaskSpec(
+            name,
+            "label",
+            ("probabilities",),
+            classes=config.classes,
+            multi_label=config.multi_label,
+            threshold=config.threshold,
+        )
+        self.widen = conv_norm_act(channels[32], config.width)
+        self.output = nn.Linear(config.width, len(config.classes))
+
+    def forward(self, pyramid: Pyramid) -> Raw:
+        return Raw(self.output(self.widen(pyramid[32]).mean((2, 3))).float())
+
+    def losses(
+        self, raw: Raw, targets: Sequence[Annotation | None], cameras: Sequence[Camera | None]
+    ) -> dict[str, Tensor]:
+        rows = [i for i, target in enumerate(targets) if isinstance(target, ImageLabel)]
+        labels = [target for target in targets if isinstance(target, ImageLabel)]
+        logits, values = raw.logits[rows], torch.stack([label.values for label in labels])
+        if not self.config.multi_label:
+            return {"cross_entropy": F.cross_entropy(logits, values, label_smoothing=self.config.label_smoothing)}
+        everything = torch.ones_like(values[0], dtype=torch.bool)
+        known = torch.stack([everything if label.classes is None else label.classes for label in labels])
+        smooth = values * (1 - self.config.label_smoothing) + 0.5 * self.config.label_smoothing
+        entropy = F.binary_cross_entropy_with_logits(logits, smooth, reduction="none")
+        return {"cross_entropy": (entropy * known).sum() / known.sum().clamp(min=1)}
+
+    def decode(self, raw: Raw, size: Sequence[Any]) -> dict[str, Tensor]:
+        return {"probabilities": raw.logits.sigmoid() if self.config.multi_label else raw.logits.softmax(-1)}
+
+    def metric(self) -> ClassificationMetric:
+        return ClassificationMetric(self.config.classes, self.config.multi_label)
