@@ -1,0 +1,46 @@
+# Two commands matter: `make demo` and `make test`. Each target sets up what it needs in .venv by itself.
+PYTHON ?= python3
+BIN := .venv/bin
+export NO_ALBUMENTATIONS_UPDATE = 1
+
+.PHONY: help demo test test-slow check fmt clean setup
+
+help:
+	@echo "make demo       train four tasks on made street data, evaluate, predict a video, export: runs/demo/report.html"
+	@echo "make test       the tests that every change must pass (under 15 minutes on 2 cores)"
+	@echo "make test-slow  the longer ones: many kills, speed, full trainings"
+	@echo "make check      ruff, pyright, import-linter"
+	@echo "make fmt        format the code"
+	@echo "make clean      remove the environment and everything that was built (not runs/)"
+
+setup: .venv/.ready
+
+# The stamp is newer than the pins, or the environment is made anew. Pins only: no addresses.
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 14), "Python 3.11 to 3.13 needed: make PYTHON=python3.12 ..."'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,test,dev]'
+	@touch .venv/.ready
+
+demo: .venv/.ready
+	$(BIN)/perception demo
+
+test: .venv/.ready
+	$(BIN)/python -m pytest
+
+test-slow: .venv/.ready
+	$(BIN)/python -m pytest -m slow
+
+check: .venv/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+fmt: .venv/.ready
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
