@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import math
+from collections.abc import Iterable
+from typing import Generic, Protocol, TypeVar
 
 from perception.types import Annotation
+
+Record = TypeVar("Record")
+
+LOWER_IS_BETTER = frozenset(
+    name + ending for name in ("abs_rel", "sq_rel", "rmse", "rmse_log", "silog") for ending in ("", "_aligned")
+)
+"""Names of the numbers of `Metric.compute` that are errors. Every other number is better when it is higher."""
 
 
 class Metric(Protocol):
@@ -14,8 +23,11 @@ class Metric(Protocol):
     ranks, and a picture that a distributed sampler delivers twice counts once.
     """
 
+    protocol: str
+    """One sentence that names how the numbers are defined; printed beside them."""
+
     def update(self, id: str, prediction: Annotation, target: Annotation) -> None:
-        """Account for one labelled picture. Raises ValueError naming ``id`` where a score is NaN."""
+        """Account for one labelled picture. Raises ValueError naming ``id`` where a number is NaN."""
         ...
 
     def state(self) -> dict:
@@ -31,9 +43,39 @@ class Metric(Protocol):
         ...
 
     def table(self) -> dict[str, dict[str, float]]:
-        """Per class: class name -> {column: number}; empty where a metric has no classes."""
+        """Per class: class name -> {column: number}; empty where a metric has no classes.
+
+        A class that is absent from the truth is there with NaN and a count of 0: no mean contains it.
+        """
         ...
 
     def quality(self, prediction: Annotation, target: Annotation) -> float:
-        """A number of one picture alone, higher is better: ranks best and worst pictures in the report."""
+        """A number of one picture alone, higher is better, 1 is perfect: ranks best and worst pictures in the report.
+
+        NaN where nothing of the picture is labelled.
+        """
         ...
+
+
+class Records(Generic[Record]):
+    """The state that all metrics share: one small record per picture id, read in the order of the ids."""
+
+    def __init__(self) -> None:
+        self._records: dict[str, Record] = {}
+
+    def state(self) -> dict:
+        """Picture id -> its record."""
+        return dict(self._records)
+
+    def merge(self, states: list[dict]) -> None:
+        """Replace the own records by the union of ``states``; of a picture that several hold, the last one counts."""
+        self._records = {id: record for state in states for id, record in state.items()}
+
+    def _ordered(self) -> list[Record]:
+        return [self._records[id] for id in sorted(self._records)]
+
+
+def mean(values: Iterable[float]) -> float:
+    """The mean of the numbers that are not NaN; NaN where there are none."""
+    known = [value for value in values if not math.isnan(value)]
+    return math.fsum(known) / len(known) if known else math.nan

@@ -1,0 +1,187 @@
+"""Average precision of boxes, by COCO's protocol."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from faster_coco_eval import COCO, COCOeval_faster
+from faster_coco_eval.core import mask as regions
+from numpy.typing import NDArray
+
+from perception.metrics.metric import Records
+from perception.types import Instances
+
+
+class _Picture(NamedTuple):
+    boxes: NDArray[np.float64]  # [N, 4] x, y, width, height
+    labels: NDArray[np.int64]
+    scores: NDArray[np.float64]
+    true_boxes: NDArray[np.float64]  # [M, 4] x, y, width, height
+    true_labels: NDArray[np.int64]
+    crowds: NDArray[np.bool_]
+
+
+class DetectionMetric(Records[_Picture]):
+    """COCO's average precision (Lin et al. 2014, https://cocodataset.org/#detection-eval), equal to pycocotools.
+
+    * An ignore region of a target is what COCO calls a crowd: detections inside it are neither right nor wrong.
+    * Where a picture's source labels only some classes (``Instances.classes``), its detections of the other classes
+      are left out: they are neither right nor wrong.
+    * The area that decides small, medium and large is that of the box (COCO takes the mask's where there is one).
+    * A class without a single true box is in no mean; a class that is there but never detected has AP 0.
+
+    classes:   names, in the order of the labels
+    threshold: score from which a detection counts in `quality`; the average precisions take all scores
+    """
+
+    protocol = (
+        "COCO average precision over IoU 0.50 to 0.95, at most 100 boxes per class and picture, area = the box's; "
+        "classes without a true box are in no mean."
+    )
+
+    def __init__(self, classes: Sequence[str], threshold: float = 0.3) -> None:
+        super().__init__()
+        self.classes = tuple(classes)
+        self.threshold = threshold
+
+    def update(self, id: str, prediction: Instances, target: Instances) -> None:
+        """Account for one picture. Raises ValueError naming ``id`` where a score or box is not finite."""
+        self._records[id] = _picture(id, prediction, target, len(self.classes))
+
+    def compute(self) -> dict[str, float]:
+        """ap, ap50, ap75, ap_small, ap_medium, ap_large, and ar100 (average recall with 100 boxes); 0 to 1."""
+        precision, recall = self._evaluate()
+        return {
+            "ap": _mean(precision[:, :, :, 0]),
+            "ap50": _mean(precision[0, :, :, 0]),
+            "ap75": _mean(precision[5, :, :, 0]),
+            "ap_small": _mean(precision[:, :, :, 1]),
+            "ap_medium": _mean(precision[:, :, :, 2]),
+            "ap_large": _mean(precision[:, :, :, 3]),
+            "ar100": _mean(recall[:, :, 0]),
+        }
+
+    def table(self) -> dict[str, dict[str, float]]:
+        """Per class: ap, ap50, count (true boxes, crowds not counted)."""
+        precision, _ = self._evaluate()
+        counts = np.zeros(len(self.classes), np.int64)
+        for picture in self._records.values():
+            counts += np.bincount(picture.true_labels[~picture.crowds], minlength=len(self.classes))
+        return {
+            name: {
+                "ap": _mean(precision[:, :, k, 0]),
+                "ap50": _mean(precision[0, :, k, 0]),
+                "count": float(counts[k]),
+            }
+            for k, name in enumerate(self.classes)
+        }
+
+    def quality(self, prediction: Instances, target: Instances) -> float:
+        """Panoptic quality (Kirillov et al. 2019) of the boxes, all classes together: the summed IoU of the matched
+        boxes over (matched + half the false + half the missed). 1 for a picture that is rightly left empty."""
+        picture = _picture("this picture", prediction, target, len(self.classes))
+        shown = picture.scores >= self.threshold
+        overlap, matched, wrong = 0.0, 0, 0
+        for label in np.unique(picture.labels[shown]):
+            chosen = shown & (picture.labels == label)
+            order = np.argsort(-picture.scores[chosen], kind="stable")
+            true = picture.true_labels == label
+            summed, hits, misses = _match(picture.boxes[chosen][order], picture.true_boxes[true], picture.crowds[true])
+            overlap, matched, wrong = overlap + summed, matched + hits, wrong + misses
+        missed = int((~picture.crowds).sum()) - matched
+        total = matched + 0.5 * (wrong + missed)
+        return overlap / total if total else 1.0
+
+    def _evaluate(self) -> tuple[NDArray, NDArray]:
+        """COCO's precision [10 IoUs, 101 recalls, C, 4 areas] and recall [10 IoUs, C, 4 areas]; -1 = no truth."""
+        pictures = self._ordered()
+        if not any(len(picture.true_boxes) for picture in pictures):
+            return np.full((10, 101, len(self.classes), 4), -1.0), np.full((10, len(self.classes), 4), -1.0)
+        truth = COCO(
+            {
+                "images": [{"id": i} for i in range(1, len(pictures) + 1)],
+                "categories": [{"id": k, "name": name} for k, name in enumerate(self.classes, start=1)],
+                "annotations": _true_annotations(pictures),
+            }
+        )
+        evaluation = COCOeval_faster(truth, truth.loadRes(_detections(pictures)), iouType="bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        return np.asarray(evaluation.eval["precision"])[..., -1], np.asarray(evaluation.eval["recall"])[..., -1]
+
+
+def _picture(id: str, prediction: Instances, target: Instances, classes: int) -> _Picture:
+    if prediction.scores is None:
+        raise ValueError(f"{id}: the predicted boxes have no scores. Average precision needs one per box.")
+    boxes, labels = _checked(id, "predicted", prediction, classes)
+    true_boxes, true_labels = _checked(id, "true", target, classes)
+    scores = np.asarray(prediction.scores, np.float64)
+    if not np.isfinite(scores).all():
+        raise ValueError(f"{id}: {(~np.isfinite(scores)).sum()} of {len(scores)} scores are not finite numbers.")
+    ignore = np.zeros(len(true_boxes), np.bool_) if target.ignore is None else np.asarray(target.ignore, np.bool_)
+    labelled = np.ones(classes, np.bool_) if target.classes is None else np.asarray(target.classes, np.bool_)
+    kept, true_kept = labelled[labels], labelled[true_labels]
+    return _Picture(
+        boxes[kept], labels[kept], scores[kept], true_boxes[true_kept], true_labels[true_kept], ignore[true_kept]
+    )
+
+
+def _checked(id: str, kind: str, instances: Instances, classes: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Boxes as x, y, width, height, and labels. COCO's evaluators crash on what is not finite."""
+    boxes = np.asarray(instances.boxes, np.float64).reshape(-1, 4).copy()
+    labels = np.asarray(instances.labels, np.int64)
+    if not np.isfinite(boxes).all():
+        raise ValueError(f"{id}: {(~np.isfinite(boxes)).any(1).sum()} of {len(boxes)} {kind} boxes are not finite.")
+    if len(labels) and (labels.min() < 0 or labels.max() >= classes):
+        raise ValueError(f"{id}: {kind} labels are {labels.min()} to {labels.max()}. Expected 0 to {classes - 1}.")
+    boxes[:, 2:] -= boxes[:, :2]
+    return boxes, labels
+
+
+def _true_annotations(pictures: list[_Picture]) -> list[dict]:
+    rows = (
+        (i, box, label, crowd)
+        for i, picture in enumerate(pictures, start=1)
+        for box, label, crowd in zip(
+            picture.true_boxes.tolist(), picture.true_labels.tolist(), picture.crowds.tolist(), strict=True
+        )
+    )
+    return [  # ids from 1: COCO's evaluators take 0 for "not matched"
+        {"id": n, "image_id": i, "category_id": label + 1, "bbox": box, "area": box[2] * box[3], "iscrowd": int(crowd)}
+        for n, (i, box, label, crowd) in enumerate(rows, start=1)
+    ]
+
+
+def _detections(pictures: list[_Picture]) -> list[dict]:
+    return [
+        {"image_id": i, "category_id": label + 1, "bbox": box, "score": score}
+        for i, picture in enumerate(pictures, start=1)
+        for box, label, score in zip(
+            picture.boxes.tolist(), picture.labels.tolist(), picture.scores.tolist(), strict=True
+        )
+    ]
+
+
+def _match(boxes: NDArray, true_boxes: NDArray, crowds: NDArray[np.bool_]) -> tuple[float, int, int]:
+    """Greedy matching at IoU 0.5, ``boxes`` best first: (summed IoU of the matches, matches, false detections)."""
+    if not len(boxes) or not len(true_boxes):
+        return 0.0, 0, len(boxes)
+    overlaps = np.asarray(regions.iou(boxes, true_boxes, crowds.astype(np.uint8).tolist()))
+    free = ~crowds
+    summed, matched, wrong = 0.0, 0, 0
+    for row in overlaps:
+        best = int(np.argmax(np.where(free, row, -1.0)))
+        if free[best] and row[best] >= 0.5:
+            free[best] = False
+            summed, matched = summed + float(row[best]), matched + 1
+        elif not (row[crowds] >= 0.5).any():
+            wrong += 1
+    return summed, matched, wrong
+
+
+def _mean(values: NDArray) -> float:
+    known = values[values > -1]
+    return float(known.mean()) if known.size else math.nan
