@@ -1,0 +1,192 @@
+"""Measuring a network: predictions in source pixels against targets in source pixels, picture by picture.
+
+Predictions come back through `perception.ops.restore`, as they do for users; the numbers depend neither on the batch
+size nor on the number of ranks, for metrics keep their state per picture.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from perception.engine import distributed
+from perception.engine.precision import Precision, autocast
+from perception.metrics.metric import Metric
+from perception.ops import image as geometry
+from perception.ops.restore import restore
+from perception.types import Annotation, Batch, DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One picture of the report, in source pixels.
+
+    image:      uint8 RGB [H, W, 3], as the network saw it, resized back
+    prediction: task -> annotation, of all tasks
+    target:     task -> annotation, of the tasks that the picture is labelled for
+    quality:    `Metric.quality` of the task it was picked for
+    """
+
+    id: str
+    quality: float
+    image: NDArray
+    prediction: dict[str, Annotation]
+    target: dict[str, Annotation]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """metrics:  "<task>/<name>" -> number; NaN where nothing was labelled
+    tables:   task -> class -> column -> number
+    examples: task -> {"worst": [...], "best": [...]}, on rank 0
+    score:    one number in [0, 1] that picks the best checkpoint, see `score`
+    pictures: number of different pictures
+    """
+
+    metrics: dict[str, float]
+    tables: dict[str, dict[str, dict[str, float]]]
+    examples: dict[str, dict[str, list[Example]]]
+    score: float
+    pictures: int
+
+
+def evaluate(
+    model: Any, batches: Iterable[Batch], *, precision: Precision = "float32", keep_examples: int = 0
+) -> Evaluation:
+    """Metrics of ``model`` (a `perception.model.Perception`) over this rank's share of the batches.
+
+    Every rank calls this, with its own share of the pictures; a picture that two ranks see counts once. Ranks may
+    have unlike numbers of batches. ``keep_examples``: how many of the worst and of the best pictures of each task are
+    kept for the report.
+
+    Raises DataError where there is no picture or none is labelled, ValueError naming the picture where a score is NaN.
+    """
+    device = next(model.parameters()).device
+    metrics: dict[str, Metric] = {name: task.metric() for name, task in model.tasks.items()}
+    gallery = {name: Gallery(keep_examples) for name in metrics}
+    ids: set[str] = set()
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), autocast(precision, device):
+            for batch in batches:
+                outputs = model.predict(batch.images.to(device))
+                arrays = {key: _to_numpy(value) for key, value in outputs.items()}
+                for index in range(len(batch)):
+                    ids.add(_measure(index, batch, arrays, model.specs, metrics, gallery))
+    finally:
+        model.train(training)
+    return _conclude(model, metrics, gallery, ids)
+
+
+def _to_numpy(values: torch.Tensor) -> NDArray:
+    return (values.float() if values.dtype == torch.bfloat16 else values).cpu().numpy()
+
+
+def _measure(
+    index: int,
+    batch: Batch,
+    arrays: Mapping[str, NDArray],
+    specs: Mapping[str, Any],
+    metrics: Mapping[str, Metric],
+    gallery: Mapping[str, Gallery],
+) -> str:
+    """Account for one picture of a batch. Returns its id, made unique by its source."""
+    id = f"{batch.sources[index]}/{batch.ids[index]}"
+    frame = batch.frames[index]
+    if frame is None:
+        raise DataError(
+            f"{id}: no frame. Evaluation needs targets in source pixels and how the picture was letterboxed."
+        )
+    outputs = {key: values[index] for key, values in arrays.items()}
+    prediction = restore(outputs, specs, frame, batch.cameras[index])
+    labels = {name: batch.annotations[name][index] for name in metrics}
+    target = {name: label for name, label in labels.items() if label is not None}
+    for name, label in target.items():
+        metrics[name].update(id, prediction[name], label)
+        if gallery[name].size:
+            quality = metrics[name].quality(prediction[name], label)
+            if gallery[name].wants(quality):
+                picture = batch.images[index].permute(1, 2, 0).cpu().numpy()
+                image = geometry.unwarp_map(picture, frame, smooth=True)
+                gallery[name].add(Example(id, quality, image, prediction, target))
+    return id
+
+
+class Gallery:
+    """The ``size`` worst and best examples of a task; memory does not grow with the data set."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._best: list[tuple[float, str, Example]] = []
+        self._worst: list[tuple[float, str, Example]] = []
+
+    def wants(self, quality: float) -> bool:
+        """Whether a picture of this quality might be kept. NaN (nothing to judge) never is."""
+        if math.isnan(quality):
+            return False
+        return len(self._best) < self.size or quality >= self._best[0][0] or -quality >= self._worst[0][0]
+
+    def add(self, example: Example) -> None:
+        """Take an example in, unless it is neither among the worst nor the best. Equal ones are ordered by id."""
+        for heap, key in ((self._best, example.quality), (self._worst, -example.quality)):
+            if any(id == example.id for _, id, _ in heap):
+                continue
+            heapq.heappush(heap, (key, example.id, example))
+            if len(heap) > self.size:
+                heapq.heappop(heap)
+
+    def examples(self) -> list[Example]:
+        """All that are kept."""
+        return list({example.id: example for _, _, example in (*self._best, *self._worst)}.values())
+
+    def sorted(self) -> dict[str, list[Example]]:
+        """{"worst": worst first, "best": best first}."""
+        heaps = {"worst": self._worst, "best": self._best}
+        return {
+            name: [item[2] for item in sorted(heap, key=lambda item: item[:2])[::-1]] for name, heap in heaps.items()
+        }
+
+
+def _conclude(model: Any, metrics: dict[str, Metric], gallery: dict[str, Gallery], ids: set[str]) -> Evaluation:
+    """Unite the ranks' states on rank 0, compute there, and tell everyone the numbers."""
+    states = distributed.gather({name: metric.state() for name, metric in metrics.items()})
+    kept = distributed.gather({name: shelf.examples() for name, shelf in gallery.items()})
+    pictures = len(set().union(*distributed.gather(ids)))
+    numbers: dict[str, float] = {}
+    tables: dict[str, dict[str, dict[str, float]]] = {}
+    if distributed.is_main():
+        for name, metric in metrics.items():
+            metric.merge([state[name] for state in states])
+            numbers |= {f"{name}/{key}": float(value) for key, value in metric.compute().items()}
+            tables[name] = metric.table()
+        if distributed.world() > 1:
+            for shelves in kept:
+                for name, examples in shelves.items():
+                    for example in examples:
+                        gallery[name].add(example)
+    numbers, tables, pictures = distributed.from_main((numbers, tables, pictures))
+    if not pictures:
+        raise DataError("No picture to evaluate. Give a validation source that holds some.")
+    examples = {name: shelf.sorted() for name, shelf in gallery.items()} if distributed.is_main() else {}
+    return Evaluation(numbers, tables, examples, score(model, numbers), pictures)
+
+
+def score(model: Any, metrics: Mapping[str, float]) -> float:
+    """One number in [0, 1], higher is better: the mean over the tasks of each task's own score.
+
+    A task's score is the metric that its class names; one for which lower is better, x, counts as 1 / (1 + x). Tasks
+    without a number (nothing labelled) are left out; NaN where no task has one.
+    """
+    goods = []
+    for name, task in model.tasks.items():
+        value = metrics.get(f"{name}/{task.score}", math.nan)
+        if not math.isnan(value):
+            goods.append(value if task.score_sign > 0 else 1 / (1 + value))
+    return sum(goods) / len(goods) if goods else math.nan

@@ -1,0 +1,150 @@
+"""What a training run tells: metrics.jsonl, TensorBoard, and a progress bar on stderr."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from perception.checkpoint import write_atomically
+
+FILE = "metrics.jsonl"
+
+
+class Log:
+    """Events of one run, one JSON object a line, flushed at once.
+
+    Every event has "step" (optimiser steps done), "time" (seconds of training so far) and "kind" ("train",
+    "evaluation", "skipped"). NaN is written as null. Opening at ``step`` drops the lines after it: the file of a
+    resumed run equals that of an uninterrupted one, but for times. Where ``active`` is false (ranks other than 0)
+    nothing happens. Without a terminal, lines are printed instead of a bar.
+    """
+
+    def __init__(
+        self, run: Path, step: int, steps: int, *, active: bool = True, seconds: float = 0.0, tensorboard: bool = True
+    ) -> None:
+        self._active, self._steps = active, steps
+        self._lap = time.monotonic()
+        self._began = self._lap - seconds
+        if not active:
+            return
+        run.mkdir(parents=True, exist_ok=True)
+        truncate(run / FILE, step)
+        self._file = (run / FILE).open("a", encoding="utf-8")
+        self._board = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
+        self._console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("train"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            TextColumn("{task.fields[text]}"),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._bar.start()
+        self._task = self._bar.add_task("train", total=steps, completed=step, text="")
+        self._first, self._opened = step, time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Training time so far, the time before a resume included."""
+        return time.monotonic() - self._began
+
+    def lap(self) -> float:
+        """Seconds since the last call, or since the log was opened."""
+        before, self._lap = self._lap, time.monotonic()
+        return self._lap - before
+
+    def event(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
+        """Write one event; numbers go to TensorBoard too, and a line to a stderr that is no terminal."""
+        if not self._active:
+            return
+        record = {"step": step, "time": round(self.seconds, 3), "kind": kind, **values}
+        self._file.write(json.dumps({key: plain(value) for key, value in record.items()}, allow_nan=False) + "\n")
+        self._file.flush()
+        numbers = {key: value for key, value in values.items() if isinstance(value, (int, float))}
+        if self._board is not None:
+            for key, value in numbers.items():
+                self._board.add_scalar(key if kind == "train" else f"{kind}/{key}", value, step)
+        if self._bar.disable or kind != "train":
+            shown = "  ".join(f"{key} {_short(value)}" for key, value in numbers.items())
+            self.say(f"step {step}/{self._steps}  {kind}  {shown}  ETA {self._remaining(step)}")
+
+    def advance(self, step: int, loss: float) -> None:
+        """Move the bar."""
+        if self._active:
+            self._bar.update(self._task, completed=step, text=f"loss {_short(loss)}")
+
+    def say(self, text: str) -> None:
+        """A line on stderr, above the bar."""
+        if self._active:
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def sync(self) -> None:
+        """Everything logged so far is on the disk: a checkpoint must not be newer than its log."""
+        if self._active:
+            os.fsync(self._file.fileno())
+            if self._board is not None:
+                self._board.flush()
+
+    def _remaining(self, step: int) -> str:
+        done = step - self._first
+        left = (time.monotonic() - self._opened) / max(1, done) * (self._steps - step)
+        return str(timedelta(seconds=round(left))) if done > 0 else "?"
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._active:
+            self._bar.stop()
+            self._file.close()
+            if self._board is not None:
+                self._board.close()
+
+
+def truncate(path: Path, step: int) -> None:
+    """Drop the events after ``step``, and a last line that a crash cut off."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text("utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if record["step"] <= step:
+            kept.append(line + "\n")
+    write_atomically(path, "".join(kept))
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON can hold it: a number that is not finite becomes null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _short(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def write_metrics(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a flat metrics.json."""
+    write_atomically(
+        path, json.dumps({key: plain(value) for key, value in values.items()}, indent=2, allow_nan=False) + "\n"
+    )

@@ -1,0 +1,51 @@
+"""AdamW, its parameter groups, and the learning rate as a function of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+
+def learning_rate(step: int, steps: int, warmup: int, floor: float) -> float:
+    """The factor on the learning rate at ``step`` (from 0): linear warm-up, then half a cosine (SGDR, Loshchilov and
+    Hutter 2017) from 1 down to ``floor``, which the last step reaches."""
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    progress = min(1.0, (step - warmup) / max(1, steps - 1 - warmup))
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def adamw(
+    model: nn.Module,
+    extra: Iterable[nn.Parameter],
+    *,
+    lr: float,
+    weight_decay: float,
+    backbone_lr_scale: float,
+    backbone: str = "backbone.",
+) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter 2019) over the trainable parameters.
+
+    Biases, norms and other parameters of one dimension are not decayed, nor are ``extra`` ones (a balancer's).
+    Parameters whose name starts with ``backbone`` learn at ``backbone_lr_scale`` times the rate. Each group keeps its
+    factor as "scale"; `set_learning_rate` applies it.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            scale = backbone_lr_scale if name.startswith(backbone) else 1.0
+            groups.setdefault((scale, weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
+    own = [parameter for parameter in extra if parameter.requires_grad]
+    plain = [{"params": items, "scale": scale, "weight_decay": decay} for (scale, decay), items in groups.items()]
+    if own:
+        plain.append({"params": own, "scale": 1.0, "weight_decay": 0.0})
+    return torch.optim.AdamW(plain, lr=lr, fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every group its share of ``lr``."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["scale"]

@@ -1,0 +1,89 @@
+"""Where and how a network computes: number format, memory layout, determinism."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, TypeAlias
+
+import torch
+
+from perception.types import Batch, PerceptionError
+
+Precision: TypeAlias = Literal["auto", "float32", "bfloat16"]
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies matrices of bfloat16 in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def autocast(precision: Precision, device: torch.device) -> torch.autocast:
+    """The context in which the network runs; "auto" = bfloat16 where the device has it."""
+    enabled = precision == "bfloat16" or (precision == "auto" and has_bfloat16(device))
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+@contextmanager
+def reproducible(device: torch.device, threads: int | None) -> Iterator[None]:
+    """Computing that gives the same bits every time, on the CPU, for a given number of threads.
+
+    Sums are split over the threads, so another number of threads gives other last bits. Denormal numbers are flushed to
+    zero (they make CPUs an order of magnitude slower). On CUDA the kernels are not forced to be deterministic.
+    """
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    filling = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    torch.set_flush_denormal(True)
+    if threads:
+        torch.set_num_threads(threads)
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.use_deterministic_algorithms(before[1])
+        torch.utils.deterministic.fill_uninitialized_memory = filling  # type: ignore[attr-defined]
+
+
+def move(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on ``device``; numpy arrays (targets of an evaluation) stay."""
+    images = batch.images.to(device, non_blocking=True)
+    if device.type == "cpu":
+        return dataclasses.replace(batch, images=images)
+    annotations = {name: [_moved(item, device) for item in items] for name, items in batch.annotations.items()}
+    return dataclasses.replace(batch, images=images, annotations=annotations)
+
+
+def _moved(annotation: Any, device: torch.device) -> Any:
+    if annotation is None:
+        return None
+    fields = {field.name: getattr(annotation, field.name) for field in dataclasses.fields(annotation)}
+    tensors = {
+        name: value.to(device, non_blocking=True) for name, value in fields.items() if isinstance(value, torch.Tensor)
+    }
+    return dataclasses.replace(annotation, **tensors)
+
+
+@contextmanager
+def explain_out_of_memory(batch_size: int, images: tuple[int, ...] | None = None) -> Iterator[None]:
+    """Turn running out of memory into a PerceptionError that says what to make smaller."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        text = str(error)
+        memory = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        if not memory and "not enough memory" not in text and "can't allocate memory" not in text:
+            raise
+        size = f" for images of {tuple(images)}" if images else ""
+        reason = text.splitlines()[0] if text else type(error).__name__
+        half = max(1, batch_size // 2)
+        raise PerceptionError(
+            f"Out of memory with batch_size {batch_size}{size}: {reason}. "
+            f"Try train.batch_size={half}, or a smaller data.size."
+        ) from error

@@ -1,0 +1,160 @@
+"""One optimiser step, and the state that steps change."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from timm.utils.model_ema import ModelEmaV3
+from torch import Tensor, nn
+
+from perception.engine import distributed, optim
+from perception.engine.precision import Precision, autocast
+from perception.mtl.balancers import Balancer, effective_weights
+from perception.types import Batch
+
+
+@dataclass(slots=True)
+class Training:
+    """Everything that a step changes; with `state_dict` and the moving average it is what a checkpoint holds.
+
+    step:    steps done, skipped ones included
+    window:  sums since the last log event: name -> [sum, count]
+    skipped: steps skipped in a row, and in all
+    """
+
+    model: nn.Module
+    balancer: Balancer
+    optimizer: torch.optim.Optimizer
+    ema: ModelEmaV3
+    step: int = 0
+    seconds: float = 0.0
+    best: float = -math.inf
+    skipped_in_a_row: int = 0
+    skipped: int = 0
+    window: dict[str, list[float]] = field(default_factory=dict)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "balancer": self.balancer.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            **{name: getattr(self, name) for name in _NUMBERS},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for name in ("model", "balancer", "optimizer"):
+            getattr(self, name).load_state_dict(state[name])
+        for name in _NUMBERS:
+            setattr(self, name, state[name])
+
+    def count(self, values: Mapping[str, float]) -> None:
+        """Add a step's numbers to the window."""
+        for name, value in values.items():
+            entry = self.window.setdefault(name, [0.0, 0])
+            entry[0] += value
+            entry[1] += 1
+
+    def take_window(self) -> dict[str, float]:
+        """Means since the last call."""
+        means = {name: total / count for name, (total, count) in self.window.items()}
+        self.window = {}
+        return means
+
+
+_NUMBERS = ("step", "seconds", "best", "skipped_in_a_row", "skipped", "window")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a step did.
+
+    values:  "loss", "loss/<task>" of the labelled tasks, "gradient_norm" before clipping
+    weights: "weight/<task>": what each task's gradient was multiplied with; empty unless asked for
+    flags:   summed over the ranks
+    problem: why the step was skipped, "" if it was not
+    """
+
+    values: dict[str, float]
+    weights: dict[str, float]
+    flags: dict[str, int]
+    problem: str = ""
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Make torch's randomness a function of seed, step and rank, so that a resume needs no generator state."""
+    state = np.random.SeedSequence((seed, step, distributed.rank())).generate_state(1, np.uint64)
+    torch.manual_seed(int(state[0]))
+
+
+def take_step(
+    training: Training,
+    losses_of: nn.Module,
+    batch: Batch,
+    *,
+    lr: float,
+    clip_norm: float,
+    precision: Precision,
+    flags: Mapping[str, int],
+    with_weights: bool,
+) -> Step:
+    """Forward, balance, one backward, clip, update, average.
+
+    A loss or a gradient that is not finite leaves weights, optimiser, moving average and BatchNorm's statistics as they
+    were. All ranks come to the same decision.
+    """
+    model, index = training.model, training.step
+    optim.set_learning_rate(training.optimizer, lr)
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    with autocast(precision, batch.images.device):
+        own = losses_of(batch)
+    counts = {name: sum(a is not None for a in batch.annotations[name]) for name in own}
+    losses, labelled, flags = distributed.joint_losses(own, counts, flags)
+    present = [name for name in losses if labelled[name]]
+    numbers = dict(zip(losses, torch.stack([loss.detach().float() for loss in losses.values()]).tolist(), strict=True))
+    values = {f"loss/{name}": numbers[name] for name in present}
+    training.step += 1
+    bad = [name for name, number in numbers.items() if not math.isfinite(number)]
+    problem, weights = ", ".join(f"loss of {name} is {numbers[name]}" for name in bad), {}
+    if not problem:
+        total = training.balancer(losses, present, index)
+        if with_weights:
+            found = effective_weights(total, {name: losses[name] for name in present})
+            weights = {f"weight/{name}": weight for name, weight in found.items()}
+        total.backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), clip_norm or math.inf)
+        values |= {"loss": float(total.detach()), "gradient_norm": float(norm)}
+        problem = _gradient_problem(training, values, list(losses))
+    if problem:
+        _restore(model, buffers)
+        training.optimizer.zero_grad(set_to_none=True)
+        return Step(values, weights, flags, problem)
+    training.optimizer.step()
+    training.optimizer.zero_grad(set_to_none=True)
+    distributed.average_batch_norm(model)
+    training.ema.update(model, step=training.step)
+    return Step(values, weights, flags)
+
+
+def _gradient_problem(training: Training, values: Mapping[str, float], tasks: list[str]) -> str:
+    """Where a total, a gradient or a BatchNorm statistic stopped being finite; "" where all is well."""
+    if not math.isfinite(values["loss"]):
+        return f"total loss is {values['loss']}"
+    owned = [p.grad for p in training.balancer.parameters() if p.grad is not None]
+    if not math.isfinite(values["gradient_norm"]) or not all(bool(g.isfinite().all()) for g in owned):
+        wrong = [n for n, p in training.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+        heads = [task for task in tasks if any(f"tasks.{task}." in name for name in wrong)]
+        return f"gradient of {', '.join(heads or wrong[:1] or ['the balancer'])} is not finite"
+    statistics = [(n, b) for n, b in training.model.named_buffers() if b.is_floating_point()]
+    wrong = [name for name, buffer in statistics if not buffer.isfinite().all()]
+    return f"running statistic {wrong[0]} is not finite" if wrong else ""
+
+
+def _restore(model: nn.Module, buffers: list[Tensor]) -> None:
+    with torch.no_grad():
+        for buffer, before in zip(model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
