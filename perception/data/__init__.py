@@ -1,0 +1,133 @@
+"""From files to samples: readers of formats, sources that join them, and what a recipe says of both.
+
+A new format is a module with a reader (see `perception.data.dataset.Reader`) and a line in `DATASETS`. The mixture and
+the loader are in ``perception.data.mixture`` and ``perception.data.loader``; nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+from pydantic import Field
+
+from perception.config import configuration
+from perception.data.cityscapes import CityscapesConfig, CityscapesReader
+from perception.data.coco import CocoConfig, CocoReader
+from perception.data.dataset import Reader, Source
+from perception.data.depth_maps import DepthMapsConfig, DepthMapsReader
+from perception.data.image_labels import ImageLabelsConfig, ImageLabelsReader
+from perception.data.label_maps import LabelMapsConfig, LabelMapsReader
+from perception.data.transforms import AugmentConfig
+from perception.types import ConfigError, DataError
+
+DATASETS = {
+    "coco": CocoReader,
+    "label_maps": LabelMapsReader,
+    "cityscapes": CityscapesReader,
+    "depth_maps": DepthMapsReader,
+    "image_labels": ImageLabelsReader,
+}
+"""Format -> reader. Adding one: also name its config in `ReaderConfig`."""
+
+ReaderConfig: TypeAlias = Annotated[
+    CocoConfig | LabelMapsConfig | CityscapesConfig | DepthMapsConfig | ImageLabelsConfig, Field(discriminator="format")
+]
+
+
+@configuration
+class SourceConfig:
+    """Pictures, and the readers that label them.
+
+    weight: how often its pictures come up in training, relative to the other sources
+    """
+
+    name: str
+    labels: tuple[ReaderConfig, ...]
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.labels:
+            raise ConfigError(
+                f"Source '{self.name}' has no labels. Give at least one reader, for example {{format: coco, ...}}."
+            )
+        if not self.name or "/" in self.name:
+            raise ConfigError(f"A source is called '{self.name}'. Expected a name without '/'.")
+        if not 1e-3 <= self.weight <= 1e6:
+            raise ConfigError(
+                f"Source '{self.name}' has weight {self.weight}. Expected 0.001 to 1000000; remove it instead of 0."
+            )
+
+
+@configuration
+class DataConfig:
+    """What a recipe says of data.
+
+    root:       folder where the relative paths of the sources start
+    size:       (height, width) of the network's input in training and evaluation, multiples of 32
+    workers:    processes that read and augment; 0 = the training process itself
+    timeout:    seconds without a batch after which a worker counts as hung
+    allow_damaged: largest fraction of a source's pictures that training may skip as unreadable
+    """
+
+    root: str = "data"
+    size: tuple[int, int] = (256, 512)
+    augment: AugmentConfig = AugmentConfig()
+    train: tuple[SourceConfig, ...] = ()
+    validation: tuple[SourceConfig, ...] = ()
+    workers: int = 2
+    timeout: float = 60
+    allow_damaged: float = 0.01
+
+    def __post_init__(self) -> None:
+        if any(side < 32 or side % 32 for side in self.size):
+            raise ConfigError(f"data.size is {list(self.size)}. Expected height and width in multiples of 32.")
+        if not 0 <= self.workers <= 256 or not self.timeout > 0:
+            raise ConfigError(
+                f"data.workers is {self.workers} and data.timeout {self.timeout}. Expected 0 to 256 and over 0 s."
+            )
+        for part in ("train", "validation"):
+            names = [source.name for source in getattr(self, part)]
+            if len(set(names)) < len(names):
+                raise ConfigError(f"data.{part} has two sources of one name: {', '.join(names)}. Rename one.")
+
+
+def open_source(config: SourceConfig, root: str | Path, classes: Mapping[str, Sequence[str]]) -> Source | None:
+    """The source, or None where it labels none of the tasks in ``classes`` (task -> its class list).
+
+    Readers of other tasks are not opened. Raises DataError where the files are not what the config says.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise DataError(
+            f"No data folder at {root.absolute()}. Set data.root in the recipe or on the command line: data.root=..."
+        )
+    recipe = {task: tuple(names) for task, names in classes.items()}
+    trained = [labels for labels in config.labels if set(labels.tasks) & set(recipe)]
+    readers: list[Reader] = [DATASETS[labels.format](labels, root, recipe) for labels in trained]
+    return Source(config.name, config.weight, readers, root) if readers else None
+
+
+def open_sources(
+    configs: Sequence[SourceConfig], root: str | Path, classes: Mapping[str, Sequence[str]]
+) -> list[Source]:
+    """The sources that label any of the tasks in ``classes``. Raises DataError where there is none."""
+    sources = [source for config in configs if (source := open_source(config, root, classes)) is not None]
+    if not sources:
+        raise DataError(
+            f"None of the {len(configs)} sources labels any of the tasks {', '.join(classes)}. Add one to the recipe."
+        )
+    return sources
+
+
+__all__ = [
+    "DATASETS",
+    "AugmentConfig",
+    "DataConfig",
+    "ReaderConfig",
+    "Source",
+    "SourceConfig",
+    "open_source",
+    "open_sources",
+]

@@ -1,0 +1,197 @@
+"""Boxes in COCO's JSON (https://cocodataset.org/#format-data). Only boxes are read; masks are left alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perception.config import configuration
+from perception.data.class_names import BACKGROUND, Names, map_classes
+from perception.data.dataset import check_size
+from perception.data.folders import existing_file, existing_folder, inside, present
+from perception.data.strict_json import read_json
+from perception.types import Camera, DataError, Instances
+
+HUGE = 1e5
+"""A coordinate beyond this many pixels is no coordinate."""
+
+
+@configuration
+class CocoConfig:
+    """images, annotations: folder of pictures and JSON file, relative to the data root.
+
+    rename:      category -> class of the recipe; several may become one
+    ignore:      categories whose boxes become ignore regions, neither object nor background
+    background:  categories whose boxes are dropped: the recipe does not care for such things
+    labels_only: classes of the recipe that this source labels; default: those that its categories map to
+    allow_missing: largest fraction of the listed pictures that may be missing
+    """
+
+    images: str
+    annotations: str
+    format: Literal["coco"] = "coco"
+    task: str = "detection"
+    rename: dict[str, str] | None = None
+    ignore: Names = ()
+    background: Names = ()
+    labels_only: tuple[str, ...] | None = None
+    allow_missing: float = 0.01
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks that it may label."""
+        return (self.task,)
+
+
+class CocoReader:
+    """Every picture of the JSON is labelled; one without annotations is labelled as empty.
+
+    Attributes beside the protocol's: ``categories`` (JSON id -> name) and ``class_map`` (name -> the recipe's class).
+    """
+
+    Config = CocoConfig
+
+    def __init__(self, config: CocoConfig, root: Path, classes: Mapping[str, tuple[str, ...]]) -> None:
+        self.config = config
+        self.tasks = config.tasks
+        self.problems: Counter[str] = Counter()
+        self.path = existing_file(root, config.annotations, "COCO annotations")
+        folder = existing_folder(root, config.images, "pictures")
+        content = _checked(read_json(self.path), self.path)
+        self.categories = {c["id"]: _text(c, "name", self.path, "categories") for c in content["categories"]}
+        if len(set(self.categories.values())) < len(self.categories):
+            raise DataError(
+                f"{self.path}: a category name is given twice in {sorted(self.categories.values())}. Rename one."
+            )
+        self.class_map = map_classes(
+            self.categories.values(), classes[config.task], str(self.path), config.rename, config.ignore,
+            config.background, config.labels_only,
+        )  # fmt: skip
+        records = self._records(content["images"], folder)
+        self.images = [path for path, _, _ in records]
+        self.sizes = [size for _, size, _ in records]
+        self._instances = self._boxes(content["annotations"], {id: i for i, (_, _, id) in enumerate(records)}, content)
+
+    def annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, Instances]:
+        """Boxes clipped to the picture. Raises DataError where the JSON's size is not the picture's."""
+        check_size(f"{self.path}: the record of {self.images[index].name}", self.sizes[index], self.images[index], size)
+        return {self.config.task: self._instances[index]}
+
+    def camera(self, index: int) -> Camera | None:
+        return None
+
+    def _records(self, images: list[dict], folder: Path) -> list[tuple[Path, tuple[int, int], int]]:
+        """(path, (height, width), id) of the pictures that exist, sorted by path."""
+        records = []
+        for image in images:
+            where = f"{self.path}, image {image['id']}"
+            size = image.get("height"), image.get("width")
+            if not all(isinstance(side, int) and side > 0 for side in size):
+                raise DataError(f"{where}: height and width are {size}. Expected the picture's, in pixels.")
+            records.append((inside(folder, image.get("file_name", ""), where), size, image["id"]))
+        records.sort()
+        for (path, _, first), (other, _, second) in pairwise(records):
+            if path == other:
+                raise DataError(
+                    f"{self.path}: images {first} and {second} are the same file {path.name}. Keep one record."
+                )
+        found = present([r[0] for r in records], folder, str(self.path), self.config.allow_missing, self.problems)
+        return [record for record, there in zip(records, found, strict=True) if there]
+
+    def _boxes(self, annotations: list[dict], positions: dict[int, int], content: dict) -> list[Instances]:
+        known = {image["id"] for image in content["images"]}
+        index = {id: self.class_map.index[name] for id, name in self.categories.items()}
+        rows: list[list[tuple]] = [[] for _ in positions]
+        for annotation in annotations:
+            where = f"{self.path}, annotation {annotation.get('id')}"
+            image, category = annotation.get("image_id"), annotation.get("category_id")
+            if not isinstance(image, int) or image not in known:
+                raise DataError(
+                    f"{where}: image_id {image!r} is not among the {len(known)} images. Correct or remove it."
+                )
+            if not isinstance(category, int) or category not in index:
+                raise DataError(f"{where}: category_id {category!r} is not among the categories {sorted(index)[:20]}.")
+            box = _box(annotation.get("bbox"), where)
+            if image not in positions or index[category] == BACKGROUND:
+                continue
+            clipped = self._clipped(box, self.sizes[positions[image]])
+            if clipped is not None:
+                label = index[category]
+                unsure = label < 0 or bool(annotation.get("iscrowd") or 0) or not self._labels(label)
+                rows[positions[image]].append((*clipped, max(label, 0), unsure))
+        return [self._gather(row) for row in rows]
+
+    def _labels(self, label: int) -> bool:
+        return self.class_map.classes is None or bool(self.class_map.classes[label])
+
+    def _clipped(self, box: list[float], size: tuple[int, int]) -> tuple[float, ...] | None:
+        """x1 y1 x2 y2 inside the picture, or None where nothing sensible is left; counts what it does."""
+        x, y, width, height = box
+        if not all(abs(value) <= HUGE for value in box) or width <= 0 or height <= 0:
+            self.problems["invalid boxes skipped"] += 1
+            return None
+        x1, y1, x2, y2 = max(x, 0), max(y, 0), min(x + width, size[1]), min(y + height, size[0])
+        if x2 - x1 < 1e-3 or y2 - y1 < 1e-3:
+            self.problems["boxes outside the picture skipped"] += 1
+            return None
+        if (
+            x1 - x > 1 or y1 - y > 1 or x + width - x2 > 1 or y + height - y2 > 1
+        ):  # COCO's own boxes overshoot by rounding
+            self.problems["boxes clipped by more than a pixel"] += 1
+        return x1, y1, x2, y2
+
+    def _gather(self, rows: list[tuple]) -> Instances:
+        table: NDArray[np.float64] = np.array(rows, np.float64).reshape(-1, 6)
+        ignore = table[:, 5].astype(bool)
+        return Instances(
+            boxes=table[:, :4].astype(np.float32),
+            labels=table[:, 4].astype(np.int64),
+            ignore=ignore if ignore.any() else None,
+            classes=self.class_map.classes,
+        )
+
+
+def _box(box: Any, where: str) -> list[float]:
+    """[x, y, width, height]. An infinite one is a number too (1e999): the caller skips it."""
+    if not isinstance(box, list) or len(box) != 4 or not all(type(value) in (int, float) for value in box):
+        raise DataError(f"{where}: bbox is {str(box)[:60]}. Expected [x, y, width, height] in pixels.")
+    return box
+
+
+def _checked(content: Any, path: Path) -> dict[str, list[dict]]:
+    """Content whose three lists hold objects with unique integer ids."""
+    if not isinstance(content, dict):
+        raise DataError(
+            f"{path} holds a {type(content).__name__}. Expected COCO's object with images, annotations, categories."
+        )
+    for part in ("images", "annotations", "categories"):
+        records = content.get(part)
+        if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+            raise DataError(f"{path}: '{part}' is missing or no list of objects. Expected COCO's format (instances).")
+        seen: set[int] = set()
+        for position, record in enumerate(records):
+            id = record.get("id", -1 - position if part == "annotations" else None)
+            if type(id) is not int:
+                raise DataError(f"{path}: {part}[{position}] has id {id!r}. Expected an integer.")
+            if id in seen:
+                raise DataError(
+                    f"{path}: id {id} is given twice in {part} (again at position {position}). Renumber them."
+                )
+            seen.add(id)
+    if not content["images"] or not content["categories"]:
+        raise DataError(
+            f"{path} lists {len(content['images'])} images and {len(content['categories'])} categories. Expected some."
+        )
+    return content
+
+
+def _text(record: dict, key: str, path: Path, part: str) -> str:
+    if not isinstance(record.get(key), str) or not record[key]:
+        raise DataError(f"{path}: {part} {record['id']} has {key} {record.get(key)!r}. Expected a name.")
+    return record[key]

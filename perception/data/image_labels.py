@@ -1,0 +1,186 @@
+"""Labels of whole pictures: a folder per class, a CSV, or patterns on file names."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from perception.config import configuration
+from perception.data.class_names import Names, map_classes
+from perception.data.folders import existing_file, existing_folder, inside, list_pictures, present
+from perception.types import Camera, ConfigError, DataError, ImageLabel
+
+Statement = dict[str, bool]
+"""Class name in the source -> whether it holds; a class that is absent is not labelled for this picture."""
+
+
+@configuration
+class ImageLabelsConfig:
+    """images: folder of pictures, relative to the data root. The labels come from one of
+
+    patterns: glob on the path under ``images`` -> class ("a;b" = several); the first that matches counts
+    csv:      file with a header; columns file and label ("a;b" = several), or file and one column per class (1, 0,
+              empty = not labelled)
+    neither:  ``images/<class>/...``
+
+    multi_label: several classes may hold at once. Those that the source names anywhere count as labelled; in a CSV
+        with a column per class, each picture says which
+    rename, ignore, labels_only: as in the other readers; an ignored class says nothing of the picture
+    allow_missing: largest fraction of the listed pictures that may be missing
+    """
+
+    images: str
+    format: Literal["image_labels"] = "image_labels"
+    task: str = "classification"
+    csv: str | None = None
+    patterns: dict[str, str] | None = None
+    multi_label: bool = False
+    rename: dict[str, str] | None = None
+    ignore: Names = ()
+    labels_only: tuple[str, ...] | None = None
+    allow_missing: float = 0.01
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks that it may label."""
+        return (self.task,)
+
+    def __post_init__(self) -> None:
+        if self.csv is not None and self.patterns is not None:
+            raise ConfigError("image_labels: csv and patterns are both given. Keep one of them.")
+
+
+class ImageLabelsReader:
+    """Pictures that carry a label."""
+
+    Config = ImageLabelsConfig
+
+    def __init__(self, config: ImageLabelsConfig, root: Path, classes: Mapping[str, tuple[str, ...]]) -> None:
+        self.config = config
+        self.tasks = config.tasks
+        self.problems: Counter[str] = Counter()
+        folder = existing_folder(root, config.images, "pictures")
+        if config.csv is not None:
+            path = existing_file(root, config.csv, "image labels")
+            self.where, (names, statements) = str(path), self._from_csv(path, folder)
+        elif config.patterns is not None:
+            self.where, (names, statements) = str(folder), self._from_patterns(folder, config.patterns)
+        else:
+            self.where, (names, statements) = str(folder), _from_folders(folder)
+        recipe = classes[config.task]
+        self.class_map = map_classes(
+            sorted(names), recipe, self.where, config.rename, config.ignore, labels_only=config.labels_only
+        )
+        labels = {path: self._label(path, statement, len(recipe)) for path, statement in sorted(statements.items())}
+        self._labels = {path: label for path, label in labels.items() if label is not None}
+        self.images = list(self._labels)
+
+    def annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, ImageLabel]:
+        """values float32 [C], 1 where the class holds."""
+        return {self.config.task: self._labels[self.images[index]]}
+
+    def camera(self, index: int) -> Camera | None:
+        return None
+
+    def _label(self, path: Path, statement: Statement, count: int) -> ImageLabel | None:
+        values = np.zeros(count, np.float32)
+        stated = np.zeros(count, bool)
+        for name, holds in statement.items():
+            if self.class_map.labels(name):
+                index = self.class_map.index[name]
+                stated[index] = True
+                values[index] = max(values[index], float(holds))
+        if not self.config.multi_label:
+            if values.sum() > 1:
+                raise DataError(
+                    f"{self.where}: {path.name} has several classes. Expected one; or set multi_label: true."
+                )
+            return ImageLabel(values) if values.any() else None
+        if self._states_absence:
+            classes = stated
+        else:
+            classes = np.ones(count, bool) if self.class_map.classes is None else self.class_map.classes
+        if not classes.any():
+            return None
+        return ImageLabel(values, None if classes.all() else classes)
+
+    _states_absence = False
+
+    def _from_csv(self, path: Path, folder: Path) -> tuple[set[str], dict[Path, Statement]]:
+        try:
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                rows = csv.DictReader(file, strict=True)
+                columns = list(rows.fieldnames or [])
+                self._states_absence = "label" not in columns
+                self._check_columns(path, columns)
+                statements: dict[Path, Statement] = {}
+                for row in rows:
+                    where = f"{path}, line {rows.line_num}"
+                    if None in row or None in row.values():
+                        raise DataError(f"{where}: not {len(columns)} values. Expected {', '.join(columns)}.")
+                    picture = inside(folder, row.pop("file"), where)
+                    if picture in statements:
+                        raise DataError(f"{where}: {picture.name} is given twice. Keep one row.")
+                    statements[picture] = self._row(row, where)
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise DataError(f"{path} is no valid CSV in UTF-8: {error}.") from error
+        found = present(list(statements), folder, str(path), self.config.allow_missing, self.problems)
+        names = set(columns) - {"file"} if self._states_absence else set().union(*statements.values())
+        kept = {p: s for (p, s), there in zip(statements.items(), found, strict=True) if there}
+        return names, kept if self.config.multi_label else {p: s for p, s in kept.items() if s}
+
+    def _from_patterns(self, folder: Path, patterns: Mapping[str, str]) -> tuple[set[str], dict[Path, Statement]]:
+        statements, used = {}, set()
+        for path in list_pictures(folder):
+            name = path.relative_to(folder).as_posix()
+            pattern = next((pattern for pattern in patterns if fnmatchcase(name, pattern)), None)
+            if pattern is not None:
+                statements[path] = _split(patterns[pattern])
+                used.add(pattern)
+        if not used:
+            raise DataError(
+                f"None of the patterns {list(patterns)} fits a picture under {folder}. They match the path under it."
+            )
+        if len(used) < len(patterns):
+            self.problems["patterns that fit no picture"] += len(patterns) - len(used)
+        return set().union(*map(_split, patterns.values())), statements
+
+    def _check_columns(self, path: Path, columns: list[str]) -> None:
+        if "file" not in columns or len(columns) < 2 or len(set(columns)) < len(columns):
+            raise DataError(
+                f"{path}: the columns are {columns}. Expected 'file' and 'label', or 'file' and one per class."
+            )
+        if "label" in columns and len(columns) > 2:
+            raise DataError(f"{path}: the columns are {columns}. Expected 'label' or one column per class, not both.")
+
+    def _row(self, row: dict[str, str], where: str) -> Statement:
+        if not self._states_absence:
+            return _split(row["label"])
+        statement = {}
+        for name, text in row.items():
+            if text.strip() not in ("0", "1", ""):
+                raise DataError(f"{where}: {name} is {text!r}. Expected 1, 0, or empty (not labelled).")
+            if text.strip():
+                statement[name] = text.strip() == "1"
+        return statement
+
+
+def _split(text: str) -> Statement:
+    return {name.strip(): True for name in text.split(";") if name.strip()}
+
+
+def _from_folders(folder: Path) -> tuple[set[str], dict[Path, Statement]]:
+    paths = list_pictures(folder)
+    loose = [path for path in paths if path.parent == folder]
+    if loose:
+        raise DataError(
+            f"{loose[0]} lies in no folder of a class. Expected {folder}/<class>/{loose[0].name}, or csv or patterns."
+        )
+    statements = {path: {path.relative_to(folder).parts[0]: True} for path in paths}
+    return set().union(*statements.values()), statements

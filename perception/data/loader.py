@@ -1,0 +1,291 @@
+"""Batches for training and evaluation, prepared by worker processes.
+
+A worker makes whole batches, so a batch is a function of its number. Workers come from a fork server that never had
+threads. A worker that raises, dies or hangs becomes a DataError that names the pictures it was at.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from perception.data.dataset import Source
+from perception.data.mixture import Mixture
+from perception.data.transforms import for_evaluation
+from perception.types import (
+    Annotation,
+    Batch,
+    DataError,
+    DenseMap,
+    ImageLabel,
+    Instances,
+    PerceptionError,
+    Sample,
+)
+
+
+@dataclass
+class _Packed:
+    """A batch on its way from a worker: few big tensors (shared memory), the rest numpy (copied).
+
+    maps: task -> (numbers of the labelled samples, their values stacked, their valid stacked)
+    """
+
+    images: Tensor
+    samples: list[Sample]
+    maps: dict[str, tuple[list[int], Tensor, Tensor]] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+def collate(samples: Sequence[Sample], tasks: Sequence[str]) -> Batch:
+    """Samples of one image size as a batch: annotations as tensors where ``frame`` is None, else as they are."""
+    return _unpacked(_pack(samples, tasks), tasks)
+
+
+def _pack(samples: Sequence[Sample], tasks: Sequence[str]) -> _Packed:
+    height, width = samples[0].image.shape[:2]
+    images = torch.empty((len(samples), 3, height, width), dtype=torch.uint8)
+    for target, sample in zip(images.numpy(), samples, strict=True):
+        np.copyto(target, sample.image.transpose(2, 0, 1))
+    packed = _Packed(images, [])
+    for sample in samples:
+        kept = {task: sample.annotations.get(task) for task in tasks}
+        packed.samples.append(Sample(None, kept, sample.camera, sample.frame, sample.id, sample.source))
+    for task in tasks:
+        maps = {
+            i: annotation
+            for i, sample in enumerate(packed.samples)
+            if sample.frame is None and isinstance(annotation := sample.annotations[task], DenseMap)
+        }
+        if maps:
+            values, valid = (np.stack([getattr(m, part) for m in maps.values()]) for part in ("values", "valid"))
+            packed.maps[task] = list(maps), torch.from_numpy(values), torch.from_numpy(valid)
+            for i in maps:
+                packed.samples[i].annotations[task] = None
+    return packed
+
+
+def _unpacked(packed: _Packed, tasks: Sequence[str]) -> Batch:
+    samples = packed.samples
+    annotations = {task: [_as_tensors(sample, task) for sample in samples] for task in tasks}
+    for task, (numbers, values, valid) in packed.maps.items():
+        values = values if values.is_floating_point() else values.long()
+        for place, i in enumerate(numbers):
+            annotations[task][i] = DenseMap(values[place], valid[place])
+    return Batch(
+        images=packed.images,
+        annotations=annotations,
+        cameras=[sample.camera for sample in samples],
+        frames=[sample.frame for sample in samples],
+        ids=[sample.id for sample in samples],
+        sources=[sample.source for sample in samples],
+    )
+
+
+def _as_tensors(sample: Sample, task: str) -> Annotation | None:
+    annotation = sample.annotations[task]
+    if sample.frame is not None:
+        return annotation
+    match annotation:
+        case Instances(boxes, labels, scores, ignore, classes, tracks):
+            parts = (boxes, labels, scores, ignore, classes, tracks)
+            return Instances(*(None if part is None else torch.tensor(part) for part in parts))
+        case ImageLabel(values, classes):
+            return ImageLabel(torch.tensor(values), None if classes is None else torch.tensor(classes))
+        case _:
+            return annotation
+
+
+class Batches:
+    """An iterable of `Batch`; ``len`` is the number of batches.
+
+    Raises DataError while iterating: where labels are wrong, and where a worker raises, dies or is silent for
+    ``timeout`` seconds.
+    """
+
+    def __init__(
+        self,
+        prepare: Callable[[int], _Packed],
+        numbers: range,
+        tasks: Sequence[str],
+        names: Callable[[int], list[str]],
+        mixture: Mixture | None,
+        workers: int,
+        timeout: float,
+    ) -> None:
+        self._prepare, self._numbers, self._tasks = prepare, numbers, tuple(tasks)
+        self._names, self._mixture = names, mixture
+        self._workers, self._timeout = min(workers, max(len(numbers), 1)), timeout
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __iter__(self) -> Iterator[Batch]:
+        iterator = None
+        try:
+            for number in self._numbers:
+                try:
+                    iterator = iterator or iter(self._loader())
+                    packed = next(iterator)
+                except (RuntimeError, OSError, EOFError) as error:
+                    raise self._failure(number, error) from error
+                if isinstance(packed, PerceptionError):
+                    raise packed
+                if self._mixture is not None:
+                    self._mixture.report(packed.skipped)
+                yield _unpacked(packed, self._tasks)
+        finally:  # an error's traceback would keep the iterator, and with it the workers, alive
+            if iterator is not None and self._workers:
+                iterator._shutdown_workers()  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _failure(self, number: int, error: Exception) -> DataError:
+        names = self._names(number)
+        some = ", ".join(names[:4]) + (", ..." if names[4:] else "")
+        return DataError(
+            f"A loader worker failed at batch {number} ({some}): {error}. "
+            "Check memory and shared memory (/dev/shm), and the files; data.workers=0 shows the error in place."
+        )
+
+    def _loader(self) -> DataLoader:
+        options: dict[str, Any] = {}
+        if self._workers:
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(["perception.data.loader", "albumentations"])
+            options = {"multiprocessing_context": context, "timeout": self._timeout, "worker_init_fn": _start_worker}
+        return DataLoader(
+            _Work(self._prepare),
+            batch_size=None,
+            sampler=self._numbers,
+            num_workers=self._workers,
+            collate_fn=_same,
+            generator=torch.Generator(),  # leaves the global one alone: a resumed run must not draw from it
+            **options,
+        )
+
+
+@dataclass
+class _Work(Dataset):
+    """Map-style data set: number of a batch -> batch, or the error that says why there is none."""
+
+    prepare: Callable[[int], _Packed]
+
+    def __getitem__(self, number: int) -> _Packed | PerceptionError:
+        try:
+            return self.prepare(number)
+        except PerceptionError as error:
+            return error
+
+
+@dataclass
+class _TrainingWork:
+    mixture: Mixture
+    tasks: tuple[str, ...]
+    batch_size: int
+    rank: int
+    world: int
+
+    def __call__(self, step: int) -> _Packed:
+        samples = []
+        for position in self.mixture.positions(step, self.batch_size, self.rank, self.world):
+            try:
+                samples.append(self.mixture.sample(position))
+            except PerceptionError:
+                raise
+            except Exception as error:
+                raise _unexpected(self.mixture.id(position), error) from error
+        packed = _pack(samples, self.tasks)
+        packed.skipped = dict(self.mixture.skipped)
+        return packed
+
+    def names(self, step: int) -> list[str]:
+        return [self.mixture.id(p) for p in self.mixture.positions(step, self.batch_size, self.rank, self.world)]
+
+
+@dataclass
+class _EvaluationWork:
+    sources: tuple[Source, ...]
+    tasks: tuple[str, ...]
+    size: tuple[int, int]
+    pictures: list[tuple[int, int]]
+    batch_size: int
+
+    def __call__(self, number: int) -> _Packed:
+        samples = []
+        for s, index in self._pictures(number):
+            try:
+                samples.append(for_evaluation(self.sources[s].sample(index), self.size))
+            except PerceptionError:
+                raise
+            except Exception as error:
+                raise _unexpected(self.sources[s].id(index), error) from error
+        return _pack(samples, self.tasks)
+
+    def names(self, number: int) -> list[str]:
+        return [self.sources[s].id(index) for s, index in self._pictures(number)]
+
+    def _pictures(self, number: int) -> list[tuple[int, int]]:
+        return self.pictures[number * self.batch_size : (number + 1) * self.batch_size]
+
+
+def train_batches(
+    mixture: Mixture,
+    tasks: Sequence[str],
+    batch_size: int,
+    steps: int,
+    start_step: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    workers: int = 0,
+    timeout: float = 60,
+) -> Batches:
+    """One batch for every step from ``start_step`` up to ``steps``: this rank's part of ``batch_size`` samples.
+
+    Annotations are tensors in input pixels: label maps int64, depth float32.
+    """
+    if batch_size < world:
+        raise DataError(
+            f"A batch of {batch_size} over {world} ranks leaves some without a sample. Raise the batch size."
+        )
+    work = _TrainingWork(mixture, tuple(tasks), batch_size, rank, world)
+    return Batches(work, range(start_step, steps), tasks, work.names, mixture, workers, timeout)
+
+
+def evaluation_batches(
+    sources: Sequence[Source],
+    tasks: Sequence[str],
+    size: tuple[int, int],
+    batch_size: int,
+    rank: int = 0,
+    world: int = 1,
+    workers: int = 0,
+    timeout: float = 60,
+) -> Batches:
+    """Every picture once: this rank's share, letterboxed, annotations numpy in source pixels. A bad file raises."""
+    everything = [(s, index) for s, source in enumerate(sources) for index in range(len(source))]
+    work = _EvaluationWork(tuple(sources), tuple(tasks), size, everything[rank::world], batch_size)
+    count = -(-len(work.pictures) // batch_size)
+    return Batches(work, range(count), tasks, work.names, None, workers, timeout)
+
+
+def _unexpected(id: str, error: Exception) -> DataError:
+    return DataError(f"Preparing {id} failed: {type(error).__name__}: {error}. Check its files and its reader.")
+
+
+def _start_worker(number: int) -> None:
+    """The training process alone handles Ctrl-C, and every worker keeps to one thread."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+
+
+def _same(packed: Any) -> Any:
+    return packed

@@ -1,0 +1,81 @@
+"""JSON that is exactly JSON: UTF-8, no NaN, no key given twice; errors tell the byte."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from perception.types import DataError
+
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|-?Infinity|NaN')
+
+
+class _Refused(Exception):
+    pass
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file. Raises DataError with the byte offset where it is not valid."""
+    try:
+        text = path.read_bytes().decode("utf-8")
+        return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_once)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}.") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 at byte {error.start}: {error.reason}. Save it as UTF-8.") from error
+    except json.JSONDecodeError as error:
+        offset = len(error.doc[: error.pos].encode())
+        raise DataError(
+            f"{path} is not valid JSON at byte {offset} of {len(error.doc.encode())} (line {error.lineno}): "
+            f"{error.msg}. "
+            "It may be truncated: fetch it again."
+        ) from error
+    except _Refused as error:
+        raise DataError(f"{path}: {error} at byte {_offset(text)}. Write it out again without.") from None
+    except RecursionError:
+        raise DataError(f"{path} is nested too deeply to be annotations.") from None
+
+
+def _no_constant(name: str) -> None:
+    raise _Refused(f"{name} is no JSON number")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise _Refused(f"key '{key}' is given twice in one object")
+            seen.add(key)
+    return result
+
+
+def _offset(text: str) -> int:
+    """The byte of the first NaN, infinity or repeated key."""
+    stack: list[set[str] | None] = []
+    key_next = False
+    for token in _TOKEN.finditer(text):
+        word = token.group()
+        if word in ("NaN", "Infinity", "-Infinity"):
+            break
+        if word in "{[":
+            stack.append(set() if word == "{" else None)
+            key_next = word == "{"
+        elif word in "}]":
+            stack.pop()
+            key_next = False
+        elif word == ",":
+            key_next = bool(stack) and stack[-1] is not None
+        elif key_next and word != ":":
+            keys, key = stack[-1], json.loads(word)
+            if keys is not None and key in keys:
+                break
+            if keys is not None:
+                keys.add(key)
+            key_next = False
+    else:
+        return -1
+    return len(text[: token.start()].encode())
