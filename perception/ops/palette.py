@@ -1,0 +1,60 @@
+"""The colours of classes, the same in pictures, legends and reports. numpy only."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+CITYSCAPES: dict[str, tuple[int, int, int]] = {
+    "road": (128, 64, 128),
+    "sidewalk": (244, 35, 232),
+    "building": (70, 70, 70),
+    "wall": (102, 102, 156),
+    "fence": (190, 153, 153),
+    "pole": (153, 153, 153),
+    "traffic light": (250, 170, 30),
+    "traffic sign": (220, 220, 0),
+    "vegetation": (107, 142, 35),
+    "terrain": (152, 251, 152),
+    "sky": (70, 130, 180),
+    "person": (220, 20, 60),
+    "rider": (255, 0, 0),
+    "car": (0, 0, 142),
+    "truck": (0, 0, 70),
+    "bus": (0, 60, 100),
+    "train": (0, 80, 100),
+    "motorcycle": (0, 0, 230),
+    "bicycle": (119, 11, 32),
+}
+"""Colours of the Cityscapes classes (Cordts et al. 2016)."""
+SYNONYMS = {
+    "pavement": "sidewalk",
+    "tree": "vegetation",
+    "sign": "traffic sign",
+    "sign symbol": "traffic sign",
+    "pedestrian": "person",
+    "bicyclist": "rider",
+    "vehicle": "car",
+    "motorbike": "motorcycle",
+    "motobike": "motorcycle",
+    "bike": "bicycle",
+}
+"""Names that other data sets give to Cityscapes' classes."""
+
+TONES = ((0.85, 0.95), (0.55, 0.7), (0.95, 0.6), (0.4, 0.95), (0.75, 0.42))
+"""Saturation and value."""
+
+
+def palette(classes: Sequence[str]) -> NDArray[np.uint8]:
+    """One RGB colour per class [C, 3]: Cityscapes' for its names, otherwise hues a golden angle apart."""
+    colors = []
+    for k, name in enumerate(classes):
+        plain = name.lower().replace("_", " ").replace("-", " ").strip()
+        known = CITYSCAPES.get(SYNONYMS.get(plain, plain))
+        hue = (0.08 + k * 0.6180339887) % 1.0  # close hues are 8, 13 or 21 places apart: never of one of the five tones
+        mixed = colorsys.hsv_to_rgb(hue, *TONES[k % len(TONES)])
+        colors.append(known or tuple(round(255 * part) for part in mixed))
+    return np.array(colors, np.uint8).reshape(-1, 3)

@@ -1,0 +1,199 @@
+"""Pictures: what is drawn, what is not, and sizes that a video can rely on."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from perception.ops.draw import UNKNOWN, VOID, caption, draw, draw_depth, draw_labels, panel
+from perception.ops.palette import CITYSCAPES, palette
+from perception.types import DenseMap, ImageLabel, Instances, TaskSpec
+
+SPECS = {
+    "detection": TaskSpec("detection", "instances", ("boxes", "scores", "labels"), ("car", "person"), threshold=0.3),
+    "segmentation": TaskSpec("segmentation", "dense", ("label_map",), ("road", "sky")),
+    "depth": TaskSpec("depth", "dense", ("depth",), unit="m", limits=(0.5, 80.0)),
+    "classification": TaskSpec("classification", "label", ("probabilities",), ("day", "dusk")),
+}
+SIZES = [(8, 8), (1, 40), (48, 64), (120, 160), (381, 641), (1080, 1920)]
+
+
+def gray(size=(120, 160)):
+    return np.full((*size, 3), 90, np.uint8)
+
+
+def boxes(*corners, score=0.9, **rest):
+    count = len(corners)
+    scores = None if score is None else np.full(count, score, np.float32)
+    return Instances(np.array(corners, np.float32).reshape(-1, 4), np.zeros(count, np.int64), scores, **rest)
+
+
+def everything(size):
+    height, width = size
+    values = np.tile(np.arange(width) * 2 // width, (height, 1)).astype(np.uint8)
+    distance = np.tile(np.linspace(1, 60, width, dtype=np.float32), (height, 1))
+    return {
+        "detection": boxes((width * 0.2, height * 0.3, width * 0.7, height * 0.8)),
+        "segmentation": DenseMap(values, np.ones(size, bool)),
+        "depth": DenseMap(distance, distance > 2),
+        "classification": ImageLabel(np.array([0.9, 0.1], np.float32)),
+    }
+
+
+def nothing(size):
+    return {
+        "detection": boxes(),
+        "segmentation": DenseMap(np.full(size, 255, np.uint8), np.zeros(size, bool)),
+        "depth": DenseMap(np.zeros(size, np.float32), np.zeros(size, bool)),
+    }
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("content", [everything, nothing, lambda size: {}], ids=["everything", "nothing", "none"])
+def test_every_size_and_content_is_drawn(size, content):
+    picture = draw(gray(size), content(size), SPECS, np.array([14.0]))
+    assert picture.shape == (*size, 3)
+    assert picture.dtype == np.uint8
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_size_of_a_panel_does_not_depend_on_what_is_in_it(size):
+    shapes = {panel(gray(size), found, SPECS).shape for found in (everything(size), nothing(size), {})}
+    ((height, width, _),) = shapes
+    assert (height % 2, width % 2) == (0, 0)
+    assert width >= 3 * size[1]
+
+
+def test_the_picture_itself_is_never_changed():
+    image = gray()
+    panel(image, everything((120, 160)), SPECS)
+    draw(image, everything((120, 160)), SPECS)
+    assert (image == 90).all()
+
+
+def test_an_empty_prediction_draws_nothing():
+    assert (draw(gray(), {"detection": boxes()}, SPECS) == 90).all()
+    assert (draw(gray(), {"detection": None, "unknown": boxes((0, 0, 9, 9))}, SPECS) == 90).all()
+
+
+def test_a_box_is_drawn_where_it_is():
+    changed = (draw(gray(), {"detection": boxes((40, 60, 100, 110))}, SPECS) != 90).any(2)
+    rows, columns = np.nonzero(changed)
+    assert changed[60, 40:101].all()
+    assert changed[60:111, 40].all()
+    assert columns.min() >= 38
+    assert rows.max() <= 112
+    assert not changed[80:100, 60:90].any()
+
+
+def test_boxes_under_the_threshold_are_not_drawn_but_targets_are():
+    assert (draw(gray(), {"detection": boxes((40, 60, 100, 110), score=0.29)}, SPECS) == 90).all()
+    assert (draw(gray(), {"detection": boxes((40, 60, 100, 110), score=None)}, SPECS) != 90).any()
+
+
+def test_ignore_regions_are_gray_and_without_text():
+    target = boxes((40, 60, 100, 110), score=None, ignore=np.array([True]))
+    picture = draw(gray(), {"detection": target}, SPECS)
+    assert (picture.max(2) == picture.min(2)).all()
+    assert (picture[:58] == 90).all()
+
+
+def test_boxes_that_are_not_finite_are_left_out():
+    found = boxes((np.nan, 0, 10, 10), (40, 60, np.inf, 110))
+    assert (draw(gray(), {"detection": found}, SPECS) == 90).all()
+
+
+def test_distance_and_track_are_written():
+    found = boxes((40, 60, 100, 110))
+    plain = draw(gray(), {"detection": found}, SPECS)
+    assert (draw(gray(), {"detection": found}, SPECS, np.array([np.nan])) == plain).all()
+    assert (draw(gray(), {"detection": found}, SPECS, np.array([14.0])) != plain).any()
+    followed = Instances(found.boxes, found.labels, found.scores, tracks=np.array([3]))
+    assert (draw(gray(), {"detection": followed}, SPECS) != plain).any()
+
+
+def test_text_does_not_cover_text():
+    """Thirty boxes at one place: the labels that find no room are left out, the others stay whole."""
+    one = draw(gray((380, 640)), {"detection": boxes((300, 200, 340, 240))}, SPECS)
+    many = draw(gray((380, 640)), {"detection": boxes(*[(300, 200, 340, 240)] * 30)}, SPECS)
+    area = (slice(180, 198), slice(300, 390))
+    assert (one[area] == many[area]).all()
+
+
+def test_void_pixels_show_the_picture():
+    valid = np.zeros((120, 160), bool)
+    valid[:, :80] = True
+    picture = draw(gray(), {"segmentation": DenseMap(np.zeros((120, 160), np.uint8), valid)}, SPECS)
+    assert (picture[:, 80:] == 90).all()
+    expected = (90 + np.array(CITYSCAPES["road"])) / 2
+    assert np.abs(picture[:, :80] - expected).max() <= 1
+
+
+def test_label_map_colors():
+    found = draw_labels(
+        DenseMap(np.array([[0, 1, 255, 0]], np.uint8), np.array([[True, True, True, False]])), ["a", "sky"]
+    )
+    assert found[0].tolist() == [palette(["a"])[0].tolist(), [70, 130, 180], list(VOID), list(VOID)]
+
+
+def test_depth_alone_becomes_the_picture_and_beside_others_it_does_not():
+    found = everything((120, 160))
+    alone = draw(gray(), {"depth": found["depth"]}, SPECS)
+    assert (alone == draw_depth(found["depth"], (0.5, 80.0))).all()
+    both = draw(gray(), {"depth": found["depth"], "detection": boxes()}, SPECS)
+    assert (both == 90).all()
+
+
+def test_near_is_red_far_is_blue_unknown_is_gray():
+    values = np.array([[0.8, 60.0, 0.0, np.nan, 5.0]], np.float32)
+    valid = np.array([[True, True, True, True, False]])
+    near, far, *unknown = draw_depth(DenseMap(values, valid), (0.5, 80.0))[0].tolist()
+    assert near[0] > near[2] + 50
+    assert far[2] > far[0] + 20
+    assert unknown == [list(UNKNOWN)] * 3
+
+
+@pytest.mark.parametrize("limits", [None, (0.5, 80.0), (3.0, 3.0)])
+def test_depth_limits_may_be_missing_or_equal(limits):
+    for values in (np.zeros((4, 5), np.float32), np.full((4, 5), 3, np.float32)):
+        assert draw_depth(DenseMap(values, values > 0), limits).shape == (4, 5, 3)
+
+
+def test_palette_is_cityscapes_for_its_names_and_distinct_otherwise():
+    assert palette(["Traffic_Light", "tree", "vehicle"]).tolist() == [[250, 170, 30], [107, 142, 35], [0, 0, 142]]
+    colors = palette([f"class {k}" for k in range(24)]).astype(int)
+    differences = np.abs(colors[:, None] - colors[None]).sum(2) + 1000 * np.eye(24, dtype=int)
+    assert differences.min() > 40
+    assert palette([]).shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("values", "multi_label", "expected"),
+    [
+        ([0.9, 0.1], False, "day 0.90"),
+        ([0.2, 0.1], False, "day 0.20"),
+        ([0.0, 1.0], False, "dusk"),
+        ([0.4, 0.8], True, "dusk 0.80, day 0.40"),
+        ([0.1, 0.2], True, "no label"),
+        ([1.0, 1.0], True, "day, dusk"),
+    ],
+)
+def test_caption(values, multi_label, expected):
+    spec = TaskSpec("labels", "label", ("probabilities",), ("day", "dusk"), multi_label=multi_label)
+    assert caption(ImageLabel(np.array(values, np.float32)), spec) == expected
+
+
+def test_many_classes_have_a_legend_of_those_that_are_there():
+    specs = {
+        "segmentation": TaskSpec("segmentation", "dense", ("x",), tuple(f"long class name {k}" for k in range(150)))
+    }
+    values = np.full((120, 160), 149, np.uint8)
+    shown = panel(gray(), {"segmentation": DenseMap(values, np.ones(values.shape, bool))}, specs)
+    strip = shown[120:, -160:].reshape(-1, 3)
+    assert (strip == palette(specs["segmentation"].classes)[149]).all(1).any()
+
+
+def test_needs_neither_torch_nor_matplotlib():
+    code = "import sys, perception.ops.draw; print([m for m in ('torch', 'matplotlib', 'PIL') if m in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
