@@ -1,0 +1,140 @@
+"""Shapes as flat polygons: the building blocks of everything that stands on the street.
+
+Local frame of a shape: x right, y up, z forward, metres, the origin on the ground below its middle. A face is a convex
+polygon. Its vertices are ``anchor`` (turned with the object) plus ``offset`` (not turned: round things and limbs are
+cards that face the camera). Colours are slots of a palette, so that one shape serves many objects.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+Point = tuple[float, float, float]
+Quad = Sequence[Point]
+NEVER = 2.0
+"""Value of `Mesh.glow` for what never shines by itself; otherwise it shines where the scene's share of lights exceeds it."""
+
+
+class Slot(IntEnum):
+    """Place in an object's palette."""
+
+    BODY, SECOND, GLASS, DARK, METAL, HEADLIGHT, TAILLIGHT, SKIN, HAIR, TRIM, FACE, MARK, RED, AMBER, GREEN, WINDOW, LAMP = range(17)
+
+
+@dataclass(frozen=True, slots=True)
+class Mesh:
+    """Arrays over vertices [V] and faces [F]; ``size`` = half width, height, half length."""
+
+    anchors: NDArray[np.float64]
+    offsets: NDArray[np.float64]
+    radii: NDArray[np.float64]
+    counts: NDArray[np.int64]
+    slots: NDArray[np.int64]
+    shades: NDArray[np.float64]
+    glows: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    parts: NDArray[np.float64]
+    one_sided: NDArray[np.bool_]
+    limb: NDArray[np.bool_]
+    size: Point
+
+
+@dataclass(slots=True)
+class Builder:
+    """Collects faces in painting order. ``label`` and ``part`` hold for the faces that follow.
+
+    Parts are painted far to near; the faces of one part in the order in which they were added.
+    """
+
+    label: int = 0
+    part: float = 0.0
+    vertices: list[tuple[float, ...]] = field(default_factory=list)
+    faces: list[tuple[float, ...]] = field(default_factory=list)
+
+    def polygon(self, points: Sequence[Point], slot: int, shade: float = 1.0, glow: float = NEVER, out: Point | None = None) -> None:
+        """A flat face; seen only from the side towards which ``out`` points, or from both."""
+        points = list(points)
+        if out is not None and np.dot(_normal(points), out) < 0:
+            points.reverse()
+        self.vertices += [(*point, 0.0, 0.0, 0.0, 0.0) for point in points]
+        self._face(len(points), slot, shade, glow, out is not None)
+
+    def disc(self, centre: Point, radii: tuple[float, float], slot: int, shade: float = 1.0, glow: float = NEVER, corners: int = 10, rough: Sequence[float] = ()) -> None:
+        """A round card that faces the camera; ``rough`` scales the radius corner by corner."""
+        for corner in range(corners):
+            angle = 2 * math.pi * corner / corners
+            scale = rough[corner % len(rough)] if rough else 1.0
+            self.vertices.append((*centre, radii[0] * scale * math.cos(angle), radii[1] * scale * math.sin(angle), 0.0, 0.0))
+        self._face(corners, slot, shade, glow, False)
+
+    def limb(self, start: Point, end: Point, radii: tuple[float, float], slot: int, shade: float = 1.0, glow: float = NEVER) -> None:
+        """A rod between two points, wide by ``radii`` as seen by the camera."""
+        for point, radius in ((start, radii[0]), (start, -radii[0]), (end, -radii[1]), (end, radii[1])):
+            self.vertices.append((*point, 0.0, 0.0, 0.0, radius))
+        self._face(4, slot, shade, glow, False, True)
+
+    def wheel(self, x: float, y: float, z: float, radius: float, side: float) -> None:
+        """A tyre and its rim in the plane of constant ``x``, seen from ``side`` (-1 or 1)."""
+        for scale, slot in ((1.0, Slot.DARK), (0.62, Slot.METAL), (0.2, Slot.DARK)):
+            angles = [2 * math.pi * corner / 12 for corner in range(12)]
+            ring = [(x, y + radius * scale * math.cos(a), z + radius * scale * math.sin(a)) for a in angles]
+            self.polygon(ring, slot, out=(side, 0, 0))
+
+    def prism(self, profile: Sequence[tuple[float, float, float]], slot: int, shades: Sequence[float] = ()) -> list[list[Point]]:
+        """Sweep a convex side profile of (z, y, half width) across x. Returns its left, right and edge faces."""
+        left = [(-w, y, z) for z, y, w in profile]
+        right = [(w, y, z) for z, y, w in profile]
+        faces = [left, right]
+        middle = np.mean(left + right, axis=0)
+        for i in range(len(profile)):
+            j = (i + 1) % len(profile)
+            faces.append([left[i], left[j], right[j], right[i]])
+        for i, face in enumerate(faces):
+            self.polygon(face, slot, shades[i] if i < len(shades) else 1.0, out=tuple(np.mean(face, axis=0) - middle))
+        return faces
+
+    def box(self, low: Point, high: Point, slot: int, shade: float = 1.0, bottom: bool = False) -> None:
+        """An upright box without its underside."""
+        (x0, y0, z0), (x1, y1, z1) = low, high
+        for x, out in ((x0, -1.0), (x1, 1.0)):
+            self.polygon([(x, y0, z0), (x, y0, z1), (x, y1, z1), (x, y1, z0)], slot, shade, out=(out, 0, 0))
+        for z, out in ((z0, -1.0), (z1, 1.0)):
+            self.polygon([(x0, y0, z), (x1, y0, z), (x1, y1, z), (x0, y1, z)], slot, shade, out=(0, 0, out))
+        self.polygon([(x0, y1, z0), (x1, y1, z0), (x1, y1, z1), (x0, y1, z1)], slot, shade, out=(0, 1, 0))
+        if bottom:
+            self.polygon([(x0, y0, z0), (x1, y0, z0), (x1, y0, z1), (x0, y0, z1)], slot, shade * 0.6, out=(0, -1, 0))
+
+    def _face(self, count: int, slot: int, shade: float, glow: float, one_sided: bool, limb: bool = False) -> None:
+        self.faces.append((count, slot, shade, glow, self.label, self.part, one_sided, limb))
+
+    def mesh(self) -> Mesh:
+        """Everything collected, as arrays. ``parts`` become the local z of each part's middle, in painting order."""
+        vertices, faces = np.array(self.vertices), np.array(self.faces)
+        reach = np.abs(vertices[:, :3]) + np.abs(vertices[:, 3:6]) + np.abs(vertices[:, 6:])
+        return Mesh(
+            vertices[:, :3], vertices[:, 3:6], vertices[:, 6], faces[:, 0].astype(np.int64), faces[:, 1].astype(np.int64),
+            faces[:, 2], faces[:, 3], faces[:, 4].astype(np.int64), faces[:, 5], faces[:, 6] > 0, faces[:, 7] > 0,
+            tuple(reach.max(0).tolist()),
+        )  # fmt: skip
+
+
+def inset(quad: Quad, left: float, right: float, low: float, high: float) -> list[Point]:
+    """The part of a quad (corners: low left, low right, high right, high left) between fractions of its sides."""
+    a, b, c, d = (np.asarray(corner, np.float64) for corner in quad)
+
+    def at(u: float, v: float) -> Point:
+        return tuple(((a * (1 - u) + b * u) * (1 - v) + (d * (1 - u) + c * u) * v).tolist())
+
+    return [at(left, low), at(right, low), at(right, high), at(left, high)]
+
+
+def _normal(points: Sequence[Point]) -> NDArray[np.float64]:
+    third = len(points) // 3 or 1
+    a, b, c = (np.asarray(points[i]) for i in (0, third, min(2 * third, len(points) - 1)))
+    return np.cross(b - a, c - a)

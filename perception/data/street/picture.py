@@ -1,0 +1,70 @@
+"""What a made street picture carries, and the names of everything in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perception.types import Camera
+
+VERSION = 1
+"""Of the generator: a picture is a function of (version, seed, index, size)."""
+
+CLASSES = ("person", "cyclist", "car", "truck", "traffic light", "traffic sign")
+"""What is boxed. A cyclist is one box around rider and bicycle; the label map tells the two apart."""
+
+SCENES = ("clear", "overcast", "rain", "fog", "dusk", "night")
+"""Weather or time of day: the label of the whole picture."""
+
+ROAD, SIDEWALK, BUILDING, POLE, TRAFFIC_LIGHT, TRAFFIC_SIGN = 7, 8, 11, 17, 19, 20
+VEGETATION, TERRAIN, SKY, PERSON, RIDER, CAR, TRUCK, BICYCLE = 21, 22, 23, 24, 25, 26, 27, 33
+
+LABELS = {
+    ROAD: "road", SIDEWALK: "sidewalk", BUILDING: "building", POLE: "pole", TRAFFIC_LIGHT: "traffic light",
+    TRAFFIC_SIGN: "traffic sign", VEGETATION: "vegetation", TERRAIN: "terrain", SKY: "sky", PERSON: "person",
+    RIDER: "rider", CAR: "car", TRUCK: "truck", BICYCLE: "bicycle",
+}  # fmt: skip
+"""Cityscapes' labelIds that occur (lane markings are road, tree trunks vegetation), and their names."""
+
+FARTHEST = 120.0
+"""Metres; depth beyond is not given."""
+
+SMALLEST_SIDE, SMALLEST_VISIBLE = 4.0, 0.25
+"""A thing whose visible box has a side shorter than this many pixels, or of which less than this fraction of its
+pixels within the picture is left by what stands in front, is an ignore region: neither object nor background."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreetPicture:
+    """A picture of a made street and every label of it.
+
+    image:      uint8 RGB [H, W, 3]
+    label_ids:  uint8 [H, W], Cityscapes' labelIds (the keys of `LABELS`)
+    instances:  uint16 [H, W], 1 + row of ``boxes`` that owns the pixel, 0 = none
+    boxes:      float32 [N, 4], x1 y1 x2 y2 pixels, tight around the visible pixels
+    labels:     int64 [N], index into `CLASSES`
+    areas:      int64 [N], visible pixels
+    ignore:     bool [N], too small or too hidden to ask for (`SMALLEST_SIDE`, `SMALLEST_VISIBLE`)
+    identities: int64 [N], stable through a video
+    depth:      float32 [H, W], metres along the optical axis to the painted surface; 0 = unknown (sky, far away)
+    camera:     intrinsics; pixel ``i`` covers ``[i, i + 1)``
+    height, pitch, roll: pose of the camera: metres above the road, radians (positive = nose down, clockwise)
+    scene:      one of `SCENES`
+    """
+
+    image: NDArray[np.uint8]
+    label_ids: NDArray[np.uint8]
+    instances: NDArray[np.uint16]
+    boxes: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    areas: NDArray[np.int64]
+    ignore: NDArray[np.bool_]
+    identities: NDArray[np.int64]
+    depth: NDArray[np.float32]
+    camera: Camera
+    height: float
+    pitch: float
+    roll: float
+    scene: str

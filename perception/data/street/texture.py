@@ -1,0 +1,67 @@
+"""Noise that surfaces, clouds, rain and the sensor are made of, computed once."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+SIDE = 512
+"""Tiles are SIDE x SIDE and repeat."""
+
+GRAIN, LEAVES = 0, 1
+
+
+def _smooth(noise: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
+    pad = int(4 * sigma) + 1
+    wrapped = cv2.GaussianBlur(np.pad(noise, pad, mode="wrap"), (0, 0), sigma)[pad:-pad, pad:-pad]
+    return (wrapped - wrapped.mean()) / wrapped.std()
+
+
+@lru_cache(maxsize=1)
+def surfaces() -> NDArray[np.float32]:
+    """[2 * SIDE * SIDE]: two flat tiles around 0 with a deviation of about 1: fine grain, and clumps of leaves."""
+    random = np.random.default_rng(11)
+    noise = [random.standard_normal((SIDE, SIDE)).astype(np.float32) for _ in range(6)]
+    grain = 0.7 * _smooth(noise[0], 0.7) + 0.5 * _smooth(noise[1], 3.0) + 0.5 * _smooth(noise[2], 14.0)
+    clumps = np.tanh(1.3 * _smooth(noise[3], 1.3)) + 0.7 * np.tanh(1.5 * _smooth(noise[4], 3.5)) + 0.3 * noise[5]
+    return np.concatenate([np.clip(grain, -2.5, 2.5).ravel(), np.clip(clumps, -2.0, 2.0).ravel()])
+
+
+@lru_cache(maxsize=1)
+def clouds() -> NDArray[np.float32]:
+    """[SIDE, SIDE] in 0-1, octaves of noise, uniformly distributed (the share of clouds is a threshold)."""
+    random = np.random.default_rng(12)
+    total = np.zeros((SIDE, SIDE), np.float32)
+    for octave in range(6):
+        total += _smooth(random.standard_normal((SIDE, SIDE)).astype(np.float32), 40.0 / 2**octave) / 1.8**octave
+    ranks = np.empty(total.size, np.float32)
+    ranks[np.argsort(total, axis=None)] = np.linspace(0, 1, total.size, dtype=np.float32)
+    return ranks.reshape(SIDE, SIDE)
+
+
+@lru_cache(maxsize=1)
+def sensor() -> NDArray[np.float32]:
+    """[2 * SIDE, 2 * SIDE, 3]: slightly correlated colour noise of deviation 1; a picture takes a window of it."""
+    random = np.random.default_rng(13)
+    noise = random.standard_normal((2 * SIDE, 2 * SIDE, 3)).astype(np.float32)
+    return cv2.GaussianBlur(noise, (0, 0), 0.5) * 1.3 * 0.8 + random.standard_normal((2 * SIDE, 2 * SIDE, 1)).astype(np.float32) * 0.5
+
+
+@lru_cache(maxsize=1)
+def rain() -> NDArray[np.float32]:
+    """[2 * SIDE, 2 * SIDE] in 0-1: streaks of falling drops."""
+    random = np.random.default_rng(14)
+    tile = np.zeros((2 * SIDE, 2 * SIDE), np.float32)
+    for x, y, length, bright in zip(random.integers(0, 2 * SIDE, 3600), random.integers(0, 2 * SIDE, 3600), random.uniform(6, 26, 3600), random.uniform(0.25, 1.0, 3600), strict=True):
+        cv2.line(tile, (int(x), int(y)), (int(x - 0.12 * length), int(y + length)), float(bright), 1, cv2.LINE_AA)
+    return cv2.GaussianBlur(tile, (0, 0), 0.6)
+
+
+@lru_cache(maxsize=4)
+def vignette(size: tuple[int, int]) -> NDArray[np.float32]:
+    """[H, W] factor that darkens the corners."""
+    y, x = np.mgrid[-1 : 1 : size[0] * 1j, -1 : 1 : size[1] * 1j]
+    return (1 - 0.16 * (0.5 * x**2 + 0.5 * y**2) ** 1.2).astype(np.float32)
