@@ -112,7 +112,8 @@ class CityscapesReader:
         without = sum(picture not in self._cameras for picture in self._disparities)
         if self.config.depth_task in tasks and without:
             raise DataError(
-                f"{self.root}: {without} disparities have no camera. Expected camera/{self.config.split}/*/*_camera.json."
+                f"{self.root}: {without} disparities have no camera. "
+                f"Expected camera/{self.config.split}/*/*_camera.json."
             )
         return tasks
 

@@ -76,12 +76,22 @@ class CocoReader:
         records = self._records(content["images"], folder)
         self.images = [path for path, _, _ in records]
         self.sizes = [size for _, size, _ in records]
-        self._instances = self._boxes(content["annotations"], {id: i for i, (_, _, id) in enumerate(records)}, content)
+        positions = {id: i for i, (_, _, id) in enumerate(records)}
+        self._table = self._boxes(content["annotations"], positions, {image["id"] for image in content["images"]})
+        self._starts = np.searchsorted(self._table[:, 0], np.arange(len(records) + 1))
 
     def annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, Instances]:
         """Boxes clipped to the picture. Raises DataError where the JSON's size is not the picture's."""
         check_size(f"{self.path}: the record of {self.images[index].name}", self.sizes[index], self.images[index], size)
-        return {self.config.task: self._instances[index]}
+        rows = self._table[self._starts[index] : self._starts[index + 1]]
+        ignore = rows[:, 6].astype(bool)
+        instances = Instances(
+            boxes=rows[:, 1:5].astype(np.float32),
+            labels=rows[:, 5].astype(np.int64),
+            ignore=ignore if ignore.any() else None,
+            classes=self.class_map.classes,
+        )
+        return {self.config.task: instances}
 
     def camera(self, index: int) -> Camera | None:
         return None
@@ -104,10 +114,10 @@ class CocoReader:
         found = present([r[0] for r in records], folder, str(self.path), self.config.allow_missing, self.problems)
         return [record for record, there in zip(records, found, strict=True) if there]
 
-    def _boxes(self, annotations: list[dict], positions: dict[int, int], content: dict) -> list[Instances]:
-        known = {image["id"] for image in content["images"]}
+    def _boxes(self, annotations: list[dict], positions: dict[int, int], known: set[int]) -> NDArray[np.float64]:
+        """[M, 7]: position of the picture (ascending), x1 y1 x2 y2, label, ignore."""
         index = {id: self.class_map.index[name] for id, name in self.categories.items()}
-        rows: list[list[tuple]] = [[] for _ in positions]
+        rows: list[tuple] = []
         for annotation in annotations:
             where = f"{self.path}, annotation {annotation.get('id')}"
             image, category = annotation.get("image_id"), annotation.get("category_id")
@@ -124,8 +134,9 @@ class CocoReader:
             if clipped is not None:
                 label = index[category]
                 unsure = label < 0 or bool(annotation.get("iscrowd") or 0) or not self._labels(label)
-                rows[positions[image]].append((*clipped, max(label, 0), unsure))
-        return [self._gather(row) for row in rows]
+                rows.append((positions[image], *clipped, max(label, 0), unsure))
+        table = np.array(rows, np.float64).reshape(-1, 7)
+        return table[table[:, 0].argsort(kind="stable")]
 
     def _labels(self, label: int) -> bool:
         return self.class_map.classes is None or bool(self.class_map.classes[label])
@@ -140,21 +151,9 @@ class CocoReader:
         if x2 - x1 < 1e-3 or y2 - y1 < 1e-3:
             self.problems["boxes outside the picture skipped"] += 1
             return None
-        if (
-            x1 - x > 1 or y1 - y > 1 or x + width - x2 > 1 or y + height - y2 > 1
-        ):  # COCO's own boxes overshoot by rounding
+        if max(x1 - x, y1 - y, x + width - x2, y + height - y2) > 1:  # COCO's own boxes overshoot by rounding
             self.problems["boxes clipped by more than a pixel"] += 1
         return x1, y1, x2, y2
-
-    def _gather(self, rows: list[tuple]) -> Instances:
-        table: NDArray[np.float64] = np.array(rows, np.float64).reshape(-1, 6)
-        ignore = table[:, 5].astype(bool)
-        return Instances(
-            boxes=table[:, :4].astype(np.float32),
-            labels=table[:, 4].astype(np.int64),
-            ignore=ignore if ignore.any() else None,
-            classes=self.class_map.classes,
-        )
 
 
 def _box(box: Any, where: str) -> list[float]:

@@ -1,0 +1,128 @@
+"""Builders of small genuine trees of every format, for the tests of the data layer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from perception.config import build
+from perception.data import DataConfig, Source, SourceConfig, open_source
+
+CLASSES = {
+    "detection": ("vehicle", "pedestrian", "bike"),
+    "segmentation": ("road", "sky", "car"),
+    "depth": (),
+    "classification": ("day", "night"),
+}
+
+
+def picture(seed: int, size: tuple[int, int] = (48, 64)) -> np.ndarray:
+    """Smooth noise, so that JPEG keeps it nearly."""
+    noise = np.random.default_rng(seed).integers(0, 256, (size[0] // 8, size[1] // 8, 3), np.uint8)
+    return cv2.resize(noise, size[::-1], interpolation=cv2.INTER_LINEAR)
+
+
+def write(path: Path, image: np.ndarray) -> Path:
+    """RGB or single-channel array to an image file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), image[..., ::-1] if image.ndim == 3 else image)
+    return path
+
+
+def pictures(folder: Path, count: int, size: tuple[int, int] = (48, 64), suffix: str = ".jpg") -> list[Path]:
+    return [write(folder / f"{i:03d}{suffix}", picture(i, size)) for i in range(count)]
+
+
+def coco_content(count: int, size: tuple[int, int] = (48, 64)) -> dict[str, Any]:
+    """Two boxes in every picture but the last; ids with gaps."""
+    images = [{"id": 10 + i, "file_name": f"{i:03d}.jpg", "height": size[0], "width": size[1]} for i in range(count)]
+    annotations = [
+        {"id": 2 * i + k + 1, "image_id": 10 + i, "category_id": (3, 7)[k], "bbox": [4 + i, 5 + 10 * k, 12, 9],
+         "area": 108, "iscrowd": 0}
+        for i in range(count - 1) for k in range(2)
+    ]  # fmt: skip
+    return {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": 3, "name": "vehicle"}, {"id": 7, "name": "pedestrian"}],
+    }
+
+
+def coco_tree(root: Path, count: int = 4, content: dict | str | bytes | None = None) -> dict[str, Any]:
+    """Writes pictures and a JSON (``content`` replaces it); the reader's config."""
+    pictures(root / "coco" / "images", count)
+    content = coco_content(count) if content is None else content
+    data = json.dumps(content) if isinstance(content, dict) else content
+    (root / "coco" / "boxes.json").write_bytes(data if isinstance(data, bytes) else data.encode())
+    return {"format": "coco", "images": "coco/images", "annotations": "coco/boxes.json"}
+
+
+def label_maps_tree(root: Path, count: int = 3, names: tuple[str, ...] = ("sky", "road", "car")) -> dict[str, Any]:
+    """Left half id 0, right half id 1, top row void, a corner of id 2."""
+    pictures(root / "maps" / "images", count)
+    for i in range(count):
+        label_map = np.zeros((48, 64), np.uint8)
+        label_map[:, 32:] = 1
+        label_map[40:, 56:] = 2
+        label_map[0] = 255
+        write(root / "maps" / "masks" / f"{i:03d}.png", label_map)
+    (root / "maps" / "classes.txt").write_text("\n".join(names) + "\n")
+    return {"format": "label_maps", "images": "maps/images", "masks": "maps/masks", "classes": "maps/classes.txt"}
+
+
+def depth_maps_tree(root: Path, count: int = 3) -> dict[str, Any]:
+    """Depth 1 m at the left to 3 m at the right in millimetres, top row invalid."""
+    pictures(root / "depth" / "images", count)
+    for i in range(count):
+        depth = np.tile(np.linspace(1000, 3000, 64).astype(np.uint16), (48, 1))
+        depth[0] = 0
+        write(root / "depth" / "depths" / f"{i:03d}.png", depth)
+    camera = {"fx": 60.0, "fy": 60.0, "cx": 32.0, "cy": 24.0}
+    return {
+        "format": "depth_maps",
+        "images": "depth/images",
+        "depths": "depth/depths",
+        "scale": 0.001,
+        "camera": camera,
+    }
+
+
+def cityscapes_tree(root: Path, count: int = 2, split: str = "train") -> dict[str, Any]:
+    """Label ids: road (7) below, sky (23) above, a car (26), ego vehicle (1); disparity 2 px of baseline 0.2 m."""
+    for i in range(count):
+        name, at = f"ulm_{i:06d}_000019", root / "city"
+        write(at / f"leftImg8bit/{split}/ulm/{name}_leftImg8bit.png", picture(i))
+        ids = np.full((48, 64), 7, np.uint8)
+        ids[:20], ids[30:40, 10:30], ids[46:] = 23, 26, 1
+        write(at / f"gtFine/{split}/ulm/{name}_gtFine_labelIds.png", ids)
+        disparity = np.full((48, 64), 2 * 256 + 1, np.uint16)
+        disparity[0], disparity[1] = 0, 1
+        write(at / f"disparity/{split}/ulm/{name}_disparity.png", disparity)
+        camera = {"extrinsic": {"baseline": 0.2}, "intrinsic": {"fx": 70.0, "fy": 71.0, "u0": 31.0, "v0": 23.0}}
+        path = at / f"camera/{split}/ulm/{name}_camera.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(camera))
+    return {"format": "cityscapes", "root": "city", "split": split}
+
+
+def image_labels_tree(root: Path, count: int = 4) -> dict[str, Any]:
+    """Even pictures by day, odd ones by night; a folder per class."""
+    for i in range(count):
+        write(root / "scenes" / ("day", "night")[i % 2] / f"{i:03d}.jpg", picture(i))
+    return {"format": "image_labels", "images": "scenes"}
+
+
+def open_tree(root: Path, *labels: dict[str, Any], name: str = "source", weight: float = 1.0, **classes: Any) -> Source:
+    """The source of some readers' configs; ``classes`` replaces parts of `CLASSES`."""
+    config = build(SourceConfig, {"name": name, "labels": list(labels), "weight": weight})
+    source = open_source(config, root, {**CLASSES, **classes})
+    assert source is not None
+    return source
+
+
+def data_config(**options: Any) -> DataConfig:
+    return build(DataConfig, options)
