@@ -16,39 +16,66 @@ from perception.data.street.picture import ROAD, SIDEWALK
 from perception.data.street.view import View
 
 
-def add_sky(light: Light, rays: NDArray[np.float32], origin: tuple[float, float]) -> NDArray[np.float32]:
-    """The sky's colour in every direction, float32 [H, W, 3], at half resolution and enlarged (it is smooth)."""
-    height, width = rays.shape[1:]
-    right, down, ahead = (rays[k, ::2, ::2] for k in range(3))
+def add_sky(
+    image: NDArray[np.float32],
+    light: Light,
+    rays: NDArray[np.float32],
+    mask: NDArray[np.bool_],
+    origin: tuple[float, float],
+) -> None:
+    """Paint the sky where ``mask`` is set; worked out at half resolution, for it is smooth."""
+    rows = np.flatnonzero(mask.any(1))
+    if not len(rows):
+        return
+    last = min(len(mask), (int(rows[-1]) + 2) // 2 * 2)
+    right, down, ahead = np.ascontiguousarray(rays[:, :last:2, ::2])
     up = np.maximum(-down, 0)
-    rise = np.sqrt(np.clip(up * 2.2, 0, 1))
-    sky = np.array(light.horizon, np.float32) + rise[:, :, None] * (np.array(light.zenith, np.float32) - np.array(light.horizon, np.float32))
+    rise = np.sqrt(np.minimum(up * np.float32(2.2), 1))
+    cover = glare = None
     if light.cover > 0:
-        flat = 26 / (up + 0.1)
-        u, v = (right * flat + origin[0]).astype(np.int64) & 511, (ahead * flat + origin[1]).astype(np.int64) & 511
-        cloud = texture.clouds()[v, u]
-        cover = np.clip((cloud - (1 - light.cover)) * 4.0, 0, 1) * np.clip(up * 9, 0, 1) * 0.9
-        sky += cover[:, :, None] * (np.array(light.cloud, np.float32) * (0.92 + 0.16 * cloud[:, :, None]) - sky)
+        flat = np.float32(26) / (up + np.float32(0.1))
+        u, v = (
+            (right * flat + np.float32(origin[0])).astype(np.int32) & 511,
+            (ahead * flat + np.float32(origin[1])).astype(np.int32) & 511,
+        )
+        cloud = np.take(texture.clouds(), (v << 9) + u)
+        cover = np.clip((cloud + np.float32(light.cover - 1)) * 4, 0, 1) * np.minimum(up * 9, 1) * np.float32(0.9)
+        cloud = cloud * np.float32(0.16) + np.float32(0.92)
     if max(light.direct) > 0.3:
-        norm = 1 / np.sqrt(right * right + down * down + ahead * ahead)
-        near = np.clip((right * light.sun[0] - down * light.sun[1] + ahead * light.sun[2]) * norm, 0, 1) ** 24
-        sky += near[:, :, None] * np.array(light.direct, np.float32) * 0.7
-    return cv2.resize(sky.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+        norm = right * right + down * down + ahead * ahead
+        towards = right * np.float32(light.sun[0]) - down * np.float32(light.sun[1]) + ahead * np.float32(light.sun[2])
+        glare = np.maximum(towards, 0) ** 2 / norm
+        glare = glare**12 * np.float32(0.7)
+    channels = []
+    for low, high, white, sun in zip(light.horizon, light.zenith, light.cloud, light.direct, strict=True):
+        channel = rise * np.float32(high - low) + np.float32(low)
+        if cover is not None:
+            channel += cover * (cloud * np.float32(white) - channel)
+        if glare is not None:
+            channel += glare * np.float32(sun)
+        channels.append(channel)
+    sky = cv2.resize(cv2.merge(channels), (image.shape[1], last), interpolation=cv2.INTER_LINEAR)
+    cv2.copyTo(sky, mask[:last].view(np.uint8), image[:last])
 
 
-def through_air(image: NDArray[np.float32], light: Light, depth: NDArray[np.float32], sky_mask: NDArray[np.bool_], sky: NDArray[np.float32], labels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Sky, then the mirror of a wet road, then haze between the camera and everything."""
-    np.copyto(image, sky, where=sky_mask[:, :, None])
+def through_air(
+    image: NDArray[np.float32],
+    light: Light,
+    depth: NDArray[np.float32],
+    sky: NDArray[np.bool_],
+    labels: NDArray[np.uint8],
+) -> None:
+    """The mirror of a wet road, then haze between the camera and everything but the sky."""
     if light.wet > 0:
-        _wet(image, light, sky_mask, labels)
+        _wet(image, light, labels)
     clear = np.exp(depth * np.float32(-light.haze))
-    clear[sky_mask] = 1
-    image *= clear[:, :, None]
-    image += (1 - clear)[:, :, None] * np.array(light.horizon, np.float32)
-    return image
+    clear[sky] = 1
+    cv2.multiply(image, cv2.merge([clear, clear, clear]), dst=image)
+    np.subtract(1, clear, out=clear)
+    cv2.add(image, cv2.merge([clear * np.float32(part) for part in light.horizon]), dst=image)
 
 
-def _wet(image: NDArray[np.float32], light: Light, sky_mask: NDArray[np.bool_], labels: NDArray[np.uint8]) -> None:
+def _wet(image: NDArray[np.float32], light: Light, labels: NDArray[np.uint8]) -> None:
     """Mix in the picture mirrored about the horizon, smeared downwards."""
     height = image.shape[0]
     paved = (labels == ROAD) | (labels == SIDEWALK)
@@ -58,40 +85,60 @@ def _wet(image: NDArray[np.float32], light: Light, sky_mask: NDArray[np.bool_], 
     first = int(rows[0])
     source = np.clip(2 * first - np.arange(first, height), 0, first)
     mirror = cv2.blur(image[source], (5, 15))
-    share = light.wet * np.linspace(1.0, 0.55, height - first, dtype=np.float32)[:, None] * paved[first:]
-    image[first:] *= (1 - 0.8 * share)[:, :, None]
-    image[first:] += mirror * (0.8 * share)[:, :, None]
+    fade = np.linspace(0.8, 0.45, height - first, dtype=np.float32) * np.float32(light.wet)
+    share = paved[first:] * fade[:, None]
+    share = cv2.merge([share, share, share])
+    cv2.multiply(mirror, share, dst=mirror)
+    cv2.multiply(image[first:], 1 - share, dst=image[first:])
+    image[first:] += mirror
 
 
-def glow(image: NDArray[np.float32], light: Light, view: View, faces: Faces, ids: NDArray[np.intp], depth: NDArray[np.float32]) -> None:
+POWER = {
+    Slot.HEADLIGHT: 3.0,
+    Slot.TAILLIGHT: 1.2,
+    Slot.LAMP: 3.0,
+    Slot.RED: 1.2,
+    Slot.AMBER: 1.2,
+    Slot.GREEN: 1.2,
+    Slot.WINDOW: 0.08,
+}
+"""How strong the halo is around what shines."""
+
+
+def glow(image: NDArray[np.float32], light: Light, view: View, faces: Faces, ids: NDArray[np.intp]) -> None:
     """Halos around what shines, strong in the dark."""
     if light.dark <= 0:
         return
     strength = np.zeros(len(faces.labels), np.float32)
-    for slot, power in ((Slot.HEADLIGHT, 3.0), (Slot.TAILLIGHT, 1.2), (Slot.LAMP, 3.0), (Slot.RED, 1.2), (Slot.AMBER, 1.2), (Slot.GREEN, 1.2), (Slot.WINDOW, 0.08)):
+    for slot, power in POWER.items():
         strength[faces.slots == slot] = power
     strength[faces.glows >= light.lights] = 0
-    source = image * strength[ids][:, :, None]
+    power = np.take(strength, ids)
+    source = cv2.multiply(image, cv2.merge([power, power, power]))
     height, width = view.size
     small = cv2.resize(source, (width // 4, height // 4), interpolation=cv2.INTER_AREA)
-    halo = cv2.GaussianBlur(small, (0, 0), 1.3) * 0.9 + cv2.GaussianBlur(small, (0, 0), 5.0) * 1.6
-    image += cv2.resize(halo, (width, height), interpolation=cv2.INTER_LINEAR) * np.float32(light.dark)
+    halo = cv2.GaussianBlur(small, (0, 0), 1.3) * np.float32(0.9 * light.dark) + cv2.GaussianBlur(
+        small, (0, 0), 5.0
+    ) * np.float32(1.6 * light.dark)
+    image += cv2.resize(halo, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
 def develop(image: NDArray[np.float32], light: Light, choose: Random) -> NDArray[np.uint8]:
     """Rain, lens, sensor: float32 [H, W, 3] in 0-1 to uint8."""
-    height, width = image.shape[:2]
+    size = image.shape[0], image.shape[1]
     if light.rain > 0:
-        tile, (y, x) = texture.rain(), (choose.randrange(2 * texture.SIDE - height % (2 * texture.SIDE)), choose.randrange(2 * texture.SIDE - width % (2 * texture.SIDE)))
-        streaks = np.take(np.take(tile, np.arange(y, y + height), 0, mode="wrap"), np.arange(x, x + width), 1, mode="wrap")
-        image += (streaks * np.float32(0.22 * light.rain))[:, :, None]
+        streaks = _window(texture.rain(), size, choose) * np.float32(0.22 * light.rain)
+        cv2.add(image, cv2.merge([streaks, streaks, streaks]), dst=image)
     image = cv2.GaussianBlur(image, (3, 3), 0.55 if light.rain == 0 else 0.75)
-    image *= texture.vignette((height, width))[:, :, None] * (np.array(light.tint, np.float32) * np.float32(255 * light.exposure))
-    noise = texture.sensor()
-    y, x = choose.randrange(noise.shape[0]), choose.randrange(noise.shape[1])
-    if y + height <= noise.shape[0] and x + width <= noise.shape[1]:
-        window = noise[y : y + height, x : x + width]
-    else:
-        window = np.take(np.take(noise, np.arange(y, y + height), 0, mode="wrap"), np.arange(x, x + width), 1, mode="wrap")
-    image += window * np.float32(light.noise)
-    return np.clip(image, 0, 255, out=image).astype(np.uint8)
+    lens = texture.vignette(size)
+    cv2.multiply(image, cv2.merge([lens * np.float32(255 * light.exposure * part) for part in light.tint]), dst=image)
+    noise = _window(texture.sensor(), size, choose)
+    return cv2.addWeighted(image, 1.0, noise, light.noise, 0.0, dtype=cv2.CV_8U)  # type: ignore[return-value]
+
+
+def _window(tile: NDArray[np.float32], size: tuple[int, int], choose: Random) -> NDArray[np.float32]:
+    """A random cut of ``size`` out of a tile that repeats."""
+    (height, width), (y, x) = size, (choose.randrange(tile.shape[0] // 2), choose.randrange(tile.shape[1] // 2))
+    if y + height <= tile.shape[0] and x + width <= tile.shape[1]:
+        return tile[y : y + height, x : x + width]
+    return np.take(np.take(tile, np.arange(y, y + height), 0, mode="wrap"), np.arange(x, x + width), 1, mode="wrap")

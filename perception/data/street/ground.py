@@ -25,7 +25,7 @@ PLAIN, DASH, STOP, ZEBRA, CORNER, SIDE, ZONES = range(7)
 class Road:
     """A cross-section. ``left``, ``right``: metres from the centre line to the kerbs; ``walk`` widths of the pavements.
 
-    colours: uint8 [ZONES, LEVELS, BINS, 3]; labels: uint8 [ZONES, BINS]
+    colours: uint8 [LEVELS, ZONES, BINS, 3]; labels: uint8 [ZONES, BINS]
     """
 
     forward: int
@@ -60,7 +60,9 @@ class Road:
 
     def lanes(self) -> list[tuple[float, int]]:
         """(across, direction) of every lane's middle; direction 1 = the camera's."""
-        return [((k + 0.5) * self.width, 1) for k in range(self.forward)] + [(-(k + 0.5) * self.width, -1) for k in range(self.oncoming)]
+        return [((k + 0.5) * self.width, 1) for k in range(self.forward)] + [
+            (-(k + 0.5) * self.width, -1) for k in range(self.oncoming)
+        ]
 
 
 @lru_cache(maxsize=64)
@@ -80,7 +82,7 @@ def sample_road(style: int) -> Road:
 
 def _tables(road: Road, choose: Random) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     x = (np.arange(BINS) + 0.5) * BIN - REACH
-    gray = choose.uniform(0.30, 0.46)
+    gray = choose.uniform(0.34, 0.52)
     asphalt = np.array([gray, gray * 1.005, gray * 1.015])
     slab = np.array(choose.choice(((0.62, 0.6, 0.56), (0.55, 0.55, 0.55), (0.6, 0.5, 0.44), (0.68, 0.66, 0.62))))
     grass = np.array(choose.choice(((0.3, 0.4, 0.17), (0.36, 0.42, 0.2), (0.42, 0.4, 0.24))))
@@ -112,16 +114,22 @@ def _tables(road: Road, choose: Random) -> tuple[NDArray[np.uint8], NDArray[np.u
     for level in range(1, LEVELS):
         row = cv2.GaussianBlur(shades[0].reshape(ZONES, BINS, 3), (0, 0), sigmaX=0.5 * 2**level, sigmaY=1e-3)
         shades.append(row)
-    stacked = np.stack(shades, 1)
-    mean = (stacked[PLAIN, 4:] * 2 + stacked[DASH, 4:]) / 3
-    stacked[PLAIN, 4:], stacked[DASH, 4:] = mean, mean
+    stacked = np.stack(shades)
+    mean = (stacked[4:, PLAIN] * 2 + stacked[4:, DASH]) / 3
+    stacked[4:, PLAIN], stacked[4:, DASH] = mean, mean
     return stacked.astype(np.uint8), labels
 
 
 def _mark(road: Road, x: NDArray, colours: NDArray, paint: NDArray, middle: NDArray, choose: Random) -> None:
     half = 0.07
-    centre = choose.choice(("dashed", "solid", "double")) if road.forward + road.oncoming > 2 else choose.choice(("dashed", "dashed", "solid", "none"))
-    lines = [(k * road.width, "dashed", paint) for k in range(1, road.forward)] + [(-k * road.width, "dashed", paint) for k in range(1, road.oncoming)]
+    centre = (
+        choose.choice(("dashed", "solid", "double"))
+        if road.forward + road.oncoming > 2
+        else choose.choice(("dashed", "dashed", "solid", "none"))
+    )
+    lines = [(k * road.width, "dashed", paint) for k in range(1, road.forward)] + [
+        (-k * road.width, "dashed", paint) for k in range(1, road.oncoming)
+    ]
     lines += [(-0.14, "solid", middle), (0.14, "solid", middle)] if centre == "double" else [(0.0, centre, middle)]
     edges = choose.random() < 0.6
     for parked, place in ((road.parking[0], -road.oncoming * road.width), (road.parking[1], road.forward * road.width)):
@@ -138,7 +146,9 @@ def _mark(road: Road, x: NDArray, colours: NDArray, paint: NDArray, middle: NDAr
     colours[ZEBRA, stripes] = paint
 
 
-def zones_along(road: Road, crossings: list[float], start: float, length: float, zebra: bool = True) -> NDArray[np.intp]:
+def zones_along(
+    road: Road, crossings: list[float], start: float, length: float, zebra: bool = True
+) -> NDArray[np.intp]:
     """The kind of stretch for every 10 cm from ``start``, [round(length * 10)]."""
     along = start + (np.arange(round(length * 10)) + 0.5) * 0.1
     zones = np.where(np.mod(along, 9.0) < 3.0, DASH, PLAIN)
@@ -148,7 +158,10 @@ def zones_along(road: Road, crossings: list[float], start: float, length: float,
         zones[gap < half + 6.0] = PLAIN
         zones[gap < half + 2.4] = CORNER
         if zebra:
-            before, after = (along > place - half - 3.2) & (along < place - half - 0.4), (along < place + half + 3.2) & (along > place + half + 0.4)
+            before, after = (
+                (along > place - half - 3.2) & (along < place - half - 0.4),
+                (along < place + half + 3.2) & (along > place + half + 0.4),
+            )
             zones[before | after] = ZEBRA
             zones[(along > place - half - 4.8) & (along < place - half - 4.4)] = STOP
         zones[gap < half] = SIDE

@@ -47,23 +47,25 @@ def sample_light(scene: str, choose: Random) -> Light:
     between = choose.uniform
     azimuth = between(-math.pi, math.pi)
     elevation = {"clear": between(0.45, 1.1), "dusk": between(0.1, 0.25)}.get(scene, 0.9)
-    sun = np.array([math.sin(azimuth) * math.cos(elevation), math.sin(elevation), math.cos(azimuth) * math.cos(elevation)])
+    sun = np.array(
+        [math.sin(azimuth) * math.cos(elevation), math.sin(elevation), math.cos(azimuth) * math.cos(elevation)]
+    )
     common = {
         "scene": scene, "sun": sun, "exposure": between(0.86, 1.14),
         "tint": (between(0.97, 1.03), 1.0, between(0.97, 1.03)), "rain": 0.0, "wet": 0.0, "lights": 0.0, "dark": 0.0, "noise": between(1.0, 3.0),
     }  # fmt: skip
     match scene:
         case "clear":
-            strength, blue = between(0.62, 0.85), between(0.0, 1.0)
+            strength, blue = between(0.65, 0.9), between(0.0, 1.0)
             special = {
-                "direct": (strength, strength * 0.94, strength * 0.82), "ambient": (0.50, 0.54, 0.62), "zenith": (0.22 + 0.1 * blue, 0.42 + 0.08 * blue, 0.78),
+                "direct": (strength, strength * 0.94, strength * 0.82), "ambient": (0.60, 0.64, 0.70), "zenith": (0.27 + 0.1 * blue, 0.5 + 0.08 * blue, 0.86),
                 "horizon": (0.72, 0.82, 0.92), "cloud": (0.97, 0.97, 0.98), "cover": between(0.05, 0.5), "haze": between(0.0006, 0.002),
             }  # fmt: skip
         case "overcast":
             gray = between(0.72, 0.88)
             special = {
-                "direct": (0.1, 0.1, 0.1), "ambient": (gray * 0.97, gray * 0.98, gray), "zenith": (gray * 0.8, gray * 0.84, gray * 0.9),
-                "horizon": (gray * 1.02, gray * 1.03, gray * 1.04), "cloud": (gray * 0.68, gray * 0.7, gray * 0.75), "cover": between(0.5, 0.8), "haze": between(0.001, 0.004),
+                "direct": (0.1, 0.1, 0.1), "ambient": (gray * 1.12, gray * 1.13, gray * 1.15), "zenith": (gray * 0.98, gray * 1.02, gray * 1.08),
+                "horizon": (gray * 1.08, gray * 1.09, gray * 1.1), "cloud": (gray * 0.82, gray * 0.85, gray * 0.9), "cover": between(0.5, 0.8), "haze": between(0.001, 0.004),
             }  # fmt: skip
         case "rain":
             gray = between(0.5, 0.64)
@@ -80,13 +82,13 @@ def sample_light(scene: str, choose: Random) -> Light:
         case "dusk":
             warm = between(0.0, 1.0)
             special = {
-                "direct": (0.55, 0.32, 0.14), "ambient": (0.40, 0.33, 0.38), "zenith": (0.20 + 0.1 * warm, 0.22, 0.42), "horizon": (0.98, 0.58 + 0.14 * warm, 0.32 + 0.1 * warm),
+                "direct": (0.62, 0.38, 0.18), "ambient": (0.46, 0.39, 0.43), "zenith": (0.20 + 0.1 * warm, 0.22, 0.42), "horizon": (0.98, 0.58 + 0.14 * warm, 0.32 + 0.1 * warm),
                 "cloud": (0.72, 0.38, 0.36), "cover": between(0.2, 0.6), "haze": between(0.001, 0.004), "lights": between(0.3, 0.6), "dark": 0.4, "noise": between(2.0, 5.0),
             }  # fmt: skip
         case _:
             glow = between(0.0, 1.0)
             special = {
-                "direct": (0.0, 0.0, 0.0), "ambient": (0.15, 0.16, 0.21), "zenith": (0.015, 0.02, 0.05), "horizon": (0.08 + 0.05 * glow, 0.07 + 0.03 * glow, 0.09), "cloud": (0.07, 0.06, 0.07),
-                "cover": 0.4, "haze": between(0.001, 0.004), "lights": between(0.5, 0.85), "dark": 1.0, "noise": between(5.0, 9.0), "wet": choose.choice((0.0, 0.0, 0.3)),
+                "direct": (0.0, 0.0, 0.0), "ambient": (0.155, 0.155, 0.19), "zenith": (0.015, 0.02, 0.05), "horizon": (0.08 + 0.05 * glow, 0.07 + 0.03 * glow, 0.09), "cloud": (0.07, 0.06, 0.07),
+                "cover": 0.4, "haze": between(0.001, 0.004), "lights": between(0.5, 0.85), "dark": 1.0, "noise": between(3.0, 6.0), "wet": choose.choice((0.0, 0.0, 0.3)),
             }  # fmt: skip
     return Light(**{**common, **special})

@@ -24,7 +24,25 @@ NEVER = 2.0
 class Slot(IntEnum):
     """Place in an object's palette."""
 
-    BODY, SECOND, GLASS, DARK, METAL, HEADLIGHT, TAILLIGHT, SKIN, HAIR, TRIM, FACE, MARK, RED, AMBER, GREEN, WINDOW, LAMP = range(17)
+    (
+        BODY,
+        SECOND,
+        GLASS,
+        DARK,
+        METAL,
+        HEADLIGHT,
+        TAILLIGHT,
+        SKIN,
+        HAIR,
+        TRIM,
+        FACE,
+        MARK,
+        RED,
+        AMBER,
+        GREEN,
+        WINDOW,
+        LAMP,
+    ) = range(17)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +75,9 @@ class Builder:
     vertices: list[tuple[float, ...]] = field(default_factory=list)
     faces: list[tuple[float, ...]] = field(default_factory=list)
 
-    def polygon(self, points: Sequence[Point], slot: int, shade: float = 1.0, glow: float = NEVER, out: Point | None = None) -> None:
+    def polygon(
+        self, points: Sequence[Point], slot: int, shade: float = 1.0, glow: float = NEVER, out: Point | None = None
+    ) -> None:
         """A flat face; seen only from the side towards which ``out`` points, or from both."""
         points = list(points)
         if out is not None and np.dot(_normal(points), out) < 0:
@@ -65,15 +85,28 @@ class Builder:
         self.vertices += [(*point, 0.0, 0.0, 0.0, 0.0) for point in points]
         self._face(len(points), slot, shade, glow, out is not None)
 
-    def disc(self, centre: Point, radii: tuple[float, float], slot: int, shade: float = 1.0, glow: float = NEVER, corners: int = 10, rough: Sequence[float] = ()) -> None:
+    def disc(
+        self,
+        centre: Point,
+        radii: tuple[float, float],
+        slot: int,
+        shade: float = 1.0,
+        glow: float = NEVER,
+        corners: int = 10,
+        rough: Sequence[float] = (),
+    ) -> None:
         """A round card that faces the camera; ``rough`` scales the radius corner by corner."""
         for corner in range(corners):
             angle = 2 * math.pi * corner / corners
             scale = rough[corner % len(rough)] if rough else 1.0
-            self.vertices.append((*centre, radii[0] * scale * math.cos(angle), radii[1] * scale * math.sin(angle), 0.0, 0.0))
+            self.vertices.append(
+                (*centre, radii[0] * scale * math.cos(angle), radii[1] * scale * math.sin(angle), 0.0, 0.0)
+            )
         self._face(corners, slot, shade, glow, False)
 
-    def limb(self, start: Point, end: Point, radii: tuple[float, float], slot: int, shade: float = 1.0, glow: float = NEVER) -> None:
+    def limb(
+        self, start: Point, end: Point, radii: tuple[float, float], slot: int, shade: float = 1.0, glow: float = NEVER
+    ) -> None:
         """A rod between two points, wide by ``radii`` as seen by the camera."""
         for point, radius in ((start, radii[0]), (start, -radii[0]), (end, -radii[1]), (end, radii[1])):
             self.vertices.append((*point, 0.0, 0.0, 0.0, radius))
@@ -86,7 +119,9 @@ class Builder:
             ring = [(x, y + radius * scale * math.cos(a), z + radius * scale * math.sin(a)) for a in angles]
             self.polygon(ring, slot, out=(side, 0, 0))
 
-    def prism(self, profile: Sequence[tuple[float, float, float]], slot: int, shades: Sequence[float] = ()) -> list[list[Point]]:
+    def prism(
+        self, profile: Sequence[tuple[float, float, float]], slot: int, shades: Sequence[float] = ()
+    ) -> list[list[Point]]:
         """Sweep a convex side profile of (z, y, half width) across x. Returns its left, right and edge faces."""
         left = [(-w, y, z) for z, y, w in profile]
         right = [(w, y, z) for z, y, w in profile]

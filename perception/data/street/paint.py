@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.data.street.mesh import Slot
+from perception.data.street.picture import POLE
 from perception.data.street.view import View
 from perception.data.street.world import Thing, World
 
@@ -29,6 +29,7 @@ class Faces:
     planes: float32 [F + 1, 3], inverse depth = a * x + b * y + c at pixel centres; ``near``, ``far``: its bounds
     normals: float64 [F + 1, 3] of the road frame (right, up, forward), towards the camera
     things: the object of each face, -1 = none; ``drawn`` int64 [T]: pixels of each thing before others covered it
+    bounds: int64 [T, 4], x1 y1 x2 y2 around the pixels that each thing can cover
     spots:  float64 [T, 3] where each thing stands (right of the camera, up, ahead)
     """
 
@@ -44,6 +45,7 @@ class Faces:
     colours: NDArray[np.float64]
     things: NDArray[np.int64]
     drawn: NDArray[np.int64]
+    bounds: NDArray[np.int64]
     spots: NDArray[np.float64]
 
 
@@ -96,12 +98,20 @@ def paint(world: World, view: View) -> tuple[Faces, list[Thing]]:
     pixels = view.project(np.where(depth[:, None] > NEAR, seen, (0.0, 0.0, 1.0))) - 0.5
     low, high = np.minimum.reduceat(pixels, starts), np.maximum.reduceat(pixels, starts)
     clipped = nearest <= NEAR
-    inside = (high[:, 0] > -1) & (low[:, 0] < view.size[1]) & (high[:, 1] > -1) & (low[:, 1] < view.size[0]) & ((high - low).max(1) > 0.7)
+    inside = (
+        (high[:, 0] > -1)
+        & (low[:, 0] < view.size[1])
+        & (high[:, 1] > -1)
+        & (low[:, 1] < view.size[0])
+        & ((high - low).max(1) > 0.7)
+    )
     keep &= inside | clipped
     parts = np.concatenate([mesh.parts for mesh in meshes]) * np.cos(headings)[owner]
     rows = np.flatnonzero(keep)
     rows = rows[np.lexsort((rows, -parts[rows], owner[rows]))]
-    ids, drawn = _draw(view, pixels, seen, starts, counts, clipped, rows, owner, things)
+    bounds = _bounds(view, low, high, clipped, rows, owner, len(things))
+    labels = np.concatenate([mesh.labels for mesh in meshes])
+    ids, drawn = _draw(view, pixels, seen, starts, counts, clipped, rows, owner, things, bounds, labels[rows] == POLE)
     facing = normals[rows] * np.sign(towards[rows] + 1e-12)[:, None]
     facing /= np.linalg.norm(facing, axis=1, keepdims=True) + 1e-12
     planes = _planes(view, seen[starts[rows]], facing)
@@ -109,18 +119,23 @@ def paint(world: World, view: View) -> tuple[Faces, list[Thing]]:
     def lead(values: NDArray, first: float, kind: type) -> NDArray:
         return np.concatenate([[first], values[rows]]).astype(kind)
 
-    gather = {name: np.concatenate([getattr(mesh, name) for mesh in meshes]) for name in ("labels", "slots", "shades", "glows")}
+    gather = {
+        name: np.concatenate([getattr(mesh, name) for mesh in meshes])
+        for name in ("labels", "slots", "shades", "glows")
+    }
     palettes = np.stack([thing.palette for thing in things])
     colours = palettes[owner[rows], gather["slots"][rows]]
     faces = Faces(
         ids, np.concatenate([np.zeros((1, 3), np.float32), planes]), lead(1 / np.maximum(nearest, NEAR), 1.0, np.float32), lead(1 / np.maximum(farthest, NEAR), 0.0, np.float32),
         np.concatenate([[[0.0, 1.0, 0.0]], facing]), lead(gather["labels"], 0, np.uint8), lead(gather["slots"], 0, np.int64), lead(gather["shades"], 1, np.float64),
-        lead(gather["glows"], 2, np.float64), np.concatenate([[[0.0, 0.0, 0.0]], colours]), lead(owner, -1, np.int64), drawn, spots,
+        lead(gather["glows"], 2, np.float64), np.concatenate([[[0.0, 0.0, 0.0]], colours]), lead(owner, -1, np.int64), drawn, bounds, spots,
     )  # fmt: skip
     return faces, things
 
 
-def _vertices(things: list[Thing], spots: NDArray, headings: NDArray, vertex_counts: NDArray, counts: NDArray, limbs: NDArray) -> NDArray[np.float64]:
+def _vertices(
+    things: list[Thing], spots: NDArray, headings: NDArray, vertex_counts: NDArray, counts: NDArray, limbs: NDArray
+) -> NDArray[np.float64]:
     """All vertices [V, 3], right of the camera, above the ground, ahead."""
     meshes = [thing.mesh for thing in things]
     scale = np.repeat(np.array([thing.scale for thing in things]), vertex_counts, axis=0)
@@ -153,27 +168,42 @@ def _planes(view: View, points: NDArray[np.float64], normals: NDArray[np.float64
     return np.stack([a, b, c], 1).astype(np.float32)
 
 
-def _draw(view: View, pixels: NDArray, seen: NDArray, starts: NDArray, counts: NDArray, clipped: NDArray, rows: NDArray, owner: NDArray, things: list[Thing]) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
-    """Fill the faces in order. Also counts what each boxed thing covers at the moment it is painted."""
+def _bounds(
+    view: View, low: NDArray, high: NDArray, clipped: NDArray, rows: NDArray, owner: NDArray, count: int
+) -> NDArray[np.int64]:
+    """Whole-pixel rectangle [T, 4] within the picture around the faces of each thing."""
+    height, width = view.size
+    bounds = np.tile(np.array([width, height, 0, 0], np.float64), (count, 1))
+    if len(rows):
+        owners, first = np.unique(owner[rows], return_index=True)
+        near = clipped[rows, None]
+        bounds[owners, :2] = np.minimum.reduceat(np.where(near, 0.0, low[rows] - 1), first)
+        bounds[owners, 2:] = np.maximum.reduceat(np.where(near, (width, height), high[rows] + 3), first)
+    return np.clip(bounds, 0, (width, height, width, height)).astype(np.int64)
+
+
+def _draw(
+    view: View, pixels: NDArray, seen: NDArray, starts: NDArray, counts: NDArray, clipped: NDArray, rows: NDArray,
+    owner: NDArray, things: list[Thing], bounds: NDArray[np.int64], poles: NDArray[np.bool_],
+) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:  # fmt: skip
+    """Fill the faces in order. Also counts what each boxed thing, without its ``poles``, covers when it is painted."""
     ids = np.zeros(view.size, np.uint16)
     drawn = np.zeros(len(things), np.int64)
     fixed = np.rint(np.clip(pixels, -30000, 30000) * (1 << SUBPIXEL)).astype(np.int32)
     fill, lines, shift = cv2.fillConvexPoly, cv2.LINE_8, SUBPIXEL
-    ends = starts + counts
-    owners = owner[rows].tolist()
-    number, last = 1, -1
-    first = 1
-    for row, start, end, cut, thing in zip(rows.tolist(), starts[rows].tolist(), ends[rows].tolist(), clipped[rows].tolist(), owners, strict=True):
-        if thing != last:
-            if last >= 0 and things[last].kind >= 0:
-                drawn[last] = cv2.countNonZero(cv2.inRange(ids, first, number - 1))  # type: ignore[call-overload]
-            first, last = number, thing
-        polygon = fixed[start:end] if not cut else _clip(view, seen[start:end])
-        if len(polygon) > 2:
-            fill(ids, polygon, number, lines, shift)
-        number += 1
-    if last >= 0 and things[last].kind >= 0:
-        drawn[last] = cv2.countNonZero(cv2.inRange(ids, first, number - 1))  # type: ignore[call-overload]
+    starts, ends, cuts = starts[rows].tolist(), (starts + counts)[rows].tolist(), clipped[rows].tolist()
+    owners, firsts = np.unique(owner[rows], return_index=True)
+    for thing, first, last in zip(owners.tolist(), firsts.tolist(), [*firsts[1:].tolist(), len(rows)], strict=True):
+        for number in range(first, last):
+            start, end = starts[number], ends[number]
+            polygon = _clip(view, seen[start:end]) if cuts[number] else fixed[start:end]
+            if len(polygon) > 2:
+                fill(ids, polygon, number + 1, lines, shift)
+        if things[thing].kind >= 0:
+            x1, y1, x2, y2 = bounds[thing].tolist()
+            lowest = first + 1 + int(poles[first:last].sum())
+            covered = cv2.inRange(ids[y1:y2, x1:x2], lowest, last) if x1 < x2 and y1 < y2 else None  # type: ignore[call-overload]
+            drawn[thing] = 0 if covered is None else cv2.countNonZero(covered)
     return ids, drawn
 
 
@@ -191,4 +221,4 @@ def _clip(view: View, points: NDArray[np.float64]) -> NDArray[np.int32]:
     return np.rint(np.clip(view.project(np.array(kept)) - 0.5, -30000, 30000) * (1 << SUBPIXEL)).astype(np.int32)
 
 
-__all__ = ["NEAR", "Faces", "Slot", "paint", "place", "visible"]
+__all__ = ["NEAR", "Faces", "paint", "place", "visible"]

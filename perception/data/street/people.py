@@ -42,7 +42,9 @@ def pedestrian(style: int, phase: float = 0.25) -> Mesh:
     _luggage(build, choose, hand)
     if umbrella:
         build.limb((0.2, 1.1, 0.1), (0.12, 2.0, 0.1), (0.015, 0.015), Slot.DARK)
-        build.polygon([(-0.42, 1.92, 0.1), (0.66, 1.92, 0.1), (0.45, 2.14, 0.1), (0.12, 2.22, 0.1), (-0.21, 2.14, 0.1)], Slot.MARK)
+        build.polygon(
+            [(-0.42, 1.92, 0.1), (0.66, 1.92, 0.1), (0.45, 2.14, 0.1), (0.12, 2.22, 0.1), (-0.21, 2.14, 0.1)], Slot.MARK
+        )
     return build.mesh()
 
 
@@ -70,12 +72,22 @@ def cyclist(style: int) -> Mesh:
     build = Builder(BICYCLE)
     radius, front, rear = 0.34, 0.53, -0.53
     for z in (rear, front):
-        ring = [(0.0, radius + radius * math.cos(math.pi * k / 6), z + radius * math.sin(math.pi * k / 6)) for k in range(13)]
+        ring = [
+            (0.0, radius + radius * math.cos(math.pi * k / 6), z + radius * math.sin(math.pi * k / 6))
+            for k in range(13)
+        ]
         for start, end in zip(ring[:-1], ring[1:], strict=True):
             build.limb(start, end, (0.032, 0.032), Slot.DARK)
         build.limb((0, 0.02, z), (0, 2 * radius, z), (0.028, 0.028), Slot.DARK)
     crank, seat, head = (0.0, 0.3, -0.1), (0.0, 0.92, -0.28), (0.0, 0.86, 0.4)
-    for start, end in ((crank, seat), (crank, head), ((0.0, 0.8, -0.24), head), (crank, (0.0, radius, rear)), ((0.0, 0.78, -0.24), (0.0, radius, rear)), (head, (0.0, radius, front))):
+    for start, end in (
+        (crank, seat),
+        (crank, head),
+        ((0.0, 0.8, -0.24), head),
+        (crank, (0.0, radius, rear)),
+        ((0.0, 0.78, -0.24), (0.0, radius, rear)),
+        (head, (0.0, radius, front)),
+    ):
         build.limb(start, end, (0.028, 0.028), Slot.MARK)
     build.limb((-0.27, 1.02, 0.36), (0.27, 1.02, 0.36), (0.022, 0.022), Slot.METAL)
     build.limb((0, 1.02, 0.36), head, (0.025, 0.025), Slot.METAL)
@@ -91,7 +103,12 @@ def cyclist(style: int) -> Mesh:
         knee = (sign * 0.13, 0.86 if high else 0.62, 0.2 if high else 0.08)
         build.limb((sign * 0.1, 0.96, -0.24), knee, (0.1, 0.075), Slot.SECOND, 1.0 - 0.1 * sign)
         build.limb(knee, foot, (0.075, 0.05), Slot.SECOND, 0.92 - 0.1 * sign)
-        build.limb((foot[0], foot[1] - 0.03, foot[2] - 0.06), (foot[0], foot[1] - 0.03, foot[2] + 0.16), (0.045, 0.04), Slot.DARK)
+        build.limb(
+            (foot[0], foot[1] - 0.03, foot[2] - 0.06),
+            (foot[0], foot[1] - 0.03, foot[2] + 0.16),
+            (0.045, 0.04),
+            Slot.DARK,
+        )
     build.limb((0, 0.9, -0.28), neck, (0.17, 0.215), Slot.BODY)
     for sign in (-1, 1):
         elbow = (sign * 0.27, 1.2, 0.12)

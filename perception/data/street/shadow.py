@@ -25,7 +25,9 @@ def cast_shadows(world: World, view: View, things: list[Thing], spots: NDArray[n
     outlines: list[NDArray] = []
     under: list[NDArray] = []
     for thing, spot, heading in zip(things, spots, headings, strict=True):
-        half_width, height, half_length = (part * scale for part, scale in zip(thing.mesh.size, thing.scale, strict=True))
+        half_width, height, half_length = (
+            part * scale for part, scale in zip(thing.mesh.size, thing.scale, strict=True)
+        )
         if spot[2] > 70 or height < 0.5:
             continue
         label = int(thing.mesh.labels[0])

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 SIDE = 512
 """Tiles are SIDE x SIDE and repeat."""
 
-GRAIN, LEAVES = 0, 1
+GRAIN, LEAVES = 0, SIDE * SIDE
+"""Where the tiles begin in `surfaces`."""
 
 
 def _smooth(noise: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
@@ -47,7 +48,10 @@ def sensor() -> NDArray[np.float32]:
     """[2 * SIDE, 2 * SIDE, 3]: slightly correlated colour noise of deviation 1; a picture takes a window of it."""
     random = np.random.default_rng(13)
     noise = random.standard_normal((2 * SIDE, 2 * SIDE, 3)).astype(np.float32)
-    return cv2.GaussianBlur(noise, (0, 0), 0.5) * 1.3 * 0.8 + random.standard_normal((2 * SIDE, 2 * SIDE, 1)).astype(np.float32) * 0.5
+    return (
+        cv2.GaussianBlur(noise, (0, 0), 0.5) * 1.3 * 0.8
+        + random.standard_normal((2 * SIDE, 2 * SIDE, 1)).astype(np.float32) * 0.5
+    )
 
 
 @lru_cache(maxsize=1)
@@ -55,7 +59,13 @@ def rain() -> NDArray[np.float32]:
     """[2 * SIDE, 2 * SIDE] in 0-1: streaks of falling drops."""
     random = np.random.default_rng(14)
     tile = np.zeros((2 * SIDE, 2 * SIDE), np.float32)
-    for x, y, length, bright in zip(random.integers(0, 2 * SIDE, 3600), random.integers(0, 2 * SIDE, 3600), random.uniform(6, 26, 3600), random.uniform(0.25, 1.0, 3600), strict=True):
+    for x, y, length, bright in zip(
+        random.integers(0, 2 * SIDE, 3600),
+        random.integers(0, 2 * SIDE, 3600),
+        random.uniform(6, 26, 3600),
+        random.uniform(0.25, 1.0, 3600),
+        strict=True,
+    ):
         cv2.line(tile, (int(x), int(y)), (int(x - 0.12 * length), int(y + length)), float(bright), 1, cv2.LINE_AA)
     return cv2.GaussianBlur(tile, (0, 0), 0.6)
 

@@ -17,7 +17,9 @@ from perception.data.street.world import World, sample_world
 from perception.types import DataError
 
 
-def frames(seed: int, count: int, size: tuple[int, int] = (256, 512), fps: float = 12.0, scene: str | None = None) -> Iterator[StreetPicture]:
+def frames(
+    seed: int, count: int, size: tuple[int, int] = (256, 512), fps: float = 12.0, scene: str | None = None
+) -> Iterator[StreetPicture]:
     """``count`` pictures, 1 / ``fps`` seconds apart, from a camera that drives along one street.
 
     Identities stay with their objects. ``scene`` picks the weather, otherwise the seed does.
@@ -36,7 +38,9 @@ def frames(seed: int, count: int, size: tuple[int, int] = (256, 512), fps: float
                 thing.mesh = thing.stride(time)
         bob = 0.0025 * math.sin(2 * math.pi * 1.1 * time)
         yaw = 0.004 * math.sin(2 * math.pi * 0.21 * time)
-        view = make_view(start.camera, size, start.height, start.across, speed * time, (start.pitch + bob, yaw, start.roll))
+        view = make_view(
+            start.camera, size, start.height, start.across, speed * time, (start.pitch + bob, yaw, start.roll)
+        )
         yield picture(world, view, choose)
 
 
@@ -61,7 +65,9 @@ def write_video(path: Path, seconds: float, seed: int, size: tuple[int, int] = (
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), fps, size[::-1])
     if not writer.isOpened():
-        raise DataError(f"Could not open {path} for writing. Expected a file name that ends in .mp4 in a writable folder.")
+        raise DataError(
+            f"Could not open {path} for writing. Expected a file name that ends in .mp4 in a writable folder."
+        )
     records, last = [], None
     try:
         for number, last in enumerate(frames(seed, count, size, fps)):
@@ -74,5 +80,14 @@ def write_video(path: Path, seconds: float, seed: int, size: tuple[int, int] = (
         writer.release()
     assert last is not None
     camera = {"fx": last.camera.fx, "fy": last.camera.fy, "cx": last.camera.cx, "cy": last.camera.cy}
-    about = {"seed": seed, "version": VERSION, "fps": fps, "size": list(size), "scene": last.scene, "camera": camera, "classes": list(CLASSES), "frames": records}
+    about = {
+        "seed": seed,
+        "version": VERSION,
+        "fps": fps,
+        "size": list(size),
+        "scene": last.scene,
+        "camera": camera,
+        "classes": list(CLASSES),
+        "frames": records,
+    }
     path.with_name(f"{path.stem}_tracks.json").write_text(json.dumps(about), "utf-8")

@@ -37,18 +37,35 @@ class View:
     def project(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
         """Pixels [N, 2] of points [N, 3] in the camera's frame, in front of it."""
         inverse = 1.0 / points[:, 2]
-        return np.stack([points[:, 0] * inverse * self.camera.fx + self.camera.cx, points[:, 1] * inverse * self.camera.fy + self.camera.cy], 1)
+        return np.stack(
+            [
+                points[:, 0] * inverse * self.camera.fx + self.camera.cx,
+                points[:, 1] * inverse * self.camera.fy + self.camera.cy,
+            ],
+            1,
+        )
 
     def rays(self) -> NDArray[np.float32]:
         """[3, H, W]: (right, down, forward) in the road frame of the ray that gains one metre of depth, per pixel."""
         height, width = self.size
-        x = ((np.arange(width) + 0.5 - self.camera.cx) / self.camera.fx)[None, :]
-        y = ((np.arange(height) + 0.5 - self.camera.cy) / self.camera.fy)[:, None]
+        x = (np.arange(width) + 0.5 - self.camera.cx) / self.camera.fx
+        y = (np.arange(height) + 0.5 - self.camera.cy) / self.camera.fy
         turn = self.rotation.T
-        return np.stack([(turn[i, 0] * x + (turn[i, 1] * y + turn[i, 2])).astype(np.float32) for i in range(3)])
+        rays = np.empty((3, height, width), np.float32)
+        for i in range(3):
+            rows, columns = (turn[i, 1] * y + turn[i, 2]).astype(np.float32), (turn[i, 0] * x).astype(np.float32)
+            np.add(rows[:, None], columns[None, :], out=rays[i])
+        return rays
 
 
-def make_view(camera: Camera, size: tuple[int, int], height: float, across: float, along: float, angles: tuple[float, float, float]) -> View:
+def make_view(
+    camera: Camera,
+    size: tuple[int, int],
+    height: float,
+    across: float,
+    along: float,
+    angles: tuple[float, float, float],
+) -> View:
     """``angles``: pitch (positive = nose down), yaw (to the right) and roll (clockwise), radians."""
     pitch, yaw, roll = angles
     turn_y = np.array([[math.cos(yaw), 0, -math.sin(yaw)], [0, 1, 0], [math.sin(yaw), 0, math.cos(yaw)]])
@@ -61,6 +78,15 @@ def sample_view(choose: Random, size: tuple[int, int], lane: float) -> View:
     """A camera behind a windscreen, between a low car's and a truck's, somewhere in the lane around ``lane``."""
     height, width = size
     focal = choose.uniform(0.6, 1.1) * width
-    camera = Camera(focal, focal, width / 2 + choose.uniform(-0.01, 0.01) * width, height / 2 + choose.uniform(-0.02, 0.02) * height)
+    camera = Camera(
+        focal, focal, width / 2 + choose.uniform(-0.01, 0.01) * width, height / 2 + choose.uniform(-0.02, 0.02) * height
+    )
     angles = (choose.gauss(0.012, 0.03), choose.gauss(0.0, 0.03), choose.gauss(0.0, 0.008))
-    return make_view(camera, size, choose.choice((choose.uniform(1.2, 1.7), choose.uniform(1.2, 2.2))), lane + choose.gauss(0, 0.3), 0.0, angles)
+    return make_view(
+        camera,
+        size,
+        choose.choice((choose.uniform(1.2, 1.7), choose.uniform(1.2, 2.2))),
+        lane + choose.gauss(0, 0.3),
+        0.0,
+        angles,
+    )

@@ -29,12 +29,63 @@ PALETTE = np.array([
     (0.6, 0.6, 0.6), (0.5, 0.5, 0.5), (0.10, 0.12, 0.15), (0.06, 0.06, 0.065), (0.52, 0.54, 0.56), (0.88, 0.9, 0.92), (0.55, 0.04, 0.05), (0.82, 0.62, 0.5), (0.15, 0.1, 0.07),
     (0.93, 0.93, 0.92), (0.07, 0.22, 0.62), (0.5, 0.3, 0.2), (0.82, 0.06, 0.07), (0.98, 0.75, 0.05), (0.1, 0.8, 0.35), (0.2, 0.25, 0.31), (0.9, 0.9, 0.85),
 ])  # fmt: skip
-PAINTS = ((0.92, 0.92, 0.91), (0.92, 0.92, 0.91), (0.66, 0.68, 0.7), (0.4, 0.41, 0.43), (0.07, 0.07, 0.08), (0.07, 0.07, 0.08), (0.12, 0.2, 0.42), (0.55, 0.06, 0.07), (0.3, 0.08, 0.09), (0.16, 0.3, 0.2), (0.62, 0.56, 0.45), (0.2, 0.35, 0.55), (0.75, 0.45, 0.08))
-CLOTHES = ((0.1, 0.1, 0.12), (0.15, 0.18, 0.3), (0.5, 0.1, 0.12), (0.75, 0.72, 0.66), (0.25, 0.33, 0.24), (0.85, 0.55, 0.12), (0.3, 0.3, 0.33), (0.2, 0.4, 0.62), (0.62, 0.3, 0.42), (0.85, 0.85, 0.86))
-TROUSERS = ((0.1, 0.1, 0.12), (0.13, 0.17, 0.28), (0.24, 0.27, 0.34), (0.35, 0.3, 0.24), (0.2, 0.2, 0.2), (0.5, 0.46, 0.38))
-WALLS = ((0.72, 0.66, 0.55), (0.62, 0.35, 0.27), (0.5, 0.28, 0.22), (0.78, 0.74, 0.67), (0.6, 0.6, 0.6), (0.8, 0.72, 0.5), (0.45, 0.42, 0.4), (0.68, 0.53, 0.42), (0.56, 0.6, 0.63), (0.82, 0.8, 0.76), (0.7, 0.55, 0.5))
+PAINTS = (
+    (0.92, 0.92, 0.91),
+    (0.92, 0.92, 0.91),
+    (0.66, 0.68, 0.7),
+    (0.4, 0.41, 0.43),
+    (0.07, 0.07, 0.08),
+    (0.07, 0.07, 0.08),
+    (0.12, 0.2, 0.42),
+    (0.55, 0.06, 0.07),
+    (0.3, 0.08, 0.09),
+    (0.16, 0.3, 0.2),
+    (0.62, 0.56, 0.45),
+    (0.2, 0.35, 0.55),
+    (0.75, 0.45, 0.08),
+)
+CLOTHES = (
+    (0.1, 0.1, 0.12),
+    (0.15, 0.18, 0.3),
+    (0.5, 0.1, 0.12),
+    (0.75, 0.72, 0.66),
+    (0.25, 0.33, 0.24),
+    (0.85, 0.55, 0.12),
+    (0.3, 0.3, 0.33),
+    (0.2, 0.4, 0.62),
+    (0.62, 0.3, 0.42),
+    (0.85, 0.85, 0.86),
+)
+TROUSERS = (
+    (0.1, 0.1, 0.12),
+    (0.13, 0.17, 0.28),
+    (0.24, 0.27, 0.34),
+    (0.35, 0.3, 0.24),
+    (0.2, 0.2, 0.2),
+    (0.5, 0.46, 0.38),
+)
+WALLS = (
+    (0.72, 0.66, 0.55),
+    (0.62, 0.35, 0.27),
+    (0.5, 0.28, 0.22),
+    (0.78, 0.74, 0.67),
+    (0.6, 0.6, 0.6),
+    (0.8, 0.72, 0.5),
+    (0.45, 0.42, 0.4),
+    (0.68, 0.53, 0.42),
+    (0.56, 0.6, 0.63),
+    (0.82, 0.8, 0.76),
+    (0.7, 0.55, 0.5),
+)
 ROOFS = ((0.5, 0.22, 0.16), (0.3, 0.29, 0.3), (0.4, 0.25, 0.2), (0.24, 0.24, 0.27))
-LEAVES = ((0.2, 0.34, 0.12), (0.26, 0.38, 0.14), (0.16, 0.28, 0.12), (0.34, 0.4, 0.15), (0.45, 0.36, 0.12), (0.24, 0.32, 0.2))
+LEAVES = (
+    (0.2, 0.34, 0.12),
+    (0.26, 0.38, 0.14),
+    (0.16, 0.28, 0.12),
+    (0.34, 0.4, 0.15),
+    (0.45, 0.36, 0.12),
+    (0.24, 0.32, 0.2),
+)
 AWNINGS = ((0.6, 0.12, 0.12), (0.1, 0.3, 0.25), (0.15, 0.2, 0.4), (0.7, 0.6, 0.35), (0.25, 0.25, 0.25))
 SKINS = ((0.87, 0.67, 0.55), (0.78, 0.56, 0.43), (0.5, 0.33, 0.24), (0.33, 0.21, 0.15))
 
@@ -83,7 +134,14 @@ def sample_world(choose: Random, scene: str | None = None, length: float = 0.0) 
         crossings.append(place)
         place += choose.uniform(55.0, 110.0)
     curvature = choose.choice((0.0, 0.0, choose.uniform(-0.0045, 0.0045), choose.uniform(-0.0045, 0.0045)))
-    world = World(road, light, curvature, crossings, tone=choose.uniform(0.8, 1.2), origin=(choose.uniform(0, 400), choose.uniform(0, 400)))
+    world = World(
+        road,
+        light,
+        curvature,
+        crossings,
+        tone=choose.uniform(0.8, 1.2),
+        origin=(choose.uniform(0, 400), choose.uniform(0, 400)),
+    )
     for side in (-1, 1):
         _line_up_buildings(world, choose, side, end)
         _line_up_trees(world, choose, side, end)
@@ -125,15 +183,40 @@ def _line_up_buildings(world: World, choose: Random, side: int, end: float) -> N
         size = choose.uniform(9.0, 14.0) if suburb else choose.uniform(9.0, 24.0)
         setback = choose.uniform(2.0, 6.0) if suburb else choose.choice((0.0, 0.0, 0.0, 0.5))
         middle = along + size / 2
-        blocked = any(abs(middle - place) < world.road.side_half + world.road.walk[0 if side < 0 else 1] + size / 2 for place in world.crossings)
+        blocked = any(
+            abs(middle - place) < world.road.side_half + world.road.walk[0 if side < 0 else 1] + size / 2
+            for place in world.crossings
+        )
         if not blocked and (town < 0.88 or choose.random() < 0.4):
             wall = _shift(WALLS[(hue + choose.choice((0, 0, 1, 3, 5))) % len(WALLS)], choose, 0.12)
-            second = tuple(min(1.0, part * choose.uniform(0.75, 1.25)) for part in wall)
-            mesh = surroundings.house(choose.randrange(surroundings.HOUSES)) if suburb else surroundings.block(choose.randrange(surroundings.BLOCKS))
-            colours = _palette(body=wall, second=second, mark=choose.choice(ROOFS if suburb or choose.random() < 0.4 else AWNINGS))
-            world.things.append(Thing(mesh, colours, middle, side * (line + setback), turn, (1.0, choose.uniform(0.92, 1.1), size), layer=size / 2))
+            second = _shift(wall, choose, 0.25)
+            mesh = (
+                surroundings.house(choose.randrange(surroundings.HOUSES))
+                if suburb
+                else surroundings.block(choose.randrange(surroundings.BLOCKS))
+            )
+            colours = _palette(
+                body=wall, second=second, mark=choose.choice(ROOFS if suburb or choose.random() < 0.4 else AWNINGS)
+            )
+            world.things.append(
+                Thing(
+                    mesh,
+                    colours,
+                    middle,
+                    side * (line + setback),
+                    turn,
+                    (1.0, choose.uniform(0.92, 1.1), size),
+                    layer=size / 2,
+                )
+            )
         elif not blocked and choose.random() < 0.8:
-            _plant(world, choose, middle + choose.uniform(-3, 3), side * (line + choose.uniform(2, 9)), choose.uniform(0.9, 1.4))
+            _plant(
+                world,
+                choose,
+                middle + choose.uniform(-3, 3),
+                side * (line + choose.uniform(2, 9)),
+                choose.uniform(0.9, 1.4),
+            )
         along += size if not suburb else size + choose.uniform(2.0, 9.0)
         if blocked:
             along += 3.0
@@ -143,7 +226,17 @@ def _line_up_buildings(world: World, choose: Random, side: int, end: float) -> N
 
 def _plant(world: World, choose: Random, along: float, across: float, scale: float) -> None:
     colours = _palette(body=_shift(choose.choice(LEAVES), choose, 0.15), second=_shift((0.3, 0.24, 0.19), choose, 0.2))
-    world.things.append(Thing(surroundings.tree(choose.randrange(surroundings.TREES)), colours, along, across, 0.0, (scale, scale, scale), layer=1.0))
+    world.things.append(
+        Thing(
+            surroundings.tree(choose.randrange(surroundings.TREES)),
+            colours,
+            along,
+            across,
+            0.0,
+            (scale, scale, scale),
+            layer=1.0,
+        )
+    )
 
 
 def _line_up_trees(world: World, choose: Random, side: int, end: float) -> None:
@@ -160,7 +253,17 @@ def _line_up_trees(world: World, choose: Random, side: int, end: float) -> None:
         start = choose.uniform(-5, 30)
         for k in range(choose.randint(1, 3)):
             if not _near_crossing(world, start + 14 * k, 12.0):
-                world.things.append(Thing(surroundings.hedge(choose.randrange(8)), colours, start + 14 * k, side * (line - 0.1), 0.0, (1.0, choose.uniform(0.8, 1.3), 13.0), layer=6.5))
+                world.things.append(
+                    Thing(
+                        surroundings.hedge(choose.randrange(8)),
+                        colours,
+                        start + 14 * k,
+                        side * (line - 0.1),
+                        0.0,
+                        (1.0, choose.uniform(0.8, 1.3), 13.0),
+                        layer=6.5,
+                    )
+                )
 
 
 def _line_up_posts(world: World, choose: Random, side: int, end: float) -> None:
@@ -175,15 +278,32 @@ def _line_up_posts(world: World, choose: Random, side: int, end: float) -> None:
     along = choose.uniform(7.0, 30.0)
     while along < end - 75:
         if choose.random() < (0.85 if side > 0 else 0.55):
-            mesh = surroundings.sign(choose.randrange(surroundings.SIGNS))
-            face = choose.choice((PALETTE[Slot.FACE], (0.05, 0.35, 0.2), (0.1, 0.28, 0.7)))
+            style = choose.randrange(surroundings.SIGNS)
+            mesh = surroundings.sign(style)
+            face = (
+                choose.choice(((0.07, 0.22, 0.62), (0.05, 0.35, 0.2), (0.1, 0.28, 0.7)))
+                if style == 3
+                else (0.07, 0.22, 0.62)
+            )
             scale = choose.uniform(1.0, 1.25)
-            world.things.append(Thing(mesh, _palette(face=tuple(face)), along, place, choose.uniform(-0.15, 0.15), (scale, choose.uniform(0.9, 1.1), scale), SIGN))
+            world.things.append(
+                Thing(
+                    mesh,
+                    _palette(face=face),
+                    along,
+                    place,
+                    choose.uniform(-0.15, 0.15),
+                    (scale, choose.uniform(0.9, 1.1), scale),
+                    SIGN,
+                )
+            )
         along += choose.uniform(14.0, 30.0)
     if choose.random() < 0.25:
         along = choose.uniform(4.0, 30.0)
         for k in range(choose.randint(4, 8)):
-            world.things.append(Thing(surroundings.post(1), _palette(), along + 2.0 * k, side * (world.road.kerb(side) + 0.4)))
+            world.things.append(
+                Thing(surroundings.post(1), _palette(), along + 2.0 * k, side * (world.road.kerb(side) + 0.4))
+            )
     if choose.random() < 0.3:
         wood = _palette(body=_shift((0.33, 0.27, 0.22), choose, 0.2))
         for k in range(int(end // 32)):
@@ -193,30 +313,94 @@ def _line_up_posts(world: World, choose: Random, side: int, end: float) -> None:
 def _close_horizon(world: World, choose: Random, end: float) -> None:
     """Far trees and buildings behind everything, and a second row beside the street."""
     leaf = _palette(body=_shift(choose.choice(LEAVES[:4]), choose, 0.15))
-    world.things.append(Thing(surroundings.treeline(choose.randrange(8)), leaf, end, 0.0, 0.0, (420.0, choose.uniform(7.0, 14.0), 1.0), layer=40.0))
+    world.things.append(
+        Thing(
+            surroundings.treeline(choose.randrange(8)),
+            leaf,
+            end,
+            0.0,
+            0.0,
+            (420.0, choose.uniform(7.0, 14.0), 1.0),
+            layer=40.0,
+        )
+    )
     for _ in range(choose.randint(2, 6)):
         wall = _palette(body=_shift(choose.choice(WALLS), choose, 0.15))
         turn, size = choose.choice((-0.5 * math.pi, -0.4 * math.pi)), choose.uniform(16.0, 34.0)
-        world.things.append(Thing(surroundings.block(choose.randrange(surroundings.BLOCKS)), wall, end - choose.uniform(2.0, 16.0), choose.uniform(-90, 90), turn, (1.0, choose.uniform(0.9, 1.6), size), layer=16.0))
+        world.things.append(
+            Thing(
+                surroundings.block(choose.randrange(surroundings.BLOCKS)),
+                wall,
+                end - choose.uniform(2.0, 16.0),
+                choose.uniform(-90, 90),
+                turn,
+                (1.0, choose.uniform(0.9, 1.6), size),
+                layer=16.0,
+            )
+        )
     for side in (-1, 1):
         for place in world.crossings:
             line = world.road.building_line(side)
             wall = _palette(body=_shift(choose.choice(WALLS), choose, 0.15))
-            world.things.append(Thing(surroundings.block(choose.randrange(surroundings.BLOCKS)), wall, place + choose.uniform(-4, 4), side * (line + choose.uniform(24, 40)), 0.0 if side > 0 else math.pi, (1.0, 1.0, choose.uniform(24, 40)), layer=30.0))
+            world.things.append(
+                Thing(
+                    surroundings.block(choose.randrange(surroundings.BLOCKS)),
+                    wall,
+                    place + choose.uniform(-4, 4),
+                    side * (line + choose.uniform(24, 40)),
+                    0.0 if side > 0 else math.pi,
+                    (1.0, 1.0, choose.uniform(24, 40)),
+                    layer=30.0,
+                )
+            )
 
 
-def _vehicle(world: World, choose: Random, along: float, across: float, turn: float, truck_share: float, speed: float = 0.0, drift: float = 0.0) -> float:
+def _vehicle(
+    world: World,
+    choose: Random,
+    along: float,
+    across: float,
+    turn: float,
+    truck_share: float,
+    speed: float = 0.0,
+    drift: float = 0.0,
+) -> float:
     """Put a car or truck on the street. Returns half its length."""
     paint = _shift(choose.choice(PAINTS), choose)
     if choose.random() < truck_share:
         mesh, kind = vehicles.truck(choose.randrange(8)), TRUCK
-        cargo = choose.choice(((0.93, 0.93, 0.93), (0.93, 0.93, 0.93), (0.75, 0.76, 0.78), (0.12, 0.3, 0.6), (0.8, 0.45, 0.1), (0.65, 0.1, 0.1), (0.2, 0.42, 0.28)))
+        cargo = choose.choice(
+            (
+                (0.93, 0.93, 0.93),
+                (0.93, 0.93, 0.93),
+                (0.75, 0.76, 0.78),
+                (0.12, 0.3, 0.6),
+                (0.8, 0.45, 0.1),
+                (0.65, 0.1, 0.1),
+                (0.2, 0.42, 0.28),
+            )
+        )
         colours = _palette(body=paint, second=_shift(cargo, choose), mark=choose.choice(PAINTS))
     else:
-        mesh, kind = vehicles.car(choose.choice(("sedan", "sedan", "hatchback", "hatchback", "estate", "suv", "suv", "van"))), CAR
+        mesh, kind = (
+            vehicles.car(choose.choice(("sedan", "sedan", "hatchback", "hatchback", "estate", "suv", "suv", "van"))),
+            CAR,
+        )
         colours = _palette(body=paint, second=tuple(part * 0.9 for part in paint))
     scale = choose.uniform(0.94, 1.06)
-    world.things.append(Thing(mesh, colours, along, across, turn, (scale, scale * choose.uniform(0.97, 1.04), scale * choose.uniform(0.97, 1.04)), kind, speed=speed, drift=drift))
+    world.things.append(
+        Thing(
+            mesh,
+            colours,
+            along,
+            across,
+            turn,
+            (scale, scale * choose.uniform(0.97, 1.04), scale * choose.uniform(0.97, 1.04)),
+            kind,
+            speed=speed,
+            drift=drift,
+        )
+    )
     return mesh.size[2] * scale
 
 
@@ -229,7 +413,9 @@ def _fill_lanes(world: World, choose: Random, end: float) -> None:
         while along < min(end, 85.0 + (end - HORIZON) * 1.5):
             if choose.random() < 0.35 + 0.5 * busy:
                 turn = choose.gauss(0, 0.02) + (0.0 if direction > 0 else math.pi)
-                along += 2 * _vehicle(world, choose, along, across + choose.uniform(-0.25, 0.25), turn, 0.22, direction * speed)
+                along += 2 * _vehicle(
+                    world, choose, along, across + choose.uniform(-0.25, 0.25), turn, 0.15, direction * speed
+                )
             elif choose.random() < 0.12:
                 _ride(world, choose, along, across + 0.9 * direction, direction)
             along += choose.uniform(6.0, 34.0 - 12 * busy)
@@ -242,7 +428,14 @@ def _park(world: World, choose: Random, end: float) -> None:
         along, across = choose.uniform(4.0, 18.0), side * (world.road.kerb(side) - 1.05)
         while along < min(end, 75 + end - HORIZON):
             if choose.random() < 0.55 and not _near_crossing(world, along, 6.0):
-                half = _vehicle(world, choose, along, across + choose.uniform(-0.1, 0.1), 0.0 if side > 0 or choose.random() < 0.3 else math.pi, 0.08)
+                half = _vehicle(
+                    world,
+                    choose,
+                    along,
+                    across + choose.uniform(-0.1, 0.1),
+                    0.0 if side > 0 or choose.random() < 0.3 else math.pi,
+                    0.08,
+                )
                 along += max(0.0, half - 2.3)
             along += choose.uniform(5.9, 8.0)
 
@@ -251,12 +444,29 @@ def _ride(world: World, choose: Random, along: float, across: float, direction: 
     colours = _person_colours(choose)
     colours[Slot.MARK] = choose.choice(PAINTS)
     scale = choose.uniform(0.95, 1.06)
-    world.things.append(Thing(people.cyclist(choose.randrange(people.CYCLISTS)), colours, along, across, (0.0 if direction > 0 else math.pi) + choose.gauss(0, 0.08), (scale,) * 3, CYCLIST, speed=direction * choose.uniform(3.5, 5.5)))
+    world.things.append(
+        Thing(
+            people.cyclist(choose.randrange(people.CYCLISTS)),
+            colours,
+            along,
+            across,
+            (0.0 if direction > 0 else math.pi) + choose.gauss(0, 0.08),
+            (scale,) * 3,
+            CYCLIST,
+            speed=direction * choose.uniform(3.5, 5.5),
+        )
+    )
 
 
 def _person_colours(choose: Random) -> NDArray[np.float64]:
     hair = choose.choice(((0.08, 0.06, 0.05), (0.2, 0.13, 0.08), (0.45, 0.35, 0.2), (0.5, 0.5, 0.5)))
-    return _palette(body=_shift(choose.choice(CLOTHES), choose, 0.15), second=_shift(choose.choice(TROUSERS), choose, 0.15), skin=choose.choice(SKINS), hair=hair, mark=choose.choice(CLOTHES))
+    return _palette(
+        body=_shift(choose.choice(CLOTHES), choose, 0.15),
+        second=_shift(choose.choice(TROUSERS), choose, 0.15),
+        skin=choose.choice(SKINS),
+        hair=hair,
+        mark=choose.choice(CLOTHES),
+    )
 
 
 def _stroll(world: World, choose: Random, along: float, across: float, turn: float, speed: float) -> None:
@@ -267,7 +477,20 @@ def _stroll(world: World, choose: Random, along: float, across: float, turn: flo
     def stride(time: float) -> Mesh:
         return people.pedestrian(style, round((start + 0.9 * time * speed) * 8) % 8 / 8)
 
-    world.things.append(Thing(stride(0.0), _person_colours(choose), along, across, turn, (scale,) * 3, PERSON, speed=speed * math.cos(turn), drift=speed * math.sin(turn), stride=stride))
+    world.things.append(
+        Thing(
+            stride(0.0),
+            _person_colours(choose),
+            along,
+            across,
+            turn,
+            (scale,) * 3,
+            PERSON,
+            speed=speed * math.cos(turn),
+            drift=speed * math.sin(turn),
+            stride=stride,
+        )
+    )
 
 
 def _walk(world: World, choose: Random, end: float) -> None:
@@ -278,16 +501,40 @@ def _walk(world: World, choose: Random, end: float) -> None:
         inner, outer = world.road.kerb(side) + 0.7, world.road.building_line(side) - 0.5
         while along < 48 + (end - HORIZON):
             if choose.random() < 0.3 + 0.6 * many:
-                across, turn, speed = side * choose.uniform(inner, max(inner, outer)), choose.choice((0.0, math.pi)) + choose.gauss(0, 0.15), choose.uniform(0.9, 1.6)
+                across, turn, speed = (
+                    side * choose.uniform(inner, max(inner, outer)),
+                    choose.choice((0.0, math.pi)) + choose.gauss(0, 0.15),
+                    choose.uniform(0.9, 1.6),
+                )
                 _stroll(world, choose, along, across, turn, speed)
                 if choose.random() < 0.25:
-                    _stroll(world, choose, along + choose.uniform(-0.2, 0.2), across + choose.choice((-0.65, 0.65)), turn, speed)
+                    _stroll(
+                        world,
+                        choose,
+                        along + choose.uniform(-0.2, 0.2),
+                        across + choose.choice((-0.65, 0.65)),
+                        turn,
+                        speed,
+                    )
             along += choose.uniform(5.0, 18.0)
     for _ in range(choose.choice((0, 0, 1, 1, 2)) + round((end - HORIZON) / 60)):
         direction = choose.choice((-1, 1, 1))
-        _ride(world, choose, choose.uniform(7.0, 42.0 + end - HORIZON), direction * (world.road.kerb(direction) - choose.uniform(0.5, 1.0) - (2.1 if world.road.parking[0 if direction < 0 else 1] else 0)), direction)
+        _ride(
+            world,
+            choose,
+            choose.uniform(7.0, 42.0 + end - HORIZON),
+            direction
+            * (
+                world.road.kerb(direction)
+                - choose.uniform(0.5, 1.0)
+                - (2.1 if world.road.parking[0 if direction < 0 else 1] else 0)
+            ),
+            direction,
+        )
     if choose.random() < 0.2 and not world.crossings:
-        _stroll(world, choose, choose.uniform(9.0, 30.0), choose.uniform(-4, 4), choose.choice((-0.5, 0.5)) * math.pi, 1.2)
+        _stroll(
+            world, choose, choose.uniform(9.0, 30.0), choose.uniform(-4, 4), choose.choice((-0.5, 0.5)) * math.pi, 1.2
+        )
 
 
 def _furnish_crossings(world: World, choose: Random) -> None:
@@ -297,18 +544,42 @@ def _furnish_crossings(world: World, choose: Random) -> None:
         state, lights = choose.choice((0, 0, 1, 2, 2)), choose.random() < 0.75
         for side in (-1, 1):
             if lights:
-                across, mast = side * (world.road.kerb(side) + 0.5), choose.random() < 0.35
-                for depth in (place - half - 0.8, place + half + 2.6) if side > 0 or choose.random() < 0.5 else (place - half - 0.8,):
-                    if depth < place or choose.random() < 0.5:
-                        turn_mast = mast and side > 0
-                        world.things.append(Thing(surroundings.traffic_light(state, turn_mast), _palette(metal=_shift((0.4, 0.42, 0.43), choose, 0.2)), depth, across, choose.gauss(0, 0.1), kind=LIGHT))
+                _signals(world, choose, place, side, state)
             if choose.random() < 0.45:
-                _stroll(world, choose, place + side * (half + 1.8), choose.uniform(-5, 5), choose.choice((-0.5, 0.5)) * math.pi, 1.3)
+                _stroll(
+                    world,
+                    choose,
+                    place + side * (half + 1.8),
+                    choose.uniform(-5, 5),
+                    choose.choice((-0.5, 0.5)) * math.pi,
+                    1.3,
+                )
             if choose.random() < 0.35:
                 direction = side
-                _vehicle(world, choose, place - direction * half * 0.45, choose.uniform(-22, 22) - 4 * direction, direction * 0.5 * math.pi, 0.15, drift=direction * 6.0)
+                _vehicle(
+                    world,
+                    choose,
+                    place - direction * half * 0.45,
+                    choose.uniform(-22, 22) - 4 * direction,
+                    direction * 0.5 * math.pi,
+                    0.15,
+                    drift=direction * 6.0,
+                )
             elif choose.random() < 0.2:
                 across = choose.uniform(-9, 9)
                 _ride(world, choose, place + side * 1.5, across, 1)
                 rider = world.things[-1]
                 rider.turn, rider.drift, rider.speed = side * 0.5 * math.pi, side * 4.0, 0.0
+
+
+def _signals(world: World, choose: Random, place: float, side: int, state: int) -> None:
+    """Traffic lights before and behind the side street at ``place``; on our side sometimes on a mast over the road."""
+    metal = _palette(metal=_shift((0.4, 0.42, 0.43), choose, 0.2))
+    across, half = side * (world.road.kerb(side) + 0.5), world.road.side_half
+    mast = side > 0 and choose.random() < 0.35
+    for along in (place - half - 0.8, place + half + 2.6):
+        if along < place or choose.random() < 0.4:
+            turn = choose.gauss(0, 0.1)
+            world.things.append(Thing(surroundings.traffic_light(state, mast), metal, along, across, turn, kind=LIGHT))
+            if mast:
+                world.things.append(Thing(surroundings.hanging_light(state), metal, along, across, turn, kind=LIGHT))
