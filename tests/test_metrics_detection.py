@@ -192,10 +192,10 @@ def test_labels_outside_the_classes_are_refused():
 def test_quality_of_one_picture():
     metric = DetectionMetric(["car", "bus"], threshold=0.3)
     target = box(0, 0, 50, 50)
-    assert metric.quality(NOTHING, NOTHING) == 1
+    assert math.isnan(metric.quality(NOTHING, NOTHING))
     assert metric.quality(NOTHING, target) == 0
     assert metric.quality(box(0, 0, 50, 50, score=0.9), NOTHING) == 0
-    assert metric.quality(box(0, 0, 50, 50, score=0.2), NOTHING) == 1  # not shown
+    assert math.isnan(metric.quality(box(0, 0, 50, 50, score=0.2), NOTHING))  # not shown
     assert metric.quality(box(0, 0, 50, 40, score=0.9), target) == pytest.approx(0.8)
     assert metric.quality(box(0, 0, 50, 50, label=1, score=0.9), target) == 0
 

@@ -81,7 +81,8 @@ class DetectionMetric(Records[_Picture]):
 
     def quality(self, prediction: Instances, target: Instances) -> float:
         """Panoptic quality (Kirillov et al. 2019) of the boxes, all classes together: the summed IoU of the matched
-        boxes over (matched + half the false + half the missed). 1 for a picture that is rightly left empty."""
+        boxes over (matched + half the false + half the missed). NaN for a picture that is rightly left empty: it would
+        be the best picture of every run."""
         picture = _picture("this picture", prediction, target, len(self.classes))
         shown = picture.scores >= self.threshold
         overlap, matched, wrong = 0.0, 0, 0
@@ -93,7 +94,7 @@ class DetectionMetric(Records[_Picture]):
             overlap, matched, wrong = overlap + summed, matched + hits, wrong + misses
         missed = int((~picture.crowds).sum()) - matched
         total = matched + 0.5 * (wrong + missed)
-        return overlap / total if total else 1.0
+        return overlap / total if total else math.nan
 
     def _evaluate(self) -> tuple[NDArray, NDArray]:
         """COCO's precision [10 IoUs, 101 recalls, C, 4 areas] and recall [10 IoUs, C, 4 areas]; -1 = no truth."""

@@ -52,7 +52,7 @@ class Metric(Protocol):
     def quality(self, prediction: Annotation, target: Annotation) -> float:
         """A number of one picture alone, higher is better, 1 is perfect: ranks best and worst pictures in the report.
 
-        NaN where nothing of the picture is labelled.
+        NaN where nothing of the picture is labelled, or where there is nothing to see.
         """
         ...
 

@@ -1,1 +1,7 @@
-"""A run as one self-contained page."""
+"""What a run came to, as one HTML page that needs nothing else."""
+
+from perception.report.events import read_events
+from perception.report.examples import Example
+from perception.report.page import write_report
+
+__all__ = ["Example", "read_events", "write_report"]

@@ -1,0 +1,68 @@
+"""The lines of ``metrics.jsonl`` as series of numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Series(NamedTuple):
+    """A number over the steps of a run."""
+
+    name: str
+    steps: list[float]
+    values: list[float]
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """The objects in a ``metrics.jsonl``; a last line that a killed run left unfinished is passed over."""
+    events = []
+    lines = path.read_text("utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            event = json.loads(line)
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                break
+            raise ValueError(f"{path}, line {number} is not JSON: {error}. Remove the line.") from error
+        events.append(event)
+    return events
+
+
+def series(events: Iterable[Mapping[str, Any]], key: str, name: str = "") -> Series:
+    """The numbers of ``key`` in the order of their steps. Of a step that a resumed run repeated, the last counts."""
+    found = {}
+    for event in events:
+        value = event.get(key)
+        if isinstance(value, (int, float)) and math.isfinite(value) and "step" in event:
+            found[float(event["step"])] = float(value)
+    steps = sorted(found)
+    return Series(name or key, steps, [found[step] for step in steps])
+
+
+def keys(events: Iterable[Mapping[str, Any]], prefix: str) -> list[str]:
+    """The keys that start with ``prefix``, in the order of their first appearance."""
+    return list(dict.fromkeys(key for event in events for key in event if key.startswith(prefix)))
+
+
+def thinned(whole: Series, points: int) -> Series:
+    """At most ``points`` numbers: means over equal shares of the series."""
+    if len(whole.steps) <= points:
+        return whole
+    steps, values = (
+        [float(part.mean()) for part in np.array_split(np.array(numbers), points)] for numbers in whole[1:]
+    )
+    return Series(whole.name, steps, values)
+
+
+def smoothed(values: Sequence[float], window: int) -> list[float]:
+    """The mean over ``window`` neighbours, over fewer at the ends."""
+    padded = np.cumsum([0.0, *values])
+    half = window // 2
+    spans = [(max(0, i - half), min(len(values), i + half + 1)) for i in range(len(values))]
+    return [float(padded[stop] - padded[start]) / (stop - start) for start, stop in spans]

@@ -1,0 +1,153 @@
+"""The report: one HTML page with everything in it, that asks nothing of any network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from perception.metrics.metric import LOWER_IS_BETTER
+from perception.report.examples import Example, gallery
+from perception.report.plots import metric_charts, training_charts
+from perception.report.style import STYLE
+from perception.report.words import label, number
+from perception.types import TaskSpec
+
+COUNTS = ("count", "pixels", "predicted")
+"""Columns of a per-class table that count; the others are scores from 0 to 1."""
+
+
+def write_report(
+    path: Path,
+    *,
+    title: str,
+    specs: Mapping[str, TaskSpec],
+    metrics: Mapping[str, float],
+    tables: Mapping[str, Mapping[str, Mapping[str, float]]],
+    events: Sequence[Mapping[str, Any]],
+    examples: Sequence[Example],
+    recipe: str,
+    facts: Mapping[str, str],
+    protocols: Mapping[str, str] | None = None,
+) -> None:
+    """Write one self-contained HTML page (no scripts, no links, pictures inline) to ``path``.
+
+    specs:     task name -> its spec; says the order of the tasks
+    metrics:   "<task>/<metric>" -> final number; a task's first one is shown large
+    tables:    task name -> `Metric.table`
+    events:    the lines of metrics.jsonl (`read_events`)
+    examples:  the worst and best pictures; at most 3 of each per task are shown
+    recipe:    the resolved recipe as YAML
+    facts:     how the run was made: command, hardware, versions, date
+    protocols: task name -> `Metric.protocol`, printed beside the numbers
+    """
+    protocols = protocols or {}
+    charts = training_charts(events)
+    parts = [
+        _header(title, facts),
+        _section("Results", _cards(specs, metrics, protocols)),
+        _section("Training", f"<div class=charts>{''.join(charts)}</div>" if charts else ""),
+    ]
+    for name, spec in specs.items():
+        curves = "".join(metric_charts(events, name)) + _table(tables.get(name, {}))
+        content = f"<div class=charts>{curves}</div>" if curves else ""
+        pictures = gallery([example for example in examples if example.task == name], spec)
+        parts.append(_section(name.replace("_", " ").capitalize(), content + pictures))
+    parts.append(_section("How it was made", _facts(facts) + _recipe(recipe)))
+    path.write_text(_document(title, "".join(parts)), "utf-8")
+
+
+def _document(title: str, body: str) -> str:
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    return (
+        "<!doctype html><html lang=en><head><meta charset=utf-8>"
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        '<meta name=viewport content="width=device-width, initial-scale=1">'
+        '<meta name=color-scheme content="light dark">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>{body}</main></body></html>\n"
+    )
+
+
+def _header(title: str, facts: Mapping[str, str]) -> str:
+    shown = [escape(facts[name]) for name in ("date", "hardware") if facts.get(name)]
+    return f"<header><h1>{escape(title)}</h1><p>{' · '.join(shown)}</p></header>"
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section><h2>{escape(title)}</h2>{content}</section>" if content else ""
+
+
+def _cards(specs: Mapping[str, TaskSpec], metrics: Mapping[str, float], protocols: Mapping[str, str]) -> str:
+    cards = []
+    for task in specs:
+        own = {key.removeprefix(f"{task}/"): value for key, value in metrics.items() if key.startswith(f"{task}/")}
+        if not own:
+            continue
+        first = next(iter(own))
+        note = f"<p class=note>{escape(protocols[task])}</p>" if task in protocols else ""
+        cards.append(
+            f"<article><h3>{escape(task.replace('_', ' '))}</h3>"
+            f"<p class=big>{number(own[first])}<span>{_metric(first)}</span></p>{_numbers(own, first)}{note}</article>"
+        )
+    unnamed = {key: value for key, value in metrics.items() if key.partition("/")[0] not in specs}
+    if unnamed:
+        rows = "".join(f"<tr><th>{escape(label(key))}<td>{number(value)}" for key, value in unnamed.items())
+        cards.append(f"<article><h3>all</h3><table>{rows}</table></article>")
+    return f"<div class=cards>{''.join(cards)}</div>" if cards else ""
+
+
+def _numbers(own: Mapping[str, float], first: str) -> str:
+    """A task's metrics as rows, with those after alignment in a column of their own."""
+    aligned = any(name.endswith("_aligned") for name in own)
+    head = "<thead><tr><th><td>as it is<td>aligned" if aligned else ""
+    rows = []
+    for name, value in own.items():
+        if name.endswith("_aligned") or (name == first and not aligned):
+            continue
+        beside = f"<td>{number(own.get(f'{name}_aligned', math.nan))}" if aligned else ""
+        rows.append(f"<tr><th>{_metric(name)}<td>{number(value)}{beside}")
+    return f"<table>{head}<tbody>{''.join(rows)}</table>" if rows else ""
+
+
+def _metric(name: str) -> str:
+    direction, arrow = ("lower", "↓") if name in LOWER_IS_BETTER else ("higher", "↑")
+    return f"{escape(label(name))} <small title='{direction} is better'>{arrow}</small>"
+
+
+def _table(rows: Mapping[str, Mapping[str, float]]) -> str:
+    """Classes by columns; the scores with bars, the classes that are absent from the truth faint and said so."""
+    if not rows:
+        return ""
+    columns = list(next(iter(rows.values())))
+    head = "".join(f"<th>{escape(label(column))}" for column in columns)
+    body, absent = [], 0
+    for name, row in rows.items():
+        missing = math.isnan(row[columns[0]])
+        absent += missing
+        cells = "".join(_cell(column, row[column]) for column in columns)
+        body.append(f"<tr{' class=absent' if missing else ''}><th>{escape(name)}{cells}")
+    verb = "class is" if absent == 1 else "classes are"
+    note = f"<p class=note>{absent} {verb} absent from the truth (–) and in no mean.</p>" if absent else ""
+    table = f"<div class=wide><table class=classes><thead><tr><th>class{head}<tbody>{''.join(body)}</table></div>{note}"
+    opened = " open" if len(rows) <= 20 else ""
+    return f"<details class=chart{opened}><summary>Per class</summary>{table}</details>"
+
+
+def _cell(column: str, value: float) -> str:
+    if column in COUNTS:
+        return f"<td>{value:,.0f}"
+    if math.isnan(value):
+        return f"<td>{number(value)}"
+    share = min(max(value, 0.0), 1.0)
+    return f'<td class=bar style="--share:{share:.3f}">{number(value)}'
+
+
+def _facts(facts: Mapping[str, str]) -> str:
+    rows = "".join(f"<dt>{escape(name)}<dd>{escape(text)}" for name, text in facts.items())
+    return f"<dl>{rows}</dl>" if rows else ""
+
+
+def _recipe(recipe: str) -> str:
+    return f"<details><summary>Recipe</summary><pre>{escape(recipe)}</pre></details>" if recipe else ""

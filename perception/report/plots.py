@@ -1,0 +1,140 @@
+"""Charts as SVG that takes its ink from the page, so that it reads in light and in dark."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
+
+from perception.metrics.metric import LOWER_IS_BETTER
+from perception.report.events import Series, keys, series, smoothed, thinned
+from perception.report.words import label
+
+COLORS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444", "#eab308", "#14b8a6", "#ec4899")
+INK, FAINT = "#010203", "#040506"
+"""Stand-ins that `_svg` replaces by the page's own colours."""
+POINTS = 300
+STEPS = (1, 2, 5, 10)
+TOGETHER = (
+    ("ap", "ap50", "ap75"),
+    ("miou", "pixel_accuracy"),
+    ("top1", "top5"),
+    ("delta1", "delta1_aligned"),
+    ("abs_rel", "abs_rel_aligned"),
+    ("rmse", "rmse_aligned"),
+)
+"""Metrics that share a chart."""
+TABLE_ONLY = frozenset(
+    name + ending
+    for name in ("ap_small", "ap_medium", "ap_large", "ar100", "sq_rel", "rmse_log", "silog", "delta2", "delta3")
+    for ending in ("", "_aligned")
+)
+"""Metrics whose final number is enough."""
+
+
+def training_charts(events: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Loss in total and per task, weights of the tasks, learning rate and speed: those that were logged."""
+    train = [event for event in events if event.get("kind") == "train"]
+    names = keys(train, "loss/")
+    tasks = [name for name in names if name.count("/") == 1]
+    charts = [chart("Loss, total", [series(train, "loss", "total")], "loss", smooth=True)]
+    for task in tasks:
+        parts = [name for name in names if name.startswith(f"{task}/")]
+        lines = [series(train, task, "sum"), *(series(train, part, part.rpartition("/")[2]) for part in parts)]
+        chosen = lines if len(parts) > 1 else lines[:1]
+        charts.append(chart(f"Loss, {task.removeprefix('loss/')}", chosen, "loss", smooth=True))
+    weights = [series(train, key, key.removeprefix("weight/")) for key in keys(train, "weight/")]
+    if any(len(set(weight.values)) > 1 for weight in weights):
+        charts.append(chart("Weights of the tasks", weights, "weight"))
+    charts.append(chart("Learning rate", [series(train, "lr", "learning rate")], "learning rate"))
+    charts.append(chart("Speed", [series(train, "images_per_second", "speed")], "pictures per second", zero=True))
+    return [drawn for drawn in charts if drawn]
+
+
+def metric_charts(events: Sequence[Mapping[str, Any]], task: str) -> list[str]:
+    """A task's metrics over the steps; those that belong together in one chart."""
+    evaluations = [event for event in events if event.get("kind") == "evaluation"]
+    names = [key.removeprefix(f"{task}/") for key in keys(evaluations, f"{task}/")]
+    groups = [[name for name in group if name in names] for group in TOGETHER]
+    grouped = {name for group in groups for name in group}
+    groups += [[name] for name in names if name not in grouped and name not in TABLE_ONLY]
+    charts = []
+    for group in groups:
+        if group:
+            lines = [series(evaluations, f"{task}/{name}", label(name)) for name in group]
+            better = "lower is better" if group[0] in LOWER_IS_BETTER else "higher is better"
+            charts.append(chart(f"{label(group[0])}, {better}", lines, label(group[0]), zero=True, marks=True))
+    return [drawn for drawn in charts if drawn]
+
+
+def chart(
+    title: str, lines: Sequence[Series], unit: str, *, smooth: bool = False, zero: bool = False, marks: bool = False
+) -> str:
+    """Lines over steps as an HTML figure with inline SVG; "" where there is nothing to draw.
+
+    smooth: the numbers faint, their running mean strong. zero: the axis starts at 0. marks: a dot at every number
+    """
+    lines = [thinned(line, POINTS) for line in lines if line.steps]
+    if not lines:
+        return ""
+    with mpl.rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "svg.hashsalt": title}):
+        figure = Figure(figsize=(4.6, 2.7), layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = figure.add_subplot()
+        for line, color in zip(lines, COLORS * len(lines), strict=False):
+            window = len(line.values) // 20 if smooth else 0
+            dots = "o" if marks and len(line.values) <= 40 else ""
+            if window > 1:
+                axes.plot(line.steps, line.values, color=color, linewidth=0.8, alpha=0.3)
+            values = smoothed(line.values, window) if window > 1 else line.values
+            axes.plot(line.steps, values, color=color, linewidth=1.7, marker=dots, markersize=3.2, label=line.name)
+        _dress(axes, unit, zero)
+        if len(lines) > 1:
+            axes.legend(
+                loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False, fontsize=8.5, labelcolor=INK,
+                borderaxespad=0, handlelength=1.2, columnspacing=1.2,
+            )  # fmt: skip
+        return f"<figure class=chart><figcaption>{escape(title)}</figcaption>{_svg(figure, title)}</figure>"
+
+
+def _dress(axes: Any, unit: str, zero: bool) -> None:
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(FAINT)
+    axes.grid(axis="y", color=FAINT, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=INK, length=0, labelsize=8.5)
+    axes.set_xlabel("step", color=INK, fontsize=8.5)
+    axes.set_ylabel(unit, color=INK, fontsize=8.5)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=STEPS))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    if zero:
+        axes.set_ylim(bottom=0)
+
+
+def _svg(figure: Figure, title: str) -> str:
+    """The figure as an <svg> element for HTML: no metadata, no ids that repeat, the page's own colours and font."""
+    file = io.StringIO()
+    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :]
+    for useless in (
+        r"<metadata>.*?</metadata>",
+        r"<style.*?</style>",
+        r' xmlns(?::xlink)?="[^"]*"',
+        r' (?:width|height)="[\d.]+pt"',
+        r'(?<=<g) id="[^"]*"',
+        r'font-family: [^;"]*;?',
+    ):
+        svg = re.sub(useless, "", svg, flags=re.DOTALL)
+    svg = re.sub(r'font: ([\d.]+px) [^;"]*', r"font-size: \1", svg)  # how matplotlib before 3.10 writes both
+    svg = re.sub(r"\s*\n\s*", " ", svg).replace(INK, "currentColor").replace(FAINT, "var(--line)")
+    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(title)}"', 1)

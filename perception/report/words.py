@@ -1,0 +1,46 @@
+"""Names and numbers as people write them."""
+
+from __future__ import annotations
+
+import math
+
+LABELS = {
+    "ap": "AP",
+    "ap50": "AP 50",
+    "ap75": "AP 75",
+    "ap_small": "AP small",
+    "ap_medium": "AP medium",
+    "ap_large": "AP large",
+    "ar100": "AR 100",
+    "map": "mAP",
+    "iou": "IoU",
+    "miou": "mIoU",
+    "abs_rel": "abs rel",
+    "sq_rel": "sq rel (m)",
+    "rmse": "RMSE (m)",
+    "rmse_log": "RMSE log",
+    "silog": "SILog",
+    "delta1": "δ < 1.25",
+    "delta2": "δ < 1.25²",
+    "delta3": "δ < 1.25³",
+    "top1": "top 1",
+    "top5": "top 5",
+}
+"""Metric or column name -> the field's way of writing it."""
+
+
+def label(name: str) -> str:
+    """ "abs_rel_aligned" -> "abs rel, aligned"."""
+    plain = name.removesuffix("_aligned")
+    text = LABELS.get(plain, plain.replace("_", " "))
+    return f"{text}, aligned" if plain != name else text
+
+
+def number(value: float | None) -> str:
+    """Three digits after the point, fewer for large numbers; an en dash for NaN and None (NaN in JSON)."""
+    if value is None or math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    digits = 3 if abs(value) < 10 else 2 if abs(value) < 100 else 1
+    return f"{value:,.{digits}f}"

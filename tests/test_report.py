@@ -1,0 +1,264 @@
+"""The report: whole, safe and self-contained whatever a run came to."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from perception.metrics.depth import DepthMetric
+from perception.report import Example, read_events, write_report
+from perception.report.events import Series, series, smoothed, thinned
+from perception.report.plots import chart, metric_charts, training_charts
+from perception.report.words import label, number
+from perception.types import DenseMap, ImageLabel, Instances, TaskSpec
+
+SPECS = {
+    "detection": TaskSpec("detection", "instances", ("boxes", "scores", "labels"), ("car", "bus")),
+    "segmentation": TaskSpec("segmentation", "dense", ("label_map",), ("road", "sky")),
+    "depth": TaskSpec("depth", "dense", ("depth",), unit="m", limits=(0.5, 80.0)),
+    "classification": TaskSpec("classification", "label", ("probabilities",), ("day", "dusk")),
+}
+VOID_ELEMENTS = {"meta", "img", "br"}
+MAY_STAY_OPEN = {"tr", "td", "th", "thead", "tbody", "dt", "dd"}
+
+
+class Checker(HTMLParser):
+    """Collects what a page would load, and complains of elements that are closed out of order."""
+
+    def __init__(self):
+        super().__init__()
+        self.loaded, self.open, self.text, self.tags = [], [], "", []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.loaded += [value for name, value in attributes if name in ("src", "href", "xlink:href", "data", "action")]
+        if tag not in VOID_ELEMENTS:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in VOID_ELEMENTS:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        while self.open and self.open[-1] != tag and self.open[-1] in MAY_STAY_OPEN:
+            self.open.pop()
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def parsed(text):
+    checker = Checker()
+    checker.feed(text)
+    checker.close()
+    assert checker.open == []
+    return checker
+
+
+def events(steps=200):
+    for step in range(1, steps + 1):
+        loss = 2 / step
+        yield {
+            "step": step, "time": 1.0, "kind": "train", "lr": 1e-3, "loss": loss, "images_per_second": 30.0,
+            "loss/detection": loss, "loss/detection/box": loss / 2, "loss/detection/class": loss / 2,
+            "loss/depth": None, "weight/detection": 1 + step / 100, "weight/depth": 1.0,
+        }  # fmt: skip
+        if step % 50 == 0:
+            yield {
+                "step": step,
+                "time": 1.0,
+                "kind": "evaluation",
+                "detection/ap": step / 400,
+                "detection/ap_small": 0.1,
+            }
+
+
+def example(task, id="a", quality=0.5, size=(60, 80)):
+    values = np.zeros(size, np.uint8)
+    found = {
+        "detection": Instances(np.array([[5, 5, 40, 40]], np.float32), np.array([0]), np.array([0.9], np.float32)),
+        "segmentation": DenseMap(values, np.ones(size, bool)),
+        "depth": DenseMap(np.full(size, 3, np.float32), np.ones(size, bool)),
+        "classification": ImageLabel(np.array([0.8, 0.2], np.float32)),
+    }
+    true = {**found, "classification": ImageLabel(np.array([0.0, 1.0], np.float32))}
+    return Example(id, task, quality, np.full((*size, 3), 90, np.uint8), found, true)
+
+
+def written(path, **changes):
+    content = {
+        "title": "street",
+        "specs": SPECS,
+        "metrics": {
+            "detection/ap": 0.4,
+            "detection/ap50": math.nan,
+            "depth/abs_rel": 0.1,
+            "depth/abs_rel_aligned": 0.05,
+        },
+        "tables": {"detection": {"car": {"ap": 0.4, "count": 12.0}, "bus": {"ap": math.nan, "count": 0.0}}},
+        "events": list(events()),
+        "examples": [example(task, f"{task}-{k}", k / 9) for task in SPECS for k in range(9)],
+        "recipe": "seed: 0\n",
+        "facts": {"command": "perception train street.yaml", "date": "2026-01-02"},
+        "protocols": {"depth": DepthMetric((0.5, 80.0)).protocol},
+    } | changes
+    write_report(path, **content)
+    return path.read_text("utf-8")
+
+
+def test_everything_is_in_the_page(tmp_path):
+    text = written(tmp_path / "report.html")
+    page = parsed(text)
+    for words in (
+        "street",
+        "0.400",
+        "AP 50",
+        "seed: 0",
+        "perception train street.yaml",
+        "0.5 to 80 m",
+        "Learning rate",
+    ):
+        assert words in page.text
+    assert page.tags.count("h2") == len(["Results", "Training", *SPECS, "How it was made"])
+    assert "car" in page.text
+    assert "1 class is absent from the truth" in page.text
+
+
+def test_the_page_asks_nothing_of_any_network(tmp_path):
+    text = written(tmp_path / "report.html")
+    assert all(re.match(r"data:image/jpeg;base64,|#", value) for value in parsed(text).loaded)
+    assert "http://" not in text
+    assert "https://" not in text
+    assert not {"script", "link", "iframe", "object", "form"} & set(parsed(text).tags)
+    assert "default-src 'none'" in text
+
+
+def test_at_most_three_worst_and_three_best_of_each_task(tmp_path):
+    text = written(tmp_path / "report.html")
+    for task in SPECS:
+        shown = re.findall(rf"{task}-(\d)", text)
+        assert shown == list("012876"), task
+    assert len(text) < 3_000_000
+
+
+def test_text_from_outside_is_escaped(tmp_path):
+    evil = "<script>alert(1)</script>"
+    spec = TaskSpec("labels", "label", ("probabilities",), (evil, "b"))
+    text = written(
+        tmp_path / "report.html",
+        title=evil,
+        specs={evil: SPECS["depth"], "labels": spec},
+        metrics={f"{evil}/{evil}": 1.0, evil: 2.0},
+        tables={"labels": {evil: {evil: 0.5}}},
+        events=[{"step": 1, "kind": "train", f"loss/{evil}": 1.0}, {"step": 2, "kind": "train", f"loss/{evil}": 2.0}],
+        examples=[Example(evil, "labels", 0.5, np.zeros((8, 8, 3), np.uint8), {"labels": ImageLabel(np.eye(2)[0])},
+                          {"labels": ImageLabel(np.eye(2)[0])})],
+        recipe=evil,
+        facts={evil: evil},
+        protocols={evil: evil},
+    )  # fmt: skip
+    assert "<script" not in text
+    assert "alert(1)" in parsed(text).text
+
+
+def test_an_empty_run_has_a_report(tmp_path):
+    nothing = {"metrics": {}, "tables": {}, "events": [], "examples": [], "recipe": "", "facts": {}, "protocols": None}
+    page = parsed(written(tmp_path / "report.html", **nothing))
+    assert "street" in page.text
+    assert "img" not in page.tags
+
+
+def test_missing_annotations_unknown_qualities_and_repeated_examples(tmp_path):
+    lost = Example("lost", "depth", 0.1, np.zeros((9, 9, 3), np.uint8), {}, {"depth": None})
+    unjudged = example("depth", "unjudged", math.nan)
+    same = example("segmentation", "same")
+    text = written(tmp_path / "report.html", examples=[lost, unjudged, same, same])
+    assert "lost" in text
+    assert "unjudged" not in text
+    assert text.count(">same<") == 1
+
+
+def test_large_pictures_are_made_small(tmp_path):
+    text = written(tmp_path / "report.html", examples=[example("detection", size=(2160, 3840))])
+    assert set(re.findall(r"<img width=(\d+) height=(\d+)", text)) == {("440", "248")}
+
+
+def test_numbers_that_json_cannot_hold(tmp_path):
+    page = parsed(written(tmp_path / "report.html", metrics={"detection/ap": None, "detection/ap50": math.inf}))
+    assert "–" in page.text
+
+
+def test_charts_show_what_was_logged():
+    titles = re.findall(r"<figcaption>(.*?)</figcaption>", "".join(training_charts(list(events()))))
+    assert titles == ["Loss, total", "Loss, detection", "Weights of the tasks", "Learning rate", "Speed"]
+    titles = re.findall(r"<figcaption>(.*?)</figcaption>", "".join(metric_charts(list(events()), "detection")))
+    assert titles == ["AP, higher is better"]
+    assert training_charts([]) == metric_charts([], "detection") == []
+
+
+def test_a_metric_of_a_new_task_has_a_chart():
+    found = metric_charts([{"step": 1, "kind": "evaluation", "pose/pck": 0.5}], "pose")
+    assert ["pck" in drawn for drawn in found] == [True]
+
+
+def test_a_chart_is_labelled_and_takes_its_ink_from_the_page():
+    drawn = chart("Loss", [Series("a", [0, 1000], [1.0, 2.0]), Series("b", [0, 1000], [2.0, 3.0])], "loss", marks=True)
+    for words in (">step<", ">loss<", ">a<", ">b<", ">1k<", "currentColor", 'aria-label="Loss"'):
+        assert words in drawn, words
+    assert "#010203" not in drawn
+    assert "<g id" not in drawn
+    assert drawn == chart(
+        "Loss", [Series("a", [0, 1000], [1.0, 2.0]), Series("b", [0, 1000], [2.0, 3.0])], "loss", marks=True
+    )
+
+
+def test_a_long_run_makes_no_large_chart():
+    whole = Series("loss", list(range(100_000)), np.random.default_rng(0).random(100_000).tolist())
+    assert len(chart("Loss", [whole], "loss", smooth=True)) < 60_000
+    short = thinned(whole, 300)
+    assert len(short.steps) == 300
+    assert np.mean(short.values) == pytest.approx(np.mean(whole.values), abs=1e-3)
+
+
+def test_pyplot_and_its_global_state_are_not_used():
+    code = "import sys, perception.report; print('matplotlib.pyplot' in sys.modules, 'torch' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == ["False", "False"]
+
+
+def test_of_a_repeated_step_the_last_counts_and_nan_is_left_out():
+    found = [{"step": 3, "x": 1}, {"step": 1, "x": 5}, {"step": 3, "x": 2.5}, {"step": 4, "x": math.nan}, {"step": 5}]
+    assert series(found, "x") == Series("x", [1, 3], [5, 2.5])
+
+
+def test_smoothing_is_a_running_mean():
+    assert smoothed([1, 2, 3, 4, 5], 3) == pytest.approx([1.5, 2, 3, 4, 4.5])
+    assert smoothed([1, 2], 0) == [1, 2]
+
+
+def test_events_are_read_back_even_where_a_kill_cut_the_last_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(json.dumps({"step": 1}) + "\n" + json.dumps({"step": 2}) + '\n{"step": 3, "lo')
+    assert read_events(path) == [{"step": 1}, {"step": 2}]
+    path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    with pytest.raises(ValueError, match="line 2"):
+        read_events(path)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(0.12345, "0.123"), (12.345, "12.35"), (1234.5, "1,234.5"), (math.nan, "–"), (None, "–"), (-math.inf, "−∞")],
+)
+def test_numbers(value, expected):
+    assert number(value) == expected
+
+
+def test_labels():
+    assert label("abs_rel_aligned") == "abs rel, aligned"
+    assert label("something_new") == "something new"
