@@ -69,8 +69,10 @@ class Source:
         return len(self.pictures)
 
     def id(self, index: int) -> str:
-        """Unique name of a picture: the source's name and the path from the data root."""
-        return f"{self.name}/{os.path.relpath(self.pictures[index].path, self.root)}"
+        """Unique name of a picture: the source's name and the path from the data root (whole where outside)."""
+        path = self.pictures[index].path
+        inside = path.relative_to(self.root) if path.is_relative_to(self.root) else path.relative_to(path.anchor)
+        return f"{self.name}/{inside.as_posix()}"
 
     def sample(self, index: int) -> Sample:
         """Picture ``index`` with whatever is labelled, in its own pixels.

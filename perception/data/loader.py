@@ -7,7 +7,10 @@ threads. A worker that raises, dies or hangs becomes a DataError that names the 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +34,8 @@ from perception.types import (
     PerceptionError,
     Sample,
 )
+
+POLL = 5.0
 
 
 @dataclass
@@ -135,7 +140,7 @@ class Batches:
             for number in self._numbers:
                 try:
                     iterator = iterator or iter(self._loader())
-                    packed = next(iterator)
+                    packed = self._next(iterator)
                 except (RuntimeError, OSError, EOFError) as error:
                     raise self._failure(number, error) from error
                 if isinstance(packed, PerceptionError):
@@ -146,6 +151,18 @@ class Batches:
         finally:  # an error's traceback would keep the iterator, and with it the workers, alive
             if iterator is not None and self._workers:
                 iterator._shutdown_workers()  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _next(self, iterator: Iterator[Any]) -> Any:
+        """The next item. Looks every `POLL` seconds whether the workers live: the fork server's are no own children."""
+        deadline = time.monotonic() + self._timeout
+        while True:
+            try:
+                return next(iterator)
+            except RuntimeError as error:
+                if not str(error).startswith("DataLoader timed out"):
+                    raise
+                if time.monotonic() >= deadline:
+                    raise RuntimeError(f"no answer for {self._timeout:g} s (data.timeout)") from None
 
     def _failure(self, number: int, error: Exception) -> DataError:
         names = self._names(number)
@@ -160,7 +177,11 @@ class Batches:
         if self._workers:
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(["perception.data.loader", "albumentations"])
-            options = {"multiprocessing_context": context, "timeout": self._timeout, "worker_init_fn": _start_worker}
+            options = {
+                "multiprocessing_context": context,
+                "timeout": min(POLL, self._timeout),
+                "worker_init_fn": _start_worker,
+            }
         return DataLoader(
             _Work(self._prepare),
             batch_size=None,
@@ -281,10 +302,19 @@ def _unexpected(id: str, error: Exception) -> DataError:
 
 
 def _start_worker(number: int) -> None:
-    """The training process alone handles Ctrl-C, and every worker keeps to one thread."""
+    """The training process alone handles Ctrl-C; a worker keeps to one thread and does not outlive it."""
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+
+
+def _exit_with_parent() -> None:
+    """Workers keep their fork server alive and torch watches only that: a killed trainer would leave all behind."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _same(packed: Any) -> Any:
