@@ -29,9 +29,10 @@ from perception.data.street.picture import (
     VERSION,
     StreetPicture,
 )  # fmt: skip
+from perception.data.street.sample import sample_world
 from perception.data.street.shadow import cast_shadows
 from perception.data.street.view import View, sample_view
-from perception.data.street.world import HORIZON, Thing, World, sample_world
+from perception.data.street.world import HORIZON, Thing, World
 
 SHINE = np.array([
     (0, 0, 0), (0, 0, 0), (0, 0, 0), (0, 0, 0), (0, 0, 0), (1.0, 0.97, 0.88), (1.0, 0.13, 0.1), (0, 0, 0), (0, 0, 0), (0, 0, 0), (0, 0, 0), (0, 0, 0),

@@ -12,8 +12,9 @@ import cv2
 
 from perception.data.street.picture import CLASSES, VERSION, StreetPicture
 from perception.data.street.render import picture
+from perception.data.street.sample import sample_world
 from perception.data.street.view import make_view, sample_view
-from perception.data.street.world import World, sample_world
+from perception.data.street.world import World
 from perception.types import DataError
 
 
