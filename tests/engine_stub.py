@@ -1,12 +1,11 @@
 """A tiny network with two tasks, and data that are a function of the step: what the engine's tests train.
 
-Run as a script it trains, for the tests that kill it or start it under torchrun.
+`work` is for processes that tests kill; as a script, the file is for torchrun.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from perception.checkpoint import has_checkpoints
 from perception.engine import distributed
 from perception.engine.evaluate import Evaluation, evaluate
 from perception.engine.train import TrainConfig, train
@@ -26,6 +26,7 @@ from perception.types import Batch, DenseMap, Frame, ImageLabel, TaskSpec
 
 TASKS = ("depth", "classification")
 SIZE = (16, 24)
+RECIPE = "name: stub\n"
 CLASSES = ("dark", "bright")
 
 
@@ -132,7 +133,14 @@ def batches(
     """This rank's batches of the steps from ``first``: every world-th picture of each step's ``size``."""
     rank, world = distributed.rank(), distributed.world()
     order = [list(range(step * size + rank, (step + 1) * size, world)) for step in range(first, steps)]
-    yield from DataLoader(Pictures(sparse=sparse), batch_sampler=order, num_workers=workers, collate_fn=collate)
+    context = "fork" if workers else None
+    yield from DataLoader(
+        Pictures(sparse=sparse),
+        batch_sampler=order,
+        num_workers=workers,
+        collate_fn=collate,
+        multiprocessing_context=context,
+    )
 
 
 def validation(count: int = 7, size: int = 2) -> list[Batch]:
@@ -167,35 +175,52 @@ def config(**changes) -> TrainConfig:
     return TrainConfig(**{**defaults, "log_every": 3, "evaluate_every": 8, "checkpoint_every": 4, **changes})
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--workers", type=int, default=0)
-    parser.add_argument("--every", type=int, default=4)
-    parser.add_argument("--pause", type=float, default=0.0, help="seconds between batches")
-    parser.add_argument("--balancer", default="uncertainty")
-    parser.add_argument("--sparse", action="store_true")
-    options = parser.parse_args()
+def work(
+    run: Path, *, steps: int = 20, workers: int = 0, every: int = 4, pause: float = 0.0, sparse: bool = False
+) -> Network:
+    """Train in this process, from the newest checkpoint if there is one. ``pause``: seconds before each batch."""
 
     def paced(first: int) -> Iterator[Batch]:
-        for batch in batches(first, workers=options.workers, steps=options.steps, sparse=options.sparse):
-            time.sleep(options.pause)
+        for batch in batches(first, workers=workers, steps=steps, sparse=sparse):
+            time.sleep(pause)
             yield batch
 
+    model, settings = network(), config(steps=steps, checkpoint_every=every, threads=1)
+    resume = has_checkpoints(run)
+    options = {"run": run, "recipe": RECIPE, "evaluate": measure, "resume": resume}
+    train(model, paced, settings, balancer=balancer("uncertainty"), **options)
+    return model
+
+
+def joint_gradients(name: str) -> dict[str, Tensor]:
+    """Gradients of the balanced loss over one batch of six pictures, shared by the ranks; nothing is random."""
+    model, weights = network().eval(), balancer(name)
+    batch = next(batches(0, size=6, sparse=True))
+    own = distributed.losses_of(model)(batch)
+    counts = {task: sum(a is not None for a in batch.annotations[task]) for task in own}
+    losses, labelled, _ = distributed.joint_losses(own, counts, {})
+    total = weights(losses, [task for task in losses if labelled[task]], 0)
+    total.backward()
+    found = {n: p.grad for m in (model, weights) for n, p in m.named_parameters() if p.grad is not None}
+    return {**found, "total": total.detach()}
+
+
+def main() -> None:
+    """Under torchrun: everything that `test_distributed` compares with one process, saved for each rank."""
+    run = Path(sys.argv[1])
+    torch.set_num_threads(1)
     with distributed.session("cpu"):
-        model = network()
-        settings = config(steps=options.steps, checkpoint_every=options.every, threads=1)
-        weights = balancer(options.balancer)
-        train(
-            model, paced, settings, run=options.run, recipe="name: stub\n", balancer=weights, evaluate=measure,
-            resume=options.resume,
-        )  # fmt: skip
-        if distributed.world() > 1:
-            torch.save(model.state_dict(), options.run / f"rank{distributed.rank()}.pt")
+        gradients = {name: joint_gradients(name) for name in BALANCERS}
+        found = measure(network())
+        model = work(run, sparse=True)
+        result = {
+            "gradients": gradients,
+            "metrics": found.metrics,
+            "model": model.state_dict(),
+            "pictures": found.pictures,
+        }
+        torch.save(result, run / f"rank{distributed.rank()}.pt")
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     main()

@@ -7,7 +7,8 @@ checkpoint equals an uninterrupted one bit for bit on the CPU, with the same num
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,7 +43,7 @@ class TrainConfig:
     clip_norm: largest gradient norm; 0 = no clipping.
     ema_decay: of the moving average that is evaluated, saved and exported; reached by a warm-up, 1 - (1 + step)^(-2/3).
     precision: "auto" = bfloat16 where the device multiplies it in hardware.
-    workers: loader processes per rank. threads: of the CPU per process; None = torch's default.
+    threads: of the CPU per process; None = torch's default.
     log_every, evaluate_every, checkpoint_every: steps; 0 = only at the end.
     keep_checkpoints: how many of the newest stay, at least 2; the best one always does.
     max_skipped: so many steps in a row without finite losses and gradients end the training.
@@ -59,7 +60,6 @@ class TrainConfig:
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
     precision: Precision = "auto"
     channels_last: bool = True
-    workers: Count = 2
     threads: Positive | None = None
     log_every: Count = 10
     evaluate_every: Count = 0
@@ -114,15 +114,9 @@ def train(
         training = _prepare(model, balancer, config)
         _begin(training, run, recipe, resume, force)
         losses_of = distributed.losses_of(model)
-        with Log(
-            run,
-            training.step,
-            config.steps,
-            active=distributed.is_main(),
-            seconds=training.seconds,
-            tensorboard=config.tensorboard,
-        ) as log:
-            for batch in _exactly(batches, training.step, config.steps):
+        stream = _exactly(batches, training.step, config.steps)
+        with closing(stream), _open_log(training, run, config) as log:
+            for batch in stream:
                 step = _one_step(training, losses_of, move(batch, device), config, seed, interruption, log)
                 stop = exit_code(step.flags)
                 best = False
@@ -135,6 +129,7 @@ def train(
                 if stop:
                     log.say(f"Stopped by a signal at step {training.step}; saved. Go on with --resume {run}.")
                     raise SystemExit(stop)
+            distributed.barrier()  # nobody reads the last checkpoint before it is written
             return TrainResult(training.step, evaluation, training.skipped, log.seconds)
 
 
@@ -184,7 +179,18 @@ def _begin(training: Training, run: Path, recipe: str, resume: bool, force: bool
         checkpoint.write_atomically(run / checkpoint.RECIPE, recipe)
 
 
-def _exactly(batches: Callable[[int], Iterable[Batch]], first: int, steps: int) -> Iterable[Batch]:
+def _open_log(training: Training, run: Path, config: TrainConfig) -> Log:
+    return Log(
+        run,
+        training.step,
+        config.steps,
+        active=distributed.is_main(),
+        seconds=training.seconds,
+        tensorboard=config.tensorboard,
+    )
+
+
+def _exactly(batches: Callable[[int], Iterable[Batch]], first: int, steps: int) -> Generator[Batch, None, None]:
     """The batches of the steps ``first`` to ``steps``. Raises DataError where they end early."""
     if first >= steps:
         return

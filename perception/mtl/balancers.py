@@ -8,6 +8,7 @@ Kurin et al. 2022 and Xin et al. 2022 find that a tuned static weighting ties th
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
@@ -55,7 +56,7 @@ class StaticConfig:
     """weights: task -> weight (>= 0); tasks that are not named weigh 1."""
 
     name: Literal["static"] = "static"
-    weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(default_factory=dict)
+    weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = dataclasses.field(default_factory=dict)
 
 
 class Static(Balancer):

@@ -1,0 +1,132 @@
+"""T1, T2: a run that dies and is resumed equals one that was left alone, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import engine_stub
+import pytest
+import torch
+
+from perception import checkpoint
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["engine_stub"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _server():
+    """The server, which imports everything once, finds the stub (it does not inherit sys.path)."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("PYTHONPATH", str(Path(engine_stub.__file__).parent))
+    CONTEXT.Process(target=int).start()
+    patch.undo()
+
+
+def start(run: Path, **options):
+    process = CONTEXT.Process(target=engine_stub.work, args=(run,), kwargs=options)
+    process.start()
+    return process
+
+
+def finish(run: Path, **options) -> None:
+    process = start(run, **options)
+    process.join(60)
+    assert process.exitcode == 0
+
+
+def outcome(run: Path):
+    """Every tensor and number of the newest checkpoint, and the log; without times."""
+    newest = checkpoint.load(run)
+    state = checkpoint.load_train_state(newest.path)
+    state.pop("seconds")
+    state["window"].pop("seconds_per_step", None)
+    events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for event in events:
+        event.pop("time")
+        event.pop("images_per_second", None)
+    return {"weights": newest.weights, "state": state, "step": newest.step, "log": events}
+
+
+def flatten(value, path=""):
+    if isinstance(value, dict):
+        return {k: v for key, item in value.items() for k, v in flatten(item, f"{path}/{key}").items()}
+    if isinstance(value, (list, tuple)):
+        return {k: v for i, item in enumerate(value) for k, v in flatten(item, f"{path}/{i}").items()}
+    return {path: value}
+
+
+def assert_same(a, b) -> None:
+    a, b = flatten(a), flatten(b)
+    assert a.keys() == b.keys()
+    unlike = [
+        key for key in a if not (torch.equal(a[key], b[key]) if isinstance(a[key], torch.Tensor) else a[key] == b[key])
+    ]
+    assert not unlike
+
+
+def kill_until_done(run: Path, kills: int, seed: int, longest: float, **options) -> tuple[int, int]:
+    """Kill a run at random moments, then let it end. Returns the kills, and how many left a half-written checkpoint."""
+    chance, done, half = random.Random(seed), 0, 0
+    while done < kills:
+        process = start(run, **options)
+        folder = run / "checkpoints"
+        before = sorted(folder.glob("step_*"))
+        deadline = time.monotonic() + 30
+        while not before and not list(folder.glob("step_*")) and process.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.002)
+        time.sleep(chance.uniform(0, longest))
+        process.kill()
+        process.join(10)
+        if process.exitcode != -signal.SIGKILL:
+            break
+        done += 1
+        half += bool(list(folder.glob(".writing-*")))
+        newest = checkpoint.load(run)
+        assert newest.step >= (int(before[-1].name[5:]) if before else 1)
+    finish(run, **options)
+    return done, half
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_T1_killed_and_resumed_equals_uninterrupted(tmp_path, workers):
+    finish(tmp_path / "whole", workers=0)
+    done, _ = kill_until_done(tmp_path / "killed", 2, seed=workers, longest=0.3, workers=workers, pause=0.05)
+    assert done
+    assert_same(outcome(tmp_path / "killed"), outcome(tmp_path / "whole"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_T1_twenty_kills_in_training_and_in_saving(tmp_path, workers):
+    options = {"steps": 120, "every": 1}
+    finish(tmp_path / "whole", **options)
+    done, half = kill_until_done(
+        tmp_path / "killed", 24, seed=workers, longest=0.4, workers=workers, pause=0.01, **options
+    )
+    assert done >= 20
+    assert half >= 3
+    assert_same(outcome(tmp_path / "killed"), outcome(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_T2_a_signal_saves_and_exits(tmp_path, number, code):
+    finish(tmp_path / "whole")
+    run = tmp_path / "stopped"
+    process = start(run, every=0, pause=0.1, workers=2)
+    deadline = time.monotonic() + 30
+    while not (run / "metrics.jsonl").is_file() or not (run / "metrics.jsonl").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, number)
+    process.join(30)
+    assert process.exitcode == code
+    assert 0 < checkpoint.load(run).step < 20
+    finish(run)
+    assert_same(outcome(run), outcome(tmp_path / "whole"))
