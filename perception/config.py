@@ -34,7 +34,9 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark
-            raise ConfigError(f"{mark.name}, line {mark.line + 1}: YAML aliases (*name) are not allowed. Write the value out.")
+            raise ConfigError(
+                f"{mark.name}, line {mark.line + 1}: YAML aliases (*name) are not allowed. Write the value out."
+            )
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict:
@@ -56,17 +58,23 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path} has {path.stat().st_size} bytes. A recipe has at most {MAX_BYTES}.")
     try:
         text = path.read_text("utf-8")
-        loader = _Loader(text)
-        loader.name = str(path)
-        mapping = loader.get_single_data()
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8: {error}. Save it as UTF-8.") from error
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, where: str = "the recipe") -> dict[str, Any]:
+    """The mapping in YAML text. ``where`` names its origin for the message."""
+    try:
+        loader = _Loader(text)
+        loader.name = where
+        mapping = loader.get_single_data()
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+        raise ConfigError(f"{where} is not valid YAML: {error}") from error
     except RecursionError as error:
-        raise ConfigError(f"{path} is nested too deeply.") from error
+        raise ConfigError(f"{where} is nested too deeply. A recipe has about four levels.") from error
     if not isinstance(mapping, dict):
-        raise ConfigError(f"{path} holds a {type(mapping).__name__}. Expected a mapping (key: value).")
+        raise ConfigError(f"{where} holds a {type(mapping).__name__}. Expected a mapping (key: value).")
     return mapping
 
 

@@ -24,18 +24,19 @@ class ModelConfig:
 class Perception(nn.Module):
     """One network for every task.
 
-    tasks: name -> config of that task (`perception.tasks.TASKS[name].Config`).
+    tasks: name -> config of that task (`perception.tasks.TASKS[name].Config`). weights: load the backbone's; not needed
+    where a checkpoint follows.
     Pictures are uint8 RGB [B, 3, H, W], height and width multiples of 32. Wherever ``tasks`` can be given, only the
     subgraph that those tasks need is run.
     """
 
     tasks: nn.ModuleDict
 
-    def __init__(self, config: ModelConfig, tasks: Mapping[str, Any]) -> None:
+    def __init__(self, config: ModelConfig, tasks: Mapping[str, Any], weights: bool = True) -> None:
         super().__init__()
         if not tasks:
             raise ConfigError("The recipe has no task. Give at least one of: " + ", ".join(TASKS) + ".")
-        self.backbone = Backbone(config.backbone)
+        self.backbone = Backbone(config.backbone, weights)
         strides = {stride for name, task in tasks.items() for stride in _strides(name, task)}
         self.neck = FPN(self.backbone.channels, config.neck, strides)
         self.tasks = nn.ModuleDict({name: TASKS[name](name, task, self.neck.channels) for name, task in tasks.items()})
@@ -56,12 +57,13 @@ class Perception(nn.Module):
         return self.neck(self.backbone(images), strides)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Task -> loss, a zero with its graph where no picture of the batch labels the task; parts "<task>/<part>"."""
-        losses: dict[str, Tensor] = {}
-        for name, raw in self(batch.images).items():
-            parts = self._chosen({name})[name].loss(raw, batch.annotations[name], batch.cameras)
-            losses[name] = torch.stack(list(parts.values())).sum()
-        return losses
+        """Task -> loss; a zero with its graph where no picture of the batch labels the task."""
+        chosen = self._chosen(None)
+        parts = {
+            name: chosen[name].loss(raw, batch.annotations[name], batch.cameras)
+            for name, raw in self(batch.images).items()
+        }
+        return {name: torch.stack(list(terms.values())).sum() for name, terms in parts.items()}
 
     def predict(self, images: Tensor, tasks: Collection[str] | None = None) -> dict[str, Tensor]:
         """Decoded outputs, "<task>.<output>" -> tensor in input pixels. This is the graph that is exported."""
@@ -72,13 +74,20 @@ class Perception(nn.Module):
                 outputs[f"{name}.{key}"] = value
         return outputs
 
+    def keep(self, tasks: Collection[str]) -> Perception:
+        """Drop every head but those of ``tasks``, in place."""
+        self.tasks = nn.ModuleDict(dict(self._chosen(tasks)))
+        return self
+
     def _chosen(self, tasks: Collection[str] | None) -> dict[str, Task]:
         mine: dict[str, Any] = dict(self.tasks.items())
         if tasks is None:
             return mine
         unknown = sorted(set(tasks) - set(mine))
         if unknown or not tasks:
-            raise ConfigError(f"This network has no task {', '.join(unknown) or '(none given)'}. It has: {', '.join(mine)}.")
+            raise ConfigError(
+                f"This network has no task {', '.join(unknown) or '(none given)'}. It has: {', '.join(mine)}."
+            )
         return {name: task for name, task in mine.items() if name in tasks}
 
 

@@ -79,7 +79,9 @@ def test_perfect_raw_output_decodes_to_the_target(task, pyramid):
 
 
 def test_every_object_is_assigned_even_the_smallest():
-    points = torch.cat([geometry.grid_points(16, 20, 8, torch.zeros(1)), geometry.grid_points(8, 10, 16, torch.zeros(1))])
+    points = torch.cat(
+        [geometry.grid_points(16, 20, 8, torch.zeros(1)), geometry.grid_points(8, 10, 16, torch.zeros(1))]
+    )
     strides = torch.cat([torch.full((320,), 8.0), torch.full((80,), 16.0)])
     objects = torch.tensor([[70.0, 70.0, 72.0, 71.0], [0.0, 0.0, 158.0, 126.0]])
     predicted = torch.rand(400, 4) * 10
@@ -104,4 +106,6 @@ def test_overlaps_equal_torchvision():
     first = torch.cat([low, low + torch.rand(50, 2) * 40 + 0.5], 1)
     second = first.roll(1, 0)
     torch.testing.assert_close(geometry.iou(first[:, None], second[None]), box_iou(first, second))
-    torch.testing.assert_close(1 - geometry.ciou(first, second), complete_box_iou_loss(first, second), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        1 - geometry.ciou(first, second), complete_box_iou_loss(first, second), atol=1e-5, rtol=1e-5
+    )

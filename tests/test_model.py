@@ -29,7 +29,9 @@ def images() -> torch.Tensor:
     return torch.randint(0, 255, (2, 3, 96, 160), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("name", ["test_efficientnet", "test_resnet", "test_convnext", "resnet18", "mobilenetv4_conv_small"])
+@pytest.mark.parametrize(
+    "name", ["test_efficientnet", "test_resnet", "test_convnext", "resnet18", "mobilenetv4_conv_small"]
+)
 def test_any_convolutional_timm_backbone(name, images):
     with torch.inference_mode():
         outputs = network(name).predict(images)

@@ -65,7 +65,11 @@ def network(request, monkeypatch):
     spec = model.specs[name]
     targets = [target(spec.shape, len(spec.classes), spec.unit, seed) for seed in range(2)]
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 255, (2, 3, *SIZE), np.uint8))
-    return name, model, Batch(images, {name: targets}, [Camera(100, 100, 64, 48)] * 2, [None] * 2, ["a", "b"], ["s", "s"])
+    return (
+        name,
+        model,
+        Batch(images, {name: targets}, [Camera(100, 100, 64, 48)] * 2, [None] * 2, ["a", "b"], ["s", "s"]),
+    )
 
 
 def test_outputs_have_the_promised_shapes(network):
@@ -88,7 +92,9 @@ def test_outputs_have_the_promised_shapes(network):
 def test_every_parameter_gets_a_gradient(network):
     name, model, batch = network
     model.train().losses(batch)[name].backward()
-    silent = [key for key, value in model.named_parameters() if value.grad is None or not torch.isfinite(value.grad).all()]
+    silent = [
+        key for key, value in model.named_parameters() if value.grad is None or not torch.isfinite(value.grad).all()
+    ]
     assert not silent
 
 
@@ -107,7 +113,9 @@ def test_an_unlabelled_picture_changes_no_gradient(network):
     name, model, batch = network
     model.eval()  # BatchNorm would see the other picture; the loss must not
     alone = Batch(batch.images[:1], {name: batch.annotations[name][:1]}, batch.cameras[:1], [None], ["a"], ["s"])
-    beside = Batch(batch.images, {name: [batch.annotations[name][0], None]}, batch.cameras, [None] * 2, ["a", "b"], ["s"] * 2)
+    beside = Batch(
+        batch.images, {name: [batch.annotations[name][0], None]}, batch.cameras, [None] * 2, ["a", "b"], ["s"] * 2
+    )
     gradients = []
     for one in (alone, beside):
         model.zero_grad()

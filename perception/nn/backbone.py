@@ -35,34 +35,39 @@ class Backbone(nn.Module):
     """uint8 RGB [B, 3, H, W] to {stride: [B, C, H / stride, W / stride]} for the strides 4, 8, 16 and 32.
 
     Normalisation is the first layer, so nobody can prepare a picture in another way than the network was trained with.
+    Raises ConfigError where timm cannot build it. weights: load what the config names.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: BackboneConfig) -> None:
+    def __init__(self, config: BackboneConfig, weights: bool = True) -> None:
         super().__init__()
         options: dict[str, Any] = {"drop_path_rate": config.drop_path} if config.drop_path else {}
         try:
-            plain = timm.create_model(config.name, features_only=True, pretrained=config.weights == "timm", **options)
+            plain = timm.create_model(
+                config.name, features_only=True, pretrained=weights and config.weights == "timm", **options
+            )
         except RuntimeError as error:
             near = ", ".join(timm.list_models(f"*{config.name.split('_')[0]}*")[:5])
-            raise ConfigError(f"model.backbone.name: timm cannot build '{config.name}': {error}. Similar: {near}") from error
+            raise ConfigError(
+                f"model.backbone.name: timm cannot build '{config.name}': {error}. Similar: {near}"
+            ) from error
         info: Any = plain.feature_info
         wanted = [i for i, stride in enumerate(info.reduction()) if stride in (4, 8, 16, 32)]
         if len(wanted) < 3:
-            raise ConfigError(f"model.backbone.name: '{config.name}' has strides {info.reduction()}. Needed: 8, 16, 32.")
+            raise ConfigError(
+                f"model.backbone.name: '{config.name}' has strides {info.reduction()}. Needed: 8, 16, 32."
+            )
         self.strides = tuple(info.reduction()[i] for i in wanted)
         self.channels = {info.reduction()[i]: info.channels()[i] for i in wanted}
         self._positions = wanted
-        pretrained = getattr(plain, "pretrained_cfg", None) or timm.get_pretrained_cfg(config.name).to_dict()
-        if config.weights not in ("timm", "none"):
+        if weights and config.weights not in ("timm", "none"):
             load_weights(plain, config)
         self.body = plain
-        scale = torch.tensor([0.5] * 3) if config.weights == "package" else torch.tensor(pretrained["std"])
-        shift = torch.tensor([0.5] * 3) if config.weights == "package" else torch.tensor(pretrained["mean"])
-        self.register_buffer("mean", shift.view(1, 3, 1, 1) * 255)
-        self.register_buffer("std", scale.view(1, 3, 1, 1) * 255)
+        statistics: Any = plain.pretrained_cfg
+        for name in ("mean", "std"):
+            self.register_buffer(name, torch.tensor(statistics[name]).view(1, 3, 1, 1) * 255)
 
     def forward(self, images: Tensor) -> dict[int, Tensor]:
         features = self.body((images.float() - self.mean) / self.std)
@@ -89,10 +94,10 @@ def load_weights(body: nn.Module, config: BackboneConfig) -> None:
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
-        state = load_file(path)
+        found: Any = load_file(path)
     else:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    state = state.get("state_dict", state)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    state: dict[str, Tensor] = found.get("state_dict", found)
     own = body.state_dict()
     fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
     absent = sorted(set(own) - set(fitting))

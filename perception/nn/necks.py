@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -34,7 +35,7 @@ class FPN(nn.Module):
         self.narrow = nn.ModuleDict(
             {
                 str(fine): conv_norm_act(width[coarse], width[fine], act=False)
-                for fine, coarse in zip(levels, levels[1:], strict=False)
+                for fine, coarse in pairwise(levels)
                 if width[fine] != width[coarse]
             }
         )
@@ -49,9 +50,8 @@ class FPN(nn.Module):
                 break
             level = self.lateral[str(stride)](features[stride])
             if above is not None:
-                if str(stride) in self.narrow:
-                    above = self.narrow[str(stride)](above)
-                level = level + upsample_to(above, level)
+                narrowed = self.narrow[str(stride)](above) if str(stride) in self.narrow else above
+                level = level + upsample_to(narrowed, level)
             above = level
             if stride in strides:
                 pyramid[stride] = self.smooth[str(stride)](level)

@@ -28,7 +28,9 @@ def warp_image(image: NDArray[np.uint8], frame: Frame) -> NDArray[np.uint8]:
     """uint8 [H, W, 3] in source pixels to [h, w, 3] in input pixels, area-averaged where it shrinks."""
     x, y, width, height = frame.crop
     shrinks = frame.scale[0] < 1 or frame.scale[1] < 1
-    return _place(image[y : y + height, x : x + width], frame, cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR, PAD_VALUE)
+    return _place(
+        image[y : y + height, x : x + width], frame, cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR, PAD_VALUE
+    )
 
 
 def warp_map(values: NDArray, frame: Frame, fill: float) -> NDArray:

@@ -82,7 +82,9 @@ class Depth(Task):
                 masks.append(target.valid[::stride, ::stride] & (metres >= near) & (metres <= far))
                 truths.append(metres.clamp(near, far).log() - math.log(self._focal_ratio(camera)))
         truth, valid = torch.stack(truths), torch.stack(masks)
-        log_depth = F.interpolate(raw.log_depth[rows], size=truth.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+        log_depth = F.interpolate(raw.log_depth[rows], size=truth.shape[-2:], mode="bilinear", align_corners=False)[
+            :, 0
+        ]
         if not valid.any():
             return {"silog": log_depth.sum() * 0.0}
         error = log_depth - truth

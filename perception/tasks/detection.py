@@ -63,9 +63,13 @@ class Tower(nn.Module):
 
     def __init__(self, width: int, depth: int, levels: int) -> None:
         super().__init__()
-        self.depthwise = nn.ModuleList(nn.Conv2d(width, width, 5, padding=2, groups=width, bias=False) for _ in range(depth))
+        self.depthwise = nn.ModuleList(
+            nn.Conv2d(width, width, 5, padding=2, groups=width, bias=False) for _ in range(depth)
+        )
         self.pointwise = nn.ModuleList(nn.Conv2d(width, width, 1, bias=False) for _ in range(depth))
-        self.norms = nn.ModuleList(nn.ModuleList(nn.BatchNorm2d(width) for _ in range(2 * depth)) for _ in range(levels))
+        self.norms = nn.ModuleList(
+            nn.ModuleList(nn.BatchNorm2d(width) for _ in range(2 * depth)) for _ in range(levels)
+        )
 
     def forward(self, features: Tensor, level: int) -> Tensor:
         norms: Any = self.norms[level]
@@ -96,10 +100,9 @@ class Detection(Task):
         self.box_tower = Tower(width, config.depth, len(config.strides))
         self.class_output = nn.Conv2d(width, len(config.classes), 1)
         self.box_output = nn.Conv2d(width, 4, 1)
-        nn.init.normal_(self.class_output.weight, std=0.01)
-        nn.init.constant_(self.class_output.bias, -4.6)  # a prior of 0.01: most cells hold nothing
-        nn.init.normal_(self.box_output.weight, std=0.01)
-        nn.init.constant_(self.box_output.bias, 2.0)
+        for layer, bias in ((self.class_output, -4.6), (self.box_output, 2.0)):  # a prior of 0.01; boxes 4 cells wide
+            nn.init.normal_(layer.weight, std=0.01)
+            layer.bias.data.fill_(bias)  # pyright: ignore[reportOptionalMemberAccess]
 
     def forward(self, pyramid: Pyramid) -> Raw:
         logits, boxes, points, strides = [], [], [], []
@@ -136,7 +139,13 @@ class Detection(Task):
         ignore = torch.zeros_like(target.labels, dtype=torch.bool) if target.ignore is None else target.ignore
         objects, labels = target.boxes[~ignore], target.labels[~ignore]
         matched, quality = task_aligned(
-            raw.points, raw.strides, logits.detach().sigmoid(), predicted.detach(), objects, labels, self.config.assigned
+            raw.points,
+            raw.strides,
+            logits.detach().sigmoid(),
+            predicted.detach(),
+            objects,
+            labels,
+            self.config.assigned,
         )
         wanted = torch.zeros_like(logits)
         positive = matched >= 0
@@ -148,7 +157,7 @@ class Detection(Task):
 
     @staticmethod
     def _counted(points: Tensor, target: Instances, ignore: Tensor) -> Tensor:
-        """bool [P or 1, C or 1]: which class scores are trained; not those in ignore regions or of unlabelled classes."""
+        """bool [P, C or 1]: which scores are trained: not those in ignore regions, nor of unlabelled classes."""
         regions = target.boxes[ignore]
         inside = (points[:, None] >= regions[None, :, :2]) & (points[:, None] <= regions[None, :, 2:])
         counted = ~inside.all(-1).any(1)[:, None]
@@ -156,7 +165,9 @@ class Detection(Task):
 
     def decode(self, raw: Raw, size: Sequence[Any]) -> dict[str, Tensor]:
         scores, labels = raw.logits.sigmoid().max(-1)
-        count = min(self.config.candidates, scores.shape[1]) if isinstance(scores.shape[1], int) else self.config.candidates
+        count = (
+            min(self.config.candidates, scores.shape[1]) if isinstance(scores.shape[1], int) else self.config.candidates
+        )
         best, indices = scores.topk(count, dim=1)
         boxes = raw.boxes.gather(1, indices[..., None].expand(-1, -1, 4))
         boxes, best, labels = select(
@@ -165,4 +176,4 @@ class Detection(Task):
         return {"boxes": boxes, "scores": best, "labels": labels}
 
     def metric(self) -> DetectionMetric:
-        return DetectionMetric(self.config.classes)
+        return DetectionMetric(self.config.classes, self.config.threshold)

@@ -1,0 +1,69 @@
+"""The whole story on made street data: make it, train four tasks, evaluate, predict a video, export, report."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+from perception import checkpoint, runs
+from perception import recipe as recipes
+from perception.data.street import write, write_video
+from perception.deploy.export import export
+from perception.deploy.predict import predict
+from perception.deploy.runtime import Perceiver
+from perception.types import PerceptionError
+
+PICTURES = 2000
+SEED = 0
+VIDEO_SECONDS = 10
+MARK = "demo.txt"
+
+
+def demo(out: Path, overrides: Sequence[str] = ()) -> None:
+    """Write ``out``/{metrics.json, report.html, model.onnx, video.mp4}. An interrupted demo goes on where it stopped.
+
+    Raises PerceptionError where ``out`` holds something that no demo made.
+    """
+    _claim(out)
+    text = resources.files("perception").joinpath("demo.yaml").read_text("utf-8")
+    recipe = recipes.parse(text, [f"data.root={out / 'data'}", *overrides], where="demo.yaml")
+    if not (out / "data").is_dir():
+        _say(f"1/5 Making {PICTURES} street pictures with labels for four tasks")
+        write(out / "data", PICTURES, SEED, recipe.data.size, validation=0.1)
+    resume = checkpoint.has_checkpoints(out)
+    verb = "Going on with" if resume else "Training"
+    _say(f"2/5 {verb} {', '.join(recipe.tasks)} together, {recipe.train.steps} steps")
+    evaluation = runs.train(recipe, out, resume=resume, force=resume)
+    _say("3/5 Exporting to one ONNX file and comparing it with torch")
+    _, model = runs.open_run(out)
+    _say(str(export(model, out / "model.onnx", size=recipe.data.size)))
+    _say("4/5 Predicting a made drive with the ONNX file alone")
+    film = out / "drive.mp4"
+    write_video(film, VIDEO_SECONDS, SEED + 1, recipe.data.size)
+    shutil.rmtree(out / "prediction", ignore_errors=True)
+    predict(Perceiver(out / "model.onnx"), str(film), out=out / "prediction")
+    (out / "prediction" / "drive.mp4").replace(out / "video.mp4")
+    (out / MARK).write_text("finished\n", "utf-8")
+    _say(f"5/5 Done: open {out / 'report.html'} and {out / 'video.mp4'}")
+    if evaluation is not None:
+        for name, task in model.tasks.items():
+            key = f"{name}/{task.score}"
+            _say(f"  {key:24s} {evaluation.metrics[key]:.3f}")
+
+
+def _claim(out: Path) -> None:
+    """Take ``out``: new, or of a demo that was interrupted (it goes on) or finished (it is made anew)."""
+    mark = out / MARK
+    if out.is_dir() and any(out.iterdir()):
+        if not mark.is_file():
+            raise PerceptionError(f"{out} holds files that no demo made. Give another folder with --out.")
+        if mark.read_text("utf-8").strip() == "finished":
+            shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    mark.write_text("begun\n", "utf-8")
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)  # noqa: T201

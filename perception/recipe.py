@@ -1,0 +1,103 @@
+"""A recipe: everything that a run is made of, in one YAML file; and the builders of its parts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BeforeValidator
+
+from perception import config
+from perception.config import configuration
+from perception.data import DataConfig, open_sources
+from perception.data.dataset import Source
+from perception.engine.train import TrainConfig
+from perception.model import ModelConfig, Perception
+from perception.mtl.balancers import BalanceConfig, StaticConfig
+from perception.tasks import TASKS
+from perception.types import ConfigError
+
+
+def _task_configs(value: Any) -> Any:
+    """The ``tasks`` section: each task's settings as that task's own Config."""
+    if not isinstance(value, dict) or not value:
+        raise ConfigError(f"tasks: expected a mapping with at least one of {', '.join(TASKS)}, found {value!r}.")
+    unknown = [name for name in value if name not in TASKS]
+    if unknown:
+        raise ConfigError(f"tasks.{unknown[0]}: unknown task. Known: {', '.join(TASKS)}.")
+    return {
+        name: config.build(TASKS[name].Config, {} if v is None else v, path=f"tasks.{name}")
+        for name, v in value.items()
+    }
+
+
+@configuration
+class Recipe:
+    """version: of this format. name: of the run's folder under runs/. seed: of everything that is random."""
+
+    version: Literal[1] = 1
+    name: str = "run"
+    seed: int = 0
+    data: DataConfig
+    tasks: Annotated[dict[str, Any], BeforeValidator(_task_configs)]
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    balance: BalanceConfig = dataclasses.field(default_factory=StaticConfig)
+
+    @property
+    def classes(self) -> dict[str, tuple[str, ...]]:
+        """Task -> its class names; empty for a quantity."""
+        return {name: getattr(task, "classes", ()) for name, task in self.tasks.items()}
+
+
+def parse(text: str, overrides: Sequence[str] = (), where: str = "") -> Recipe:
+    """The recipe in YAML text, for example the resolved one that a run keeps."""
+    return config.build(Recipe, config.override(config.parse_yaml(text, where), overrides), where=where)
+
+
+def load(path: str | Path, overrides: Sequence[str] = (), tasks: Collection[str] | None = None) -> Recipe:
+    """The recipe in a YAML file with ``key=value`` overrides, reduced to a subset of its tasks where asked."""
+    mapping = config.override(config.load_yaml(path), overrides)
+    if tasks is not None:
+        mine = mapping.get("tasks") or {}
+        unknown = [name for name in tasks if name not in mine]
+        if unknown:
+            raise ConfigError(f"{path} has no task '{unknown[0]}'. It has: {', '.join(mine)}.")
+        mapping["tasks"] = {name: value for name, value in mine.items() if name in tasks}
+    return config.build(Recipe, mapping, where=str(path))
+
+
+def build_model(recipe: Recipe, weights: bool = True) -> Perception:
+    """The network, its new layers initialised by the recipe's seed.
+
+    weights: load the backbone's; not needed where a checkpoint brings them, whose origin may not be at hand.
+    """
+    torch.manual_seed(recipe.seed)
+    return Perception(recipe.model, recipe.tasks, weights)
+
+
+def training_sources(recipe: Recipe) -> list[Source]:
+    return open_sources(recipe.data.train, recipe.data.root, recipe.classes)
+
+
+def validation_sources(recipe: Recipe) -> list[Source]:
+    return open_sources(recipe.data.validation, recipe.data.root, recipe.classes)
+
+
+def with_other_data(recipe: Recipe, path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe with the validation sources of another YAML file: a recipe, or its ``data`` section alone.
+
+    ``root`` and ``size`` stay the recipe's where the file gives none.
+    """
+    mapping = config.override(config.load_yaml(path), overrides)
+    section = mapping.get("data", mapping)
+    if not isinstance(section, dict) or not section.get("validation"):
+        raise ConfigError(f"{path} names no validation source. Give data.validation: a list of sources as in a recipe.")
+    mine = config.to_plain(recipe.data)
+    merged = {**mine, "train": [], **{key: value for key, value in section.items() if key != "train"}}
+    data = config.build(DataConfig, merged, where=str(path), path="data")
+    plain = config.to_plain(recipe)
+    return config.build(Recipe, {**plain, "data": config.to_plain(data)}, where=str(path))
