@@ -117,50 +117,64 @@ class CocoReader:
     def _boxes(self, annotations: list[dict], positions: dict[int, int], known: set[int]) -> NDArray[np.float64]:
         """[M, 7]: position of the picture (ascending), x1 y1 x2 y2, label, ignore."""
         index = {id: self.class_map.index[name] for id, name in self.categories.items()}
-        rows: list[tuple] = []
+        labelled = {id: self.class_map.labels(name) for id, name in self.categories.items()}
+        rows, boxes = [], []
         for annotation in annotations:
-            where = f"{self.path}, annotation {annotation.get('id')}"
             image, category = annotation.get("image_id"), annotation.get("category_id")
-            if not isinstance(image, int) or image not in known:
-                raise DataError(
-                    f"{where}: image_id {image!r} is not among the {len(known)} images. Correct or remove it."
-                )
-            if not isinstance(category, int) or category not in index:
-                raise DataError(f"{where}: category_id {category!r} is not among the categories {sorted(index)[:20]}.")
-            box = _box(annotation.get("bbox"), where)
-            if image not in positions or index[category] == BACKGROUND:
-                continue
-            clipped = self._clipped(box, self.sizes[positions[image]])
-            if clipped is not None:
-                label = index[category]
-                unsure = label < 0 or bool(annotation.get("iscrowd") or 0) or not self._labels(label)
-                rows.append((positions[image], *clipped, max(label, 0), unsure))
-        table = np.array(rows, np.float64).reshape(-1, 7)
-        return table[table[:, 0].argsort(kind="stable")]
+            if type(image) is not int or image not in known or type(category) is not int or category not in index:
+                raise self._unknown(annotation, known)
+            unsure = not labelled[category] or bool(annotation.get("iscrowd"))
+            rows.append((positions.get(image, -1), index[category], unsure))
+            boxes.append(annotation.get("bbox"))
+        table = np.array(rows, np.float64).reshape(-1, 3)
+        corners = _numbers(boxes, annotations, self.path)
+        wanted = (table[:, 0] >= 0) & (table[:, 1] != BACKGROUND)
+        table, corners = table[wanted], corners[wanted]
+        sizes = np.array(self.sizes, np.float64).reshape(-1, 2)[table[:, 0].astype(int), ::-1]
+        corners, kept = self._clipped(corners, sizes)
+        result = np.column_stack([table[:, 0], corners, np.maximum(table[:, 1], 0), table[:, 2]])[kept]
+        return result[result[:, 0].argsort(kind="stable")]
 
-    def _labels(self, label: int) -> bool:
-        return self.class_map.classes is None or bool(self.class_map.classes[label])
+    def _unknown(self, annotation: dict, known: set[int]) -> DataError:
+        where = f"{self.path}, annotation {annotation.get('id')}"
+        image, category = annotation.get("image_id"), annotation.get("category_id")
+        if type(image) is not int or image not in known:
+            return DataError(f"{where}: image_id {image!r} is not among the {len(known)} images. Correct or remove it.")
+        return DataError(f"{where}: category_id {category!r} is not among {sorted(self.categories)[:20]}. Correct it.")
 
-    def _clipped(self, box: list[float], size: tuple[int, int]) -> tuple[float, ...] | None:
-        """x1 y1 x2 y2 inside the picture, or None where nothing sensible is left; counts what it does."""
-        x, y, width, height = box
-        if not all(abs(value) <= HUGE for value in box) or width <= 0 or height <= 0:
-            self.problems["invalid boxes skipped"] += 1
-            return None
-        x1, y1, x2, y2 = max(x, 0), max(y, 0), min(x + width, size[1]), min(y + height, size[0])
-        if x2 - x1 < 1e-3 or y2 - y1 < 1e-3:
-            self.problems["boxes outside the picture skipped"] += 1
-            return None
-        if max(x1 - x, y1 - y, x + width - x2, y + height - y2) > 1:  # COCO's own boxes overshoot by rounding
-            self.problems["boxes clipped by more than a pixel"] += 1
-        return x1, y1, x2, y2
+    def _clipped(self, boxes: NDArray[np.float64], sizes: NDArray[np.float64]) -> tuple[NDArray, NDArray]:
+        """Corners [M, 4] within pictures of sizes [M, 2] (width, height), and which are sensible; counts the rest."""
+        sane = np.asarray((np.abs(boxes) <= HUGE).all(1) & (boxes[:, 2:] > 0).all(1))
+        boxes = np.where(sane[:, None], boxes, 0)
+        corners = np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]])
+        clipped = np.clip(corners, 0, np.tile(sizes, 2))
+        inside = (clipped[:, 2:] - clipped[:, :2] >= 1e-3).all(1)
+        cut = (np.abs(clipped - corners) > 1).any(1)  # COCO's own boxes overshoot by rounding
+        for kind, which in (
+            ("invalid boxes skipped", ~sane),
+            ("boxes outside the picture skipped", sane & ~inside),
+            ("boxes clipped by more than a pixel", sane & inside & cut),
+        ):
+            if which.any():
+                self.problems[kind] += int(which.sum())
+        return clipped, np.asarray(sane & inside)
 
 
-def _box(box: Any, where: str) -> list[float]:
-    """[x, y, width, height]. An infinite one is a number too (1e999): the caller skips it."""
-    if not isinstance(box, list) or len(box) != 4 or not all(type(value) in (int, float) for value in box):
-        raise DataError(f"{where}: bbox is {str(box)[:60]}. Expected [x, y, width, height] in pixels.")
-    return box
+def _numbers(boxes: list[Any], annotations: list[dict], path: Path) -> NDArray[np.float64]:
+    """[M, 4] x, y, width, height. Infinite ones are numbers too (1e999); the caller skips them."""
+    try:
+        table = np.array(boxes)
+    except (ValueError, OverflowError):  # of unequal length
+        table = np.empty(0, object)
+    if boxes and (table.dtype.kind not in "fi" or table.shape != (len(boxes), 4)):
+        for annotation, box in zip(annotations, boxes, strict=True):
+            if not isinstance(box, list) or len(box) != 4 or not all(type(value) in (int, float) for value in box):
+                where = f"{path}, annotation {annotation.get('id')}"
+                raise DataError(f"{where}: bbox is {str(box)[:60]}. Expected [x, y, width, height] in pixels.")
+        table = np.array(
+            [[min(max(value, -1e300), 1e300) for value in box] for box in boxes]
+        )  # integers beyond 64 bits
+    return table.astype(np.float64).reshape(-1, 4)
 
 
 def _checked(content: Any, path: Path) -> dict[str, list[dict]]:

@@ -34,6 +34,8 @@ def read_json(path: Path) -> Any:
         ) from error
     except _Refused as error:
         raise DataError(f"{path}: {error} at byte {_offset(text)}. Write it out again without.") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise DataError(f"{path}: {error}.") from error
     except RecursionError:
         raise DataError(f"{path} is nested too deeply to be annotations.") from None
 
