@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -299,7 +300,7 @@ def test_a_drive_keeps_its_identities(drive):
 def test_a_drive_is_smooth(drive):
     """Nothing comes nearer or leaves by more than 25 m/s, and boxes that lie within the picture do not jump."""
     steps = 0
-    for before, after in zip(drive[:-1], drive[1:], strict=True):
+    for before, after in pairwise(drive):
         rows = {identity: row for row, identity in enumerate(before.identities.tolist()) if not before.ignore[row]}
         for row, identity in enumerate(after.identities.tolist()):
             if identity not in rows or after.ignore[row]:
@@ -317,7 +318,7 @@ def test_a_drive_is_smooth(drive):
                 assert shift < 0.4 * (before.boxes[old, 3] - before.boxes[old, 1]) + 6
                 steps += 1
     assert steps > 40
-    differences = [np.abs(a.image.astype(int) - b.image).mean() for a, b in zip(drive[:-1], drive[1:], strict=True)]
+    differences = [np.abs(a.image.astype(int) - b.image).mean() for a, b in pairwise(drive)]
     assert max(differences) < 30
 
 

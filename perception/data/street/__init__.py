@@ -1,7 +1,7 @@
 """Made street data: perspective road scenes with exact labels for all four tasks on the same picture.
 
-`render` makes one picture, `write` a folder that the COCO and Cityscapes readers read, `frames` and `write_video` a drive
-with object identities. Nothing is downloaded; a picture is a function of its seed and index.
+`render` makes one picture, `write` a folder that the COCO and Cityscapes readers read, `frames` and `write_video` a
+drive with object identities. Nothing is downloaded; a picture is a function of its seed and index.
 """
 
 from perception.data.street.picture import CLASSES, LABELS, SCENES, StreetPicture

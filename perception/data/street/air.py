@@ -129,7 +129,7 @@ def develop(image: NDArray[np.float32], light: Light, choose: Random) -> NDArray
     if light.rain > 0:
         streaks = _window(texture.rain(), size, choose) * np.float32(0.22 * light.rain)
         cv2.add(image, cv2.merge([streaks, streaks, streaks]), dst=image)
-    image = cv2.GaussianBlur(image, (3, 3), 0.55 if light.rain == 0 else 0.75)
+    cv2.GaussianBlur(image, (3, 3), 0.55 if light.rain == 0 else 0.75, dst=image)
     lens = texture.vignette(size)
     cv2.multiply(image, cv2.merge([lens * np.float32(255 * light.exposure * part) for part in light.tint]), dst=image)
     noise = _window(texture.sensor(), size, choose)

@@ -67,12 +67,17 @@ def _signal_head(build: Builder, x: float, low: float, state: int) -> None:
 
 
 PLATES = (
-    (12, 0.0, 0.38, 0.28, Slot.RED, Slot.TRIM), (3, 0.5, 0.52, 0.34, Slot.RED, Slot.TRIM), (8, 0.0625, 0.42, 0.38, Slot.TRIM, Slot.RED),
-    (4, 0.125, 0.5, 0.45, Slot.TRIM, Slot.FACE), (4, 0.0, 0.45, 0.34, Slot.TRIM, Slot.AMBER), (12, 0.0, 0.38, 0.34, Slot.TRIM, Slot.FACE),
-    (12, 0.0, 0.38, 0.3, Slot.RED, Slot.FACE), (3, 0.0, 0.52, 0.34, Slot.RED, Slot.TRIM),
-)  # fmt: skip
-"""Corners, turn (share of a full one), outer and inner radius, colours of rim and core: ban, yield, stop, square, priority,
-direction, no parking, warning."""
+    (12, 0.0, 0.38, 0.28, Slot.RED, Slot.TRIM),
+    (3, 0.5, 0.52, 0.34, Slot.RED, Slot.TRIM),
+    (8, 0.0625, 0.42, 0.38, Slot.TRIM, Slot.RED),
+    (4, 0.125, 0.5, 0.45, Slot.TRIM, Slot.FACE),
+    (4, 0.0, 0.45, 0.34, Slot.TRIM, Slot.AMBER),
+    (12, 0.0, 0.38, 0.34, Slot.TRIM, Slot.FACE),
+    (12, 0.0, 0.38, 0.3, Slot.RED, Slot.FACE),
+    (3, 0.0, 0.52, 0.34, Slot.RED, Slot.TRIM),
+)
+"""Corners, turn (share of a full one), outer and inner radius, colours of rim and core: ban, yield, stop, square,
+priority, direction, no parking, warning."""
 
 
 @lru_cache(maxsize=2 * SIGNS)

@@ -71,10 +71,10 @@ def sample_road(style: int) -> Road:
     choose = Random(7000 + style)
     lanes = choose.choice(((1, 1), (1, 1), (2, 2), (2, 1), (1, 1), (3, 2)))
     verges = choose.choice(((0.0, 0.0), (0.0, 0.0), (2.5, 2.5), (0.0, 3.0)))
-    bare = Road(
-        *lanes, choose.uniform(3.0, 3.6), (choose.random() < 0.45, choose.random() < 0.5), (choose.uniform(2.0, 4.2), choose.uniform(2.0, 4.2)), verges,
-        choose.uniform(3.4, 5.0), np.zeros(0, np.uint8), np.zeros(0, np.uint8),
-    )  # fmt: skip
+    parking = choose.random() < 0.45, choose.random() < 0.5
+    walk = choose.uniform(2.0, 4.2), choose.uniform(2.0, 4.2)
+    empty = np.zeros(0, np.uint8)
+    bare = Road(*lanes, choose.uniform(3.0, 3.6), parking, walk, verges, choose.uniform(3.4, 5.0), empty, empty)
     colours, labels = _tables(bare, choose)
     values = {name: getattr(bare, name) for name in bare.__slots__}
     return Road(**{**values, "colours": colours, "labels": labels})
@@ -113,7 +113,7 @@ def _tables(road: Road, choose: Random) -> tuple[NDArray[np.uint8], NDArray[np.u
     shades = [np.clip(colours * 255, 0, 255).astype(np.float32)]
     for level in range(1, LEVELS):
         row = cv2.GaussianBlur(shades[0].reshape(ZONES, BINS, 3), (0, 0), sigmaX=0.5 * 2**level, sigmaY=1e-3)
-        shades.append(row)
+        shades.append(np.asarray(row, np.float32))
     stacked = np.stack(shades)
     mean = (stacked[4:, PLAIN] * 2 + stacked[4:, DASH]) / 3
     stacked[4:, PLAIN], stacked[4:, DASH] = mean, mean

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 Point = tuple[float, float, float]
 Quad = Sequence[Point]
 NEVER = 2.0
-"""Value of `Mesh.glow` for what never shines by itself; otherwise it shines where the scene's share of lights exceeds it."""
+"""Value of `Mesh.glows` for what never shines by itself; less shines where the scene's share of lights exceeds it."""
 
 
 class Slot(IntEnum):
@@ -47,7 +47,15 @@ class Slot(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Mesh:
-    """Arrays over vertices [V] and faces [F]; ``size`` = half width, height, half length."""
+    """Arrays over vertices [V] and faces [F].
+
+    anchors, offsets: float64 [V, 3]; ``radii`` [V] half widths at the vertices of a limb
+    counts:   vertices of each face; ``slots`` of its colour, ``shades`` its factor, ``glows`` see `NEVER`
+    labels:   Cityscapes' labelIds
+    parts:    local z of the part of the object that the face belongs to: farther parts are painted first
+    one_sided: not seen from behind; ``limb``: a rod of four vertices
+    size:     half width, height, half length
+    """
 
     anchors: NDArray[np.float64]
     offsets: NDArray[np.float64]
@@ -65,7 +73,7 @@ class Mesh:
 
 @dataclass(slots=True)
 class Builder:
-    """Collects faces in painting order. ``label`` and ``part`` hold for the faces that follow.
+    """Collects faces in painting order. ``label`` and ``part`` (local z of its middle) hold for the faces that follow.
 
     Parts are painted far to near; the faces of one part in the order in which they were added.
     """
@@ -149,13 +157,15 @@ class Builder:
         self.faces.append((count, slot, shade, glow, self.label, self.part, one_sided, limb))
 
     def mesh(self) -> Mesh:
-        """Everything collected, as arrays. ``parts`` become the local z of each part's middle, in painting order."""
+        """Everything collected, as arrays."""
         vertices, faces = np.array(self.vertices), np.array(self.faces)
         reach = np.abs(vertices[:, :3]) + np.abs(vertices[:, 3:6]) + np.abs(vertices[:, 6:])
+        size: Point = tuple(reach.max(0).tolist())
+        counts, slots, labels = (faces[:, column].astype(np.int64) for column in (0, 1, 4))
         return Mesh(
-            vertices[:, :3], vertices[:, 3:6], vertices[:, 6], faces[:, 0].astype(np.int64), faces[:, 1].astype(np.int64),
-            faces[:, 2], faces[:, 3], faces[:, 4].astype(np.int64), faces[:, 5], faces[:, 6] > 0, faces[:, 7] > 0,
-            tuple(reach.max(0).tolist()),
+            anchors=vertices[:, :3], offsets=vertices[:, 3:6], radii=vertices[:, 6], counts=counts, slots=slots,
+            shades=faces[:, 2], glows=faces[:, 3], labels=labels, parts=faces[:, 5], one_sided=faces[:, 6] > 0,
+            limb=faces[:, 7] > 0, size=size,
         )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from perception.data.street.mesh import NEVER
 from perception.data.street.picture import POLE
 from perception.data.street.view import View
 from perception.data.street.world import Thing, World
@@ -74,86 +75,125 @@ def visible(world: World, view: View) -> tuple[list[Thing], NDArray[np.float64],
     return [world.things[row] for row in rows], spots[rows], headings[rows]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Shapes:
+    """All polygons of all things in view, before any is dropped: arrays over faces [F] and their vertices [V].
+
+    owner:  row of the thing; ``starts``, ``counts``: its vertices
+    points: float64 [V, 3] right of the camera, up, ahead; ``seen`` the same in the camera's frame
+    normals: float64 [F, 3] (right, up, ahead) of any length; ``towards``: positive where it points to the camera
+    """
+
+    owner: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    points: NDArray[np.float64]
+    seen: NDArray[np.float64]
+    normals: NDArray[np.float64]
+    towards: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """What is painted: ``rows`` of the shapes in painting order. The other arrays are over all shapes or vertices.
+
+    nearest, farthest: metres of depth [F]; ``clipped``: reaches behind the near plane
+    pixels: float64 [V, 2], pixel indices; ``low``, ``high``: their bounds [F, 2]
+    """
+
+    rows: NDArray[np.int64]
+    nearest: NDArray[np.float64]
+    farthest: NDArray[np.float64]
+    clipped: NDArray[np.bool_]
+    pixels: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+
 def paint(world: World, view: View) -> tuple[Faces, list[Thing]]:
     """Draw everything that stands on the street."""
     things, spots, headings = visible(world, view)
-    meshes = [thing.mesh for thing in things]
-    vertex_counts = np.array([len(mesh.anchors) for mesh in meshes])
-    face_counts = np.array([len(mesh.counts) for mesh in meshes])
-    owner = np.repeat(np.arange(len(things)), face_counts)
-    counts = np.concatenate([mesh.counts for mesh in meshes])
-    limbs = np.concatenate([mesh.limb for mesh in meshes])
-    points = _vertices(things, spots, headings, vertex_counts, counts, limbs)
-    seen = view.to_camera(points)
-    starts = np.cumsum(counts) - counts
-    third = np.maximum(counts // 3, 1)
-    a, b, c = points[starts], points[starts + third], points[starts + np.minimum(2 * third, counts - 1)]
-    normals = np.cross(b - a, c - a)
-    eye = np.array([0.0, view.height, 0.0])
-    towards = np.einsum("fk,fk->f", normals, eye - a)
-    depth = seen[:, 2]
-    nearest, farthest = np.minimum.reduceat(depth, starts), np.maximum.reduceat(depth, starts)
-    one_sided = np.concatenate([mesh.one_sided for mesh in meshes])
-    keep = (farthest > NEAR) & (~one_sided | (towards > 0))
-    pixels = view.project(np.where(depth[:, None] > NEAR, seen, (0.0, 0.0, 1.0))) - 0.5
-    low, high = np.minimum.reduceat(pixels, starts), np.maximum.reduceat(pixels, starts)
-    clipped = nearest <= NEAR
-    inside = (
-        (high[:, 0] > -1)
-        & (low[:, 0] < view.size[1])
-        & (high[:, 1] > -1)
-        & (low[:, 1] < view.size[0])
-        & ((high - low).max(1) > 0.7)
-    )
-    keep &= inside | clipped
-    parts = np.concatenate([mesh.parts for mesh in meshes]) * np.cos(headings)[owner]
-    rows = np.flatnonzero(keep)
-    rows = rows[np.lexsort((rows, -parts[rows], owner[rows]))]
-    bounds = _bounds(view, low, high, clipped, rows, owner, len(things))
-    labels = np.concatenate([mesh.labels for mesh in meshes])
-    ids, drawn = _draw(view, pixels, seen, starts, counts, clipped, rows, owner, things, bounds, labels[rows] == POLE)
-    facing = normals[rows] * np.sign(towards[rows] + 1e-12)[:, None]
+    shapes = _shapes(things, spots, headings, view)
+    plan = _plan(shapes, view, _joined(things, "one_sided"), _joined(things, "parts") * np.cos(headings)[shapes.owner])
+    rows, owner = plan.rows, shapes.owner[plan.rows]
+    labels, slots = _joined(things, "labels")[rows], _joined(things, "slots")[rows]
+    bounds = _bounds(view, plan, owner, len(things))
+    ids, drawn = _draw(view, shapes, plan, things, bounds, labels == POLE)
+    facing = shapes.normals[rows] * np.sign(shapes.towards[rows] + 1e-12)[:, None]
     facing /= np.linalg.norm(facing, axis=1, keepdims=True) + 1e-12
-    planes = _planes(view, seen[starts[rows]], facing)
-
-    def lead(values: NDArray, first: float, kind: type) -> NDArray:
-        return np.concatenate([[first], values[rows]]).astype(kind)
-
-    gather = {
-        name: np.concatenate([getattr(mesh, name) for mesh in meshes])
-        for name in ("labels", "slots", "shades", "glows")
-    }
-    palettes = np.stack([thing.palette for thing in things])
-    colours = palettes[owner[rows], gather["slots"][rows]]
     faces = Faces(
-        ids, np.concatenate([np.zeros((1, 3), np.float32), planes]), lead(1 / np.maximum(nearest, NEAR), 1.0, np.float32), lead(1 / np.maximum(farthest, NEAR), 0.0, np.float32),
-        np.concatenate([[[0.0, 1.0, 0.0]], facing]), lead(gather["labels"], 0, np.uint8), lead(gather["slots"], 0, np.int64), lead(gather["shades"], 1, np.float64),
-        lead(gather["glows"], 2, np.float64), np.concatenate([[[0.0, 0.0, 0.0]], colours]), lead(owner, -1, np.int64), drawn, bounds, spots,
-    )  # fmt: skip
+        ids=ids,
+        planes=np.concatenate([np.zeros((1, 3), np.float32), _planes(view, shapes.seen[shapes.starts[rows]], facing)]),
+        near=_led(1 / np.maximum(plan.nearest[rows], NEAR), 1.0).astype(np.float32),
+        far=_led(1 / np.maximum(plan.farthest[rows], NEAR), 0.0).astype(np.float32),
+        normals=np.concatenate([[[0.0, 1.0, 0.0]], facing]),
+        labels=_led(labels, 0).astype(np.uint8),
+        slots=_led(slots, 0),
+        shades=_led(_joined(things, "shades")[rows], 1.0),
+        glows=_led(_joined(things, "glows")[rows], NEVER),
+        colours=np.concatenate([np.zeros((1, 3)), np.stack([thing.palette for thing in things])[owner, slots]]),
+        things=_led(owner, -1),
+        drawn=drawn,
+        bounds=bounds,
+        spots=spots,
+    )
     return faces, things
 
 
-def _vertices(
-    things: list[Thing], spots: NDArray, headings: NDArray, vertex_counts: NDArray, counts: NDArray, limbs: NDArray
-) -> NDArray[np.float64]:
-    """All vertices [V, 3], right of the camera, above the ground, ahead."""
-    meshes = [thing.mesh for thing in things]
-    scale = np.repeat(np.array([thing.scale for thing in things]), vertex_counts, axis=0)
-    local = np.concatenate([mesh.anchors for mesh in meshes]) * scale
-    cos, sin = np.repeat(np.cos(headings), vertex_counts), np.repeat(np.sin(headings), vertex_counts)
-    points = np.repeat(spots, vertex_counts, axis=0)
+def _joined(things: list[Thing], name: str) -> NDArray:
+    """One array of all things' shapes, joined."""
+    return np.concatenate([getattr(thing.mesh, name) for thing in things])
+
+
+def _led(values: NDArray, first: float) -> NDArray:
+    """``values`` after the row of the bare ground."""
+    return np.concatenate([np.array([first], values.dtype), values])
+
+
+def _shapes(things: list[Thing], spots: NDArray, headings: NDArray, view: View) -> Shapes:
+    owner = np.repeat(np.arange(len(things)), [len(thing.mesh.counts) for thing in things])
+    counts = _joined(things, "counts")
+    starts = np.cumsum(counts) - counts
+    points = _vertices(things, spots, headings, starts[_joined(things, "limb")])
+    third = np.maximum(counts // 3, 1)
+    a, b, c = points[starts], points[starts + third], points[starts + np.minimum(2 * third, counts - 1)]
+    normals = np.cross(b - a, c - a)
+    towards = np.einsum("fk,fk->f", normals, np.array([0.0, view.height, 0.0]) - a)
+    return Shapes(owner, starts, counts, points, view.to_camera(points), normals, towards)
+
+
+def _plan(shapes: Shapes, view: View, one_sided: NDArray[np.bool_], parts: NDArray[np.float64]) -> Plan:
+    """Drop what is behind the camera, beside the picture, turned away or smaller than a pixel; sort the rest."""
+    depth, starts = shapes.seen[:, 2], shapes.starts
+    nearest, farthest = np.minimum.reduceat(depth, starts), np.maximum.reduceat(depth, starts)
+    pixels = view.project(np.where(depth[:, None] > NEAR, shapes.seen, (0.0, 0.0, 1.0))) - 0.5
+    low, high = np.minimum.reduceat(pixels, starts), np.maximum.reduceat(pixels, starts)
+    inside = ((high > -1) & (low < view.size[::-1])).all(1) & ((high - low).max(1) > 0.7)
+    clipped = nearest <= NEAR
+    keep = (farthest > NEAR) & (inside | clipped) & (~one_sided | (shapes.towards > 0))
+    rows = np.flatnonzero(keep)
+    rows = rows[np.lexsort((rows, -parts[rows], shapes.owner[rows]))]
+    return Plan(rows, nearest, farthest, clipped, pixels, low, high)
+
+
+def _vertices(things: list[Thing], spots: NDArray, headings: NDArray, limbs: NDArray[np.int64]) -> NDArray[np.float64]:
+    """All vertices [V, 3], right of the camera, above the ground, ahead. ``limbs``: first vertex of every limb."""
+    counts = [len(thing.mesh.anchors) for thing in things]
+    scale = np.repeat(np.array([thing.scale for thing in things]), counts, axis=0)
+    local = _joined(things, "anchors") * scale
+    cos, sin = np.repeat(np.cos(headings), counts), np.repeat(np.sin(headings), counts)
+    points = np.repeat(spots, counts, axis=0)
     points[:, 0] += local[:, 0] * cos + local[:, 2] * sin
     points[:, 1] += local[:, 1]
     points[:, 2] += local[:, 2] * cos - local[:, 0] * sin
-    points += np.concatenate([mesh.offsets for mesh in meshes]) * scale
-    starts = (np.cumsum(counts) - counts)[limbs]
-    along = points[starts + 2] - points[starts]
+    points += _joined(things, "offsets") * scale
+    along = points[limbs + 2] - points[limbs]
     length = np.hypot(along[:, 0], along[:, 1]) + 1e-9
-    normal = np.stack([-along[:, 1] / length, along[:, 0] / length, np.zeros(len(starts))], 1)
+    normal = np.stack([-along[:, 1] / length, along[:, 0] / length, np.zeros(len(limbs))], 1)
     normal[length < 1e-6] = (1.0, 0.0, 0.0)
-    radii = np.concatenate([mesh.radii for mesh in meshes]) * scale[:, 0]
+    radii = _joined(things, "radii") * scale[:, 0]
     for corner in range(4):
-        points[starts + corner] += normal * radii[starts + corner, None]
+        points[limbs + corner] += normal * radii[limbs + corner, None]
     return points
 
 
@@ -168,57 +208,53 @@ def _planes(view: View, points: NDArray[np.float64], normals: NDArray[np.float64
     return np.stack([a, b, c], 1).astype(np.float32)
 
 
-def _bounds(
-    view: View, low: NDArray, high: NDArray, clipped: NDArray, rows: NDArray, owner: NDArray, count: int
-) -> NDArray[np.int64]:
-    """Whole-pixel rectangle [T, 4] within the picture around the faces of each thing."""
+def _bounds(view: View, plan: Plan, owner: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Whole-pixel rectangle [T, 4] within the picture around the painted faces of each thing."""
     height, width = view.size
     bounds = np.tile(np.array([width, height, 0, 0], np.float64), (count, 1))
-    if len(rows):
-        owners, first = np.unique(owner[rows], return_index=True)
-        near = clipped[rows, None]
-        bounds[owners, :2] = np.minimum.reduceat(np.where(near, 0.0, low[rows] - 1), first)
-        bounds[owners, 2:] = np.maximum.reduceat(np.where(near, (width, height), high[rows] + 3), first)
+    owners, first = np.unique(owner, return_index=True)
+    if len(owners):
+        near = plan.clipped[plan.rows, None]
+        bounds[owners, :2] = np.minimum.reduceat(np.where(near, 0.0, plan.low[plan.rows] - 1), first)
+        bounds[owners, 2:] = np.maximum.reduceat(np.where(near, (width, height), plan.high[plan.rows] + 3), first)
     return np.clip(bounds, 0, (width, height, width, height)).astype(np.int64)
 
 
 def _draw(
-    view: View, pixels: NDArray, seen: NDArray, starts: NDArray, counts: NDArray, clipped: NDArray, rows: NDArray,
-    owner: NDArray, things: list[Thing], bounds: NDArray[np.int64], poles: NDArray[np.bool_],
-) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:  # fmt: skip
+    view: View, shapes: Shapes, plan: Plan, things: list[Thing], bounds: NDArray[np.int64], poles: NDArray[np.bool_]
+) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
     """Fill the faces in order. Also counts what each boxed thing, without its ``poles``, covers when it is painted."""
     ids = np.zeros(view.size, np.uint16)
     drawn = np.zeros(len(things), np.int64)
-    fixed = np.rint(np.clip(pixels, -30000, 30000) * (1 << SUBPIXEL)).astype(np.int32)
-    fill, lines, shift = cv2.fillConvexPoly, cv2.LINE_8, SUBPIXEL
-    starts, ends, cuts = starts[rows].tolist(), (starts + counts)[rows].tolist(), clipped[rows].tolist()
-    owners, firsts = np.unique(owner[rows], return_index=True)
-    for thing, first, last in zip(owners.tolist(), firsts.tolist(), [*firsts[1:].tolist(), len(rows)], strict=True):
+    fixed = to_fixed(plan.pixels)
+    starts, cuts = shapes.starts[plan.rows].tolist(), plan.clipped[plan.rows].tolist()
+    ends = (shapes.starts + shapes.counts)[plan.rows].tolist()
+    owners, firsts = np.unique(shapes.owner[plan.rows], return_index=True)
+    for thing, first, last in zip(owners.tolist(), firsts.tolist(), [*firsts[1:].tolist(), len(starts)], strict=True):
         for number in range(first, last):
             start, end = starts[number], ends[number]
-            polygon = _clip(view, seen[start:end]) if cuts[number] else fixed[start:end]
+            polygon = clip(view, shapes.seen[start:end]) if cuts[number] else fixed[start:end]
             if len(polygon) > 2:
-                fill(ids, polygon, number + 1, lines, shift)
-        if things[thing].kind >= 0:
-            x1, y1, x2, y2 = bounds[thing].tolist()
+                cv2.fillConvexPoly(ids, polygon, number + 1, cv2.LINE_8, SUBPIXEL)
+        x1, y1, x2, y2 = bounds[thing].tolist()
+        if things[thing].kind >= 0 and x1 < x2 and y1 < y2:
             lowest = first + 1 + int(poles[first:last].sum())
-            covered = cv2.inRange(ids[y1:y2, x1:x2], lowest, last) if x1 < x2 and y1 < y2 else None  # type: ignore[call-overload]
-            drawn[thing] = 0 if covered is None else cv2.countNonZero(covered)
+            covered = cv2.inRange(ids[y1:y2, x1:x2], lowest, last)  # type: ignore[call-overload]
+            drawn[thing] = cv2.countNonZero(covered)
     return ids, drawn
 
 
-def _clip(view: View, points: NDArray[np.float64]) -> NDArray[np.int32]:
-    """The part of a polygon (camera's frame) beyond the near plane, in fixed-point pixels."""
+def to_fixed(pixels: NDArray[np.float64]) -> NDArray[np.int32]:
+    """Pixel indices as the rasteriser's fixed-point numbers."""
+    return np.rint(np.clip(pixels, -30000, 30000) * (1 << SUBPIXEL)).astype(np.int32)
+
+
+def clip(view: View, points: NDArray[np.float64]) -> NDArray[np.int32]:
+    """The part of a polygon (camera's frame) beyond the near plane, in fixed-point pixels; [0, 2] where nothing is."""
     kept = []
     for start, end in zip(points, np.roll(points, -1, 0), strict=True):
         if start[2] > NEAR:
             kept.append(start)
         if (start[2] > NEAR) != (end[2] > NEAR):
-            share = (NEAR - start[2]) / (end[2] - start[2])
-            kept.append(start + share * (end - start))
-    if not kept:
-        return np.zeros((0, 2), np.int32)
-    return np.rint(np.clip(view.project(np.array(kept)) - 0.5, -30000, 30000) * (1 << SUBPIXEL)).astype(np.int32)
-
-
-__all__ = ["NEAR", "Faces", "paint", "place", "visible"]
+            kept.append(start + (NEAR - start[2]) / (end[2] - start[2]) * (end - start))
+    return to_fixed(view.project(np.array(kept)) - 0.5) if kept else np.zeros((0, 2), np.int32)

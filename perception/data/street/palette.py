@@ -25,6 +25,12 @@ DEFAULT = np.array(_colours(
 ))  # fmt: skip
 """Colour of every `Slot` that an object does not set itself."""
 
+SHINE = np.array(_colours(
+    "000000 000000 000000 000000 000000 fff7e0 ff211a 000000 000000 "
+    "000000 000000 000000 ff2921 ffb81f 40ff8c facc7a ffe6a8"
+))  # fmt: skip
+"""Colour of every `Slot` when it shines by itself."""
+
 PAINTS = _colours("ebebe8 ebebe8 a8adb2 66696e 121214 121214 1f336b 8c0f12 4c1417 294c33 9e8f73 33598c bf7314")
 CLOTHES = _colours("1a1a1f 262e4c 801a1f bfb8a8 40543d d98c1f 4c4c54 33669e 9e4c6b d9d9db")
 TROUSERS = _colours("1a1a1f 212b47 3d4557 594c3d 333333 807561")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from itertools import pairwise
 from random import Random
 
 from perception.data.street.mesh import Builder, Mesh, Slot
@@ -76,7 +77,7 @@ def cyclist(style: int) -> Mesh:
             (0.0, radius + radius * math.cos(math.pi * k / 6), z + radius * math.sin(math.pi * k / 6))
             for k in range(13)
         ]
-        for start, end in zip(ring[:-1], ring[1:], strict=True):
+        for start, end in pairwise(ring):
             build.limb(start, end, (0.032, 0.032), Slot.DARK)
         build.limb((0, 0.02, z), (0, 2 * radius, z), (0.028, 0.028), Slot.DARK)
     crank, seat, head = (0.0, 0.3, -0.1), (0.0, 0.92, -0.28), (0.0, 0.86, 0.4)

@@ -50,7 +50,8 @@ class StreetPicture:
     identities: int64 [N], stable through a video
     depth:      float32 [H, W], metres along the optical axis to the painted surface; 0 = unknown (sky, far away)
     camera:     intrinsics; pixel ``i`` covers ``[i, i + 1)``
-    height, pitch, roll: pose of the camera: metres above the road, radians (positive = nose down, clockwise)
+    height, pitch, yaw, roll: pose of the camera: metres above the road, radians (positive = nose down, to the right of
+        the road, clockwise)
     scene:      one of `SCENES`
     """
 
@@ -66,5 +67,6 @@ class StreetPicture:
     camera: Camera
     height: float
     pitch: float
+    yaw: float
     roll: float
     scene: str

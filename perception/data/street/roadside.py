@@ -97,13 +97,13 @@ def put_signals(world: World, choose: Random, place: float, side: int, state: in
     """Traffic lights before and behind the side street at ``place``; on our side sometimes on a mast over the road."""
     look = palette(metal=shift(colours.METALS[0], choose, 0.3))
     across, half = side * (world.road.kerb(side) + 0.5), world.road.side_half
-    mast, scale = side > 0 and choose.random() < 0.35, (choose.uniform(1.1, 1.3),) * 3
+    mast, size = side > 0 and choose.random() < 0.35, choose.uniform(1.1, 1.3)
     for along in (place - half - 0.8, place + half + 2.6):
         if along < place or choose.random() < 0.4:
             turn = choose.gauss(0, 0.1)
-            world.put(Thing(furniture.traffic_light(state, mast), look, along, across, turn, scale, LIGHT))
+            world.put(Thing(furniture.traffic_light(state, mast), look, along, across, turn, (size, size, size), LIGHT))
             if mast:
-                world.put(Thing(furniture.hanging_light(state), look, along, across, turn, scale, LIGHT))
+                world.put(Thing(furniture.hanging_light(state), look, along, across, turn, (size, size, size), LIGHT))
 
 
 def close_horizon(world: World, choose: Random, end: float) -> None:

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.data.street.paint import NEAR
+from perception.data.street.paint import NEAR, SUBPIXEL, clip, to_fixed
 from perception.data.street.picture import BUILDING, PERSON, POLE, VEGETATION
 from perception.data.street.view import View
 from perception.data.street.world import Thing, World
@@ -82,32 +82,17 @@ def _hull(low: NDArray, high: NDArray) -> NDArray[np.float64]:
 
 
 def _fill(mask: NDArray[np.uint8], view: View, outlines: list[NDArray], value: int) -> None:
-    """Fill ground polygons (right, ahead), cut at the near plane."""
+    """Fill polygons on the ground (right, ahead)."""
     if not outlines:
         return
-    counts = [len(outline) for outline in outlines]
+    counts = np.array([len(outline) for outline in outlines], np.int64)
     flat = np.concatenate(outlines)
-    points = np.stack([flat[:, 0], np.zeros(len(flat)), flat[:, 1]], 1)
-    seen = view.to_camera(points)
-    ends = np.cumsum(counts)
+    seen = view.to_camera(np.stack([flat[:, 0], np.zeros(len(flat)), flat[:, 1]], 1))
     behind = seen[:, 2] <= NEAR
-    pixels = view.project(np.where(behind[:, None], (0.0, 0.0, 1.0), seen)) - 0.5
-    fixed = np.rint(np.clip(pixels, -30000, 30000) * 8).astype(np.int32)
-    starts = ends - counts
-    cut = np.logical_or.reduceat(behind, starts)
-    gone = np.logical_and.reduceat(behind, starts)
-    for start, end, clip, skip in zip(starts.tolist(), ends.tolist(), cut.tolist(), gone.tolist(), strict=True):
-        if skip:
-            continue
-        polygon = fixed[start:end] if not clip else _cut(view, seen[start:end])
-        cv2.fillConvexPoly(mask, polygon, value, cv2.LINE_8, 3)
-
-
-def _cut(view: View, points: NDArray[np.float64]) -> NDArray[np.int32]:
-    kept = []
-    for start, end in zip(points, np.roll(points, -1, 0), strict=True):
-        if start[2] > NEAR:
-            kept.append(start)
-        if (start[2] > NEAR) != (end[2] > NEAR):
-            kept.append(start + (NEAR - start[2]) / (end[2] - start[2]) * (end - start))
-    return np.rint(np.clip(view.project(np.array(kept)) - 0.5, -30000, 30000) * 8).astype(np.int32)
+    fixed = to_fixed(view.project(np.where(behind[:, None], (0.0, 0.0, 1.0), seen)) - 0.5)
+    ends = np.cumsum(counts)
+    cut = np.logical_or.reduceat(behind, ends - counts)
+    for start, end, clipped in zip((ends - counts).tolist(), ends.tolist(), cut.tolist(), strict=True):
+        polygon = clip(view, seen[start:end]) if clipped else fixed[start:end]
+        if len(polygon):
+            cv2.fillConvexPoly(mask, polygon, value, cv2.LINE_8, SUBPIXEL)

@@ -15,10 +15,10 @@ GRAIN, LEAVES = 0, SIDE * SIDE
 """Where the tiles begin in `surfaces`."""
 
 
-def _smooth(noise: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
+def _smooth(noise: NDArray, sigma: float) -> NDArray[np.float32]:
     pad = int(4 * sigma) + 1
     wrapped = cv2.GaussianBlur(np.pad(noise, pad, mode="wrap"), (0, 0), sigma)[pad:-pad, pad:-pad]
-    return (wrapped - wrapped.mean()) / wrapped.std()
+    return ((wrapped - wrapped.mean()) / wrapped.std()).astype(np.float32)
 
 
 @lru_cache(maxsize=1)
@@ -28,7 +28,8 @@ def surfaces() -> NDArray[np.float32]:
     noise = [random.standard_normal((SIDE, SIDE)).astype(np.float32) for _ in range(6)]
     grain = 0.7 * _smooth(noise[0], 0.7) + 0.5 * _smooth(noise[1], 3.0) + 0.5 * _smooth(noise[2], 14.0)
     clumps = np.tanh(1.3 * _smooth(noise[3], 1.3)) + 0.7 * np.tanh(1.5 * _smooth(noise[4], 3.5)) + 0.3 * noise[5]
-    return np.concatenate([np.clip(grain, -2.5, 2.5).ravel(), np.clip(clumps, -2.0, 2.0).ravel()])
+    flat = [np.clip(grain, -2.5, 2.5).ravel(), np.clip(clumps, -2.0, 2.0).ravel()]
+    return np.concatenate(flat).astype(np.float32)
 
 
 @lru_cache(maxsize=1)
@@ -48,10 +49,8 @@ def sensor() -> NDArray[np.float32]:
     """[2 * SIDE, 2 * SIDE, 3]: slightly correlated colour noise of deviation 1; a picture takes a window of it."""
     random = np.random.default_rng(13)
     noise = random.standard_normal((2 * SIDE, 2 * SIDE, 3)).astype(np.float32)
-    return (
-        cv2.GaussianBlur(noise, (0, 0), 0.5) * 1.3 * 0.8
-        + random.standard_normal((2 * SIDE, 2 * SIDE, 1)).astype(np.float32) * 0.5
-    )
+    gray = random.standard_normal((2 * SIDE, 2 * SIDE, 1)).astype(np.float32)
+    return (cv2.GaussianBlur(noise, (0, 0), 0.5) * 1.04 + gray * 0.5).astype(np.float32)
 
 
 @lru_cache(maxsize=1)
@@ -67,7 +66,7 @@ def rain() -> NDArray[np.float32]:
         strict=True,
     ):
         cv2.line(tile, (int(x), int(y)), (int(x - 0.12 * length), int(y + length)), float(bright), 1, cv2.LINE_AA)
-    return cv2.GaussianBlur(tile, (0, 0), 0.6)
+    return np.asarray(cv2.GaussianBlur(tile, (0, 0), 0.6), np.float32)
 
 
 @lru_cache(maxsize=4)

@@ -9,7 +9,7 @@ from perception.data.street.mesh import Builder, Mesh, Point, Slot, inset
 from perception.data.street.picture import CAR, TRUCK
 
 CAR_STYLES = {
-    # length, width, height, bonnet height, boot height, cabin: rear bottom, rear top, front top, front bottom (share of length)
+    # length, width, height, bonnet, boot; of the cabin as shares of the length: rear bottom, top, front top, bottom
     "sedan": (4.6, 1.80, 1.45, 0.92, 1.00, -0.40, -0.24, 0.10, 0.26),
     "hatchback": (4.0, 1.74, 1.48, 0.93, 1.02, -0.49, -0.38, 0.10, 0.28),
     "estate": (4.7, 1.82, 1.50, 0.92, 1.02, -0.49, -0.42, 0.10, 0.25),
@@ -27,8 +27,9 @@ def car(style: str) -> Mesh:
     _tyre_treads(build, side, wheel, (-0.31 * length, 0.31 * length))
     lower, middle = 0.24, 0.62
     body = build.prism([
-        (-half, middle, side), (-half + 0.04, lower, side * 0.96), (half - 0.06, lower, side * 0.96), (half, middle, side * 0.97),
-        (half - 0.12, bonnet - 0.14, side * 0.97), (cabin[3] * length, bonnet, side), (cabin[0] * length, boot, side), (-half + 0.02, boot - 0.06, side),
+        (-half, middle, side), (-half + 0.04, lower, side * 0.96), (half - 0.06, lower, side * 0.96),
+        (half, middle, side * 0.97), (half - 0.12, bonnet - 0.14, side * 0.97), (cabin[3] * length, bonnet, side),
+        (cabin[0] * length, boot, side), (-half + 0.02, boot - 0.06, side),
     ], Slot.BODY)  # fmt: skip
     for sign in (-1, 1):
         x = sign * side

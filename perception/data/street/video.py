@@ -58,7 +58,7 @@ def _clear_own_lane(world: World, speed: float) -> None:
 
 
 def write_video(path: Path, seconds: float, seed: int, size: tuple[int, int] = (256, 512), fps: float = 12.0) -> None:
-    """A drive as an mp4 at ``path``, and beside it ``<stem>_tracks.json``: intrinsics, classes and every frame's boxes."""
+    """A drive as an mp4 at ``path``; beside it ``<stem>_tracks.json``: intrinsics, classes, the boxes of every frame."""
     path = Path(path)
     count = round(seconds * fps)
     if count < 1:
@@ -73,10 +73,16 @@ def write_video(path: Path, seconds: float, seed: int, size: tuple[int, int] = (
     try:
         for number, last in enumerate(frames(seed, count, size, fps)):
             writer.write(last.image[:, :, ::-1])
-            records.append({
-                "frame": number, "time": number / fps, "boxes": last.boxes.tolist(), "labels": [CLASSES[label] for label in last.labels],
-                "identities": last.identities.tolist(), "ignore": last.ignore.tolist(),
-            })  # fmt: skip
+            records.append(
+                {
+                    "frame": number,
+                    "time": number / fps,
+                    "boxes": last.boxes.tolist(),
+                    "labels": [CLASSES[label] for label in last.labels],
+                    "identities": last.identities.tolist(),
+                    "ignore": last.ignore.tolist(),
+                }
+            )
     finally:
         writer.release()
     assert last is not None

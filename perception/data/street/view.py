@@ -25,6 +25,7 @@ class View:
     across: float
     along: float
     pitch: float
+    yaw: float
     roll: float
     rotation: NDArray[np.float64]
 
@@ -71,7 +72,7 @@ def make_view(
     turn_y = np.array([[math.cos(yaw), 0, -math.sin(yaw)], [0, 1, 0], [math.sin(yaw), 0, math.cos(yaw)]])
     turn_x = np.array([[1, 0, 0], [0, math.cos(pitch), -math.sin(pitch)], [0, math.sin(pitch), math.cos(pitch)]])
     turn_z = np.array([[math.cos(roll), math.sin(roll), 0], [-math.sin(roll), math.cos(roll), 0], [0, 0, 1]])
-    return View(camera, size, height, across, along, pitch, roll, turn_z @ turn_x @ turn_y)
+    return View(camera, size, height, across, along, pitch, yaw, roll, turn_z @ turn_x @ turn_y)
 
 
 def sample_view(choose: Random, size: tuple[int, int], lane: float) -> View:

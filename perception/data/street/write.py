@@ -41,7 +41,8 @@ PNG = [
     cv2.IMWRITE_PNG_FILTER,
     cv2.IMWRITE_PNG_FILTER_UP,
 ]
-"""Each row as the difference to the one above, runs coded: a third of the default's time on these pictures, no larger."""
+"""Each row as the difference to the one above, runs coded: a third of the default's time on these pictures, and no
+larger."""
 
 
 def write(
@@ -129,7 +130,7 @@ def _write_picture(folder: Path, split: str, name: str, picture: StreetPicture) 
             "baseline": BASELINE,
             "pitch": picture.pitch,
             "roll": picture.roll,
-            "yaw": 0.0,
+            "yaw": picture.yaw,
             "x": 0.0,
             "y": 0.0,
             "z": picture.height,
@@ -177,7 +178,13 @@ def _add(coco: dict, file_name: str, picture: StreetPicture) -> None:
         picture.boxes.tolist(), picture.labels.tolist(), picture.areas.tolist(), picture.ignore.tolist(), strict=True
     ):
         x1, y1, x2, y2 = box
-        coco["annotations"].append({
-            "id": len(coco["annotations"]) + 1, "image_id": number, "category_id": label + 1, "bbox": [x1, y1, x2 - x1, y2 - y1],
-            "area": area, "iscrowd": int(ignore),
-        })  # fmt: skip
+        coco["annotations"].append(
+            {
+                "id": len(coco["annotations"]) + 1,
+                "image_id": number,
+                "category_id": label + 1,
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "area": area,
+                "iscrowd": int(ignore),
+            }
+        )
