@@ -1,0 +1,184 @@
+"""Do torch and ONNX Runtime say the same? The check that decides whether an export is kept. numpy, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perception.ops.image import letterbox_frame, warp_image
+from perception.types import PerceptionError, TaskSpec
+
+SIZES = ((256, 512), (352, 480), (640, 640), (288, 800))
+BATCHES = (1, 2, 3)
+
+SCORE_TOLERANCE = 1e-4
+"""Of scores and probabilities, and of the logarithm of a quantity (which is what a depth head predicts)."""
+
+BOX_TOLERANCE = 1e-2
+"""Of a box's sides, in input pixels."""
+
+PIXEL_SHARE = 1e-4
+"""Pixels whose class may differ: where two classes tie to the last digits of float32."""
+
+TIE_SHARE = 0.01
+"""Boxes, of all that were compared, that may be on one side only because their score or overlap ties."""
+
+
+class Disagreement(PerceptionError):
+    """Torch and ONNX Runtime gave different answers. The message says where and by how much."""
+
+
+def batches(
+    sizes: Sequence[tuple[int, int]], counts: Sequence[int], images: Sequence[NDArray[np.uint8]], seed: int = 0
+) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """(description, uint8 [B, 3, H, W]): noise and pictures of every size and batch.
+
+    images: pictures [H, W, 3] to letterbox; without any, coloured shapes on a gradient stand in.
+    """
+    generator = np.random.default_rng(seed)
+    for height, width in sizes:
+        for count in counts:
+            where = f"{count}x3x{height}x{width}"
+            yield f"noise {where}", generator.integers(0, 256, (count, 3, height, width), np.uint8)
+            chosen = [images[i % len(images)] if images else _shapes(generator, height, width) for i in range(count)]
+            frames = [letterbox_frame((image.shape[0], image.shape[1]), (height, width)) for image in chosen]
+            placed = [warp_image(image, frame) for image, frame in zip(chosen, frames, strict=True)]
+            yield f"pictures {where}", np.ascontiguousarray(np.stack(placed).transpose(0, 3, 1, 2))
+
+
+def _shapes(generator: np.random.Generator, height: int, width: int) -> NDArray[np.uint8]:
+    ramp = np.linspace(0, 200, height)[:, None, None] + np.linspace(0, 50, width)[None, :, None]
+    image = np.broadcast_to(ramp, (height, width, 3)).astype(np.uint8)
+    for _ in range(30):
+        y, x = generator.integers(0, height), generator.integers(0, width)
+        tall, wide = generator.integers(4, 4 + height // 3), generator.integers(4, 4 + width // 3)
+        image[y : y + tall, x : x + wide] = generator.integers(0, 256, 3)
+    return image
+
+
+class Comparison:
+    """Accumulates differences over many batches. ``largest``: output -> the largest difference seen.
+
+    Of boxes, ``<task>.unmatched`` is the share that only one side has because of a tie; of a label map, the difference
+    is the share of pixels of another class.
+    """
+
+    def __init__(self, specs: Mapping[str, TaskSpec], iou_thresholds: Mapping[str, float]) -> None:
+        self.specs = specs
+        self.iou_thresholds = iou_thresholds
+        self.largest: dict[str, float] = {}
+        self._compared: dict[str, int] = {}
+        self._tied: dict[str, int] = {}
+
+    def add(self, where: str, wanted: Mapping[str, NDArray], found: Mapping[str, NDArray]) -> None:
+        """Compare torch's ``wanted`` with ONNX Runtime's ``found`` for one batch. Raises Disagreement."""
+        for name, spec in self.specs.items():
+            keys = [f"{name}.{output}" for output in spec.outputs]
+            for key in keys:
+                if wanted[key].shape != found[key].shape or wanted[key].dtype != found[key].dtype:
+                    kinds = [f"{x[key].dtype} {list(x[key].shape)}" for x in (wanted, found)]
+                    raise Disagreement(f"{key} of {where}: torch gives {kinds[0]}, ONNX Runtime {kinds[1]}.")
+            if spec.shape == "instances":
+                for i in range(len(wanted[keys[0]])):
+                    pair = [Detections(*(side[key][i] for key in keys[:3])) for side in (wanted, found)]
+                    self._add_detections(name, f"{where}, picture {i}", *pair)
+            else:
+                self._note(keys[0], where, *_dense_difference(spec, wanted[keys[0]], found[keys[0]]))
+
+    def finish(self) -> dict[str, float]:
+        """The largest differences. Raises Disagreement where more boxes are on one side than ties explain."""
+        for name, compared in self._compared.items():
+            share = self._tied.get(name, 0) / max(compared, 1)
+            self._note(f"{name}.unmatched", "all batches", share, TIE_SHARE)
+        return dict(self.largest)
+
+    def _note(self, key: str, where: str, difference: float, tolerance: float) -> None:
+        self.largest[key] = max(self.largest.get(key, 0.0), difference)
+        if not difference <= tolerance:  # NaN is a disagreement
+            raise Disagreement(
+                f"Torch and ONNX Runtime disagree: {key} of {where} differs by {difference:.3g}, "
+                f"tolerance {tolerance:.3g}."
+            )
+
+    def _add_detections(self, name: str, where: str, wanted: Detections, found: Detections) -> None:
+        pairs = wanted.match(found)
+        self._note(f"{name}.boxes", where, _largest(wanted.boxes[pairs[:, 0]], found.boxes[pairs[:, 1]]), BOX_TOLERANCE)
+        self._note(
+            f"{name}.scores", where, _largest(wanted.scores[pairs[:, 0]], found.scores[pairs[:, 1]]), SCORE_TOLERANCE
+        )
+        self._compared[name] = self._compared.get(name, 0) + len(wanted.scores) + len(found.scores)
+        threshold = self.iou_thresholds.get(name, np.nan)
+        for side, this, other in ((0, wanted, found), (1, found, wanted)):
+            alone = np.setdiff1d(np.arange(len(this.scores)), pairs[:, side])
+            for i in alone:
+                if not this.ties(int(i), other, threshold):
+                    raise Disagreement(
+                        f"Torch and ONNX Runtime disagree: only {('torch', 'ONNX Runtime')[side]} finds the box "
+                        f"{this.boxes[i].round(2).tolist()}, class {this.labels[i]}, score {this.scores[i]:.4f} "
+                        f"in {name} of {where}."
+                    )
+            self._tied[name] = self._tied.get(name, 0) + len(alone)
+
+
+class Detections:
+    """The boxes of one picture without padding: boxes [N, 4], scores [N], labels [N]; NaN counts as a box."""
+
+    def __init__(self, boxes: NDArray, scores: NDArray, labels: NDArray) -> None:
+        self.full = bool((scores != 0).all())
+        self.boxes, self.scores, self.labels = boxes[scores != 0], scores[scores != 0], labels[scores != 0]
+
+    def match(self, other: Detections) -> NDArray[np.int64]:
+        """[M, 2] pairs (own, other) of one class within the tolerances, each used once, nearest first."""
+        away = np.abs(self.boxes[:, None] - other.boxes[None]).max(2, initial=0) / BOX_TOLERANCE
+        away = np.maximum(away, np.abs(self.scores[:, None] - other.scores[None]) / SCORE_TOLERANCE)
+        away = np.where(self.labels[:, None] == other.labels[None], away, np.inf)
+        rows, columns = np.nonzero(away <= 1)
+        free, free_other, pairs = set(range(len(self.scores))), set(range(len(other.scores))), []
+        for k in np.argsort(away[rows, columns], kind="stable"):
+            i, j = int(rows[k]), int(columns[k])
+            if i in free and j in free_other:
+                free.remove(i)
+                free_other.remove(j)
+                pairs.append((i, j))
+        return np.array(pairs, np.int64).reshape(-1, 2)
+
+    def ties(self, i: int, other: Detections, iou_threshold: float) -> bool:
+        """Is there a tie that explains why only this side has box ``i``?
+
+        Its score is within the tolerance of the last place of a full list; or a box of the other side, of its class,
+        overlaps it and has the same score, so that either could suppress the other; or its overlap with a better box of
+        its class is within the tolerance of the threshold of non-maximum suppression.
+        """
+        near = 2 * SCORE_TOLERANCE
+        if (self.full or other.full) and self.scores[i] <= min(
+            self.scores.min(), other.scores.min(initial=np.inf)
+        ) + near:
+            return True
+        same = other.labels == self.labels[i]
+        overlap = _iou(self.boxes[i], other.boxes[same])
+        swapped = (overlap > iou_threshold - 1e-3) & (np.abs(other.scores[same] - self.scores[i]) <= near)
+        edge = (np.abs(overlap - iou_threshold) <= 1e-3) & (other.scores[same] >= self.scores[i] - near)
+        return bool((swapped | edge).any())
+
+
+def _iou(box: NDArray, boxes: NDArray) -> NDArray:
+    sides = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
+    common = np.clip(sides, 0, None).prod(1)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1) + (box[2:] - box[:2]).prod()
+    return common / np.maximum(areas - common, 1e-9)
+
+
+def _dense_difference(spec: TaskSpec, wanted: NDArray, found: NDArray) -> tuple[float, float]:
+    if spec.shape == "dense" and spec.classes:
+        return float((wanted != found).mean()), PIXEL_SHARE
+    if spec.shape == "dense":
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return _largest(np.log(wanted), np.log(found)), SCORE_TOLERANCE
+    return _largest(wanted, found), SCORE_TOLERANCE
+
+
+def _largest(wanted: NDArray, found: NDArray) -> float:
+    with np.errstate(invalid="ignore"):
+        return float(np.abs(wanted.astype(np.float64) - found).max(initial=0.0))

@@ -1,0 +1,207 @@
+"""Running an exported network with numpy, OpenCV and ONNX Runtime alone. No torch.
+
+from perception.deploy.runtime import Perceiver
+prediction = Perceiver("street.onnx")(image)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from perception.deploy import container
+from perception.deploy.manifest import Manifest, extract
+from perception.ops.image import letterbox_frame, warp_image
+from perception.ops.restore import assemble
+from perception.types import Camera, PerceptionError, Prediction, TaskSpec
+
+Outputs = dict[str, NDArray]
+"""``"<task>.<output>"`` -> array."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checked(Prediction):
+    """A prediction, and what was found wrong with it. ``flags`` is empty where the network behaved."""
+
+    flags: tuple[str, ...] = ()
+
+
+class Perceiver:
+    """An exported network, ready to be called.
+
+    path:      file written by `perception export`
+    threads:   of ONNX Runtime within one operator; None = one per physical core
+    providers: execution providers of ONNX Runtime, best first; None = CPU
+    tasks:     the only outputs that are computed and returned; None = all
+
+    Raises PerceptionError where the file is missing, damaged, not self-contained, changed since its export, or where a
+    task or provider does not exist: before a session is made from it.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        threads: int | None = None,
+        providers: Sequence[str] | None = None,
+        tasks: Sequence[str] | None = None,
+    ) -> None:
+        model = container.read_file(path)
+        self.manifest: Manifest = extract(model, str(path))
+        self.specs: dict[str, TaskSpec] = choose(self.manifest.tasks, tasks)
+        self.size: tuple[int, int] = self.manifest.input.size
+        self.multiple: int = self.manifest.input.multiple
+        self._names = [f"{name}.{output}" for name, spec in self.specs.items() for output in spec.outputs]
+        self._session = _session(model, str(path), threads, providers)
+        _check_interface(self._session, self.manifest, str(path))
+
+    @overload
+    def __call__(
+        self, images: NDArray[np.uint8], camera: Camera | None = None, size: tuple[int, int] | None = None
+    ) -> Checked: ...
+    @overload
+    def __call__(
+        self,
+        images: Sequence[NDArray[np.uint8]],
+        camera: Camera | Sequence[Camera | None] | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> list[Checked]: ...
+    def __call__(self, images, camera=None, size=None):
+        """What the network says of one RGB uint8 picture [H, W, 3] of any size, or of a list of them (one pass).
+
+        camera: intrinsics in pixels of the picture, or one for each picture; without them depth assumes the default
+            focal length of the manifest
+        size:   (height, width) that the network sees, multiples of 32; None = the size it was trained at
+        """
+        return perceive(self.run, self.specs, images, camera, size or self.size, self.multiple)
+
+    def run(self, images: NDArray[np.uint8]) -> Outputs:
+        """Decoded outputs of a letterboxed batch uint8 RGB [B, 3, H, W], in input pixels."""
+        found = self._session.run(self._names, {self.manifest.input.name: images})
+        return dict(zip(self._names, found, strict=True))  # type: ignore[arg-type]
+
+
+def perceive(
+    run: Callable[[NDArray[np.uint8]], Outputs],
+    specs: Mapping[str, TaskSpec],
+    images: NDArray[np.uint8] | Sequence[NDArray[np.uint8]],
+    camera: Camera | Sequence[Camera | None] | None,
+    size: tuple[int, int],
+    multiple: int = 32,
+):
+    """Letterbox, run, restore: the same for torch and ONNX Runtime, which only differ in ``run``."""
+    if len(size) != 2 or any(x <= 0 or x % multiple for x in size):
+        fits = "x".join(str(max(1, -(-x // multiple)) * multiple) for x in size)
+        raise PerceptionError(
+            f"Wrong input size {'x'.join(map(str, size))}. Expected multiples of {multiple}. Use {fits}."
+        )
+    pictures = [images] if isinstance(images, np.ndarray) else list(images)
+    cameras = list(camera) if isinstance(camera, Sequence) else [camera] * len(pictures)
+    if len(cameras) != len(pictures):
+        raise PerceptionError(
+            f"{len(cameras)} cameras for {len(pictures)} pictures. Give one for each, or one for all."
+        )
+    if not pictures:
+        return []
+    for picture in pictures:
+        _check_picture(picture)
+    frames = [letterbox_frame((picture.shape[0], picture.shape[1]), size) for picture in pictures]
+    batch = np.stack([warp_image(picture, frame) for picture, frame in zip(pictures, frames, strict=True)])
+    outputs = run(np.ascontiguousarray(batch.transpose(0, 3, 1, 2)))
+    found = []
+    for i, (frame, lens) in enumerate(zip(frames, cameras, strict=True)):
+        sound, flags = sanitise({name: values[i] for name, values in outputs.items()}, specs)
+        plain = assemble(sound, specs, frame, lens)
+        found.append(Checked(plain.annotations, plain.size, distances=plain.distances, flags=tuple(flags)))
+    return found[0] if isinstance(images, np.ndarray) else found
+
+
+def sanitise(outputs: Outputs, specs: Mapping[str, TaskSpec]) -> tuple[Outputs, list[str]]:
+    """One picture's outputs without values that no consumer should see, and a sentence for each kind that was found.
+
+    Boxes that are not finite or have no area, and unknown labels, become padding; quantities that are not positive and
+    finite become NaN (not valid); probabilities that are not finite become 0; unknown classes of a label map stay, not
+    valid to whoever knows the classes.
+    """
+    sound, flags = dict(outputs), []
+    for name, spec in specs.items():
+        if spec.shape == "instances":
+            boxes, scores, labels = (sound[f"{name}.{output}"] for output in spec.outputs[:3])
+            with np.errstate(invalid="ignore"):
+                solid = np.isfinite(boxes).all(1) & (boxes[:, 2:] > boxes[:, :2]).all(1)
+            bad = (scores != 0) & ~(
+                solid & np.isfinite(scores) & (scores > 0) & (labels >= 0) & (labels < len(spec.classes))
+            )
+            if bad.any():
+                keys = [f"{name}.{output}" for output in spec.outputs[:3]]
+                fixed = np.where(bad[:, None], 0, boxes), np.where(bad, 0, scores), np.where(bad, 0, labels)
+                sound.update(zip(keys, fixed, strict=True))
+                flags.append(f"{name}: {bad.sum()} boxes are not finite, without area or of no known class")
+            continue
+        key = f"{name}.{spec.outputs[0]}"
+        values = sound[key]
+        if spec.shape == "label":
+            bad = ~np.isfinite(values)
+            sound[key], what = np.where(bad, 0, values), "probabilities are not finite"
+        elif spec.classes:
+            bad = values >= len(spec.classes)
+            sound[key], what = values, "pixels are of no known class"
+        else:
+            bad = ~(np.isfinite(values) & (values > 0))
+            sound[key], what = np.where(bad, np.nan, values), "pixels are not positive and finite"
+        if bad.any():
+            flags.append(f"{name}: {bad.sum()} of {bad.size} {what}")
+    return sound, flags
+
+
+def choose(specs: Mapping[str, TaskSpec], tasks: Sequence[str] | None) -> dict[str, TaskSpec]:
+    """The specs of ``tasks`` (None = all). Raises PerceptionError for one that the network does not have."""
+    unknown = sorted(set(tasks or ()) - set(specs))
+    if unknown or (tasks is not None and not tasks):
+        raise PerceptionError(f"No task {', '.join(unknown) or '(none given)'}. The network has: {', '.join(specs)}.")
+    return {name: spec for name, spec in specs.items() if tasks is None or name in tasks}
+
+
+def _session(
+    model: bytes, where: str, threads: int | None, providers: Sequence[str] | None
+) -> onnxruntime.InferenceSession:
+    wanted, available = list(providers or ["CPUExecutionProvider"]), onnxruntime.get_available_providers()
+    if absent := [name for name in wanted if name not in available]:
+        raise PerceptionError(
+            f"No execution provider {', '.join(absent)}. This onnxruntime has: {', '.join(available)}."
+        )
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=wanted)
+    except Exception as error:  # onnxruntime raises types of its own, which share only Exception
+        raise PerceptionError(f"{where}: ONNX Runtime {onnxruntime.__version__} cannot load it: {error}") from error
+
+
+def _check_interface(session: onnxruntime.InferenceSession, manifest: Manifest, where: str) -> None:
+    inputs, outputs = session.get_inputs(), {entry.name for entry in session.get_outputs()}
+    entry = inputs[0] if len(inputs) == 1 else None
+    if entry is None or entry.name != manifest.input.name or entry.type != "tensor(uint8)" or len(entry.shape) != 4:
+        found = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
+        raise PerceptionError(
+            f"{where}: expected one input {manifest.input.name} uint8 [batch, 3, height, width], found {found}."
+        )
+    if absent := sorted(set(manifest.outputs) - outputs):
+        raise PerceptionError(f"{where}: the manifest names outputs that the graph lacks: {', '.join(absent)}.")
+
+
+def _check_picture(picture: NDArray) -> None:
+    if not isinstance(picture, np.ndarray) or picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
+        found = f"{picture.dtype} {list(picture.shape)}" if isinstance(picture, np.ndarray) else type(picture).__name__
+        raise PerceptionError(
+            f"Wrong picture: {found}. Expected uint8 RGB [height, width, 3]. Convert it (cv2 reads BGR)."
+        )
+    if not picture.size:
+        raise PerceptionError(f"Empty picture {list(picture.shape)}. Expected at least one pixel.")

@@ -1,0 +1,256 @@
+"""Exported files against torch in a bare ONNX Runtime session, and exports that must fail."""
+
+import copy
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from perception.deploy import container, parity
+from perception.deploy.export import export
+from perception.deploy.manifest import extract
+from perception.deploy.parity import Comparison, Disagreement
+from perception.deploy.runtime import Perceiver
+from perception.model import ModelConfig, Perception
+from perception.nn.backbone import BackboneConfig
+from perception.tasks import TASKS
+from perception.types import PerceptionError, TaskSpec
+
+SIZES = ((256, 512), (352, 480), (640, 640))
+
+
+def agree(model, session: onnxruntime.InferenceSession, images: np.ndarray) -> int:
+    """Compare every output plainly (X1), without the exporter's own comparison; returns the number of boxes."""
+    names = [entry.name for entry in session.get_outputs()]
+    found = dict(zip(names, session.run(names, {"images": images}), strict=True))
+    with torch.inference_mode():
+        wanted = {name: value.numpy() for name, value in model.predict(torch.from_numpy(images)).items()}
+    assert found.keys() == wanted.keys()
+    for name, value in found.items():
+        assert value.shape == wanted[name].shape
+        assert value.dtype == wanted[name].dtype
+    np.testing.assert_allclose(found["classification.probabilities"], wanted["classification.probabilities"], 0, 1e-4)
+    np.testing.assert_allclose(np.log(found["depth.depth"]), np.log(wanted["depth.depth"]), 0, 1e-4)
+    assert (found["segmentation.label_map"] != wanted["segmentation.label_map"]).mean() <= 1e-4
+    for i in range(len(images)):
+        same_boxes(
+            *({key: side[f"detection.{key}"][i] for key in ("boxes", "scores", "labels")} for side in (wanted, found))
+        )
+    return int((found["detection.scores"] > 0).sum())
+
+
+def same_boxes(wanted: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> None:
+    """The same kept set, in any order of equal scores: each box has its one counterpart."""
+    live = wanted["scores"] > 0
+    assert live.sum() == (found["scores"] > 0).sum()
+    pairs = np.abs(wanted["boxes"][live][:, None] - found["boxes"][live][None]).max(2) <= 1e-2
+    pairs &= np.abs(wanted["scores"][live][:, None] - found["scores"][live][None]) <= 1e-4
+    pairs &= wanted["labels"][live][:, None] == found["labels"][live][None]
+    assert (pairs.sum(0) == 1).all()
+    assert (pairs.sum(1) == 1).all()
+    np.testing.assert_allclose(wanted["scores"], found["scores"], 0, 1e-4)
+
+
+def pictures(count: int, height: int, width: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, 3, height, width), np.uint8)
+
+
+@pytest.mark.parametrize("size", [*SIZES, (32, 32), (96, 800)])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_x1_every_size_and_batch_in_a_bare_session(small_network, exported, size, count):
+    session = onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"])
+    assert agree(small_network, session, pictures(count, *size, seed=count)) > 0
+
+
+def test_x1_the_real_network_in_a_bare_session(tmp_path):
+    """Backbone, neck and the four tasks, with spread-out scores, at every required size and batch."""
+    torch.manual_seed(0)
+    tasks = {
+        "detection": TASKS["detection"].Config(classes=("car", "bike", "sign"), depth=1),  # type: ignore[call-arg]
+        "segmentation": TASKS["segmentation"].Config(classes=tuple("abcde"), width=16),  # type: ignore[call-arg]
+        "depth": TASKS["depth"].Config(width=16),  # type: ignore[call-arg]
+        "classification": TASKS["classification"].Config(classes=("day", "night"), width=32),  # type: ignore[call-arg]
+    }
+    model = Perception(ModelConfig(backbone=BackboneConfig(name="lcnet_035", weights="none")), tasks)
+    with torch.no_grad():
+        for _ in range(10):  # running statistics of real passes
+            model(torch.from_numpy(pictures(4, 96, 96, seed=0)))
+        model.tasks["detection"].class_output.weight.mul_(100)
+        model.tasks["detection"].box_output.weight.mul_(10)
+    report = export(model, tmp_path / "real.onnx", size=(256, 512), sizes=((256, 512),), batches=(1,))
+    session = onnxruntime.InferenceSession(report.path, providers=["CPUExecutionProvider"])
+    assert all(
+        agree(model.eval(), session, pictures(count, *size, seed=9)) > 0 for size in SIZES for count in (1, 2, 3)
+    )
+
+
+def test_tensorflow_padding_written_out_is_the_same_network():
+    from timm.layers import Conv2dSame
+
+    from perception.deploy.export import _with_static_padding
+
+    torch.manual_seed(0)
+    layers = [
+        Conv2dSame(3, 8, 3, 2, bias=False),
+        Conv2dSame(8, 8, 5, 2, groups=8),
+        Conv2dSame(8, 4, 3, 1),
+        Conv2dSame(4, 4, 1, 2),
+    ]
+    network = torch.nn.Sequential(*layers)
+    plain = _with_static_padding(copy.deepcopy(network))
+    assert not any(isinstance(layer, Conv2dSame) for layer in plain.modules())
+    images = torch.rand(1, 3, 64, 96)
+    torch.testing.assert_close(plain(images), network(images), rtol=0, atol=1e-6)
+
+
+def test_one_file_with_nms_and_argmax_inside_and_dynamic_axes(exported):
+    model = onnx.load(exported, load_external_data=False)
+    onnx.checker.check_model(model)
+    kinds = [node.op_type for node in model.graph.node]
+    assert kinds.count("NonMaxSuppression") == 1
+    assert "ArgMax" in kinds
+    assert {entry.domain for entry in model.opset_import} == {""}
+    assert not any(tensor.external_data for tensor in model.graph.initializer)
+    axes = [[dim.dim_param or dim.dim_value for dim in entry.type.tensor_type.shape.dim] for entry in model.graph.input]
+    assert axes == [["batch", 3, "height", "width"]]
+    assert [path.name for path in exported.parent.iterdir()] == [exported.name]
+    assert b"/perception/" not in container.without_metadata(exported.read_bytes())  # no paths of the machine
+
+
+def test_the_manifest_says_what_a_runtime_needs(small_network, exported):
+    manifest = extract(exported.read_bytes(), "small.onnx")
+    assert manifest.tasks == small_network.specs
+    assert manifest.input.size == (96, 160)
+    assert manifest.input.multiple == 32
+    assert manifest.input.mean == pytest.approx((0.485, 0.456, 0.406))
+    assert manifest.input.std == pytest.approx((0.229, 0.224, 0.225))
+    assert len(manifest.weights) == len(manifest.graph) == 64
+    assert set(manifest.parity) >= {"detection.boxes", "detection.unmatched", "segmentation.label_map", "depth.depth"}
+    assert max(manifest.parity.values()) < 1e-2
+    assert [entry.name for entry in onnx.load(exported).graph.output] == manifest.outputs
+
+
+def test_a_subset_of_tasks_is_a_smaller_file(small_network, exported, tmp_path):
+    report = export(small_network, tmp_path / "d.onnx", size=(64, 64), sizes=((64, 64),), batches=(1,), tasks=["depth"])
+    assert list(report.manifest.tasks) == ["depth"]
+    assert report.bytes < exported.stat().st_size
+    with pytest.raises(PerceptionError, match="No task lidar"):
+        export(small_network, tmp_path / "x.onnx", size=(64, 64), tasks=["lidar"])
+
+
+def test_the_network_is_not_touched(small_network, tmp_path):
+    model = copy.deepcopy(small_network).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    export(model, tmp_path / "d.onnx", size=(64, 64), sizes=((64, 64),), batches=(1,), tasks=["classification"])
+    assert model.training
+    assert all(value.requires_grad for value in model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("task", ["detection", "segmentation", "depth", "classification"])
+def test_x1_a_disagreement_leaves_what_was_there(small_network, tmp_path, monkeypatch, task):
+    """The graph is written from a network whose last layer was nudged; the check must see it in every task."""
+    from perception.deploy import export as module
+
+    layer = {"detection": "boxes", "segmentation": "pixels", "depth": "distance", "classification": "label"}[task]
+    translate = module._translate
+
+    def nudged(model, specs, opset):
+        model = copy.deepcopy(model)
+        getattr(model, layer).bias.data[0] += 2e-3
+        return translate(model, specs, opset)
+
+    monkeypatch.setattr(module, "_translate", nudged)
+    out = tmp_path / "small.onnx"
+    out.write_bytes(b"the file of yesterday")
+    with pytest.raises(Disagreement, match=f"disagree.*{task}"):
+        export(small_network, out, size=(64, 96), sizes=((64, 96), (256, 512)), batches=(2,), tasks=[task])
+    assert out.read_bytes() == b"the file of yesterday"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_network_that_cannot_be_traced_is_a_clear_error(small_network, tmp_path):
+    class Untraceable(type(small_network)):
+        def predict(self, images, tasks=None):
+            return super().predict(images if images.sum() > 5 else images + 1, tasks)
+
+    model = copy.deepcopy(small_network)
+    model.__class__ = Untraceable
+    with pytest.raises(PerceptionError, match="cannot be exported"):
+        export(model, tmp_path / "x.onnx", size=(64, 64))
+    assert not list(tmp_path.iterdir())
+
+
+SPEC = TaskSpec("detection", "instances", ("boxes", "scores", "labels"), ("car", "bike"))
+
+
+def batch(boxes, scores, labels, places: int = 4) -> dict[str, np.ndarray]:
+    room = places - len(scores)
+    return {
+        "detection.boxes": np.float32([[*boxes, *[[0, 0, 0, 0]] * room]]),
+        "detection.scores": np.float32([[*scores, *[0] * room]]),
+        "detection.labels": np.int64([[*labels, *[0] * room]]),
+    }
+
+
+def compare(wanted, found) -> dict[str, float]:
+    comparison = Comparison({"detection": SPEC}, {"detection": 0.5})
+    comparison.add("a batch", wanted, found)
+    return comparison.finish()
+
+
+A, B = [0, 0, 10, 10], [50, 50, 80, 90]
+
+
+def test_comparison_ignores_the_order_of_equal_scores():
+    assert compare(batch([A, B], [0.5, 0.5], [0, 1]), batch([B, A], [0.5, 0.5], [1, 0])) == {
+        "detection.boxes": 0,
+        "detection.scores": 0,
+        "detection.unmatched": 0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("boxes", "scores", "labels"),
+    [
+        ([A], [0.5], [0]),  # one is missing
+        ([A, B, [20, 20, 30, 30]], [0.5, 0.4, 0.3], [0, 1, 0]),  # one too many
+        ([A, [50, 50, 80, 90.1]], [0.5, 0.4], [0, 1]),  # moved
+        ([A, B], [0.5, 0.41], [0, 1]),  # another score
+        ([A, B], [0.5, 0.4], [0, 0]),  # another class
+        ([A, B], [0.5, np.nan], [0, 1]),
+        ([A, [50, 50, np.inf, 90]], [0.5, 0.4], [0, 1]),
+    ],
+)
+def test_comparison_sees_what_is_wrong(boxes, scores, labels):
+    with pytest.raises(Disagreement):
+        compare(batch([A, B], [0.5, 0.4], [0, 1]), batch(boxes, scores, labels))
+
+
+def test_comparison_excuses_ties_but_not_many():
+    full = [[i * 100, 0, i * 100 + 10, 10] for i in range(200)]
+    one = [[-50, 0, -40, 10], *full[1:]]  # another candidate took the last place, with the same score
+    scores = [0.1, *[0.5] * 199]
+    result = compare(batch(full, scores, [0] * 200, 200), batch(one, scores, [0] * 200, 200))
+    assert result["detection.unmatched"] == pytest.approx(1 / 200)
+    few = [batch(boxes, [0.5, 0.1], [0, 0], 2) for boxes in ([A, B], [A, [1, 1, 5, 5]])]
+    with pytest.raises(Disagreement, match="unmatched"):
+        compare(*few)
+
+
+def test_real_pictures_are_letterboxed_for_the_check():
+    image = cv2.cvtColor(np.full((50, 100, 3), 200, np.uint8), cv2.COLOR_BGR2RGB)
+    described = list(parity.batches(((64, 64),), (2,), [image]))
+    assert [where for where, _ in described] == ["noise 2x3x64x64", "pictures 2x3x64x64"]
+    assert described[1][1].shape == (2, 3, 64, 64)
+    assert (described[1][1][:, :, :32] == 200).all()
+    assert (described[1][1][:, :, 32:] == 114).all()
+
+
+def test_the_report_names_the_file(exported):
+    assert isinstance(exported, Path)
+    assert Perceiver(exported).manifest.producer.startswith("perception ")

@@ -1,0 +1,311 @@
+"""The torch-free runtime: what it refuses (S3, X3), what it mends (M4), and that it needs nothing but its base."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from perception.deploy import container
+from perception.deploy.manifest import DIGEST_KEY, MANIFEST_KEY, Manifest, _sha256, embed, extract, parse
+from perception.deploy.runtime import Perceiver, sanitise
+from perception.types import Camera, DenseMap, ImageLabel, Instances, PerceptionError
+
+BLOCKED = (
+    "torch",
+    "torchvision",
+    "timm",
+    "pydantic",
+    "matplotlib",
+    "onnx",
+    "onnxscript",
+    "PIL",
+    "albumentations",
+    "rich",
+)
+BLOCKER = f"""
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {BLOCKED!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}} (blocked)", name=name)
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+def without_torch(code: str, *arguments: str) -> str:
+    """Standard output of ``code`` in a Python that has only the base install."""
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKER + code, *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def picture(height: int = 90, width: int = 150, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def perceiver(exported) -> Perceiver:
+    return Perceiver(exported, threads=1)
+
+
+def test_without_torch_the_result_is_the_same(exported, perceiver, tmp_path):
+    np.save(tmp_path / "image.npy", picture())
+    code = """
+import json, numpy, perception, perception.deploy.predict
+from perception.deploy.runtime import Perceiver
+found = Perceiver(sys.argv[1], threads=1)(numpy.load(sys.argv[2]))
+boxes, depth = (found.annotations[name] for name in ("detection", "depth"))
+said = {"boxes": boxes.boxes.tolist(), "mean": float(depth.values.mean()), "torch": "torch" in sys.modules}
+print(json.dumps(said))
+"""
+    said = json.loads(without_torch(code, str(exported), str(tmp_path / "image.npy")))
+    here = perceiver(picture())
+    assert not said["torch"]
+    assert said["boxes"] == here.annotations["detection"].boxes.tolist()
+    assert said["mean"] == pytest.approx(float(here.annotations["depth"].values.mean()))
+
+
+def test_importing_the_package_is_quick_and_light():
+    code = "import time; t = time.perf_counter(); import perception; print(time.perf_counter() - t, len(sys.modules))"
+    seconds, _ = without_torch(code).split()
+    assert float(seconds) < 0.5
+
+
+def test_annotations_are_in_source_pixels(perceiver):
+    found = perceiver(picture(90, 150))
+    assert found.size == (90, 150)
+    boxes, depth, labels = (found.annotations[name] for name in ("detection", "depth", "segmentation"))
+    assert isinstance(boxes, Instances)
+    assert len(boxes.boxes) > 0
+    assert (boxes.boxes >= 0).all()
+    assert (boxes.boxes <= (150, 90, 150, 90)).all()
+    assert isinstance(depth, DenseMap)
+    assert depth.values.shape == labels.values.shape == (90, 150)
+    assert isinstance(found.annotations["classification"], ImageLabel)
+    assert found.annotations["classification"].values.sum() == pytest.approx(1, abs=1e-5)
+    assert found.distances is not None
+    assert len(found.distances) == len(boxes.boxes)
+    assert found.flags == ()
+
+
+def test_pictures_of_unlike_sizes_in_one_batch_do_not_see_one_another(perceiver):
+    pictures = [picture(90, 150), picture(64, 64, 1), picture(200, 40, 2)]
+    together = perceiver(pictures)
+    for one, alone in zip(together, map(perceiver, pictures), strict=True):
+        assert one.size == alone.size
+        np.testing.assert_allclose(one.annotations["detection"].boxes, alone.annotations["detection"].boxes, atol=1e-2)
+        np.testing.assert_allclose(one.annotations["depth"].values, alone.annotations["depth"].values, rtol=1e-4)
+    assert perceiver([]) == []
+
+
+def test_depth_follows_the_focal_length(perceiver):
+    near, far = (perceiver(picture(), Camera(f, f, 75, 45)).annotations["depth"].values for f in (400, 800))
+    unclipped = (near > 0.5) & (far < 80) & (near < 80) & (far > 0.5)
+    np.testing.assert_allclose(far[unclipped], 2 * near[unclipped], rtol=1e-5)
+
+
+def test_only_the_tasks_that_were_asked_for(exported):
+    some = Perceiver(exported, threads=1, tasks=["depth", "classification"])
+    assert set(some(picture()).annotations) == {"depth", "classification"}
+    assert set(some.run(np.zeros((1, 3, 64, 64), np.uint8))) == {"depth.depth", "classification.probabilities"}
+    with pytest.raises(PerceptionError, match=r"No task lidar\. The network has: detection"):
+        Perceiver(exported, tasks=["lidar"])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (np.zeros((9, 9, 3), np.float32), r"float32 \[9, 9, 3\]. Expected uint8 RGB"),
+        (np.zeros((3, 9, 9), np.uint8), r"uint8 \[3, 9, 9\]"),
+        (np.zeros((9, 9), np.uint8), r"uint8 \[9, 9\]"),
+        (np.zeros((9, 9, 4), np.uint8), r"uint8 \[9, 9, 4\]"),
+        (np.zeros((0, 9, 3), np.uint8), "Empty picture"),
+        (["image.jpg"], "Wrong picture: str"),
+    ],
+)
+def test_x3_wrong_pictures(perceiver, wrong, message):
+    with pytest.raises(PerceptionError, match=message):
+        perceiver(wrong)
+
+
+def test_x3_wrong_sizes_cameras_and_providers(perceiver, exported):
+    with pytest.raises(PerceptionError, match=r"Wrong input size 250x333\. Expected multiples of 32\. Use 256x352"):
+        perceiver(picture(), size=(250, 333))
+    with pytest.raises(PerceptionError, match="2 cameras for 1 pictures"):
+        perceiver([picture()], [None, None])
+    with pytest.raises(PerceptionError, match="No execution provider NoSuch"):
+        Perceiver(exported, providers=["NoSuch"])
+    assert perceiver(picture(), size=(64, 64)).size == (90, 150)
+
+
+def test_s3_missing_empty_truncated_and_flipped_files(exported, tmp_path):
+    whole = exported.read_bytes()
+    path = tmp_path / "model.onnx"
+    with pytest.raises(PerceptionError, match="No file at"):
+        Perceiver(path)
+    for share in (0, 0.1, 0.5, 0.99):
+        path.write_bytes(whole[: int(len(whole) * share)])
+        with pytest.raises(PerceptionError, match=r"model\.onnx"):
+            Perceiver(path)
+    generator = np.random.default_rng(0)
+    for position in generator.integers(0, len(whole), 60):
+        path.write_bytes(
+            whole[:position] + bytes([whole[position] ^ 1 << int(generator.integers(8))]) + whole[position + 1 :]
+        )
+        with pytest.raises(PerceptionError):
+            Perceiver(path)
+
+
+@pytest.mark.parametrize("location", ["../weights.bin", "/etc/passwd", "linked.bin", "hard.bin"])
+def test_s3_external_data_is_refused_before_a_session_is_made(exported, tmp_path, monkeypatch, location):
+    model = onnx.load(exported)
+    path = tmp_path / "inside" / "model.onnx"
+    path.parent.mkdir()
+    values = tmp_path / "weights.bin"
+    values.write_bytes(model.graph.initializer[0].raw_data)
+    (path.parent / "linked.bin").symlink_to(values)
+    os.link(values, path.parent / "hard.bin")
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=location)
+    manifest = extract(exported.read_bytes(), "")
+    path.write_bytes(embed(model.SerializeToString(), manifest))
+    monkeypatch.setattr("onnxruntime.InferenceSession", lambda *_, **__: pytest.fail("a session was made"))
+    with pytest.raises(PerceptionError, match=r"model\.onnx: keeps weights in another file"):
+        Perceiver(path)
+
+
+def test_s3_custom_operators_and_hidden_tensors_are_refused():
+    opset = [helper.make_opsetid("", 20), helper.make_opsetid("evil.ops", 1)]
+    node = helper.make_node("Run", ["x"], ["y"], domain="evil.ops")
+    entries = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = helper.make_graph([node], "g", entries[:1], entries[1:])
+    with pytest.raises(PerceptionError, match=r"operators of 'evil\.ops'"):
+        container.check(helper.make_model(graph, opset_imports=opset).SerializeToString())
+    with pytest.raises(PerceptionError, match=r"operators of 'evil\.ops'"):  # the node alone, without its import
+        container.check(helper.make_model(graph, opset_imports=opset[:1]).SerializeToString())
+
+    hidden = helper.make_tensor("t", TensorProto.FLOAT, [1], [1.0])
+    hidden.data_location = TensorProto.EXTERNAL
+    hidden.external_data.add(key="location", value="x.bin")
+    branch = helper.make_graph([helper.make_node("Constant", [], ["y"], value=hidden)], "b", [], entries[1:])
+    node = helper.make_node("If", ["x"], ["y"], then_branch=branch, else_branch=branch)
+    graph = helper.make_graph([node], "g", entries[:1], entries[1:])
+    with pytest.raises(PerceptionError, match="another file"):
+        container.check(helper.make_model(graph, opset_imports=opset[:1]).SerializeToString())
+
+
+def test_metadata_is_what_onnx_reads_and_the_rest_stays(exported):
+    plain = container.without_metadata(exported.read_bytes())
+    data = container.with_metadata(plain, {"a": "1", "ä": "x" * 300})
+    assert {entry.key: entry.value for entry in onnx.load_from_string(data).metadata_props} == {
+        "a": "1",
+        "ä": "x" * 300,
+    }
+    assert container.metadata(data) == {"a": "1", "ä": "x" * 300}
+    assert container.without_metadata(data) == plain
+
+
+def test_x3_missing_and_tampered_manifests(exported, tmp_path):
+    whole, path = exported.read_bytes(), tmp_path / "model.onnx"
+    plain, pairs = container.without_metadata(whole), container.metadata(whole)
+    changed = pairs[MANIFEST_KEY].replace('"car"', '"cat"')
+    assert changed != pairs[MANIFEST_KEY]
+    cases = {
+        "has no manifest": {},
+        "manifest was changed": {**pairs, MANIFEST_KEY: changed},
+        "manifest was changed after": {MANIFEST_KEY: pairs[MANIFEST_KEY]},
+        "format 9, expected 1": signed(pairs[MANIFEST_KEY].replace('"format": 1', '"format": 9')),
+        "not valid": signed("[1, 2"),
+    }
+    for message, metadata in cases.items():
+        path.write_bytes(container.with_metadata(plain, metadata))
+        with pytest.raises(PerceptionError, match=message):
+            Perceiver(path)
+    model = onnx.load(exported)
+    next(node for node in model.graph.node if node.op_type == "Div").op_type = "Mul"
+    model_bytes = container.with_metadata(model.SerializeToString(), pairs)
+    path.write_bytes(model_bytes)
+    with pytest.raises(PerceptionError, match="graph is not the one that was exported"):
+        Perceiver(path)
+
+
+def signed(text: str) -> dict[str, str]:
+    return {MANIFEST_KEY: text, DIGEST_KEY: _sha256(text)}
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "message"),
+    [
+        ("dtype", "float32", "input.dtype 'float32', expected 'uint8'"),
+        ("colour", "BGR", "input.colour 'BGR', expected 'RGB'"),
+        ("size", [100, 160], r"input.size \(100, 160\)"),
+        ("multiple", 0, "input.multiple 0"),
+        ("pad", 0, "input.pad 0"),
+    ],
+)
+def test_x3_wrong_rules(exported, where, value, message):
+    plain = dataclasses.asdict(extract(exported.read_bytes(), ""))
+    plain["input"][where] = value
+    with pytest.raises(PerceptionError, match=message):
+        parse(json.dumps(plain), "model.onnx")
+
+
+def test_manifest_round_trip(exported):
+    manifest = extract(exported.read_bytes(), "")
+    assert parse(json.dumps(dataclasses.asdict(manifest)), "") == manifest
+    assert isinstance(manifest, Manifest)
+
+
+def test_x3_outputs_that_the_graph_lacks(exported, tmp_path):
+    model, manifest = onnx.load(exported), extract(exported.read_bytes(), "")
+    del model.graph.output[-1]
+    (tmp_path / "model.onnx").write_bytes(embed(model.SerializeToString(), manifest))
+    with pytest.raises(PerceptionError, match=r"graph lacks: classification\.probabilities"):
+        Perceiver(tmp_path / "model.onnx")
+
+
+def test_m4_what_no_consumer_should_see_is_flagged_and_gone(perceiver, monkeypatch):
+    sound = perceiver.run(np.full((1, 3, 96, 160), 100, np.uint8))
+    count = int((sound["detection.scores"] > 0).sum())
+    assert count >= 5
+    broken = {name: value.copy() for name, value in sound.items()}
+    broken["detection.boxes"][0, 0, 0] = np.nan
+    broken["detection.boxes"][0, 1] = (20, 20, 20, 40)  # no width
+    broken["detection.scores"][0, 2] = np.inf
+    broken["detection.labels"][0, 3] = 17
+    broken["depth.depth"][0, :10, :10] = (-1, 0, np.nan, np.inf, 1, 1, 1, 1, 1, 1)
+    broken["segmentation.label_map"][0, 0, 0] = 200
+    broken["classification.probabilities"][0] = np.nan
+    monkeypatch.setattr(perceiver, "run", lambda images: broken)
+    found = perceiver(np.full((96, 160, 3), 100, np.uint8))
+    assert [flag.split(":")[0] for flag in found.flags] == ["detection", "segmentation", "depth", "classification"]
+    assert "4 boxes" in found.flags[0]
+    assert "40 of 15360 pixels" in found.flags[2]
+    boxes = found.annotations["detection"]
+    assert len(boxes.boxes) <= count - 4
+    assert np.isfinite(boxes.boxes).all()
+    assert np.isfinite(boxes.scores).all()
+    assert (boxes.labels < 3).all()
+    depth = found.annotations["depth"]
+    assert (~depth.valid).sum() == 40
+    assert (depth.values[depth.valid] > 0).all()
+    assert np.isfinite(depth.values).all()
+    assert not found.annotations["segmentation"].valid[0, 0]
+    assert (found.annotations["classification"].values == 0).all()
+
+
+def test_m4_sound_outputs_are_not_flagged(perceiver):
+    outputs = {name: value[0] for name, value in perceiver.run(np.zeros((1, 3, 96, 160), np.uint8)).items()}
+    mended, flags = sanitise(outputs, perceiver.specs)
+    assert flags == []
+    assert all(np.array_equal(mended[name], value) for name, value in outputs.items())
