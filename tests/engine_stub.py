@@ -196,7 +196,8 @@ def joint_gradients(name: str) -> dict[str, Tensor]:
     """Gradients of the balanced loss over one batch of six pictures, shared by the ranks; nothing is random."""
     model, weights = network().eval(), balancer(name)
     batch = next(batches(0, size=6, sparse=True))
-    own = distributed.losses_of(model)(batch)
+    losses_of = distributed.losses_of(model)  # must outlive the backward pass
+    own = losses_of(batch)
     counts = {task: sum(a is not None for a in batch.annotations[task]) for task in own}
     losses, labelled, _ = distributed.joint_losses(own, counts, {})
     total = weights(losses, [task for task in losses if labelled[task]], 0)

@@ -98,7 +98,7 @@ class Losses(nn.Module):
 
 
 def losses_of(model: nn.Module) -> nn.Module:
-    """A module from a Batch to the model's losses, whose backward pass averages the gradients over the ranks."""
+    """A module from a Batch to the model's losses; while it lives, backward averages the gradients over the ranks."""
     losses = Losses(model)
     if world() == 1:
         return losses

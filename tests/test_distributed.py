@@ -1,0 +1,83 @@
+"""Two ranks under torchrun do what one process does."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import engine_stub
+import pytest
+import torch
+
+from perception import checkpoint
+from perception.engine import distributed
+from perception.engine.evaluate import evaluate
+from perception.mtl.balancers import BALANCERS
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory) -> tuple[Path, list[dict]]:
+    """What `engine_stub.main` saved on each of two ranks. Rank 1's pictures never have a depth label."""
+    run = tmp_path_factory.mktemp("run")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command += [engine_stub.__file__, str(run)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Warning" not in done.stderr, done.stderr[-3000:]
+    return run, [torch.load(run / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def test_ranks_stay_equal_although_one_never_sees_a_label(ranks):
+    _, (first, second) = ranks
+    assert first["model"].keys() == second["model"].keys()
+    assert all(torch.equal(value, second["model"][name]) for name, value in first["model"].items())
+    start = engine_stub.network().state_dict()
+    assert not torch.equal(first["model"]["tasks.depth.output.weight"], start["tasks.depth.output.weight"])
+
+
+@pytest.mark.parametrize("name", BALANCERS)
+def test_the_gradient_is_that_of_one_process_on_the_joint_batch(ranks, name):
+    expected = engine_stub.joint_gradients(name)
+    for rank in ranks[1]:
+        found = rank["gradients"][name]
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-6)
+
+
+def test_E3_an_uneven_last_batch_over_ranks_equals_one_process(ranks):
+    expected = engine_stub.measure(engine_stub.network())
+    assert expected.pictures == 7
+    for rank in ranks[1]:
+        assert rank["pictures"] == 7
+        assert rank["metrics"] == pytest.approx(expected.metrics, rel=1e-9, nan_ok=True)
+
+
+def test_the_saved_average_gives_the_logged_metrics(ranks):
+    run, _ = ranks
+    model = engine_stub.network()
+    checkpoint.fit(model, checkpoint.load(run))
+    events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [event["step"] for event in events if event["kind"] == "evaluation"] == [8, 16, 20]
+    logged = {key: value for key, value in events[-1].items() if "/" in key}
+    found = evaluate(model, engine_stub.validation()).metrics
+    assert {key: value for key, value in found.items() if not math.isnan(value)} == pytest.approx(logged, rel=1e-6)
+
+
+def test_without_torchrun_nothing_is_started():
+    assert distributed.rank() == 0
+    assert distributed.world() == 1
+    with distributed.session("cpu") as device:
+        assert device == torch.device("cpu")
+        assert not torch.distributed.is_initialized()
+    assert distributed.gather("a") == distributed.everywhere("a") == ["a"]
+    assert distributed.from_main("a") == "a"
+    losses = {"depth": torch.tensor(2.0, requires_grad=True)}
+    joint, labelled, flags = distributed.joint_losses(losses, {"depth": 3}, {"interrupt": 0})
+    assert joint["depth"] is losses["depth"]
+    assert (labelled, flags) == ({"depth": 3}, {"interrupt": 0})
