@@ -6,6 +6,7 @@ import json
 import time
 from itertools import pairwise
 from pathlib import Path
+from random import Random
 
 import cv2
 import numpy as np
@@ -18,8 +19,13 @@ from perception.data.coco import CocoReader
 from perception.data.image_labels import ImageLabelsReader
 from perception.data.street import CLASSES, LABELS, SCENES, StreetPicture, frames, render, write, write_video
 from perception.data.street.ground import CORNER, DASH, SIDE, ZEBRA, sample_road, zones_along
+from perception.data.street.light import sample_light
+from perception.data.street.mesh import Builder, Slot
+from perception.data.street.palette import palette
 from perception.data.street.picture import FARTHEST, ROAD, SIDEWALK, SKY, TERRAIN
+from perception.data.street.render import picture as see
 from perception.data.street.view import make_view
+from perception.data.street.world import Thing, World
 from perception.data.street.write import disparity, instance_ids
 from perception.types import Camera, DataError
 
@@ -180,6 +186,40 @@ def test_rays_invert_the_projection(pitch, yaw, roll, column, row):
     seen = view.to_camera(np.array([[right, 1.5 - down, ahead]]))
     np.testing.assert_allclose(seen[0, 2], 20.0, rtol=1e-5)
     np.testing.assert_allclose(view.project(seen)[0], (column + 0.5, row + 0.5), atol=1e-3)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    turn=st.floats(-3, 3),
+    along=st.floats(7, 40),
+    across=st.floats(-3, 3),
+    pitch=st.floats(-0.1, 0.1),
+    seed=st.integers(0, 9),
+)
+def test_depth_of_a_box_equals_ray_casting(turn, along, across, pitch, seed):
+    half, height = np.array([0.9, 2.1]), 1.6
+    build = Builder(26)
+    build.box((-half[0], 0.0, -half[1]), (half[0], height, half[1]), Slot.BODY)
+    world = World(sample_road(seed), sample_light("clear", Random(seed)), 0.0, [])
+    world.put(Thing(build.mesh(), palette(), along, across, turn, kind=2))
+    view = make_view(Camera(220.0, 220.0, 128.0, 64.0), (128, 256), 1.5, 0.0, 0.0, (pitch, 0.05, 0.01))
+    found = see(world, view, Random(0))
+    cos, sin = np.cos(turn), np.sin(turn)
+    right, down, ahead = view.rays().astype(np.float64)
+    eye = np.array([-across * cos + along * sin, 1.5, -across * sin - along * cos])
+    ray = np.stack([right * cos - ahead * sin, -down, right * sin + ahead * cos], -1)
+    low, high = np.array([-half[0], 0.0, -half[1]]), np.array([half[0], height, half[1]])
+    with np.errstate(divide="ignore"):
+        one, two = (low - eye) / ray, (high - eye) / ray
+    enter, leave = np.minimum(one, two).max(-1), np.maximum(one, two).min(-1)
+    hit = (enter < leave) & (enter > 0)
+    painted = found.label_ids == 26
+    assert (hit & ~painted).sum() <= 0.03 * hit.sum()
+    face = np.minimum(one, two).argmax(-1).astype(np.uint8)
+    window = np.ones((3, 3), np.uint8)
+    inner = cv2.erode((hit & painted).astype(np.uint8), window) > 0
+    inner &= cv2.erode(face, window) == cv2.dilate(face, window)  # not on the edge between two faces
+    np.testing.assert_allclose(found.depth[inner], enter[inner], rtol=1e-4)
 
 
 def test_the_road_has_its_zones_and_kerbs():

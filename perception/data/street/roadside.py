@@ -56,8 +56,11 @@ def line_up_trees(world: World, choose: Random, side: int, end: float) -> None:
 
 
 def _plant(world: World, choose: Random, along: float, across: float, scale: float) -> None:
-    look = palette(body=shift(choose.choice(colours.LEAVES), choose, 0.15), second=shift(colours.BARK, choose, 0.2))
-    mesh = plants.tree(choose.randrange(plants.TREES))
+    evergreen = choose.random() < 0.18
+    leaf = shift(choose.choice(colours.NEEDLES if evergreen else colours.LEAVES), choose, 0.15)
+    style = choose.randrange(plants.CONIFERS if evergreen else plants.TREES)
+    mesh = plants.conifer(style) if evergreen else plants.tree(style)
+    look = palette(body=leaf, second=shift(colours.BARK, choose, 0.2))
     world.put(Thing(mesh, look, along, across, 0.0, (scale, scale, scale), layer=1.0))
 
 

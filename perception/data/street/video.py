@@ -58,7 +58,7 @@ def _clear_own_lane(world: World, speed: float) -> None:
 
 
 def write_video(path: Path, seconds: float, seed: int, size: tuple[int, int] = (256, 512), fps: float = 12.0) -> None:
-    """A drive as an mp4 at ``path``; beside it ``<stem>_tracks.json``: intrinsics, classes, the boxes of every frame."""
+    """A drive as an mp4 at ``path``; beside it ``<stem>_tracks.json``: intrinsics, classes, every frame's boxes."""
     path = Path(path)
     count = round(seconds * fps)
     if count < 1:
