@@ -121,6 +121,22 @@ def test_D1_words_of_others_on_the_error_stream_pass(tmp_path):
     assert done.stderr.count(b"word\n") == 1000
 
 
+def test_the_runtime_reads_pictures_without_torch_pydantic_and_pillow(tmp_path):
+    jpeg(tmp_path / "a.jpg")
+    Image.fromarray(smooth()).save(tmp_path / "a.gif")
+    code = (
+        "import sys; sys.modules.update(torch=None, pydantic=None, PIL=None, albumentations=None)\n"
+        "from pathlib import Path; from perception.data.images import read_image\n"
+        "print(read_image(Path(sys.argv[1])).shape)\n"
+        "try: read_image(Path(sys.argv[2]))\n"
+        "except Exception as error: print(error)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "a.jpg"), str(tmp_path / "a.gif")]
+    done = subprocess.run(command, capture_output=True, timeout=60, check=True, text=True)
+    assert done.stdout.startswith("(48, 64, 3)\n")
+    assert "needs the package pillow" in done.stdout
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["jpeg", "png", "png16"])
 def test_D2_exif_orientation_is_as_if_rotated_beforehand(tmp_path, orientation, kind):

@@ -14,7 +14,8 @@ import torch
 from data_trees import CLASSES, coco_tree, depth_maps_tree, image_labels_tree, label_maps_tree, open_tree
 
 from perception.data import loader
-from perception.data.loader import collate, evaluation_batches, train_batches
+from perception.data.collate import collate
+from perception.data.loader import evaluation_batches, train_batches
 from perception.data.mixture import Mixture
 from perception.types import DataError, DenseMap, ImageLabel, Instances
 

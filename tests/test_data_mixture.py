@@ -189,6 +189,7 @@ def test_evaluation_leaves_annotations_and_camera_in_source_pixels(tmp_path):
     assert sample.camera == Camera(60, 60, 32, 24)
 
 
+@settings(max_examples=60, deadline=None)
 @given(
     st.tuples(st.integers(1, 300), st.integers(1, 300)),
     st.tuples(st.integers(1, 5), st.integers(1, 5)),

@@ -19,8 +19,7 @@ from perception.ops.image import (
 )
 from perception.types import Camera, DenseMap, Frame, ImageLabel, Instances
 
-settings.register_profile("geometry", max_examples=60, deadline=None)
-settings.load_profile("geometry")
+geometry = settings(max_examples=60, deadline=None)
 
 sides = st.integers(1, 120)
 sizes = st.tuples(sides, sides)
@@ -45,6 +44,7 @@ def window(frame: Frame) -> tuple[int, int, int, int]:
     return left, y, left + width, y + height
 
 
+@geometry
 @given(sizes, sizes)
 def test_letterbox_holds_the_whole_picture_and_keeps_its_shape(source, size):
     frame = letterbox_frame(source, size)
@@ -57,6 +57,7 @@ def test_letterbox_holds_the_whole_picture_and_keeps_its_shape(source, size):
     assert abs(height - source[0] * scale) <= 1
 
 
+@geometry
 @given(frames(), arrays(np.float32, (5, 4), elements=st.floats(0, 1, width=32)))
 def test_boxes_inside_the_crop_come_back(frame, fractions):
     x, y, width, height = frame.crop
@@ -70,6 +71,7 @@ def test_boxes_inside_the_crop_come_back(frame, fractions):
     assert np.allclose(unwarp_boxes(moved, frame), boxes, atol=1e-3 * max(1, 1 / min(frame.scale)))
 
 
+@geometry
 @given(frames())
 def test_a_map_shows_at_every_pixel_what_the_box_transform_says(frame):
     """Column and row numbers, warped, are where the inverse of `warp_boxes` puts each pixel's centre."""
@@ -85,6 +87,7 @@ def test_a_map_shows_at_every_pixel_what_the_box_transform_says(frame):
     assert np.abs(warp_map(rows, frame, -1)[v, u] + 0.5 - points[:, 1]).max() <= 0.5 + 1e-2
 
 
+@geometry
 @given(frames(minimum=8))
 def test_a_picture_moves_as_its_boxes_do(frame):
     """The edge of a half-white picture is where the edge of its box goes, mirrored too."""
@@ -103,6 +106,7 @@ def test_a_picture_moves_as_its_boxes_do(frame):
     assert np.abs(bright - (box[2] - box[0])).max() <= 1 + frame.scale[0]
 
 
+@geometry
 @given(sizes, st.integers(1, 4), st.integers(1, 4), st.booleans(), st.integers(0, 99))
 def test_label_maps_come_back_exactly_from_a_whole_enlargement(source, across, down, flip, seed):
     labels = np.random.default_rng(seed).integers(0, 19, source, np.uint8)
@@ -112,6 +116,7 @@ def test_label_maps_come_back_exactly_from_a_whole_enlargement(source, across, d
     assert unwarp_map(warp_map(labels.astype(np.float32), frame, 0), frame, smooth=True).shape == source
 
 
+@geometry
 @given(sizes, sizes)
 def test_unwarped_maps_have_the_sources_size(source, size):
     frame = letterbox_frame(source, size)
@@ -123,6 +128,7 @@ def test_unwarped_maps_have_the_sources_size(source, size):
         assert back.max() <= values.max() + 1e-5
 
 
+@geometry
 @given(
     frames(),
     st.tuples(st.floats(-5, 5), st.floats(-3, 3), st.floats(0.5, 50)),
@@ -140,6 +146,7 @@ def test_projecting_then_warping_is_projecting_through_the_frame(frame, point, i
     assert np.allclose(warped, [*expected, *expected], rtol=1e-4, atol=1e-2)
 
 
+@geometry
 @given(frames())
 def test_the_neutral_frame_and_mirroring_twice_change_nothing(frame):
     height, width = frame.source
@@ -167,6 +174,7 @@ def test_boxes_are_clipped_to_what_is_in_sight_and_doubtful_ones_ignored():
     assert moved.classes.tolist() == [True]
 
 
+@geometry
 @given(frames(), st.integers(0, 5))
 def test_warped_targets_lie_in_sight(frame, count):
     rng = np.random.default_rng(count)
@@ -179,6 +187,7 @@ def test_warped_targets_lie_in_sight(frame, count):
     assert moved.ignore[np.isin(moved.labels, np.flatnonzero(ignore))].all()
 
 
+@geometry
 @given(frames())
 def test_dense_maps_are_invalid_in_the_padding(frame):
     valid = np.random.default_rng(0).random(frame.source) < 0.8

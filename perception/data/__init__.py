@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
-from pydantic import Field
-
 from perception.config import configuration
 from perception.data.cityscapes import CityscapesConfig, CityscapesReader
 from perception.data.coco import CocoConfig, CocoReader
@@ -31,8 +29,15 @@ DATASETS = {
 }
 """Format -> reader. Adding one: also name its config in `ReaderConfig`."""
 
+try:
+    from pydantic import Field
+
+    _by_format = Field(discriminator="format")
+except ImportError:  # a robot that reads pictures but no recipes
+    _by_format = None
+
 ReaderConfig: TypeAlias = Annotated[
-    CocoConfig | LabelMapsConfig | CityscapesConfig | DepthMapsConfig | ImageLabelsConfig, Field(discriminator="format")
+    CocoConfig | LabelMapsConfig | CityscapesConfig | DepthMapsConfig | ImageLabelsConfig, _by_format
 ]
 
 

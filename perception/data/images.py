@@ -216,8 +216,10 @@ def _orient(image: NDArray, data: bytes) -> NDArray:
 
 
 def _read_by_pillow(data: bytes, path: Path) -> NDArray[np.uint8]:
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
+    try:
+        from PIL import Image, ImageOps, UnidentifiedImageError
+    except ImportError:
+        raise DataError(f"{path} is no plain JPEG or PNG: reading it needs the package pillow.") from None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)

@@ -12,102 +12,20 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
-import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from perception.data.collate import Packed, pack, unpack
 from perception.data.dataset import Source
 from perception.data.mixture import Mixture
 from perception.data.transforms import for_evaluation
-from perception.types import (
-    Annotation,
-    Batch,
-    DataError,
-    DenseMap,
-    ImageLabel,
-    Instances,
-    PerceptionError,
-    Sample,
-)
+from perception.types import Batch, DataError, PerceptionError
 
 POLL = 5.0
-
-
-@dataclass
-class _Packed:
-    """A batch on its way from a worker: few big tensors (shared memory), the rest numpy (copied).
-
-    maps: task -> (numbers of the labelled samples, their values stacked, their valid stacked)
-    """
-
-    images: Tensor
-    samples: list[Sample]
-    maps: dict[str, tuple[list[int], Tensor, Tensor]] = field(default_factory=dict)
-    skipped: dict[str, str] = field(default_factory=dict)
-
-
-def collate(samples: Sequence[Sample], tasks: Sequence[str]) -> Batch:
-    """Samples of one image size as a batch: annotations as tensors where ``frame`` is None, else as they are."""
-    return _unpacked(_pack(samples, tasks), tasks)
-
-
-def _pack(samples: Sequence[Sample], tasks: Sequence[str]) -> _Packed:
-    height, width = samples[0].image.shape[:2]
-    images = torch.empty((len(samples), 3, height, width), dtype=torch.uint8)
-    for target, sample in zip(images.numpy(), samples, strict=True):
-        np.copyto(target, sample.image.transpose(2, 0, 1))
-    packed = _Packed(images, [])
-    for sample in samples:
-        kept = {task: sample.annotations.get(task) for task in tasks}
-        packed.samples.append(Sample(None, kept, sample.camera, sample.frame, sample.id, sample.source))
-    for task in tasks:
-        maps = {
-            i: annotation
-            for i, sample in enumerate(packed.samples)
-            if sample.frame is None and isinstance(annotation := sample.annotations[task], DenseMap)
-        }
-        if maps:
-            values, valid = (np.stack([getattr(m, part) for m in maps.values()]) for part in ("values", "valid"))
-            packed.maps[task] = list(maps), torch.from_numpy(values), torch.from_numpy(valid)
-            for i in maps:
-                packed.samples[i].annotations[task] = None
-    return packed
-
-
-def _unpacked(packed: _Packed, tasks: Sequence[str]) -> Batch:
-    samples = packed.samples
-    annotations = {task: [_as_tensors(sample, task) for sample in samples] for task in tasks}
-    for task, (numbers, values, valid) in packed.maps.items():
-        values = values if values.is_floating_point() else values.long()
-        for place, i in enumerate(numbers):
-            annotations[task][i] = DenseMap(values[place], valid[place])
-    return Batch(
-        images=packed.images,
-        annotations=annotations,
-        cameras=[sample.camera for sample in samples],
-        frames=[sample.frame for sample in samples],
-        ids=[sample.id for sample in samples],
-        sources=[sample.source for sample in samples],
-    )
-
-
-def _as_tensors(sample: Sample, task: str) -> Annotation | None:
-    annotation = sample.annotations[task]
-    if sample.frame is not None:
-        return annotation
-    match annotation:
-        case Instances(boxes, labels, scores, ignore, classes, tracks):
-            parts = (boxes, labels, scores, ignore, classes, tracks)
-            return Instances(*(None if part is None else torch.tensor(part) for part in parts))
-        case ImageLabel(values, classes):
-            return ImageLabel(torch.tensor(values), None if classes is None else torch.tensor(classes))
-        case _:
-            return annotation
 
 
 class Batches:
@@ -119,7 +37,7 @@ class Batches:
 
     def __init__(
         self,
-        prepare: Callable[[int], _Packed],
+        prepare: Callable[[int], Packed],
         numbers: range,
         tasks: Sequence[str],
         names: Callable[[int], list[str]],
@@ -147,7 +65,7 @@ class Batches:
                     raise packed
                 if self._mixture is not None:
                     self._mixture.report(packed.skipped)
-                yield _unpacked(packed, self._tasks)
+                yield unpack(packed, self._tasks)
         finally:  # an error's traceback would keep the iterator, and with it the workers, alive
             if iterator is not None and self._workers:
                 iterator._shutdown_workers()  # pyright: ignore[reportAttributeAccessIssue]
@@ -197,9 +115,9 @@ class Batches:
 class _Work(Dataset):
     """Map-style data set: number of a batch -> batch, or the error that says why there is none."""
 
-    prepare: Callable[[int], _Packed]
+    prepare: Callable[[int], Packed]
 
-    def __getitem__(self, number: int) -> _Packed | PerceptionError:
+    def __getitem__(self, number: int) -> Packed | PerceptionError:
         try:
             return self.prepare(number)
         except PerceptionError as error:
@@ -214,7 +132,7 @@ class _TrainingWork:
     rank: int
     world: int
 
-    def __call__(self, step: int) -> _Packed:
+    def __call__(self, step: int) -> Packed:
         samples = []
         for position in self.mixture.positions(step, self.batch_size, self.rank, self.world):
             try:
@@ -223,7 +141,7 @@ class _TrainingWork:
                 raise
             except Exception as error:
                 raise _unexpected(self.mixture.id(position), error) from error
-        packed = _pack(samples, self.tasks)
+        packed = pack(samples, self.tasks)
         packed.skipped = dict(self.mixture.skipped)
         return packed
 
@@ -239,7 +157,7 @@ class _EvaluationWork:
     pictures: list[tuple[int, int]]
     batch_size: int
 
-    def __call__(self, number: int) -> _Packed:
+    def __call__(self, number: int) -> Packed:
         samples = []
         for s, index in self._pictures(number):
             try:
@@ -248,7 +166,7 @@ class _EvaluationWork:
                 raise
             except Exception as error:
                 raise _unexpected(self.sources[s].id(index), error) from error
-        return _pack(samples, self.tasks)
+        return pack(samples, self.tasks)
 
     def names(self, number: int) -> list[str]:
         return [self.sources[s].id(index) for s, index in self._pictures(number)]

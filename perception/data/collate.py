@@ -1,0 +1,92 @@
+"""From samples to a batch, in two halves: a worker packs, the training process unpacks.
+
+Every tensor that crosses between processes costs a file descriptor: so a few big ones do (the images, the maps of a
+task stacked), in shared memory, and small arrays are copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from perception.types import Annotation, Batch, DenseMap, ImageLabel, Instances, Sample
+
+
+@dataclass
+class Packed:
+    """A batch on its way from a worker.
+
+    samples: without their images and maps
+    maps:    task -> (numbers of the labelled samples, their values stacked, their valid stacked)
+    skipped: what the worker's mixture skipped so far
+    """
+
+    images: Tensor
+    samples: list[Sample]
+    maps: dict[str, tuple[list[int], Tensor, Tensor]] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+def collate(samples: Sequence[Sample], tasks: Sequence[str]) -> Batch:
+    """Samples of one image size as a batch: annotations as tensors where ``frame`` is None, else as they are."""
+    return unpack(pack(samples, tasks), tasks)
+
+
+def pack(samples: Sequence[Sample], tasks: Sequence[str]) -> Packed:
+    """The worker's half of `collate`."""
+    height, width = samples[0].image.shape[:2]
+    images = torch.empty((len(samples), 3, height, width), dtype=torch.uint8)
+    for target, sample in zip(images.numpy(), samples, strict=True):
+        np.copyto(target, sample.image.transpose(2, 0, 1))
+    packed = Packed(images, [])
+    for sample in samples:
+        kept = {task: sample.annotations.get(task) for task in tasks}
+        packed.samples.append(Sample(None, kept, sample.camera, sample.frame, sample.id, sample.source))
+    for task in tasks:
+        maps = {
+            i: annotation
+            for i, sample in enumerate(packed.samples)
+            if sample.frame is None and isinstance(annotation := sample.annotations[task], DenseMap)
+        }
+        if maps:
+            values, valid = (np.stack([getattr(m, part) for m in maps.values()]) for part in ("values", "valid"))
+            packed.maps[task] = list(maps), torch.from_numpy(values), torch.from_numpy(valid)
+            for i in maps:
+                packed.samples[i].annotations[task] = None
+    return packed
+
+
+def unpack(packed: Packed, tasks: Sequence[str]) -> Batch:
+    """The training process's half of `collate`. Label maps become int64 here: they travel as bytes."""
+    samples = packed.samples
+    annotations = {task: [_as_tensors(sample, task) for sample in samples] for task in tasks}
+    for task, (numbers, values, valid) in packed.maps.items():
+        values = values if values.is_floating_point() else values.long()
+        for place, i in enumerate(numbers):
+            annotations[task][i] = DenseMap(values[place], valid[place])
+    return Batch(
+        images=packed.images,
+        annotations=annotations,
+        cameras=[sample.camera for sample in samples],
+        frames=[sample.frame for sample in samples],
+        ids=[sample.id for sample in samples],
+        sources=[sample.source for sample in samples],
+    )
+
+
+def _as_tensors(sample: Sample, task: str) -> Annotation | None:
+    annotation = sample.annotations[task]
+    if sample.frame is not None:
+        return annotation
+    match annotation:
+        case Instances(boxes, labels, scores, ignore, classes, tracks):
+            parts = (boxes, labels, scores, ignore, classes, tracks)
+            return Instances(*(None if part is None else torch.tensor(part) for part in parts))
+        case ImageLabel(values, classes):
+            return ImageLabel(torch.tensor(values), None if classes is None else torch.tensor(classes))
+        case _:
+            return annotation
