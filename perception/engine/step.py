@@ -113,26 +113,30 @@ def take_step(
     with autocast(precision, batch.images.device):
         own = losses_of(batch)
     counts = {name: sum(a is not None for a in batch.annotations[name]) for name in own}
-    losses, labelled, flags = distributed.joint_losses(own, counts, flags)
+    losses, labelled, flags = distributed.joint_losses(own, counts, {**flags, "statistics": _statistics_broke(model)})
     present = [name for name in losses if labelled[name]]
     numbers = dict(zip(losses, torch.stack([loss.detach().float() for loss in losses.values()]).tolist(), strict=True))
     values = {f"loss/{name}": numbers[name] for name in present}
     training.step += 1
-    bad = [name for name, number in numbers.items() if not math.isfinite(number)]
-    problem, weights = ", ".join(f"loss of {name} is {numbers[name]}" for name in bad), {}
+    problem = ", ".join(f"loss of {name} is {number}" for name, number in numbers.items() if not math.isfinite(number))
+    if flags["statistics"] and not problem:
+        problem = "BatchNorm statistics are not finite"
+    weights, norm = {}, torch.zeros(())
     if not problem:
         total = training.balancer(losses, present, index)
-        if with_weights:
+        if with_weights and present:
             found = effective_weights(total, {name: losses[name] for name in present})
             weights = {f"weight/{name}": weight for name, weight in found.items()}
         total.backward()
-        norm = nn.utils.clip_grad_norm_(model.parameters(), clip_norm or math.inf)
+        norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
         values |= {"loss": float(total.detach()), "gradient_norm": float(norm)}
         problem = _gradient_problem(training, values, list(losses))
     if problem:
         _restore(model, buffers)
         training.optimizer.zero_grad(set_to_none=True)
         return Step(values, weights, flags, problem)
+    if clip_norm:
+        nn.utils.clip_grads_with_norm_(model.parameters(), clip_norm, norm)
     training.optimizer.step()
     training.optimizer.zero_grad(set_to_none=True)
     distributed.average_batch_norm(model)
@@ -140,18 +144,22 @@ def take_step(
     return Step(values, weights, flags)
 
 
+def _statistics_broke(model: nn.Module) -> bool:
+    """Whether a forward pass left a floating-point buffer (BatchNorm's running statistics) that is not finite."""
+    statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+    return bool(statistics) and not math.isfinite(float(nn.utils.get_total_norm(statistics)))
+
+
 def _gradient_problem(training: Training, values: Mapping[str, float], tasks: list[str]) -> str:
-    """Where a total, a gradient or a BatchNorm statistic stopped being finite; "" where all is well."""
+    """Where the total or a gradient stopped being finite; "" where all is well. The same on all ranks."""
     if not math.isfinite(values["loss"]):
         return f"total loss is {values['loss']}"
-    owned = [p.grad for p in training.balancer.parameters() if p.grad is not None]
-    if not math.isfinite(values["gradient_norm"]) or not all(bool(g.isfinite().all()) for g in owned):
+    if not math.isfinite(values["gradient_norm"]):
         wrong = [n for n, p in training.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
         heads = [task for task in tasks if any(f"tasks.{task}." in name for name in wrong)]
-        return f"gradient of {', '.join(heads or wrong[:1] or ['the balancer'])} is not finite"
-    statistics = [(n, b) for n, b in training.model.named_buffers() if b.is_floating_point()]
-    wrong = [name for name, buffer in statistics if not buffer.isfinite().all()]
-    return f"running statistic {wrong[0]} is not finite" if wrong else ""
+        return f"gradient of {', '.join(heads or wrong[:1] or ['all parameters together'])} is not finite"
+    owned = [p.grad for p in training.balancer.parameters() if p.grad is not None]
+    return "" if all(gradient.isfinite().all() for gradient in owned) else "gradient of the balancer is not finite"
 
 
 def _restore(model: nn.Module, buffers: list[Tensor]) -> None:

@@ -1,0 +1,364 @@
+"""The training loop: what it does in a step, what it refuses, what it writes."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import math
+import re
+from pathlib import Path
+
+import engine_stub
+import pytest
+import torch
+from engine_stub import balancer, batches, config, network
+from torch import nn
+
+from perception import checkpoint
+from perception.engine import distributed, optim
+from perception.engine.log import Log
+from perception.engine.precision import autocast, has_bfloat16
+from perception.engine.step import seed_step, take_step
+from perception.engine.train import _prepare, train
+from perception.types import CheckpointError, ConfigError, DataError, DenseMap, PerceptionError
+
+NAN = float("nan")
+
+
+def fit(run: Path, model: nn.Module | None = None, stream=batches, **options):
+    names = {"evaluate", "resume", "force", "recipe", "balancer"}
+    given = {"recipe": "name: a\n", "balancer": balancer(), **{k: v for k, v in options.items() if k in names}}
+    settings = config(**{k: v for k, v in options.items() if k not in names})
+    return train(model or network(), stream, settings, run=run, **given)
+
+
+def events(run: Path, kind: str) -> list[dict]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == kind]
+
+
+def spoil(first: int, steps: set[int], value: float = NAN, **options):
+    """The stream of the stub, with one pixel of the first depth map of some steps replaced."""
+    for step, batch in enumerate(batches(first, **options), first):
+        if step in steps:
+            maps = list(batch.annotations["depth"])
+            place = next(i for i, item in enumerate(maps) if item is not None)
+            values = maps[place].values.clone()
+            values[0, 0] = value
+            maps[place] = DenseMap(values, maps[place].valid)
+            batch = dataclasses.replace(batch, annotations={**batch.annotations, "depth": maps})
+        yield batch
+
+
+# --- what is written -------------------------------------------------------------------------------------------------
+
+
+def test_a_run_learns_and_writes_its_folder(tmp_path):
+    result = fit(tmp_path, steps=60, evaluate=engine_stub.measure, tensorboard=True)
+    assert (result.step, result.skipped) == (60, 0)
+    lines = events(tmp_path, "train")
+    assert [line["step"] for line in lines] == list(range(3, 61, 3))
+    assert lines[-1]["loss/depth"] < 0.6 * lines[0]["loss/depth"]
+    assert lines[-1]["loss"] == pytest.approx(lines[-1]["loss/depth"] + lines[-1]["loss/classification"])
+    assert {"time", "lr", "weight/depth", "gradient_norm", "images_per_second"} <= lines[0].keys()
+    measured = events(tmp_path, "evaluation")
+    assert [line["step"] for line in measured] == [*range(8, 60, 8), 60]
+    assert measured[-1]["depth/abs_rel"] == result.evaluation.metrics["depth/abs_rel"]
+    best = max(measured, key=lambda line: line["score"])
+    assert json.loads((tmp_path / "metrics.json").read_text())["step"] == best["step"]
+    assert checkpoint.load(tmp_path, "best").step == best["step"]
+    assert checkpoint.load(tmp_path).step == 60
+    assert list((tmp_path / "tensorboard").glob("events.*"))
+
+
+def test_the_saved_weights_are_the_average_batch_norm_included(tmp_path):
+    model = network()
+    states = []
+
+    def recorded(first: int):
+        for batch in batches(first):
+            states.append(copy.deepcopy(model.state_dict()))
+            yield batch
+
+    fit(tmp_path, model, recorded, steps=6, ema_decay=0.7)
+    states = [*states[1:], model.state_dict()]
+    expected = {name: value.double() for name, value in states[0].items()}
+    for step, state in enumerate(states[1:], 1):
+        decay = min(0.7, 1 - (1 + step) ** (-2 / 3))
+        expected = {name: decay * value + (1 - decay) * state[name] for name, value in expected.items()}
+    saved = checkpoint.load(tmp_path).weights
+    assert saved["backbone.1.num_batches_tracked"] == 6
+    for name, value in expected.items():
+        if value.is_floating_point() and not name.endswith("tracked"):
+            torch.testing.assert_close(saved[name].double(), value, rtol=1e-5, atol=1e-6)
+
+
+def test_the_log_of_a_crash_is_cut_to_the_checkpoint(tmp_path):
+    log = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"step": step, "kind": "train"}) + "\n" for step in (3, 6, 9)]
+    log.write_text("".join(lines) + '{"step": 12, "ki')
+    with Log(tmp_path, 6, 20, tensorboard=False) as opened:
+        opened.event(7, "evaluation", {"depth/abs_rel": NAN, "score": 0.5})
+    assert log.read_text().startswith("".join(lines[:2]))
+    last = json.loads(log.read_text().splitlines()[-1])
+    assert (last["step"], last["depth/abs_rel"], last["score"]) == (7, None, 0.5)
+
+
+# --- resuming --------------------------------------------------------------------------------------------------------
+
+
+class Died(Exception):
+    pass
+
+
+def dying(at: int):
+    def stream(first: int):
+        for step, batch in enumerate(batches(first), first):
+            if step == at:
+                raise Died
+            yield batch
+
+    return stream
+
+
+@pytest.mark.parametrize("name", ["static", "uncertainty", "geometric_mean"])
+def test_twenty_steps_equal_ten_and_ten_more_bit_for_bit(tmp_path, name):
+    whole, parts = network(), network()
+    fit(tmp_path / "whole", whole, balancer=balancer(name), evaluate=engine_stub.measure)
+    with pytest.raises(Died):
+        fit(tmp_path / "parts", network(), dying(10), balancer=balancer(name), evaluate=engine_stub.measure)
+    torch.manual_seed(99)
+    fit(tmp_path / "parts", parts, balancer=balancer(name), evaluate=engine_stub.measure, resume=True)
+    assert all(torch.equal(value, parts.state_dict()[key]) for key, value in whole.state_dict().items())
+    one, other = (checkpoint.load(tmp_path / folder).weights for folder in ("whole", "parts"))
+    assert all(torch.equal(value, other[key]) for key, value in one.items())
+
+
+def test_randomness_is_a_function_of_seed_and_step():
+    draws = []
+    for seed, step in ((0, 1), (0, 2), (1, 1), (0, 1)):
+        seed_step(seed, step)
+        draws.append(torch.rand(4))
+    assert torch.equal(draws[0], draws[3])
+    assert not torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+
+
+def test_T4_resume_from_the_checkpoint_before_a_damaged_one(tmp_path):
+    whole = network()
+    fit(tmp_path / "whole", whole)
+    with pytest.raises(Died):
+        fit(tmp_path / "run", network(), dying(10))
+    (tmp_path / "run/checkpoints/step_00000008/model.safetensors").write_bytes(b"")
+    model = network()
+    with pytest.warns(UserWarning, match="step_00000004"):
+        fit(tmp_path / "run", model, resume=True)
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in whole.state_dict().items())
+
+
+def test_T5_another_recipe_is_refused_unless_forced(tmp_path):
+    fit(tmp_path, steps=4)
+    with pytest.raises(CheckpointError, match=r"(?s)-name: a.*\+name: b"):
+        fit(tmp_path, steps=8, recipe="name: b\n", resume=True)
+    assert fit(tmp_path, steps=8, recipe="name: b\n", resume=True, force=True).step == 8
+    assert (tmp_path / "recipe.yaml").read_text() == "name: b\n"
+
+
+def test_a_used_folder_is_not_overwritten_and_an_empty_one_not_resumed(tmp_path):
+    fit(tmp_path / "a", steps=1)
+    with pytest.raises(CheckpointError, match="already holds checkpoints"):
+        fit(tmp_path / "a", steps=1)
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        fit(tmp_path / "b", steps=1, resume=True)
+
+
+def test_a_finished_run_resumes_to_nothing(tmp_path):
+    fit(tmp_path, steps=2)
+    before = (tmp_path / "metrics.jsonl").read_text()
+    assert fit(tmp_path, steps=2, resume=True).step == 2
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+# --- what goes wrong -------------------------------------------------------------------------------------------------
+
+
+class BadGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(context, values):
+        return values.clone()
+
+    @staticmethod
+    def backward(context, gradient):  # type: ignore[override]
+        return gradient * NAN
+
+
+def break_loss(model):
+    return lambda batch, losses: {**losses, "depth": losses["depth"] * math.inf}
+
+
+def break_gradient(model):
+    return lambda batch, losses: {**losses, "depth": BadGradient.apply(losses["depth"])}
+
+
+def break_batch_norm(model):
+    def breaks(batch, losses):
+        model.backbone[1].running_var.data.fill_(NAN)
+        return losses
+
+    return breaks
+
+
+@pytest.mark.parametrize(
+    ("breaks", "problem"),
+    [
+        (break_loss, "loss of depth is inf"),
+        (break_gradient, "gradient of depth is not finite"),
+        (break_batch_norm, "BatchNorm statistics are not finite"),
+    ],
+)
+def test_T6_a_step_that_is_not_finite_changes_nothing(breaks, problem):
+    model = network()
+    training = _prepare(model, balancer("uncertainty"), config())
+    step = {"lr": 0.1, "clip_norm": 1.0, "precision": "float32", "flags": {}, "with_weights": False}
+    stream = batches(0)
+    assert not take_step(training, distributed.losses_of(model), next(stream), **step).problem
+    before = copy.deepcopy((training.state_dict(), training.ema.module.state_dict()))
+    normal, broken = model.losses, breaks(model)
+    model.losses = lambda batch: broken(batch, normal(batch))
+    batch = next(stream)
+    found = take_step(training, distributed.losses_of(model), batch, **step)
+    assert re.search(problem, found.problem)
+    after = (training.state_dict(), training.ema.module.state_dict())
+    one, other = flat(before), flat(after)
+    assert one.keys() == other.keys()
+    assert [key for key in one if not same(one[key], other[key])] == ["/0/step"]
+    model.losses = normal
+    assert not take_step(training, distributed.losses_of(model), batch, **step).problem
+
+
+def flat(value, path=""):
+    if isinstance(value, dict):
+        return {k: v for key, item in value.items() for k, v in flat(item, f"{path}/{key}").items()}
+    if isinstance(value, (list, tuple)):
+        return {k: v for i, item in enumerate(value) for k, v in flat(item, f"{path}/{i}").items()}
+    return {path: value}
+
+
+def same(one, other) -> bool:
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+def test_T6_a_bad_target_is_skipped_and_named(tmp_path, capsys):
+    result = fit(tmp_path, stream=lambda first: spoil(first, {4, 7}))
+    assert (result.step, result.skipped) == (20, 2)
+    skipped = events(tmp_path, "skipped")
+    assert [line["step"] for line in skipped] == [5, 8]
+    assert skipped[0]["reason"] == "loss of depth is nan"
+    assert skipped[0]["ids"] == ["16", "17", "18", "19"]
+    assert "step 5 was skipped, its loss of depth is nan. Pictures: 16, 17, 18, 19." in capsys.readouterr().err
+    assert all(value.isfinite().all() for value in checkpoint.load(tmp_path).weights.values())
+
+
+def test_T6_too_many_in_a_row_end_the_training(tmp_path):
+    with pytest.raises(PerceptionError, match=r"3 steps in a row.*step 9.*loss of depth is nan.*32"):
+        fit(tmp_path, stream=lambda first: spoil(first, {2, 6, 7, 8}), max_skipped=3)
+    assert checkpoint.load(tmp_path).step == 8
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError(), None])
+def test_T7_out_of_memory_says_what_to_make_smaller(tmp_path, error):
+    model = network()
+
+    def losses(batch):
+        if error is None:
+            torch.empty(1 << 60)
+        raise error
+
+    model.losses = losses
+    with pytest.raises(PerceptionError, match=r"batch_size 4 for images of \(4, 3, 16, 24\).*train\.batch_size=2"):
+        fit(tmp_path, model)
+
+
+def test_T7_other_errors_are_not_taken_for_it(tmp_path):
+    model = network()
+    model.losses = lambda batch: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        fit(tmp_path, model)
+
+
+def test_data_that_end_early_say_so(tmp_path):
+    with pytest.raises(DataError, match="after 5 steps, expected 20"):
+        fit(tmp_path, stream=lambda first: batches(first, steps=5))
+
+
+def test_the_stream_is_closed_whatever_happens(tmp_path):
+    closed = []
+
+    def stream(first: int):
+        try:
+            yield from batches(first)
+        finally:
+            closed.append(first)
+
+    fit(tmp_path / "a", steps=3, stream=stream)
+    model = network()
+    model.losses = lambda batch: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        fit(tmp_path / "b", model, stream=stream)
+    assert closed == [0, 0]
+
+
+def test_a_batch_size_that_the_ranks_cannot_share_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "world", lambda: 3)
+    with pytest.raises(ConfigError, match="batch_size 4 is no multiple of the 3 processes"):
+        fit(tmp_path)
+
+
+# --- optimiser, precision --------------------------------------------------------------------------------------------
+
+
+def test_the_learning_rate_warms_up_and_falls_to_its_floor():
+    rates = [optim.learning_rate(step, 100, 10, 0.1) for step in range(100)]
+    assert rates[:10] == pytest.approx([(step + 1) / 11 for step in range(10)])
+    assert rates[10] == max(rates) == 1
+    assert rates[-1] == pytest.approx(0.1)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[10:] == pytest.approx([0.55 + 0.45 * math.cos(math.pi * i / 89) for i in range(90)])
+    assert optim.learning_rate(0, 1, 0, 0.1) == 1
+
+
+def test_parameter_groups():
+    model = network()
+    frozen = model.tasks["depth"].output.weight
+    frozen.requires_grad_(False)
+    extra = nn.Parameter(torch.zeros(2, 2))
+    optimizer = optim.adamw(model, [extra], lr=1.0, weight_decay=0.5, backbone_lr_scale=0.1)
+    optim.set_learning_rate(optimizer, 2.0)
+    placed = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    assert id(frozen) not in placed
+    assert placed[id(extra)]["weight_decay"] == 0
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            group = placed[id(parameter)]
+            assert group["weight_decay"] == (0.5 if parameter.ndim > 1 else 0.0), name
+            assert group["lr"] == pytest.approx(0.2 if name.startswith("backbone") else 2.0), name
+
+
+def test_bfloat16_is_taken_where_asked_or_where_the_device_has_it():
+    model, cpu = network(), torch.device("cpu")
+    images = torch.zeros(1, 3, 16, 24, dtype=torch.uint8)
+    for precision, expected in (
+        ("float32", torch.float32),
+        ("bfloat16", torch.bfloat16),
+        ("auto", torch.bfloat16 if has_bfloat16(cpu) else torch.float32),
+    ):
+        with autocast(precision, cpu):
+            assert model.backbone(images.float()).dtype == expected
+
+
+def test_training_in_bfloat16_keeps_weights_in_float32(tmp_path):
+    fit(tmp_path, steps=30, precision="bfloat16")
+    assert checkpoint.load(tmp_path).weights["backbone.0.weight"].dtype == torch.float32
+    lines = events(tmp_path, "train")
+    assert lines[-1]["loss"] < lines[0]["loss"]
