@@ -42,6 +42,13 @@ class ExportReport:
     bytes: int
     seconds: float
 
+    def __str__(self) -> str:
+        differences = ", ".join(f"{name} {value:.1e}" for name, value in self.parity.items())
+        return (
+            f"{self.path}: {self.bytes / 1e6:.1f} MB in {self.seconds:.0f} s. Torch and ONNX Runtime agree on "
+            f"{self.batches} batches; largest differences: {differences}"
+        )
+
 
 def export(
     model: Any,

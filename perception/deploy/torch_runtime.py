@@ -1,0 +1,51 @@
+"""Running a network in torch with the interface of the torch-free `perception.deploy.runtime.Perceiver`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from perception.deploy.runtime import Outputs, choose, perceive
+
+
+class TorchPerceiver:
+    """A `perception.model.Perception`, ready to be called with pictures.
+
+    size:   (height, width) that the network sees: that of its training
+    device: where it runs; None = where its parameters are
+    tasks:  the only ones that are computed; None = all
+    threads: of torch on the CPU, for the whole process; None = as they are
+
+    The model is put into evaluation mode.
+    """
+
+    multiple = 32
+
+    def __init__(
+        self,
+        model: Any,
+        size: tuple[int, int],
+        device: torch.device | str | None = None,
+        tasks: Sequence[str] | None = None,
+        threads: int | None = None,
+    ) -> None:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.specs = choose(model.specs, tasks)
+        self.size = size
+        self.model = model.eval() if device is None else model.to(device).eval()
+        self._device = next(self.model.parameters()).device
+
+    def __call__(self, images: Any, camera: Any = None, size: tuple[int, int] | None = None) -> Any:
+        """As `Perceiver.__call__`: one picture or a list, predictions in their own pixels."""
+        return perceive(self.run, self.specs, images, camera, size or self.size, self.multiple)
+
+    def run(self, images: NDArray[np.uint8]) -> Outputs:
+        """Decoded outputs of a letterboxed batch uint8 RGB [B, 3, H, W], in input pixels."""
+        with torch.inference_mode():
+            found = self.model.predict(torch.from_numpy(images).to(self._device), list(self.specs))
+        return {name: value.cpu().numpy() for name, value in found.items()}

@@ -1,0 +1,236 @@
+"""`perception predict`: pictures, folders, globs, video and broken sources, with torch and with ONNX Runtime."""
+
+import json
+import socket
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from test_runtime import without_torch
+
+from perception.deploy.predict import out_folder, predict
+from perception.deploy.runtime import Perceiver
+from perception.deploy.sources import Source, Video, find
+from perception.deploy.torch_runtime import TorchPerceiver
+from perception.types import Camera, PerceptionError
+
+
+@pytest.fixture(scope="module")
+def perceiver(exported) -> Perceiver:
+    return Perceiver(exported, threads=1)
+
+
+def picture(seed: int = 0, height: int = 90, width: int = 150) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Two good pictures in two folders, one truncated picture, and a text file."""
+    root = tmp_path / "in"
+    (root / "deeper").mkdir(parents=True)
+    cv2.imwrite(str(root / "a.png"), picture(0))
+    cv2.imwrite(str(root / "deeper" / "b.jpg"), picture(1))
+    (root / "broken.jpg").write_bytes((root / "deeper" / "b.jpg").read_bytes()[:2000])
+    (root / "notes.txt").write_text("not a picture")
+    return root
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory) -> Path:
+    """40 frames of odd height at 12.5 frames per second."""
+    path = tmp_path_factory.mktemp("film") / "drive.mp4"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 12.5, (150, 98))
+    for i in range(40):
+        frame = np.full((98, 150, 3), 90, np.uint8)
+        frame[20:60, i : i + 40] = (30, 60, 220)
+        writer.write(frame)
+    writer.release()
+    return path
+
+
+def records(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "predictions.jsonl").read_text("utf-8").splitlines()]
+
+
+def test_a_folder_is_done_but_for_what_is_broken(perceiver, folder, tmp_path, capsys):
+    report = predict(perceiver, folder, tmp_path / "out")
+    assert [record["id"] for record in records(report.out)] == ["a.png", "deeper/b.jpg"]
+    assert report.frames == 2
+    assert [Path(source).name for source, _ in report.failures] == ["broken.jpg"]
+    assert "truncated" in report.failures[0][1]
+    said = capsys.readouterr().err
+    assert "broken.jpg" in said
+    assert "1 sources failed" in said
+    written = sorted(p.relative_to(report.out).as_posix() for p in report.out.rglob("*") if p.is_file())
+    assert written == ["a.jpg", "deeper/b.jpg", "predictions.jsonl"]
+    assert cv2.imread(str(report.out / "a.jpg")).shape[1] >= 150
+
+
+def test_records_say_what_the_network_says(perceiver, folder, tmp_path):
+    camera = Camera(140, 140, 75, 45)
+    report = predict(perceiver, folder / "a.png", tmp_path / "out", camera=camera, quiet=True)
+    (record,) = records(report.out)
+    image = cv2.imread(str(folder / "a.png"))[:, :, ::-1]
+    wanted = perceiver(np.ascontiguousarray(image), camera)
+    boxes, spec = wanted.annotations["detection"], perceiver.specs["detection"]
+    shown = boxes.scores >= spec.threshold
+    assert record["size"] == [90, 150]
+    assert "time" not in record
+    assert "flags" not in record
+    assert len(record["detection"]) == shown.sum() == report.boxes > 0
+    for item, box, label, score, distance in zip(
+        record["detection"], boxes.boxes, boxes.labels, boxes.scores, wanted.distances, strict=False
+    ):
+        assert item["box"] == pytest.approx(box.tolist(), abs=0.006)
+        assert item["label"] == spec.classes[label]
+        assert item["score"] == pytest.approx(float(score), abs=1e-4)
+        assert item["distance"] == pytest.approx(float(distance), abs=1e-3)
+    assert set(record["classification"]["scores"]) == {"day", "night"}
+
+
+def test_torch_and_onnx_write_the_same(small_network, perceiver, folder, tmp_path):
+    networks = {"torch": TorchPerceiver(small_network, perceiver.size), "onnx": perceiver}
+    told = {
+        name: records(predict(network, folder, tmp_path / name, quiet=True).out) for name, network in networks.items()
+    }
+    for one, other in zip(told["torch"], told["onnx"], strict=True):
+        assert one["id"] == other["id"]
+        assert len(one["detection"]) == len(other["detection"]) > 0
+        for a, b in zip(one["detection"], other["detection"], strict=True):
+            assert a["label"] == b["label"]
+            assert a["box"] == pytest.approx(b["box"], abs=0.02)
+            assert a["distance"] == pytest.approx(b["distance"], rel=1e-3)
+
+
+def test_maps_are_written_and_named(perceiver, folder, tmp_path):
+    report = predict(perceiver, folder / "a.png", tmp_path / "out", save_maps=True, quiet=True)
+    (record,) = records(report.out)
+    wanted = perceiver(np.ascontiguousarray(cv2.imread(str(folder / "a.png"))[:, :, ::-1])).annotations
+    labels = cv2.imread(str(report.out / record["segmentation"]["file"]), cv2.IMREAD_UNCHANGED)
+    depth = cv2.imread(str(report.out / record["depth"]["file"]), cv2.IMREAD_UNCHANGED)
+    assert labels.dtype == np.uint8
+    assert np.array_equal(labels, wanted["segmentation"].values)
+    assert depth.dtype == np.uint16
+    assert record["depth"]["unit"] == "m"
+    metres = np.minimum(wanted["depth"].values, 65.535)
+    np.testing.assert_allclose(depth * record["depth"]["scale"], metres, atol=0.0006)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_video_keeps_its_frames_rate_and_times(perceiver, film, tmp_path, batch_size):
+    report = predict(perceiver, film, tmp_path / "out", batch_size=batch_size, quiet=True)
+    told = records(report.out)
+    assert [record["id"] for record in told] == [f"drive.mp4#{i}" for i in range(40)]
+    assert [record["time"] for record in told] == pytest.approx([i / 12.5 for i in range(40)], abs=1e-3)
+    video = cv2.VideoCapture(str(report.out / "drive.mp4"))
+    assert video.get(cv2.CAP_PROP_FPS) == pytest.approx(12.5)
+    assert sum(1 for _ in iter(video.grab, False)) == 40
+    assert video.get(cv2.CAP_PROP_FRAME_WIDTH) % 2 == 0
+    video.release()
+
+
+def test_a_video_can_be_cut_short_and_its_maps_are_numbered(perceiver, film, tmp_path):
+    report = predict(perceiver, film, tmp_path / "out", frames=3, save_maps=True, quiet=True)
+    assert report.frames == 3
+    assert [record["depth"]["file"] for record in records(report.out)] == [
+        f"maps/drive/{i:06d}.depth.png" for i in range(3)
+    ]
+
+
+def test_v3_frame_count_that_is_wrong_and_times_that_go_back(film, monkeypatch):
+    video = Video(Source("drive.mp4", str(film), "video"))
+    stamps = iter([0.0, 0.08, 0.08, 0.02, 0.3, *[0.0] * 40])
+    monkeypatch.setattr(video, "_stamp", lambda begin, index: next(stamps))
+    video.length = 7
+    times = [shot.time for shot in video]
+    video.close()
+    assert len(times) == 40
+    assert all(a < b for a, b in pairwise(times))
+
+
+def test_v1_a_stream_that_never_answers_is_given_up(perceiver, tmp_path):
+    with socket.socket() as server:  # accepts connections, never says a word
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        begin = time.monotonic()
+        with pytest.raises(PerceptionError, match="did not open within 1 s"):
+            Video(Source("stream", f"http://127.0.0.1:{server.getsockname()[1]}/x", "live"), timeout=1.0)
+        assert time.monotonic() - begin < 5
+    broken = tmp_path / "cut.mp4"
+    broken.write_bytes(b"\0\0\0\x18ftypmp42 and nothing else")
+    report = predict(perceiver, broken, tmp_path / "out", quiet=True)
+    assert "did not open" in report.failures[0][1]
+    assert records(report.out) == []
+
+
+def test_v2_a_picture_of_another_size_in_mid_stream_is_still_written(perceiver, film, tmp_path, monkeypatch):
+    read, count = Video.__iter__, iter(range(100))
+
+    def changing(self):
+        for shot in read(self):
+            image = shot.image if next(count) < 20 else np.ascontiguousarray(shot.image[:60, :90])
+            yield type(shot)(image, shot.time)
+
+    monkeypatch.setattr(Video, "__iter__", changing)
+    report = predict(perceiver, film, tmp_path / "out", quiet=True)
+    assert [tuple(record["size"]) for record in records(report.out)] == [(98, 150)] * 20 + [(60, 90)] * 20
+    video = cv2.VideoCapture(str(report.out / "drive.mp4"))
+    assert sum(1 for _ in iter(video.grab, False)) == 40
+    video.release()
+
+
+def test_m4_flags_reach_the_records(perceiver, folder, tmp_path, monkeypatch):
+    run = perceiver.run
+    monkeypatch.setattr(
+        perceiver, "run", lambda images: {**run(images), "depth.depth": run(images)["depth.depth"] * np.nan}
+    )
+    report = predict(perceiver, folder / "a.png", tmp_path / "out", quiet=True)
+    (record,) = records(report.out)
+    assert report.flagged == 1
+    assert record["flags"] == ["depth: 15360 of 15360 pixels are not positive and finite"]
+    assert all("distance" not in item for item in record["detection"])
+
+
+def test_what_is_there_is_never_overwritten(perceiver, folder, tmp_path, monkeypatch):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    with pytest.raises(PerceptionError, match="is not empty"):
+        predict(perceiver, folder, tmp_path / "full", quiet=True)
+    assert [p.name for p in (tmp_path / "full").iterdir()] == ["mine.txt"]
+    monkeypatch.chdir(tmp_path)
+    assert [out_folder(None).as_posix() for _ in range(3)] == ["runs/predict", "runs/predict-2", "runs/predict-3"]
+
+
+def test_sources_are_found(folder, film, tmp_path):
+    assert [source.id for source in find(folder)] == ["a.png", "broken.jpg", "deeper/b.jpg"]
+    assert [source.id for source in find(f"{folder}/*.png")] == ["a.png"]
+    assert [source.id for source in find(f"{folder}/**/*.jpg")] == ["broken.jpg", "deeper/b.jpg"]
+    assert [(source.id, source.kind) for source in find(film)] == [("drive.mp4", "video")]
+    assert [(source.address, source.kind) for source in find("0")] == [(0, "live")]
+    assert find("rtsp://robot/front")[0].kind == "live"
+    for nothing in (tmp_path / "absent.jpg", folder / "notes.txt", f"{folder}/*.gif"):
+        with pytest.raises(PerceptionError, match="No picture or video at"):
+            find(nothing)
+
+
+def test_names_that_would_meet_keep_their_suffix(perceiver, tmp_path):
+    for name in ("a.png", "a.bmp"):
+        cv2.imwrite(str(tmp_path / name), picture())
+    out = predict(perceiver, f"{tmp_path}/a.*", tmp_path / "out", quiet=True).out
+    assert sorted(p.name for p in out.glob("*.jpg")) == ["a.bmp.jpg", "a.png.jpg"]
+
+
+def test_predicting_needs_no_torch(exported, folder, tmp_path):
+    code = """
+from perception.deploy.predict import predict
+from perception.deploy.runtime import Perceiver
+report = predict(Perceiver(sys.argv[1], threads=1), sys.argv[2], sys.argv[3])
+print(report.frames, len(report.failures), "torch" in sys.modules)
+"""
+    out = tmp_path / "out"
+    assert without_torch(code, str(exported), str(folder), str(out)).split() == ["2", "1", "False"]
+    assert len(records(out)) == 2
