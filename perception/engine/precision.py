@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, TypeAlias
 
 import torch
 
+from perception.engine.depthwise import FastDepthwise
 from perception.types import Batch, PerceptionError
 
 Precision: TypeAlias = Literal["auto", "float32", "bfloat16"]
@@ -22,10 +23,13 @@ def has_bfloat16(device: torch.device) -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-def autocast(precision: Precision, device: torch.device) -> torch.autocast:
+@contextmanager
+def autocast(precision: Precision, device: torch.device) -> Iterator[None]:
     """The context in which the network runs; "auto" = bfloat16 where the device has it."""
     enabled = precision == "bfloat16" or (precision == "auto" and has_bfloat16(device))
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+    depthwise = FastDepthwise() if enabled and device.type == "cpu" else nullcontext()
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled), depthwise:
+        yield
 
 
 @contextmanager
