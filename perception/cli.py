@@ -211,18 +211,19 @@ def _export(parsed: argparse.Namespace) -> int:
 
     recipe, model = runs.open_run(parsed.model, tasks=parsed.tasks)
     out = parsed.out or (parsed.model if parsed.model.is_dir() else parsed.model.parent) / "model.onnx"
-    report = export(model, out, size=recipe.data.size)
-    print(report)  # noqa: T201
+    print(export(model, out, size=recipe.data.size, images=runs.some_pictures(recipe)))  # noqa: T201
     return 0
 
 
 def _data_street(parsed: argparse.Namespace) -> int:
     from perception.data.street import write, write_video
+    from perception.engine.log import progress_bar
 
     if parsed.video is not None:
         write_video(parsed.out, parsed.video, parsed.seed, parsed.size)
-    else:
-        write(parsed.out, parsed.count, parsed.seed, parsed.size, parsed.validation)
+        return 0
+    with progress_bar("street pictures", parsed.count) as advance_to:
+        write(parsed.out, parsed.count, parsed.seed, parsed.size, parsed.validation, advance_to)
     return 0
 
 

@@ -10,7 +10,8 @@ import dataclasses
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, dataclass_transform
+from types import UnionType
+from typing import Any, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -144,14 +145,23 @@ def _explain(cls: Any, problem: Any, path: str) -> str:
 
 
 def _fields_at(cls: Any, location: tuple) -> list[str]:
-    import typing
-
+    """Names of the keys that the config at ``location`` (of a pydantic error) knows."""
     for part in location:
         if dataclasses.is_dataclass(cls):
-            cls = typing.get_type_hints(cls).get(str(part))
-        else:
-            return []
+            cls = get_type_hints(cls).get(str(part))
+        elif get_origin(cls) in (Union, UnionType):  # of configs: the part is the tag that chose one of them
+            cls = next((kind for kind in get_args(cls) if part in _tags(kind)), None)
+        elif get_origin(cls) in (tuple, list):
+            cls = get_args(cls)[0]
     return [f.name for f in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
+
+
+def _tags(cls: Any) -> list[Any]:
+    return (
+        [f.default for f in dataclasses.fields(cls) if isinstance(f.default, str)]
+        if dataclasses.is_dataclass(cls)
+        else []
+    )
 
 
 def read(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:

@@ -13,6 +13,7 @@ from perception.data.street import write, write_video
 from perception.deploy.export import export
 from perception.deploy.predict import predict
 from perception.deploy.runtime import Perceiver
+from perception.engine.log import progress_bar
 from perception.types import PerceptionError
 
 PICTURES = 2000
@@ -31,14 +32,15 @@ def demo(out: Path, overrides: Sequence[str] = ()) -> None:
     recipe = recipes.parse(text, [f"data.root={out / 'data'}", *overrides], where="demo.yaml")
     if not (out / "data").is_dir():
         _say(f"1/5 Making {PICTURES} street pictures with labels for four tasks")
-        write(out / "data", PICTURES, SEED, recipe.data.size, validation=0.1)
+        with progress_bar("street pictures", PICTURES) as advance_to:
+            write(out / "data", PICTURES, SEED, recipe.data.size, validation=0.1, progress=advance_to)
     resume = checkpoint.has_checkpoints(out)
     verb = "Going on with" if resume else "Training"
     _say(f"2/5 {verb} {', '.join(recipe.tasks)} together, {recipe.train.steps} steps")
     evaluation = runs.train(recipe, out, resume=resume, force=resume)
     _say("3/5 Exporting to one ONNX file and comparing it with torch")
     _, model = runs.open_run(out)
-    _say(str(export(model, out / "model.onnx", size=recipe.data.size)))
+    _say(str(export(model, out / "model.onnx", size=recipe.data.size, images=runs.some_pictures(recipe))))
     _say("4/5 Predicting a made drive with the ONNX file alone")
     film = out / "drive.mp4"
     write_video(film, VIDEO_SECONDS, SEED + 1, recipe.data.size)

@@ -34,6 +34,10 @@ def _task_configs(value: Any) -> Any:
     }
 
 
+def _static_by_default(value: Any) -> Any:
+    return {"name": "static", **value} if isinstance(value, dict) else value
+
+
 @configuration
 class Recipe:
     """version: of this format. name: of the run's folder under runs/. seed: of everything that is random."""
@@ -45,7 +49,9 @@ class Recipe:
     tasks: Annotated[dict[str, Any], BeforeValidator(_task_configs)]
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
-    balance: BalanceConfig = dataclasses.field(default_factory=StaticConfig)
+    balance: Annotated[BalanceConfig, BeforeValidator(_static_by_default)] = dataclasses.field(
+        default_factory=StaticConfig
+    )
 
     @property
     def classes(self) -> dict[str, tuple[str, ...]]:

@@ -8,8 +8,9 @@ from collections.abc import Collection, Sequence
 from datetime import date
 from pathlib import Path
 
-import numpy
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from perception import __version__, checkpoint, config
 from perception import recipe as recipes
@@ -25,7 +26,7 @@ from perception.model import Perception
 from perception.mtl.balancers import build_balancer
 from perception.recipe import Recipe
 from perception.report import Example, read_events, write_report
-from perception.types import CheckpointError
+from perception.types import CheckpointError, PerceptionError
 
 KEPT_EXAMPLES = 3
 """How many of the worst and of the best pictures of each task the report shows."""
@@ -140,6 +141,15 @@ def evaluate(
         return evaluation
 
 
+def some_pictures(recipe: Recipe, count: int = 4) -> list[NDArray[np.uint8]]:
+    """A few of the recipe's validation pictures, RGB, for checking an export; none where the data is not at hand."""
+    try:
+        sources = recipes.validation_sources(recipe)
+    except PerceptionError:
+        return []
+    return [sources[i % len(sources)].sample(i * len(sources[i % len(sources)]) // count).image for i in range(count)]
+
+
 def finish(run: Path, recipe: Recipe, model: Perception, evaluation: Evaluation, step: int) -> None:
     """Write metrics.json and the report of an evaluation."""
     write_metrics(run / "metrics.json", {"step": step, "score": evaluation.score, **evaluation.metrics})
@@ -171,7 +181,7 @@ def facts(evaluation: Evaluation, step: int) -> dict[str, str]:
         "pictures evaluated": str(evaluation.pictures),
         "step of the weights": str(step),
         "hardware": hardware(),
-        "versions": f"perception {__version__}, torch {torch.__version__}, numpy {numpy.__version__}, "
+        "versions": f"perception {__version__}, torch {torch.__version__}, numpy {np.__version__}, "
         f"Python {platform.python_version()}",
     }
 

@@ -186,13 +186,19 @@ class TaskSpec:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Everything the network says of one picture, in source pixels. ``time`` in seconds from the start of a video."""
+    """Everything the network says of one picture, in source pixels.
+
+    time:      seconds from the start of a video
+    distances: float32 [N], metres to each box of the first "instances" task, NaN where unknown; None = no depth
+    flags:     what was wrong with the network's output and was taken out
+    """
 
     annotations: dict[str, Annotation]
     size: tuple[int, int]
     id: str = ""
     time: float | None = None
-    distances: Array | None = None  # float32 [N], metres to each box of the first "instances" task; None = no depth
+    distances: Array | None = None
+    flags: tuple[str, ...] = ()
 
 
 class PerceptionError(Exception):

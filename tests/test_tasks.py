@@ -165,7 +165,7 @@ def test_untrained_prediction_is_restored_and_drawn(network):
     with torch.inference_mode():
         outputs = {key: value[0].numpy() for key, value in model.eval().predict(batch.images).items()}
     frame = letterbox_frame((60, 90), SIZE)
-    prediction = assemble(outputs, model.specs, frame, None, id="a")
+    prediction = assemble(outputs, model.specs, frame)
     annotation = prediction.annotations[name]
     if isinstance(annotation, DenseMap):
         assert annotation.values.shape == (60, 90)

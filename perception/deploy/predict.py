@@ -184,8 +184,6 @@ class Writer:
         try:
             for number, (shot, prediction, fps) in enumerate(found):
                 record = to_json(prediction, self.specs)
-                if flags := getattr(prediction, "flags", ()):
-                    record["flags"] = list(flags)
                 picture = panel(shot.image, prediction.annotations, self.specs, prediction.distances)
                 if source.is_video:
                     video = video or VideoFile(stem.with_name(stem.name + ".mp4"), fps, picture.shape[:2])

@@ -7,7 +7,6 @@ prediction = Perceiver("street.onnx")(image)
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
 
@@ -23,13 +22,6 @@ from perception.types import Camera, PerceptionError, Prediction, TaskSpec
 
 Outputs = dict[str, NDArray]
 """``"<task>.<output>"`` -> array."""
-
-
-@dataclass(frozen=True, slots=True)
-class Checked(Prediction):
-    """A prediction, and what was found wrong with it. ``flags`` is empty where the network behaved."""
-
-    flags: tuple[str, ...] = ()
 
 
 class Perceiver:
@@ -63,14 +55,14 @@ class Perceiver:
     @overload
     def __call__(
         self, images: NDArray[np.uint8], camera: Camera | None = None, size: tuple[int, int] | None = None
-    ) -> Checked: ...
+    ) -> Prediction: ...
     @overload
     def __call__(
         self,
         images: Sequence[NDArray[np.uint8]],
         camera: Camera | Sequence[Camera | None] | None = None,
         size: tuple[int, int] | None = None,
-    ) -> list[Checked]: ...
+    ) -> list[Prediction]: ...
     def __call__(self, images, camera=None, size=None):
         """What the network says of one RGB uint8 picture [H, W, 3] of any size, or of a list of them (one pass).
 
@@ -116,8 +108,7 @@ def perceive(
     found = []
     for i, (frame, lens) in enumerate(zip(frames, cameras, strict=True)):
         sound, flags = sanitise({name: values[i] for name, values in outputs.items()}, specs)
-        plain = assemble(sound, specs, frame, lens)
-        found.append(Checked(plain.annotations, plain.size, distances=plain.distances, flags=tuple(flags)))
+        found.append(assemble(sound, specs, frame, lens, flags=tuple(flags)))
     return found[0] if isinstance(images, np.ndarray) else found
 
 

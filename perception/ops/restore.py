@@ -87,8 +87,7 @@ def assemble(
     frame: Frame,
     camera: Camera | None = None,
     *,
-    id: str = "",
-    time: float | None = None,
+    flags: tuple[str, ...] = (),
 ) -> Prediction:
     """`restore`, with the distance of each box where the network predicts both boxes and depth."""
     annotations = restore(outputs, specs, frame, camera)
@@ -98,7 +97,7 @@ def assemble(
         None,
     )
     measured = distances(instances, depth) if instances is not None and depth is not None else None
-    return Prediction(annotations, frame.source, id, time, measured)
+    return Prediction(annotations, frame.source, distances=measured, flags=flags)
 
 
 def to_json(prediction: Prediction, specs: Mapping[str, TaskSpec]) -> dict[str, Any]:
@@ -115,6 +114,8 @@ def to_json(prediction: Prediction, specs: Mapping[str, TaskSpec]) -> dict[str, 
             record[name] = _instances_to_json(annotation, spec, prediction.distances)
         elif isinstance(annotation, ImageLabel):
             record[name] = _label_to_json(annotation, spec)
+    if prediction.flags:
+        record["flags"] = list(prediction.flags)
     return record
 
 

@@ -165,13 +165,14 @@ class Detection(Task):
 
     def decode(self, raw: Raw, size: Sequence[Any]) -> dict[str, Tensor]:
         scores, labels = raw.logits.sigmoid().max(-1)
-        count = (
-            min(self.config.candidates, scores.shape[1]) if isinstance(scores.shape[1], int) else self.config.candidates
-        )
-        best, indices = scores.topk(count, dim=1)
-        boxes = raw.boxes.gather(1, indices[..., None].expand(-1, -1, 4))
+        # Sorting, not top-k: a small picture has fewer cells than candidates, and ties fall alike in torch and ONNX.
+        order = scores.sort(dim=1, descending=True, stable=True).indices[:, : self.config.candidates]
         boxes, best, labels = select(
-            boxes, best, labels.gather(1, indices), self.config.iou_threshold, self.config.limit
+            raw.boxes.gather(1, order[..., None].expand(-1, -1, 4)),
+            scores.gather(1, order),
+            labels.gather(1, order),
+            self.config.iou_threshold,
+            self.config.limit,
         )
         return {"boxes": boxes, "scores": best, "labels": labels}
 

@@ -1,0 +1,108 @@
+"""Reading recipes: what is refused, and how it is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from perception import config
+from perception import recipe as recipes
+from perception.types import ConfigError
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+DEMO = Path(__file__).parents[1] / "perception" / "demo.yaml"
+
+
+@pytest.mark.parametrize("path", [*CONFIGS, DEMO], ids=lambda path: path.stem)
+def test_every_recipe_is_valid_and_survives_being_saved(path):
+    recipe = recipes.load(path)
+    assert recipes.parse(config.dump(recipe)) == recipe
+
+
+def test_overrides_reach_into_lists_and_new_keys():
+    recipe = recipes.load(DEMO, ["train.lr=3e-4", "data.train.0.weight=2", "balance.weights.depth=0.5", "data.root=/x"])
+    assert recipe.train.lr == 3e-4
+    assert recipe.data.train[0].weight == 2
+    assert recipe.balance.weights == {"depth": 0.5}
+    assert recipe.data.root == "/x"
+
+
+def test_a_subset_of_the_tasks():
+    recipe = recipes.load(DEMO, tasks=["depth", "detection"])
+    assert set(recipe.tasks) == {"detection", "depth"}
+    with pytest.raises(ConfigError, match="no task 'dept'"):
+        recipes.load(DEMO, tasks=["dept"])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.stepz=3", r"train\.stepz: unknown key\. Did you mean 'steps'\?"),
+        ("train.steps=many", r"train\.steps: .*found 'many'"),
+        ("tasks.detection.clases=[a]", r"tasks\.detection\.clases: unknown key\. Did you mean 'classes'\?"),
+        ("tasks.detektion={}", r"tasks\.detektion: unknown task\. Known: detection"),
+        ("data.train.0.labels.0.imagess=x", r"imagess: unknown key\. Did you mean 'images'\?"),
+        ("balance.weigths={}", r"weigths: unknown key\. Did you mean 'weights'\?"),
+        ("data.train.0.labels.0.format=voc", r"'voc'"),
+        ("data.train.7.weight=1", r"'7' is no position in a list of 1"),
+        ("data.size=[250,512]", r"multiples of 32"),
+        ("train.steps", r"not of the form key=value"),
+        ("model.backbone.name={a: [", r"not valid YAML"),
+    ],
+)
+def test_a_wrong_override_is_named_with_its_path(override, message):
+    with pytest.raises(ConfigError, match=message):
+        recipes.load(DEMO, [override])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: &x [1]\nb: *x\n", "aliases"),
+        ("a: 1\na: 2\n", "given twice"),
+        ("a: !!python/object/apply:os.system ['true']\n", "not valid YAML"),
+        ("- 1\n", "Expected a mapping"),
+        ("a: [1\n", "not valid YAML"),
+        ("a: " + "[" * 5000, "nested too deeply|not valid YAML"),
+    ],
+)
+def test_s2_yaml_that_could_harm_is_refused(tmp_path, text, message):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        config.load_yaml(path)
+    assert "recipe.yaml" in str(caught.value)
+
+
+def test_s2_a_huge_file_and_one_that_is_no_text_are_refused(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(b"a: 1\n" * 500_000)
+    with pytest.raises(ConfigError, match="at most"):
+        config.load_yaml(path)
+    path.write_bytes(b"a: \xff\xfe\n")
+    with pytest.raises(ConfigError, match="UTF-8"):
+        config.load_yaml(path)
+    with pytest.raises(ConfigError, match="No recipe at"):
+        config.load_yaml(tmp_path / "absent.yaml")
+
+
+def test_s4_a_class_path_names_nothing():
+    with pytest.raises(ConfigError, match="unknown task"):
+        recipes.load(DEMO, ["tasks={os.system: {}}"])
+
+
+def test_other_data_for_an_evaluation(tmp_path):
+    recipe = recipes.load(DEMO, ["data.root=/mine"])
+    path = tmp_path / "other.yaml"
+    source = "{name: s, labels: [{format: label_maps, images: i, masks: m, classes: c.txt}]}"
+    for text in (f"data: {{validation: [{source}]}}", f"validation: [{source}]"):
+        path.write_text(text)
+        other = recipes.with_other_data(recipe, path, ["data.root=/theirs"] if "data:" in text else ["root=/theirs"])
+        assert other.data.root == "/theirs"
+        assert other.data.size == recipe.data.size
+        assert [one.name for one in other.data.validation] == ["s"]
+        assert other.tasks == recipe.tasks
+    path.write_text("data: {train: []}")
+    with pytest.raises(ConfigError, match="no validation source"):
+        recipes.with_other_data(recipe, path)
