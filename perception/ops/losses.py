@@ -43,6 +43,17 @@ def gradient_match(log_error: Tensor, valid: Tensor, scales: int = 3) -> Tensor:
     return total / (2 * scales)
 
 
+def balanced_weights(labels: Tensor, classes: int, balance: float) -> Tensor:
+    """Weight of each class [C] from how often it occurs among ``labels`` [N]: ``frequency ** -balance``, 0 if absent.
+
+    Scaled so that the mean weight of the labels is 1. With ``balance`` 0 all weigh the same, with 1 every class that
+    occurs has the same share of the whole.
+    """
+    counts = torch.bincount(labels, minlength=classes).float()
+    weights = torch.where(counts > 0, counts.clamp(min=1).pow(-balance), 0.0)
+    return weights * counts.sum() / (weights * counts).sum().clamp(min=1e-9)
+
+
 def dice(probabilities: Tensor, one_hot: Tensor, valid: Tensor) -> Tensor:
     """1 - soft Dice, the mean over the classes that occur: [B, C, H, W], [B, C, H, W], [B, H, W] (Milletari 2016)."""
     mask = valid[:, None]

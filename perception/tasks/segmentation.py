@@ -12,7 +12,7 @@ from torch import Tensor
 from perception.config import configuration
 from perception.metrics.segmentation import SegmentationMetric
 from perception.nn.decoder import DenseDecoder
-from perception.ops.losses import dice
+from perception.ops.losses import balanced_weights, dice
 from perception.tasks.task import Pyramid, Task
 from perception.types import Annotation, Camera, DenseMap, TaskSpec
 
@@ -25,6 +25,7 @@ class SegmentationConfig:
     width: channels of the decoder.
     loss_stride: the loss is taken at 1 / loss_stride of the input's size.
     dice_weight: of the Dice term, which counts small classes as much as large ones.
+    class_balance: how far the cross-entropy evens out the classes: 0 = every pixel counts the same, 1 = every class.
     """
 
     classes: tuple[str, ...]
@@ -32,6 +33,7 @@ class SegmentationConfig:
     width: int = 64
     loss_stride: int = 2
     dice_weight: float = 0.5
+    class_balance: float = 0.5
 
 
 class Raw(NamedTuple):
@@ -67,7 +69,8 @@ class Segmentation(Task):
         labels = torch.where(valid, labels, 0)
         logits = F.interpolate(raw.logits[rows], size=labels.shape[-2:], mode="bilinear", align_corners=False)
         entropy = F.cross_entropy(logits, labels, reduction="none")
-        losses = {"cross_entropy": (entropy * valid).sum() / valid.sum().clamp(min=1)}
+        weights = valid * balanced_weights(labels[valid], logits.shape[1], self.config.class_balance)[labels]
+        losses = {"cross_entropy": (entropy * weights).sum() / weights.sum().clamp(min=1)}
         if self.config.dice_weight:
             one_hot = F.one_hot(labels, len(self.config.classes)).movedim(-1, 1).to(logits.dtype)
             losses["dice"] = self.config.dice_weight * dice(logits.softmax(1), one_hot, valid)
