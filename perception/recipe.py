@@ -61,7 +61,12 @@ class Recipe:
 
 def parse(text: str, overrides: Sequence[str] = (), where: str = "") -> Recipe:
     """The recipe in YAML text, for example the resolved one that a run keeps."""
-    return config.build(Recipe, config.override(config.parse_yaml(text, where), overrides), where=where)
+    return _complete(config.override(config.parse_yaml(text, where), overrides), where)
+
+
+def _complete(mapping: dict[str, Any], where: str) -> Recipe:
+    """The validated recipe. Validated twice, so that its defaults too have the kind that reading them back gives."""
+    return config.build(Recipe, config.to_plain(config.build(Recipe, mapping, where=where)), where=where)
 
 
 def load(path: str | Path, overrides: Sequence[str] = (), tasks: Collection[str] | None = None) -> Recipe:
@@ -73,7 +78,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), tasks: Collection[str]
         if unknown:
             raise ConfigError(f"{path} has no task '{unknown[0]}'. It has: {', '.join(mine)}.")
         mapping["tasks"] = {name: value for name, value in mine.items() if name in tasks}
-    return config.build(Recipe, mapping, where=str(path))
+    return _complete(mapping, str(path))
 
 
 def build_model(recipe: Recipe, weights: bool = True) -> Perception:

@@ -18,6 +18,7 @@ DEMO = Path(__file__).parents[1] / "perception" / "demo.yaml"
 def test_every_recipe_is_valid_and_survives_being_saved(path):
     recipe = recipes.load(path)
     assert recipes.parse(config.dump(recipe)) == recipe
+    assert config.dump(recipes.parse(config.dump(recipe))) == config.dump(recipe), "a resume compares the text"
 
 
 def test_overrides_reach_into_lists_and_new_keys():

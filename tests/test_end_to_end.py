@@ -57,7 +57,15 @@ def run(recipe, tmp_path_factory) -> Path:
 def test_t1_twenty_steps_equal_ten_a_kill_and_ten(workers, run, recipe, tmp_path):
     """Bit for bit: weights, optimiser, moving average, and the losses in the log."""
     broken = tmp_path / "broken"
-    command = [sys.executable, "-m", "perception.cli", *map(str, recipe), f"data.workers={workers}", "--run", str(broken)]
+    command = [
+        sys.executable,
+        "-m",
+        "perception.cli",
+        *map(str, recipe),
+        f"data.workers={workers}",
+        "--run",
+        str(broken),
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 120
     while not (broken / "checkpoints" / "last").exists() and time.monotonic() < deadline and process.poll() is None:
@@ -72,7 +80,9 @@ def test_t1_twenty_steps_equal_ten_a_kill_and_ten(workers, run, recipe, tmp_path
     states = [torch.load(end / "train_state.pt", weights_only=True) for end in ends]
     _require_equal(states[0], states[1], "state")
     logs = [[json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()] for f in (run, broken)]
-    timeless = [[{k: v for k, v in event.items() if k not in ("time", "images_per_second")} for event in log] for log in logs]
+    timeless = [
+        [{k: v for k, v in event.items() if k not in ("time", "images_per_second")} for event in log] for log in logs
+    ]
     assert timeless[0] == timeless[1]
 
 
