@@ -210,6 +210,7 @@ def _export(parsed: argparse.Namespace) -> int:
     from perception.deploy.export import export
 
     recipe, model = runs.open_run(parsed.model, tasks=parsed.tasks)
+    print("Exporting and comparing with torch takes about a minute.", file=sys.stderr)  # noqa: T201
     out = parsed.out or (parsed.model if parsed.model.is_dir() else parsed.model.parent) / "model.onnx"
     print(export(model, out, size=recipe.data.size, images=runs.some_pictures(recipe)))  # noqa: T201
     return 0

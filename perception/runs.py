@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 
@@ -21,12 +21,12 @@ from perception.engine import distributed
 from perception.engine import train as training
 from perception.engine.evaluate import Evaluation
 from perception.engine.evaluate import evaluate as measure
-from perception.engine.log import write_metrics
+from perception.engine.log import progress_bar, write_metrics
 from perception.model import Perception
 from perception.mtl.balancers import build_balancer
 from perception.recipe import Recipe
 from perception.report import Example, read_events, write_report
-from perception.types import CheckpointError, PerceptionError
+from perception.types import Batch, CheckpointError, PerceptionError
 
 KEPT_EXAMPLES = 3
 """How many of the worst and of the best pictures of each task the report shows."""
@@ -82,11 +82,13 @@ def train(recipe: Recipe, run: Path, *, resume: bool = False, force: bool = Fals
             evaluation = evaluate_now(model)
         if not distributed.is_main():
             return None
-        finish(run, recipe, model, evaluation, best.step)
+        finish(run, recipe, model, evaluation, best.step, left_out(mixture))
         return evaluation
 
 
-def evaluate_model(model: Perception, recipe: Recipe, sources: Sequence[Source], batch_size: int = 8) -> Evaluation:
+def evaluate_model(
+    model: Perception, recipe: Recipe, sources: Sequence[Source], batch_size: int = 8, show_progress: bool = False
+) -> Evaluation:
     """Metrics of a network on sources, by this rank's share of the pictures."""
     batches = evaluation_batches(
         sources,
@@ -98,7 +100,17 @@ def evaluate_model(model: Perception, recipe: Recipe, sources: Sequence[Source],
         recipe.data.workers,
         recipe.data.timeout,
     )
-    return measure(model, batches, keep_examples=KEPT_EXAMPLES)
+    if not show_progress or not distributed.is_main():
+        return measure(model, batches, keep_examples=KEPT_EXAMPLES)
+    with progress_bar("evaluate", len(batches)) as advance_to:
+        return measure(model, told(batches, advance_to), keep_examples=KEPT_EXAMPLES)
+
+
+def told(batches: Iterable[Batch], advance_to: Callable[[int], None]) -> Iterator[Batch]:
+    """The batches, telling how many were used."""
+    for done, batch in enumerate(batches):
+        advance_to(done)
+        yield batch
 
 
 def open_run(
@@ -134,7 +146,8 @@ def evaluate(
         recipe, model = open_run(path, () if data else overrides, tasks)
         if data is not None:
             recipe = recipes.with_other_data(recipe, data, overrides)
-        evaluation = evaluate_model(model.to(device), recipe, recipes.validation_sources(recipe), batch_size)
+        sources = recipes.validation_sources(recipe)
+        evaluation = evaluate_model(model.to(device), recipe, sources, batch_size, show_progress=True)
         if out is not None and distributed.is_main():
             out.mkdir(parents=True, exist_ok=True)
             finish(out, recipe, model, evaluation, checkpoint.load_weights(path).step)
@@ -150,8 +163,20 @@ def some_pictures(recipe: Recipe, count: int = 4) -> list[NDArray[np.uint8]]:
     return [sources[i % len(sources)].sample(i * len(sources[i % len(sources)]) // count).image for i in range(count)]
 
 
-def finish(run: Path, recipe: Recipe, model: Perception, evaluation: Evaluation, step: int) -> None:
-    """Write metrics.json and the report of an evaluation."""
+def left_out(mixture: Mixture) -> dict[str, str]:
+    """What training passed over in the data, for the report."""
+    notes = {
+        f"{source.name}: {kind}": str(count) for source in mixture.sources for kind, count in source.problems.items()
+    }
+    if mixture.skipped:
+        notes["pictures that could not be read"] = ", ".join(sorted(mixture.skipped))
+    return notes
+
+
+def finish(
+    run: Path, recipe: Recipe, model: Perception, evaluation: Evaluation, step: int, notes: Mapping[str, str] = {}
+) -> None:
+    """Write metrics.json and the report of an evaluation. notes: further facts for the report."""
     write_metrics(run / "metrics.json", {"step": step, "score": evaluation.score, **evaluation.metrics})
     log = run / "metrics.jsonl"
     write_report(
@@ -168,7 +193,7 @@ def finish(run: Path, recipe: Recipe, model: Perception, evaluation: Evaluation,
             for example in shelf
         ],
         recipe=config.dump(recipe),
-        facts=facts(evaluation, step),
+        facts={**facts(evaluation, step), **notes},
         protocols={name: task.metric().protocol for name, task in model.tasks.items()},  # type: ignore[operator,union-attr]
     )
 

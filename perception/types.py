@@ -167,7 +167,7 @@ class TaskSpec:
     limits:   smallest and largest value of a quantity
     canonical_focal: a quantity that scales with the focal length is predicted as seen by a camera of this focal
               length in input pixels; multiply by ``focal / canonical_focal``. 0 = does not scale
-    default_focal: focal length, as a fraction of the input's width, that is assumed for a picture without intrinsics
+    default_focal: focal length, as a fraction of the picture's width, that is assumed where intrinsics are unknown
     multi_label: a picture may carry several classes (shape "label")
     threshold: score under which an instance or a label is not shown
     """

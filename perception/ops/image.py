@@ -129,11 +129,13 @@ def _warp_instances(target: Instances, frame: Frame, min_visible: float) -> Inst
 def focal_factor(camera: Camera | None, frame: Frame, canonical_focal: float, default_focal: float) -> float:
     """What a canonical quantity must be multiplied with to be metres for this camera (in source pixels) and frame.
 
+    default_focal: where ``camera`` is None, its focal length as a fraction of the source picture's width.
+
     Source: the camera-aware label transform of Metric3D (Yin et al. 2023), CSTM_label.
     """
     if not canonical_focal:
         return 1.0
     if camera is None:
-        return default_focal * frame.input[1] / canonical_focal
+        return default_focal * frame.source[1] * frame.scale[0] / canonical_focal
     moved = camera.through(frame)
     return 0.5 * (moved.fx + moved.fy) / canonical_focal

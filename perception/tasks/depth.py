@@ -24,7 +24,8 @@ class DepthConfig:
 
     canonical_focal: the network sees every picture as if taken with this focal length (pixels of the input): something
         at 10 m through a lens twice as long looks like 5 m. 0 = focal lengths are not used.
-    default_focal: focal length, as a fraction of the input's width, assumed for pictures without intrinsics.
+    default_focal: focal length, as a fraction of the picture's width, assumed for pictures without intrinsics. Give
+        intrinsics in training: without them random zoom blurs what a metre looks like.
     """
 
     limits: tuple[float, float] = (0.5, 80.0)
@@ -80,7 +81,8 @@ class Depth(Task):
                 metres = target.values[::stride, ::stride]
                 rows.append(i)
                 masks.append(target.valid[::stride, ::stride] & (metres >= near) & (metres <= far))
-                truths.append(metres.clamp(near, far).log() - math.log(self._focal_ratio(camera)))
+                focal = self._focal_ratio(camera, target.values.shape[-1])
+                truths.append(metres.clamp(near, far).log() - math.log(focal))
         truth, valid = torch.stack(truths), torch.stack(masks)
         log_depth = F.interpolate(raw.log_depth[rows], size=truth.shape[-2:], mode="bilinear", align_corners=False)[
             :, 0
@@ -95,10 +97,11 @@ class Depth(Task):
             "gradient": self.config.gradient_weight * gradient_match(error, valid),
         }
 
-    def _focal_ratio(self, camera: Camera | None) -> float:
-        if camera is None or not self.config.canonical_focal:
+    def _focal_ratio(self, camera: Camera | None, width: int) -> float:
+        if not self.config.canonical_focal:
             return 1.0
-        return 0.5 * (camera.fx + camera.fy) / self.config.canonical_focal
+        focal = self.config.default_focal * width if camera is None else 0.5 * (camera.fx + camera.fy)
+        return focal / self.config.canonical_focal
 
     def decode(self, raw: Raw, size: Sequence[Any]) -> dict[str, Tensor]:
         log_depth = F.interpolate(raw.log_depth, size=tuple(size), mode="bilinear", align_corners=False)
