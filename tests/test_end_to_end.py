@@ -162,6 +162,48 @@ def test_the_exported_file_predicts_what_torch_predicts_without_torch(run, stree
         assert np.mean(np.abs(first - second) > 1) < 1e-3
 
 
+def test_s5_no_command_attempts_a_connection(run, street, tmp_path):
+    """With every internet socket refused and recorded. (Worker processes talk through local sockets.)"""
+    log = tmp_path / "connections.txt"
+    (tmp_path / "sitecustomize.py").write_text(
+        "import socket\n"
+        "connect = socket.socket.connect\n"
+        "def refuse(self, address):\n"
+        "    if self.family == socket.AF_UNIX:\n"
+        "        return connect(self, address)\n"
+        f"    open({str(log)!r}, 'a').write(f'{{address}}\\n')\n"
+        "    raise OSError('no network')\n"
+        "socket.socket.connect = socket.socket.connect_ex = refuse\n"
+        "def resolve(*address, **options):\n"
+        f"    open({str(log)!r}, 'a').write(f'{{address}}\\n')\n"
+        "    raise OSError('no network')\n"
+        "socket.getaddrinfo = resolve\n"
+    )
+    alone = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    short = "train={steps: 2, batch_size: 2, threads: 1}"
+    perception("train", DEMO, *SMALL[:2], short, f"data.root={street}", "--run", tmp_path / "run", env=alone)
+    perception("evaluate", tmp_path / "run", env=alone)
+    perception("predict", run, street / "leftImg8bit" / "val" / "street", "--out", tmp_path / "out", env=alone)
+    assert not log.exists(), log.read_text()
+
+
+def test_two_ranks_train_and_evaluate_the_whole_network(recipe, tmp_path):
+    """A rank's batch may lack a task, pictures do not divide evenly: nothing hangs, one set of numbers comes out."""
+    tools = Path(__file__).parents[1] / "tools"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    folder = tmp_path / "run"
+    options = ("train={steps: 3, batch_size: 2, threads: 1}", "data.workers=0", "--run", str(folder))
+    train = [*torchrun, str(tools / "train.py"), *map(str, recipe[1:]), *options]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(train, capture_output=True, text=True, timeout=300, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((folder / "metrics.json").read_text())
+    perception("evaluate", folder, "--out", tmp_path / "alone", "data.workers=0")
+    alone = json.loads((tmp_path / "alone" / "metrics.json").read_text())
+    for key, value in metrics.items():
+        assert alone[key] == pytest.approx(value, rel=1e-3, abs=1e-3), key
+
+
 def test_errors_name_the_mend(run, tmp_path):
     done = perception("train", check=False)
     assert done.returncode == 2
