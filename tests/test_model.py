@@ -105,21 +105,24 @@ def test_local_weights_are_loaded(tmp_path):
 
 
 def test_four_tasks_cost_at_most_1_7_backbones():
-    """The forward of all heads against the bare backbone's, 512 x 512, one thread, medians of one run."""
+    """The forward of all heads against the bare backbone's: 512 x 512, one thread, the fastest of turns in one run.
+
+    Processor time, not wall time, and turns: neighbours on a shared machine must not decide.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         model = Perception(ModelConfig(), CONFIGS).eval().to(memory_format=torch.channels_last)
         picture = torch.randint(0, 255, (1, 3, 512, 512), dtype=torch.uint8)
         with torch.inference_mode():
-            ratios = [_seconds(lambda: model(picture)) / _seconds(lambda: model.backbone(picture)) for _ in range(5)]
+            turns = [(_seconds(lambda: model.backbone(picture)), _seconds(lambda: model(picture))) for _ in range(9)]
     finally:
         torch.set_num_threads(threads)
-    assert sorted(ratios)[2] <= 1.7
+    backbone, everything = (min(times) for times in zip(*turns, strict=True))
+    assert everything <= 1.7 * backbone
 
 
 def _seconds(run) -> float:
+    start = time.process_time()
     run()
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+    return time.process_time() - start
