@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("config", nargs="?", type=Path, help="YAML recipe; not needed with --resume")
     _add_overrides(train)
     _add_tasks(train)
-    train.add_argument("--run", type=Path, help="run folder (default: runs/<name of the recipe>)")
+    train.add_argument("--out", type=Path, help="run folder (default: runs/<name of the recipe>)")
     train.add_argument("--resume", type=Path, metavar="RUN", help="go on with the newest checkpoint of a run folder")
     train.add_argument("--force", action="store_true", help="resume although the recipe has changed")
 
@@ -144,7 +144,7 @@ def _train(parsed: argparse.Namespace) -> int:
         raise ConfigError("Give a recipe, for example: perception train configs/street.yaml")
     path = parsed.config or parsed.resume / "recipe.yaml"
     recipe = recipes.load(path, parsed.overrides, parsed.tasks)
-    run = parsed.resume or parsed.run or Path("runs") / recipe.name
+    run = parsed.resume or parsed.out or Path("runs") / recipe.name
     evaluation = runs.train(recipe, run, resume=parsed.resume is not None, force=parsed.force)
     if evaluation is not None:
         _show(evaluation)

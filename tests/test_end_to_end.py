@@ -49,7 +49,7 @@ def recipe(street) -> tuple:
 def run(recipe, tmp_path_factory) -> Path:
     """A run of 20 steps that nothing disturbed, without loader workers."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    perception(*recipe, "data.workers=0", "--run", folder)
+    perception(*recipe, "data.workers=0", "--out", folder)
     return folder
 
 
@@ -63,7 +63,7 @@ def test_t1_twenty_steps_equal_ten_a_kill_and_ten(workers, run, recipe, tmp_path
         "perception.cli",
         *map(str, recipe),
         f"data.workers={workers}",
-        "--run",
+        "--out",
         str(broken),
     ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
@@ -101,6 +101,14 @@ def _require_equal(first, second, where: str) -> None:
         assert first == second, where
 
 
+def _require_close(first: dict, second: dict) -> None:
+    """Metrics equal but for the last bits of float32 networks; null (nothing to measure) on both sides."""
+    assert first.keys() == second.keys()
+    assert {key for key in first if first[key] is None} == {key for key in second if second[key] is None}
+    for key, value in second.items():
+        assert value is None or first[key] == pytest.approx(value, rel=1e-3, abs=1e-3), key
+
+
 def test_t5_a_resume_with_another_recipe_shows_the_difference(run):
     done = perception("train", "--resume", run, "train.lr=0.5", check=False)
     assert done.returncode == 2
@@ -125,8 +133,7 @@ def test_evaluation_does_not_depend_on_the_batch_size_and_takes_other_data(run, 
     )
     perception("evaluate", run, "--out", tmp_path / "one", "--batch-size", 1, "data.workers=0")
     again = json.loads((tmp_path / "one" / "metrics.json").read_text())
-    for key, value in mine.items():
-        assert again[key] == pytest.approx(value, rel=1e-3, abs=1e-3), key
+    _require_close(again, mine)
     perception("evaluate", run, "--data", other, "--tasks", "segmentation", "--out", tmp_path / "two")
     alone = json.loads((tmp_path / "two" / "metrics.json").read_text())
     assert alone["segmentation/miou"] == pytest.approx(mine["segmentation/miou"], abs=1e-3)
@@ -181,7 +188,7 @@ def test_s5_no_command_attempts_a_connection(run, street, tmp_path):
     )
     alone = {**os.environ, "PYTHONPATH": str(tmp_path)}
     short = "train={steps: 2, batch_size: 2, threads: 1}"
-    perception("train", DEMO, *SMALL[:2], short, f"data.root={street}", "--run", tmp_path / "run", env=alone)
+    perception("train", DEMO, *SMALL[:2], short, f"data.root={street}", "--out", tmp_path / "run", env=alone)
     perception("evaluate", tmp_path / "run", env=alone)
     perception("predict", run, street / "leftImg8bit" / "val" / "street", "--out", tmp_path / "out", env=alone)
     assert not log.exists(), log.read_text()
@@ -192,7 +199,7 @@ def test_two_ranks_train_and_evaluate_the_whole_network(recipe, tmp_path):
     tools = Path(__file__).parents[1] / "tools"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     folder = tmp_path / "run"
-    options = ("train={steps: 3, batch_size: 2, threads: 1}", "data.workers=0", "--run", str(folder))
+    options = ("train={steps: 3, batch_size: 2, threads: 1}", "data.workers=0", "--out", str(folder))
     train = [*torchrun, str(tools / "train.py"), *map(str, recipe[1:]), *options]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(train, capture_output=True, text=True, timeout=300, check=False, env=environment)
@@ -200,15 +207,14 @@ def test_two_ranks_train_and_evaluate_the_whole_network(recipe, tmp_path):
     metrics = json.loads((folder / "metrics.json").read_text())
     perception("evaluate", folder, "--out", tmp_path / "alone", "data.workers=0")
     alone = json.loads((tmp_path / "alone" / "metrics.json").read_text())
-    for key, value in metrics.items():
-        assert alone[key] == pytest.approx(value, rel=1e-3, abs=1e-3), key
+    _require_close(alone, metrics)
 
 
 def test_errors_name_the_mend(run, tmp_path):
     done = perception("train", check=False)
     assert done.returncode == 2
     assert "configs/street.yaml" in done.stderr
-    done = perception("train", DEMO, "data.root=/nowhere", "--run", tmp_path / "x", check=False)
+    done = perception("train", DEMO, "data.root=/nowhere", "--out", tmp_path / "x", check=False)
     assert done.returncode == 2
     assert "/nowhere" in done.stderr
     assert "Traceback" not in done.stderr
