@@ -40,6 +40,8 @@ class Perception(nn.Module):
         strides = {stride for name, task in tasks.items() for stride in _strides(name, task)}
         self.neck = FPN(self.backbone.channels, config.neck, strides)
         self.tasks = nn.ModuleDict({name: TASKS[name](name, task, self.neck.channels) for name, task in tasks.items()})
+        # The layout that convolutions are fastest in: about twice on CPUs, in training and in evaluation.
+        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     @property
     def specs(self) -> dict[str, TaskSpec]:

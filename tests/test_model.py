@@ -112,7 +112,7 @@ def test_four_tasks_cost_at_most_1_7_backbones():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        model = Perception(ModelConfig(), CONFIGS).eval().to(memory_format=torch.channels_last)
+        model = Perception(ModelConfig(), CONFIGS).eval()
         picture = torch.randint(0, 255, (1, 3, 512, 512), dtype=torch.uint8)
         with torch.inference_mode():
             turns = [(_seconds(lambda: model.backbone(picture)), _seconds(lambda: model(picture))) for _ in range(9)]

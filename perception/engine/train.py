@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from pydantic import Field
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
@@ -59,7 +58,6 @@ class TrainConfig:
     clip_norm: Amount = 10.0
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
     precision: Precision = "auto"
-    channels_last: bool = True
     threads: Positive | None = None
     log_every: Count = 10
     evaluate_every: Count = 0
@@ -137,8 +135,6 @@ def _prepare(model: nn.Module, balancer: Balancer, config: TrainConfig) -> Train
     device = next(model.parameters()).device
     balancer.to(device)
     model.train()
-    if config.channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = optim.adamw(
         model,
         balancer.parameters(),

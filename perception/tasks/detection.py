@@ -36,7 +36,7 @@ class DetectionConfig:
     depth: int = 2
     candidates: int = 500
     limit: int = 100
-    iou_threshold: float = 0.6
+    iou_threshold: float = 0.5
     threshold: float = 0.3
     class_weight: float = 1.0
     box_weight: float = 2.0
