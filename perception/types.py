@@ -119,7 +119,7 @@ class Sample:
     camera:      intrinsics in pixels of ``image``; None = unknown
     frame:       set where ``image`` is a network input but the annotations are still in source pixels (evaluation);
                  None where the annotations are in the pixels of ``image``
-    id, source:  unique name of the picture, name of its source in the recipe
+    id, source:  unique name of the picture (it begins with its source), name of its source in the recipe
     """
 
     image: Array

@@ -105,7 +105,7 @@ def test_T1_killed_and_resumed_equals_uninterrupted(tmp_path, workers):
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_T1_twenty_kills_in_training_and_in_saving(tmp_path, workers):
-    options = {"steps": 120, "every": 1}
+    options = {"steps": 300, "every": 1}
     finish(tmp_path / "whole", **options)
     done, half = kill_until_done(
         tmp_path / "killed", 24, seed=workers, longest=0.4, workers=workers, pause=0.01, **options

@@ -97,8 +97,8 @@ def _measure(
     metrics: Mapping[str, Metric],
     gallery: Mapping[str, Gallery],
 ) -> str:
-    """Account for one picture of a batch. Returns its id, made unique by its source."""
-    id = f"{batch.sources[index]}/{batch.ids[index]}"
+    """Account for one picture of a batch. Returns its id, which begins with its source's name and so is unique."""
+    id = batch.ids[index]
     frame = batch.frames[index]
     if frame is None:
         raise DataError(
