@@ -164,11 +164,6 @@ def _tags(cls: Any) -> list[Any]:
     )
 
 
-def read(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
-    """The config of kind ``cls`` in a YAML file, with ``key=value`` overrides applied."""
-    return build(cls, override(load_yaml(path), overrides), where=str(path))
-
-
 def to_plain(config: Any) -> Any:
     """A config as plain data that YAML can hold (the inverse of `build`)."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.utils.class_weight import compute_class_weight
 
-from perception.ops.losses import balanced_weights, dice, gradient_match, quality_focal, silog, varifocal
+from perception.ops.losses import balanced_weights, dice, gradient_match, quality_focal, silog
 
 
 def test_fully_balanced_weights_are_scikit_learns():
@@ -27,7 +27,6 @@ def test_quality_focal_vanishes_where_the_score_is_the_target():
     right = torch.logit(targets, eps=1e-7)
     assert quality_focal(right, targets).max() < 1e-6
     assert (quality_focal(right + 2, targets)[1:] > 0).all()
-    assert varifocal(torch.tensor([-9.0]), torch.tensor([0.0])).item() < 1e-6
 
 
 def test_silog_with_full_focus_ignores_scale():

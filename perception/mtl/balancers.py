@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
 from pydantic import Field
@@ -22,12 +22,7 @@ from perception.types import ConfigError
 
 
 class Balancer(nn.Module, ABC):
-    """Combines the losses of a step. Its parameters are trained and saved with the network's.
-
-    ``needs_gramian``: wants the T x T inner products of the task gradients at the shared features.
-    """
-
-    needs_gramian: ClassVar[bool] = False
+    """Combines the losses of a step. Its parameters are trained and saved with the network's."""
 
     def forward(self, losses: Mapping[str, Tensor], present: Collection[str], step: int) -> Tensor:
         """The scalar to differentiate.

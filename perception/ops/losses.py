@@ -13,13 +13,6 @@ def quality_focal(logits: Tensor, targets: Tensor, gamma: float = 2.0) -> Tensor
     return weight * F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
 
 
-def varifocal(logits: Tensor, targets: Tensor, alpha: float = 0.75, gamma: float = 2.0) -> Tensor:
-    """Varifocal loss, element-wise: positives weigh their target, negatives are focal (Zhang et al. 2021)."""
-    negative = alpha * logits.detach().sigmoid().pow(gamma)
-    weight = torch.where(targets > 0, targets, negative)
-    return weight * F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-
-
 def silog(log_error: Tensor, focus: float = 0.85) -> Tensor:
     """Scale-invariant log loss over a vector of log errors (Eigen et al. 2014; the root form of Lee et al. 2019)."""
     variance = log_error.square().mean() - focus * log_error.mean().square()
