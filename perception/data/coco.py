@@ -12,14 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perception.config import configuration
-from perception.data.class_names import BACKGROUND, Names, map_classes
+from perception.data.boxes import BoxTable, labels_and_doubts
+from perception.data.class_names import Names, map_classes
 from perception.data.dataset import check_size
 from perception.data.folders import existing_file, existing_folder, inside, present
 from perception.data.strict_json import read_json
 from perception.types import Camera, DataError, Instances
-
-HUGE = 1e5
-"""A coordinate beyond this many pixels is no coordinate."""
 
 
 @configuration
@@ -77,21 +75,12 @@ class CocoReader:
         self.images = [path for path, _, _ in records]
         self.sizes = [size for _, size, _ in records]
         positions = {id: i for i, (_, _, id) in enumerate(records)}
-        self._table = self._boxes(content["annotations"], positions, {image["id"] for image in content["images"]})
-        self._starts = np.searchsorted(self._table[:, 0], np.arange(len(records) + 1))
+        self._boxes_of = self._boxes(content["annotations"], positions, {image["id"] for image in content["images"]})
 
     def annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, Instances]:
         """Boxes clipped to the picture. Raises DataError where the JSON's size is not the picture's."""
         check_size(f"{self.path}: the record of {self.images[index].name}", self.sizes[index], self.images[index], size)
-        rows = self._table[self._starts[index] : self._starts[index + 1]]
-        ignore = rows[:, 6].astype(bool)
-        instances = Instances(
-            boxes=rows[:, 1:5].astype(np.float32),
-            labels=rows[:, 5].astype(np.int64),
-            ignore=ignore if ignore.any() else None,
-            classes=self.class_map.classes,
-        )
-        return {self.config.task: instances}
+        return {self.config.task: self._boxes_of.instances(index)}
 
     def camera(self, index: int) -> Camera | None:
         return None
@@ -114,26 +103,22 @@ class CocoReader:
         found = present([r[0] for r in records], folder, str(self.path), self.config.allow_missing, self.problems)
         return [record for record, there in zip(records, found, strict=True) if there]
 
-    def _boxes(self, annotations: list[dict], positions: dict[int, int], known: set[int]) -> NDArray[np.float64]:
-        """[M, 7]: position of the picture (ascending), x1 y1 x2 y2, label, ignore."""
-        index = {id: self.class_map.index[name] for id, name in self.categories.items()}
-        labelled = {id: self.class_map.labels(name) for id, name in self.categories.items()}
-        rows, boxes = [], []
+    def _boxes(self, annotations: list[dict], positions: dict[int, int], known: set[int]) -> BoxTable:
+        places, names, crowds, boxes = [], [], [], []
         for annotation in annotations:
             image, category = annotation.get("image_id"), annotation.get("category_id")
-            if type(image) is not int or image not in known or type(category) is not int or category not in index:
+            known_category = type(category) is int and category in self.categories
+            if type(image) is not int or image not in known or not known_category:
                 raise self._unknown(annotation, known)
-            unsure = not labelled[category] or bool(annotation.get("iscrowd"))
-            rows.append((positions.get(image, -1), index[category], unsure))
+            places.append(positions.get(image, -1))
+            names.append(self.categories[category])
+            crowds.append(bool(annotation.get("iscrowd")))
             boxes.append(annotation.get("bbox"))
-        table = np.array(rows, np.float64).reshape(-1, 3)
+        labels, doubts = labels_and_doubts(names, self.class_map)
         corners = _numbers(boxes, annotations, self.path)
-        wanted = (table[:, 0] >= 0) & (table[:, 1] != BACKGROUND)
-        table, corners = table[wanted], corners[wanted]
-        sizes = np.array(self.sizes, np.float64).reshape(-1, 2)[table[:, 0].astype(int), ::-1]
-        corners, kept = self._clipped(corners, sizes)
-        result = np.column_stack([table[:, 0], corners, np.maximum(table[:, 1], 0), table[:, 2]])[kept]
-        return result[result[:, 0].argsort(kind="stable")]
+        corners[:, 2:] += corners[:, :2]
+        ignore = np.array(doubts, bool) | np.array(crowds, bool)
+        return BoxTable(places, corners, labels, ignore, self.sizes, self.class_map, self.problems)
 
     def _unknown(self, annotation: dict, known: set[int]) -> DataError:
         where = f"{self.path}, annotation {annotation.get('id')}"
@@ -141,23 +126,6 @@ class CocoReader:
         if type(image) is not int or image not in known:
             return DataError(f"{where}: image_id {image!r} is not among the {len(known)} images. Correct or remove it.")
         return DataError(f"{where}: category_id {category!r} is not among {sorted(self.categories)[:20]}. Correct it.")
-
-    def _clipped(self, boxes: NDArray[np.float64], sizes: NDArray[np.float64]) -> tuple[NDArray, NDArray]:
-        """Corners [M, 4] within pictures of sizes [M, 2] (width, height), and which are sensible; counts the rest."""
-        sane = np.asarray((np.abs(boxes) <= HUGE).all(1) & (boxes[:, 2:] > 0).all(1))
-        boxes = np.where(sane[:, None], boxes, 0)
-        corners = np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]])
-        clipped = np.clip(corners, 0, np.tile(sizes, 2))
-        inside = (clipped[:, 2:] - clipped[:, :2] >= 1e-3).all(1)
-        cut = (np.abs(clipped - corners) > 1).any(1)  # COCO's own boxes overshoot by rounding
-        for kind, which in (
-            ("invalid boxes skipped", ~sane),
-            ("boxes outside the picture skipped", sane & ~inside),
-            ("boxes clipped by more than a pixel", sane & inside & cut),
-        ):
-            if which.any():
-                self.problems[kind] += int(which.sum())
-        return clipped, np.asarray(sane & inside)
 
 
 def _numbers(boxes: list[Any], annotations: list[dict], path: Path) -> NDArray[np.float64]:

@@ -49,6 +49,29 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     return _read_by_pillow(data, path)
 
 
+def read_size(path: Path) -> tuple[int, int]:
+    """(height, width) of a picture as `read_image` gives it, from its header alone.
+
+    Raises PictureError where the file is missing or no picture, DataError where it is over `MAX_PIXELS`.
+    """
+    try:
+        from PIL import Image
+    except ImportError:
+        return read_image(path).shape[:2]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path, formats=FORMATS) as image:
+                width, height = image.size
+                turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{path}: {error} At most {MAX_PIXELS // 10**6} Mpx are decoded.") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise PictureError(f"{path} is missing or no picture: {error}. Fetch the file again.") from error
+    _check_size(width, height, path)
+    return (width, height) if turned else (height, width)
+
+
 def read_map(path: Path) -> NDArray:
     """A picture of numbers as stored, [H, W] uint8 or uint16: label map, depth, disparity. Palettes give the index.
 

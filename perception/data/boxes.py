@@ -1,0 +1,91 @@
+"""The boxes of many pictures: checked once, kept as one array, given out per picture."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perception.data.class_names import BACKGROUND, ClassMap
+from perception.types import Instances
+
+HUGE = 1e5
+"""A coordinate beyond this many pixels is no coordinate."""
+
+
+class BoxTable:
+    """Boxes of pictures 0 to ``len(sizes) - 1``, clipped to their pictures.
+
+    positions: int [M], the picture of each box; negative ones are dropped (a picture that is not there)
+    corners:   float [M, 4], x1 y1 x2 y2 in pixels of the picture
+    labels:    int [M], index in the recipe's classes, `IGNORED` or `BACKGROUND` (dropped)
+    ignore:    bool [M], regions that are neither object nor background
+    sizes:     (height, width) of every picture
+
+    Boxes without area, outside, or with numbers that are none are dropped; these and clipped ones are counted in
+    ``problems``.
+    """
+
+    def __init__(
+        self,
+        positions: Sequence[int] | NDArray,
+        corners: NDArray,
+        labels: Sequence[int] | NDArray,
+        ignore: Sequence[bool] | NDArray,
+        sizes: Sequence[tuple[int, int]],
+        class_map: ClassMap,
+        problems: Counter[str],
+    ) -> None:
+        place, label = np.asarray(positions, np.int64), np.asarray(labels, np.int64)
+        corners = np.asarray(corners, np.float64).reshape(-1, 4)
+        unsure = np.asarray(ignore, bool) | (label < 0)
+        wanted = (place >= 0) & (label != BACKGROUND)
+        place, label, unsure, corners = place[wanted], label[wanted], unsure[wanted], corners[wanted]
+        clipped, kept = clip_boxes(corners, np.array(sizes, np.float64).reshape(-1, 2)[place], problems)
+        order = np.flatnonzero(kept)[place[kept].argsort(kind="stable")]
+        self._starts = np.searchsorted(place[order], np.arange(len(sizes) + 1))
+        self._boxes = clipped[order].astype(np.float32)
+        self._labels, self._ignore = np.maximum(label[order], 0), unsure[order]
+        self._classes = class_map.classes
+
+    def __len__(self) -> int:
+        return len(self._boxes)
+
+    def instances(self, picture: int) -> Instances:
+        """The boxes of one picture; empty where it has none."""
+        rows = slice(self._starts[picture], self._starts[picture + 1])
+        ignore = self._ignore[rows]
+        return Instances(
+            boxes=self._boxes[rows],
+            labels=self._labels[rows],
+            ignore=ignore if ignore.any() else None,
+            classes=self._classes,
+        )
+
+
+def labels_and_doubts(names: Sequence[str], class_map: ClassMap) -> tuple[list[int], list[bool]]:
+    """Labels for a `BoxTable` from the source's class names, and which boxes are of a class that it does not label."""
+    doubtful = {name: not class_map.labels(name) for name in class_map.index}
+    return [class_map.index[name] for name in names], [doubtful[name] for name in names]
+
+
+def clip_boxes(
+    corners: NDArray[np.float64], sizes: NDArray[np.float64], problems: Counter[str]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Corners [M, 4] clipped to pictures of ``sizes`` [M, 2] (height, width), and which of them are sensible."""
+    numbers = np.abs(corners) <= HUGE  # false for NaN
+    sane = np.asarray(numbers.all(1) & (corners[:, 2:] > corners[:, :2]).all(1))
+    corners = np.where(sane[:, None], corners, 0)
+    clipped = np.clip(corners, 0, np.tile(sizes[:, ::-1], 2))
+    inside = (clipped[:, 2:] - clipped[:, :2] >= 1e-3).all(1)
+    cut = (np.abs(clipped - corners) > 1).any(1)  # annotators' boxes overshoot by rounding
+    for kind, which in (
+        ("invalid boxes skipped", ~sane),
+        ("boxes outside the picture skipped", sane & ~inside),
+        ("boxes clipped by more than a pixel", sane & inside & cut),
+    ):
+        if which.any():
+            problems[kind] += int(which.sum())
+    return clipped, np.asarray(sane & inside)
