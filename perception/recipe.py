@@ -14,6 +14,7 @@ from perception import config
 from perception.config import configuration
 from perception.data import DataConfig, open_sources
 from perception.data.dataset import Source
+from perception.data.mixture import Mixture
 from perception.engine.train import TrainConfig
 from perception.model import ModelConfig, Perception
 from perception.mtl.balancers import BalanceConfig, StaticConfig
@@ -92,6 +93,13 @@ def build_model(recipe: Recipe, weights: bool = True) -> Perception:
 
 def training_sources(recipe: Recipe) -> list[Source]:
     return open_sources(recipe.data.train, recipe.data.root, recipe.classes)
+
+
+def build_mixture(recipe: Recipe) -> Mixture:
+    """The training samples of a recipe."""
+    data = recipe.data
+    sources = training_sources(recipe)
+    return Mixture(sources, data.size, data.augment, recipe.seed, data.allow_damaged, data.mix, recipe.train.batch_size)
 
 
 def validation_sources(recipe: Recipe) -> list[Source]:

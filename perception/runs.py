@@ -40,9 +40,7 @@ def train(recipe: Recipe, run: Path, *, resume: bool = False, force: bool = Fals
     with distributed.session() as device:
         model = recipes.build_model(recipe).to(device)
         settings = recipe.data
-        mixture = Mixture(
-            recipes.training_sources(recipe), settings.size, settings.augment, recipe.seed, settings.allow_damaged
-        )
+        mixture = recipes.build_mixture(recipe)
         held_out = recipes.validation_sources(recipe) if settings.validation else []
 
         def batches(start: int):

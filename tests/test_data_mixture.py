@@ -25,7 +25,7 @@ class Numbers:
     """A source of ``count`` pictures that are never read."""
 
     def __init__(self, name: str, count: int, weight: float) -> None:
-        self.name, self.count, self.weight = name, count, weight
+        self.name, self.count, self.weight, self.coverage = name, count, weight, {}
 
     def __len__(self) -> int:
         return self.count
@@ -54,7 +54,7 @@ def same(first, second) -> bool:
 @settings(max_examples=40, deadline=None)
 def test_every_stretch_holds_the_sources_in_proportion(weights, seed):
     mixture = numbers(*weights, seed=seed)
-    turns = [mixture.turn(p) for p in range(150)]
+    turns = [mixture.order.turn(p) for p in range(150)]
     for s, weight in enumerate(weights):
         mine = [k for source, k in turns if source == s]
         assert mine == list(range(len(mine)))  # no turn is lost or comes twice
@@ -65,7 +65,7 @@ def test_every_stretch_holds_the_sources_in_proportion(weights, seed):
 
 def test_far_positions_are_found_without_the_way_there():
     mixture = numbers(1.0, 0.37, 3.0)
-    far = [mixture.turn(p) for p in range(10**9, 10**9 + 200)]
+    far = [mixture.order.turn(p) for p in range(10**9, 10**9 + 200)]
     for s in range(3):
         mine = [k for source, k in far if source == s]
         assert mine == list(range(mine[0], mine[0] + len(mine)))
@@ -75,7 +75,7 @@ def test_every_picture_comes_once_before_any_comes_again():
     mixture = numbers(1.0, 2.0)
     seen = collections.defaultdict(list)
     for p in range(300):
-        s, index = mixture.item(p)
+        s, index = mixture.order.item(p)
         seen[s].append(index)
     for s, count in ((0, 7), (1, 8)):
         epochs = [seen[s][i : i + count] for i in range(0, len(seen[s]) - count, count)]
@@ -96,7 +96,7 @@ def test_a_source_more_changes_no_sample_of_the_others():
 @pytest.mark.parametrize(("batch_size", "world"), [(8, 1), (8, 2), (4, 4), (7, 3)])
 def test_ranks_share_the_positions_of_a_step(batch_size, world):
     mixture = numbers(1.0)
-    parts = [list(mixture.positions(5, batch_size, rank, world)) for rank in range(world)]
+    parts = [list(mixture.order.positions(5, batch_size, rank, world)) for rank in range(world)]
     assert sorted(itertools.chain(*parts)) == list(range(5 * batch_size, 6 * batch_size))
 
 
@@ -121,8 +121,8 @@ def test_a_sample_is_a_function_of_the_seed_and_its_turn(tmp_path):
     assert not all(same(one[p], other.sample(p)) for p in order)
     without = Mixture(sources[:3], SIZE, seed=3)
     kept = [p for p in order if one[p].source != "depth"]
-    again = {without.turn(p): without.sample(p) for p in range(len(kept))}
-    matched = [same(one[p], again[first.turn(p)]) for p in kept if first.turn(p) in again]
+    again = {without.order.turn(p): without.sample(p) for p in range(len(kept))}
+    matched = [same(one[p], again[first.order.turn(p)]) for p in kept if first.order.turn(p) in again]
     assert len(matched) > 12
     assert all(matched)
 
@@ -170,7 +170,7 @@ def test_padding_stays_gray_and_no_augmentation_is_the_letterbox(tmp_path):
     source = open_tree(tmp_path, coco_tree(tmp_path))
     plain = build(AugmentConfig, {"scale": [1, 1], "flip": 0, "colour": 0, "degrade": 0})
     sample = Mixture([source], (64, 128), plain).sample(0)
-    still = for_evaluation(source.sample(Mixture([source], (64, 128), plain).item(0)[1]), (64, 128))
+    still = for_evaluation(source.sample(Mixture([source], (64, 128), plain).order.item(0)[1]), (64, 128))
     assert still.frame is not None
     columns = np.flatnonzero((sample.image != PAD_VALUE).any((0, 2)))
     placed = sample.image[:, columns[0] : columns[0] + still.frame.place[2]]
@@ -226,7 +226,7 @@ def damaged(root, count: int, *broken: int):
 def test_D1_a_damaged_picture_is_replaced_counted_and_reported(tmp_path, caplog):
     source = damaged(tmp_path, 8, 5)
     mixture = Mixture([source], SIZE, seed=1)
-    position = next(p for p in range(8) if mixture.item(p)[1] == 5)
+    position = next(p for p in range(8) if mixture.order.item(p)[1] == 5)
     sample = mixture.sample(position)
     assert sample.id != "boxes/coco/images/005.jpg"
     assert same(sample, Mixture([source], SIZE, seed=1).sample(position))

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from perception.data.images import read_image
 from perception.types import Annotation, Camera, DataError, Sample
 
@@ -47,12 +49,16 @@ class Picture:
 class Source:
     """Readers joined on the same pictures (by resolved path): the union of their pictures, sorted by path.
 
+    camera:   intrinsics of the pictures for which no reader has any
     tasks:    names of the tasks that any of the readers labels
     problems: what opening it skipped or repaired: kind -> count
     """
 
-    def __init__(self, name: str, weight: float, readers: Sequence[Reader], root: Path = Path()) -> None:
+    def __init__(
+        self, name: str, weight: float, readers: Sequence[Reader], root: Path = Path(), camera: Camera | None = None
+    ) -> None:
         self.name, self.weight, self.readers = name, weight, tuple(readers)
+        self._camera = camera
         self.root = Path(os.path.realpath(root))
         self.tasks = tuple(dict.fromkeys(task for reader in readers for task in reader.tasks))
         positions = [{path: index for index, path in enumerate(reader.images)} for reader in readers]
@@ -64,6 +70,17 @@ class Source:
     @property
     def problems(self) -> Counter[str]:
         return sum((reader.problems for reader in self.readers), Counter())
+
+    @property
+    def coverage(self) -> dict[str, float]:
+        """Task -> part of the pictures that a reader of this task knows."""
+        known = [[at is not None for at in picture.indices] for picture in self.pictures]
+        return {
+            task: float(
+                np.mean([any(k for k, r in zip(row, self.readers, strict=True) if task in r.tasks) for row in known])
+            )
+            for task in self.tasks
+        }
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -97,12 +114,12 @@ class Source:
         return united
 
     def camera(self, index: int) -> Camera | None:
-        """The intrinsics that the first reader gives that has any."""
+        """The intrinsics that the first reader gives that has any, else the source's."""
         for reader, at in zip(self.readers, self.pictures[index].indices, strict=True):
             camera = None if at is None else reader.camera(at)
             if camera is not None:
                 return camera
-        return None
+        return self._camera
 
 
 def check_size(labels: str, found: tuple[int, int], picture: Path, size: tuple[int, int] | None) -> None:

@@ -134,7 +134,7 @@ class _TrainingWork:
 
     def __call__(self, step: int) -> Packed:
         samples = []
-        for position in self.mixture.positions(step, self.batch_size, self.rank, self.world):
+        for position in self.mixture.order.positions(step, self.batch_size, self.rank, self.world):
             try:
                 samples.append(self.mixture.sample(position))
             except PerceptionError:
@@ -146,7 +146,7 @@ class _TrainingWork:
         return packed
 
     def names(self, step: int) -> list[str]:
-        return [self.mixture.id(p) for p in self.mixture.positions(step, self.batch_size, self.rank, self.world)]
+        return [self.mixture.id(p) for p in self.mixture.order.positions(step, self.batch_size, self.rank, self.world)]
 
 
 @dataclass
