@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from perception.config import configuration
 from perception.nn.backbone import Backbone, BackboneConfig
 from perception.nn.necks import FPN, NeckConfig
-from perception.tasks import TASKS, Task
+from perception.tasks import TASKS, Task, task_class
 from perception.types import Batch, ConfigError, TaskSpec
 
 
@@ -24,8 +24,7 @@ class ModelConfig:
 class Perception(nn.Module):
     """One network for every task.
 
-    tasks: name -> config of that task (`perception.tasks.TASKS[name].Config`). weights: load the backbone's; not needed
-    where a checkpoint follows.
+    tasks: name -> config of that task. weights: load the backbone's; not needed where a checkpoint follows.
     Pictures are uint8 RGB [B, 3, H, W], height and width multiples of 32. Wherever ``tasks`` can be given, only the
     subgraph that those tasks need is run.
     """
@@ -39,7 +38,9 @@ class Perception(nn.Module):
         self.backbone = Backbone(config.backbone, weights)
         strides = {stride for name, task in tasks.items() for stride in _strides(name, task)}
         self.neck = FPN(self.backbone.channels, config.neck, strides)
-        self.tasks = nn.ModuleDict({name: TASKS[name](name, task, self.neck.channels) for name, task in tasks.items()})
+        self.tasks = nn.ModuleDict(
+            {name: task_class(name, task)(name, task, self.neck.channels) for name, task in tasks.items()}
+        )
         # The layout that convolutions are fastest in: about twice on CPUs, in training and in evaluation.
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
@@ -94,6 +95,4 @@ class Perception(nn.Module):
 
 
 def _strides(name: str, config: Any) -> tuple[int, ...]:
-    if name not in TASKS:
-        raise ConfigError(f"tasks.{name}: unknown task. Known: {', '.join(TASKS)}.")
-    return getattr(config, "strides", None) or TASKS[name].strides
+    return getattr(config, "strides", None) or task_class(name, config).strides

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,16 +24,22 @@ from perception.types import ConfigError
 
 
 def _task_configs(value: Any) -> Any:
-    """The ``tasks`` section: each task's settings as that task's own Config."""
+    """The ``tasks`` section: each task's settings as the Config of its ``type``, by default its name."""
     if not isinstance(value, dict) or not value:
         raise ConfigError(f"tasks: expected a mapping with at least one of {', '.join(TASKS)}, found {value!r}.")
-    unknown = [name for name in value if name not in TASKS]
-    if unknown:
-        raise ConfigError(f"tasks.{unknown[0]}: unknown task. Known: {', '.join(TASKS)}.")
-    return {
-        name: config.build(TASKS[name].Config, {} if v is None else v, path=f"tasks.{name}")
-        for name, v in value.items()
-    }
+    return {name: _task_config(name, {} if given is None else given) for name, given in value.items()}
+
+
+def _task_config(name: Any, given: Any) -> Any:
+    if not isinstance(name, str) or not re.fullmatch("[a-z][a-z0-9_]*", name):
+        raise ConfigError(f"tasks: a task is called {name!r}. Expected lower-case letters, digits and '_'.")
+    kind = given.get("type", name) if isinstance(given, dict) else name
+    if not isinstance(kind, str) or kind not in TASKS:
+        raise ConfigError(
+            f"tasks.{name}: unknown task {kind!r}. Known: {', '.join(TASKS)}. A task of another name says its type, "
+            f"for example {name}: {{type: segmentation, ...}}."
+        )
+    return config.build(TASKS[kind].Config, given, path=f"tasks.{name}")
 
 
 def _static_by_default(value: Any) -> Any:

@@ -1,7 +1,5 @@
 """Which sample comes where: proportions, epochs, determinism, independent sources; what augmentation keeps."""
 
-import collections
-import itertools
 import logging
 
 import data_trees
@@ -21,23 +19,6 @@ from perception.types import Camera, DataError, Instances
 SIZE = (64, 96)
 
 
-class Numbers:
-    """A source of ``count`` pictures that are never read."""
-
-    def __init__(self, name: str, count: int, weight: float) -> None:
-        self.name, self.count, self.weight, self.coverage = name, count, weight, {}
-
-    def __len__(self) -> int:
-        return self.count
-
-    def id(self, index: int) -> str:
-        return f"{self.name}/{index}"
-
-
-def numbers(*weights: float, seed: int = 0) -> Mixture:
-    return Mixture([Numbers(f"s{i}", 7 + i, weight) for i, weight in enumerate(weights)], SIZE, seed=seed)  # type: ignore[list-item]
-
-
 def same(first, second) -> bool:
     """Samples equal to the bit."""
     if not np.array_equal(first.image, second.image) or first.annotations.keys() != second.annotations.keys():
@@ -48,56 +29,6 @@ def same(first, second) -> bool:
         for task in first.annotations
         for a, b in zip(parts(first.annotations[task]), parts(second.annotations[task]), strict=True)
     )
-
-
-@given(st.lists(st.sampled_from([0.001, 0.3, 0.5, 1.0, 2.0, 7.7, 1000.0]), min_size=1, max_size=5), st.integers(0, 99))
-@settings(max_examples=40, deadline=None)
-def test_every_stretch_holds_the_sources_in_proportion(weights, seed):
-    mixture = numbers(*weights, seed=seed)
-    turns = [mixture.order.turn(p) for p in range(150)]
-    for s, weight in enumerate(weights):
-        mine = [k for source, k in turns if source == s]
-        assert mine == list(range(len(mine)))  # no turn is lost or comes twice
-        share = weight / sum(weights)
-        counts = np.cumsum([source == s for source, _ in turns])
-        assert np.abs(counts - share * np.arange(1, 151)).max() <= len(weights)
-
-
-def test_far_positions_are_found_without_the_way_there():
-    mixture = numbers(1.0, 0.37, 3.0)
-    far = [mixture.order.turn(p) for p in range(10**9, 10**9 + 200)]
-    for s in range(3):
-        mine = [k for source, k in far if source == s]
-        assert mine == list(range(mine[0], mine[0] + len(mine)))
-
-
-def test_every_picture_comes_once_before_any_comes_again():
-    mixture = numbers(1.0, 2.0)
-    seen = collections.defaultdict(list)
-    for p in range(300):
-        s, index = mixture.order.item(p)
-        seen[s].append(index)
-    for s, count in ((0, 7), (1, 8)):
-        epochs = [seen[s][i : i + count] for i in range(0, len(seen[s]) - count, count)]
-        assert all(sorted(epoch) == list(range(count)) for epoch in epochs)
-        assert epochs[0] != epochs[1]
-
-
-def test_a_source_more_changes_no_sample_of_the_others():
-    def of(mixture: Mixture, name: str) -> list[str]:
-        return [id for p in range(400) if (id := mixture.id(p)).startswith(name)]
-
-    few, more = numbers(1.0, 2.0), numbers(1.0, 2.0, 5.0)
-    for name in ("s0", "s1"):
-        shorter, longer = sorted((of(few, name), of(more, name)), key=len)
-        assert shorter == longer[: len(shorter)]
-
-
-@pytest.mark.parametrize(("batch_size", "world"), [(8, 1), (8, 2), (4, 4), (7, 3)])
-def test_ranks_share_the_positions_of_a_step(batch_size, world):
-    mixture = numbers(1.0)
-    parts = [list(mixture.order.positions(5, batch_size, rank, world)) for rank in range(world)]
-    assert sorted(itertools.chain(*parts)) == list(range(5 * batch_size, 6 * batch_size))
 
 
 def street(root, depth_only: bool = False) -> list:

@@ -62,6 +62,8 @@ def test_a_run_learns_and_writes_its_folder(tmp_path):
     assert lines[-1]["loss/depth"] < 0.6 * lines[0]["loss/depth"]
     assert lines[-1]["loss"] == pytest.approx(lines[-1]["loss/depth"] + lines[-1]["loss/classification"])
     assert {"time", "lr", "weight/depth", "gradient_norm", "images_per_second"} <= lines[0].keys()
+    assert sum(line["seen/depth"] for line in lines) / len(lines) == pytest.approx(2 / 3, abs=0.02)
+    assert sum(line["seen/classification"] for line in lines) / len(lines) == pytest.approx(4 / 5, abs=0.02)
     measured = events(tmp_path, "evaluation")
     assert [line["step"] for line in measured] == [*range(8, 60, 8), 60]
     assert measured[-1]["depth/abs_rel"] == result.evaluation.metrics["depth/abs_rel"]

@@ -14,11 +14,12 @@ from perception.config import configuration
 from perception.data.cityscapes import CityscapesConfig, CityscapesReader
 from perception.data.coco import CocoConfig, CocoReader
 from perception.data.dataset import Reader, Source
-from perception.data.depth_maps import DepthMapsConfig, DepthMapsReader
+from perception.data.depth_maps import DepthMapsConfig, DepthMapsReader, check_camera
 from perception.data.image_labels import ImageLabelsConfig, ImageLabelsReader
 from perception.data.label_maps import LabelMapsConfig, LabelMapsReader
+from perception.data.order import MixConfig
 from perception.data.transforms import AugmentConfig
-from perception.types import ConfigError, DataError
+from perception.types import Camera, ConfigError, DataError
 
 DATASETS = {
     "coco": CocoReader,
@@ -46,11 +47,13 @@ class SourceConfig:
     """Pictures, and the readers that label them.
 
     weight: how often its pictures come up in training, relative to the other sources
+    camera: intrinsics in pixels of its pictures, for those that no reader gives any for; None = unknown
     """
 
     name: str
     labels: tuple[ReaderConfig, ...]
     weight: float = 1.0
+    camera: Camera | None = None
 
     def __post_init__(self) -> None:
         if not self.labels:
@@ -63,6 +66,7 @@ class SourceConfig:
             raise ConfigError(
                 f"Source '{self.name}' has weight {self.weight}. Expected 0.001 to 1000000; remove it instead of 0."
             )
+        check_camera(self.camera, f"Source '{self.name}'")
 
 
 @configuration
@@ -79,6 +83,7 @@ class DataConfig:
     root: str = "data"
     size: tuple[int, int] = (256, 512)
     augment: AugmentConfig = AugmentConfig()
+    mix: MixConfig = MixConfig()
     train: tuple[SourceConfig, ...] = ()
     validation: tuple[SourceConfig, ...] = ()
     workers: int = 2
@@ -111,7 +116,7 @@ def open_source(config: SourceConfig, root: str | Path, classes: Mapping[str, Se
     recipe = {task: tuple(names) for task, names in classes.items()}
     trained = [labels for labels in config.labels if set(labels.tasks) & set(recipe)]
     readers: list[Reader] = [DATASETS[labels.format](labels, root, recipe) for labels in trained]
-    return Source(config.name, config.weight, readers, root) if readers else None
+    return Source(config.name, config.weight, readers, root, config.camera) if readers else None
 
 
 def open_sources(
@@ -130,6 +135,7 @@ __all__ = [
     "DATASETS",
     "AugmentConfig",
     "DataConfig",
+    "MixConfig",
     "ReaderConfig",
     "Source",
     "SourceConfig",

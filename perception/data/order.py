@@ -21,7 +21,7 @@ from perception.types import ConfigError
 
 _ORDER, _RANKS = 0, 3
 _FINENESS = 10**6
-_ROUNDS = 200
+_ROUNDS, _KEPT = 200, 0.25
 
 
 @configuration
@@ -31,7 +31,7 @@ class MixConfig:
     temperature: None = a source's share is its ``weight``, however many pictures it has; T = its weight times
                  ``pictures ** (1 / T)``: 1 = in proportion to size, more = flatter
     balance:     "sources" = shares as they are; "tasks" = shares moved so that the tasks are labelled as evenly as the
-                 sources permit
+                 sources permit; each source keeps at least a quarter of its share
     batches:     "mixed" = every batch holds all sources in proportion; "by_source" = a batch is of one source
     """
 
@@ -65,13 +65,16 @@ def _evened(amounts: NDArray, coverage: NDArray) -> NDArray:
     """Amounts [S] that maximise the sum of the logarithms of the tasks' coverage ``amounts @ coverage`` [T].
 
     That is the fairest division (no task gains without another losing more of its share), found by the multiplicative
-    update of expectation maximisation. Sources of equal labels keep their proportion.
+    update of expectation maximisation. Every source keeps `_KEPT` of its amount, all of it where it labels nothing;
+    sources of equal labels keep their proportion.
     """
-    labelled = coverage.any(1)
-    kept = amounts[~labelled].sum()
-    for _ in range(_ROUNDS):
-        amounts = np.where(labelled, amounts * (coverage / (amounts @ coverage)).mean(1) * (1 - kept), amounts)
-    return amounts / amounts.sum()
+    kept = np.where(coverage.any(1), _KEPT, 1.0) * amounts
+    moved = amounts - kept
+    room = moved.sum()
+    for _ in range(_ROUNDS if room else 0):
+        moved = moved * (coverage / ((kept + moved) @ coverage)).sum(1)
+        moved *= room / moved.sum()
+    return kept + moved
 
 
 class Order:

@@ -112,7 +112,7 @@ def joint_losses(
 
     losses:   task -> mean over this rank's labelled pictures (a connected zero where there is none)
     labelled: task -> number of this rank's labelled pictures
-    flags:    name -> 0 or 1, summed over the ranks on the way
+    flags:    name -> number, summed over the ranks on the way
 
     Returns the losses, the numbers of labelled pictures and the flags, equal on all ranks. Each loss has the **value**
     of the joint mean, sum_r n_r L_r / sum_r n_r, and the **gradient** of this rank's share times the number of ranks:

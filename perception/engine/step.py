@@ -73,7 +73,8 @@ _NUMBERS = ("step", "seconds", "best", "skipped_in_a_row", "skipped", "window")
 class Step:
     """What a step did.
 
-    values:  "loss", "loss/<task>" of the labelled tasks, "gradient_norm" before clipping
+    values:  "loss", "loss/<task>" of the labelled tasks, "seen/<task>": the part of the pictures that label the task,
+             "gradient_norm" before clipping
     weights: "weight/<task>": what each task's gradient was multiplied with; empty unless asked for
     flags:   summed over the ranks
     problem: why the step was skipped, "" if it was not
@@ -113,10 +114,12 @@ def take_step(
     with autocast(precision, batch.images.device):
         own = losses_of(batch)
     counts = {name: sum(a is not None for a in batch.annotations[name]) for name in own}
-    losses, labelled, flags = distributed.joint_losses(own, counts, {**flags, "statistics": _statistics_broke(model)})
+    flags = {**flags, "statistics": _statistics_broke(model), "pictures": len(batch)}
+    losses, labelled, flags = distributed.joint_losses(own, counts, flags)
     present = [name for name in losses if labelled[name]]
     numbers = dict(zip(losses, torch.stack([loss.detach().float() for loss in losses.values()]).tolist(), strict=True))
     values = {f"loss/{name}": numbers[name] for name in present}
+    values |= {f"seen/{name}": number / flags["pictures"] for name, number in labelled.items()}
     training.step += 1
     problem = ", ".join(f"loss of {name} is {number}" for name, number in numbers.items() if not math.isfinite(number))
     if flags["statistics"] and not problem:

@@ -53,6 +53,9 @@ def training_charts(events: Sequence[Mapping[str, Any]]) -> list[str]:
     weights = [series(train, key, key.removeprefix("weight/")) for key in keys(train, "weight/")]
     if any(len(set(weight.values)) > 1 for weight in weights):
         charts.append(chart("Weights of the tasks", weights, "weight"))
+    seen = [series(train, key, key.removeprefix("seen/")) for key in keys(train, "seen/")]
+    if any(value < 1 for line in seen for value in line.values):
+        charts.append(chart("Pictures that label the task", seen, "part of the pictures", smooth=True, zero=True))
     charts.append(chart("Learning rate", [series(train, "lr", "learning rate")], "learning rate"))
     charts.append(chart("Speed", [series(train, "images_per_second", "speed")], "pictures per second", zero=True))
     return [drawn for drawn in charts if drawn]

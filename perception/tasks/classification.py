@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ class ClassificationConfig:
     """classes: names. multi_label: a picture may carry several. threshold: of a multi-label score that is shown."""
 
     classes: tuple[str, ...]
+    type: Literal["classification"] = "classification"
     multi_label: bool = False
     label_smoothing: float = 0.05
     width: int = 256

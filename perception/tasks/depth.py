@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,7 @@ class DepthConfig:
         intrinsics in training: without them random zoom blurs what a metre looks like.
     """
 
+    type: Literal["depth"] = "depth"
     limits: tuple[float, float] = (0.5, 80.0)
     canonical_focal: float = 500.0
     default_focal: float = 1.0

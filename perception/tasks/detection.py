@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,7 @@ class DetectionConfig:
     """
 
     classes: tuple[str, ...]
+    type: Literal["detection"] = "detection"
     strides: tuple[int, ...] = (8, 16, 32)
     width: int = 0
     depth: int = 2

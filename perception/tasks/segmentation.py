@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,7 @@ class SegmentationConfig:
     """
 
     classes: tuple[str, ...]
+    type: Literal["segmentation"] = "segmentation"
     strides: tuple[int, ...] = (4, 8, 16, 32)
     width: int = 64
     loss_stride: int = 2

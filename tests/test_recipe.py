@@ -1,0 +1,83 @@
+"""Tasks of one type under several names: what a recipe with drivable areas beside label maps needs."""
+
+import pytest
+import torch
+from data_trees import label_maps_tree, pictures
+
+from perception import recipe as recipes
+from perception.config import dump
+from perception.data.loader import evaluation_batches, train_batches
+from perception.engine.evaluate import evaluate
+from perception.types import ConfigError
+
+TEXT = """
+name: two
+data:
+  root: ROOT
+  size: [64, 64]
+  workers: 0
+  train:
+    - name: maps
+      labels: [MAPS, SECOND]
+  validation:
+    - name: maps
+      labels: [MAPS, SECOND]
+tasks:
+  segmentation: {classes: [sky, road, car], width: 8}
+  drivable: {type: segmentation, classes: [road, other], width: 8}
+model:
+  backbone: {name: test_efficientnet, weights: none}
+train: {steps: 1, batch_size: 2}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    maps = label_maps_tree(tmp_path)
+    pictures(tmp_path / "maps" / "images", 3)
+    second = {**maps, "task": "drivable", "rename": {"sky": "other", "car": "other"}}
+    text = TEXT.replace("ROOT", str(tmp_path)).replace("MAPS", str(maps)).replace("SECOND", str(second))
+    return recipes.parse(text)
+
+
+def test_two_tasks_of_one_type_are_trained_measured_and_exported_apart(recipe):
+    model = recipes.build_model(recipe)
+    assert {name: spec.classes for name, spec in model.specs.items()} == {
+        "segmentation": ("sky", "road", "car"),
+        "drivable": ("road", "other"),
+    }
+    batch = next(iter(train_batches(recipes.build_mixture(recipe), tuple(recipe.tasks), 2, steps=1)))
+    losses = model.losses(batch)
+    assert set(losses) == {"segmentation", "drivable"}
+    sum(losses.values()).backward()
+    assert set(model.eval().predict(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))) == {
+        "segmentation.label_map",
+        "drivable.label_map",
+    }
+    held_out = evaluation_batches(recipes.validation_sources(recipe), tuple(recipe.tasks), (64, 64), 2)
+    metrics = evaluate(model, held_out).metrics
+    assert {"segmentation/miou", "drivable/miou"} <= metrics.keys()
+
+
+def test_the_type_survives_the_resolved_recipe(recipe):
+    again = recipes.parse(dump(recipe))
+    assert again == recipe
+    assert type(again.tasks["drivable"]) is type(again.tasks["segmentation"])
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"),
+    [
+        ("{lanes: {classes: [a]}}", "unknown task 'lanes'.*lanes: {type: segmentation"),
+        ("{lanes: {type: os.system, classes: [a]}}", "unknown task 'os.system'"),
+        ("{lanes: {type: [segmentation]}}", "unknown task"),
+        ("{segmentation: {type: detection, classes: [a], strides: 3}}", "tasks.segmentation"),
+        ("{'a/b': {type: segmentation, classes: [a]}}", "lower-case"),
+        ("{7: {type: segmentation, classes: [a]}}", "lower-case"),
+        ("{lanes: 3}", "unknown task"),
+        ("{segmentation: 3}", "tasks.segmentation"),
+    ],
+)
+def test_what_is_no_task_is_told(tasks, message):
+    with pytest.raises(ConfigError, match=message):
+        recipes.parse(f"data: {{}}\ntasks: {tasks}\n")
