@@ -27,7 +27,7 @@ NAN = float("nan")
 
 
 def fit(run: Path, model: nn.Module | None = None, stream=batches, **options):
-    names = {"evaluate", "resume", "force", "recipe", "balancer"}
+    names = {"evaluate", "resume", "force", "recipe", "balancer", "data"}
     given = {"recipe": "name: a\n", "balancer": balancer(), **{k: v for k, v in options.items() if k in names}}
     settings = config(**{k: v for k, v in options.items() if k not in names})
     return train(model or network(), stream, settings, run=run, **given)
@@ -165,6 +165,14 @@ def test_T5_another_recipe_is_refused_unless_forced(tmp_path):
         fit(tmp_path, steps=8, recipe="name: b\n", resume=True)
     assert fit(tmp_path, steps=8, recipe="name: b\n", resume=True, force=True).step == 8
     assert (tmp_path / "recipe.yaml").read_text() == "name: b\n"
+
+
+def test_T5_data_that_changed_on_disk_is_refused_unless_forced(tmp_path):
+    fit(tmp_path, steps=4, data={"street": "1a", "rooms": "2b"})
+    with pytest.raises(CheckpointError, match="changed on disk since: source rooms has other"):
+        fit(tmp_path, steps=8, data={"street": "1a", "rooms": "2c"}, resume=True)
+    assert fit(tmp_path, steps=6, data={"street": "1a", "rooms": "2c"}, resume=True, force=True).step == 6
+    assert fit(tmp_path, steps=8, data={"street": "1a", "rooms": "2c"}, resume=True).step == 8
 
 
 def test_a_used_folder_is_not_overwritten_and_an_empty_one_not_resumed(tmp_path):

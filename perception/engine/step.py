@@ -22,6 +22,7 @@ from perception.types import Batch
 class Training:
     """Everything that a step changes; with `state_dict` and the moving average it is what a checkpoint holds.
 
+    data:    fingerprints of what it is trained on, by name
     step:    steps done, skipped ones included
     window:  sums since the last log event: name -> [sum, count]
     skipped: steps skipped in a row, and in all
@@ -31,6 +32,7 @@ class Training:
     balancer: Balancer
     optimizer: torch.optim.Optimizer
     ema: ModelEmaV3
+    data: dict[str, str] = field(default_factory=dict)
     step: int = 0
     seconds: float = 0.0
     best: float = -math.inf
@@ -43,6 +45,7 @@ class Training:
             "model": self.model.state_dict(),
             "balancer": self.balancer.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "data": self.data,
             **{name: getattr(self, name) for name in _NUMBERS},
         }
 

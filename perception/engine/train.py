@@ -7,7 +7,7 @@ checkpoint equals an uninterrupted one bit for bit on the CPU, with the same num
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +85,7 @@ def train(
     run: Path,
     recipe: str,
     balancer: Balancer,
+    data: Mapping[str, str] | None = None,
     evaluate: Callable[[Any], Evaluation] | None = None,
     seed: int = 0,
     resume: bool = False,
@@ -95,6 +96,7 @@ def train(
     batches:  first step (from 0) -> this rank's batches of that step and the following ones, at least up to
               ``config.steps``; batch n must not depend on where the iteration began
     recipe:   YAML text of the resolved recipe; a resume wants the same one, unless ``force``
+    data:     name of a source -> fingerprint of its files; a resume wants the same ones, unless ``force``
     evaluate: measures the moving average (a network like ``model``); its ``score`` picks the best checkpoint, whose
               metrics go to metrics.json
 
@@ -109,7 +111,7 @@ def train(
     device = next(model.parameters()).device
     evaluation: Evaluation | None = None
     with reproducible(device, config.threads), interruptible() as interruption:
-        training = _prepare(model, balancer, config)
+        training = _prepare(model, balancer, config, dict(data or {}))
         _begin(training, run, recipe, resume, force)
         losses_of = distributed.losses_of(model)
         stream = _exactly(batches, training.step, config.steps)
@@ -131,7 +133,7 @@ def train(
             return TrainResult(training.step, evaluation, training.skipped, log.seconds)
 
 
-def _prepare(model: nn.Module, balancer: Balancer, config: TrainConfig) -> Training:
+def _prepare(model: nn.Module, balancer: Balancer, config: TrainConfig, data: dict[str, str]) -> Training:
     device = next(model.parameters()).device
     balancer.to(device)
     model.train()
@@ -142,7 +144,7 @@ def _prepare(model: nn.Module, balancer: Balancer, config: TrainConfig) -> Train
         weight_decay=config.weight_decay,
         backbone_lr_scale=config.backbone_lr_scale,
     )
-    return Training(model, balancer, optimizer, ModelEmaV3(model, decay=config.ema_decay, use_warmup=True))
+    return Training(model, balancer, optimizer, ModelEmaV3(model, decay=config.ema_decay, use_warmup=True), data)
 
 
 def _begin(training: Training, run: Path, recipe: str, resume: bool, force: bool) -> None:
@@ -162,6 +164,8 @@ def _begin(training: Training, run: Path, recipe: str, resume: bool, force: bool
     if not force:
         checkpoint.require_same_recipe(found, recipe)
     state = checkpoint.load_train_state(found.path)
+    if not force:
+        _require_same_data(found.path, state.get("data", {}), training.data)
     checkpoint.fit(training.ema.module, found)
     try:
         training.load_state_dict(state)
@@ -173,6 +177,16 @@ def _begin(training: Training, run: Path, recipe: str, resume: bool, force: bool
     if distributed.is_main():
         checkpoint.tidy(run, found.step)
         checkpoint.write_atomically(run / checkpoint.RECIPE, recipe)
+
+
+def _require_same_data(path: Path, before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Raise CheckpointError naming the sources whose files are not those that the run was trained on."""
+    changed = [name for name in now if name in before and before[name] != now[name]]
+    if changed:
+        raise CheckpointError(
+            f"The data of {path} has changed on disk since: source {', '.join(changed)} has other pictures or labels. "
+            "Restore them, or resume with --force, or start a new run."
+        )
 
 
 def _open_log(training: Training, run: Path, config: TrainConfig) -> Log:
