@@ -111,7 +111,8 @@ def train(
     device = next(model.parameters()).device
     evaluation: Evaluation | None = None
     with reproducible(device, config.threads), interruptible() as interruption:
-        training = _prepare(model, balancer, config, dict(data or {}))
+        training = _prepare(model, balancer, config)
+        training.data = dict(data or {})
         _begin(training, run, recipe, resume, force)
         losses_of = distributed.losses_of(model)
         stream = _exactly(batches, training.step, config.steps)
@@ -133,7 +134,7 @@ def train(
             return TrainResult(training.step, evaluation, training.skipped, log.seconds)
 
 
-def _prepare(model: nn.Module, balancer: Balancer, config: TrainConfig, data: dict[str, str]) -> Training:
+def _prepare(model: nn.Module, balancer: Balancer, config: TrainConfig) -> Training:
     device = next(model.parameters()).device
     balancer.to(device)
     model.train()
@@ -144,7 +145,7 @@ def _prepare(model: nn.Module, balancer: Balancer, config: TrainConfig, data: di
         weight_decay=config.weight_decay,
         backbone_lr_scale=config.backbone_lr_scale,
     )
-    return Training(model, balancer, optimizer, ModelEmaV3(model, decay=config.ema_decay, use_warmup=True), data)
+    return Training(model, balancer, optimizer, ModelEmaV3(model, decay=config.ema_decay, use_warmup=True))
 
 
 def _begin(training: Training, run: Path, recipe: str, resume: bool, force: bool) -> None:
