@@ -1,4 +1,6 @@
-"""Pascal VOC boxes (one XML per picture) to one COCO JSON, as the CARLA object detection set is distributed.
+"""Pascal VOC boxes (one XML per picture) to one COCO JSON, for tools that read only that.
+
+The reader `voc` takes such XML files as they are. Objects marked difficult become crowds: regions that are ignored.
 
 python datasets/prepare_voc.py IMAGES XMLS OUT.json --classes vehicle bike motobike traffic_light traffic_sign
 """
@@ -6,49 +8,52 @@ python datasets/prepare_voc.py IMAGES XMLS OUT.json --classes vehicle bike motob
 import argparse
 import json
 from pathlib import Path
-from xml.etree import ElementTree
 
-SUFFIXES = {".jpg", ".jpeg", ".png"}
-
-
-def boxes(path: Path, classes: list[str]) -> tuple[tuple[int, int], list[tuple[int, list[float]]]]:
-    """((width, height), [(category id, [x, y, width, height])]) of one XML. VOC's corners count pixels from 1."""
-    root = ElementTree.parse(path).getroot()
-    found = []
-    for item in root.iter("object"):
-        name = item.findtext("name", "").strip()
-        if name not in classes:
-            raise SystemExit(f"{path}: class '{name}' is not among {', '.join(classes)}.")
-        x1, y1, x2, y2 = (float(item.findtext(f"bndbox/{key}", "nan")) for key in ("xmin", "ymin", "xmax", "ymax"))
-        found.append((classes.index(name) + 1, [x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1]))
-    return (int(root.findtext("size/width", "0")), int(root.findtext("size/height", "0"))), found
+from perception.data.images import PICTURE_SUFFIXES, read_size
+from perception.data.index_cache import unpack_texts
+from perception.data.voc_xml import read_objects
+from perception.types import DataError
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", type=Path)
     parser.add_argument("xmls", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--classes", nargs="+", required=True)
     options = parser.parse_args()
-    images, annotations = [], []
-    for picture in sorted(p for p in options.images.iterdir() if p.suffix.lower() in SUFFIXES):
-        path = options.xmls / f"{picture.stem}.xml"
-        if not path.is_file():
-            print(f"{picture.name} has no XML: left out")
-            continue
-        (width, height), found = boxes(path, options.classes)
-        images.append({"id": len(images) + 1, "file_name": picture.name, "width": width, "height": height})
-        for category, box in found:
-            annotations.append(
-                {"id": len(annotations) + 1, "image_id": len(images), "category_id": category, "bbox": box,
-                 "area": box[2] * box[3], "iscrowd": 0}
-            )  # fmt: skip
-    categories = [{"id": i + 1, "name": name} for i, name in enumerate(options.classes)]
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    content = {"images": images, "annotations": annotations, "categories": categories}
-    options.out.write_text(json.dumps(content, allow_nan=False))
-    print(f"{len(images)} pictures, {len(annotations)} boxes: {options.out}")
+    try:
+        convert(options.images, options.xmls, options.out, options.classes)
+    except (DataError, ValueError) as error:  # ValueError: a corner that is no number
+        raise SystemExit(str(error)) from None
+
+
+def convert(images: Path, xmls: Path, out: Path, classes: list[str]) -> None:
+    pictures = sorted(p for p in images.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES)
+    labelled = [p for p in pictures if (xmls / f"{p.stem}.xml").is_file()]
+    for picture in sorted(set(pictures) - set(labelled)):
+        print(f"{picture.name} has no XML: left out")
+    files = [xmls / f"{picture.stem}.xml" for picture in labelled]
+    found = read_objects(files)
+    names = unpack_texts(found["names"], found["name_offsets"])
+    records, annotations = [], []
+    for i, (picture, size) in enumerate(zip(labelled, found["sizes"].tolist(), strict=True)):
+        height, width = size if all(size) else read_size(picture)
+        records.append({"id": i + 1, "file_name": picture.name, "width": width, "height": height})
+    columns = (found[key].tolist() for key in ("file", "line", "name", "difficult", "corners"))
+    for file, line, name, difficult, (x1, y1, x2, y2) in zip(*columns, strict=True):
+        if names[name] not in classes:
+            raise SystemExit(f"{files[file]}, line {line}: class '{names[name]}' is not among {', '.join(classes)}.")
+        box = [x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1]  # VOC's corners count pixels from 1, both inclusive
+        annotations.append(
+            {"id": len(annotations) + 1, "image_id": file + 1, "category_id": classes.index(names[name]) + 1,
+             "bbox": box, "area": box[2] * box[3], "iscrowd": difficult}
+        )  # fmt: skip
+    categories = [{"id": i + 1, "name": name} for i, name in enumerate(classes)]
+    content = {"images": records, "annotations": annotations, "categories": categories}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(content, allow_nan=False))
+    print(f"{len(records)} pictures, {len(annotations)} boxes: {out}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Label maps, depth maps and the Cityscapes tree: faults D15 to D17, and cityscapesscripts' table."""
+"""Label maps, depth maps and the Cityscapes tree: faults D15 to D17, and cityscapesscripts' reading."""
 
 import json
 import os
@@ -8,10 +8,15 @@ import data_trees
 import numpy as np
 import pytest
 from data_trees import cityscapes_tree, depth_maps_tree, label_maps_tree, open_tree
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from trees_street import cityscapes_instances_tree
 
 from perception.config import build
 from perception.data import DepthMapsConfig
-from perception.data.cityscapes import CLASSES, LABEL_IDS
+from perception.data.cityscapes import CLASSES, LABEL_IDS, THINGS, CityscapesConfig
+from perception.data.instance_ids import id_boxes
 from perception.types import Camera, ConfigError, DataError
 
 REAL = os.environ.get("PERCEPTION_TEST_DATA")
@@ -254,6 +259,232 @@ def test_cityscapes_camera_that_is_none(tmp_path, content):
         path.unlink()
     with pytest.raises(DataError, match="2 disparities have no camera"):
         open_tree(tmp_path, config)
+
+
+CITY = {"format": "cityscapes", "root": "city", "detection_task": "detection"}
+NINETEEN = {"segmentation": CLASSES, "detection": tuple(THINGS.values())}
+"""A recipe with all of Cityscapes' names."""
+
+
+def instance_path(root: Path, index: int = 0, kind: str = "instance") -> Path:
+    return root / f"city/gtFine/train/ulm/ulm_{index:06d}_000019_gtFine_{kind}Ids.png"
+
+
+def write_ids(root: Path, ids: np.ndarray, index: int = 0) -> None:
+    """A map of instances, and the map of label ids that goes with it."""
+    data_trees.write(instance_path(root, index), ids.astype(np.uint16))
+    data_trees.write(instance_path(root, index, "label"), np.where(ids >= 1000, ids // 1000, ids).astype(np.uint8))
+
+
+def test_cityscapes_boxes_of_things_groups_and_what_is_not_evaluated(tmp_path):
+    config = cityscapes_instances_tree(tmp_path)
+    instances = open_tree(tmp_path, CITY, **NINETEEN).sample(0).annotations["detection"]
+    names = [tuple(THINGS.values())[label] for label in instances.labels]
+    expected = [
+        ("person", [34, 22, 40, 40], False), ("car", [10, 30, 30, 40], False),  # a pole cuts the car in two
+        ("person", [50, 21, 56, 24], True),  # a caravan is of no class
+        ("bicycle", [2, 25, 8, 30], True), ("bicycle", [50, 35, 62, 44], True),  # a group, in two places
+    ]  # fmt: skip
+    assert list(zip(names, instances.boxes.tolist(), instances.ignore.tolist(), strict=True)) == expected
+    assert instances.classes is None
+    mapped = open_tree(tmp_path, config).sample(0).annotations["detection"]
+    assert mapped.labels.tolist() == [1, 0, 0, 2, 2]
+    options = {"detection_ignore": ["car"], "detection_background": "rest", "detection_rename": {"person": "bike"}}
+    mapped = open_tree(tmp_path, {**CITY, "ignore": "rest", **options}).sample(0).annotations["detection"]
+    assert mapped.labels.tolist() == [2, 0, 0]
+    assert mapped.ignore.tolist() == [False, True, True]
+    assert mapped.classes.tolist() == [False, False, True]
+    with pytest.raises(DataError, match=r"keys detection_.*class 'rider' is not in the recipe"):
+        open_tree(tmp_path, {**CITY, "ignore": "rest"}, detection=("person",))
+
+
+def test_cityscapes_gives_boxes_only_where_asked(tmp_path):
+    cityscapes_instances_tree(tmp_path)
+    boxes = {"format": "coco", "images": "city/leftImg8bit/train", "annotations": "boxes.json"}
+    names = [f"ulm/ulm_{i:06d}_000019_leftImg8bit.png" for i in range(3)]
+    images = [{"id": i, "file_name": name, "height": 48, "width": 64} for i, name in enumerate(names)]
+    content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "vehicle"}]}
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    source = open_tree(tmp_path, boxes, {"format": "cityscapes", "root": "city", "ignore": "rest"})
+    assert len(source.sample(0).annotations["detection"].boxes) == 0  # those of the JSON
+    only = open_tree(tmp_path, {**CITY, "segmentation_task": None, "depth_task": None}, **NINETEEN)
+    assert only.tasks == ("detection",)
+    with pytest.raises(ConfigError, match="two kinds of labels go to one"):
+        build(CityscapesConfig, {**CITY, "detection_task": "depth"})
+
+
+def test_cityscapes_boxes_are_those_of_cityscapesscripts(tmp_path, capsys):
+    """Random maps: boxes of things, and groups as regions whose union is the official box of the crowd."""
+    from cityscapesscripts.preparation.createPanopticImgs import convert2panoptic
+    from scipy import ndimage
+
+    cityscapes_instances_tree(tmp_path, 4)
+    chance, names = np.random.default_rng(0), tuple(THINGS.values())
+    maps = []
+    for i in range(4):
+        maps.append(np.full((48, 64), 7))
+        for _ in range(30):
+            y, x, high, wide = chance.integers(0, 48), chance.integers(0, 64), *chance.integers(1, 12, 2)
+            thing = chance.choice(list(THINGS))
+            maps[i][y : y + high, x : x + wide] = chance.choice([thing, thing * 1000 + chance.integers(0, 999), 17])
+        write_ids(tmp_path, maps[i], i)
+    (tmp_path / "out").mkdir()
+    convert2panoptic(str(tmp_path / "city/gtFine"), str(tmp_path / "out"), False, ["train"])
+    capsys.readouterr()
+    official = json.loads((tmp_path / "out/cityscapes_panoptic_train.json").read_text())["annotations"]
+    reader = open_tree(tmp_path, CITY, **NINETEEN).readers[0]
+    for index, annotation in enumerate(official):
+        instances = reader.annotations(index)["detection"]
+        crowd = np.zeros(len(instances.boxes), bool) if instances.ignore is None else instances.ignore
+        ours = [(names[i], *box) for i, box in zip(instances.labels, instances.boxes.tolist(), strict=True)]
+        things, groups = [], {}
+        for segment in annotation["segments_info"]:
+            name, (x, y, w, h) = THINGS.get(segment["category_id"]), segment["bbox"]
+            if name and segment["iscrowd"]:
+                groups[name] = [x, y, x + w, y + h]
+            elif name:
+                things.append((name, x, y, x + w, y + h))
+        assert sorted(box for box, is_crowd in zip(ours, crowd, strict=True) if not is_crowd) == sorted(things)
+        assert {names[i] for i in instances.labels[crowd]} == set(groups)
+        for id, name in THINGS.items():
+            boxes = instances.boxes[crowd & (instances.labels == names.index(name))]
+            assert len(boxes) == ndimage.label(maps[index] == id, np.ones((3, 3)))[1]
+            assert not len(boxes) or [*boxes[:, :2].min(0), *boxes[:, 2:].max(0)] == groups[name]
+
+
+def test_cityscapes_polygons_drawn_by_cityscapesscripts(tmp_path):
+    """Instances and labels drawn from polygons agree; what is called a group becomes an ignore region."""
+    from cityscapesscripts.helpers.annotation import Annotation
+    from cityscapesscripts.preparation.json2instanceImg import createInstanceImage
+    from cityscapesscripts.preparation.json2labelImg import createLabelImage
+
+    cityscapes_instances_tree(tmp_path, 1)
+    squares = {
+        "road": (0, 0, 63, 47), "car": (2, 10, 20, 30), "license plate": (8, 25, 12, 28),
+        "persongroup": (30, 5, 45, 25), "bicycle": (40, 30, 60, 44), "polegroup": (50, 2, 54, 20),
+    }  # fmt: skip
+    corners = {label: [[a, b], [c, b], [c, d], [a, d]] for label, (a, b, c, d) in squares.items()}
+    objects = [{"label": label, "polygon": polygon} for label, polygon in corners.items()]
+    polygons = tmp_path / "polygons.json"
+    polygons.write_text(json.dumps({"imgHeight": 48, "imgWidth": 64, "objects": objects}))
+    annotation = Annotation()
+    annotation.fromJsonFile(str(polygons))
+    data_trees.write(instance_path(tmp_path), np.asarray(createInstanceImage(annotation, "ids")).astype(np.uint16))
+    data_trees.write(instance_path(tmp_path, 0, "label"), np.asarray(createLabelImage(annotation, "ids")))
+    found = open_tree(tmp_path, CITY, **NINETEEN).sample(0).annotations
+    instances = found["detection"]
+    assert instances.boxes.tolist() == [[2, 10, 21, 31], [40, 30, 61, 45], [30, 5, 46, 26]]
+    assert [tuple(THINGS.values())[label] for label in instances.labels] == ["car", "bicycle", "person"]
+    assert instances.ignore.tolist() == [False, False, True]
+    assert found["segmentation"].values[15, 10] == CLASSES.index("car")
+
+
+@given(
+    arrays(np.uint16, st.tuples(st.integers(0, 9), st.integers(1, 9)), elements=st.sampled_from([0, 7, 26000, 26001]))
+)
+@settings(max_examples=60, deadline=None)
+def test_a_box_around_every_id(ids):
+    values, boxes = id_boxes(ids)
+    assert values.tolist() == np.unique(ids).tolist()
+    for value, (x1, y1, x2, y2) in zip(values, boxes, strict=True):
+        rows, columns = np.nonzero(ids == value)
+        assert (x1, y1, x2, y2) == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+
+
+def test_cityscapes_coarse_and_extra(tmp_path):
+    cityscapes_instances_tree(tmp_path, 2, "train_extra")
+    for path in list((tmp_path / "city/gtFine").rglob("*.png")):
+        other = Path(str(path).replace("gtFine", "gtCoarse"))
+        other.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(other)
+    source = open_tree(tmp_path, {**CITY, "split": "train_extra", "fine": "gtCoarse"}, **NINETEEN)
+    assert set(source.sample(1).annotations) == {"segmentation", "detection", "depth"}
+    assert len(source.sample(1).annotations["detection"].boxes) == 5
+    with pytest.raises(DataError, match=r"without labels of segmentation, detection. Expected gtFine/"):
+        open_tree(tmp_path, {**CITY, "split": "train_extra", "depth_task": None}, **NINETEEN)
+
+
+def test_cityscapes_test_split_has_no_labels_though_it_has_files(tmp_path):
+    cityscapes_instances_tree(tmp_path, 1)
+    ids = np.zeros((48, 64), int)
+    ids[40:], ids[0] = 1, 3
+    write_ids(tmp_path, ids)
+    found = open_tree(tmp_path, CITY, **NINETEEN).sample(0).annotations
+    assert "detection" not in found  # which is not: labelled, and nothing there
+    assert not found["segmentation"].valid.any()
+    ids[20:30] = 7
+    write_ids(tmp_path, ids)
+    assert len(open_tree(tmp_path, CITY, **NINETEEN).sample(0).annotations["detection"].boxes) == 0
+
+
+@pytest.mark.parametrize(
+    ("id", "words"),
+    [(34, r"\{7: 3052, 34: 20\}"), (999, "999: 20"), (23_000, "23000: 20"), (34_000, "34000: 20"), (255, "255: 20"),
+     (13_001, "TrainIds"), (65_535, "65535: 20")],
+)  # fmt: skip
+def test_D15_instances_with_other_ids(tmp_path, id, words):
+    cityscapes_instances_tree(tmp_path)
+    ids = np.full((48, 64), 7, np.uint16)
+    ids[5, :20] = id
+    data_trees.write(instance_path(tmp_path), ids)
+    with pytest.raises(DataError, match=rf"instanceIds\.png holds .*{words}"):
+        open_tree(tmp_path, {**CITY, "segmentation_task": None}, **NINETEEN).sample(0)
+
+
+def test_D15_instances_that_are_labels_or_another_pictures(tmp_path):
+    cityscapes_instances_tree(tmp_path)
+    source = open_tree(tmp_path, CITY, **NINETEEN)
+    for ids, words in (
+        (np.full((48, 64), 7, np.uint8), r"8 bits per pixel. Expected Cityscapes' instances"),
+        (np.full((48, 64), 26_000, np.uint16), r"\d+% of the pixels are of another class in the label map"),
+        (np.full((40, 64), 26_000, np.uint16), "is for 64 x 40"),
+    ):
+        data_trees.write(instance_path(tmp_path), ids)
+        with pytest.raises(DataError, match=rf"instanceIds\.png.*{words}"):
+            source.sample(0)
+
+
+def street(training: bool, sky: bool, void: bool) -> np.ndarray:
+    """A street as label ids or training ids: buildings, or vegetation under sky, and sidewalk and road."""
+    road, sidewalk, building = (0, 1, 2) if training else (7, 8, 11)
+    ids = np.full((48, 64), road, np.uint8)
+    ids[:20], ids[20:26] = building, sidewalk
+    if sky:
+        ids[:8], ids[8:20] = (10, 8) if training else (23, 21)
+    if void:
+        ids[46:] = 255 if training else 1
+    return ids
+
+
+@pytest.mark.parametrize("void", [True, False])
+@pytest.mark.parametrize("sky", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+def test_D15_label_ids_and_training_ids_are_told_apart_though_all_are_small(tmp_path, training, sky, void):
+    config = {**cityscapes_tree(tmp_path, 1), "depth_task": None}
+    right, wrong = (instance_path(tmp_path, 0, kind) for kind in ("label", "labelTrain"))
+    right, wrong = (wrong, right) if training else (right, wrong)
+    instance_path(tmp_path, 0, "label").unlink()
+    ids = street(training, sky, void)
+    data_trees.write(right, ids)
+    values = open_tree(tmp_path, config, segmentation=CLASSES).sample(0).annotations["segmentation"].values
+    assert values[40, 5] == CLASSES.index("road")
+    right.rename(wrong)
+    source = open_tree(tmp_path, config, segmentation=CLASSES)
+    if training and not sky and not void:  # as label ids: not labelled, the own car and the border. Nothing tells
+        assert not source.sample(0).annotations["segmentation"].valid.any()
+        return
+    with pytest.raises(DataError, match=rf"these look like {'training' if training else 'label'} ids") as error:
+        source.sample(0)
+    assert f"{ids[40, 5]}: " in str(error.value)  # the histogram
+
+
+def test_D15_a_coarse_map_with_little_in_it_is_no_fault(tmp_path):
+    config = {**cityscapes_tree(tmp_path, 1), "depth_task": None}
+    ids = np.zeros((48, 64), np.uint8)
+    ids[30:40, 10:50], ids[0], ids[47], ids[5:20, :20] = 7, 3, 1, 11
+    data_trees.write(instance_path(tmp_path, 0, "label"), ids)
+    found = open_tree(tmp_path, config, segmentation=CLASSES).sample(0).annotations["segmentation"]
+    assert found.valid.sum() == 400 + 300
 
 
 @pytest.mark.skipif(REAL is None, reason="PERCEPTION_TEST_DATA is not set")

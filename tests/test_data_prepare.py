@@ -1,5 +1,6 @@
 """The prepare scripts: what they write is what the readers read."""
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from data_trees import open_tree, picture, write
+from trees_street import voc_tree
 
 from perception.config import build
 from perception.data import DATASETS, ReaderConfig, SourceConfig
@@ -94,3 +96,107 @@ def test_seven_scenes(tmp_path):
     assert not depth.valid[0].any()
     assert np.allclose(depth.values[1:], 1.5)
     assert cv2.imread(str(tmp_path / "rgbd/color/train/seq-01_000002.jpg")) is not None
+
+
+@pytest.fixture
+def check(monkeypatch, capsys):
+    """Runs a script that checks a tree, with other counts than the official ones. Returns exit code and output."""
+
+    def run_main(script: str, counts: dict[str, dict[str, int]], *arguments: object) -> tuple[int, str]:
+        spec = importlib.util.spec_from_file_location("script", SCRIPTS / script)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        for name, values in counts.items():
+            getattr(module, name).update(values)
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            module.main()
+        return int(str(end.value.code)), capsys.readouterr().out
+
+    return run_main
+
+
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def test_voc_difficult_objects_become_crowds_and_faults_say_where(tmp_path):
+    voc_tree(tmp_path)
+    at = tmp_path / "VOCdevkit/VOC2012"
+    arguments = at / "JPEGImages", at / "Annotations", tmp_path / "boxes.json", "--classes", "car", "person"
+    run("prepare_voc.py", *arguments)
+    classes = {"detection": ("car", "person")}
+    config = {"format": "coco", "images": "VOCdevkit/VOC2012/JPEGImages", "annotations": "boxes.json"}
+    theirs = open_tree(tmp_path, config, **classes)
+    options = {"segmentation_task": None, "detection_background": "rest"}
+    own = open_tree(tmp_path, {"format": "voc", "root": "VOCdevkit/VOC2012", **options}, **classes)
+    for i in range(3):
+        read, converted = (source.annotations(i)["detection"] for source in (own, theirs))
+        assert np.array_equal(read.boxes, converted.boxes)
+        assert np.array_equal(read.labels, converted.labels)
+        assert (read.ignore is None) == (converted.ignore is None)
+    (at / "Annotations/2007_000001.xml").write_text("<annotation>\n<object>")
+    with pytest.raises(RuntimeError, match=r"000001\.xml is not valid XML at .*line 2"):
+        run("prepare_voc.py", *arguments)
+
+
+def test_cityscapes_trees_are_checked(tmp_path, check):
+    script, counts = "prepare_cityscapes.py", {"train": 9, "val": 5, "test": 3}
+    code, out = check(script, {}, tmp_path)
+    assert code == 1
+    assert "leftImg8bit_trainvaltest.zip (images) from https://www.cityscapes-dataset.com/downloads/" in out
+    assert "gtFine_trainvaltest.zip" in out
+    assert "gtCoarse.zip" not in out
+    code, out = check(script, {}, tmp_path, "--need")
+    assert code == 0
+    assert out.startswith("Not there, and not needed: images, fine, disparity, camera, images_extra, coarse,")
+    for split, count in counts.items():
+        stems = [f"ulm_{i:06d}_000019" for i in range(count)]
+        touch(tmp_path, *(f"leftImg8bit/{split}/ulm/{stem}_leftImg8bit.png" for stem in stems))
+        endings = ("labelIds", "instanceIds")
+        touch(tmp_path, *(f"gtFine/{split}/ulm/{stem}_gtFine_{end}.png" for stem in stems for end in endings))
+    code, out = check(script, {"FINE": counts}, tmp_path)
+    assert code == 0
+    assert "fine: val: 5 of 5 *_gtFine_instanceIds.png" in out
+    code, out = check(script, {}, tmp_path)
+    assert code == 1
+    assert "images: train: 9 of 2975 *_leftImg8bit.png" in out
+    label = tmp_path / "gtFine/train/ulm/ulm_000007_000019_gtFine_labelIds.png"
+    label.rename(label.with_name("ulm_999999_000019_gtFine_labelIds.png"))
+    code, out = check(script, {"FINE": counts}, tmp_path)
+    assert code == 1
+    assert "1 without a picture, the first is ulm/ulm_999999_000019_gtFine_labelIds.png" in out
+    assert "1 that pictures lack, the first is ulm/ulm_000007_000019_gtFine_labelIds.png" in out
+    touch(tmp_path / "b", "leftImg8bit_trainvaltest/leftImg8bit/train/ulm/a_leftImg8bit.png")
+    assert "one folder too deep" in check(script, {}, tmp_path / "b")[1]
+
+
+def test_bdd100k_trees_are_checked(tmp_path, check):
+    script, counts = "prepare_bdd100k.py", {"PICTURES": {"10k": {"train": 7, "val": 4, "test": 2}}}
+    code, out = check(script, {}, tmp_path)
+    assert code == 1
+    assert "'100K Images' (images) from https://bdd-data.berkeley.edu/" in out
+    assert "'Detection 2020 Labels' (boxes)" in out
+    assert "(drivable)" not in out
+    assert check(script, {}, tmp_path, "--need")[0] == 0
+    for split, count in counts["PICTURES"]["10k"].items():
+        names = [f"{i:08x}-62c2a288" for i in range(count)]
+        touch(tmp_path, *(f"images/10k/{split}/{name}.jpg" for name in names))
+        if split != "test":
+            touch(tmp_path, *(f"labels/sem_seg/masks/{split}/{name}.png" for name in names))
+    code, out = check(script, counts, tmp_path, "--need", "sem_seg", "images_10k")
+    assert code == 0
+    assert "labels/sem_seg/masks/val: 4; 0 pictures of images/10k without" in out
+    assert check(script, {}, tmp_path, "--need")[0] == 1  # of what is there, all must be
+    touch(tmp_path, "labels/sem_seg/masks/val/x.png", "images/100k/train/a.jpg", "labels/det_20/det_train.json")
+    code, out = check(script, counts, tmp_path, "--need", "sem_seg")
+    assert code == 1
+    assert "1 without a picture, the first is x.png" in out
+    assert "images/100k/train: 1 of 70000" in out
+    assert "boxes of train: labels/det_20/det_train.json" in out
+    touch(tmp_path / "b", "bdd100k/images/100k/train/a.jpg")
+    assert "one folder deeper" in check(script, {}, tmp_path / "b")[1]

@@ -1,7 +1,8 @@
-"""The tree of Cityscapes (Cordts et al. 2016): label ids to the 19 training classes, disparity to metres.
+"""The tree of Cityscapes (Cordts et al. 2016): label ids to the 19 training classes, instances to boxes, disparity to
+metres.
 
-``leftImg8bit/<split>/<city>/*_leftImg8bit.png``, ``gtFine/.../*_gtFine_labelIds.png``,
-``disparity/.../*_disparity.png``, ``camera/.../*_camera.json``. The last two may be absent.
+``leftImg8bit/<split>/<city>/*_leftImg8bit.png``, ``gtFine/.../*_gtFine_labelIds.png``, ``..._instanceIds.png``,
+``disparity/.../*_disparity.png``, ``camera/.../*_camera.json``; any of the labels may be absent.
 """
 
 from __future__ import annotations
@@ -12,52 +13,66 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from perception.config import configuration
+from perception.data.cityscapes_ids import (
+    CLASSES,
+    LABEL_IDS,
+    THINGS,
+    instances_of,
+    label_ids_of,
+    read_instance_ids,
+    read_label_ids,
+)
 from perception.data.class_names import Names, map_classes
 from perception.data.dataset import check_size
 from perception.data.depth_maps import check_camera, metres
 from perception.data.folders import existing_folder, list_pictures
 from perception.data.images import read_map
-from perception.data.label_maps import lookup_table, read_label_map
-from perception.data.strict_json import read_json
-from perception.types import Annotation, Camera, ConfigError, DataError, DenseMap
-
-LABEL_IDS = {
-    7: "road", 8: "sidewalk", 11: "building", 12: "wall", 13: "fence", 17: "pole", 19: "traffic light",
-    20: "traffic sign", 21: "vegetation", 22: "terrain", 23: "sky", 24: "person", 25: "rider", 26: "car", 27: "truck",
-    28: "bus", 31: "train", 32: "motorcycle", 33: "bicycle",
-}  # fmt: skip
-"""Label id -> name of the 19 training classes, in the order of their training ids. The other ids up to 33 are void."""
-
-CLASSES = tuple(LABEL_IDS.values())
+from perception.data.label_maps import lookup_table
+from perception.data.strict_json import read_json, shown
+from perception.data.text_files import files_in
+from perception.types import IGNORE_INDEX, Annotation, Camera, ConfigError, DataError, DenseMap
 
 
 @configuration
 class CityscapesConfig:
-    """root: folder that holds ``leftImg8bit``, relative to the data root. split: train, val or test.
+    """root: folder that holds ``leftImg8bit``, relative to the data root. split: train, val, test or train_extra.
 
+    segmentation_task, depth_task, detection_task: names in the recipe; None = not read
     fine:        "gtFine" or "gtCoarse"
-    rename, ignore, labels_only: from the 19 names to the recipe's, as in `LabelMapsConfig`
+    rename, ignore, labels_only: of label maps: from the 19 names to the recipe's, as in `LabelMapsConfig`
+    detection_rename, ...: of boxes: from the names of `THINGS` to the recipe's, as in `CocoConfig`
     max_depth:   metres beyond which a disparity is not trusted; None = none
     """
 
     root: str
     split: str = "train"
     format: Literal["cityscapes"] = "cityscapes"
-    segmentation_task: str = "segmentation"
-    depth_task: str = "depth"
+    segmentation_task: str | None = "segmentation"
+    depth_task: str | None = "depth"
+    detection_task: str | None = None
     fine: Literal["gtFine", "gtCoarse"] = "gtFine"
     rename: dict[str, str] | None = None
     ignore: Names = ()
     labels_only: tuple[str, ...] | None = None
+    detection_rename: dict[str, str] | None = None
+    detection_ignore: Names = ()
+    detection_background: Names = ()
+    detection_labels_only: tuple[str, ...] | None = None
     max_depth: float | None = None
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """Names of the tasks that it may label."""
-        return self.segmentation_task, self.depth_task
+        return tuple(t for t in (self.segmentation_task, self.depth_task, self.detection_task) if t is not None)
+
+    def __post_init__(self) -> None:
+        if len(set(self.tasks)) < len(self.tasks):
+            raise ConfigError(f"cityscapes: two kinds of labels go to one of the tasks {', '.join(self.tasks)}.")
 
 
 class CityscapesReader:
@@ -72,14 +87,20 @@ class CityscapesReader:
         self._folder = existing_folder(self.root, f"leftImg8bit/{config.split}", "Cityscapes pictures")
         pictures = list_pictures(self._folder, "*/*_leftImg8bit.*")
         self._maps = self._found(pictures, config.fine, f"{config.fine}_labelIds.png")
-        self._train_maps = {
-            picture: path
-            for picture, path in self._found(pictures, config.fine, f"{config.fine}_labelTrainIds.png").items()
-            if picture not in self._maps
-        }
-        self._disparities = self._found(pictures, "disparity", "disparity.png")
+        train_maps = self._found(pictures, config.fine, f"{config.fine}_labelTrainIds.png")
         self._cameras = self._found(pictures, "camera", "camera.json")
-        self.tasks = self._tasks(pictures, classes)
+        self._files: dict[str, dict[Path, Path]] = {}
+        for task, what, files in (
+            (config.segmentation_task, "a label map", train_maps | self._maps),
+            (config.depth_task, "a disparity", self._found(pictures, "disparity", "disparity.png")),
+            (config.detection_task, "instances", self._found(pictures, config.fine, f"{config.fine}_instanceIds.png")),
+        ):
+            if task is not None and task in classes and files:
+                self._files[task] = files
+                if len(files) < len(pictures):
+                    self.problems[f"pictures without {what}"] += len(pictures) - len(files)
+        self.tasks = tuple(self._files)
+        self._check(len(pictures))
         if config.segmentation_task in self.tasks:
             names = classes[config.segmentation_task]
             class_map = map_classes(
@@ -87,71 +108,89 @@ class CityscapesReader:
             )
             void = tuple(id for id in range(34) if id not in LABEL_IDS)
             self._table = lookup_table(LABEL_IDS, class_map, void)
-            self._train_names = dict(enumerate(CLASSES))
-            self._train_table = lookup_table(self._train_names, class_map)
-        self.images = [picture for picture in pictures if self._labelled(picture)]
+            self._train_table = lookup_table(dict(enumerate(CLASSES)), class_map)
+        if config.detection_task in self.tasks:
+            self._things = map_classes(
+                THINGS.values(), classes[config.detection_task], f"{self.root}, keys detection_...",
+                config.detection_rename, config.detection_ignore, config.detection_background,
+                config.detection_labels_only,
+            )  # fmt: skip
+        self.images = [picture for picture in pictures if any(picture in files for files in self._files.values())]
 
-    def _labelled(self, picture: Path) -> bool:
-        segmented = self.config.segmentation_task in self.tasks and self._label_path(picture) is not None
-        return segmented or (self.config.depth_task in self.tasks and picture in self._disparities)
-
-    def _tasks(self, pictures: list[Path], classes: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
-        labelled = {
-            self.config.segmentation_task: len(self._maps) + len(self._train_maps),
-            self.config.depth_task: len(self._disparities),
-        }
-        for what, number in zip(("a label map", "a disparity"), labelled.values(), strict=True):
-            if 0 < number < len(pictures):
-                self.problems[f"pictures without {what}"] += len(pictures) - number
-        tasks = tuple(task for task, number in labelled.items() if number and task in classes)
-        if not tasks:
+    def _check(self, pictures: int) -> None:
+        config = self.config
+        if not self.tasks:
             raise DataError(
-                f"{self.root} labels nothing that the recipe trains: {len(pictures)} pictures in split "
-                f"'{self.config.split}', {labelled}. Expected {self.config.fine}/ or disparity/ beside leftImg8bit/."
+                f"{self.root} labels nothing that the recipe trains: {pictures} pictures in split '{config.split}' "
+                f"without labels of {', '.join(config.tasks)}. Expected {config.fine}/ or disparity/ beside "
+                "leftImg8bit/."
             )
-        without = sum(picture not in self._cameras for picture in self._disparities)
-        if self.config.depth_task in tasks and without:
+        without = sum(picture not in self._cameras for picture in self._files.get(config.depth_task or "", ()))
+        if without:
             raise DataError(
-                f"{self.root}: {without} disparities have no camera. "
-                f"Expected camera/{self.config.split}/*/*_camera.json."
+                f"{self.root}: {without} disparities have no camera. Expected camera/{config.split}/*/*_camera.json."
             )
-        return tasks
 
     def _found(self, pictures: list[Path], folder: str, ending: str) -> dict[Path, Path]:
         """Picture -> its file in a parallel tree, where there is one."""
         at = self.root / folder / self.config.split
-        files = {path.relative_to(at).as_posix(): path for path in at.glob(f"*/*_{ending}")} if at.is_dir() else {}
-        names = {p: f"{p.parent.name}/{p.stem.removesuffix('leftImg8bit')}{ending}" for p in pictures}
-        return {picture: files[name] for picture, name in names.items() if name in files}
+        if not at.is_dir():
+            return {}
+        at = at.resolve()
+        files = {
+            (city.name, name): path
+            for city in sorted(at.glob("*/"))
+            for name, path in files_in(city, at, f"_{ending}").items()
+        }
+        names = {p: (p.parent.name, p.stem.removesuffix("_leftImg8bit")) for p in pictures}
+        result = {picture: files[name] for picture, name in names.items() if name in files}
+        if len(result) < len(files):
+            self.problems[f"{ending} without a picture"] += len(files) - len(result)
+        return result
 
     def annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, Annotation]:
-        """Segmentation uint8 [H, W] and depth float32 [H, W] in metres, whichever the picture has."""
+        """Segmentation uint8 [H, W], depth float32 [H, W] in metres, and boxes, whichever the picture has."""
         picture, config = self.images[index], self.config
         result: dict[str, Annotation] = {}
-        if config.segmentation_task in self.tasks and (path := self._label_path(picture)) is not None:
+        label_map = None
+        if config.segmentation_task and (path := self._path(config.segmentation_task, picture)):
             label_map = self._label_map(picture, path)
             check_size(str(path), label_map.values.shape, picture, size)
             result[config.segmentation_task] = label_map
-        if config.depth_task in self.tasks and picture in self._disparities:
-            path = self._disparities[picture]
+        if config.depth_task and (path := self._path(config.depth_task, picture)):
             depth = self._depth(picture, path)
             check_size(str(path), depth.values.shape, picture, size)
             result[config.depth_task] = depth
+        if config.detection_task and (path := self._path(config.detection_task, picture)):
+            ids = read_instance_ids(path)
+            check_size(str(path), ids.map.shape, picture, size)
+            if label_map is not None:
+                self._check_agreement(path, ids.map, label_map)
+            if (instances := instances_of(ids, self._things)) is not None:
+                result[config.detection_task] = instances
         return result
+
+    def _path(self, task: str, picture: Path) -> Path | None:
+        return self._files.get(task, {}).get(picture)
 
     def camera(self, index: int) -> Camera | None:
         path = self._cameras.get(self.images[index])
         return None if path is None else read_camera(path)[0]
 
-    def _label_path(self, picture: Path) -> Path | None:
-        return self._maps.get(picture) or self._train_maps.get(picture)
-
     def _label_map(self, picture: Path, path: Path) -> DenseMap:
-        if picture in self._maps:
-            hint = "Label ids are 0 to 33: these look like training ids. Name such files *_labelTrainIds.png."
-            return read_label_map(path, self._table, dict.fromkeys(range(34), ""), hint)
-        hint = "Training ids are 0 to 18 and 255: these look like label ids. Name such files *_labelIds.png."
-        return read_label_map(path, self._train_table, self._train_names, hint)
+        training = picture not in self._maps
+        values = cv2.LUT(read_label_ids(path, training), self._train_table if training else self._table)
+        return DenseMap(values, values != IGNORE_INDEX)
+
+    def _check_agreement(self, path: Path, ids: NDArray[np.uint16], label_map: DenseMap) -> None:
+        """Raise DataError where instances and label map are of different pictures."""
+        every = slice(None, None, 8)  # rows; what is meant are other pictures, not a few pixels
+        differing = (self._table[label_ids_of(ids[every])] != label_map.values[every]).mean()
+        if differing > 0.05:
+            raise DataError(
+                f"{path}: {differing:.0%} of the pixels are of another class in the label map beside it. Expected "
+                "instances and label map of the same picture: fetch both again."
+            )
 
     def _depth(self, picture: Path, path: Path) -> DenseMap:
         stored = read_map(path)
@@ -173,9 +212,10 @@ def read_camera(path: Path) -> tuple[Camera, float]:
         baseline = float(content["extrinsic"]["baseline"])
         camera = Camera(intrinsic["fx"], intrinsic["fy"], intrinsic["u0"], intrinsic["v0"])
         check_camera(camera, str(path))
-    except (KeyError, TypeError, ValueError, ConfigError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, ConfigError) as error:
         raise DataError(
-            f"{path} is no Cityscapes camera file ({error}). Expected intrinsic fx, fy, u0, v0 and extrinsic baseline."
+            f"{path} is no Cityscapes camera file ({shown(str(error), 200)}). Expected intrinsic fx, fy, u0, v0 and "
+            "extrinsic baseline."
         ) from error
     if not 0 < baseline < 1e3:
         raise DataError(f"{path}: baseline is {baseline}. Expected metres between the two cameras.")

@@ -1,0 +1,122 @@
+"""BDD100K's label maps: drivable area, lane markings (a byte of bits) and the 19 semantic classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from perception.data.cityscapes_ids import CLASSES as SEMANTIC
+from perception.data.class_names import ClassMap
+from perception.data.folders import existing_folder
+from perception.data.label_maps import lookup_table, read_label_map
+from perception.data.text_files import files_in
+from perception.types import IGNORE_INDEX, DataError, DenseMap
+
+DRIVABLE = ("direct", "alternative", "background")
+LANE = {
+    "category": ("crosswalk", "double other", "double white", "double yellow", "road curb", "single other",
+                 "single white", "single yellow", "background"),
+    "direction": ("parallel", "vertical", "background"),
+    "style": ("solid", "dashed", "background"),
+}  # fmt: skip
+_LANE_BITS = {"category": (0, 7), "direction": (5, 1), "style": (4, 1)}
+_BACKGROUND_BIT, _UNUSED_BITS = 1 << 3, 3 << 6
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What label maps of one kind hold.
+
+    classes: names
+    places:  (folder, end of the file names, stored id -> position in ``classes``); the first that exists counts
+    hint:    what the ids mean, for messages
+    check:   what is wrong with a map's positions, "" where nothing
+    """
+
+    classes: tuple[str, ...]
+    places: tuple[tuple[str, str, dict[int, int]], ...]
+    hint: str
+    check: Callable[[NDArray[np.uint8]], str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Maps:
+    """The maps of one kind that there are: names of pictures without extension, and how to read theirs."""
+
+    kind: Kind
+    folder: Path
+    ending: str
+    ids: dict[int, int]
+    stems: frozenset[str]
+
+    def read(self, stem: str, class_map: ClassMap) -> tuple[Path, DenseMap]:
+        """The file, and its map uint8 [H, W] in the recipe's classes. Raises DataError where it is another kind's."""
+        path = self.folder / f"{stem}{self.ending}"
+        stored = np.full(256, 254, np.uint8)
+        stored[IGNORE_INDEX] = IGNORE_INDEX
+        stored[list(self.ids)] = list(self.ids.values())
+        values = read_label_map(path, stored, dict.fromkeys(self.ids, ""), self.kind.hint).values
+        if self.kind.check is not None and (fault := self.kind.check(values)):
+            raise DataError(f"{path}: {fault} {self.kind.hint}")
+        values = cv2.LUT(values, lookup_table(dict(enumerate(self.kind.classes)), class_map))
+        return path, DenseMap(values, values != IGNORE_INDEX)
+
+
+def find_maps(kind: Kind, root: Path, split: str) -> Maps | None:
+    """The maps of a split; None where there are none."""
+    for place, ending, ids in kind.places:
+        if (root / place / split).is_dir():
+            folder = existing_folder(root, f"{place}/{split}", "label maps")
+            if stems := files_in(folder, folder, ending):
+                return Maps(kind, folder, ending, ids, frozenset(stems))
+    return None
+
+
+def _drivable_fault(values: NDArray[np.uint8]) -> str:
+    top = values[: max(1, len(values) // 8)]
+    return "The top of the picture is drivable: these look like other ids." if (top < 2).mean() > 0.5 else ""
+
+
+def _lane_fault(values: NDArray[np.uint8], background: int) -> str:
+    on = (values != background).mean()
+    return f"{on:.0%} of the picture are lane markings: these look like other ids." if on > 0.5 else ""
+
+
+DRIVABLE_KIND = Kind(
+    DRIVABLE,
+    (
+        ("labels/drivable/masks", ".png", {0: 0, 1: 1, 2: 2}),
+        ("drivable_maps/labels", "_drivable_id.png", {0: 2, 1: 0, 2: 1}),
+    ),
+    "In labels/drivable/masks 0 is direct, 1 alternative, 2 background; in the *_drivable_id.png of 2018 0 is "
+    "background, 1 direct, 2 alternative.",
+    _drivable_fault,
+)
+SEMANTIC_KIND = Kind(
+    SEMANTIC,
+    (
+        ("labels/sem_seg/masks", ".png", {i: i for i in range(19)}),
+        ("seg/labels", "_train_id.png", {i: i for i in range(19)}),
+    ),
+    "Expected Cityscapes' training ids.",
+)
+
+
+def lane_kind(of: str) -> Kind:
+    """Lane maps, read for one of the keys of `LANE`."""
+    shift, mask = _LANE_BITS[of]
+    background = len(LANE[of]) - 1
+    ids = {byte: byte >> shift & mask for byte in range(256) if not byte & (_BACKGROUND_BIT | _UNUSED_BITS)}
+    ids |= {byte: background for byte in range(256) if byte & _BACKGROUND_BIT}
+    return Kind(
+        LANE[of],
+        (("labels/lane/masks", ".png", ids),),
+        "Bits 0 to 2 of a lane map are the category, bit 3 says background (255), bit 4 is the style, 5 the direction.",
+        partial(_lane_fault, background=background),
+    )

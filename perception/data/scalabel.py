@@ -1,0 +1,183 @@
+"""Labels in the format of Scalabel (https://doc.scalabel.ai/format.html), as BDD100K publishes them: JSON of frames.
+
+Three forms: a list of frames (or an object with ``frames``) in one file; and, as in 2018, a file per picture with one
+frame of ``objects``. Boxes and the attributes of frames are read; labels of polygons, curves, masks and graphs only (in
+2018 also lanes and drivable areas) are passed over.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perception.data.boxes import HUGE
+from perception.data.index_cache import cached, pack_texts, unpack_texts
+from perception.data.strict_json import read_json, shown
+from perception.data.text_files import files_in
+from perception.types import DataError
+
+ATTRIBUTES = ("weather", "scene", "timeofday")
+_OTHER_SHAPES = ("poly2d", "box3d", "rle", "graph")
+_CORNERS = ("x1", "y1", "x2", "y2")
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """The frames of a file or folder, and all boxes.
+
+    names:      of the pictures, each once
+    sizes:      int64 [F, 2], height and width; 0 = not given
+    attributes: int64 [F, 3], positions of `ATTRIBUTES` in ``values``; -1 = undefined
+    frame, category: int64 [N], of every box: its frame, its position in ``categories``
+    ignore:     bool [N], boxes of crowds and of what evaluation ignores
+    corners:    float64 [N, 4], x1 y1 x2 y2 as stored
+    bare:       number of labels without any shape
+    """
+
+    names: list[str]
+    sizes: NDArray[np.int64]
+    attributes: NDArray[np.int64]
+    values: list[str]
+    frame: NDArray[np.int64]
+    category: NDArray[np.int64]
+    categories: list[str]
+    ignore: NDArray[np.bool_]
+    corners: NDArray[np.float64]
+    bare: int
+
+
+def open_frames(path: Path) -> Frames:
+    """The frames of a JSON file, or of a folder with a file per picture.
+
+    Raises DataError with file and frame where the content is not of this format.
+    """
+    single = path.is_dir()
+    files = list(files_in(path.resolve(), path.resolve(), ".json").values()) if single else [path]
+    if not files:
+        raise DataError(f"{path} holds no *.json. Expected a file of labels per picture.")
+    stored = cached(f"scalabel 1 {single}", files, lambda: _read(files, single))
+    names, categories, values = (
+        unpack_texts(stored[key], stored[f"{key}_offsets"]) for key in ("names", "categories", "values")
+    )
+    if len(set(names)) < len(names):
+        twice = next(name for name, count in Counter(names).items() if count > 1)
+        raise DataError(f"{path}: picture {shown(twice)} is given twice. Keep one frame of it.")
+    return Frames(
+        names, stored["sizes"], stored["attributes"], values, stored["frame"], stored["category"], categories,
+        stored["ignore"].astype(bool), stored["corners"], int(stored["bare"][0]),
+    )  # fmt: skip
+
+
+def _read(files: Sequence[Path], single: bool) -> dict[str, NDArray]:
+    names, sizes, attributes, rows, corners = [], [], [], [], []
+    categories: dict[str, int] = {}
+    values: dict[str, int] = {}
+    bare = 0
+    for path in files:
+        for number, frame in enumerate(_frames(read_json(path), path, single)):
+            where = f"{path}, frame {number}"
+            names.append(_text(frame.get("name"), where, "name"))
+            where = f"{where} ({shown(names[-1])})"
+            sizes.append(_size(frame.get("size"), where))
+            known = _object(frame.get("attributes"), where, "attributes")
+            attributes.append([_value(known.get(key), values, where, key) for key in ATTRIBUTES])
+            for label in _list(frame.get("labels"), where, "labels"):
+                box = label.get("box2d")
+                if box is None:
+                    bare += not any(label.get(shape) for shape in _OTHER_SHAPES)
+                    continue
+                name = _text(label.get("category"), where, "category")
+                category = categories.setdefault(name, len(categories))
+                rows.append((len(names) - 1, category, _is_region(label, where)))
+                corners.append(_corners(box, where))
+    table = np.array(rows, np.int64).reshape(-1, 3)
+    result = {
+        "sizes": np.array(sizes, np.int64).reshape(-1, 2),
+        "attributes": np.array(attributes, np.int64).reshape(-1, 3),
+        "frame": table[:, 0], "category": table[:, 1], "ignore": table[:, 2],
+        "corners": np.array(corners, np.float64).reshape(-1, 4), "bare": np.array([bare], np.int64),
+    }  # fmt: skip
+    for key, texts in (("names", names), ("categories", list(categories)), ("values", list(values))):
+        result[key], result[f"{key}_offsets"] = pack_texts(texts)
+    return result
+
+
+def _frames(content: Any, path: Path, single: bool) -> list[dict]:
+    if single:
+        whole = _object(content, str(path), "content")
+        frames = _list(whole.get("frames"), str(path), "frames")
+        name = _text(whole.get("name"), str(path), "name")
+        if len(frames) != 1:
+            raise DataError(f"{path} holds {len(frames)} frames. Expected one, with objects.")
+        name = name if Path(name).suffix else f"{name}.jpg"
+        return [{"name": name, "attributes": whole.get("attributes"), "labels": frames[0].get("objects")}]
+    if isinstance(content, dict) and "frames" in content:
+        content = content["frames"]
+    if not isinstance(content, list) or not content:
+        raise DataError(
+            f"{path} holds no list of frames. Expected BDD100K's labels: [{{name, attributes, labels}}, ...]."
+        )
+    return _list(content, str(path), "frames")
+
+
+def _list(value: Any, where: str, key: str) -> list[dict]:
+    """A list of objects; empty where it is null or absent."""
+    if value is not None and not (isinstance(value, list) and all(isinstance(item, dict) for item in value)):
+        raise DataError(f"{where}: {key} is {shown(value)}. Expected a list of objects.")
+    return value or []
+
+
+def _object(value: Any, where: str, key: str) -> dict[str, Any]:
+    if value is not None and not isinstance(value, dict):
+        raise DataError(f"{where}: {key} is {shown(value)}. Expected an object.")
+    return value or {}
+
+
+def _text(value: Any, where: str, key: str) -> str:
+    if not isinstance(value, str) or not 0 < len(value) <= 200 or not value.isprintable():
+        raise DataError(f"{where}: {key} is {shown(value)}. Expected a name.")
+    return value
+
+
+def _value(value: Any, values: dict[str, int], where: str, key: str) -> int:
+    if value is None or value in ("", "undefined"):
+        return -1
+    return values.setdefault(_text(value, where, key), len(values))
+
+
+def _size(value: Any, where: str) -> tuple[int, int]:
+    """(height, width), (0, 0) where not given."""
+    if value is None:
+        return 0, 0
+    size = _object(value, where, "size")
+    height, width = size.get("height"), size.get("width")
+    if type(height) is int and type(width) is int and 0 < height <= HUGE and 0 < width <= HUGE:
+        return height, width
+    raise DataError(f"{where}: size is {shown(size)}. Expected the picture's height and width, in pixels.")
+
+
+def _is_region(label: dict, where: str) -> bool:
+    """Whether a box stands for a crowd, or for what evaluation ignores."""
+    known = _object(label.get("attributes"), where, "attributes")
+    crowd, ignored = known.get("crowd"), known.get("ignored")
+    if crowd is None and ignored is None:
+        return False
+    if not all(flag is None or isinstance(flag, bool) for flag in (crowd, ignored)):
+        raise DataError(f"{where}: crowd and ignored are {shown([crowd, ignored])}. Expected true or false.")
+    return bool(crowd or ignored)
+
+
+def _corners(box: Any, where: str) -> list[float]:
+    numbers: list[Any] = [box.get(key) for key in _CORNERS] if isinstance(box, dict) else []
+    if not numbers or not {*map(type, numbers)} <= {int, float}:
+        raise DataError(f"{where}: box2d is {shown(box)}. Expected x1, y1, x2, y2 in pixels.")
+    try:
+        return [float(number) for number in numbers]
+    except OverflowError:
+        return [float(min(max(number, -1e300), 1e300)) for number in numbers]

@@ -1,0 +1,258 @@
+"""The tree of Pascal VOC (Everingham et al. 2010): an XML of boxes per picture, label maps for some, lists of names.
+
+``JPEGImages/<name>.jpg``, ``Annotations/<name>.xml``, ``SegmentationClass/<name>.png``,
+``ImageSets/{Main,Segmentation}/<split>.txt``. Many other sets keep their boxes in such XML files.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from perception.config import configuration
+from perception.data.boxes import HUGE, BoxTable, labels_and_doubts
+from perception.data.class_names import Names, map_classes, near
+from perception.data.dataset import check_size
+from perception.data.folders import by_stem, existing_file, existing_folder, inside, list_pictures, present
+from perception.data.images import PictureError, read_size
+from perception.data.index_cache import unpack_texts
+from perception.data.label_maps import lookup_table, read_label_map
+from perception.data.strict_json import shown
+from perception.data.text_files import MAX_LIST_BYTES, read_text, rows
+from perception.data.voc_xml import read_objects
+from perception.types import Annotation, Camera, ConfigError, DataError
+
+CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
+    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+"""VOC's names; in its label maps they are ids 1 to 20, after ``background``."""
+
+
+@configuration
+class VocConfig:
+    """root: folder that holds the folders below, relative to the data root.
+
+    split:       name of the lists ``ImageSets/Main/<split>.txt`` (boxes) and ``ImageSets/Segmentation/<split>.txt``
+                 (label maps); where only one of them exists it serves for both. None = all files, without lists
+    detection_task, segmentation_task: names in the recipe; None = not read
+    images, annotations, masks: folders under ``root``
+    classes:     the set's names in the order of their ids from 1: a list, or a text file relative to the data root
+                 with one per line. Default: VOC's 20
+    one_based:   corners are pixel indices from 1, both inclusive, as VOC's: ``xmin - 1`` is the left edge and ``xmax``
+                 the right one. false = corners are edges as they stand
+    difficult:   what objects with this flag become: ignore regions (VOC's evaluation), objects, or background
+    detection_rename, ...: as in `CocoConfig`, from the set's names to the recipe's
+    segmentation_rename, ...: as in `LabelMapsConfig`; the names of label maps are ``background`` and the set's
+    allow_missing: largest fraction of the pictures with labels that may be missing
+    """
+
+    root: str
+    split: str | None = "train"
+    format: Literal["voc"] = "voc"
+    detection_task: str | None = "detection"
+    segmentation_task: str | None = "segmentation"
+    images: str = "JPEGImages"
+    annotations: str = "Annotations"
+    masks: str = "SegmentationClass"
+    classes: str | tuple[str, ...] | None = None
+    one_based: bool = True
+    difficult: Literal["ignore", "object", "background"] = "ignore"
+    detection_rename: dict[str, str] | None = None
+    detection_ignore: Names = ()
+    detection_background: Names = ()
+    detection_labels_only: tuple[str, ...] | None = None
+    segmentation_rename: dict[str, str] | None = None
+    segmentation_ignore: Names = ()
+    segmentation_labels_only: tuple[str, ...] | None = None
+    allow_missing: float = 0.01
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks that it may label."""
+        return tuple(task for task in (self.detection_task, self.segmentation_task) if task is not None)
+
+    def __post_init__(self) -> None:
+        if len(set(self.tasks)) < len(self.tasks):
+            raise ConfigError(f"voc: two kinds of labels go to one of the tasks {', '.join(self.tasks)}.")
+
+
+class VocReader:
+    """Pictures that have an XML or a label map; an XML without objects labels its picture as empty."""
+
+    Config = VocConfig
+
+    def __init__(self, config: VocConfig, root: Path, classes: Mapping[str, tuple[str, ...]]) -> None:
+        self.config = config
+        self.problems: Counter[str] = Counter()
+        self.root = existing_folder(root, config.root, "Pascal VOC")
+        self.names = _class_names(config.classes, root)
+        xmls, masks = self._label_files(classes)
+        self.tasks = tuple(
+            task for task, files in ((config.detection_task, xmls), (config.segmentation_task, masks)) if task and files
+        )
+        stems, self.images = self._pictures(sorted({*xmls, *masks}))
+        self._xmls = [xmls.get(stem) for stem in stems]
+        self._masks = [masks.get(stem) for stem in stems]
+        if xmls:
+            self._sizes, self._boxes = self._read_boxes(classes[config.detection_task or ""])
+        if masks:
+            ids = dict(enumerate(("background", *self.names)))
+            class_map = map_classes(
+                ids.values(), classes[config.segmentation_task or ""], f"{self.root}, keys segmentation_...",
+                config.segmentation_rename, config.segmentation_ignore, labels_only=config.segmentation_labels_only,
+            )  # fmt: skip
+            self._ids, self._table = ids, lookup_table(ids, class_map)
+
+    def annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, Annotation]:
+        """Boxes clipped to the picture and segmentation uint8 [H, W], whichever the picture has."""
+        picture, xml, mask = self.images[index], self._xmls[index], self._masks[index]
+        result: dict[str, Annotation] = {}
+        if xml is not None and self.config.detection_task:
+            check_size(str(xml), self._sizes[index], picture, size)
+            result[self.config.detection_task] = self._boxes.instances(index)
+        if mask is not None and self.config.segmentation_task:
+            label_map = read_label_map(mask, self._table, self._ids)
+            check_size(str(mask), label_map.values.shape, picture, size)
+            result[self.config.segmentation_task] = label_map
+        return result
+
+    def camera(self, index: int) -> Camera | None:
+        return None
+
+    def _label_files(self, classes: Mapping[str, tuple[str, ...]]) -> tuple[dict[str, Path], dict[str, Path]]:
+        """Name -> XML and name -> label map, of the split and of the tasks that the recipe trains."""
+        config = self.config
+        lists = self._lists()
+        result: list[dict[str, Path]] = []
+        for task, folder, suffix, kind, what in (
+            (config.detection_task, config.annotations, ".xml", "Main", "an annotation"),
+            (config.segmentation_task, config.masks, ".png", "Segmentation", "a label map"),
+        ):
+            wanted = task in classes and os.path.isdir(self.root / folder)  # noqa: PTH112 - is_dir raises for odd names
+            files = _files((self.root / folder).resolve(), suffix) if wanted else {}
+            if files and config.split is not None:
+                names = lists.get(kind) or next(iter(lists.values()))
+                if kind not in lists:
+                    self.problems[f"no list ImageSets/{kind}/{config.split}.txt, the other one taken"] += 1
+                files = {name: files[name] for name in names if name in files}
+                if len(files) < len(names):
+                    self.problems[f"listed pictures without {what}"] += len(names) - len(files)
+            result.append(files)
+        if not any(result):
+            raise DataError(
+                f"{self.root} labels nothing that the recipe trains in split {config.split}: no XML in "
+                f"{config.annotations}/ and no PNG in {config.masks}/. Correct root, split or the folders."
+            )
+        return result[0], result[1]
+
+    def _lists(self) -> dict[str, list[str]]:
+        """Kind of list -> its names."""
+        if self.config.split is None:
+            return {}
+        found = {}
+        for kind in ("Main", "Segmentation"):
+            path = self.root / "ImageSets" / kind / f"{self.config.split}.txt"
+            if os.path.isfile(path):  # noqa: PTH113
+                found[kind] = _read_list(path)
+        if not found:
+            raise DataError(
+                f"{self.root}: no list ImageSets/Main/{self.config.split}.txt nor ImageSets/Segmentation/"
+                f"{self.config.split}.txt. Correct the split, or set split: null to take all files."
+            )
+        return found
+
+    def _pictures(self, stems: list[str]) -> tuple[list[str], list[Path]]:
+        """Names and pictures that exist, sorted by path."""
+        folder = existing_folder(self.root, self.config.images, "Pascal VOC pictures")
+        files = by_stem(list_pictures(folder), folder)
+        pairs = sorted((files.get(s) or inside(folder, f"{s}.jpg", str(self.root)), s) for s in stems)
+        found = present([p for p, _ in pairs], folder, str(self.root), self.config.allow_missing, self.problems)
+        kept = [pair for pair, there in zip(pairs, found, strict=True) if there]
+        if self.config.split is None and len(kept) < len(files):
+            self.problems["pictures without labels"] += len(files) - len(kept)
+        return [stem for _, stem in kept], [path for path, _ in kept]
+
+    def _read_boxes(self, recipe: tuple[str, ...]) -> tuple[list[tuple[int, int]], BoxTable]:
+        """(height, width) of the pictures that have an XML, and the boxes."""
+        config = self.config
+        positions = [i for i, xml in enumerate(self._xmls) if xml is not None]
+        files = [xml for xml in self._xmls if xml is not None]
+        stored = read_objects(files)
+        found = unpack_texts(stored["names"], stored["name_offsets"])
+        unknown = sorted(set(found) - set(self.names))
+        if unknown:
+            where = np.flatnonzero(stored["name"] == found.index(unknown[0]))[0]
+            xml, line = files[stored["file"][where]], stored["line"][where]
+            names = ", ".join(shown(name, 30) for name in found[:30])
+            raise DataError(
+                f"{xml}, line {line}: class {shown(unknown[0])} is none of the {len(self.names)} classes."
+                f"{near(unknown[0], self.names)} The files name {names}. Give this reader classes: [...], or correct "
+                "the file."
+            )
+        class_map = map_classes(
+            self.names, recipe, f"{self.root}, keys detection_...", config.detection_rename, config.detection_ignore,
+            config.detection_background, config.detection_labels_only,
+        )  # fmt: skip
+        sizes = [(0, 0)] * len(self.images)
+        for position, size in zip(positions, stored["sizes"].tolist(), strict=True):
+            sizes[position] = tuple(size) if all(size) else _size_of(self.images[position])
+        labels, doubts = labels_and_doubts(found, class_map)
+        name, difficult = stored["name"], stored["difficult"].astype(bool)
+        places = np.array(positions, np.int64)[stored["file"]]
+        if config.difficult == "background":
+            places = np.where(difficult, -1, places)
+        ignore = np.array(doubts, bool)[name] | (difficult & (config.difficult == "ignore"))
+        corners = stored["corners"] - ([1, 1, 0, 0] if config.one_based else 0)
+        labels = np.array(labels, np.int64)[name]
+        return sizes, BoxTable(places, corners, labels, ignore, sizes, class_map, self.problems)
+
+
+def _class_names(given: str | Sequence[str] | None, root: Path) -> tuple[str, ...]:
+    if given is None:
+        return CLASSES
+    where, names = "voc: classes", tuple(given)
+    if isinstance(given, str):
+        path = existing_file(root, given, "class names")
+        where, names = str(path), tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
+    if len(set(names)) < len(names) or not 0 < len(names) < 254 or "background" in names:
+        raise DataError(
+            f"{where}: {len(names)} names, {len(set(names))} different. Expected 1 to 253, each once, without "
+            "'background', which is id 0 of itself."
+        )
+    return names
+
+
+def _files(folder: Path, suffix: str) -> dict[str, Path]:
+    """Path under ``folder`` without its extension -> file."""
+    names = sorted(p for p in folder.glob("**/[!.]*") if p.suffix.lower() == suffix and p.is_file())
+    return by_stem([inside(folder, p.relative_to(folder).as_posix(), str(folder)) for p in names], folder)
+
+
+def _read_list(path: Path) -> list[str]:
+    """The names in a list of ``ImageSets``, each once."""
+    names: dict[str, None] = {}
+    for number, words in rows(read_text(path, MAX_LIST_BYTES)):
+        where = f"{path}, line {number}"
+        if len(words) > 1:
+            raise DataError(
+                f"{where} is {shown(' '.join(words))}. Expected one name, without extension. The lists of one class "
+                "(<class>_<split>.txt) do not serve: take the list of the split."
+            )
+        inside(path.parent.resolve(), words[0], where)
+        names[words[0]] = None
+    if not names:
+        raise DataError(f"{path} is empty. Expected a name per line.")
+    return list(names)
+
+
+def _size_of(picture: Path) -> tuple[int, int]:
+    try:
+        return read_size(picture)
+    except PictureError:  # whoever reads the picture will say so
+        return int(HUGE), int(HUGE)
