@@ -1,17 +1,22 @@
-"""COCO boxes: faults D5 to D14, and pycocotools' reading."""
+"""COCO boxes and masks: faults D5 to D14, and pycocotools' reading."""
 
 import copy
 import json
 import os
+import pickle
 import shutil
+import warnings
 from pathlib import Path
 
 import data_trees
 import numpy as np
 import pytest
-from data_trees import coco_content, coco_tree, open_tree
+from data_trees import CLASSES, coco_content, coco_tree, open_tree
+from trees_coco import coco_masks_tree, compressed, disc, masks_content, rectangle, runs
 
-from perception.types import DataError
+from perception.config import build
+from perception.data import DATASETS, SourceConfig, coco_index
+from perception.types import ConfigError, DataError
 
 REAL = os.environ.get("PERCEPTION_TEST_DATA")
 
@@ -267,6 +272,56 @@ def test_D17_no_boxes_at_all_is_labelled_and_empty_but_no_pictures_is_an_error(t
         reader(tmp_path, {**content, "images": [], "annotations": []})
 
 
+@pytest.mark.parametrize(
+    ("part", "values", "words"),
+    [
+        ("images", {"file_name": "\ud800.jpg"}, "Expected a name"),
+        ("images", {"file_name": "x" * 5000}, "at most 1000 characters"),
+        ("categories", {"name": "\udfff"}, "Expected a name"),
+        ("images", {"id": 2**63}, "Expected an integer of 64 bits"),
+        ("annotations", {"id": -(10**400)}, "Expected an integer of 64 bits"),
+        ("annotations", {"bbox": ["9" * 10**6, 1, 1, 1]}, "annotation 1: bbox is"),
+        ("images", {"height": 10**400}, "Expected the picture's|Mpx"),
+        ("images", {"height": True}, "Expected the picture's"),
+    ],
+)
+def test_what_no_tool_writes_is_an_error_of_few_words(tmp_path, part, values, words):
+    with pytest.raises(DataError, match=words) as caught:
+        reader(tmp_path, changed(part, 0, **values))
+    assert len(str(caught.value).encode()) < 1000
+
+
+def test_values_nested_deeply_are_an_error(tmp_path):
+    for part, key in (("images", "id"), ("images", "height"), ("annotations", "bbox"), ("annotations", "category_id")):
+        content = json.dumps(changed(part, 0, **{key: "HERE"})).replace('"HERE"', "[" * 800 + "]" * 800)
+        with pytest.raises(DataError, match=r"nested|Expected|not among"):
+            reader(tmp_path, content)
+
+
+def test_D4_a_record_of_too_many_pixels(tmp_path):
+    with pytest.raises(DataError, match=r"image 10: height and width make 200 Mpx\. At most 100"):
+        reader(tmp_path, changed("images", 0, height=10_000, width=20_000))
+
+
+def masks(root: Path, content=None, count: int = 3, only=None, **options):
+    """A reader with masks; ``only`` these tasks are trained."""
+    config = build(SourceConfig, {"name": "s", "labels": [{**coco_masks_tree(root, count, content), **options}]})
+    (labels,) = config.labels
+    return DATASETS[labels.format](labels, root, only or CLASSES)
+
+
+def with_masks(*segmentations, **values):
+    """Content of one picture, a vehicle for every mask; ``values`` change the last."""
+    content = masks_content(1)
+    content["annotations"] = [
+        {"id": i + 1, "image_id": 10, "category_id": 3, "bbox": [10, 10, 20, 20], "segmentation": segmentation}
+        for i, segmentation in enumerate(segmentations)
+    ]
+    content["annotations"][-1] |= values
+    content["annotations"][-1] = {k: v for k, v in content["annotations"][-1].items() if v != "absent"}
+    return content
+
+
 @pytest.mark.skipif(REAL is None, reason="PERCEPTION_TEST_DATA is not set")
 @pytest.mark.parametrize(
     ("images", "annotations"),
@@ -304,3 +359,232 @@ def test_real_sets_are_read_as_pycocotools_reads_them(images, annotations, capsy
     for index in range(0, len(source), max(1, len(source) // 20)):
         sample = source.sample(index)
         assert sample.image.shape[:2] == found.sizes[index]
+
+
+ROAD, SKY, CAR, VOID = 0, 1, 2, 255
+
+
+def test_masks_of_all_encodings_become_a_label_map(tmp_path):
+    found = masks(tmp_path)
+    assert found.tasks == ("detection", "segmentation")
+    index = {"vehicle": CAR, "pedestrian": -1, "kite": -1, "(outside of all masks)": ROAD}
+    assert found.segmentation_class_map.index == index
+    for i in range(2):
+        annotations = found.annotations(i, (48, 64))
+        expected = np.full((48, 64), ROAD)
+        expected[10:30, 4:34] = expected[10:30, 40:50] = CAR
+        expected[disc(20 + i, 20, 4) + disc(56, 8, 5) + disc(20, 40, 6) > 0] = VOID
+        label_map = annotations["segmentation"]
+        assert (label_map.values == expected).all()
+        assert (label_map.valid == (expected != VOID)).all()
+        assert label_map.values.dtype == np.uint8
+        assert annotations["detection"].labels.tolist() == [1, 0, 0, 1]
+        assert annotations["detection"].ignore.tolist() == [False, False, True, True]
+    assert (found.annotations(2)["segmentation"].values == ROAD).all()
+
+
+def test_masks_have_classes_of_their_own(tmp_path):
+    options = {"segmentation_rename": {"vehicle": "car", "kite": "sky"}, "segmentation_ignore": ["pedestrian"]}
+    found = masks(tmp_path, **options, outside=None).annotations(0)
+    assert found["segmentation"].values[8, 56] == SKY
+    assert found["segmentation"].values[12, 5] == CAR
+    assert found["segmentation"].values[47, 0] == VOID
+    assert found["detection"].ignore.tolist() == [False, False, True, True]
+    only = masks(tmp_path, **options, segmentation_labels_only=["sky"]).annotations(0)["segmentation"]
+    assert only.values[12, 5] == VOID
+    assert only.values[8, 56] == SKY
+    road = masks(tmp_path, segmentation_labels_only=["road"]).annotations(0)["segmentation"]
+    assert set(np.unique(road.values).tolist()) == {ROAD, VOID}
+    cars = masks(tmp_path, segmentation_labels_only=["car"]).annotations(0)["segmentation"]
+    assert set(np.unique(cars.values).tolist()) == {CAR, VOID}
+
+
+def test_only_what_the_recipe_trains_is_read(tmp_path):
+    boxes = masks(tmp_path, only={"detection": ("vehicle", "pedestrian")}, ignore="rest")
+    assert boxes.tasks == ("detection",)
+    assert set(boxes.annotations(0)) == {"detection"}
+    pixels = masks(tmp_path, only={"segmentation": ("road", "car")})
+    assert pixels.tasks == ("segmentation",)
+    assert set(pixels.annotations(0)) == {"segmentation"}
+
+
+def test_options_of_masks_that_make_no_sense(tmp_path):
+    with pytest.raises(ConfigError, match="without segmentation_task"):
+        masks(tmp_path, segmentation_task=None)
+    with pytest.raises(ConfigError, match="both 'segmentation'"):
+        masks(tmp_path, task="segmentation")
+    with pytest.raises(DataError, match=r"outside names 'rode'.*Did you mean 'road'"):
+        masks(tmp_path, outside="rode")
+    with pytest.raises(DataError, match=r"keys segmentation_\.\.\.: class 'pedestrian' is not in the recipe"):
+        masks(tmp_path, segmentation_ignore=["kite"])
+
+
+def test_D9_a_dropped_mask_is_void_in_its_box_and_counted(tmp_path, caplog):
+    small, large = [rectangle(12, 12, 4, 4)], [rectangle(0, 0, 40, 40)]
+    found = masks(tmp_path, with_masks(small, large, [[1, 2, 3, 4]]), 1)
+    assert found.problems == {"masks dropped: a polygon of fewer than 6 numbers, or of an odd number of them": 1}
+    assert "the first in 000.jpg" in caplog.text
+    expected = np.full((48, 64), ROAD)
+    expected[:40, :40] = CAR
+    expected[10:30, 10:30] = VOID
+    expected[12:16, 12:16] = CAR
+    annotations = found.annotations(0)
+    assert (annotations["segmentation"].values == expected).all()
+    assert len(annotations["detection"].boxes) == 3
+
+
+@pytest.mark.parametrize("mask", [None, "absent", [], [[]], "x", {"size": [9, 9], "counts": "x"}, [[1, 1] * 3]])
+@pytest.mark.parametrize(
+    ("box", "void"),
+    [
+        ([10.5, 9.9, 2, 2.2], (slice(9, 13), slice(10, 13))),
+        ([-5, -5, 10, 10], (slice(0, 5), slice(0, 5))),
+        ([60, 40, 1e9, 1e9], (slice(40, 48), slice(60, 64))),
+        ([60, 40, -5, 3], (slice(0, 0), slice(0, 0))),
+        ([1e9, 1, 5, 5], (slice(0, 0), slice(0, 0))),
+    ],
+)
+def test_D9_void_are_the_pixels_that_the_box_touches(tmp_path, mask, box, void):
+    found = masks(tmp_path, with_masks([rectangle(40, 20, 4, 4)], mask, bbox=box), 1)
+    expected = np.full((48, 64), ROAD)
+    expected[20:24, 40:44], expected[void] = CAR, VOID
+    assert (found.annotations(0)["segmentation"].values == expected).all()
+    assert sum(count for kind, count in found.problems.items() if kind.startswith("masks dropped")) == 1
+
+
+@pytest.mark.parametrize("box", ["[-1e999, 1, 1e999, 5]", "[1, 1, 1e999, 1e999]", f"[0, 0, {10**400}, 9]"])
+def test_D9_a_box_of_no_numbers_with_a_mask_of_none(tmp_path, box):
+    text = json.dumps(with_masks([rectangle(40, 40, 4, 4)], "x", bbox="HERE")).replace('"HERE"', box)
+    config = coco_masks_tree(tmp_path, 1)
+    (tmp_path / "coco/masks.json").write_text(text)
+    found = open_tree(tmp_path, config).readers[0]
+    assert found.annotations(0)["segmentation"].values[2, 2] == VOID
+    assert len(found.annotations(0)["detection"].boxes) == 1
+
+
+@pytest.mark.parametrize("segmentation", [[rectangle(3, 4, 20, 10)], compressed(disc(20, 20, 7)), runs(disc(9, 9, 5))])
+def test_a_box_that_is_absent_is_taken_from_the_mask(tmp_path, segmentation):
+    from pycocotools import mask
+
+    packed = isinstance(segmentation, dict) and isinstance(segmentation["counts"], str)
+    x, y, w, h = np.ravel(mask.toBbox(segmentation if packed else mask.frPyObjects(segmentation, 48, 64)))
+    content = with_masks(segmentation, bbox="absent")
+    for only in (None, {"detection": ("vehicle", "pedestrian")}):
+        found = masks(tmp_path, content, 1, only)
+        assert found.annotations(0)["detection"].boxes.tolist() == [[x, y, x + w, y + h]]
+
+
+@pytest.mark.parametrize("segmentation", [None, [[1, 2, 3]], "x"])
+def test_D9_neither_box_nor_mask(tmp_path, segmentation):
+    with pytest.raises(DataError, match=r"annotation 1: bbox is None.*or a mask to take it from"):
+        masks(tmp_path, with_masks(segmentation, bbox="absent"), 1)
+
+
+def test_a_file_without_any_mask_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"none of its 2 annotations has a mask; of the first: no mask"):
+        masks(tmp_path, with_masks(None, []), 1)
+    nothing = {**with_masks([]), "annotations": []}
+    assert (masks(tmp_path, nothing, 1).annotations(0)["segmentation"].values == ROAD).all()
+
+
+def test_D12_a_crowd_is_an_ignore_region_and_has_its_class_in_the_label_map(tmp_path):
+    content = with_masks([rectangle(1, 1, 9, 9)], runs(disc(30, 30, 5)), iscrowd=1)
+    annotations = masks(tmp_path, content, 1).annotations(0)
+    assert annotations["segmentation"].values[30, 30] == CAR
+    assert annotations["detection"].ignore.tolist() == [False, True]
+
+
+def test_D6_masks_for_a_picture_of_another_size(tmp_path):
+    content = masks_content(3)
+    content["images"][0]["width"] = 65
+    for annotation in content["annotations"][:4]:
+        annotation["segmentation"] = [rectangle(1, 1, 5, 5)]
+    source = open_tree(tmp_path, coco_masks_tree(tmp_path, 3, content))
+    with pytest.raises(DataError, match="65 x 48"):
+        source.sample(0)
+    source.sample(1)
+
+
+def random_masks(count: int, seed: int = 0):
+    """Content with overlapping masks of every encoding, on pictures and of categories in no order."""
+    generator = np.random.default_rng(seed)
+    content = masks_content(count)
+    content["annotations"] = []
+    for i in range(12 * count):
+        x, y, radius = generator.uniform((2, 2, 2), (62, 46, 20)).tolist()
+        angles = np.sort(generator.uniform(0, 6.28, 9))
+        polygon = np.stack([x + radius * np.cos(angles), y + radius * np.sin(angles)], 1).round(2).ravel().tolist()
+        mask = disc(x, y, radius)
+        segmentation = [[polygon, rectangle(x, y, 9, 3)], compressed(mask), runs(mask)][i % 3]
+        crowd = int(i % 3 == 2 and i % 2)
+        content["annotations"].append(
+            {"id": i, "image_id": 10 + int(generator.integers(count)), "category_id": (3, 7, 9)[i % 5 % 3],
+             "bbox": [x - radius, y - radius, 2 * radius, 2 * radius], "iscrowd": crowd, "segmentation": segmentation}
+        )  # fmt: skip
+    return content
+
+
+CLASSES_OF_MASKS = {"segmentation": ("vehicle", "pedestrian", "kite", "ground")}
+
+
+def test_label_maps_are_pycocotools_masks_the_small_ones_on_top(tmp_path, capsys):
+    from pycocotools.coco import COCO
+
+    options = {"segmentation_rename": None, "segmentation_ignore": (), "outside": "ground"}
+    found = masks(tmp_path, random_masks(6), 6, CLASSES_OF_MASKS, **options)
+    coco = COCO(tmp_path / "coco/masks.json")
+    capsys.readouterr()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of pycocotools' own
+        for index in range(6):
+            drawn = [(coco.annToMask(a), a["category_id"]) for a in coco.loadAnns(coco.getAnnIds(imgIds=10 + index))]
+            expected = np.full((48, 64), 3)
+            for mask, category in sorted((m for m in drawn if m[0].any()), key=lambda m: -int(m[0].sum())):
+                expected[mask > 0] = {3: 0, 7: 1, 9: 2}[category]
+            assert (found.annotations(index)["segmentation"].values == expected).all()
+
+
+@pytest.fixture
+def cached_content(tmp_path, monkeypatch):
+    """Content large enough to be cached, and how often it was parsed."""
+    monkeypatch.setenv("PERCEPTION_CACHE", str(tmp_path / "cache"))
+    parsed = []
+    read = coco_index.read_json
+    monkeypatch.setattr(coco_index, "read_json", lambda path: parsed.append(path) or read(path))
+    return {**random_masks(6), "info": "x" * 1_000_000}, parsed
+
+
+def test_a_file_is_parsed_once(tmp_path, cached_content):
+    content, parsed = cached_content
+    options = {"segmentation_rename": None, "segmentation_ignore": (), "outside": "ground"}
+    classes = {"detection": ("vehicle", "pedestrian"), **CLASSES_OF_MASKS}
+    first, second = (masks(tmp_path, content, 6, classes, **options) for _ in range(2))
+    assert len(parsed) == 1
+    boxes = masks(tmp_path, content, 6, {"detection": ("vehicle", "pedestrian")}, **options)
+    assert len(parsed) == 2  # of boxes without masks there is another, smaller index
+    other = masks(tmp_path, content, 6, {"detection": ("vehicle",)}, background="rest", ignore=(), **options)
+    assert len(parsed) == 2
+    assert set(other.class_map.index.values()) == {0, -2}
+    sent = pickle.loads(pickle.dumps(second))
+    assert first.problems == second.problems == sent.problems
+    for index in range(6):
+        expected = first.annotations(index)
+        assert np.array_equal(boxes.annotations(index)["detection"].boxes, expected["detection"].boxes)
+        for found in (second.annotations(index), sent.annotations(index)):
+            assert np.array_equal(found["segmentation"].values, expected["segmentation"].values)
+            assert np.array_equal(found["detection"].boxes, expected["detection"].boxes)
+            assert np.array_equal(found["detection"].labels, expected["detection"].labels)
+
+
+def test_faults_are_the_same_with_and_without_the_cache(tmp_path, cached_content, monkeypatch):
+    content, parsed = cached_content
+    content["annotations"][5]["image_id"] = 99
+    messages = set()
+    for folder in (str(tmp_path / "cache"), str(tmp_path / "cache"), ""):
+        monkeypatch.setenv("PERCEPTION_CACHE", folder)
+        with pytest.raises(DataError, match=r"annotation 5: image_id 99 is not among the 6 images") as caught:
+            masks(tmp_path, content, 6)
+        messages.add(str(caught.value))
+    assert len(messages) == 1
+    assert len(parsed) == 3
+    assert not (tmp_path / "cache").exists()

@@ -1,23 +1,29 @@
-"""Boxes in COCO's JSON (https://cocodataset.org/#format-data). Only boxes are read; masks are left alone."""
+"""Boxes and masks in COCO's JSON of instances (https://cocodataset.org/#format-data)."""
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
-from collections.abc import Mapping
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from perception.config import configuration
-from perception.data.boxes import BoxTable, labels_and_doubts
-from perception.data.class_names import Names, map_classes
+from perception.data.boxes import BoxTable
+from perception.data.class_names import BACKGROUND, ClassMap, Names, map_classes, near
+from perception.data.coco_index import Arrays, category_names, existing_pictures, read_instances
 from perception.data.dataset import check_size
-from perception.data.folders import existing_file, existing_folder, inside, present
-from perception.data.strict_json import read_json
-from perception.types import Camera, DataError, Instances
+from perception.data.folders import existing_file, existing_folder
+from perception.data.masks import FAULTS, MaskTable
+from perception.types import IGNORE_INDEX, Annotation, Camera, ConfigError, DataError, DenseMap
+
+logger = logging.getLogger(__name__)
+
+OUTSIDE = "(outside of all masks)"
+"""The pixels without a mask, as a class of the source."""
 
 
 @configuration
@@ -29,6 +35,11 @@ class CocoConfig:
     background:  categories whose boxes are dropped: the recipe does not care for such things
     labels_only: classes of the recipe that this source labels; default: those that its categories map to
     allow_missing: largest fraction of the listed pictures that may be missing
+
+    segmentation_task: task that gets the masks as a label map, small ones on top; None = masks are left alone
+    outside:           class of the pixels without a mask; None = void
+    segmentation_rename, segmentation_ignore, segmentation_labels_only: the same for the masks; the keys above are for
+                       the boxes alone. ``segmentation_ignore: rest`` makes void what the label map's classes lack
     """
 
     images: str
@@ -40,139 +51,133 @@ class CocoConfig:
     background: Names = ()
     labels_only: tuple[str, ...] | None = None
     allow_missing: float = 0.01
+    segmentation_task: str | None = None
+    outside: str | None = None
+    segmentation_rename: dict[str, str] | None = None
+    segmentation_ignore: Names = ()
+    segmentation_labels_only: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        given = self.outside, self.segmentation_rename, self.segmentation_ignore, self.segmentation_labels_only
+        if self.segmentation_task is None and any(given):
+            raise ConfigError("coco: outside and segmentation_* are given without segmentation_task. Name the task.")
+        if self.segmentation_task == self.task:
+            raise ConfigError(f"coco: task and segmentation_task are both '{self.task}'. Name two tasks.")
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """Names of the tasks that it may label."""
-        return (self.task,)
+        return (self.task,) if self.segmentation_task is None else (self.task, self.segmentation_task)
 
 
 class CocoReader:
     """Every picture of the JSON is labelled; one without annotations is labelled as empty.
 
-    Attributes beside the protocol's: ``categories`` (JSON id -> name) and ``class_map`` (name -> the recipe's class).
+    Attributes beside the protocol's: ``categories`` (JSON id -> name) and ``class_map``, ``segmentation_class_map``
+    (name -> the recipe's class; None where the recipe does not train the task).
     """
 
     Config = CocoConfig
 
     def __init__(self, config: CocoConfig, root: Path, classes: Mapping[str, tuple[str, ...]]) -> None:
         self.config = config
-        self.tasks = config.tasks
+        self.tasks = tuple(task for task in config.tasks if task in classes)
         self.problems: Counter[str] = Counter()
         self.path = existing_file(root, config.annotations, "COCO annotations")
         folder = existing_folder(root, config.images, "pictures")
-        content = _checked(read_json(self.path), self.path)
-        self.categories = {c["id"]: _text(c, "name", self.path, "categories") for c in content["categories"]}
-        if len(set(self.categories.values())) < len(self.categories):
-            raise DataError(
-                f"{self.path}: a category name is given twice in {sorted(self.categories.values())}. Rename one."
-            )
-        self.class_map = map_classes(
-            self.categories.values(), classes[config.task], str(self.path), config.rename, config.ignore,
-            config.background, config.labels_only,
-        )  # fmt: skip
-        records = self._records(content["images"], folder)
+        index = read_instances(self.path, config.segmentation_task in classes)
+        self.categories = category_names(index)
+        self.class_map = self.segmentation_class_map = None
+        if config.task in classes:
+            self.class_map = map_classes(
+                self.categories.values(), classes[config.task], str(self.path), config.rename, config.ignore,
+                config.background, config.labels_only,
+            )  # fmt: skip
+        if config.segmentation_task is not None and config.segmentation_task in classes:
+            self.segmentation_class_map = self._map_of_pixels(classes[config.segmentation_task])
+        rows = range(len(index["image_ids"]))
+        records = existing_pictures(index, rows, folder, self.path, config.allow_missing, self.problems)
         self.images = [path for path, _, _ in records]
         self.sizes = [size for _, size, _ in records]
-        positions = {id: i for i, (_, _, id) in enumerate(records)}
-        self._boxes_of = self._boxes(content["annotations"], positions, {image["id"] for image in content["images"]})
+        self._rows = np.array([row for _, _, row in records], np.int64)
+        positions = np.full(len(rows), -1)
+        positions[self._rows] = np.arange(len(self._rows))
+        places = positions[index["image_of"]]
+        names = list(self.categories.values())
+        if self.class_map is not None:
+            self._boxes = box_table(index, places, names, self.class_map, self.sizes, self.problems)
+        if self.segmentation_class_map is not None:
+            self._masks = self._mask_table(index, places, names, self.segmentation_class_map)
 
-    def annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, Instances]:
-        """Boxes clipped to the picture. Raises DataError where the JSON's size is not the picture's."""
+    def annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, Annotation]:
+        """Boxes clipped to the picture, label map uint8 [H, W]. Raises DataError where the JSON has another size."""
         check_size(f"{self.path}: the record of {self.images[index].name}", self.sizes[index], self.images[index], size)
-        return {self.config.task: self._boxes_of.instances(index)}
+        result: dict[str, Annotation] = {}
+        if self.class_map is not None:
+            result[self.config.task] = self._boxes.instances(index)
+        if self.segmentation_class_map is not None and self.config.segmentation_task is not None:
+            outside = IGNORE_INDEX if self.config.outside is None else map_value(self.segmentation_class_map, OUTSIDE)
+            values = self._masks.label_map(int(self._rows[index]), self.sizes[index], outside)
+            result[self.config.segmentation_task] = DenseMap(values, values != IGNORE_INDEX)
+        return result
 
     def camera(self, index: int) -> Camera | None:
         return None
 
-    def _records(self, images: list[dict], folder: Path) -> list[tuple[Path, tuple[int, int], int]]:
-        """(path, (height, width), id) of the pictures that exist, sorted by path."""
-        records = []
-        for image in images:
-            where = f"{self.path}, image {image['id']}"
-            size = image.get("height"), image.get("width")
-            if not all(isinstance(side, int) and side > 0 for side in size):
-                raise DataError(f"{where}: height and width are {size}. Expected the picture's, in pixels.")
-            records.append((inside(folder, image.get("file_name", ""), where), size, image["id"]))
-        records.sort()
-        for (path, _, first), (other, _, second) in pairwise(records):
-            if path == other:
+    def _map_of_pixels(self, classes: Sequence[str]) -> ClassMap:
+        config, names = self.config, list(self.categories.values())
+        rename = dict(config.segmentation_rename or {})
+        if config.outside is not None:
+            if config.outside not in classes:
+                known = near(config.outside, classes)
                 raise DataError(
-                    f"{self.path}: images {first} and {second} are the same file {path.name}. Keep one record."
+                    f"{self.path}: outside names '{config.outside}', which is no class of the recipe.{known}"
                 )
-        found = present([r[0] for r in records], folder, str(self.path), self.config.allow_missing, self.problems)
-        return [record for record, there in zip(records, found, strict=True) if there]
+            names, rename = [*names, OUTSIDE], {**rename, OUTSIDE: config.outside}
+        return map_classes(
+            names, classes, f"{self.path}, keys segmentation_...", rename, config.segmentation_ignore,
+            labels_only=config.segmentation_labels_only,
+        )  # fmt: skip
 
-    def _boxes(self, annotations: list[dict], positions: dict[int, int], known: set[int]) -> BoxTable:
-        places, names, crowds, boxes = [], [], [], []
-        for annotation in annotations:
-            image, category = annotation.get("image_id"), annotation.get("category_id")
-            known_category = type(category) is int and category in self.categories
-            if type(image) is not int or image not in known or not known_category:
-                raise self._unknown(annotation, known)
-            places.append(positions.get(image, -1))
-            names.append(self.categories[category])
-            crowds.append(bool(annotation.get("iscrowd")))
-            boxes.append(annotation.get("bbox"))
-        labels, doubts = labels_and_doubts(names, self.class_map)
-        corners = _numbers(boxes, annotations, self.path)
+    def _mask_table(self, index: Arrays, places: NDArray, names: list[str], class_map: ClassMap) -> MaskTable:
+        """Masks with their values in the label map. Faulty ones, whose box it is, are void, counted and named."""
+        faults = index["mask_faults"]
+        if len(faults) and faults.all():
+            raise DataError(
+                f"{self.path}: none of its {len(faults)} annotations has a mask; of the first: {FAULTS[faults[0]]}. "
+                "Take the file with segmentations, or remove segmentation_task."
+            )
+        for fault in np.unique(faults[places >= 0]).tolist():
+            if fault:
+                which = np.flatnonzero((faults == fault) & (places >= 0))
+                self.problems[f"masks dropped: {FAULTS[fault]}"] += len(which)
+                logger.warning(
+                    "%s: the masks of %d annotations are dropped and their boxes void, the first in %s: %s",
+                    self.path, len(which), self.images[places[which[0]]].name, FAULTS[fault],
+                )  # fmt: skip
+        values = np.array([map_value(class_map, name) for name in names], np.uint8)[index["category_of"]]
+        values[faults > 0] = IGNORE_INDEX
+        return MaskTable(index["masks"], index["mask_offsets"], index["mask_starts"], values[index["mask_rows"]])
+
+
+def box_table(
+    index: Arrays, places: NDArray, names: Sequence[str], class_map: ClassMap, sizes: Sequence[tuple[int, int]],
+    problems: Counter[str],
+) -> BoxTable:  # fmt: skip
+    """The boxes of an index; ``places`` [M] tells the picture of each, ``names`` [C] the category's.
+
+    Crowds, and categories that are not labelled, become ignore regions; categories that are not in ``class_map`` go.
+    """
+    label_of = np.array([class_map.index.get(name, BACKGROUND) for name in names])
+    doubtful = np.array([name in class_map.index and not class_map.labels(name) for name in names])
+    corners = index["boxes"].copy()
+    with np.errstate(all="ignore"):  # infinite numbers
         corners[:, 2:] += corners[:, :2]
-        ignore = np.array(doubts, bool) | np.array(crowds, bool)
-        return BoxTable(places, corners, labels, ignore, self.sizes, self.class_map, self.problems)
-
-    def _unknown(self, annotation: dict, known: set[int]) -> DataError:
-        where = f"{self.path}, annotation {annotation.get('id')}"
-        image, category = annotation.get("image_id"), annotation.get("category_id")
-        if type(image) is not int or image not in known:
-            return DataError(f"{where}: image_id {image!r} is not among the {len(known)} images. Correct or remove it.")
-        return DataError(f"{where}: category_id {category!r} is not among {sorted(self.categories)[:20]}. Correct it.")
+    category_of = index["category_of"]
+    ignore = doubtful[category_of] | index["crowds"]
+    return BoxTable(places, corners, label_of[category_of], ignore, sizes, class_map, problems)
 
 
-def _numbers(boxes: list[Any], annotations: list[dict], path: Path) -> NDArray[np.float64]:
-    """[M, 4] x, y, width, height. Infinite ones are numbers too (1e999); the caller skips them."""
-    try:
-        table = np.array(boxes)
-    except (ValueError, OverflowError):  # of unequal length
-        table = np.empty(0, object)
-    if boxes and (table.dtype.kind not in "fi" or table.shape != (len(boxes), 4)):
-        for annotation, box in zip(annotations, boxes, strict=True):
-            if not isinstance(box, list) or len(box) != 4 or not all(type(value) in (int, float) for value in box):
-                where = f"{path}, annotation {annotation.get('id')}"
-                raise DataError(f"{where}: bbox is {str(box)[:60]}. Expected [x, y, width, height] in pixels.")
-        table = np.array(
-            [[min(max(value, -1e300), 1e300) for value in box] for box in boxes]
-        )  # integers beyond 64 bits
-    return table.astype(np.float64).reshape(-1, 4)
-
-
-def _checked(content: Any, path: Path) -> dict[str, list[dict]]:
-    """Content whose three lists hold objects with unique integer ids."""
-    if not isinstance(content, dict):
-        raise DataError(
-            f"{path} holds a {type(content).__name__}. Expected COCO's object with images, annotations, categories."
-        )
-    for part in ("images", "annotations", "categories"):
-        records = content.get(part)
-        if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-            raise DataError(f"{path}: '{part}' is missing or no list of objects. Expected COCO's format (instances).")
-        seen: set[int] = set()
-        for position, record in enumerate(records):
-            id = record.get("id", -1 - position if part == "annotations" else None)
-            if type(id) is not int:
-                raise DataError(f"{path}: {part}[{position}] has id {id!r}. Expected an integer.")
-            if id in seen:
-                raise DataError(
-                    f"{path}: id {id} is given twice in {part} (again at position {position}). Renumber them."
-                )
-            seen.add(id)
-    if not content["images"] or not content["categories"]:
-        raise DataError(
-            f"{path} lists {len(content['images'])} images and {len(content['categories'])} categories. Expected some."
-        )
-    return content
-
-
-def _text(record: dict, key: str, path: Path, part: str) -> str:
-    if not isinstance(record.get(key), str) or not record[key]:
-        raise DataError(f"{path}: {part} {record['id']} has {key} {record.get(key)!r}. Expected a name.")
-    return record[key]
+def map_value(class_map: ClassMap, name: str) -> int:
+    """The value of a source's class in a label map."""
+    return class_map.index[name] if class_map.labels(name) else IGNORE_INDEX

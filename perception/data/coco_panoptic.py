@@ -1,0 +1,194 @@
+"""COCO's panoptic format: a JSON of segments and a PNG per picture whose colours are the segments' ids.
+
+Things become boxes, all segments together a label map (https://cocodataset.org/#format-data, panoptic segmentation).
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perception.config import configuration
+from perception.data.class_names import Names, map_classes
+from perception.data.coco import box_table, map_value
+from perception.data.coco_index import Arrays, category_names, existing_pictures, read_panoptic
+from perception.data.dataset import check_size
+from perception.data.folders import existing_file, existing_folder, inside
+from perception.data.images import PictureError, read_image
+from perception.data.index_cache import unpack_texts
+from perception.types import IGNORE_INDEX, Annotation, Camera, ConfigError, DataError, DenseMap
+
+
+@configuration
+class CocoPanopticConfig:
+    """images, annotations: folder of pictures and panoptic JSON, relative to the data root.
+
+    masks:          folder of the PNGs; default: the JSON's path without ``.json``, as COCO has it
+    detection_task, segmentation_task: names in the recipe; None = not read. Those that the recipe lacks are not read
+    detection_...:    the things' names to those of the recipe, as in `CocoConfig`
+    segmentation_...: the things' and stuff's names to those of the recipe, as in `LabelMapsConfig`
+    allow_missing:  largest fraction of the listed pictures that may be missing
+    """
+
+    images: str
+    annotations: str
+    format: Literal["coco_panoptic"] = "coco_panoptic"
+    masks: str | None = None
+    detection_task: str | None = "detection"
+    detection_rename: dict[str, str] | None = None
+    detection_ignore: Names = ()
+    detection_background: Names = ()
+    detection_labels_only: tuple[str, ...] | None = None
+    segmentation_task: str | None = "segmentation"
+    segmentation_rename: dict[str, str] | None = None
+    segmentation_ignore: Names = ()
+    segmentation_labels_only: tuple[str, ...] | None = None
+    allow_missing: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.segmentation_task == self.detection_task:
+            raise ConfigError(f"coco_panoptic: both tasks are called '{self.detection_task}'. Name one or two tasks.")
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks that it may label."""
+        return tuple(task for task in (self.detection_task, self.segmentation_task) if task is not None)
+
+
+class CocoPanopticReader:
+    """Pictures that have an annotation. A PNG is read only where the recipe trains the segmentation.
+
+    Attributes beside the protocol's: ``categories`` (JSON id -> name) and ``class_map``, ``segmentation_class_map``
+    (name -> the recipe's class; None where the recipe does not train the task).
+    """
+
+    Config = CocoPanopticConfig
+
+    def __init__(self, config: CocoPanopticConfig, root: Path, classes: Mapping[str, tuple[str, ...]]) -> None:
+        self.config = config
+        self.tasks = tuple(task for task in config.tasks if task in classes)
+        self.problems: Counter[str] = Counter()
+        self.path = existing_file(root, config.annotations, "COCO panoptic annotations")
+        folder = existing_folder(root, config.images, "pictures")
+        index = read_panoptic(self.path)
+        self.categories = category_names(index)
+        names = list(self.categories.values())
+        things = [name for name, thing in zip(names, index["category_things"].tolist(), strict=True) if thing]
+        self.class_map = self.segmentation_class_map = None
+        if config.detection_task is not None and config.detection_task in classes:
+            self.class_map = map_classes(
+                things, classes[config.detection_task], f"{self.path}, keys detection_...", config.detection_rename,
+                config.detection_ignore, config.detection_background, config.detection_labels_only,
+            )  # fmt: skip
+        if config.segmentation_task is not None and config.segmentation_task in classes:
+            self.segmentation_class_map = map_classes(
+                names, classes[config.segmentation_task], f"{self.path}, keys segmentation_...",
+                config.segmentation_rename, config.segmentation_ignore, labels_only=config.segmentation_labels_only,
+            )  # fmt: skip
+        annotation_of = dict(zip(index["map_images"].tolist(), range(len(index["map_images"])), strict=True))
+        rows = sorted(annotation_of)
+        records = existing_pictures(index, rows, folder, self.path, config.allow_missing, self.problems)
+        if len(index["image_ids"]) > len(rows):
+            self.problems["pictures without an annotation"] += len(index["image_ids"]) - len(rows)
+        self.images = [path for path, _, _ in records]
+        self.sizes = [size for _, size, _ in records]
+        self._annotations = np.array([annotation_of[row] for _, _, row in records], np.int64)
+        if self.class_map is not None:
+            places = np.full(len(annotation_of), -1)
+            places[self._annotations] = np.arange(len(records))
+            places = np.repeat(places, np.diff(index["segment_starts"]))
+            self._boxes = box_table(index, places, names, self.class_map, self.sizes, self.problems)
+        if self.segmentation_class_map is not None:
+            class_map = self.segmentation_class_map
+            self._maps = self._map_paths(index, root)
+            values = np.array([map_value(class_map, name) for name in names], np.uint8)
+            self._values = values[index["category_of"]]
+            self._starts, self._ids = index["segment_starts"], index["segment_ids"].astype(np.int32)
+
+    def annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, Annotation]:
+        """Boxes clipped to the picture, label map uint8 [H, W].
+
+        Raises DataError where the sizes of picture, JSON and PNG differ, and where PNG and JSON name other segments.
+        """
+        picture = self.images[index]
+        check_size(f"{self.path}: the record of {picture.name}", self.sizes[index], picture, size)
+        result: dict[str, Annotation] = {}
+        if self.class_map is not None and self.config.detection_task is not None:
+            result[self.config.detection_task] = self._boxes.instances(index)
+        if self.segmentation_class_map is not None and self.config.segmentation_task is not None:
+            path = self._maps[index]
+            ids = read_ids(path)
+            check_size(str(path), ids.shape, picture, self.sizes[index])
+            values = self._label_map(ids, index, path)
+            result[self.config.segmentation_task] = DenseMap(values, values != IGNORE_INDEX)
+        return result
+
+    def camera(self, index: int) -> Camera | None:
+        return None
+
+    def _map_paths(self, index: Arrays, root: Path) -> list[Path]:
+        """The PNG of every picture. Raises DataError where one is missing."""
+        config = self.config
+        folder = existing_folder(root, config.masks or config.annotations.removesuffix(".json"), "panoptic PNGs")
+        names = unpack_texts(index["map_names"], index["map_name_offsets"])
+        paths = [
+            inside(folder, names[annotation], f"{self.path}, annotation of {picture.name}")
+            for annotation, picture in zip(self._annotations.tolist(), self.images, strict=True)
+        ]
+        missing = [path for path in paths if not os.path.isfile(path)]  # noqa: PTH113 - raises where a name is too long
+        if missing:
+            raise DataError(
+                f"{self.path}: {len(missing)} of {len(paths)} PNGs are not under {folder}, the first is "
+                f"{missing[0].name}. Fetch them, or correct masks."
+            )
+        return paths
+
+    def _label_map(self, ids: NDArray[np.int32], index: int, path: Path) -> NDArray[np.uint8]:
+        """uint8 [H, W], the recipe's class of every pixel's segment."""
+        segments = slice(*self._starts[self._annotations[index] :][:2].tolist())
+        known = self._ids[segments]
+        number_of = np.zeros(1 << 24, np.uint16)  # of pages that are never touched, but for a few
+        number_of[known] = np.arange(1, len(known) + 1)
+        numbers = number_of[ids]
+        counts = np.bincount(numbers.ravel(), minlength=len(known) + 1)
+        if counts[0] != np.count_nonzero(ids == 0):
+            unknown, pixels = np.unique(ids[(numbers == 0) & (ids != 0)], return_counts=True)
+            found = ", ".join(f"{id}: {n}" for id, n in zip(unknown[:20].tolist(), pixels[:20].tolist(), strict=True))
+            raise DataError(
+                f"{path} holds {len(unknown)} segments that {self.path.name} does not list for it: {{id: pixels}} "
+                f"{{{found}}}. Expected {', '.join(map(str, known[:20].tolist()))} or 0 (void). Fetch both again."
+            )
+        if not counts[1:].all():
+            raise DataError(
+                f"{path} has no pixel of the segments {known[counts[1:] == 0][:20].tolist()} that {self.path.name} "
+                "lists for it. Fetch both again, or remove these segments."
+            )
+        values = np.concatenate([np.array([IGNORE_INDEX], np.uint8), self._values[segments]])
+        return values[numbers]
+
+
+def read_ids(path: Path) -> NDArray[np.int32]:
+    """int32 [H, W], R + 256 G + 65536 B of a panoptic PNG. Raises DataError where it is missing, damaged or other."""
+    try:
+        with path.open("rb") as file:
+            header = file.read(26)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}. Restore the file.") from error
+    if header[:8] != b"\x89PNG\r\n\x1a\n" or header[24:26] != b"\x08\x02":
+        raise DataError(
+            f"{path} is no PNG of 8-bit RGB. Expected COCO's panoptic map, whose colours are ids: convert it to that."
+        )
+    try:
+        colours = read_image(path)
+    except PictureError as error:  # a damaged picture may be passed over, damaged labels may not
+        raise DataError(str(error)) from error
+    ids = colours[..., 2].astype(np.int32)
+    for channel in (1, 0):
+        ids = (ids << 8) | colours[..., channel]
+    return ids

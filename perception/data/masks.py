@@ -1,0 +1,215 @@
+"""COCO's masks: polygons, and run lengths (RLE) compressed or not, to a label map's pixels.
+
+pycocotools draws the polygons. It crashes on, or takes all memory for, numbers that are none, reads beyond strings that
+are no run lengths, and writes beyond its memory where it compresses long runs: everything is checked before it is
+called, and run lengths do not go through it. A checked mask is kept as COCO's compressed RLE.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perception.data.boxes import HUGE
+from perception.data.index_cache import Bytes
+from perception.types import DataError
+
+MAX_OUTLINE = 1_000_000
+"""Pixels and corners along the outline of one mask, or runs in it: pycocotools takes about 100 bytes for each."""
+
+MAX_DRAWN = 3 * (1 << 24)
+"""Pixels of a picture in which polygons are drawn. pycocotools keeps 6 bytes for a run and none for the end, which is
+too little for four runs of 2**24 pixels (for three, allocators round up enough)."""
+
+FAULTS = (
+    "",
+    "no mask",
+    "neither polygons nor run lengths",
+    "a polygon of fewer than 6 numbers, or of an odd number of them",
+    "a polygon of what are no pixels",
+    "an outline that is endless",
+    "run lengths for a picture of another size",
+    "damaged run lengths",
+    "run lengths that do not sum up to the picture",
+    "no pixel",
+    "polygons in a picture of more than 50 Mpx",
+)
+"""What is wrong with a mask; 0 = nothing. An index may keep the numbers: only append."""
+
+_ABSENT, _KIND, _CORNERS, _NUMBERS, _ENDLESS, _SIZE, _RUNS, _SUM, _EMPTY, _LARGE = range(1, len(FAULTS))
+
+
+def encode(segmentation: Any, height: int, width: int) -> tuple[bytes, int, int]:
+    """(compressed RLE, its pixels, 0) of an annotation's ``segmentation``; (b"", 0, number in `FAULTS`) where faulty.
+
+    Whatever it holds, nothing is raised, and time and memory are in proportion to it and to the picture.
+    """
+    if segmentation is None or segmentation == []:
+        return b"", 0, _ABSENT
+    if isinstance(segmentation, list):
+        text, pixels, fault = _from_polygons(segmentation, height, width)
+    elif isinstance(segmentation, dict):
+        text, pixels, fault = _from_runs(segmentation, height, width)
+    else:
+        return b"", 0, _KIND
+    return (text, pixels, 0) if pixels else (b"", 0, fault or _EMPTY)
+
+
+def encode_box(x1: int, y1: int, x2: int, y2: int, height: int, width: int) -> bytes:
+    """Compressed RLE of a rectangle of whole pixels inside a picture; of whole columns where it is 100000 wide."""
+    if x2 - x1 > HUGE:
+        x1, x2, y1, y2, height, width = 0, 1, x1 * height, x2 * height, height * width, 1
+    inside, between = y2 - y1, height - (y2 - y1)
+    runs = [x1 * height + y1, *[inside, between] * (x2 - x1)]
+    runs[-1] = height * width - sum(runs[:-1])
+    return compress(np.array(runs, np.int64))
+
+
+def bounds(text: bytes, height: int) -> tuple[int, int, int, int]:
+    """x, y, width, height of a checked mask's pixels."""
+    ends = np.cumsum(run_lengths(text))
+    starts, stops = ends[: len(ends) // 2 * 2 : 2], ends[1::2]
+    starts, lasts = starts[stops > starts], stops[stops > starts] - 1
+    left, right = int(starts.min()) // height, int(lasts.max()) // height
+    if (starts // height < lasts // height).any():  # a run that goes on in the next column
+        return left, 0, right - left + 1, height
+    top, bottom = int((starts % height).min()), int((lasts % height).max())
+    return left, top, right - left + 1, bottom - top + 1
+
+
+class MaskTable:
+    """Masks of pictures 0 to N - 1, with a value for each; they are drawn when asked for, the last on top.
+
+    blob, offsets: compressed RLE of all masks in a row, [M + 1] where each begins; one of no bytes is not drawn
+    starts:        [N + 1], the first mask of each picture
+    values:        uint8 [M]
+    """
+
+    def __init__(self, blob: NDArray[np.uint8], offsets: NDArray, starts: NDArray, values: NDArray[np.uint8]) -> None:
+        self._bytes, self._offsets, self._starts, self._values = Bytes(blob), offsets, starts, values
+
+    def label_map(self, picture: int, size: tuple[int, int], fill: int) -> NDArray[np.uint8]:
+        """uint8 [H, W] of one picture of ``size`` (height, width): ``fill`` where it has no mask."""
+        first, last = (int(row) for row in self._starts[picture : picture + 2])
+        edges = (self._offsets[first : last + 1] - self._offsets[first]).tolist()
+        data = self._bytes.read(int(self._offsets[first]), int(self._offsets[last]))
+        texts = [data[a:b] for a, b in pairwise(edges)]
+        masks = [(text, value) for text, value in zip(texts, self._values[first:last].tolist(), strict=True) if text]
+        return draw(masks, *size, fill)
+
+
+def draw(masks: Iterable[tuple[bytes, int]], height: int, width: int, fill: int) -> NDArray[np.uint8]:
+    """uint8 [H, W]: (checked mask, value) one upon the other over ``fill``, the last on top."""
+    canvas = np.full(height * width, fill, np.uint8)  # column by column, like the runs
+    for text, value in masks:
+        runs = run_lengths(text)
+        runs = runs[: len(runs) // 2 * 2]  # up to the last pixel of the mask
+        inside = np.repeat(np.arange(1, len(runs)) % 2 == 1, runs[1:])
+        start = int(runs[0])
+        np.copyto(canvas[start : start + len(inside)], value, where=inside)
+    return np.ascontiguousarray(canvas.reshape(width, height).T)
+
+
+def run_lengths(text: bytes) -> NDArray[np.int64]:
+    """Lengths of the runs of a compressed RLE in turn outside, inside, outside ..., column by column.
+
+    Numbers are little-endian groups of 5 bits in the characters 48 to 111, the 6th bit set where another group follows,
+    and from the fourth on they are differences to the last but one. Raises DataError where the text is none.
+    """
+    codes = np.frombuffer(text, np.uint8).astype(np.int64) - 48
+    ends = np.flatnonzero((codes & 32) == 0) + 1
+    if len(ends) == 0 or ends[-1] != len(codes) or codes.min() < 0 or codes.max() > 63:
+        raise DataError("A mask's run lengths are damaged. Export them again.")
+    sizes = np.diff(ends, prepend=0)
+    if sizes.max() > 7:  # beyond 32 bits
+        raise DataError("A mask's run lengths are damaged. Export them again.")
+    starts = ends - sizes
+    places = np.arange(len(codes)) - np.repeat(starts, sizes)
+    numbers = np.add.reduceat((codes & 31) << (5 * places), starts)
+    numbers -= ((codes[ends - 1] & 16) != 0) * (1 << (5 * sizes))
+    numbers[1::2] = np.cumsum(numbers[1::2])
+    numbers[2::2] = np.cumsum(numbers[2::2])
+    return numbers
+
+
+def compress(runs: NDArray[np.int64]) -> bytes:
+    """Compressed RLE of run lengths [N], each under 2**31; the inverse of `run_lengths`."""
+    numbers = runs.copy()
+    numbers[3:] -= runs[1:-2]
+    limits = 1 << (5 * np.arange(1, 7) - 1)  # what fits in 1 to 6 groups, with its sign
+    sizes = 1 + ((numbers[:, None] >= limits) | (numbers[:, None] < -limits)).sum(1)
+    places = np.arange(7)
+    groups = (numbers[:, None] >> (5 * places)) & 31 | np.where(places < sizes[:, None] - 1, 32, 0)
+    return (groups + 48)[places < sizes[:, None]].astype(np.uint8).tobytes()
+
+
+def _from_runs(segmentation: dict[str, Any], height: int, width: int) -> tuple[bytes, int, int]:
+    if segmentation.get("size") != [height, width]:
+        return b"", 0, _SIZE
+    counts = segmentation.get("counts")
+    if not isinstance(counts, (str, list)):
+        return b"", 0, _KIND
+    if len(counts) > MAX_OUTLINE:
+        return b"", 0, _ENDLESS
+    if isinstance(counts, str):
+        try:
+            runs = run_lengths(counts.encode("ascii"))
+        except (UnicodeEncodeError, DataError):
+            return b"", 0, _RUNS
+    else:
+        runs = _numbers(counts, "q")
+    if runs is None or len(runs) == 0 or runs.min() < 0 or runs.max() > height * width:
+        return b"", 0, _RUNS
+    if int(runs.sum()) != height * width:
+        return b"", 0, _SUM
+    return compress(runs) if isinstance(counts, list) else counts.encode(), int(runs[1::2].sum()), 0
+
+
+def _from_polygons(polygons: list[Any], height: int, width: int) -> tuple[bytes, int, int]:
+    if height * width >= MAX_DRAWN:
+        return b"", 0, _LARGE
+    outlines, corners, largest = [], 0, 0.0
+    for polygon in polygons:
+        if not isinstance(polygon, list):
+            return b"", 0, _KIND
+        if len(polygon) < 6 or len(polygon) % 2:
+            return b"", 0, _CORNERS
+        outline = _numbers(polygon, "d")
+        if outline is None or not (extent := float(np.abs(outline).max())) <= HUGE:  # NaN neither
+            return b"", 0, _NUMBERS
+        outlines.append(outline)
+        corners, largest = corners + len(outline) // 2, max(largest, extent)
+    if corners * (2 * largest + 1) > MAX_OUTLINE and sum(map(_length, outlines)) > MAX_OUTLINE:
+        return b"", 0, _ENDLESS
+    library = _library()
+    parts = library.frPyObjects(outlines, height, width)
+    while len(parts) > 1:  # a few at a time: merging n at once takes n times as long
+        parts = [library.merge(parts[i : i + 8]) for i in range(0, len(parts), 8)]
+    return parts[0]["counts"], int(library.area(parts[0])), 0
+
+
+def _length(outline: NDArray[np.float64]) -> float:
+    """Pixels and corners along a closed outline."""
+    steps = np.abs(np.diff(outline.reshape(-1, 2), axis=0, append=outline[None, :2]))
+    return float(steps.max(1).sum()) + len(steps)
+
+
+def _library() -> Any:
+    try:
+        from pycocotools import mask
+    except ImportError:
+        raise DataError("Reading COCO's masks needs the package pycocotools.") from None
+    return mask
+
+
+def _numbers(values: list[Any], kind: str) -> NDArray | None:
+    """A list of numbers as float64 ("d") or int64 ("q") [N], None where it holds anything else."""
+    try:
+        return np.array(array(kind, values))  # unlike numpy, array takes no texts and no lists
+    except (TypeError, OverflowError):
+        return None
