@@ -1,0 +1,279 @@
+"""What is in an archive, read one member after the other, with bounded memory and nothing but files and folders."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import re
+import shutil
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from perception.types import DataError
+
+DAMAGE = (
+    tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, ValueError,
+    NotImplementedError, RuntimeError, IndexError, OverflowError, AttributeError,
+)  # fmt: skip
+"""What the standard library raises for archives that are none, beside OSError; RuntimeError includes RecursionError."""
+
+_SMALL = 64 << 20
+"""Archives that unpack to less than this may have any ratio."""
+_CHUNK = 1 << 20
+_HEADER = 1 << 20
+_XZ_MEMORY = 256 << 20
+_FOREIGN = (stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A file or folder of an archive: its name, and its content in chunks (None = a folder)."""
+
+    name: str
+    content: Iterator[bytes] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What an archive may unpack to. ``archive`` is its path, ``packed`` its size in bytes."""
+
+    archive: Path
+    packed: int
+    max_bytes: int
+    max_files: int
+    max_ratio: float
+
+    def check(self, total: int, files: int) -> None:
+        """Raise DataError where ``total`` bytes or ``files`` members are too much."""
+        if total > self.max_bytes:
+            raise self._refused(f"it unpacks to more than {self.max_bytes} bytes", "max_bytes")
+        if total > max(_SMALL, self.max_ratio * self.packed):
+            raise self._refused(
+                f"its {self.packed} bytes unpack to {total} or more, over {self.max_ratio:g} times as much", "max_ratio"
+            )
+        if files > self.max_files:
+            raise self._refused(f"it holds more than {self.max_files} files", "max_files")
+
+    def _refused(self, what: str, limit: str) -> DataError:
+        return DataError(f"{self.archive} is refused: {what}. If you trust it, raise {limit}.")
+
+
+def members(file: IO[bytes], limits: Limits, temporary: Path) -> Iterator[Member]:
+    """The members of an archive in its order; each must be read before the next is asked for.
+
+    temporary: a folder on the disk that it will be unpacked to. Raises DataError where something is refused, and
+    `DAMAGE` (or an OSError without a number) where the archive is damaged.
+    """
+    magic = file.read(262)
+    file.seek(0)
+    if magic.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        yield from _zip_members(file, limits, temporary)
+    elif magic.startswith(b"\x1f\x8b"):
+        yield from _tar_members(gzip.GzipFile(fileobj=file), limits)
+    elif magic.startswith(b"BZh"):
+        yield from _tar_members(bz2.BZ2File(file), limits)
+    elif magic.startswith(b"\xfd7zXZ\0"):
+        yield from _tar_members(_Xz(file), limits)
+    elif magic[257:262] == b"ustar":
+        yield from _tar_members(file, limits)
+    else:
+        raise DataError(
+            f"{limits.archive} is no archive that can be unpacked: it begins with {magic[:8]!r}. Expected a zip, "
+            "tar, tar.gz, tar.bz2 or tar.xz file."
+        )
+
+
+def _zip_members(file: IO[bytes], limits: Limits, temporary: Path) -> Iterator[Member]:
+    _check_directory(file, limits)
+    with zipfile.ZipFile(file) as archive:
+        listed = archive.infolist()
+        total = sum(member.file_size for member in listed)
+        limits.check(total, len(listed))
+        free = shutil.disk_usage(temporary).free
+        if total > free:
+            raise DataError(f"{limits.archive} unpacks to {total} bytes, but {temporary.parent} has {free} free.")
+        for member in listed:
+            _check_zip_member(member, limits.archive)
+        for member in listed:
+            yield Member(member.filename, None if member.is_dir() else _zip_content(archive, member))
+
+
+def _check_directory(file: IO[bytes], limits: Limits) -> None:
+    """Refuse a zip whose table of contents is too large to be read: it is read as a whole, 100 bytes a file or so."""
+    start = max(0, limits.packed - 65557 - 20)
+    file.seek(start)
+    tail = file.read(65557 + 20)
+    at = tail.rfind(b"PK\x05\x06")
+    if at < 0 or at + 22 > len(tail):
+        raise DataError(f"{limits.archive} is a truncated zip: its table of contents is missing. Fetch it again.")
+    size = int.from_bytes(tail[at + 12 : at + 16], "little")
+    if at >= 20 and tail[at - 20 : at - 16] == b"PK\x06\x07":
+        file.seek(int.from_bytes(tail[at - 12 : at - 4], "little"))
+        record = file.read(56)
+        size = max(size, int.from_bytes(record[40:48], "little")) if record[:4] == b"PK\x06\x06" else size
+        size = size if size != 0xFFFFFFFF else limits.packed
+    limits.check(0, min(size, limits.packed) // 100)
+    file.seek(0)
+
+
+def _check_zip_member(member: zipfile.ZipInfo, archive: Path) -> None:
+    where = f"{archive}: {member.orig_filename[:200]!r}"
+    if "\0" in member.orig_filename:
+        raise DataError(f"{where} holds a NUL in its name and is refused. Pack the archive anew.")
+    safe_parts(member.filename, archive)
+    kind = stat.S_IFMT(member.external_attr >> 16)
+    if kind in _FOREIGN:
+        raise DataError(f"{where} is a {_kind(kind)} and is refused: only files and folders are unpacked.")
+    if member.flag_bits & 1:
+        raise DataError(f"{where} is encrypted. Unpack it yourself with the password.")
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise DataError(
+            f"{where} is packed by method {member.compress_type}. Expected 0 (stored) or 8 (deflate): pack it anew."
+        )
+
+
+def _kind(mode: int) -> str:
+    return "link" if mode == stat.S_IFLNK else "pipe or socket" if mode in _FOREIGN[3:] else "device"
+
+
+def _zip_content(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[bytes]:
+    with archive.open(member) as content:
+        left = member.file_size
+        while chunk := content.read(_CHUNK):
+            left -= len(chunk)
+            yield chunk
+    if left:
+        raise EOFError(f"{member.filename!r} ends {left} bytes early")
+
+
+def _tar_members(stream: Any, limits: Limits) -> Iterator[Member]:
+    forward = _Forward(stream, limits)
+    with tarfile.open(fileobj=forward, mode="r:", encoding="utf-8") as archive:  # type: ignore[call-overload]
+        while (member := archive.next()) is not None:
+            archive.members = []  # or they pile up
+            where = f"{limits.archive}: {member.name[:200]!r}"
+            if member.size < 0:
+                raise ValueError(f"{member.name[:200]!r} has {member.size} bytes")
+            if member.issym() or member.islnk():
+                raise DataError(f"{where} is a link to {member.linkname[:200]!r} and is refused. Pack the file itself.")
+            if member.issparse() or not (member.isreg() or member.isdir()):
+                what = "sparse" if member.issparse() else f"of type {member.type!r}"
+                raise DataError(f"{where} is {what} and is refused: only plain files and folders are unpacked.")
+            if member.isdir():
+                yield Member(member.name, None)
+            else:
+                forward.seek(member.offset_data)
+                yield Member(member.name, forward.content(member.size))
+    if forward.header != bytes(tarfile.BLOCKSIZE):
+        raise EOFError(f"the tar breaks off after {forward.tell()} bytes, without its end mark")
+    while forward.read(_CHUNK):  # a check sum stands at the very end
+        pass
+
+
+class _Forward:
+    """A stream that is only read on, as tarfile sees it: no large headers, no way back, within the limits."""
+
+    def __init__(self, stream: Any, limits: Limits) -> None:
+        self._stream, self._limits = stream, limits
+        self._position, self._last, self._repeat = 0, b"", False
+        self.header = b""
+
+    def tell(self) -> int:
+        return self._position - self._repeat
+
+    def seek(self, position: int, whence: int = 0) -> int:
+        """On, or one byte back (tarfile reads the last byte of a file again)."""
+        self._repeat = False
+        if position == self._position - 1 and self._last:
+            self._repeat = True
+        elif whence or position < self._position:
+            raise ValueError(f"it leads back to byte {position} from byte {self._position}")
+        while self._position < position and not self._repeat:
+            if not self._take(min(_CHUNK, position - self._position)):
+                raise EOFError(f"it ends at byte {self._position}")
+        return position
+
+    def read(self, size: int = -1) -> bytes:
+        """Exactly ``size`` bytes but at the end. Raises ValueError where it is more than any header has."""
+        if not 0 <= size <= _HEADER + tarfile.BLOCKSIZE:
+            raise ValueError(f"it has a header of {size} bytes")
+        parts = []
+        if self._repeat and size:
+            self._repeat = False
+            parts.append(self._last)
+            size -= 1
+        while size > 0 and (chunk := self._take(size)):
+            parts.append(chunk)
+            size -= len(chunk)
+        self.header = b"".join(parts)
+        return self.header
+
+    def content(self, size: int) -> Iterator[bytes]:
+        """The next ``size`` bytes in chunks."""
+        while size > 0:
+            chunk = self._take(min(size, _CHUNK))
+            if not chunk:
+                raise EOFError(f"it ends {size} bytes early")
+            size -= len(chunk)
+            yield chunk
+
+    def _take(self, size: int) -> bytes:
+        chunk = self._stream.read(size)
+        self._position += len(chunk)
+        self._last = chunk[-1:] or self._last
+        self._limits.check(self._position, 0)
+        return chunk
+
+
+class _Xz:
+    """An xz stream read with bounded memory; the standard library's reader allocates whatever the header asks for."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._decoder = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
+
+    def read(self, size: int) -> bytes:
+        """At most ``size`` bytes; empty at the end."""
+        while True:
+            if self._decoder.eof:
+                packed = self._decoder.unused_data.lstrip(b"\0")
+                while not packed and (packed := self._file.read(_CHUNK)):
+                    packed = packed.lstrip(b"\0")  # padding between streams
+                if not packed:
+                    return b""
+                self._decoder = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
+            elif self._decoder.needs_input:
+                packed = self._file.read(1 << 16)
+                if not packed:
+                    raise EOFError("the xz stream ends early")
+            else:
+                packed = b""
+            if chunk := self._decoder.decompress(packed, size):
+                return chunk
+
+
+def safe_parts(name: str, archive: Path) -> list[str]:
+    """The folders and the file of a member's name; empty for the root itself. Raises DataError where it leads out."""
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    try:
+        longest = max((len(part.encode()) for part in parts), default=0)
+    except UnicodeEncodeError:
+        raise DataError(f"{archive}: the name {name[:200]!r} is not UTF-8. Pack the archive anew.") from None
+    if (
+        not name or name.startswith("/") or ".." in parts or "\\" in name or re.match(r"[A-Za-z]:", name)
+        or any(ord(c) < 32 or ord(c) == 127 for c in name)
+    ):  # fmt: skip
+        raise DataError(
+            f"{archive}: the name {name[:200]!r} is refused. Expected a plain relative path with '/', without '..'."
+        )
+    if longest > 255 or len(parts) > 64 or len(name) > 4000:
+        raise DataError(f"{archive}: the name {name[:200]!r}... is refused: it is too long or too deep.")
+    return parts

@@ -1,0 +1,205 @@
+"""NYU Depth V2 (Silberman et al. 2012) as folders of synchronised frames: Kinect depth, label maps where there are any.
+
+``<scene>/rgb_00045.jpg`` with ``<scene>/sync_depth_00045.png``, 16 bit, millimetres, 0 = not measured.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from perception.config import configuration
+from perception.data.class_names import Names, map_classes
+from perception.data.dataset import check_size
+from perception.data.depth_maps import check_camera, intrinsics, metres, read_depth
+from perception.data.folders import existing_file, existing_folder, inside, list_pictures, present
+from perception.data.images import PictureError, read_size
+from perception.data.label_maps import lookup_table, read_label_map
+from perception.data.text_files import MAX_LIST_BYTES, floats, list_files, read_text, rows
+from perception.types import Annotation, Camera, ConfigError, DataError
+
+CLASSES_40 = (
+    "wall", "floor", "cabinet", "bed", "chair", "sofa", "table", "door", "window", "bookshelf", "picture", "counter",
+    "blinds", "desk", "shelves", "curtain", "dresser", "pillow", "mirror", "floor mat", "clothes", "ceiling", "books",
+    "refridgerator", "television", "paper", "towel", "shower curtain", "box", "whiteboard", "person", "night stand",
+    "toilet", "sink", "lamp", "bathtub", "bag", "otherstructure", "otherfurniture", "otherprop",
+)  # fmt: skip
+"""Of Gupta et al. 2013, in the order of their ids from 1 and in their spelling."""
+
+CLASSES_13 = (
+    "bed", "books", "ceiling", "chair", "floor", "furniture", "objects", "picture", "sofa", "table", "tv", "wall",
+    "window",
+)  # fmt: skip
+"""Of Couprie et al. 2013, in the order of their ids from 1."""
+
+CAMERA, SIZE = Camera(518.8579, 519.4696, 325.5824, 253.7362), (480, 640)
+"""The colour camera of the data set's toolbox, for pictures of (height, width)."""
+
+
+@configuration
+class Nyuv2Config:
+    """root: folder of the scenes, relative to the data root.
+
+    list:    text file of the pictures to use, relative to the data root: on every line a picture, its depth map
+             ("None" = none) and, if known, its focal length in pixels; a leading "/" is the root. Default: every
+             rgb_*.jpg (or .png), with the sync_depth_*.png beside it
+    labels:  folder of label maps, relative to the data root: <scene>/rgb_00045.png, label_00045.png or 00045.png
+    classes: how many classes the label maps have: 40 or 13
+    first_id: the first class's id in the label maps: 1 (0 is void) or 0. 255 is void in any case
+    rename, ignore, labels_only: from these classes to the recipe's, as in `LabelMapsConfig`
+    scale:   metres per stored unit. max: metres beyond which a value is invalid; None = none
+    camera:  intrinsics in pixels of the pictures; default: the official ones, scaled to pictures of the shape 4:3,
+             unknown for others. A focal length in the list counts more
+    allow_missing: largest fraction of the listed pictures that may be missing
+    """
+
+    root: str
+    format: Literal["nyuv2"] = "nyuv2"
+    depth_task: str = "depth"
+    segmentation_task: str = "segmentation"
+    list: str | None = None
+    labels: str | None = None
+    classes: Literal[13, 40] = 40
+    first_id: Literal[0, 1] = 1
+    rename: dict[str, str] | None = None
+    ignore: Names = ()
+    labels_only: tuple[str, ...] | None = None
+    scale: float = 0.001
+    max: float | None = None
+    camera: Camera | None = None
+    allow_missing: float = 0.01
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks that it may label."""
+        return (self.depth_task, *(() if self.labels is None else (self.segmentation_task,)))
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale < float("inf"):
+            raise ConfigError(f"nyuv2: scale is {self.scale}. Expected metres per stored unit, for example 0.001.")
+        check_camera(self.camera, "nyuv2")
+
+
+class Nyuv2Reader:
+    """Pictures with a depth map or a label map; a task is labelled where its file exists."""
+
+    Config = Nyuv2Config
+
+    def __init__(self, config: Nyuv2Config, root: Path, classes: Mapping[str, tuple[str, ...]]) -> None:
+        self.config = config
+        self.problems: Counter[str] = Counter()
+        self.root = existing_folder(root, config.root, "NYU Depth V2")
+        self._focal: dict[Path, float] = {}
+        if config.list is None:
+            pictures, self._depths = self._found()
+        else:
+            pictures, self._depths = self._listed(existing_file(root, config.list, "NYU Depth V2 pictures"))
+        self._maps = {} if config.labels is None else self._label_maps(root, config.labels, pictures)
+        labelled = {config.depth_task: self._depths, config.segmentation_task: self._maps}
+        self.tasks = tuple(task for task in config.tasks if labelled[task] and task in classes)
+        if not self.tasks:
+            raise DataError(
+                f"{self.root} labels nothing that the recipe trains: {len(pictures)} pictures, {len(self._depths)} "
+                f"depth maps, {len(self._maps)} label maps. Expected rgb_00045.jpg beside sync_depth_00045.png."
+            )
+        if config.segmentation_task in self.tasks:
+            first, names = config.first_id, {13: CLASSES_13, 40: CLASSES_40}[config.classes]
+            class_map = map_classes(
+                names, classes[config.segmentation_task], f"nyuv2, {config.classes} classes", config.rename,
+                config.ignore, labels_only=config.labels_only,
+            )  # fmt: skip
+            self._names = dict(enumerate(names, first))
+            self._table = lookup_table(self._names, class_map, (0, 255) if first else (255,))
+        self.images = [p for p in pictures if any(p in labelled[task] for task in self.tasks)]
+
+    def annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, Annotation]:
+        """Depth float32 [H, W] in metres and segmentation uint8 [H, W], whichever the picture has."""
+        picture, config = self.images[index], self.config
+        result: dict[str, Annotation] = {}
+        if config.depth_task in self.tasks and (path := self._depths.get(picture)) is not None:
+            stored = read_depth(path)
+            check_size(str(path), stored.shape, picture, size)
+            result[config.depth_task] = metres(stored, config.max, config.scale)
+        if config.segmentation_task in self.tasks and (path := self._maps.get(picture)) is not None:
+            hint = "Correct classes (13 or 40) or first_id (0 or 1) of this reader, or convert the map."
+            label_map = read_label_map(path, self._table, self._names, hint)
+            check_size(str(path), label_map.values.shape, picture, size)
+            result[config.segmentation_task] = label_map
+        return result
+
+    def camera(self, index: int) -> Camera | None:
+        picture = self.images[index]
+        camera = self.config.camera
+        if camera is None:
+            try:
+                height, width = read_size(picture)
+            except PictureError:
+                return None
+            if width * SIZE[0] != height * SIZE[1]:
+                return None
+            scale = width / SIZE[1]
+            camera = Camera(*(scale * value for value in (CAMERA.fx, CAMERA.fy, CAMERA.cx, CAMERA.cy)))
+        focal = self._focal.get(picture, camera.fx)
+        return Camera(focal, camera.fy * focal / camera.fx, camera.cx, camera.cy)
+
+    def _found(self) -> tuple[list[Path], dict[Path, Path]]:
+        """All pictures, and picture -> depth map of the same number beside it."""
+        pictures = list_pictures(self.root, "**/rgb_*")
+        maps = set(list_files(self.root, ".png"))
+        depths = {p: p.with_name(f"sync_depth_{p.stem.removeprefix('rgb_')}.png") for p in pictures}
+        depths = {picture: path for picture, path in depths.items() if path in maps}
+        number = sum(path.name.startswith("sync_depth_") for path in maps)
+        for kind, count in (
+            ("pictures without a depth map", len(pictures) - len(depths)),
+            ("depth maps without a picture", number - len(depths)),
+        ):
+            if count:
+                self.problems[kind] += count
+        return pictures, depths
+
+    def _listed(self, path: Path) -> tuple[list[Path], dict[Path, Path]]:
+        """The pictures of a list that exist, and picture -> depth map."""
+        depths: dict[Path, Path | None] = {}
+        for number, words in rows(read_text(path, MAX_LIST_BYTES)):
+            where = f"{path}, line {number}"
+            if len(words) not in (2, 3):
+                raise DataError(f"{where}: {len(words)} words. Expected a picture, its depth map, and a focal length.")
+            picture = inside(self.root, words[0].lstrip("/"), where)
+            if picture in depths:
+                raise DataError(f"{where}: {words[0]} is given twice. Keep one line.")
+            depths[picture] = None if words[1] == "None" else inside(self.root, words[1].lstrip("/"), where)
+            if len(words) == 3:
+                focal = floats(words[2:], where, "the focal length in pixels")[0]
+                self._focal[picture] = intrinsics(focal, focal, 0, 0, where).fx
+        found = present(list(depths), self.root, str(path), self.config.allow_missing, self.problems)
+        pictures = [picture for picture, there in zip(depths, found, strict=True) if there]
+        maps = {p: depth for p in pictures if (depth := depths[p]) is not None}
+        if maps:
+            there = present(list(maps.values()), self.root, str(path), self.config.allow_missing, Counter())
+            maps = {p: depth for (p, depth), exists in zip(maps.items(), there, strict=True) if exists}
+        if len(maps) < len(pictures):
+            self.problems["pictures without a depth map"] += len(pictures) - len(maps)
+        return pictures, maps
+
+    def _label_maps(self, root: Path, name: str, pictures: list[Path]) -> dict[Path, Path]:
+        """Picture -> label map of its name, or of its number, in the same scene."""
+        folder = existing_folder(root, name, "label maps")
+        files = {path.relative_to(folder).as_posix(): path for path in list_files(folder, ".png")}
+        found = {}
+        for picture in pictures:
+            scene = picture.relative_to(self.root).parent
+            number = picture.stem.removeprefix("rgb_")
+            names = ((scene / f"{stem}.png").as_posix() for stem in (picture.stem, f"label_{number}", number))
+            path = next((files[name] for name in names if name in files), None)
+            if path is not None:
+                found[picture] = path
+        if not found:
+            raise DataError(
+                f"None of the {len(pictures)} pictures under {self.root} has a label map under {folder} ({len(files)} "
+                "files). Expected <scene>/rgb_00045.png, label_00045.png or 00045.png."
+            )
+        if len(found) < len(pictures):
+            self.problems["pictures without a label map"] += len(pictures) - len(found)
+        return found
