@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from perception.config import build
 from perception.data import DataConfig, Source, SourceConfig, open_source
+from perception.types import IGNORE_INDEX, Annotation, DenseMap, ImageLabel, Instances
 
 CLASSES = {
     "detection": ("vehicle", "pedestrian", "bike"),
@@ -116,13 +120,92 @@ def image_labels_tree(root: Path, count: int = 4) -> dict[str, Any]:
     return {"format": "image_labels", "images": "scenes"}
 
 
+_SOURCES = TypeAdapter(SourceConfig)
+
+
+def source_config(*labels: dict[str, Any], name: str = "source", weight: float = 1.0) -> SourceConfig:
+    """As `build` gives it; faster, for the many trees of the tests."""
+    given = {"name": name, "labels": list(labels), "weight": weight}
+    try:
+        return _SOURCES.validate_python(given)
+    except ValidationError:
+        return build(SourceConfig, given)
+
+
 def open_tree(root: Path, *labels: dict[str, Any], name: str = "source", weight: float = 1.0, **classes: Any) -> Source:
     """The source of some readers' configs; ``classes`` replaces parts of `CLASSES`."""
-    config = build(SourceConfig, {"name": name, "labels": list(labels), "weight": weight})
-    source = open_source(config, root, {**CLASSES, **classes})
+    source = open_source(source_config(*labels, name=name, weight=weight), root, {**CLASSES, **classes})
     assert source is not None
     return source
 
 
 def data_config(**options: Any) -> DataConfig:
     return build(DataConfig, options)
+
+
+TREES: dict[str, Callable[..., dict[str, Any]]] = {
+    "coco": coco_tree,
+    "label_maps": label_maps_tree,
+    "cityscapes": lambda root, count=3: {**cityscapes_tree(root, count), "ignore": "rest"},
+    "depth_maps": depth_maps_tree,
+    "image_labels": image_labels_tree,
+}
+"""Format -> builder of a tree that opens with `CLASSES`. Formats with builders in modules of their own: `all_trees`."""
+
+
+def all_trees() -> dict[str, Callable[..., dict[str, Any]]]:
+    """`TREES` of this module and of every module ``trees_*.py`` beside it; a second tree of a format has its module's
+    name."""
+    trees = dict(TREES)
+    for path in sorted(Path(__file__).parent.glob("trees_*.py")):
+        for name, tree in importlib.import_module(path.stem).TREES.items():
+            trees[f"{name} of {path.stem}" if name in trees else name] = tree
+    return trees
+
+
+def check_annotation(annotation: Annotation, size: tuple[int, int], classes: tuple[str, ...]) -> None:
+    """Assert that an annotation is what its type promises: dtypes, shapes, bounds, contiguous memory.
+
+    size: (height, width) of its picture. classes: of its task.
+    """
+    height, width = size
+    match annotation:
+        case Instances(boxes, labels, scores, ignore, known, tracks):
+            count = len(boxes)
+            assert boxes.dtype == np.float32
+            assert boxes.shape == (count, 4)
+            assert np.isfinite(boxes).all()
+            assert (boxes >= 0).all()
+            assert (boxes <= np.array([width, height] * 2)).all()
+            assert (boxes[:, 2:] > boxes[:, :2]).all()
+            assert labels.dtype == np.int64
+            assert labels.shape == (count,)
+            assert ((labels >= 0) & (labels < len(classes))).all()
+            assert scores is None
+            assert ignore is None or (ignore.dtype == np.bool_ and ignore.shape == (count,))
+            assert tracks is None or (tracks.dtype == np.int64 and tracks.shape == (count,))
+            sure = labels if ignore is None else labels[~ignore]
+            assert known is None or known[sure].all()
+        case DenseMap(values, valid):
+            known = None
+            assert values.shape == valid.shape == size
+            assert valid.dtype == np.bool_
+            if classes:
+                assert values.dtype == np.uint8
+                assert np.array_equal(valid, values != IGNORE_INDEX)
+                assert (values[valid] < len(classes)).all()
+            else:
+                assert values.dtype == np.float32
+                assert np.isfinite(values).all()
+                assert (values[valid] > 0).all()
+                assert not values[~valid].any()
+        case ImageLabel(values, known):
+            assert values.dtype == np.float32
+            assert values.shape == (len(classes),)
+            assert np.isin(values, (0, 1)).all()
+        case _:
+            raise AssertionError(f"{type(annotation)} is no annotation")
+    assert known is None or (known.dtype == np.bool_ and known.shape == (len(classes),) and known.any())
+    for name in type(annotation).__dataclass_fields__:
+        array = getattr(annotation, name)
+        assert array is None or array.flags.c_contiguous, name

@@ -11,22 +11,36 @@ from pathlib import Path
 from typing import Annotated, TypeAlias
 
 from perception.config import configuration
+from perception.data.bdd100k import Bdd100kConfig, Bdd100kReader
 from perception.data.cityscapes import CityscapesConfig, CityscapesReader
 from perception.data.coco import CocoConfig, CocoReader
+from perception.data.coco_panoptic import CocoPanopticConfig, CocoPanopticReader
 from perception.data.dataset import Reader, Source
 from perception.data.depth_maps import DepthMapsConfig, DepthMapsReader, check_camera
 from perception.data.image_labels import ImageLabelsConfig, ImageLabelsReader
+from perception.data.kitti import KittiConfig, KittiReader
+from perception.data.kitti_depth import KittiDepthConfig, KittiDepthReader
 from perception.data.label_maps import LabelMapsConfig, LabelMapsReader
+from perception.data.nyuv2 import Nyuv2Config, Nyuv2Reader
 from perception.data.order import MixConfig
 from perception.data.transforms import AugmentConfig
+from perception.data.voc import VocConfig, VocReader
+from perception.data.yolo import YoloConfig, YoloReader
 from perception.types import Camera, ConfigError, DataError
 
 DATASETS = {
     "coco": CocoReader,
+    "coco_panoptic": CocoPanopticReader,
     "label_maps": LabelMapsReader,
     "cityscapes": CityscapesReader,
     "depth_maps": DepthMapsReader,
     "image_labels": ImageLabelsReader,
+    "kitti": KittiReader,
+    "kitti_depth": KittiDepthReader,
+    "nyuv2": Nyuv2Reader,
+    "yolo": YoloReader,
+    "voc": VocReader,
+    "bdd100k": Bdd100kReader,
 }
 """Format -> reader. Adding one: also name its config in `ReaderConfig`."""
 
@@ -38,7 +52,19 @@ except ImportError:  # a robot that reads pictures but no recipes
     _by_format = None
 
 ReaderConfig: TypeAlias = Annotated[
-    CocoConfig | LabelMapsConfig | CityscapesConfig | DepthMapsConfig | ImageLabelsConfig, _by_format
+    KittiConfig
+    | KittiDepthConfig
+    | Nyuv2Config
+    | YoloConfig
+    | CocoConfig
+    | CocoPanopticConfig
+    | LabelMapsConfig
+    | CityscapesConfig
+    | DepthMapsConfig
+    | ImageLabelsConfig
+    | VocConfig
+    | Bdd100kConfig,
+    _by_format,
 ]
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from perception.data.images import PICTURE_SUFFIXES
+from perception.data.strict_json import shown
 from perception.types import DataError
 
 logger = logging.getLogger(__name__)
@@ -17,7 +20,7 @@ logger = logging.getLogger(__name__)
 def existing_folder(root: Path, name: str, what: str) -> Path:
     """``root / name`` with links resolved. Raises DataError where it is no folder."""
     folder = root / name
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises where the name is too long
         raise DataError(f"No folder of {what} at {folder}. Correct the path in the recipe, or data.root.")
     return folder.resolve()
 
@@ -25,71 +28,150 @@ def existing_folder(root: Path, name: str, what: str) -> Path:
 def existing_file(root: Path, name: str, what: str) -> Path:
     """``root / name``. Raises DataError where it is no file."""
     path = root / name
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113
         raise DataError(f"No file of {what} at {path}. Correct the path in the recipe, or data.root.")
     return path
 
 
 def list_pictures(folder: Path, pattern: str = "**/*") -> list[Path]:
-    """The picture files under a folder (resolved), sorted. Raises DataError where there is none."""
-    names = sorted(p for p in folder.glob(pattern) if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file())
-    if not names:
+    """The picture files under a folder (resolved), resolved, sorted by name.
+
+    Hidden files and folders (``._a.jpg``, ``.ipynb_checkpoints``) are none. A link to nothing is listed: it is a
+    missing picture. Raises DataError where there is none, and where one is no file, leads out, or has a name that is
+    not UTF-8.
+
+    pattern: names of folders and of the file, ``*`` stands for any; ``**`` as the only folder: at any depth
+    """
+    paths = _files(folder, pattern, PICTURE_SUFFIXES)
+    if not paths:
         raise DataError(
             f"No picture under {folder} ({pattern}). Expected files ending in {', '.join(sorted(PICTURE_SUFFIXES))}."
         )
-    return [inside(folder, p.relative_to(folder).as_posix(), str(folder)) for p in names]
+    return paths
+
+
+def _files(folder: Path, pattern: str, suffixes: Collection[str]) -> list[Path]:
+    *levels, last = pattern.split("/")
+    anywhere = levels == ["**"]
+    found: dict[Path, list[str]] = {}
+    folders: list[tuple[list[str], bool]] = [([], False)]
+    while folders:
+        parents, linked = folders.pop()
+        depth = len(parents)
+        for entry in _entries("/".join((str(folder), *parents))):
+            name, names = entry.name, [*parents, entry.name]
+            link = entry.is_symlink()
+            wanted = name[name.rfind(".") :].lower() in suffixes and (anywhere or depth == len(levels))
+            wanted = wanted and fnmatchcase(name, last)
+            if name.startswith("."):
+                continue
+            if os.path.isdir(entry.path) if link else entry.is_dir():  # noqa: PTH112 - raises where a link leads to itself
+                if wanted:
+                    raise DataError(f"{folder}: {shown('/'.join(names))} is a folder. Expected a file of that name.")
+                if anywhere or (depth < len(levels) and fnmatchcase(name, levels[depth])):
+                    if link:
+                        inside(folder, "/".join(names), str(folder))
+                    if not (link and anywhere):  # what it leads to is found where it is
+                        folders.append((names, linked or link))
+            elif wanted:
+                path = _file(folder, names, entry, linked or link)
+                found[path] = min(names, found.get(path, names))
+    return sorted(found, key=found.__getitem__)
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be listed: {error.strerror}. Check the disk and the permissions.") from error
+
+
+def _file(folder: Path, names: list[str], entry: os.DirEntry[str], linked: bool) -> Path:
+    name = "/".join(names)
+    _check_name(folder, name, str(folder))
+    path = inside(folder, name, str(folder)) if linked else Path(entry.path)
+    plain = os.path.isfile(path) if linked else entry.is_file()  # noqa: PTH113
+    if not plain and os.path.exists(path):  # noqa: PTH110
+        raise DataError(f"{path} is a pipe, a device or a socket. Expected a file: remove it.")
+    return path
 
 
 def inside(folder: Path, name: str, where: str) -> Path:
     """The resolved path of ``name`` under ``folder`` (resolved).
 
-    Raises DataError where the name is absolute, holds ``..``, a NUL or a backslash, or leads out through a link.
+    Raises DataError where the name is absolute, holds ``..``, a NUL or a backslash, is not UTF-8, or leads out through
+    a link.
     """
-    if not isinstance(name, str) or not name:
-        raise DataError(f"{where}: {name!r} is no file name. Expected a path relative to {folder}.")
-    parts = name.split("/")
-    if "\0" in name or "\\" in name or ".." in parts or name.startswith("/") or Path(name).is_absolute():
-        raise DataError(
-            f"{where}: file name {name!r} is refused. Expected a plain path under {folder}: relative, with '/', "
-            "without '..'."
-        )
+    _check_name(folder, name, where)
     path = os.path.realpath(folder / name)
     if not path.startswith(f"{str(folder).rstrip(os.sep)}{os.sep}"):
         raise DataError(
-            f"{where}: {name!r} leads out of {folder} through a link, to {path}. Put the file itself there."
+            f"{where}: {shown(name)} leads out of {folder} through a link, to {shown(path, 200)}. Put the file itself "
+            "there."
         )
     return Path(path)
 
 
+def _check_name(folder: Path, name: str, where: str) -> None:
+    if not isinstance(name, str) or not name:
+        raise DataError(f"{where}: {shown(name)} is no file name. Expected a path relative to {folder}.")
+    if "\0" in name or "\\" in name or name.startswith("/") or ".." in name.split("/") or os.path.isabs(name):  # noqa: PTH117
+        raise DataError(
+            f"{where}: file name {shown(name)} is refused. Expected a plain path under {folder}: relative, with '/', "
+            "without '..'."
+        )
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{where}: the file name {shown(name)} under {folder} is not UTF-8. Rename the file.") from None
+
+
 def present(paths: Sequence[Path], folder: Path, where: str, allowed: float, problems: Counter[str]) -> list[bool]:
-    """Which of the listed pictures exist.
+    """Which of the listed pictures (resolved) are files.
 
     The missing ones are counted in ``problems``. Raises DataError where none exists, or more than one picture and
     more than the fraction ``allowed`` is missing.
     """
-    folders = {path.parent for path in paths}
-    files = {os.path.join(at, entry) for at in folders if at.is_dir() for entry in os.listdir(at)}  # noqa: PTH118, PTH208
+    files: set[str] = set()
+    for parent in {path.parent for path in paths}:
+        if os.path.isdir(parent):  # noqa: PTH112
+            files.update(entry.path for entry in _entries(str(parent)) if entry.is_file(follow_symlinks=False))
     found = [str(path) in files for path in paths]
     missing = [path for path, there in zip(paths, found, strict=True) if not there]
     if not paths or len(missing) == len(paths):
         raise DataError(
-            f"{where}: none of its {len(paths)} pictures is under {folder}. Correct the folder of pictures."
+            f"{where}: none of its {len(paths)} pictures is under {folder}{_example(missing)}. "
+            "Correct the folder of pictures."
         )
     if len(missing) > max(1, allowed * len(paths)):
         raise DataError(
-            f"{where}: {len(missing)} of its {len(paths)} pictures are not under {folder}, the first is "
-            f"{missing[0].name}. At most {allowed:.1%} may be missing: fetch them, or raise allow_missing."
+            f"{where}: {len(missing)} of its {len(paths)} pictures are not under {folder}{_example(missing)}. "
+            f"At most {allowed:.1%} may be missing: fetch them, or raise allow_missing."
         )
     if missing:
         problems["missing pictures"] += len(missing)
         logger.warning(
-            "%s: %d of %d pictures are missing and skipped, the first is %s",
-            where,
-            len(missing),
-            len(paths),
-            missing[0],
+            "%s: %d of %d pictures are missing and skipped%s", where, len(missing), len(paths), _example(missing)
         )
     return found
+
+
+def _example(missing: Sequence[Path]) -> str:
+    """ ", the first is ...", with the reason where it can be seen."""
+    if not missing:
+        return ""
+    path, reason = missing[0], ""
+    if os.path.lexists(path):
+        reason = " (there, but no plain file)"
+    elif os.path.isdir(path.parent):  # noqa: PTH112
+        alike = [entry.name for entry in _entries(str(path.parent)) if _folded(entry.name) == _folded(path.name)]
+        reason = f" (there is {shown(alike[0])}: other capitals, or letters composed otherwise)" if alike else ""
+    return f", the first is {shown(str(path), 200)}{reason}"
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def by_stem(paths: Iterable[Path], folder: Path, suffix: str = "") -> dict[str, Path]:
@@ -114,9 +196,7 @@ def pair(
     Pictures without a partner are not labelled; they and partners without a picture are counted in ``problems``.
     Raises DataError where nothing fits together.
     """
-    files = sorted(Path(os.path.realpath(p)) for p in labels.glob("**/*") if p.suffix.lower() in (".png", ".npy"))
-    for path in files:
-        inside(labels, os.path.relpath(path, labels).replace(os.sep, "/"), str(labels))
+    files = _files(labels, "**/*", (".png", ".npy"))
     partners = by_stem(files, labels, suffix)
     stems = by_stem(pictures, images)
     pairs = {picture: partners[stem] for stem, picture in stems.items() if stem in partners}

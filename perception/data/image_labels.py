@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 import numpy as np
 
 from perception.config import configuration
 from perception.data.class_names import Names, map_classes
 from perception.data.folders import existing_file, existing_folder, inside, list_pictures, present
+from perception.data.strict_json import shown
 from perception.types import Camera, ConfigError, DataError, ImageLabel
+
+MAX_LINE = 1_000_000
+"""Letters in a line of a CSV."""
 
 Statement = dict[str, bool]
 """Class name in the source -> whether it holds; a class that is absent is not labelled for this picture."""
@@ -113,23 +117,25 @@ class ImageLabelsReader:
     _states_absence = False
 
     def _from_csv(self, path: Path, folder: Path) -> tuple[set[str], dict[Path, Statement]]:
-        try:
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                rows = csv.DictReader(file, strict=True)
+        statements: dict[Path, Statement] = {}
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = csv.DictReader(_lines(file, path), strict=True)
+            try:
                 columns = list(rows.fieldnames or [])
                 self._states_absence = "label" not in columns
                 self._check_columns(path, columns)
-                statements: dict[Path, Statement] = {}
                 for row in rows:
                     where = f"{path}, line {rows.line_num}"
                     if None in row or None in row.values():
-                        raise DataError(f"{where}: not {len(columns)} values. Expected {', '.join(columns)}.")
+                        raise DataError(f"{where}: not {len(columns)} values. Expected {shown(columns)}.")
                     picture = inside(folder, row.pop("file"), where)
                     if picture in statements:
                         raise DataError(f"{where}: {picture.name} is given twice. Keep one row.")
                     statements[picture] = self._row(row, where)
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise DataError(f"{path} is no valid CSV in UTF-8: {error}.") from error
+            except (UnicodeDecodeError, csv.Error, OSError) as error:
+                raise DataError(
+                    f"{path} is no valid CSV in UTF-8, line {rows.line_num + 1}: {error}. Save it as CSV, UTF-8."
+                ) from error
         found = present(list(statements), folder, str(path), self.config.allow_missing, self.problems)
         names = set(columns) - {"file"} if self._states_absence else set().union(*statements.values())
         kept = {p: s for (p, s), there in zip(statements.items(), found, strict=True) if there}
@@ -154,10 +160,12 @@ class ImageLabelsReader:
     def _check_columns(self, path: Path, columns: list[str]) -> None:
         if "file" not in columns or len(columns) < 2 or len(set(columns)) < len(columns):
             raise DataError(
-                f"{path}: the columns are {columns}. Expected 'file' and 'label', or 'file' and one per class."
+                f"{path}: the columns are {shown(columns)}. Expected 'file' and 'label', or 'file' and one per class."
             )
         if "label" in columns and len(columns) > 2:
-            raise DataError(f"{path}: the columns are {columns}. Expected 'label' or one column per class, not both.")
+            raise DataError(
+                f"{path}: the columns are {shown(columns)}. Expected 'label' or one column per class, not both."
+            )
 
     def _row(self, row: dict[str, str], where: str) -> Statement:
         if not self._states_absence:
@@ -165,10 +173,18 @@ class ImageLabelsReader:
         statement = {}
         for name, text in row.items():
             if text.strip() not in ("0", "1", ""):
-                raise DataError(f"{where}: {name} is {text!r}. Expected 1, 0, or empty (not labelled).")
+                raise DataError(f"{where}: {shown(name)[1:-1]} is {shown(text)}. Expected 1, 0, or empty (not labelled).")
             if text.strip():
                 statement[name] = text.strip() == "1"
         return statement
+
+
+def _lines(file: IO[str], path: Path) -> Iterator[str]:
+    """The lines of a text file, none longer than `MAX_LINE`."""
+    while line := file.readline(MAX_LINE + 1):
+        if len(line) > MAX_LINE or "\0" in line:
+            raise DataError(f"{path} holds a NUL or a line of over {MAX_LINE} letters. Expected a CSV: fetch it again.")
+        yield line
 
 
 def _split(text: str) -> Statement:

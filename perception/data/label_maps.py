@@ -16,6 +16,7 @@ from perception.data.class_names import ClassMap, Names, map_classes
 from perception.data.dataset import check_size
 from perception.data.folders import existing_file, existing_folder, list_pictures, pair
 from perception.data.images import read_map
+from perception.data.text_files import read_text
 from perception.types import IGNORE_INDEX, Camera, DataError, DenseMap
 
 _UNKNOWN = 254
@@ -59,7 +60,9 @@ class LabelMapsReader:
         images = existing_folder(root, config.images, "pictures")
         masks = existing_folder(root, config.masks, "label maps")
         path = existing_file(root, config.classes, "class names")
-        names = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+        names = [line.strip() for line in read_text(path).rstrip().splitlines()]
+        if "" in names:
+            raise DataError(f"{path}, line {names.index('') + 1} is empty. A name's line is its id: none can be empty.")
         if len(set(names)) < len(names) or not 0 < len(names) < _UNKNOWN:
             raise DataError(
                 f"{path}: {len(names)} names, {len(set(names))} different. Expected 1 to {_UNKNOWN - 1}, each once."
@@ -87,7 +90,13 @@ class LabelMapsReader:
 def lookup_table(
     names: Mapping[int, str], class_map: ClassMap, void: tuple[int, ...] = (IGNORE_INDEX,)
 ) -> NDArray[np.uint8]:
-    """uint8 [256]: stored id -> the recipe's class, 255 = void, 254 = no id at all."""
+    """uint8 [256]: stored id -> the recipe's class, 255 = void, 254 = no id at all.
+
+    Raises DataError where a class of the recipe is beyond what a label map of bytes can hold.
+    """
+    last = max(class_map.index.values(), default=0)
+    if last >= _UNKNOWN:
+        raise DataError(f"The recipe has a class of number {last}. Label maps hold at most {_UNKNOWN} classes.")
     table = np.full(256, _UNKNOWN, np.uint8)
     table[list(void)] = IGNORE_INDEX
     for id, name in names.items():

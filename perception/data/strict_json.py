@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import reprlib
 from pathlib import Path
 from typing import Any
 
 from perception.types import DataError
 
-_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|-?Infinity|NaN')
+MAX_BYTES = 8 << 30
+_PIECE = 1 << 24
+_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\],:]|-?Infinity|NaN')
 
 
 class _Refused(Exception):
@@ -17,9 +21,12 @@ class _Refused(Exception):
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises DataError with the byte offset where it is not valid."""
+    """The content of a JSON file. Raises DataError with the byte offset where it is not valid.
+
+    Values in it may be anything that JSON permits, nested as deep as Python's stack goes: quote them by `shown`.
+    """
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = _content(path).decode("utf-8")
         return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_once)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}.") from error
@@ -40,6 +47,33 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path} is nested too deeply to be annotations.") from None
 
 
+def shown(value: object, length: int = 80) -> str:
+    """A value from a file as it is quoted in a message: short, on one line, however long, deep or odd it is."""
+    quoter = reprlib.Repr()
+    quoter.maxstring = quoter.maxlong = quoter.maxother = length
+    quoter.maxlist = quoter.maxdict = quoter.maxtuple = 6
+    text = quoter.repr(value)
+    return text if len(text) <= 2 * length else f"{text[: 2 * length]}..."
+
+
+def _content(path: Path) -> bytearray:
+    if not path.is_file():
+        raise DataError(f"No JSON file at {path}. Restore it, or correct the path.")
+    data = bytearray()
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_BYTES:
+            raise DataError(f"{path} has {size} bytes. At most {MAX_BYTES} are read: split it.")
+        while piece := file.read(_PIECE):
+            if b"\0" in piece:  # a disk that was full leaves a hole
+                raise DataError(
+                    f"{path} is not valid JSON at byte {len(data) + piece.index(0)} of {size}: it holds a NUL. "
+                    "Fetch it again."
+                )
+            data += piece
+    return data
+
+
 def _no_constant(name: str) -> None:
     raise _Refused(f"{name} is no JSON number")
 
@@ -50,7 +84,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                raise _Refused(f"key '{key}' is given twice in one object")
+                raise _Refused(f"key {shown(key)} is given twice in one object")
             seen.add(key)
     return result
 
