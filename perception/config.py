@@ -74,6 +74,8 @@ def parse_yaml(text: str, where: str = "the recipe") -> dict[str, Any]:
         raise ConfigError(f"{where} is not valid YAML: {error}") from error
     except RecursionError as error:
         raise ConfigError(f"{where} is nested too deeply. A recipe has about four levels.") from error
+    except (TypeError, ValueError, OverflowError) as error:  # a list as a key, a date or a number that is none
+        raise ConfigError(f"{where} is not valid YAML: {error}") from error
     if not isinstance(mapping, dict):
         raise ConfigError(f"{where} holds a {type(mapping).__name__}. Expected a mapping (key: value).")
     return mapping
@@ -100,7 +102,7 @@ def override(mapping: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any
             node = node[part]
         try:
             parsed = yaml.load(value, _Loader)  # noqa: S506 - a SafeLoader
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise ConfigError(f"Override '{text}': '{value}' is not valid YAML.") from error
         if isinstance(node, list):
             node[_position(node, last, key)] = parsed

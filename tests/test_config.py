@@ -42,10 +42,10 @@ def test_a_subset_of_the_tasks():
         ("train.stepz=3", r"train\.stepz: unknown key\. Did you mean 'steps'\?"),
         ("train.steps=many", r"train\.steps: .*found 'many'"),
         ("tasks.detection.clases=[a]", r"tasks\.detection\.clases: unknown key\. Did you mean 'classes'\?"),
-        ("tasks.detektion={}", r"tasks\.detektion: unknown task\. Known: detection"),
+        ("tasks.detektion={}", r"tasks\.detektion: unknown task 'detektion'\. Known: detection"),
         ("data.train.0.labels.0.imagess=x", r"imagess: unknown key\. Did you mean 'images'\?"),
         ("balance.weigths={}", r"weigths: unknown key\. Did you mean 'weights'\?"),
-        ("data.train.0.labels.0.format=voc", r"'voc'"),
+        ("data.train.0.labels.0.format=vox", r"'vox'"),
         ("data.train.7.weight=1", r"'7' is no position in a list of 1"),
         ("data.size=[250,512]", r"multiples of 32"),
         ("train.steps", r"not of the form key=value"),
@@ -90,7 +90,7 @@ def test_s2_a_huge_file_and_one_that_is_no_text_are_refused(tmp_path):
 
 def test_s4_a_class_path_names_nothing():
     with pytest.raises(ConfigError, match="unknown task"):
-        recipes.load(DEMO, ["tasks={os.system: {}}"])
+        recipes.load(DEMO, ["tasks={os: {type: os.system}}"])
 
 
 def test_other_data_for_an_evaluation(tmp_path):
@@ -107,3 +107,16 @@ def test_other_data_for_an_evaluation(tmp_path):
     path.write_text("data: {train: []}")
     with pytest.raises(ConfigError, match="no validation source"):
         recipes.with_other_data(recipe, path)
+
+
+@pytest.mark.parametrize(
+    "text", ["? [a, b]\n: 1", "when: 2001-99-99", "x: !!int abc", "x: " + "9" * 5000, "? {a: 1}\n: 2", "x: !!float x"]
+)
+def test_scalars_and_keys_that_are_none_are_told(text):
+    with pytest.raises(ConfigError, match="YAML|plain"):
+        config.parse_yaml(text, "recipe.yaml")
+
+
+def test_an_override_that_is_no_date_is_told():
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        config.override({}, ["a=2001-99-99"])
