@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 
 from perception import __version__
@@ -85,6 +88,21 @@ def _parser() -> argparse.ArgumentParser:
     _add_tasks(export)
     export.add_argument("--out", type=Path, help="the file (default: RUN/model.onnx)")
 
+    doctor = _command(commands, "doctor", _doctor, "examine the data of a recipe, and the environment")
+    doctor.add_argument("config", type=Path, help="YAML recipe")
+    _add_overrides(doctor)
+    _add_tasks(doctor)
+    doctor.add_argument("--out", type=Path, help="folder of the page (default: doctor/<name of the recipe>)")
+    doctor.add_argument("--quick", type=_count, metavar="N", help="look at N pictures of each source only")
+    doctor.add_argument("--workers", type=int, help="processes (default: one a processor; 0 = none, unprotected)")
+
+    bench = _command(commands, "bench", _bench, "how fast the training pictures of a recipe come")
+    bench.add_argument("what", metavar="data", help="the word data: reading, decoding, augmenting, and the loader")
+    bench.add_argument("config", type=Path, help="YAML recipe")
+    _add_overrides(bench)
+    bench.add_argument("--seconds", type=float, default=20, help="how long to measure (default: 20)")
+    bench.add_argument("--workers", type=int, help="loader processes (default: the recipe's data.workers)")
+
     data = commands.add_parser("data", help="make data", description="Make data.")
     kinds = data.add_subparsers(dest="kind", required=True, metavar="KIND")
     street = kinds.add_parser("street", help="made street scenes with exact labels for four tasks")
@@ -116,6 +134,12 @@ def _add_tasks(parser: argparse.ArgumentParser) -> None:
 
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is no number from 1 on")
+    return int(text)
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -213,6 +237,83 @@ def _export(parsed: argparse.Namespace) -> int:
     print("Exporting and comparing with torch takes about a minute.", file=sys.stderr)  # noqa: T201
     out = parsed.out or (parsed.model if parsed.model.is_dir() else parsed.model.parent) / "model.onnx"
     print(export(model, out, size=recipe.data.size, images=runs.some_pictures(recipe)))  # noqa: T201
+    return 0
+
+
+def _doctor(parsed: argparse.Namespace) -> int:
+    try:
+        from perception.data import doctor
+        from perception.report import doctor_page
+    except (ImportError, AttributeError) as error:  # numpy, cv2 or pydantic is missing, broken or there twice
+        providers = metadata.packages_distributions()
+        found = "; ".join(f"{m} from {', '.join(providers.get(m, ['nowhere']))}" for m in ("numpy", "cv2", "pydantic"))
+        print(f"perception doctor: {error}. Reinstall what is broken: {found}.", file=sys.stderr)  # noqa: T201
+        return 1
+    diagnosis = doctor.diagnose(
+        parsed.config,
+        parsed.overrides,
+        parsed.tasks,
+        quick=parsed.quick,
+        workers=None if parsed.workers is None else max(0, parsed.workers),
+        bar=_bar,
+        check=_check_recipe,
+    )
+    _say(doctor.report_lines(diagnosis))
+    _say([doctor_page.write(parsed.out or Path("doctor") / doctor_page.folder_name(diagnosis), diagnosis)])
+    return diagnosis.exit_code
+
+
+def _say(lines: Iterable[str]) -> None:
+    """Lines on stdout, whatever its encoding, and though nobody may read them to the end."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        for line in lines:
+            print(line)  # noqa: T201
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def _bar(text: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Like `perception.engine.log.progress_bar`, without torch."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(f"{text:8}"), BarColumn(), MofNCompleteColumn(), TextColumn("ETA"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(text, total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+def _check_recipe(state: None, mapping: dict) -> dict[str, dict] | str:
+    """The settings of a recipe's tasks with their defaults, or what is wrong with it. Run by the doctor elsewhere."""
+    from perception import config
+    from perception.recipe import Recipe
+    from perception.types import PerceptionError
+
+    try:
+        return {name: config.to_plain(task) for name, task in config.build(Recipe, mapping).tasks.items()}
+    except PerceptionError as error:
+        return str(error)
+
+
+def _bench(parsed: argparse.Namespace) -> int:
+    from perception import recipe as recipes
+    from perception.data.bench import measure
+    from perception.types import ConfigError
+
+    if parsed.what != "data":
+        raise ConfigError(f"'{parsed.what}' cannot be measured. Expected: perception bench data CONFIG")
+    if not 0 < parsed.seconds <= 3600 or not 0 <= (parsed.workers or 0) <= 256:
+        raise ConfigError(
+            f"--seconds {parsed.seconds} --workers {parsed.workers}: expected 0 to 3600 seconds and 0 to 256 processes."
+        )
+    recipe = recipes.load(parsed.config, parsed.overrides)
+    workers = recipe.data.workers if parsed.workers is None else parsed.workers
+    mixture = recipes.build_mixture(recipe)
+    print(measure(mixture, list(recipe.tasks), recipe.train.batch_size, workers, parsed.seconds))  # noqa: T201
     return 0
 
 

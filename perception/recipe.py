@@ -99,7 +99,7 @@ def build_model(recipe: Recipe, weights: bool = True) -> Perception:
 
 
 def training_sources(recipe: Recipe) -> list[Source]:
-    return open_sources(recipe.data.train, recipe.data.root, recipe.classes)
+    return open_sources(recipe.data.train, recipe.data.root, recipe.classes, complete=True)
 
 
 def build_mixture(recipe: Recipe) -> Mixture:

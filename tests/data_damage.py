@@ -135,6 +135,8 @@ def delete(path: Path, chance: random.Random) -> str | None:
 
 def rename(path: Path, chance: random.Random) -> str | None:
     name = chance.choice((path.name.upper(), path.name + "~", "0" + path.name, path.stem, *NASTY_NAMES))
+    if path.with_name(name).is_dir():
+        return None
     path.rename(path.with_name(name))
     return f"renamed {name!r}"
 
@@ -202,7 +204,7 @@ def change_json(path: Path, chance: random.Random) -> str | None:
     except (ValueError, RecursionError):
         return flip(path, chance)
     said = []
-    for _ in range(chance.choice((1, 1, 2, 4))):
+    for _ in range(chance.choice((1, 1, 2, 4)) if isinstance(content, (dict, list)) else 0):
         spots = list(_spots(content))
         if not spots:
             break
@@ -297,7 +299,7 @@ def change_picture(path: Path, chance: random.Random) -> str | None:
     try:
         image = Image.fromarray(np.zeros(size[::-1], np.uint16)) if mode == "I;16" else image.convert(mode)
         image.save(buffer, format, exif=exif, **(frames if chance.random() < 0.5 else {}))
-    except (OSError, ValueError, TypeError, KeyError):  # this format has no such mode
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError):  # this format has no such mode or turn
         return None
     path.write_bytes(buffer.getvalue())
     return f"{format} {mode} {size} exif {exif[0x0112]} {len(frames)}"

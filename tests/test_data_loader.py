@@ -61,7 +61,7 @@ def test_a_batch_has_every_task_with_tensors_in_input_pixels(sources):
                 assert boxes.shape == (len(labels), 4)
                 assert ignore is None or ignore.dtype == torch.bool
             case DenseMap(values, valid):
-                assert values.dtype == (torch.float32 if source == "depth" else torch.int64)
+                assert values.dtype == (torch.float32 if source == "depth" else torch.uint8)
                 assert values.shape == valid.shape == SIZE
                 assert valid.dtype == torch.bool
             case ImageLabel(values, _):
@@ -171,6 +171,26 @@ def test_L1_a_worker_that_fails_is_a_named_error_and_leaves_no_process(sources, 
     deadline = time.monotonic() + 10
     while multiprocessing.active_children() and time.monotonic() < deadline:
         time.sleep(0.1)
+    assert not multiprocessing.active_children()
+
+
+class Stuck(Trap):
+    """Every picture takes for ever, as on a network drive that went away."""
+
+    def annotations(self, index, size=None):
+        time.sleep(600)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
+def test_L1_many_workers_that_hang_are_not_waited_for_one_by_one(sources, monkeypatch):
+    monkeypatch.setattr(loader, "POLL", 1.0)
+    from perception.data.dataset import Source
+
+    source = Source("trap", 1.0, [Stuck([picture.path for picture in sources[0].pictures], "hang")])
+    begun = time.monotonic()
+    with pytest.raises(DataError, match=r"no answer for 2 s"):
+        list(train_batches(Mixture([source], SIZE), TASKS, 4, steps=9, workers=4, timeout=2))
+    assert time.monotonic() - begun < 15  # 5 s for each worker, and the start, without
     assert not multiprocessing.active_children()
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, TypeAlias
 from perception.config import configuration
 from perception.data.bdd100k import Bdd100kConfig, Bdd100kReader
 from perception.data.cityscapes import CityscapesConfig, CityscapesReader
+from perception.data.class_names import near
 from perception.data.coco import CocoConfig, CocoReader
 from perception.data.coco_panoptic import CocoPanopticConfig, CocoPanopticReader
 from perception.data.dataset import Reader, Source
@@ -146,15 +147,41 @@ def open_source(config: SourceConfig, root: str | Path, classes: Mapping[str, Se
 
 
 def open_sources(
-    configs: Sequence[SourceConfig], root: str | Path, classes: Mapping[str, Sequence[str]]
+    configs: Sequence[SourceConfig], root: str | Path, classes: Mapping[str, Sequence[str]], complete: bool = False
 ) -> list[Source]:
-    """The sources that label any of the tasks in ``classes``. Raises DataError where there is none."""
+    """The sources that label any of the tasks in ``classes``. Raises DataError where there is none.
+
+    complete: also raise DataError where a task or one of its classes is labelled by no source, as training needs
+    """
     sources = [source for config in configs if (source := open_source(config, root, classes)) is not None]
     if not sources:
         raise DataError(
             f"None of the {len(configs)} sources labels any of the tasks {', '.join(classes)}. Add one to the recipe."
         )
+    for task, names in classes.items() if complete else ():
+        check_labelled(task, names, sources)
     return sources
+
+
+def check_labelled(task: str, names: Sequence[str], sources: Sequence[Source]) -> None:
+    """Raise DataError where no source labels ``task``, or one of its classes ``names``."""
+    mine = [source for source in sources if task in source.tasks]
+    if not mine:
+        raise DataError(
+            f"No source labels task '{task}'. Add one that does, or leave the task out (--tasks). Sources: "
+            + "; ".join(f"{source.name}: {', '.join(source.tasks)}" for source in sources)
+        )
+    maps = [reader.class_maps[task] for source in mine for reader in source.readers if task in reader.class_maps]
+    if any(found.classes is None for found in maps) or not maps:
+        return
+    for index, name in enumerate(names):
+        if not any(found.classes is not None and found.classes[index] for found in maps):
+            theirs = sorted({theirs for found in maps for theirs in found.index})
+            raise DataError(
+                f"Class '{name}' of task '{task}' is labelled by none of the sources "
+                f"{', '.join(source.name for source in mine)}.{near(name, theirs)} Give a reader "
+                f"rename: {{...: {name}}}, or take the class out of the recipe."
+            )
 
 
 __all__ = [

@@ -118,10 +118,12 @@ class Bdd100kReader:
         frame_of = {} if frames is None else self._frame_of(frames, pictures, folder, str(path))
         self._detection = config.detection_task if frames is not None and config.detection_task in classes else None
         self._classification = classification if frames is not None and classification in classes else None
+        self.class_maps: dict[str, ClassMap] = {}
         self._values = {}
         if frames is not None and self._classification is not None:
             self._values = self._classified(frames, frame_of, classes[self._classification], str(path))
         self._maps = self._label_maps(pictures, classes)
+        self.class_maps |= {task: class_map for task, (_, class_map) in self._maps.items()}
         self.tasks = tuple(task for task in (self._detection, *self._maps, self._classification) if task is not None)
         self.images = [
             picture
@@ -225,6 +227,7 @@ class Bdd100kReader:
         found = [frames.values[i] for i in np.unique(column[column >= 0])]
         names = dict.fromkeys((*ATTRIBUTE_VALUES[attribute], *found))
         class_map = self._class_map("classification", names, recipe, where)
+        self.class_maps[self.config.classification_task or ""] = class_map
         labels = [class_map.index[v] if v in names and class_map.labels(v) else -1 for v in frames.values]
         self._count = len(recipe)
         of_frame = [labels[value] if value >= 0 else -1 for value in column.tolist()]
@@ -241,6 +244,7 @@ class Bdd100kReader:
                 self._sizes[index] = sizes[index] = (height, width) if height else self.config.size or _size_of(picture)
         names = _category_names(set(frames.categories), self.config)
         class_map = self._class_map("detection", names, recipe, where)
+        self.class_maps[self.config.detection_task or ""] = class_map
         labels, doubts = labels_and_doubts(frames.categories, class_map)
         return BoxTable(
             positions[frames.frame], frames.corners + [0, 0, 1, 1], np.array(labels, np.int64)[frames.category],

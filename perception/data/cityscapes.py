@@ -27,7 +27,7 @@ from perception.data.cityscapes_ids import (
     read_instance_ids,
     read_label_ids,
 )
-from perception.data.class_names import Names, map_classes
+from perception.data.class_names import ClassMap, Names, map_classes
 from perception.data.dataset import check_size
 from perception.data.depth_maps import check_camera, metres
 from perception.data.folders import existing_folder, list_pictures
@@ -101,16 +101,18 @@ class CityscapesReader:
                     self.problems[f"pictures without {what}"] += len(pictures) - len(files)
         self.tasks = tuple(self._files)
         self._check(len(pictures))
+        self.class_maps: dict[str, ClassMap] = {}
         if config.segmentation_task in self.tasks:
             names = classes[config.segmentation_task]
             class_map = map_classes(
                 CLASSES, names, str(self.root), config.rename, config.ignore, labels_only=config.labels_only
             )
+            self.class_maps[config.segmentation_task] = class_map
             void = tuple(id for id in range(34) if id not in LABEL_IDS)
             self._table = lookup_table(LABEL_IDS, class_map, void)
             self._train_table = lookup_table(dict(enumerate(CLASSES)), class_map)
-        if config.detection_task in self.tasks:
-            self._things = map_classes(
+        if config.detection_task is not None and config.detection_task in self.tasks:
+            self._things = self.class_maps[config.detection_task] = map_classes(
                 THINGS.values(), classes[config.detection_task], f"{self.root}, keys detection_...",
                 config.detection_rename, config.detection_ignore, config.detection_background,
                 config.detection_labels_only,

@@ -95,6 +95,8 @@ class CocoReader:
             )  # fmt: skip
         if config.segmentation_task is not None and config.segmentation_task in classes:
             self.segmentation_class_map = self._map_of_pixels(classes[config.segmentation_task])
+        maps = {config.task: self.class_map, config.segmentation_task: self.segmentation_class_map}
+        self.class_maps = {task: found for task, found in maps.items() if task is not None and found is not None}
         rows = range(len(index["image_ids"]))
         records = existing_pictures(index, rows, folder, self.path, config.allow_missing, self.problems)
         self.images = [path for path, _, _ in records]

@@ -91,6 +91,8 @@ class CocoPanopticReader:
                 names, classes[config.segmentation_task], f"{self.path}, keys segmentation_...",
                 config.segmentation_rename, config.segmentation_ignore, labels_only=config.segmentation_labels_only,
             )  # fmt: skip
+        maps = {config.detection_task: self.class_map, config.segmentation_task: self.segmentation_class_map}
+        self.class_maps = {task: found for task, found in maps.items() if task is not None and found is not None}
         annotation_of = dict(zip(index["map_images"].tolist(), range(len(index["map_images"])), strict=True))
         rows = sorted(annotation_of)
         records = existing_pictures(index, rows, folder, self.path, config.allow_missing, self.problems)

@@ -6,14 +6,18 @@ task stacked), in shared memory, and small arrays are copied.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
-from perception.types import Annotation, Batch, DenseMap, ImageLabel, Instances, Sample
+from perception.types import Annotation, Batch, DataError, DenseMap, ImageLabel, Instances, Sample
 
 
 @dataclass
@@ -39,9 +43,11 @@ def collate(samples: Sequence[Sample], tasks: Sequence[str]) -> Batch:
 def pack(samples: Sequence[Sample], tasks: Sequence[str]) -> Packed:
     """The worker's half of `collate`."""
     height, width = samples[0].image.shape[:2]
-    images = torch.empty((len(samples), 3, height, width), dtype=torch.uint8)
+    if any(sample.image.shape != (height, width, 3) for sample in samples):
+        raise ValueError(f"Images of {', '.join(str(sample.image.shape) for sample in samples)} do not make one batch.")
+    images = _shared((len(samples), 3, height, width), torch.uint8)
     for target, sample in zip(images.numpy(), samples, strict=True):
-        np.copyto(target, sample.image.transpose(2, 0, 1))
+        cv2.split(sample.image, list(target))
     packed = Packed(images, [])
     for sample in samples:
         kept = {task: sample.annotations.get(task) for task in tasks}
@@ -53,19 +59,40 @@ def pack(samples: Sequence[Sample], tasks: Sequence[str]) -> Packed:
             if sample.frame is None and isinstance(annotation := sample.annotations[task], DenseMap)
         }
         if maps:
-            values, valid = (np.stack([getattr(m, part) for m in maps.values()]) for part in ("values", "valid"))
-            packed.maps[task] = list(maps), torch.from_numpy(values), torch.from_numpy(valid)
+            values, valid = (_stacked([getattr(m, part) for m in maps.values()]) for part in ("values", "valid"))
+            packed.maps[task] = list(maps), values, valid
             for i in maps:
                 packed.samples[i].annotations[task] = None
     return packed
 
 
+def _stacked(maps: Sequence[NDArray]) -> Tensor:
+    kind = np.result_type(*(m.dtype for m in maps))
+    stacked = _shared((len(maps), *maps[0].shape), torch.from_numpy(np.empty(0, kind)).dtype)
+    np.stack(maps, out=stacked.numpy())
+    return stacked
+
+
+def _shared(shape: Sequence[int], kind: torch.dtype) -> Tensor:
+    """An empty tensor, in a worker in the memory that it shares: sending one from elsewhere copies it there."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=kind)
+    size = math.prod(shape) * kind.itemsize
+    try:
+        memory = torch.UntypedStorage._new_shared(size)
+    except RuntimeError as error:
+        raise DataError(
+            f"No {size} bytes of shared memory (/dev/shm) for a batch: {error}. Enlarge it (docker run --shm-size=8g), "
+            "or lower train.batch_size or data.workers."
+        ) from error
+    return torch.empty(0, dtype=kind).set_(memory).view(shape)  # type: ignore[arg-type]
+
+
 def unpack(packed: Packed, tasks: Sequence[str]) -> Batch:
-    """The training process's half of `collate`. Label maps become int64 here: they travel as bytes."""
+    """The training process's half of `collate`. Label maps stay bytes: the device widens them faster."""
     samples = packed.samples
     annotations = {task: [_as_tensors(sample, task) for sample in samples] for task in tasks}
     for task, (numbers, values, valid) in packed.maps.items():
-        values = values if values.is_floating_point() else values.long()
         for place, i in enumerate(numbers):
             annotations[task][i] = DenseMap(values[place], valid[place])
     return Batch(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -11,7 +12,8 @@ from typing import Protocol
 
 import numpy as np
 
-from perception.data.images import read_image
+from perception.data.class_names import ClassMap
+from perception.data.images import StoredPicture, open_image
 from perception.types import Annotation, Camera, DataError, Sample
 
 
@@ -20,9 +22,11 @@ class Reader(Protocol):
 
     ``Reader(config, root, classes)``: ``classes`` is the class list of every task that the recipe trains (empty for a
     quantity); a reader provides nothing for other tasks. Opening validates; pictures and maps are read when asked for.
+    class_maps: task -> the classes of the recipe that it labels, for tasks with classes.
     """
 
     tasks: tuple[str, ...]
+    class_maps: dict[str, ClassMap]
     images: list[Path]
     problems: Counter[str]
 
@@ -96,9 +100,14 @@ class Source:
 
         Raises PictureError where the picture is missing or damaged, DataError where its labels are wrong.
         """
-        image = read_image(self.pictures[index].path)
-        annotations = self.annotations(index, image.shape[:2])
-        return Sample(image, dict(annotations), self.camera(index), None, self.id(index), self.name)
+        picture, sample = self.open(index)
+        return dataclasses.replace(sample, image=picture.decode())
+
+    def open(self, index: int) -> tuple[StoredPicture, Sample]:
+        """Picture ``index``, checked but not decoded yet, and its sample, whose image is None. Raises as `sample`."""
+        picture = open_image(self.pictures[index].path)
+        annotations = self.annotations(index, picture.size)
+        return picture, Sample(None, dict(annotations), self.camera(index), None, self.id(index), self.name)
 
     def annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, Annotation]:
         """Task -> annotation of picture ``index``, without reading the picture. ``size`` as in `Reader.annotations`."""

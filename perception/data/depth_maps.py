@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perception.config import configuration
+from perception.data.class_names import ClassMap
 from perception.data.dataset import check_size
 from perception.data.folders import by_stem, existing_folder, list_pictures, pair
 from perception.data.images import read_map
@@ -74,6 +75,7 @@ class DepthMapsReader:
         self.config = config
         self.tasks = config.tasks
         self.problems: Counter[str] = Counter()
+        self.class_maps: dict[str, ClassMap] = {}
         images = existing_folder(root, config.images, "pictures")
         depths = existing_folder(root, config.depths, "depth maps")
         self._pairs = pair(list_pictures(images), images, depths, config.suffix, "depth map", self.problems)

@@ -81,6 +81,7 @@ class ImageLabelsReader:
         self.class_map = map_classes(
             sorted(names), recipe, self.where, config.rename, config.ignore, labels_only=config.labels_only
         )
+        self.class_maps = {config.task: self.class_map}
         labels = {path: self._label(path, statement, len(recipe)) for path, statement in sorted(statements.items())}
         self._labels = {path: label for path, label in labels.items() if label is not None}
         self.images = list(self._labels)
@@ -173,7 +174,9 @@ class ImageLabelsReader:
         statement = {}
         for name, text in row.items():
             if text.strip() not in ("0", "1", ""):
-                raise DataError(f"{where}: {shown(name)[1:-1]} is {shown(text)}. Expected 1, 0, or empty (not labelled).")
+                raise DataError(
+                    f"{where}: {shown(name)[1:-1]} is {shown(text)}. Expected 1, 0, or empty (not labelled)."
+                )
             if text.strip():
                 statement[name] = text.strip() == "1"
         return statement

@@ -10,43 +10,96 @@ import io
 import os
 import threading
 import warnings
-import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from perception.data.picture_files import (
+    JPEG,
+    MAX_PIXELS,
+    PNG,
+    PictureError,
+    check_jpeg,
+    check_png,
+    check_size,
+    read_bytes,
+)
 from perception.types import DataError
 
-MAX_PIXELS = 100_000_000
 PICTURE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"))
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
 
-_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
-_SIZE_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+REDUCTIONS = {1: cv2.IMREAD_COLOR_RGB, **{n: cv2.IMREAD_COLOR_RGB | 8 * n for n in (2, 4, 8)}}
+"""By how much a JPEG can be decoded smaller -> cv2's flags. Its own names for 16, 32 and 64 (reduced) say BGR too."""
 
 
-class PictureError(DataError):
-    """A picture file that is missing or damaged: skipped and counted in training, an error anywhere else."""
+@dataclass(frozen=True, slots=True)
+class StoredPicture:
+    """A picture file that was read and checked, decoded when asked for.
+
+    size: (height, width) upright
+    """
+
+    path: Path
+    size: tuple[int, int]
+    reducible: bool = False
+    """Whether it can be decoded smaller: it is an upright JPEG."""
+    _data: bytes | None = None
+    _decoded: NDArray[np.uint8] | None = None
+
+    def decode(self, reduction: int = 1) -> NDArray[np.uint8]:
+        """uint8 RGB [H, W, 3]; with a ``reduction`` of 2, 4 or 8 smaller by it, where the picture is `reducible`.
+
+        A pixel of a reduced picture is the mean of the ``reduction`` x ``reduction`` source pixels that it covers
+        (libjpeg's scaled inverse transform), the last row and column of fewer. Raises PictureError where the file is
+        damaged.
+        """
+        if self._data is None:
+            assert self._decoded is not None
+            return self._decoded
+        decode = _decode_jpeg if self.reducible else _decode
+        image = np.asarray(decode(self._data, REDUCTIONS[reduction], self.path), np.uint8)
+        if image.shape[:2] != tuple(-(-side // reduction) for side in self.size):
+            raise PictureError(
+                f"{self.path} says it has {self.size[1]} x {self.size[0]} pixels but decodes to {image.shape[1]} x "
+                f"{image.shape[0]} at 1/{reduction}. Save it again with a picture editor."
+            )
+        return image
+
+
+def open_image(path: Path) -> StoredPicture:
+    """The picture file, read and checked as far as possible without decoding.
+
+    Raises PictureError where the file is missing, damaged or no picture; DataError where it is over `MAX_PIXELS`.
+    """
+    data = read_bytes(path)
+    image = None
+    if data.startswith(JPEG):
+        header = check_jpeg(data, path)
+        if header.channels in (1, 3):
+            if header.upright:
+                return StoredPicture(path, header.size, True, data)
+            image = _decode_jpeg(data, REDUCTIONS[1], path)
+    elif data.startswith(PNG):
+        header = check_png(data, path)
+        if header.depth == 16:
+            image = _orient(_rgb(_decode(data, cv2.IMREAD_UNCHANGED, path)), data)
+        elif b"eXIf" not in header.chunks:
+            return StoredPicture(path, header.size, False, data)
+    if image is None:
+        image = _read_by_pillow(data, path)
+    return StoredPicture(path, image.shape[:2], _decoded=image)
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
     """uint8 RGB [H, W, 3], upright (EXIF orientation applied), 16 bit rescaled to 8, transparency dropped.
 
-    Raises PictureError where the file is missing, damaged or no picture; DataError where it is over `MAX_PIXELS`.
+    Raises as `open_image` does.
     """
-    data = _bytes(path)
-    if data.startswith(_JPEG):
-        if _check_jpeg(data, path) in (1, 3):
-            return _swapped(_decode_jpeg(data, path))
-    elif data.startswith(_PNG):
-        depth, _, names = _check_png(data, path)
-        if depth == 16:
-            return _orient(_rgb(_decode(data, cv2.IMREAD_UNCHANGED, path)), data)
-        if b"eXIf" not in names:
-            return _swapped(_decode(data, cv2.IMREAD_COLOR, path))
-    return _read_by_pillow(data, path)
+    return open_image(path).decode()
 
 
 def read_size(path: Path) -> tuple[int, int]:
@@ -68,7 +121,7 @@ def read_size(path: Path) -> tuple[int, int]:
         raise DataError(f"{path}: {error} At most {MAX_PIXELS // 10**6} Mpx are decoded.") from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise PictureError(f"{path} is missing or no picture: {error}. Fetch the file again.") from error
-    _check_size(width, height, path)
+    check_size(width, height, path)
     return (width, height) if turned else (height, width)
 
 
@@ -78,10 +131,11 @@ def read_map(path: Path) -> NDArray:
     Raises DataError where the file is missing, damaged, not a PNG, or has more than one channel.
     """
     try:
-        data = _bytes(path)
-        if not data.startswith(_PNG):
+        data = read_bytes(path)
+        if not data.startswith(PNG):
             raise DataError(f"{path} is not a PNG. Maps must be stored without loss: convert it to a gray PNG.")
-        depth, colour, _ = _check_png(data, path)
+        header = check_png(data, path)
+        depth, colour = header.depth, header.colour
         if colour not in (0, 3) or (colour == 0 and depth in (2, 4)):
             kind = {2: "RGB", 4: "gray with alpha", 6: "RGBA"}.get(colour, f"{depth}-bit gray")
             raise DataError(
@@ -107,68 +161,6 @@ def _colours(data: bytes) -> str:
     return " with colours " + ", ".join(f"{tuple(colours[i].tolist())}: {counts[i]} px" for i in most)
 
 
-def _bytes(path: Path) -> bytes:
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise PictureError(f"No picture at {path}. Restore the file, or remove it from the annotations.") from None
-    except OSError as error:
-        raise PictureError(f"{path} cannot be read: {error}. Check the disk and the permissions.") from error
-    if not data:
-        raise PictureError(f"{path} is empty. Fetch the file again.")
-    return data
-
-
-def _check_size(width: int, height: int, path: Path) -> None:
-    if width * height > MAX_PIXELS:
-        raise DataError(
-            f"{path} says it has {width} x {height} = {width * height / 1e6:.0f} Mpx. At most {MAX_PIXELS // 10**6} "
-            "Mpx are decoded. Scale or tile it first."
-        )
-    if width * height == 0:
-        raise PictureError(f"{path} says it has {width} x {height} pixels. Fetch the file again.")
-
-
-def _check_jpeg(data: bytes, path: Path) -> int:
-    """The number of colour channels, after checking the size and that the data goes on to its end marker."""
-    position, channels = 2, 0
-    while position + 4 <= len(data) and data[position] == 0xFF:
-        marker = data[position + 1]
-        if marker == 0xFF:
-            position += 1
-            continue
-        if marker in _SIZE_MARKERS and position + 10 <= len(data):
-            height, width = (int.from_bytes(data[at : at + 2], "big") for at in (position + 5, position + 7))
-            channels = data[position + 9]
-            _check_size(width, height, path)
-        if marker == 0xDA:
-            if channels and data.find(b"\xff\xd9", position) > 0:
-                return channels
-            break
-        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    raise PictureError(f"{path} is a truncated or damaged JPEG ({len(data)} bytes). Fetch the file again.")
-
-
-def _check_png(data: bytes, path: Path) -> tuple[int, int, set[bytes]]:
-    """(bit depth, colour type, names of the chunks), after checking the size and every chunk's check sum."""
-    position, names = len(_PNG), set()
-    depth = colour = 0
-    while position + 12 <= len(data):
-        length = int.from_bytes(data[position : position + 4], "big")
-        name, end = data[position + 4 : position + 8], position + 8 + length
-        if end + 4 > len(data) or zlib.crc32(data[position + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
-            break
-        if name == b"IHDR" and length == 13:
-            width, height = (int.from_bytes(data[at : at + 4], "big") for at in (position + 8, position + 12))
-            depth, colour = data[position + 16], data[position + 17]
-            _check_size(width, height, path)
-        names.add(name)
-        if name == b"IEND" and depth:
-            return depth, colour, names
-        position = end + 4
-    raise PictureError(f"{path} is a truncated or damaged PNG, wrong from byte {position} on. Fetch the file again.")
-
-
 def _decode(data: bytes, flags: int, path: Path) -> NDArray:
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
@@ -179,28 +171,23 @@ def _decode(data: bytes, flags: int, path: Path) -> NDArray:
     return image
 
 
-def _swapped(image: NDArray) -> NDArray[np.uint8]:
-    """BGR to RGB."""
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
-
-
 _stderr_lock = threading.Lock()
 
 
-def _decode_jpeg(data: bytes, path: Path) -> NDArray:
-    """BGR. libjpeg says that data is corrupt only by a line on the error stream, so the stream is watched meanwhile."""
+def _decode_jpeg(data: bytes, flags: int, path: Path) -> NDArray[np.uint8]:
+    """RGB. libjpeg says that data is corrupt only by a line on the error stream, so the stream is watched meanwhile."""
     with _stderr_lock:
         try:
             kept = os.dup(2)
         except OSError:  # a daemon without an error stream
-            return _decode(data, cv2.IMREAD_COLOR, path)
+            return _decode(data, flags, path)
         reader, writer = os.pipe()
         os.set_blocking(reader, False)
         os.set_blocking(writer, False)
         try:
             os.dup2(writer, 2)
             try:
-                image = _decode(data, cv2.IMREAD_COLOR, path)
+                image = _decode(data, flags, path)
             finally:
                 os.dup2(kept, 2)
             try:
@@ -247,7 +234,7 @@ def _read_by_pillow(data: bytes, path: Path) -> NDArray[np.uint8]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data), formats=FORMATS)
-        _check_size(*image.size, path)
+        check_size(*image.size, path)
         if image.mode.startswith("I;16"):
             return _orient(_rgb(np.asarray(image)), data)
         if image.mode in ("I", "F"):

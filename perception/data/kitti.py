@@ -17,7 +17,7 @@ import numpy as np
 
 from perception.config import configuration
 from perception.data.boxes import BoxTable, labels_and_doubts
-from perception.data.class_names import IGNORED, Names, map_classes
+from perception.data.class_names import IGNORED, ClassMap, Names, map_classes
 from perception.data.dataset import check_size
 from perception.data.depth_maps import intrinsics
 from perception.data.folders import by_stem, existing_file, existing_folder, inside, list_pictures, present
@@ -106,12 +106,14 @@ class KittiReader:
         self.tasks = config.tasks if labels else ()
         self._stems = list(pictures)
         self._labelled = [stem in labels for stem in pictures]
+        self.class_maps: dict[str, ClassMap] = {}
         if labels:
             where = str(self.root / config.part / "label_2")
             self.class_map = map_classes(
                 config.names, classes[config.task], where, config.rename, config.ignore, config.background,
                 config.labels_only,
             )  # fmt: skip
+            self.class_maps[config.task] = self.class_map
             self.sizes = [_size(path) for path in self.images]
             self._boxes_of = self._boxes(labels)
         elif config.part != "testing":

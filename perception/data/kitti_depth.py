@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from perception.config import configuration
+from perception.data.class_names import ClassMap
 from perception.data.dataset import check_size
 from perception.data.depth_maps import metres, read_depth, read_intrinsics
 from perception.data.folders import existing_file, existing_folder, list_pictures
@@ -90,6 +91,7 @@ class KittiDepthReader:
         self.config = config
         self.tasks = config.tasks
         self.problems: Counter[str] = Counter()
+        self.class_maps: dict[str, ClassMap] = {}
         self.root = existing_folder(root, config.root, "KITTI depth maps")
         items = dict(self._selection() if config.split == "selection" else self._drives(root))
         if not items:

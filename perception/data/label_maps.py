@@ -70,6 +70,7 @@ class LabelMapsReader:
         self.class_map = map_classes(
             names, classes[config.task], str(path), config.rename, config.ignore, labels_only=config.labels_only
         )
+        self.class_maps = {config.task: self.class_map}
         self.names = dict(enumerate(names))
         self._table = lookup_table(self.names, self.class_map)
         self._pairs = pair(list_pictures(images), images, masks, config.suffix, "label map", self.problems)

@@ -60,6 +60,8 @@ class Batches:
                     iterator = iterator or iter(self._loader())
                     packed = self._next(iterator)
                 except (RuntimeError, OSError, EOFError) as error:
+                    for worker in getattr(iterator, "_workers", ()):  # one that hangs would be waited for
+                        worker.kill()
                     raise self._failure(number, error) from error
                 if isinstance(packed, PerceptionError):
                     raise packed
@@ -188,7 +190,7 @@ def train_batches(
 ) -> Batches:
     """One batch for every step from ``start_step`` up to ``steps``: this rank's part of ``batch_size`` samples.
 
-    Annotations are tensors in input pixels: label maps int64, depth float32.
+    Annotations are tensors in input pixels: label maps as they are stored (uint8), depth float32.
     """
     if batch_size < world:
         raise DataError(

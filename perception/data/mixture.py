@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
 
 from perception.data.dataset import Source
 from perception.data.images import PictureError
+from perception.data.mosaic import Mosaic
 from perception.data.order import MixConfig, Order, shares
 from perception.data.transforms import AugmentConfig, for_training
 from perception.types import DataError, Sample
 
 logger = logging.getLogger(__name__)
 
-_CHANGE, _REPLACE = 1, 2
+_CHANGE, _REPLACE, _MOSAIC = 1, 2, 4
+"""Streams of randomness, beside the order's."""
+
 _TRIES = 20
 
 
@@ -59,20 +65,36 @@ class Mixture:
         ``skipped``. Raises DataError where labels are wrong.
         """
         s, k = self.order.turn(position)
-        source = self.sources[s]
-        others = self.order.rng(s, _REPLACE, k)
-        index = self.order.picture(s, k)
+        if self.augment.mosaic:
+            rng = self.order.rng(s, _MOSAIC, k)
+            if rng.random() < self.augment.mosaic:
+                return self._mosaic(s, k, rng)
+        prepare = partial(for_training, size=self.size, config=self.augment)
+        return self._prepared((s, k), self.order.picture(s, k), prepare)
+
+    def _mosaic(self, s: int, k: int, rng: np.random.Generator) -> Sample:
+        mosaic = Mosaic(self.size, self.augment, rng)
+        others = rng.integers(len(self.sources[s]), size=len(mosaic.tiles) - 1).tolist()
+        samples = [
+            self._prepared((s, k, number), index, partial(mosaic.placed, number=number))
+            for number, index in enumerate([self.order.picture(s, k), *others])
+        ]
+        return mosaic.joined(samples, rng)
+
+    def _prepared(self, turn: tuple[int, ...], index: int, prepare: Callable[..., Sample]) -> Sample:
+        """Picture ``index`` of the source ``turn[0]`` prepared, another one where it is damaged.
+
+        Which other and what is random: a function of the turn.
+        """
+        source, others = self.sources[turn[0]], None
         for _ in range(_TRIES):
             try:
-                sample = source.sample(index)
+                return prepare(*source.open(index), rng=self.order.rng(turn[0], _CHANGE, *turn[1:]))
             except PictureError as error:
                 self.skipped[source.id(index)] = str(error)
-                index = int(others.integers(len(source)))
-            else:
-                return for_training(sample, self.size, self.augment, self.order.rng(s, _CHANGE, k))
-        raise DataError(
-            f"Source '{source.name}': {_TRIES} pictures in a row cannot be read. {self.skipped[source.id(index)]}"
-        )
+                others = others or self.order.rng(turn[0], _REPLACE, *turn[1:])
+                index, damaged = int(others.integers(len(source))), source.id(index)
+        raise DataError(f"Source '{source.name}': {_TRIES} pictures in a row cannot be read. {self.skipped[damaged]}")
 
     def report(self, skipped: dict[str, str]) -> None:
         """Take note of what a process skipped: log it once.

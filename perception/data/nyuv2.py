@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from perception.config import configuration
-from perception.data.class_names import Names, map_classes
+from perception.data.class_names import ClassMap, Names, map_classes
 from perception.data.dataset import check_size
 from perception.data.depth_maps import check_camera, intrinsics, metres, read_depth
 from perception.data.folders import existing_file, existing_folder, inside, list_pictures, present
@@ -104,12 +104,14 @@ class Nyuv2Reader:
                 f"{self.root} labels nothing that the recipe trains: {len(pictures)} pictures, {len(self._depths)} "
                 f"depth maps, {len(self._maps)} label maps. Expected rgb_00045.jpg beside sync_depth_00045.png."
             )
+        self.class_maps: dict[str, ClassMap] = {}
         if config.segmentation_task in self.tasks:
             first, names = config.first_id, {13: CLASSES_13, 40: CLASSES_40}[config.classes]
             class_map = map_classes(
                 names, classes[config.segmentation_task], f"nyuv2, {config.classes} classes", config.rename,
                 config.ignore, labels_only=config.labels_only,
             )  # fmt: skip
+            self.class_maps[config.segmentation_task] = class_map
             self._names = dict(enumerate(names, first))
             self._table = lookup_table(self._names, class_map, (0, 255) if first else (255,))
         self.images = [p for p in pictures if any(p in labelled[task] for task in self.tasks)]

@@ -16,7 +16,7 @@ import numpy as np
 
 from perception.config import configuration
 from perception.data.boxes import HUGE, BoxTable, labels_and_doubts
-from perception.data.class_names import Names, map_classes, near
+from perception.data.class_names import ClassMap, Names, map_classes, near
 from perception.data.dataset import check_size
 from perception.data.folders import by_stem, existing_file, existing_folder, inside, list_pictures, present
 from perception.data.images import PictureError, read_size
@@ -99,6 +99,7 @@ class VocReader:
         stems, self.images = self._pictures(sorted({*xmls, *masks}))
         self._xmls = [xmls.get(stem) for stem in stems]
         self._masks = [masks.get(stem) for stem in stems]
+        self.class_maps: dict[str, ClassMap] = {}
         if xmls:
             self._sizes, self._boxes = self._read_boxes(classes[config.detection_task or ""])
         if masks:
@@ -107,6 +108,7 @@ class VocReader:
                 ids.values(), classes[config.segmentation_task or ""], f"{self.root}, keys segmentation_...",
                 config.segmentation_rename, config.segmentation_ignore, labels_only=config.segmentation_labels_only,
             )  # fmt: skip
+            self.class_maps[config.segmentation_task or ""] = class_map
             self._ids, self._table = ids, lookup_table(ids, class_map)
 
     def annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, Annotation]:
@@ -199,6 +201,7 @@ class VocReader:
             self.names, recipe, f"{self.root}, keys detection_...", config.detection_rename, config.detection_ignore,
             config.detection_background, config.detection_labels_only,
         )  # fmt: skip
+        self.class_maps[config.detection_task or ""] = class_map
         sizes = [(0, 0)] * len(self.images)
         for position, size in zip(positions, stored["sizes"].tolist(), strict=True):
             sizes[position] = tuple(size) if all(size) else _size_of(self.images[position])

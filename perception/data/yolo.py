@@ -77,6 +77,7 @@ class YoloReader:
             self.names, classes[config.task], str(path), config.rename, config.ignore, config.background,
             config.labels_only,
         )  # fmt: skip
+        self.class_maps = {config.task: self.class_map}
         tree = YoloTree(path, content, root, config.path)
         pictures = tree.pictures(config.split, config.allow_missing, self.problems)
         self.images = [picture.path for picture in pictures]

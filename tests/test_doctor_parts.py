@@ -1,0 +1,219 @@
+"""Parts of the doctor: workers that die, pictures that look the same, sums that add up, words that can be printed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from data_trees import picture
+from hypothesis import given, settings
+from hypothesis import strategies as some
+
+from perception.data import SourceConfig
+from perception.data.depth_maps import DepthMapsConfig
+from perception.data.doctor import leakage
+from perception.data.doctor.cameras import oddity
+from perception.data.doctor.crew import Crew, Failure
+from perception.data.doctor.findings import TROUBLES, Trouble, Troubles, percent, plain
+from perception.data.doctor.picture import look, oddities
+from perception.data.doctor.plan import PlannedSource
+from perception.data.doctor.state import SourceState
+from perception.data.doctor.statistics import Histogram, measure, merge
+from perception.ops.image import letterbox_frame
+from perception.types import Camera, DenseMap, Instances
+
+
+def work(state: int, job: str) -> int:
+    """A worker's task that may go wrong in every way."""
+    if job == "broken":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if job == "quits":
+        os._exit(0)
+    if job == "hangs":
+        time.sleep(600)
+    if job == "greedy":
+        bytearray(8 << 30)
+    if job == "raises":
+        raise ValueError("no")
+    return state + len(job)
+
+
+def test_every_job_is_answered_whatever_becomes_of_its_worker():
+    jobs = ["a", "bb", "broken", "quits", "hangs", "greedy", "raises", "ccc"]
+    with Crew(2, memory=1 << 30) as crew:
+        answers = dict(crew.run(work, 10, jobs, seconds=1))
+        again = dict(crew.run(work, 20, ["dd"], seconds=5))
+    assert set(answers) == set(jobs)
+    assert (answers["a"], answers["bb"], answers["ccc"], again["dd"]) == (11, 12, 13, 22)
+    found = {job: answer.kind for job, answer in answers.items() if isinstance(answer, Failure)}
+    assert found == {
+        "broken": "crashed",
+        "quits": "crashed",
+        "hangs": "too_slow",
+        "greedy": "out_of_memory",
+        "raises": "internal_error",
+    }
+    assert "SIGSEGV" in answers["broken"].text
+    assert "ValueError in test_doctor_parts.py" in answers["raises"].text
+    assert all(answer.kind in TROUBLES for answer in answers.values() if isinstance(answer, Failure))
+
+
+def test_without_workers_everything_runs_here():
+    with Crew(0) as crew:
+        answers = dict(crew.run(work, 1, ["a", "raises"], seconds=1))
+    assert answers["a"] == 2
+    assert answers["raises"].kind == "internal_error"
+
+
+def differing(first: np.ndarray, second: np.ndarray) -> int:
+    return int(np.bitwise_count(look(first).bits ^ look(second).bits).sum())
+
+
+@settings(max_examples=25, deadline=None)
+@given(some.integers(0, 10_000), some.integers(40, 95), some.floats(0.5, 2))
+def test_a_picture_looks_like_itself_after_compression_and_resizing(seed, quality, scale):
+    original = picture(seed, (96, 128))
+    resized = cv2.resize(original, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    again = cv2.imdecode(cv2.imencode(".jpg", resized, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_COLOR)
+    assert differing(original, again) <= leakage.NEAR
+    assert differing(original, picture(seed + 1, (96, 128))) > 2 * leakage.NEAR
+
+
+def state(part: str, name: str, images: list[np.ndarray]) -> SourceState:
+    """A state that has looked at some pictures."""
+    labels = DepthMapsConfig(images="a", depths="b", scale=1)
+    found = SourceState(PlannedSource(part, SourceConfig(name=name, labels=(labels,))))
+    found.chosen = list(range(len(images)))
+    found.known = np.ones(len(images), bool)
+    looks = [look(image) for image in images]
+    found.flat = np.array([one.flat for one in looks], bool)
+    found.bits = np.array([one.bits for one in looks])
+    found.miniatures = np.array([one.miniature for one in looks])
+    found.digests = np.array([[int(image.astype(np.uint64).sum()), image.size] for image in images], np.uint64)
+    return found
+
+
+def noisy(image: np.ndarray, seed: int = 0) -> np.ndarray:
+    noise = np.random.default_rng(seed).integers(-4, 5, image.shape)
+    return np.clip(image.astype(int) + noise, 0, 255).astype(np.uint8)
+
+
+def test_copies_and_near_copies_between_training_and_validation():
+    train = [picture(k, (96, 128)) for k in range(60)]
+    others = [picture(1000 + k, (96, 128)) for k in range(30)]
+    validation = [*others, train[7], noisy(train[9]), noisy(train[11])]
+    found = leakage.find([state("train", "a", train), state("validation", "a", validation)])
+    assert found.counts == {1: (1, 2)}
+    same, *near = [(pair.validation[1], pair.training[1], pair.same) for pair in found.twins]
+    assert same == (30, 7, True)
+    assert sorted(near) == [(31, 9, False), (32, 11, False)]
+    severities = {finding.kind: finding.severity for finding in found.findings}
+    assert severities == {"leaked_pictures": "error", "leaked_looks": "warning"}
+
+
+def test_half_of_a_validation_source_leaking_must_be_mended():
+    train = [picture(k, (96, 128)) for k in range(10)]
+    found = leakage.find([state("train", "a", train), state("validation", "a", [noisy(image) for image in train])])
+    assert [(f.kind, f.severity, f.count) for f in found.findings] == [("leaked_looks", "error", 10)]
+
+
+def test_pictures_without_texture_are_not_taken_for_each_other():
+    train = [np.full((96, 128, 3), value, np.uint8) for value in (10, 100)]
+    found = leakage.find([state("train", "a", train), state("validation", "a", [noisy(train[0]) // 2])])
+    assert found.twins == []
+
+
+def test_odd_pictures():
+    good = picture(3)
+    cut = good.copy()
+    cut[30:] = 128
+    kinds = [[t.kind for t in oddities(Path("a.jpg"), image)] for image in (good, cut, good * 0)]
+    assert kinds == [[], ["half_grey_picture"], ["blank_picture"]]
+
+
+@settings(max_examples=50, deadline=None)
+@given(some.lists(some.floats(1e-3, 1e4), min_size=1, max_size=200), some.floats(0.01, 0.99))
+def test_quantiles_of_a_histogram_are_near_those_of_the_numbers(values, share):
+    histogram = Histogram.empty(1e-6, 1e6)
+    histogram.add(np.array(values))
+    exact = np.quantile(values, share, method="inverted_cdf")
+    assert histogram.quantile(share) == pytest.approx(exact, rel=0.03)
+    assert histogram.share(1e-4, 1e5) == 1
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    some.lists(
+        some.lists(some.tuples(*[some.integers(0, 60)] * 2, *[some.integers(1, 40)] * 2), max_size=5), max_size=6
+    )
+)
+def test_statistics_of_parts_add_up(pictures):
+    frame = letterbox_frame((100, 100), (64, 64))
+    whole = measure(Instances(np.zeros((0, 4), np.float32), np.zeros(0, np.int64)), 3, frame)
+    for rows in pictures:
+        corners = np.array([(x, y, x + w, y + h) for x, y, w, h in rows], np.float32).reshape(-1, 4)
+        merge(whole, measure(Instances(corners, np.arange(len(rows)) % 3), 3, frame))
+    assert whole.pictures == len(pictures) + 1
+    assert whole.boxes.sum() == sum(map(len, pictures)) == whole.sides.counts.sum()
+    assert whole.empty == 1 + sum(not rows for rows in pictures)
+    assert (whole.in_pictures <= whole.boxes).all()
+    areas = [w * h for rows in pictures for _, _, w, h in rows]
+    assert whole.small.sum() == sum(area * 0.64**2 < 64 for area in areas)
+
+
+def test_statistics_of_depth():
+    values = np.full((40, 50), 2.0, np.float32)
+    values[:10], values[10:20] = 0, 4
+    found = measure(DenseMap(values, values > 0), 0, letterbox_frame((40, 50), (32, 32)))
+    assert (found.least, found.most, found.holes, found.constant) == (2, 4, 500, 0)
+    assert found.metres.quantile(0.5) == pytest.approx(2, rel=0.03)
+    assert found.metres.share(3, 5) == pytest.approx(1 / 3, abs=0.01)
+
+
+@settings(max_examples=200)
+@given(some.text(some.characters(exclude_categories=()), max_size=2000))
+def test_whatever_is_quoted_can_be_printed_on_a_line(text):
+    line = plain(text, 300)
+    assert line.isprintable()
+    assert len(line) <= 320
+    line.encode()
+
+
+def test_troubles_are_counted_in_bounded_memory():
+    troubles = Troubles()
+    for number in range(5000):
+        troubles.add(Trouble("wrong_labels", f"/data/{number}.png: {'x' * (number % 300)} is wrong"), (0, number))
+    assert troubles.count("wrong_labels") == 5000
+    assert len(troubles.groups) <= 50
+    (finding,) = troubles.findings("train/a", 6000)
+    assert finding.count == 5000
+    assert len(finding.examples) == len(finding.pictures) == 10
+    assert finding.what.startswith("5,000 of 6,000 pictures")
+
+
+def test_percent():
+    assert [percent(*x) for x in ((0, 5), (1, 1000), (1, 3), (3, 3), (0, 0))] == ["0 %", "<1 %", "33 %", "100 %", "0 %"]
+
+
+@pytest.mark.parametrize(
+    ("camera", "words"),
+    [
+        (Camera(500, 500, 320, 240), ""),
+        (Camera(500, 500, 300, 260), ""),
+        (Camera(1000, 1000, 640, 480), "another resolution"),
+        (Camera(250, 250, 160, 120), "another resolution"),
+        (Camera(500, 500, 700, 240), "outside"),
+        (Camera(500, 250, 320, 240), "stretched"),
+        (Camera(3.6, 3.6, 320, 240), "angle of view of 179 degrees"),
+        (Camera(90000, 90000, 320, 240), "angle of view of 0 degrees"),
+    ],
+)
+def test_odd_cameras(camera, words):
+    found = oddity(camera, (480, 640))
+    assert words in found
+    assert bool(found) == bool(words)
