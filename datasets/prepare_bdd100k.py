@@ -9,7 +9,7 @@ python datasets/prepare_bdd100k.py data/bdd100k --need images boxes drivable lan
 import argparse
 from pathlib import Path
 
-from perception.data.bdd100k import LABELS
+from perception.data.formats.bdd100k import LABELS
 
 DOWNLOADS = "https://bdd-data.berkeley.edu/ (registration; education, research and not-for-profit use)"
 PICTURES = {

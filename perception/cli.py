@@ -103,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--seconds", type=float, default=20, help="how long to measure (default: 20)")
     bench.add_argument("--workers", type=int, help="loader processes (default: the recipe's data.workers)")
 
-    data = commands.add_parser("data", help="make data", description="Make data.")
+    data = commands.add_parser("data", help="make street scenes, unpack archives", description="Make or unpack data.")
     kinds = data.add_subparsers(dest="kind", required=True, metavar="KIND")
     street = kinds.add_parser("street", help="made street scenes with exact labels for four tasks")
     street.set_defaults(action=_data_street)
@@ -115,6 +115,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     street.add_argument("--validation", type=float, default=0.2, help="share of the pictures that are held out")
     street.add_argument("--video", type=float, metavar="SECONDS", help="make OUT a video of a drive (.mp4) instead")
+    extract = kinds.add_parser("extract", help="unpack a downloaded archive without trusting it")
+    extract.set_defaults(action=_data_extract)
+    extract.add_argument("archive", type=Path, metavar="ARCHIVE", help=".zip, .tar, .tar.gz, .tar.bz2 or .tar.xz")
+    extract.add_argument("folder", type=Path, metavar="FOLDER", help="where its content goes; nothing is overwritten")
     return parser
 
 
@@ -319,13 +323,22 @@ def _bench(parsed: argparse.Namespace) -> int:
 
 def _data_street(parsed: argparse.Namespace) -> int:
     from perception.data.street import write, write_video
-    from perception.engine.log import progress_bar
 
     if parsed.video is not None:
         write_video(parsed.out, parsed.video, parsed.seed, parsed.size)
         return 0
-    with progress_bar("street pictures", parsed.count) as advance_to:
+    with _bar("street pictures", parsed.count) as advance_to:
         write(parsed.out, parsed.count, parsed.seed, parsed.size, parsed.validation, advance_to)
+    return 0
+
+
+def _data_extract(parsed: argparse.Namespace) -> int:
+    from perception.data.files.archives import extract
+
+    size = parsed.archive.stat().st_size if parsed.archive.is_file() else 0
+    with _bar("MB unpacked", max(1, size // 10**6)) as advance_to:
+        count = extract(parsed.archive, parsed.folder, progress=lambda done, total: advance_to(done // 10**6))
+    _say([f"{count} files in {parsed.folder}"])
     return 0
 
 

@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Ways to spoil a tree of data, chosen by a seeded generator: what a full disk, a careless or a malicious hand does."""
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from perception.data.images import StoredPicture
+from perception.data.files.images import StoredPicture
 from perception.data.street import render
 from perception.types import Camera, DenseMap, Instances, Sample
 

@@ -12,9 +12,9 @@ from data_trees import open_tree, picture, write
 from trees_street import bdd100k_box, bdd100k_frame, bdd100k_frames, bdd100k_tree
 
 from perception.config import build
-from perception.data.bdd100k import CLASSES, CLASSES_2018, OTHERS, Bdd100kConfig
-from perception.data.bdd100k_maps import DRIVABLE, LANE
-from perception.data.cityscapes import CLASSES as SEMANTIC
+from perception.data.formats.bdd100k import CLASSES, CLASSES_2018, OTHERS, Bdd100kConfig
+from perception.data.formats.bdd100k_maps import DRIVABLE, LANE
+from perception.data.formats.cityscapes import CLASSES as SEMANTIC
 from perception.types import ConfigError, DataError
 
 PLAIN = {"format": "bdd100k", "root": "bdd100k", "size": [48, 64]}

@@ -17,7 +17,7 @@ from trees_kitti import text
 
 from perception.config import build
 from perception.data import DepthMapsConfig
-from perception.data.depth_maps import FARTHEST, metres, read_array, read_intrinsics
+from perception.data.formats.depth_maps import FARTHEST, metres, read_array, read_intrinsics
 from perception.types import Camera, ConfigError, DataError
 
 SLOW = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from perception.data.images import PictureError, read_image, read_map
+from perception.data.files.images import PictureError, read_image, read_map
 from perception.types import DataError
 
 
@@ -112,7 +112,7 @@ def test_D1_words_of_others_on_the_error_stream_pass(tmp_path):
     """What a thread prints while a picture is decoded reaches the error stream."""
     jpeg(tmp_path / "a.jpg", data_trees.picture(0, (800, 1200)))
     code = (
-        "import os, sys, threading; from pathlib import Path; from perception.data.images import read_image\n"
+        "import os, sys, threading; from pathlib import Path; from perception.data.files.images import read_image\n"
         "t = threading.Thread(target=lambda: [os.write(2, b'word\\n') for _ in range(1000)]); t.start()\n"
         "while t.is_alive(): read_image(Path(sys.argv[1]))\n"
     )
@@ -126,7 +126,7 @@ def test_the_runtime_reads_pictures_without_torch_pydantic_and_pillow(tmp_path):
     Image.fromarray(smooth()).save(tmp_path / "a.gif")
     code = (
         "import sys; sys.modules.update(torch=None, pydantic=None, PIL=None, albumentations=None)\n"
-        "from pathlib import Path; from perception.data.images import read_image\n"
+        "from pathlib import Path; from perception.data.files.images import read_image\n"
         "print(read_image(Path(sys.argv[1])).shape)\n"
         "try: read_image(Path(sys.argv[2]))\n"
         "except Exception as error: print(error)\n"

@@ -16,8 +16,8 @@ from trees_kitti import DRIVE, P2, kitti_depth_tree, kitti_line, kitti_selection
 
 from perception.config import build
 from perception.data import KittiConfig, KittiDepthConfig
-from perception.data.kitti import CLASSES, KittiReader, read_boxes, read_calibration, read_projection
-from perception.data.kitti_depth import read_frames, read_raw_calibration
+from perception.data.formats.kitti import CLASSES, KittiReader, read_boxes, read_calibration, read_projection
+from perception.data.formats.kitti_depth import read_frames, read_raw_calibration
 from perception.types import Camera, ConfigError, DataError
 
 ANY = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -257,7 +257,7 @@ def test_D14_folders_pipes_and_links_for_files(file, tmp_path):
 
 
 def test_D1_a_damaged_picture_is_the_pictures_error(tmp_path):
-    from perception.data.images import PictureError
+    from perception.data.files.images import PictureError
 
     config = kitti_tree(tmp_path)
     (tmp_path / "kitti/training/image_2/000000.png").write_bytes(b"<html>")

@@ -15,8 +15,8 @@ from trees_street import cityscapes_instances_tree
 
 from perception.config import build
 from perception.data import DepthMapsConfig
-from perception.data.cityscapes import CLASSES, LABEL_IDS, THINGS, CityscapesConfig
-from perception.data.instance_ids import id_boxes
+from perception.data.formats.cityscapes import CLASSES, LABEL_IDS, THINGS, CityscapesConfig
+from perception.data.formats.instance_ids import id_boxes
 from perception.types import Camera, ConfigError, DataError
 
 REAL = os.environ.get("PERCEPTION_TEST_DATA")

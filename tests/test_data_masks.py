@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from pycocotools import mask as library
 from trees_coco import compressed, rectangle, runs
 
-from perception.data.masks import FAULTS, MaskTable, bounds, compress, draw, encode, encode_box, run_lengths
+from perception.data.formats.masks import FAULTS, MaskTable, bounds, compress, draw, encode, encode_box, run_lengths
 from perception.types import DataError
 
 coordinates = st.one_of(
@@ -210,7 +210,7 @@ def test_D9_masks_that_would_take_all_memory_or_time_are_dropped_in_a_process_of
     script = """
 import json, resource, sys, time
 from pycocotools import mask
-from perception.data.masks import FAULTS, draw, encode
+from perception.data.formats.masks import FAULTS, draw, encode
 now = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (now + (300 << 20), now + (300 << 20)))
 resource.setrlimit(resource.RLIMIT_CPU, (20, 20))

@@ -13,7 +13,7 @@ from trees_kitti import nyuv2_tree, text
 
 from perception.config import build
 from perception.data import Nyuv2Config
-from perception.data.nyuv2 import CAMERA, CLASSES_13, CLASSES_40, Nyuv2Reader
+from perception.data.formats.nyuv2 import CAMERA, CLASSES_13, CLASSES_40, Nyuv2Reader
 from perception.types import Camera, ConfigError, DataError
 
 ANY = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])

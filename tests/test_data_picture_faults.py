@@ -17,8 +17,8 @@ import pytest
 from data_trees import coco_content, coco_tree, open_tree, picture, write
 from PIL import Image, ImageOps
 
-from perception.data.images import read_image, read_map, read_size
-from perception.data.picture_files import PictureError
+from perception.data.files.images import read_image, read_map, read_size
+from perception.data.files.picture_files import PictureError
 from perception.data.transforms import for_evaluation
 from perception.types import DataError
 
@@ -117,9 +117,7 @@ def test_D2_size_and_pixels_of_a_turned_picture(tmp_path, orientation, kind):
     exif = Image.Exif()
     exif[0x0112] = orientation
     deep = kind.endswith("16")
-    values = (
-        np.arange(48 * 64, dtype=np.uint16).reshape(48, 64) * 21 if deep else picture(0)
-    )
+    values = np.arange(48 * 64, dtype=np.uint16).reshape(48, 64) * 21 if deep else picture(0)
     path = tmp_path / f"a.{kind.split()[0]}"
     Image.fromarray(values).save(path, exif=exif, **({"lossless": True} if kind == "webp" else {}))
     plain = np.repeat(np.round(values / 257).astype(np.uint8)[..., None], 3, 2) if deep else values
@@ -223,6 +221,7 @@ def test_D1_a_drawing_is_no_picture(tmp_path):
 
 def hidden_size() -> bytes:
     """A JPEG of 30000 x 30000 pixels that says 8 x 8 to a reader who takes a length where libjpeg takes none."""
+
     def frame(side: int) -> bytes:
         return b"\xff\xc0\0\x0b\x08" + struct.pack(">HH", side, side) + b"\x01\x01\x11\0"
 
@@ -233,7 +232,7 @@ def hidden_size() -> bytes:
     comment = b"\xff\xd1\0\x04\xff\xfe"  # the same for the head of a comment ...
     fake = b"\xff\xc0\xff\xc0" + b"\x08" + struct.pack(">HH", 8, 8) + b"\x01\x01\x11\0"  # ... of which this is the rest
     length = 0xFFC0 - 2
-    return b"\xff\xd8" + huge + comment + fake[: 0] + frame_in_comment(length) + tables + scan
+    return b"\xff\xd8" + huge + comment + fake[:0] + frame_in_comment(length) + tables + scan
 
 
 def frame_in_comment(length: int) -> bytes:
@@ -245,7 +244,7 @@ BOMBS = """
 import resource, sys, time
 from pathlib import Path
 resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
-from perception.data.images import read_image, read_map, read_size
+from perception.data.files.images import read_image, read_map, read_size
 from perception.types import DataError
 for path in sorted(Path(sys.argv[1]).iterdir()):
     for read in (read_image, read_size, read_map):

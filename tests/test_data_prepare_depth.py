@@ -14,7 +14,7 @@ import pytest
 from data_trees import open_tree, picture
 from trees_kitti import DRIVE, kitti_depth_tree, kitti_selection_tree, kitti_tree, sparse, text
 
-from perception.data.nyuv2 import CLASSES_13, CLASSES_40
+from perception.data.formats.nyuv2 import CLASSES_13, CLASSES_40
 
 SCRIPTS = Path(__file__).parent.parent / "datasets"
 

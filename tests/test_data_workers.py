@@ -19,7 +19,7 @@ TRAP = '''
 import multiprocessing, os, resource, signal, sys, time
 from pathlib import Path
 from perception.data import DATASETS
-from perception.data.coco import CocoReader
+from perception.data.formats.coco import CocoReader
 
 class Trap(CocoReader):
     """In a worker, once the training has a checkpoint, it does something dreadful."""

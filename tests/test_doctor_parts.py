@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from perception.data import SourceConfig
-from perception.data.depth_maps import DepthMapsConfig
 from perception.data.doctor import leakage
 from perception.data.doctor.cameras import oddity
 from perception.data.doctor.crew import Crew, Failure
@@ -24,6 +23,7 @@ from perception.data.doctor.picture import look, oddities
 from perception.data.doctor.plan import PlannedSource
 from perception.data.doctor.state import SourceState
 from perception.data.doctor.statistics import Histogram, measure, merge
+from perception.data.formats.depth_maps import DepthMapsConfig
 from perception.ops.image import letterbox_frame
 from perception.types import Camera, DenseMap, Instances
 

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perception.data.cityscapes import CityscapesReader
-from perception.data.coco import CocoReader
-from perception.data.image_labels import ImageLabelsReader
+from perception.data.formats.cityscapes import CityscapesReader
+from perception.data.formats.coco import CocoReader
+from perception.data.formats.image_labels import ImageLabelsReader
 from perception.data.street import CLASSES, LABELS, SCENES, StreetPicture, frames, render, write, write_video
 from perception.data.street.ground import CORNER, DASH, SIDE, ZEBRA, sample_road, zones_along
 from perception.data.street.light import sample_light

@@ -132,7 +132,7 @@ def test_cutting_a_picture_first_changes_no_metre(data, camera, canonical):
     """A frame of a cut-out picture with the cut-out's camera is the frame of the whole with the whole's camera."""
     source = data.draw(sizes)
     cut = data.draw(frames_of(source))
-    x, y, width, height = cut.crop
+    _, _, width, height = cut.crop
     alone = Frame(source, (height, width), cut.crop, (0, 0, width, height))
     frame = Frame((height, width), cut.input, (0, 0, width, height), cut.place, cut.flip)
     np.testing.assert_allclose(

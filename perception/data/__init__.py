@@ -11,22 +11,22 @@ from pathlib import Path
 from typing import Annotated, TypeAlias
 
 from perception.config import configuration
-from perception.data.bdd100k import Bdd100kConfig, Bdd100kReader
-from perception.data.cityscapes import CityscapesConfig, CityscapesReader
-from perception.data.class_names import near
-from perception.data.coco import CocoConfig, CocoReader
-from perception.data.coco_panoptic import CocoPanopticConfig, CocoPanopticReader
 from perception.data.dataset import Reader, Source
-from perception.data.depth_maps import DepthMapsConfig, DepthMapsReader, check_camera
-from perception.data.image_labels import ImageLabelsConfig, ImageLabelsReader
-from perception.data.kitti import KittiConfig, KittiReader
-from perception.data.kitti_depth import KittiDepthConfig, KittiDepthReader
-from perception.data.label_maps import LabelMapsConfig, LabelMapsReader
-from perception.data.nyuv2 import Nyuv2Config, Nyuv2Reader
+from perception.data.formats.bdd100k import Bdd100kConfig, Bdd100kReader
+from perception.data.formats.cityscapes import CityscapesConfig, CityscapesReader
+from perception.data.formats.class_names import near
+from perception.data.formats.coco import CocoConfig, CocoReader
+from perception.data.formats.coco_panoptic import CocoPanopticConfig, CocoPanopticReader
+from perception.data.formats.depth_maps import DepthMapsConfig, DepthMapsReader, check_camera
+from perception.data.formats.image_labels import ImageLabelsConfig, ImageLabelsReader
+from perception.data.formats.kitti import KittiConfig, KittiReader
+from perception.data.formats.kitti_depth import KittiDepthConfig, KittiDepthReader
+from perception.data.formats.label_maps import LabelMapsConfig, LabelMapsReader
+from perception.data.formats.nyuv2 import Nyuv2Config, Nyuv2Reader
+from perception.data.formats.voc import VocConfig, VocReader
+from perception.data.formats.yolo import YoloConfig, YoloReader
 from perception.data.order import MixConfig
 from perception.data.transforms import AugmentConfig
-from perception.data.voc import VocConfig, VocReader
-from perception.data.yolo import YoloConfig, YoloReader
 from perception.types import Camera, ConfigError, DataError
 
 DATASETS = {

@@ -18,7 +18,7 @@ from typing import Any
 import cv2
 
 from perception.data.dataset import Source
-from perception.data.images import StoredPicture
+from perception.data.files.images import StoredPicture
 from perception.data.mixture import Mixture
 from perception.types import Sample
 

@@ -12,8 +12,8 @@ from typing import Protocol
 
 import numpy as np
 
-from perception.data.class_names import ClassMap
-from perception.data.images import StoredPicture, open_image
+from perception.data.files.images import StoredPicture, open_image
+from perception.data.formats.class_names import ClassMap
 from perception.types import Annotation, Camera, DataError, Sample
 
 

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 
 from perception.data.dataset import Source
-from perception.data.images import PictureError
+from perception.data.files.images import PictureError
 from perception.data.mosaic import Mosaic
 from perception.data.order import MixConfig, Order, shares
 from perception.data.transforms import AugmentConfig, for_training

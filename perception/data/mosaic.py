@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.data.images import StoredPicture
+from perception.data.files.images import StoredPicture
 from perception.data.roll import rolled
 from perception.data.transforms import AugmentConfig, fitting, random_frame, random_zoom, through_frame
 from perception.types import Annotation, Camera, DenseMap, ImageLabel, Instances, Sample

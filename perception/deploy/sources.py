@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.data.images import PICTURE_SUFFIXES, read_image
+from perception.data.files.images import PICTURE_SUFFIXES, read_image
 from perception.types import PerceptionError
 
 VIDEO_SUFFIXES = frozenset((".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv"))

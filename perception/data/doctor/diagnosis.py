@@ -21,7 +21,7 @@ from perception.data.doctor.opening import Bar, open_all
 from perception.data.doctor.plan import Plan, read_plan
 from perception.data.doctor.state import Sample, SourceState
 from perception.data.doctor.summary import SourceSummary, summarise
-from perception.data.images import PICTURE_SUFFIXES
+from perception.data.files.images import PICTURE_SUFFIXES
 
 PICTURE_SECONDS = 30.0
 SAMPLES, PAIRS = 6, 8

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perception.data.doctor.findings import Trouble
-from perception.data.images import PictureError, read_image
+from perception.data.files.images import PictureError, read_image
 from perception.types import DataError
 
 MAX_BYTES = 1 << 30

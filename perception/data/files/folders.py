@@ -10,8 +10,8 @@ from collections.abc import Collection, Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from perception.data.images import PICTURE_SUFFIXES
-from perception.data.strict_json import shown
+from perception.data.files.images import PICTURE_SUFFIXES
+from perception.data.files.strict_json import shown
 from perception.types import DataError
 
 logger = logging.getLogger(__name__)

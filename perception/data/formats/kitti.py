@@ -16,13 +16,13 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from perception.config import configuration
-from perception.data.boxes import BoxTable, labels_and_doubts
-from perception.data.class_names import IGNORED, ClassMap, Names, map_classes
 from perception.data.dataset import check_size
-from perception.data.depth_maps import intrinsics
-from perception.data.folders import by_stem, existing_file, existing_folder, inside, list_pictures, present
-from perception.data.images import PictureError, read_size
-from perception.data.text_files import MAX_LIST_BYTES, files_in, floats, read_text, rows
+from perception.data.files.folders import by_stem, existing_file, existing_folder, inside, list_pictures, present
+from perception.data.files.images import PictureError, read_size
+from perception.data.files.text_files import MAX_LIST_BYTES, files_in, floats, read_text, rows
+from perception.data.formats.boxes import BoxTable, labels_and_doubts
+from perception.data.formats.class_names import IGNORED, ClassMap, Names, map_classes
+from perception.data.formats.depth_maps import intrinsics
 from perception.types import Camera, ConfigError, DataError, Instances
 
 CLASSES = ("Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc")

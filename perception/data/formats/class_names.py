@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.data.strict_json import shown
+from perception.data.files.strict_json import shown
 from perception.types import DataError
 
 Names = tuple[str, ...] | Literal["rest"]

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from perception.config import load_yaml
-from perception.data.folders import existing_folder, list_pictures, present
-from perception.data.images import PICTURE_SUFFIXES
-from perception.data.text_files import MAX_LIST_BYTES, files_in, read_text
+from perception.data.files.folders import existing_folder, list_pictures, present
+from perception.data.files.images import PICTURE_SUFFIXES
+from perception.data.files.text_files import MAX_LIST_BYTES, files_in, read_text
 from perception.types import ConfigError, DataError
 
 

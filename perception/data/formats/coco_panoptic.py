@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perception.config import configuration
-from perception.data.class_names import Names, map_classes
-from perception.data.coco import box_table, map_value
-from perception.data.coco_index import Arrays, category_names, existing_pictures, read_panoptic
 from perception.data.dataset import check_size
-from perception.data.folders import existing_file, existing_folder, inside
-from perception.data.images import PictureError, read_image
-from perception.data.index_cache import unpack_texts
+from perception.data.files.folders import existing_file, existing_folder, inside
+from perception.data.files.images import PictureError, read_image
+from perception.data.files.index_cache import unpack_texts
+from perception.data.formats.class_names import Names, map_classes
+from perception.data.formats.coco import box_table, map_value
+from perception.data.formats.coco_index import Arrays, category_names, existing_pictures, read_panoptic
 from perception.types import IGNORE_INDEX, Annotation, Camera, ConfigError, DataError, DenseMap
 
 

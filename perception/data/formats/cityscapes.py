@@ -18,7 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perception.config import configuration
-from perception.data.cityscapes_ids import (
+from perception.data.dataset import check_size
+from perception.data.files.folders import existing_folder, list_pictures
+from perception.data.files.images import read_map
+from perception.data.files.strict_json import read_json, shown
+from perception.data.files.text_files import files_in
+from perception.data.formats.cityscapes_ids import (
     CLASSES,
     LABEL_IDS,
     THINGS,
@@ -27,14 +32,9 @@ from perception.data.cityscapes_ids import (
     read_instance_ids,
     read_label_ids,
 )
-from perception.data.class_names import ClassMap, Names, map_classes
-from perception.data.dataset import check_size
-from perception.data.depth_maps import check_camera, metres
-from perception.data.folders import existing_folder, list_pictures
-from perception.data.images import read_map
-from perception.data.label_maps import lookup_table
-from perception.data.strict_json import read_json, shown
-from perception.data.text_files import files_in
+from perception.data.formats.class_names import ClassMap, Names, map_classes
+from perception.data.formats.depth_maps import check_camera, metres
+from perception.data.formats.label_maps import lookup_table
 from perception.types import IGNORE_INDEX, Annotation, Camera, ConfigError, DataError, DenseMap
 
 

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.data.boxes import HUGE
-from perception.data.index_cache import cached, pack_texts, unpack_texts
-from perception.data.strict_json import read_json, shown
-from perception.data.text_files import files_in
+from perception.data.files.index_cache import cached, pack_texts, unpack_texts
+from perception.data.files.strict_json import read_json, shown
+from perception.data.files.text_files import files_in
+from perception.data.formats.boxes import HUGE
 from perception.types import DataError
 
 ATTRIBUTES = ("weather", "scene", "timeofday")

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perception.config import configuration
-from perception.data.class_names import ClassMap, Names, map_classes
 from perception.data.dataset import check_size
-from perception.data.folders import existing_file, existing_folder, list_pictures, pair
-from perception.data.images import read_map
-from perception.data.text_files import read_text
+from perception.data.files.folders import existing_file, existing_folder, list_pictures, pair
+from perception.data.files.images import read_map
+from perception.data.files.text_files import read_text
+from perception.data.formats.class_names import ClassMap, Names, map_classes
 from perception.types import IGNORE_INDEX, Camera, DataError, DenseMap
 
 _UNKNOWN = 254

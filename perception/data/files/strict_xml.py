@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from xml.parsers.expat import ExpatError, ParserCreate
 
-from perception.data.strict_json import shown
+from perception.data.files.strict_json import shown
 from perception.types import DataError
 
 MAX_BYTES = 8_000_000

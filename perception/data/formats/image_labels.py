@@ -12,9 +12,9 @@ from typing import IO, Literal
 import numpy as np
 
 from perception.config import configuration
-from perception.data.class_names import Names, map_classes
-from perception.data.folders import existing_file, existing_folder, inside, list_pictures, present
-from perception.data.strict_json import shown
+from perception.data.files.folders import existing_file, existing_folder, inside, list_pictures, present
+from perception.data.files.strict_json import shown
+from perception.data.formats.class_names import Names, map_classes
 from perception.types import Camera, ConfigError, DataError, ImageLabel
 
 MAX_LINE = 1_000_000

@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from perception.data.folders import inside
+from perception.data.files.folders import inside
 from perception.types import DataError
 
 MAX_LABEL_BYTES = 16 << 20

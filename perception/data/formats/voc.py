@@ -15,16 +15,16 @@ from typing import Literal
 import numpy as np
 
 from perception.config import configuration
-from perception.data.boxes import HUGE, BoxTable, labels_and_doubts
-from perception.data.class_names import ClassMap, Names, map_classes, near
 from perception.data.dataset import check_size
-from perception.data.folders import by_stem, existing_file, existing_folder, inside, list_pictures, present
-from perception.data.images import PictureError, read_size
-from perception.data.index_cache import unpack_texts
-from perception.data.label_maps import lookup_table, read_label_map
-from perception.data.strict_json import shown
-from perception.data.text_files import MAX_LIST_BYTES, read_text, rows
-from perception.data.voc_xml import read_objects
+from perception.data.files.folders import by_stem, existing_file, existing_folder, inside, list_pictures, present
+from perception.data.files.images import PictureError, read_size
+from perception.data.files.index_cache import unpack_texts
+from perception.data.files.strict_json import shown
+from perception.data.files.text_files import MAX_LIST_BYTES, read_text, rows
+from perception.data.formats.boxes import HUGE, BoxTable, labels_and_doubts
+from perception.data.formats.class_names import ClassMap, Names, map_classes, near
+from perception.data.formats.label_maps import lookup_table, read_label_map
+from perception.data.formats.voc_xml import read_objects
 from perception.types import Annotation, Camera, ConfigError, DataError
 
 CLASSES = (

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from perception.data.archive_members import DAMAGE, Limits, Member, members, safe_parts
+from perception.data.files.archive_members import DAMAGE, Limits, Member, members, safe_parts
 from perception.types import DataError
 
 MAX_BYTES = 1 << 40

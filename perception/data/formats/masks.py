@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.data.boxes import HUGE
-from perception.data.index_cache import Bytes
+from perception.data.files.index_cache import Bytes
+from perception.data.formats.boxes import HUGE
 from perception.types import DataError
 
 MAX_OUTLINE = 1_000_000

@@ -23,7 +23,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.data.strict_json import MAX_BYTES as MAX_FILE_BYTES
+from perception.data.files.strict_json import MAX_BYTES as MAX_FILE_BYTES
 from perception.types import DataError
 
 logger = logging.getLogger(__name__)

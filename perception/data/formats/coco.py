@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perception.config import configuration
-from perception.data.boxes import BoxTable
-from perception.data.class_names import BACKGROUND, ClassMap, Names, map_classes, near
-from perception.data.coco_index import Arrays, category_names, existing_pictures, read_instances
 from perception.data.dataset import check_size
-from perception.data.folders import existing_file, existing_folder
-from perception.data.masks import FAULTS, MaskTable
+from perception.data.files.folders import existing_file, existing_folder
+from perception.data.formats.boxes import BoxTable
+from perception.data.formats.class_names import BACKGROUND, ClassMap, Names, map_classes, near
+from perception.data.formats.coco_index import Arrays, category_names, existing_pictures, read_instances
+from perception.data.formats.masks import FAULTS, MaskTable
 from perception.types import IGNORE_INDEX, Annotation, Camera, ConfigError, DataError, DenseMap
 
 logger = logging.getLogger(__name__)

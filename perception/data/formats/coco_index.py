@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.data.folders import inside, present
-from perception.data.images import MAX_PIXELS
-from perception.data.index_cache import cached, pack_bytes, pack_texts, unpack_texts
-from perception.data.masks import bounds, encode, encode_box
-from perception.data.strict_json import read_json, shown
+from perception.data.files.folders import inside, present
+from perception.data.files.images import MAX_PIXELS
+from perception.data.files.index_cache import cached, pack_bytes, pack_texts, unpack_texts
+from perception.data.files.strict_json import read_json, shown
+from perception.data.formats.masks import bounds, encode, encode_box
 from perception.types import DataError
 
 Arrays = dict[str, NDArray]
@@ -35,7 +35,7 @@ def read_instances(path: Path, masks: bool) -> Arrays:
     With ``masks`` also these, small masks after large ones of the same picture:
     masks, mask_offsets   compressed RLE of all masks (`pack_bytes`); a faulty mask is its box, of no bytes outside
     mask_starts int64 [N + 1], mask_rows int64 [M]   the first mask of a picture, the annotation of a mask
-    mask_faults uint8 [M]   what is wrong with the mask of an annotation, a number in `perception.data.masks.FAULTS`
+    mask_faults uint8 [M]   the fault of an annotation's mask, a number in `perception.data.formats.masks.FAULTS`
     """
     kind = "coco instances with masks 1" if masks else "coco instances 1"
     return cached(kind, [path], lambda: _instances(read_json(path), path, masks))

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.data.boxes import HUGE
-from perception.data.index_cache import cached, pack_texts
-from perception.data.strict_json import shown
-from perception.data.strict_xml import Element, check_file, read_xml
+from perception.data.files.index_cache import cached, pack_texts
+from perception.data.files.strict_json import shown
+from perception.data.files.strict_xml import Element, check_file, read_xml
+from perception.data.formats.boxes import HUGE
 from perception.types import DataError
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Literal
 
 from perception.config import configuration
-from perception.data.class_names import ClassMap, Names, map_classes
 from perception.data.dataset import check_size
-from perception.data.depth_maps import check_camera, intrinsics, metres, read_depth
-from perception.data.folders import existing_file, existing_folder, inside, list_pictures, present
-from perception.data.images import PictureError, read_size
-from perception.data.label_maps import lookup_table, read_label_map
-from perception.data.text_files import MAX_LIST_BYTES, floats, list_files, read_text, rows
+from perception.data.files.folders import existing_file, existing_folder, inside, list_pictures, present
+from perception.data.files.images import PictureError, read_size
+from perception.data.files.text_files import MAX_LIST_BYTES, floats, list_files, read_text, rows
+from perception.data.formats.class_names import ClassMap, Names, map_classes
+from perception.data.formats.depth_maps import check_camera, intrinsics, metres, read_depth
+from perception.data.formats.label_maps import lookup_table, read_label_map
 from perception.types import Annotation, Camera, ConfigError, DataError
 
 CLASSES_40 = (

@@ -15,13 +15,13 @@ from typing import Any, Literal
 import numpy as np
 
 from perception.config import configuration
-from perception.data.bdd100k_maps import DRIVABLE_KIND, SEMANTIC_KIND, Maps, find_maps, lane_kind
-from perception.data.boxes import HUGE, BoxTable, labels_and_doubts
-from perception.data.class_names import ClassMap, Names, map_classes
 from perception.data.dataset import check_size
-from perception.data.folders import existing_folder, inside, list_pictures, present
-from perception.data.images import PictureError, read_size
-from perception.data.scalabel import ATTRIBUTES, Frames, open_frames
+from perception.data.files.folders import existing_folder, inside, list_pictures, present
+from perception.data.files.images import PictureError, read_size
+from perception.data.formats.bdd100k_maps import DRIVABLE_KIND, SEMANTIC_KIND, Maps, find_maps, lane_kind
+from perception.data.formats.boxes import HUGE, BoxTable, labels_and_doubts
+from perception.data.formats.class_names import ClassMap, Names, map_classes
+from perception.data.formats.scalabel import ATTRIBUTES, Frames, open_frames
 from perception.types import Annotation, Camera, ConfigError, DataError, ImageLabel
 
 CLASSES = (

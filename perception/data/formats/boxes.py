@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.data.class_names import BACKGROUND, ClassMap
+from perception.data.formats.class_names import BACKGROUND, ClassMap
 from perception.types import Instances
 
 HUGE = 1e5

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.data.picture_files import (
+from perception.data.files.picture_files import (
     JPEG,
     MAX_PIXELS,
     PNG,
