@@ -66,6 +66,7 @@ def train(recipe: Recipe, run: Path, *, resume: bool = False, force: bool = Fals
             run=run,
             recipe=config.dump(recipe),
             balancer=build_balancer(recipe.balance, tuple(recipe.tasks)),
+            data={source.name: source.fingerprint() for source in mixture.sources},
             evaluate=evaluate_now if held_out else None,
             seed=recipe.seed,
             resume=resume,

@@ -221,23 +221,16 @@ def test_D1_a_drawing_is_no_picture(tmp_path):
 
 def hidden_size() -> bytes:
     """A JPEG of 30000 x 30000 pixels that says 8 x 8 to a reader who takes a length where libjpeg takes none."""
-
-    def frame(side: int) -> bytes:
-        return b"\xff\xc0\0\x0b\x08" + struct.pack(">HH", side, side) + b"\x01\x01\x11\0"
-
     small = jpeg(np.zeros((8, 8, 3), np.uint8), "L")
+    frame = lambda side: b"\xff\xc0\0\x0b\x08" + struct.pack(">HH", side, side) + b"\x01\x01\x11\0"  # noqa: E731
     tables = small[2 : small.index(b"\xff\xc0")] + small[small.index(b"\xff\xc4") : small.index(b"\xff\xda")]
-    scan = small[small.index(b"\xff\xda") :]
-    huge = b"\xff\xd0\0\x10" + frame(30_000) + b"\0"  # read as a segment of 16 bytes, the frame in it
-    comment = b"\xff\xd1\0\x04\xff\xfe"  # the same for the head of a comment ...
-    fake = b"\xff\xc0\xff\xc0" + b"\x08" + struct.pack(">HH", 8, 8) + b"\x01\x01\x11\0"  # ... of which this is the rest
-    length = 0xFFC0 - 2
-    return b"\xff\xd8" + huge + comment + fake[:0] + frame_in_comment(length) + tables + scan
-
-
-def frame_in_comment(length: int) -> bytes:
-    body = b"\xff\xc0\xff\xc0\x08" + struct.pack(">HH", 8, 8) + b"\x01\x01\x11\0"
-    return body + bytes(length + 2 - len(body))
+    huge = b"\xff\xd0\0\x10" + frame(30_000) + b"\0"  # with a length: a segment of 16 bytes, the frame in it
+    comment = b"\xff\xd1\0\x04\xff\xfe"  # with a length: a segment that holds the name of the next one, a comment ...
+    within = (
+        b"\xff\xc0\xff\xc0" + frame(8)[4:]
+    )  # ... of length 0xffc0, which is here the name of a frame, of that length
+    filler = bytes(0xFFC0 - len(within)) + bytes(2)
+    return b"\xff\xd8" + huge + comment + within + filler + tables + small[small.index(b"\xff\xda") :]
 
 
 BOMBS = """
@@ -263,10 +256,10 @@ print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, sep="|
 def bombs(folder: Path) -> None:
     """Files that are small, or sparse, and claim or become something huge."""
     small = picture(0)
-    write_bytes(folder / "whole.png", png(20_000, 20_000, 8, 0, zlib.compress(bytes(20_001) * 20_000, 1)))
+    write_bytes(folder / "whole.png", png(12_000, 12_000, 8, 0, zlib.compress(bytes(12_001) * 12_000, 1)))
     write_bytes(folder / "deep.png", png(65_000, 65_000, 16, 6, zlib.compress(bytes(100))))
+    squeezed = zlib.compress(bytes(100_000_000), 1)
     for name in (b"zTXt", b"iCCP", b"iTXt"):
-        squeezed = zlib.compress(bytes(200_000_000), 1)
         data = b"a\0" + (b"\x01\0a\0a\0" if name == b"iTXt" else b"\0") + squeezed
         rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in small))
         write_bytes(folder / f"{name.decode()}.png", png(64, 48, 8, 2, rows, chunk(name, data)))
@@ -295,9 +288,9 @@ def bombs(folder: Path) -> None:
         with (folder / f"sparse{suffix}").open("wb") as file:
             file.write(head)
             file.truncate(3 << 30)
-    write_bytes(folder / "filled.jpg", b"\xff\xd8" + b"\xff" * 50_000_000)
-    write_bytes(folder / "segments.jpg", b"\xff\xd8" + b"\xff\xe0\0\x02" * 12_000_000)
-    write_bytes(folder / "chunks.png", b"\x89PNG\r\n\x1a\n" + chunk(b"aaAa", b"") * 4_000_000)
+    write_bytes(folder / "filled.jpg", b"\xff\xd8" + b"\xff" * 30_000_000)
+    write_bytes(folder / "segments.jpg", b"\xff\xd8" + b"\xff\xe0\0\x02" * 5_000_000)
+    write_bytes(folder / "chunks.png", b"\x89PNG\r\n\x1a\n" + chunk(b"aaAa", b"") * 2_000_000)
     write_bytes(folder / "scans.jpg", scans(8000, 2000))
     colours = np.random.default_rng(0).integers(0, 256, (2000, 3000, 3), np.uint8)
     assert cv2.imwrite(str(folder / "colours.png"), colours, [cv2.IMWRITE_PNG_COMPRESSION, 1])
@@ -320,11 +313,14 @@ def test_D4_bombs_are_refused_in_little_memory_and_time(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     *lines, (_, peak) = [line.split("|", 3) for line in done.stdout.splitlines()]
-    fine = {"iCCP.png", "zTXt.png", "iTXt.png"}  # what hides in them is not looked at
+    fine = {"iCCP.png", "zTXt.png", "iTXt.png", "colours.png"}  # small pictures: what hides in them is not looked at
     wrong = [
         (name, read, seconds, said)
         for name, read, seconds, said in lines
-        if not ((said.startswith("DataError") and name in said) or (name in fine and said.startswith("read")))
+        if (
+            not (said.startswith("DataError") and name in said)
+            and not (said.startswith("read ") and (read == "read_size" or (read == "read_image" and name in fine)))
+        )
         or float(seconds) > 5
     ]
     assert not wrong, "\n".join(map(str, wrong))

@@ -8,7 +8,7 @@ from perception import recipe as recipes
 from perception.config import dump
 from perception.data.loader import evaluation_batches, train_batches
 from perception.engine.evaluate import evaluate
-from perception.types import ConfigError
+from perception.types import ConfigError, DataError
 
 TEXT = """
 name: two
@@ -81,3 +81,25 @@ def test_the_type_survives_the_resolved_recipe(recipe):
 def test_what_is_no_task_is_told(tasks, message):
     with pytest.raises(ConfigError, match=message):
         recipes.parse(f"data: {{}}\ntasks: {tasks}\n")
+
+
+def test_T5_the_fingerprint_changes_with_the_pictures_and_the_classes(recipe, tmp_path):
+    before = recipes.build_mixture(recipe).sources[0].fingerprint()
+    assert recipes.build_mixture(recipe).sources[0].fingerprint() == before
+    pictures(tmp_path / "maps" / "images", 3, suffix=".png")
+    for path in (tmp_path / "maps" / "images").glob("*.jpg"):
+        path.unlink()
+    other = recipes.build_mixture(recipe).sources[0].fingerprint()
+    assert other != before
+    (tmp_path / "maps" / "classes.txt").write_text("road\nsky\ncar\n")
+    assert recipes.build_mixture(recipe).sources[0].fingerprint() != other
+
+
+def test_a_class_that_no_source_labels_is_told_with_the_nearest_names(recipe):
+    wrong = recipes.parse(dump(recipe), ["tasks.segmentation.classes=[sky, road, car, cart]"])
+    with pytest.raises(DataError, match=r"Class 'cart' of task 'segmentation' is labelled by none .*'car'"):
+        recipes.build_mixture(wrong)
+    assert recipes.validation_sources(wrong)  # a test set need not have all
+    lacking = recipes.parse(dump(recipe), ["tasks.depth={}"])
+    with pytest.raises(DataError, match="No source labels task 'depth'"):
+        recipes.build_mixture(lacking)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -85,6 +86,17 @@ class Source:
             )
             for task in self.tasks
         }
+
+    def fingerprint(self) -> str:
+        """Changes with the pictures (names and sizes of their files), with what readers label them, and the classes."""
+        found = hashlib.sha256()
+        for index, picture in enumerate(self.pictures):
+            size = picture.path.stat().st_size if picture.path.is_file() else -1
+            found.update(repr((self.id(index), size, picture.indices)).encode())
+        for reader in self.readers:
+            maps = {task: (classes.index, classes.classes) for task, classes in reader.class_maps.items()}
+            found.update(repr((reader.tasks, maps, sorted(reader.problems.items()))).encode())
+        return found.hexdigest()
 
     def __len__(self) -> int:
         return len(self.pictures)

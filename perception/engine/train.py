@@ -185,8 +185,8 @@ def _require_same_data(path: Path, before: Mapping[str, str], now: Mapping[str, 
     changed = [name for name in now if name in before and before[name] != now[name]]
     if changed:
         raise CheckpointError(
-            f"The data of {path} has changed on disk since: source {', '.join(changed)} has other pictures or labels. "
-            "Restore them, or resume with --force, or start a new run."
+            f"The data of {path} has changed on disk since: source {', '.join(changed)} has other pictures, or "
+            "other classes. Restore them, or resume with --force, or start a new run."
         )
 
 

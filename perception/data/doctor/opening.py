@@ -71,10 +71,10 @@ def _join(state: SourceState, opened: Sequence[Opened], root: Path) -> None:
         state.said += map(plain, said)
         if reservation:
             state.findings.append(Finding("error", "cannot_open", state.where, plain(reservation)))
-        class_map = getattr(reader, "class_map", None)
         for task in reader.tasks:
-            stated = hasattr(class_map, "classes") and len(reader.tasks) == 1
-            state.labelled[task] = getattr(class_map, "classes", None) if stated else None
+            found = reader.class_maps.get(task)
+            mine, before = None if found is None else found.classes, state.labelled.get(task, False)
+            state.labelled[task] = None if mine is None or before is None else mine | before
     if not opened:
         return
     try:
