@@ -15,7 +15,8 @@ from data_trees import CLASSES, coco_content, coco_tree, open_tree
 from trees_coco import coco_masks_tree, compressed, disc, masks_content, rectangle, runs
 
 from perception.config import build
-from perception.data import DATASETS, SourceConfig, coco_index
+from perception.data import DATASETS, SourceConfig
+from perception.data.formats import coco_index
 from perception.types import ConfigError, DataError
 
 REAL = os.environ.get("PERCEPTION_TEST_DATA")

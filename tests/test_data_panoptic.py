@@ -18,8 +18,9 @@ from PIL import Image
 from trees_coco import coco_panoptic_tree, compressed, id_colours, panoptic_content, panoptic_ids
 
 from perception.config import build
-from perception.data import DATASETS, SourceConfig, coco_index
+from perception.data import DATASETS, SourceConfig
 from perception.data.files.images import PictureError
+from perception.data.formats import coco_index
 from perception.data.formats.coco_panoptic import read_ids
 from perception.types import ConfigError, DataError
 

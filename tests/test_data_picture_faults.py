@@ -22,8 +22,6 @@ from perception.data.files.picture_files import PictureError
 from perception.data.transforms import for_evaluation
 from perception.types import DataError
 
-TURNS = {2: (1, 1), 3: (2, 0), 4: (1, 0), 5: (0, 2), 6: (3, 3), 7: (2, 2), 8: (1, 3)}
-
 
 def jpeg(image: np.ndarray, mode: str = "RGB", **options) -> bytes:
     buffer = io.BytesIO()
@@ -211,6 +209,17 @@ def test_D3_tiny_and_thin_pictures_are_read_and_prepared(tmp_path, size, suffix)
     assert sample.image.shape == (*size, 3)
     assert sample.annotations["detection"].boxes.tolist() == [[0, 0, size[1], size[0]]]
     assert for_evaluation(sample, (64, 96)).image.shape == (64, 96, 3)
+
+
+def test_D3_whatever_is_appended_to_a_jpeg_or_said_before_its_size_is_passed_over(tmp_path):
+    """Phones append a video, editors put megabytes of notes before the picture."""
+    data = jpeg(picture(0))
+    video = np.random.default_rng(0).bytes(20_000_000)
+    notes = (b"\xff\xed\xff\xff" + bytes(65533)) * 40
+    for changed in (data + video, data[:2] + notes + data[2:]):
+        path = write_bytes(tmp_path / "a.jpg", changed)
+        assert np.array_equal(read_image(path), read_image(write_bytes(tmp_path / "b.jpg", data)))
+        assert read_size(path) == (48, 64)
 
 
 def test_D1_a_drawing_is_no_picture(tmp_path):
