@@ -158,16 +158,19 @@ def present(paths: Sequence[Path], folder: Path, where: str, allowed: float, pro
 
 
 def _example(missing: Sequence[Path]) -> str:
-    """ ", the first is ...", with the reason where it can be seen."""
+    """ ", the first is ...", with the reason where it can be seen of one of the first hundred."""
     if not missing:
         return ""
-    path, reason = missing[0], ""
-    if os.path.lexists(path):
-        reason = " (there, but no plain file)"
-    elif os.path.isdir(path.parent):  # noqa: PTH112
-        alike = [entry.name for entry in _entries(str(path.parent)) if _folded(entry.name) == _folded(path.name)]
-        reason = f" (there is {shown(alike[0])}: other capitals, or letters composed otherwise)" if alike else ""
-    return f", the first is {shown(str(path), 200)}{reason}"
+    folder = missing[0].parent
+    there = _entries(str(folder)) if os.path.isdir(folder) else []  # noqa: PTH112
+    alike = {_folded(entry.name): entry.name for entry in there}
+    for path in (path for path in missing[:100] if path.parent == folder):
+        if os.path.lexists(path):
+            return f", one is {shown(str(path), 200)} (there, but no plain file)"
+        if _folded(path.name) in alike:
+            other = shown(alike[_folded(path.name)])
+            return f", one is {shown(str(path), 200)} (there is {other}: other capitals, or letters composed otherwise)"
+    return f", the first is {shown(str(missing[0]), 200)}"
 
 
 def _folded(name: str) -> str:

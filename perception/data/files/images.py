@@ -24,7 +24,9 @@ from perception.data.files.picture_files import (
     PictureError,
     check_jpeg,
     check_png,
+    check_png_rows,
     check_size,
+    jpeg_header,
     read_bytes,
 )
 from perception.types import DataError
@@ -34,6 +36,10 @@ FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
 
 REDUCTIONS = {1: cv2.IMREAD_COLOR_RGB, **{n: cv2.IMREAD_COLOR_RGB | 8 * n for n in (2, 4, 8)}}
 """By how much a JPEG can be decoded smaller -> cv2's flags. Its own names for 16, 32 and 64 (reduced) say BGR too."""
+
+
+_HEAD = 1 << 17
+"""Bytes in which the size of nearly every picture is found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +85,10 @@ def open_image(path: Path) -> StoredPicture:
     image = None
     if data.startswith(JPEG):
         header = check_jpeg(data, path)
-        if header.channels in (1, 3):
-            if header.upright:
-                return StoredPicture(path, header.size, True, data)
-            image = _decode_jpeg(data, REDUCTIONS[1], path)
+        if header.channels in (1, 3) and header.turn == 1:
+            return StoredPicture(path, header.size, True, data)
+        image = _decode_jpeg(data, REDUCTIONS[1], path)
+        image = image if header.channels in (1, 3) else None  # Pillow knows CMYK better, but not when it is damaged
     elif data.startswith(PNG):
         header = check_png(data, path)
         if header.depth == 16:
@@ -103,26 +109,21 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 
 
 def read_size(path: Path) -> tuple[int, int]:
-    """(height, width) of a picture as `read_image` gives it, from its header alone.
+    """(height, width) of a picture as `read_image` gives it, from its header alone where it is a plain JPEG or PNG.
 
     Raises PictureError where the file is missing or no picture, DataError where it is over `MAX_PIXELS`.
     """
-    try:
-        from PIL import Image
-    except ImportError:
-        return read_image(path).shape[:2]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as image:
-                width, height = image.size
-                turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-    except Image.DecompressionBombError as error:
-        raise DataError(f"{path}: {error} At most {MAX_PIXELS // 10**6} Mpx are decoded.") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise PictureError(f"{path} is missing or no picture: {error}. Fetch the file again.") from error
-    check_size(width, height, path)
-    return (width, height) if turned else (height, width)
+    head = read_bytes(path, _HEAD)
+    if head.startswith(JPEG):
+        header = jpeg_header(head, path) or jpeg_header(read_bytes(path), path)
+        if header is not None and header.turn:
+            height, width = header.size
+            return (width, height) if header.turn in (5, 6, 7, 8) else (height, width)
+    elif head.startswith(PNG) and head[12:16] == b"IHDR" and b"eXIf" not in head:
+        width, height = (int.from_bytes(head[at : at + 4], "big") for at in (16, 20))
+        check_size(width, height, path)
+        return height, width
+    return open_image(path).size
 
 
 def read_map(path: Path) -> NDArray:
@@ -144,11 +145,19 @@ def read_map(path: Path) -> NDArray:
             )
         if colour == 0 and depth >= 8:
             return _decode(data, cv2.IMREAD_UNCHANGED, path)
-        from PIL import Image
-
-        return np.asarray(Image.open(io.BytesIO(data))).astype(np.uint8)
+        return _read_palette(data, path)
     except PictureError as error:
         raise DataError(str(error)) from error
+
+
+def _read_palette(data: bytes, path: Path) -> NDArray[np.uint8]:
+    from PIL import Image
+
+    check_png_rows(data, path)
+    try:
+        return np.asarray(Image.open(io.BytesIO(data), formats=("PNG",))).astype(np.uint8)
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise DataError(f"{path} is a damaged PNG: {error}. Fetch the file again.") from error
 
 
 def _colours(data: bytes) -> str:
@@ -156,9 +165,10 @@ def _colours(data: bytes) -> str:
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     if image is None:
         return ""
-    colours, counts = np.unique(image.reshape(-1, 3)[:, ::-1], axis=0, return_counts=True)
+    pixels = image.reshape(-1, 3)[:: 1 + image.size // 600_000, ::-1]
+    colours, counts = np.unique(pixels, axis=0, return_counts=True)
     most = counts.argsort()[::-1][:5]
-    return " with colours " + ", ".join(f"{tuple(colours[i].tolist())}: {counts[i]} px" for i in most)
+    return " with colours " + ", ".join(f"{tuple(colours[i].tolist())}: {counts[i] / counts.sum():.0%}" for i in most)
 
 
 def _decode(data: bytes, flags: int, path: Path) -> NDArray:
@@ -199,8 +209,24 @@ def _decode_jpeg(data: bytes, flags: int, path: Path) -> NDArray[np.uint8]:
                 os.close(descriptor)
     if b"Corrupt JPEG data" in said or b"Premature end of JPEG" in said:
         raise PictureError(f"{path} is damaged: {said.decode(errors='replace').strip()}. Fetch the file again.")
+    if b"JFIF" in said or b"Adobe" in said:  # only the first warning is printed: look what this one hides
+        plain = _without_applications(data)
+        if plain != data:
+            _decode_jpeg(plain, flags, path)
+        return image
     os.write(2, said)  # somebody else's words
     return image
+
+
+def _without_applications(data: bytes) -> bytes:
+    """A JPEG without the segments of applications (JFIF, EXIF, Adobe ...) before its first scan."""
+    parts, position = [data[:2]], 2
+    while position + 4 <= len(data) and data[position] == 0xFF and data[position + 1] != 0xDA:
+        end = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+        if not 0xE0 <= data[position + 1] <= 0xEF:
+            parts.append(data[position:end])
+        position = end
+    return b"".join([*parts, data[position:]])
 
 
 def _rgb(image: NDArray) -> NDArray[np.uint8]:
@@ -235,11 +261,11 @@ def _read_by_pillow(data: bytes, path: Path) -> NDArray[np.uint8]:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data), formats=FORMATS)
         check_size(*image.size, path)
-        if image.mode.startswith("I;16"):
-            return _orient(_rgb(np.asarray(image)), data)
-        if image.mode in ("I", "F"):
-            raise DataError(f"{path} has 32 bits per pixel (mode {image.mode}). Expected 8 or 16. Convert it.")
         upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I;16") or (image.format == "PPM" and upright.mode == "I"):
+            return _rgb(np.asarray(upright).astype(np.uint16))
+        if upright.mode in ("I", "F"):
+            raise DataError(f"{path} has 32 bits per pixel (mode {upright.mode}). Expected 8 or 16. Convert it.")
         return np.asarray(
             upright.convert("RGBA").convert("RGB") if upright.mode in ("P", "PA") else upright.convert("RGB")
         )
