@@ -14,6 +14,14 @@ from perception.types import TaskSpec
 CLASSES = ("car", "bike", "sign")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Tests leave the user's cache of parsed label files alone, and so do the processes that they start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PERCEPTION_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def small_network():
     """A randomly initialised network with the interface of `perception.model.Perception`; untrained but not trivial."""

@@ -103,6 +103,15 @@ def test_D7_D8_D10_whatever_boxes_a_file_holds_the_rest_can_be_evaluated(tmp_pat
     assert metric.table()["vehicle"]["count"] == 3
 
 
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Threads that wait for one another on a busy machine take seconds for a network as small as this."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def small_network(*tasks: str) -> Perception:
     torch.manual_seed(0)
     configs = {}

@@ -75,6 +75,10 @@ def test_the_type_survives_the_resolved_recipe(recipe):
         ("{'a/b': {type: segmentation, classes: [a]}}", "lower-case"),
         ("{7: {type: segmentation, classes: [a]}}", "lower-case"),
         ("{lanes: 3}", "unknown task"),
+        (
+            f"{{segmentation: {{classes: [{', '.join(f'c{i}' for i in range(255))}]}}}}",
+            "255 classes. Expected 1 to 254",
+        ),
         ("{segmentation: 3}", "tasks.segmentation"),
     ],
 )

@@ -14,7 +14,7 @@ from perception.metrics.segmentation import SegmentationMetric
 from perception.nn.decoder import DenseDecoder
 from perception.ops.losses import balanced_weights, dice
 from perception.tasks.task import Pyramid, Task
-from perception.types import Annotation, Camera, DenseMap, TaskSpec
+from perception.types import Annotation, Camera, ConfigError, DenseMap, TaskSpec
 
 
 @configuration
@@ -35,6 +35,10 @@ class SegmentationConfig:
     loss_stride: int = 2
     dice_weight: float = 0.5
     class_balance: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < len(self.classes) < 255:
+            raise ConfigError(f"A label map has {len(self.classes)} classes. Expected 1 to 254: its ids are bytes.")
 
 
 class Raw(NamedTuple):
