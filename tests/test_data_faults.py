@@ -17,10 +17,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from data_trees import CLASSES, coco_content, coco_tree, depth_maps_tree, image_labels_tree, label_maps_tree, open_tree
+from data_trees import (
+    CLASSES,
+    coco_content,
+    coco_tree,
+    depth_maps_tree,
+    image_labels_tree,
+    label_maps_tree,
+    open_tree,
+    write,
+)
 from doctor_cases import examined, kinds, recipe
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from trees_street import cityscapes_instances_tree
 
 from perception.config import build
 from perception.data import AugmentConfig
@@ -79,6 +89,18 @@ def test_D5_a_name_in_other_letters_is_told(tmp_path):
             path.unlink()
         with pytest.raises(DataError, match=f"there is {on_disk!r}: other capitals, or letters composed otherwise"):
             open_tree(root, config)
+
+
+def test_D6_maps_of_one_picture_that_differ_in_size(tmp_path):
+    """Also where the picture's own size is not asked for."""
+    config = cityscapes_instances_tree(tmp_path)
+    path = next((tmp_path / "city/gtFine/train/ulm").glob("*labelIds.png"))
+    write(path, np.full((480, 640), 7, np.uint8))
+    source = open_tree(tmp_path, config)
+    name = path.name.removesuffix("_gtFine_labelIds.png")
+    index = next(i for i, picture in enumerate(source.pictures) if picture.path.name.startswith(name))
+    with pytest.raises(DataError, match="640 x 480"):
+        source.annotations(index)
 
 
 def perfect(target: Instances) -> Instances:

@@ -109,6 +109,59 @@ def test_D1_png_whose_content_is_broken_though_its_sums_are_right(tmp_path, kind
         read_image(path)
 
 
+EXIFS = {
+    "nothing": b"",
+    "no TIFF": b"W\x91\xd1\x06W\xc5c\xfa",
+    "no directory": b"II*\0",
+    "directory beyond the end": b"II*\0\xff\xff\0\0",
+    "entries beyond the end": b"MM\0*\0\0\0\x08\xff\xff",
+    "orientation as text": b"II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x01\0\0\0\x06\0\0\0\0\0\0\0",
+    "orientation beyond the end": b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\xff\0\0\0\xff\xff\0\0\0\0\0\0",
+}
+
+
+@pytest.mark.parametrize("exif", EXIFS)
+@pytest.mark.parametrize("depth", [8, 16])
+def test_D2_exif_of_a_png_that_is_none(tmp_path, exif, depth):
+    """The picture upright, or an error that names it; the same for pixels and size, and no words of Pillow's."""
+    rows = zlib.compress(b"".join(b"\0" + bytes(8 * depth // 8) for _ in range(6)))
+    path = write_bytes(tmp_path / "a.png", png(8, 6, depth, 0, rows, chunk(b"eXIf", EXIFS[exif])))
+    try:
+        shape = read_image(path).shape
+    except PictureError as error:
+        assert "a.png" in str(error)  # noqa: PT017
+        with pytest.raises(PictureError):
+            read_size(path)
+    else:
+        assert shape in ((6, 8, 3), (8, 6, 3))
+        assert read_size(path) == shape[:2]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_D1_tiff_with_damaged_tags(tmp_path, seed):
+    buffer = io.BytesIO()
+    Image.fromarray(picture(0)).save(buffer, "TIFF", compression="tiff_lzw")
+    data, chance = bytearray(buffer.getvalue()), random.Random(seed)
+    begin = int.from_bytes(data[4:8], "little")
+    for _ in range(3):
+        data[begin + chance.randrange(min(150, len(data) - begin))] = chance.randrange(256)
+    path = write_bytes(tmp_path / "a.tif", data)
+    for read in (read_image, read_size):
+        try:
+            read(path)
+        except DataError as error:
+            assert "a.tif" in str(error)  # noqa: PT017
+
+
+def test_D4_a_row_longer_than_pillow_can_hold(tmp_path):
+    buffer = io.BytesIO()
+    Image.new("RGBA", (1, 1)).save(buffer, "BMP")
+    data = bytearray(buffer.getvalue())
+    data[18:22] = struct.pack("<i", 1 + (1 << 26))
+    with pytest.raises(DataError, match=r"a\.bmp"):
+        read_image(write_bytes(tmp_path / "a.bmp", data))
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "tiff", "png 16", "tiff 16"])
 def test_D2_size_and_pixels_of_a_turned_picture(tmp_path, orientation, kind):

@@ -114,7 +114,7 @@ class DataConfig:
     train: tuple[SourceConfig, ...] = ()
     validation: tuple[SourceConfig, ...] = ()
     workers: int = 2
-    timeout: float = 60
+    timeout: float = 50
     allow_damaged: float = 0.01
 
     def __post_init__(self) -> None:

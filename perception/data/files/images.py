@@ -6,6 +6,7 @@ damaged file is an error, 16 bit is rescaled, and the size is known before anyth
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import threading
@@ -238,10 +239,13 @@ def _rgb(image: NDArray) -> NDArray[np.uint8]:
 
 
 def _orient(image: NDArray, data: bytes) -> NDArray:
-    """Apply the EXIF orientation of ``data``."""
+    """Apply the EXIF orientation of ``data``; one that cannot be read is none."""
     from PIL import Image
 
-    orientation = Image.open(io.BytesIO(data)).getexif().get(0x0112, 1)
+    orientation = 1
+    with warnings.catch_warnings(), contextlib.suppress(Exception):  # Pillow raises anything where EXIF is damaged
+        warnings.simplefilter("ignore")
+        orientation = Image.open(io.BytesIO(data)).getexif().get(0x0112, 1)
     if orientation in (5, 6, 7, 8):
         image = image.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
@@ -258,20 +262,22 @@ def _read_by_pillow(data: bytes, path: Path) -> NDArray[np.uint8]:
         raise DataError(f"{path} is no plain JPEG or PNG: reading it needs the package pillow.") from None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data), formats=FORMATS)
-        check_size(*image.size, path)
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith("I;16") or (image.format == "PPM" and upright.mode == "I"):
-            return _rgb(np.asarray(upright).astype(np.uint16))
-        if upright.mode in ("I", "F"):
-            raise DataError(f"{path} has 32 bits per pixel (mode {upright.mode}). Expected 8 or 16. Convert it.")
-        return np.asarray(
-            upright.convert("RGBA").convert("RGB") if upright.mode in ("P", "PA") else upright.convert("RGB")
-        )
+            check_size(*image.size, path)
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I;16") or (image.format == "PPM" and upright.mode == "I"):
+                return _rgb(np.asarray(upright).astype(np.uint16))
+            if upright.mode in ("I", "F"):
+                raise DataError(f"{path} has 32 bits per pixel (mode {upright.mode}). Expected 8 or 16. Convert it.")
+            return np.asarray(
+                upright.convert("RGBA").convert("RGB") if upright.mode in ("P", "PA") else upright.convert("RGB")
+            )
+    except DataError:
+        raise
     except Image.DecompressionBombError as error:
         raise DataError(f"{path}: {error} At most {MAX_PIXELS // 10**6} Mpx are decoded.") from error
     except UnidentifiedImageError:
         raise PictureError(f"{path} is no picture: it begins with {data[:16]!r}. Fetch the file again.") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except Exception as error:  # so do its readers of damaged files
         raise PictureError(f"{path} is truncated or damaged: {error}. Fetch the file again.") from error

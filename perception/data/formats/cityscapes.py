@@ -186,6 +186,7 @@ class CityscapesReader:
 
     def _check_agreement(self, path: Path, ids: NDArray[np.uint16], label_map: DenseMap) -> None:
         """Raise DataError where instances and label map are of different pictures."""
+        check_size(str(path), ids.shape, Path("the label map beside it"), label_map.values.shape)
         every = slice(None, None, 8)  # rows; what is meant are other pictures, not a few pixels
         differing = (self._table[label_ids_of(ids[every])] != label_map.values[every]).mean()
         if differing > 0.05:
