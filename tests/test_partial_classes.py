@@ -276,7 +276,7 @@ def trained(folder: Path, labels: str, seed: int = 0, steps: int = 700) -> dict[
 
 @pytest.mark.slow
 def test_two_sources_that_label_one_class_each_teach_both(tmp_path):
-    """On pictures that hold both classes: nearly what full labels teach, and far more than missing labels as background.
+    """On pictures of both classes: nearly what full labels teach, and far more than missing labels as background.
 
     The sources differ in colour, as real ones differ in their cameras: then a network can learn of which source a
     picture is, and that "background" holds none of the other's class.
