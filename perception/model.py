@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from perception.config import configuration
 from perception.nn.backbone import Backbone, BackboneConfig
 from perception.nn.necks import FPN, NeckConfig
-from perception.tasks import TASKS, Task, task_class
+from perception.tasks import TASKS, Part, Task, join, task_class
 from perception.types import Batch, ConfigError, TaskSpec
 
 
@@ -19,6 +19,20 @@ from perception.types import Batch, ConfigError, TaskSpec
 class ModelConfig:
     backbone: BackboneConfig = BackboneConfig()
     neck: NeckConfig = NeckConfig()
+
+
+class Losses(NamedTuple):
+    """What a training step needs of a batch.
+
+    parts:     task -> part -> sum and count, see `perception.tasks.Part`
+    shared:    the features that several tasks read, before any fusion: where their gradients meet
+    penalties: name -> scalar that the architecture itself asks for (the pull between soft-shared trunks, the load
+        balance of experts), independent of any label and the same on all ranks; empty for hard sharing
+    """
+
+    parts: dict[str, dict[str, Part]]
+    shared: tuple[Tensor, ...]
+    penalties: dict[str, Tensor]
 
 
 class Perception(nn.Module):
@@ -61,12 +75,16 @@ class Perception(nn.Module):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Task -> loss; a zero with its graph where no picture of the batch labels the task."""
+        return {name: join(parts) for name, parts in self.loss_parts(batch).parts.items()}
+
+    def loss_parts(self, batch: Batch) -> Losses:
+        """The losses as sums that ranks can join, and the features that all tasks share."""
         chosen = self._chosen(None)
+        pyramid = self.features(batch.images, chosen)
         parts = {
-            name: chosen[name].loss(raw, batch.annotations[name], batch.cameras)
-            for name, raw in self(batch.images).items()
+            name: task.loss(task(pyramid), batch.annotations[name], batch.cameras) for name, task in chosen.items()
         }
-        return {name: torch.stack(list(terms.values())).sum() for name, terms in parts.items()}
+        return Losses(parts, tuple(pyramid.values()), {})
 
     def predict(self, images: Tensor, tasks: Collection[str] | None = None) -> dict[str, Tensor]:
         """Decoded outputs, "<task>.<output>" -> tensor in input pixels. This is the graph that is exported."""

@@ -42,7 +42,7 @@ from perception.data.order import MixConfig
 from perception.metrics.detection import DetectionMetric
 from perception.model import ModelConfig, Perception
 from perception.nn.backbone import BackboneConfig
-from perception.tasks import TASKS
+from perception.tasks import TASKS, join
 from perception.types import DataError, Instances
 
 SIZE = (64, 96)
@@ -162,7 +162,7 @@ def test_D12_a_crowd_is_an_ignore_region_in_loss_and_metric(tmp_path, mask):
         assert len(target.boxes) == (0 if pushed else 1)
         raw = network(batch.images)["detection"]
         raw.logits.retain_grad()
-        sum(network.tasks["detection"].loss(raw, batch.annotations["detection"], batch.cameras).values()).backward()
+        join(network.tasks["detection"].loss(raw, batch.annotations["detection"], batch.cameras)).backward()
         region = target.boxes[0] if len(target.boxes) else torch.tensor([0, 0, SIZE[1], SIZE[0]])
         inside = ((raw.points >= region[:2]) & (raw.points <= region[2:])).all(1)
         assert inside.sum() > len(inside) / 2

@@ -8,6 +8,7 @@ from torchvision.ops import box_iou, complete_box_iou_loss
 
 from perception.ops import boxes as geometry
 from perception.ops.assignment import task_aligned
+from perception.tasks import join
 from perception.tasks.detection import Detection, DetectionConfig, Raw
 from perception.types import Instances
 
@@ -30,7 +31,7 @@ def score_gradient(task: Detection, pyramid: dict[int, torch.Tensor], target: In
     """d loss / d class scores [P, C]."""
     raw = task(pyramid)
     raw.logits.retain_grad()
-    sum(task.loss(raw, [target], [None]).values()).backward()
+    join(task.loss(raw, [target], [None])).backward()
     return raw.logits.grad[0]
 
 

@@ -161,7 +161,7 @@ def test_the_command_without_a_recipe(command, tmp_path):
 
 
 def test_the_rest_of_the_recipe_is_checked_too(tmp_path):
-    from perception.cli import _check_recipe
+    from perception.cli.data import _check_recipe
 
     mapping = {"data": {}, "tasks": {"depth": None}, "train": {"stepz": 1}}
     said = _check_recipe(None, mapping)

@@ -21,6 +21,7 @@ from pycocotools.cocoeval import COCOeval
 from perception import config, recipe, runs
 from perception.metrics.detection import DetectionMetric
 from perception.ops import boxes as geometry
+from perception.tasks import join
 from perception.tasks.detection import Detection, DetectionConfig, Raw
 from perception.types import Instances
 
@@ -59,7 +60,7 @@ def detection(classes: tuple[str, ...] = CLASSES) -> Detection:
 
 def gradients(task: Detection, raw: Raw, targets: list[Instances | None]) -> tuple[torch.Tensor, torch.Tensor]:
     """d loss / d logits [B, P, C] and d loss / d boxes [B, P, 4]."""
-    loss = torch.stack(list(task.losses(raw, targets, [None] * len(targets)).values())).sum()
+    loss = join(task.losses(raw, targets, [None] * len(targets)))
     logits, boxes = torch.autograd.grad(loss, (raw.logits, raw.boxes), allow_unused=True, materialize_grads=True)
     return logits, boxes
 

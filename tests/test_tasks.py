@@ -98,6 +98,23 @@ def test_every_parameter_gets_a_gradient(network):
     assert not silent
 
 
+def test_the_parts_of_the_loss_are_sums_over_pictures(network):
+    """Ranks join them: two pictures together are the one plus the other."""
+    name, model, batch = network
+    model.eval()  # BatchNorm would mix the pictures
+    both = model.loss_parts(batch).parts[name]
+    ones = []
+    for i in range(2):
+        target = {name: [batch.annotations[name][i]]}
+        one = Batch(batch.images[i : i + 1], target, batch.cameras[:1], [None], ["a"], ["s"])
+        ones.append(model.loss_parts(one).parts[name])
+    assert set(both) == set(model.tasks[name].parts)
+    for part, (total, count) in both.items():
+        assert not count.requires_grad
+        torch.testing.assert_close(total, ones[0][part].total + ones[1][part].total, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(count, ones[0][part].count + ones[1][part].count, rtol=1e-4, atol=1e-5)
+
+
 def test_an_unlabelled_batch_gives_a_connected_zero(network):
     name, model, batch = network
     unlabelled = Batch(batch.images, {name: [None, None]}, [None, None], [None] * 2, ["a", "b"], ["s", "s"])

@@ -47,11 +47,14 @@ def balanced_weights(labels: Tensor, classes: int, balance: float) -> Tensor:
     return weights * counts.sum() / (weights * counts).sum().clamp(min=1e-9)
 
 
-def dice(probabilities: Tensor, one_hot: Tensor, valid: Tensor) -> Tensor:
-    """1 - soft Dice, the mean over the classes that occur: [B, C, H, W], [B, C, H, W], [B, H, W] (Milletari 2016)."""
+def dice(probabilities: Tensor, one_hot: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """1 - soft Dice, summed over the pictures and the classes that occur in each, and the number of these pairs.
+
+    [B, C, H, W], [B, C, H, W], [B, H, W] (Milletari et al. 2016).
+    """
     mask = valid[:, None]
-    overlap = (probabilities * one_hot * mask).sum((0, 2, 3))
-    size = ((probabilities + one_hot) * mask).sum((0, 2, 3))
-    occurs = (one_hot * mask).sum((0, 2, 3)) > 0
+    overlap = (probabilities * one_hot * mask).sum((2, 3))
+    size = ((probabilities + one_hot) * mask).sum((2, 3))
+    occurs = (one_hot * mask).sum((2, 3)) > 0
     score = (2 * overlap + 1) / (size + 1)
-    return ((1 - score) * occurs).sum() / occurs.sum().clamp(min=1)
+    return ((1 - score) * occurs).sum(), occurs.sum().to(score.dtype)

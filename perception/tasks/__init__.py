@@ -6,7 +6,7 @@ from perception.tasks.classification import Classification
 from perception.tasks.depth import Depth
 from perception.tasks.detection import Detection
 from perception.tasks.segmentation import Segmentation
-from perception.tasks.task import Task
+from perception.tasks.task import Part, Task, join
 from perception.types import ConfigError
 
 TASKS: dict[str, type[Task]] = {
@@ -26,4 +26,4 @@ def task_class(name: str, config: Any) -> type[Task]:
     return TASKS[kind]
 
 
-__all__ = ["TASKS", "Task", "task_class"]
+__all__ = ["TASKS", "Part", "Task", "join", "task_class"]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from perception.config import configuration
 from perception.metrics.classification import ClassificationMetric
 from perception.nn.blocks import conv_norm_act
-from perception.tasks.task import Pyramid, Task
+from perception.tasks.task import Part, Pyramid, Task
 from perception.types import Annotation, Camera, ImageLabel, TaskSpec
 
 
@@ -53,6 +53,7 @@ class Classification(Task):
             multi_label=config.multi_label,
             threshold=config.threshold,
         )
+        self.parts = ("cross_entropy",)
         self.widen = conv_norm_act(channels[32], config.width)
         self.output = nn.Linear(config.width, len(config.classes))
 
@@ -61,17 +62,18 @@ class Classification(Task):
 
     def losses(
         self, raw: Raw, targets: Sequence[Annotation | None], cameras: Sequence[Camera | None]
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Part]:
         rows = [i for i, target in enumerate(targets) if isinstance(target, ImageLabel)]
         labels = [target for target in targets if isinstance(target, ImageLabel)]
         logits, values = raw.logits[rows], torch.stack([label.values for label in labels])
         if not self.config.multi_label:
-            return {"cross_entropy": F.cross_entropy(logits, values, label_smoothing=self.config.label_smoothing)}
+            entropy = F.cross_entropy(logits, values, reduction="none", label_smoothing=self.config.label_smoothing)
+            return {"cross_entropy": Part(entropy.sum(), torch.full_like(entropy[0].detach(), len(rows)))}
         everything = torch.ones_like(values[0], dtype=torch.bool)
         known = torch.stack([everything if label.classes is None else label.classes for label in labels])
         smooth = values * (1 - self.config.label_smoothing) + 0.5 * self.config.label_smoothing
         entropy = F.binary_cross_entropy_with_logits(logits, smooth, reduction="none")
-        return {"cross_entropy": (entropy * known).sum() / known.sum().clamp(min=1)}
+        return {"cross_entropy": Part((entropy * known).sum(), known.sum().to(entropy.dtype))}
 
     def decode(self, raw: Raw, size: Sequence[Any]) -> dict[str, Tensor]:
         return {"probabilities": raw.logits.sigmoid() if self.config.multi_label else raw.logits.softmax(-1)}

@@ -14,7 +14,7 @@ from perception.config import configuration
 from perception.metrics.depth import DepthMetric
 from perception.nn.decoder import DenseDecoder
 from perception.ops.losses import gradient_match, silog
-from perception.tasks.task import Pyramid, Task
+from perception.tasks.task import Part, Pyramid, Task
 from perception.types import Annotation, Camera, DenseMap, TaskSpec
 
 
@@ -66,6 +66,7 @@ class Depth(Task):
             canonical_focal=config.canonical_focal,
             default_focal=config.default_focal,
         )
+        self.parts = ("silog", "log", "gradient")
         self.decoder = DenseDecoder({s: channels[s] for s in config.strides}, config.width, 1)
         self.middle = 0.5 * (math.log(config.limits[0]) + math.log(config.limits[1]))
 
@@ -74,7 +75,7 @@ class Depth(Task):
 
     def losses(
         self, raw: Raw, targets: Sequence[Annotation | None], cameras: Sequence[Camera | None]
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Part]:
         rows, truths, masks = [], [], []
         stride, (near, far) = self.config.loss_stride, self.config.limits
         for i, (target, camera) in enumerate(zip(targets, cameras, strict=True)):
@@ -88,15 +89,16 @@ class Depth(Task):
         log_depth = F.interpolate(raw.log_depth[rows], size=truth.shape[-2:], mode="bilinear", align_corners=False)[
             :, 0
         ]
-        if not valid.any():
-            return {"silog": log_depth.sum() * 0.0}
         error = log_depth - truth
-        picked = error[valid]
-        return {
-            "silog": self.config.silog_weight * silog(picked),
-            "log": self.config.log_weight * picked.abs().mean(),
-            "gradient": self.config.gradient_weight * gradient_match(error, valid),
+        zero = error.sum() * 0.0
+        known = [(one, mask) for one, mask in zip(error, valid, strict=True) if mask.any()]
+        count = torch.full_like(zero.detach(), len(known))
+        terms = {
+            "silog": [self.config.silog_weight * silog(one[mask]) for one, mask in known],
+            "log": [self.config.log_weight * one[mask].abs().mean() for one, mask in known],
+            "gradient": [self.config.gradient_weight * gradient_match(one[None], mask[None]) for one, mask in known],
         }
+        return {name: Part(torch.stack([zero, *values]).sum(), count) for name, values in terms.items()}
 
     def _focal_ratio(self, camera: Camera | None, width: int) -> float:
         if not self.config.canonical_focal:

@@ -16,7 +16,7 @@ from perception.ops import boxes as geometry
 from perception.ops.assignment import task_aligned
 from perception.ops.losses import quality_focal
 from perception.ops.nms import select
-from perception.tasks.task import Pyramid, Task
+from perception.tasks.task import Part, Pyramid, Task
 from perception.types import Annotation, Camera, Instances, TaskSpec
 
 
@@ -93,6 +93,7 @@ class Detection(Task):
         self.spec = TaskSpec(
             name, "instances", ("boxes", "scores", "labels"), classes=config.classes, threshold=config.threshold
         )
+        self.parts = ("class", "box")
         width = config.width or channels[config.strides[-1]]
         self.narrow = nn.ModuleList(
             nn.Identity() if channels[s] == width else conv_norm_act(channels[s], width) for s in config.strides
@@ -122,16 +123,15 @@ class Detection(Task):
 
     def losses(
         self, raw: Raw, targets: Sequence[Annotation | None], cameras: Sequence[Camera | None]
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Part]:
         class_sum, box_sum, mass = raw.logits.new_zeros(()), raw.logits.new_zeros(()), raw.logits.new_zeros(())
         for i, target in enumerate(targets):
             if isinstance(target, Instances):
                 parts = self._one_picture(raw, i, target)
                 class_sum, box_sum, mass = class_sum + parts[0], box_sum + parts[1], mass + parts[2]
-        mass = mass.clamp(min=1.0)
         return {
-            "class": self.config.class_weight * class_sum / mass,
-            "box": self.config.box_weight * box_sum / mass,
+            "class": Part(self.config.class_weight * class_sum, mass),
+            "box": Part(self.config.box_weight * box_sum, mass),
         }
 
     def _one_picture(self, raw: Raw, i: int, target: Instances) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,7 +13,7 @@ from perception.config import configuration
 from perception.metrics.segmentation import SegmentationMetric
 from perception.nn.decoder import DenseDecoder
 from perception.ops.losses import balanced_weights, dice
-from perception.tasks.task import Pyramid, Task
+from perception.tasks.task import Part, Pyramid, Task
 from perception.types import Annotation, Camera, ConfigError, DenseMap, TaskSpec
 
 
@@ -58,6 +58,7 @@ class Segmentation(Task):
         self.config = config
         self.strides = config.strides
         self.spec = TaskSpec(name, "dense", ("label_map",), classes=config.classes)
+        self.parts = ("cross_entropy", "dice") if config.dice_weight else ("cross_entropy",)
         self.decoder = DenseDecoder({s: channels[s] for s in config.strides}, config.width, len(config.classes))
 
     def forward(self, pyramid: Pyramid) -> Raw:
@@ -65,7 +66,7 @@ class Segmentation(Task):
 
     def losses(
         self, raw: Raw, targets: Sequence[Annotation | None], cameras: Sequence[Camera | None]
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Part]:
         rows = [i for i, target in enumerate(targets) if isinstance(target, DenseMap)]
         maps = [target for target in targets if isinstance(target, DenseMap)]
         stride = self.config.loss_stride
@@ -74,11 +75,17 @@ class Segmentation(Task):
         labels = torch.where(valid, labels, 0)
         logits = F.interpolate(raw.logits[rows], size=labels.shape[-2:], mode="bilinear", align_corners=False)
         entropy = F.cross_entropy(logits, labels, reduction="none")
-        weights = valid * balanced_weights(labels[valid], logits.shape[1], self.config.class_balance)[labels]
-        losses = {"cross_entropy": (entropy * weights).sum() / weights.sum().clamp(min=1)}
+        weights = valid * torch.stack(
+            [
+                balanced_weights(one[known], logits.shape[1], self.config.class_balance)[one]
+                for one, known in zip(labels, valid, strict=True)
+            ]
+        )
+        losses = {"cross_entropy": Part((entropy * weights).sum(), weights.sum())}
         if self.config.dice_weight:
             one_hot = F.one_hot(labels, len(self.config.classes)).movedim(-1, 1).to(logits.dtype)
-            losses["dice"] = self.config.dice_weight * dice(logits.softmax(1), one_hot, valid)
+            total, count = dice(logits.softmax(1), one_hot, valid)
+            losses["dice"] = Part(self.config.dice_weight * total, count)
         return losses
 
     def decode(self, raw: Raw, size: Sequence[Any]) -> dict[str, Tensor]:

@@ -16,6 +16,23 @@ Pyramid = Mapping[int, Tensor]
 """Stride -> features [B, C, H / stride, W / stride]."""
 
 
+class Part(NamedTuple):
+    """A part of a task's loss as a sum over what it counts: the part is ``total / max(count, 1)``.
+
+    Sums, not means, because the means of unlike shares of a batch (several ranks) cannot be joined, and sums can.
+
+    total: scalar with its graph, weighted. count: scalar without one: pictures, pixels, objects...
+    """
+
+    total: Tensor
+    count: Tensor
+
+
+def join(parts: Mapping[str, Part]) -> Tensor:
+    """The loss that its parts make: a scalar."""
+    return torch.stack([part.total / part.count.clamp(min=1) for part in parts.values()]).sum()
+
+
 class Task(nn.Module, ABC):
     """One file of ``perception.tasks``: its config, head, loss, decoding and metric.
 
@@ -30,6 +47,8 @@ class Task(nn.Module, ABC):
     score_sign: ClassVar[int] = 1
     spec: TaskSpec
     config: Any
+    parts: tuple[str, ...]
+    """Names of what `losses` returns, always all of them: ranks join their sums by name."""
 
     @abstractmethod
     def forward(self, pyramid: Pyramid) -> NamedTuple:
@@ -38,8 +57,10 @@ class Task(nn.Module, ABC):
     @abstractmethod
     def losses(
         self, raw: Any, targets: Sequence[Annotation | None], cameras: Sequence[Camera | None]
-    ) -> dict[str, Tensor]:
-        """Named parts of the loss over the labelled pictures and classes; called with at least one labelled picture.
+    ) -> dict[str, Part]:
+        """The `parts` of the loss over the labelled pictures and classes; called with at least one labelled picture.
+
+        Each is a sum over pictures: what one picture adds to ``total`` and ``count`` does not depend on the others.
 
         targets: tensors, input pixels. cameras: intrinsics in input pixels.
         """
@@ -56,13 +77,12 @@ class Task(nn.Module, ABC):
     def metric(self) -> Metric:
         """A fresh accumulator."""
 
-    def loss(
-        self, raw: Any, targets: Sequence[Annotation | None], cameras: Sequence[Camera | None]
-    ) -> dict[str, Tensor]:
-        """`losses`, or a zero that keeps the graph where no picture is labelled (DDP needs every parameter in it)."""
+    def loss(self, raw: Any, targets: Sequence[Annotation | None], cameras: Sequence[Camera | None]) -> dict[str, Part]:
+        """`losses`, or zeros that keep the graph where no picture is labelled (DDP needs every parameter in it)."""
         if any(target is not None for target in targets):
             return self.losses(raw, targets, cameras)
-        return {"unlabelled": sum((_tensor.sum() * 0.0 for _tensor in _tensors(raw)), torch.zeros(()))}
+        zero = torch.stack([tensor.sum() * 0.0 for tensor in _tensors(raw)]).sum()
+        return {name: Part(zero, torch.zeros_like(zero.detach())) for name in self.parts}
 
 
 def _tensors(raw: Any) -> list[Tensor]:

@@ -1,0 +1,119 @@
+"""The commands about data: doctor, bench data, data street, data extract."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from perception.cli.arguments import add_command, add_overrides, add_tasks, bar, count, say, size
+
+
+def add_commands(commands: Any) -> None:
+    doctor = add_command(commands, "doctor", _doctor, "examine the data of a recipe, and the environment")
+    doctor.add_argument("config", type=Path, help="YAML recipe")
+    add_overrides(doctor)
+    add_tasks(doctor)
+    doctor.add_argument("--out", type=Path, help="folder of the page (default: doctor/<name of the recipe>)")
+    doctor.add_argument("--quick", type=count, metavar="N", help="look at N pictures of each source only")
+    doctor.add_argument("--workers", type=int, help="processes (default: one a processor; 0 = none, unprotected)")
+
+    bench = add_command(commands, "bench", _bench, "how fast the training pictures of a recipe come")
+    bench.add_argument("what", metavar="data", help="the word data: reading, decoding, augmenting, and the loader")
+    bench.add_argument("config", type=Path, help="YAML recipe")
+    add_overrides(bench)
+    bench.add_argument("--seconds", type=float, default=20, help="how long to measure (default: 20)")
+    bench.add_argument("--workers", type=int, help="loader processes (default: the recipe's data.workers)")
+
+    data = commands.add_parser("data", help="make street scenes, unpack archives", description="Make or unpack data.")
+    kinds = data.add_subparsers(dest="kind", required=True, metavar="KIND")
+    street = kinds.add_parser("street", help="made street scenes with exact labels for four tasks")
+    street.set_defaults(action=_data_street)
+    street.add_argument("out", type=Path, metavar="OUT", help="folder that is not there yet")
+    street.add_argument("--count", type=int, default=1000, help="pictures, training and validation together")
+    street.add_argument("--seed", type=int, default=0)
+    street.add_argument(
+        "--size", type=size, default=(256, 512), metavar="HxW", help="height x width (default: 256x512)"
+    )
+    street.add_argument("--validation", type=float, default=0.2, help="share of the pictures that are held out")
+    street.add_argument("--video", type=float, metavar="SECONDS", help="make OUT a video of a drive (.mp4) instead")
+    extract = kinds.add_parser("extract", help="unpack a downloaded archive without trusting it")
+    extract.set_defaults(action=_data_extract)
+    extract.add_argument("archive", type=Path, metavar="ARCHIVE", help=".zip, .tar, .tar.gz, .tar.bz2 or .tar.xz")
+    extract.add_argument("folder", type=Path, metavar="FOLDER", help="where its content goes; nothing is overwritten")
+
+
+def _doctor(parsed: argparse.Namespace) -> int:
+    try:
+        from perception.data import doctor
+        from perception.report import doctor_page
+    except (ImportError, AttributeError) as error:  # numpy, cv2 or pydantic is missing, broken or there twice
+        providers = metadata.packages_distributions()
+        found = "; ".join(f"{m} from {', '.join(providers.get(m, ['nowhere']))}" for m in ("numpy", "cv2", "pydantic"))
+        print(f"perception doctor: {error}. Reinstall what is broken: {found}.", file=sys.stderr)  # noqa: T201
+        return 1
+    diagnosis = doctor.diagnose(
+        parsed.config,
+        parsed.overrides,
+        parsed.tasks,
+        quick=parsed.quick,
+        workers=None if parsed.workers is None else max(0, parsed.workers),
+        bar=bar,
+        check=_check_recipe,
+    )
+    say(doctor.report_lines(diagnosis))
+    say([doctor_page.write(parsed.out or Path("doctor") / doctor_page.folder_name(diagnosis), diagnosis)])
+    return diagnosis.exit_code
+
+
+def _check_recipe(state: None, mapping: dict) -> dict[str, dict] | str:
+    """The settings of a recipe's tasks with their defaults, or what is wrong with it. Run by the doctor elsewhere."""
+    from perception import config
+    from perception.recipe import Recipe
+    from perception.types import PerceptionError
+
+    try:
+        return {name: config.to_plain(task) for name, task in config.build(Recipe, mapping).tasks.items()}
+    except PerceptionError as error:
+        return str(error)
+
+
+def _bench(parsed: argparse.Namespace) -> int:
+    from perception import recipe as recipes
+    from perception.data.bench import measure
+    from perception.types import ConfigError
+
+    if parsed.what != "data":
+        raise ConfigError(f"'{parsed.what}' cannot be measured. Expected: perception bench data CONFIG")
+    if not 0 < parsed.seconds <= 3600 or not 0 <= (parsed.workers or 0) <= 256:
+        raise ConfigError(
+            f"--seconds {parsed.seconds} --workers {parsed.workers}: expected 0 to 3600 seconds and 0 to 256 processes."
+        )
+    recipe = recipes.load(parsed.config, parsed.overrides)
+    workers = recipe.data.workers if parsed.workers is None else parsed.workers
+    mixture = recipes.build_mixture(recipe)
+    print(measure(mixture, list(recipe.tasks), recipe.train.batch_size, workers, parsed.seconds))  # noqa: T201
+    return 0
+
+
+def _data_street(parsed: argparse.Namespace) -> int:
+    from perception.data.street import write, write_video
+
+    if parsed.video is not None:
+        write_video(parsed.out, parsed.video, parsed.seed, parsed.size)
+        return 0
+    with bar("street pictures", parsed.count) as advance_to:
+        write(parsed.out, parsed.count, parsed.seed, parsed.size, parsed.validation, advance_to)
+    return 0
+
+
+def _data_extract(parsed: argparse.Namespace) -> int:
+    from perception.data.files.archives import extract
+
+    bytes = parsed.archive.stat().st_size if parsed.archive.is_file() else 0
+    with bar("MB unpacked", max(1, bytes // 10**6)) as advance_to:
+        files = extract(parsed.archive, parsed.folder, progress=lambda done, total: advance_to(done // 10**6))
+    say([f"{files} files in {parsed.folder}"])
+    return 0
