@@ -1,8 +1,9 @@
-"""The network: backbone -> neck -> tasks."""
+"""The network: sharing -> fusion -> tasks."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import dataclasses
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 
 from perception.config import configuration
 from perception.nn.backbone import Backbone, BackboneConfig
-from perception.nn.necks import FPN, NeckConfig
+from perception.nn.necks import NeckConfig
+from perception.nn.sharing import Features, HardConfig, Pyramids, SharingConfig, build_sharing
 from perception.tasks import TASKS, Part, Task, join, task_class
 from perception.types import Batch, ConfigError, TaskSpec
 
@@ -19,6 +21,7 @@ from perception.types import Batch, ConfigError, TaskSpec
 class ModelConfig:
     backbone: BackboneConfig = BackboneConfig()
     neck: NeckConfig = NeckConfig()
+    sharing: SharingConfig = dataclasses.field(default_factory=HardConfig)
 
 
 class Losses(NamedTuple):
@@ -49,11 +52,10 @@ class Perception(nn.Module):
         super().__init__()
         if not tasks:
             raise ConfigError("The recipe has no task. Give at least one of: " + ", ".join(TASKS) + ".")
-        self.backbone = Backbone(config.backbone, weights)
-        strides = {stride for name, task in tasks.items() for stride in _strides(name, task)}
-        self.neck = FPN(self.backbone.channels, config.neck, strides)
+        needs = {name: _strides(name, task) for name, task in tasks.items()}
+        self.sharing = build_sharing(config.sharing, config.backbone, config.neck, needs, weights)
         self.tasks = nn.ModuleDict(
-            {name: task_class(name, task)(name, task, self.neck.channels) for name, task in tasks.items()}
+            {name: task_class(name, task)(name, task, self.sharing.channels[name]) for name, task in tasks.items()}
         )
         # The layout that convolutions are fastest in: about twice on CPUs, in training and in evaluation.
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -64,27 +66,29 @@ class Perception(nn.Module):
 
     def forward(self, images: Tensor, tasks: Collection[str] | None = None) -> dict[str, NamedTuple]:
         """Raw outputs of the heads of ``tasks`` (all by default)."""
-        chosen = self._chosen(tasks)
-        pyramid = self.features(images, chosen)
-        return {name: task(pyramid) for name, task in chosen.items()}
+        streams = self.streams(images, tasks)
+        return {name: task(streams[name]) for name, task in self._chosen(tasks).items()}
 
-    def features(self, images: Tensor, tasks: Collection[str] | None = None) -> dict[int, Tensor]:
-        """The pyramid {stride: features} that the heads of ``tasks`` read."""
-        strides = {stride for task in self._chosen(tasks).values() for stride in task.strides}
-        return self.neck(self.backbone(images), strides)
+    def streams(self, images: Tensor, tasks: Collection[str] | None = None) -> Pyramids:
+        """Task -> the pyramid {stride: features} that its head reads, after sharing and fusion."""
+        return self._share(images, tasks).streams
+
+    def _share(self, images: Tensor, tasks: Collection[str] | None) -> Features:
+        return self.sharing(images, {name: task.strides for name, task in self._chosen(tasks).items()})
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Task -> loss; a zero with its graph where no picture of the batch labels the task."""
         return {name: join(parts) for name, parts in self.loss_parts(batch).parts.items()}
 
     def loss_parts(self, batch: Batch) -> Losses:
-        """The losses as sums that ranks can join, and the features that all tasks share."""
-        chosen = self._chosen(None)
-        pyramid = self.features(batch.images, chosen)
+        """The losses as sums that ranks can join, the features that tasks share, and what the architecture asks for."""
+        features = self._share(batch.images, None)
+        streams = features.streams
         parts = {
-            name: task.loss(task(pyramid), batch.annotations[name], batch.cameras) for name, task in chosen.items()
+            name: task.loss(task(streams[name]), batch.annotations[name], batch.cameras)
+            for name, task in self._chosen(None).items()
         }
-        return Losses(parts, tuple(pyramid.values()), {})
+        return Losses(parts, features.shared, self.sharing.penalties(features))
 
     def predict(self, images: Tensor, tasks: Collection[str] | None = None) -> dict[str, Tensor]:
         """Decoded outputs, "<task>.<output>" -> tensor in input pixels. This is the graph that is exported."""
@@ -96,9 +100,24 @@ class Perception(nn.Module):
         return outputs
 
     def keep(self, tasks: Collection[str]) -> Perception:
-        """Drop every head but those of ``tasks``, in place."""
+        """Drop, in place, every head but those of ``tasks``, and what only the others need of the rest."""
         self.tasks = nn.ModuleDict(dict(self._chosen(tasks)))
+        self.sharing.keep(self.tasks.keys())
         return self
+
+    @property
+    def backbone(self) -> Backbone:
+        """The backbone, the first one where each task has its own. All normalise pictures alike."""
+        return next(self.sharing.trunks()).backbone
+
+    def shared_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters that several tasks depend on, without those of fusion."""
+        return self.sharing.shared()
+
+    def last_shared_parameters(self) -> Iterator[nn.Parameter]:
+        """Those of the last layers that several tasks depend on (of the neck, for hard sharing), where balancers that
+        compare the tasks' gradients (GradNorm, Chen et al. 2018) may take them; none where nothing is shared."""
+        return self.sharing.last_shared()
 
     def _chosen(self, tasks: Collection[str] | None) -> dict[str, Task]:
         mine: dict[str, Any] = dict(self.tasks.items())

@@ -25,18 +25,18 @@ def adamw(
     lr: float,
     weight_decay: float,
     backbone_lr_scale: float,
-    backbone: str = "backbone.",
+    backbone: str = "backbone",
 ) -> torch.optim.AdamW:
     """AdamW (Loshchilov and Hutter 2019) over the trainable parameters.
 
     Biases, norms and other parameters of one dimension are not decayed, nor are ``extra`` ones (a balancer's).
-    Parameters whose name starts with ``backbone`` learn at ``backbone_lr_scale`` times the rate. Each group keeps its
-    factor as "scale"; `set_learning_rate` applies it.
+    Parameters whose dotted name has ``backbone`` as a part learn at ``backbone_lr_scale`` times the rate. Each group
+    keeps its factor as "scale"; `set_learning_rate` applies it.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            scale = backbone_lr_scale if name.startswith(backbone) else 1.0
+            scale = backbone_lr_scale if backbone in name.split(".") else 1.0
             groups.setdefault((scale, weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
     own = [parameter for parameter in extra if parameter.requires_grad]
     plain = [{"params": items, "scale": scale, "weight_decay": decay} for (scale, decay), items in groups.items()]

@@ -1,0 +1,45 @@
+"""Hard parameter sharing (Caruana 1993): one trunk; tasks part only at their heads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from torch import Tensor, nn
+
+from perception.config import configuration
+from perception.nn.backbone import BackboneConfig
+from perception.nn.necks import NeckConfig
+from perception.nn.sharing.sharing import Features, Needs, Sharing
+from perception.nn.trunk import Trunk
+
+
+@configuration
+class HardConfig:
+    """Has no settings."""
+
+    name: Literal["hard"] = "hard"
+
+
+class Hard(Sharing):
+    """One trunk for all streams: the cheapest, and the one to beat."""
+
+    Config = HardConfig
+
+    def __init__(
+        self, config: HardConfig, backbone: BackboneConfig, neck: NeckConfig, needs: Needs, weights: bool
+    ) -> None:
+        super().__init__()
+        self.trunk = Trunk(backbone, neck, {stride for strides in needs.values() for stride in strides}, weights)
+        self.channels = {name: {s: self.trunk.channels[s] for s in strides} for name, strides in needs.items()}
+
+    def forward(self, images: Tensor, needs: Needs) -> Features:
+        pyramid = self.trunk(images, {stride for strides in needs.values() for stride in strides})
+        streams = {name: {stride: pyramid[stride] for stride in strides} for name, strides in needs.items()}
+        return Features(streams, tuple(pyramid.values()))
+
+    def trunks(self) -> Iterator[Trunk]:
+        yield self.trunk
+
+    def last_shared(self) -> Iterator[nn.Parameter]:
+        return self.trunk.neck.parameters()
