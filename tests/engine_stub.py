@@ -21,7 +21,9 @@ from perception.engine.evaluate import Evaluation, evaluate
 from perception.engine.train import TrainConfig, train
 from perception.metrics.classification import ClassificationMetric
 from perception.metrics.depth import DepthMetric
+from perception.model import Losses
 from perception.mtl.balancers import BALANCERS, build_balancer
+from perception.tasks import Part
 from perception.types import Batch, DenseMap, Frame, ImageLabel, TaskSpec
 
 TASKS = ("depth", "classification")
@@ -61,6 +63,14 @@ class ClassificationHead(nn.Module):
         return ClassificationMetric(CLASSES)
 
 
+def _depth_loss(output: Tensor, target: DenseMap) -> Tensor:
+    return (output - target.values).abs().mean()
+
+
+def _classification_loss(output: Tensor, target: ImageLabel) -> Tensor:
+    return nn.functional.cross_entropy(output, target.values)
+
+
 class Network(nn.Module):
     """The interface of `perception.model.Perception` that the engine uses."""
 
@@ -84,19 +94,16 @@ class Network(nn.Module):
         features = self.backbone(images.float() / 255)
         return {name: task(features) for name, task in self.tasks.items()}
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        found = self(batch.images)
-        losses = {name: values.sum() * 0.0 for name, values in found.items()}
-        depths = [(p, t) for p, t in zip(found["depth"], batch.annotations["depth"], strict=True) if t is not None]
-        if depths:
-            losses["depth"] = torch.stack([(p - t.values).abs().mean() for p, t in depths]).mean()
-        labels = [
-            (p, t) for p, t in zip(found["classification"], batch.annotations["classification"], strict=True) if t
-        ]
-        if labels:
-            terms = [nn.functional.cross_entropy(p, t.values) for p, t in labels]
-            losses["classification"] = torch.stack(terms).mean()
-        return losses
+    def loss_parts(self, batch: Batch) -> Losses:
+        features = self.backbone(batch.images.float() / 255)
+        found = {name: task(features) for name, task in self.tasks.items()}
+        parts = {}
+        for name, loss in (("depth", _depth_loss), ("classification", _classification_loss)):
+            pairs = zip(found[name], batch.annotations[name], strict=True)
+            terms = [loss(output, target) for output, target in pairs if target is not None]
+            total = torch.stack(terms).sum() if terms else found[name].sum() * 0.0
+            parts[name] = {"error": Part(total, torch.tensor(float(len(terms))))}
+        return Losses(parts, (features,), {})
 
     def predict(self, images: Tensor, tasks: None = None) -> dict[str, Tensor]:
         found = self(images)
@@ -198,9 +205,9 @@ def joint_gradients(name: str) -> dict[str, Tensor]:
     batch = next(batches(0, size=6, sparse=True))
     losses_of = distributed.losses_of(model)  # must outlive the backward pass
     own = losses_of(batch)
-    counts = {task: sum(a is not None for a in batch.annotations[task]) for task in own}
-    losses, labelled, _ = distributed.joint_losses(own, counts, {})
-    total = weights(losses, [task for task in losses if labelled[task]], 0)
+    counts = {task: sum(a is not None for a in batch.annotations[task]) for task in own.parts}
+    joint = distributed.joint_losses(own, counts, {})
+    total = weights(joint.losses, [task for task in joint.losses if joint.labelled[task]], 0)
     total.backward()
     found = {n: p.grad for m in (model, weights) for n, p in m.named_parameters() if p.grad is not None}
     return {**found, "total": total.detach()}

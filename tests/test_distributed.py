@@ -16,7 +16,9 @@ import torch
 from perception import checkpoint
 from perception.engine import distributed
 from perception.engine.evaluate import evaluate
+from perception.model import Losses
 from perception.mtl.balancers import BALANCERS
+from perception.tasks import Part
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +84,10 @@ def test_without_torchrun_nothing_is_started():
         assert not torch.distributed.is_initialized()
     assert distributed.gather("a") == distributed.everywhere("a") == ["a"]
     assert distributed.from_main("a") == "a"
-    losses = {"depth": torch.tensor(2.0, requires_grad=True)}
-    joint, labelled, flags = distributed.joint_losses(losses, {"depth": 3}, {"interrupt": 0})
-    assert joint["depth"] is losses["depth"]
-    assert (labelled, flags) == ({"depth": 3}, {"interrupt": 0})
+    total = torch.tensor(6.0, requires_grad=True)
+    found = Losses({"depth": {"error": Part(total, torch.tensor(3.0))}}, (), {"pull": torch.tensor(0.5)})
+    joint = distributed.joint_losses(found, {"depth": 3}, {"interrupt": 0})
+    joint.losses["depth"].backward()
+    assert (joint.losses["depth"].item(), total.grad.item()) == (2.0, pytest.approx(1 / 3))
+    assert (joint.penalties["pull"].item(), joint.parts) == (0.5, {"depth/error": 2.0})
+    assert (joint.labelled, joint.flags) == ({"depth": 3}, {"interrupt": 0})

@@ -21,6 +21,8 @@ from perception.engine.log import Log
 from perception.engine.precision import autocast, has_bfloat16
 from perception.engine.step import seed_step, take_step
 from perception.engine.train import _prepare, train
+from perception.model import Losses
+from perception.tasks import Part
 from perception.types import CheckpointError, ConfigError, DataError, DenseMap, PerceptionError
 
 NAN = float("nan")
@@ -203,16 +205,25 @@ class BadGradient(torch.autograd.Function):
         return gradient * NAN
 
 
+def with_depth(losses: Losses, change) -> Losses:
+    error = losses.parts["depth"]["error"]
+    return losses._replace(parts={**losses.parts, "depth": {"error": Part(change(error.total), error.count)}})
+
+
 def break_loss(model):
-    return lambda batch, losses: {**losses, "depth": losses["depth"] * math.inf}
+    return lambda losses: with_depth(losses, lambda total: total * math.inf)
 
 
 def break_gradient(model):
-    return lambda batch, losses: {**losses, "depth": BadGradient.apply(losses["depth"])}
+    return lambda losses: with_depth(losses, BadGradient.apply)
+
+
+def break_penalty(model):
+    return lambda losses: losses._replace(penalties={"pull": torch.tensor(NAN)})
 
 
 def break_batch_norm(model):
-    def breaks(batch, losses):
+    def breaks(losses):
         model.backbone[1].running_var.data.fill_(NAN)
         return losses
 
@@ -223,6 +234,7 @@ def break_batch_norm(model):
     ("breaks", "problem"),
     [
         (break_loss, "loss of depth is inf"),
+        (break_penalty, "penalty pull is nan"),
         (break_gradient, "gradient of depth is not finite"),
         (break_batch_norm, "BatchNorm statistics are not finite"),
     ],
@@ -234,8 +246,8 @@ def test_T6_a_step_that_is_not_finite_changes_nothing(breaks, problem):
     stream = batches(0)
     assert not take_step(training, distributed.losses_of(model), next(stream), **step).problem
     before = copy.deepcopy((training.state_dict(), training.ema.module.state_dict()))
-    normal, broken = model.losses, breaks(model)
-    model.losses = lambda batch: broken(batch, normal(batch))
+    normal, broken = model.loss_parts, breaks(model)
+    model.loss_parts = lambda batch: broken(normal(batch))
     batch = next(stream)
     found = take_step(training, distributed.losses_of(model), batch, **step)
     assert re.search(problem, found.problem)
@@ -243,7 +255,7 @@ def test_T6_a_step_that_is_not_finite_changes_nothing(breaks, problem):
     one, other = flat(before), flat(after)
     assert one.keys() == other.keys()
     assert [key for key in one if not same(one[key], other[key])] == ["/0/step"]
-    model.losses = normal
+    model.loss_parts = normal
     assert not take_step(training, distributed.losses_of(model), batch, **step).problem
 
 
@@ -285,14 +297,14 @@ def test_T7_out_of_memory_says_what_to_make_smaller(tmp_path, error):
             torch.empty(1 << 60)
         raise error
 
-    model.losses = losses
+    model.loss_parts = losses
     with pytest.raises(PerceptionError, match=r"batch_size 4 for images of \(4, 3, 16, 24\).*train\.batch_size=2"):
         fit(tmp_path, model)
 
 
 def test_T7_other_errors_are_not_taken_for_it(tmp_path):
     model = network()
-    model.losses = lambda batch: 1 / 0
+    model.loss_parts = lambda batch: 1 / 0
     with pytest.raises(ZeroDivisionError):
         fit(tmp_path, model)
 
@@ -313,7 +325,7 @@ def test_the_stream_is_closed_whatever_happens(tmp_path):
 
     fit(tmp_path / "a", steps=3, stream=stream)
     model = network()
-    model.losses = lambda batch: 1 / 0
+    model.loss_parts = lambda batch: 1 / 0
     with pytest.raises(ZeroDivisionError):
         fit(tmp_path / "b", model, stream=stream)
     assert closed == [0, 0]

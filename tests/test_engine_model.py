@@ -14,7 +14,7 @@ from perception.engine.train import TrainConfig, train
 from perception.model import ModelConfig, Perception
 from perception.mtl.balancers import BALANCERS, build_balancer
 from perception.nn.backbone import BackboneConfig
-from perception.tasks import TASKS
+from perception.tasks import TASKS, join
 from perception.types import Batch, DenseMap, ImageLabel, Instances
 
 SIZE = (64, 96)
@@ -76,6 +76,6 @@ def test_every_parameter_takes_part_whatever_is_labelled():
     """DistributedDataParallel waits for a gradient of every parameter."""
     for batch in (next(batches(0)), next(batches(1))):
         model = network().train()
-        losses = distributed.losses_of(model)(batch)
-        torch.stack(list(losses.values())).sum().backward()
+        parts = distributed.losses_of(model)(batch).parts
+        torch.stack([join(own) for own in parts.values()]).sum().backward()
         assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []

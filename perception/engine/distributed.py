@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from perception.model import Losses
 from perception.types import Batch
 
 T = TypeVar("T")
@@ -86,53 +87,82 @@ def from_main(value: T) -> T:
     return held[0]
 
 
-class Losses(nn.Module):
-    """Makes ``model.losses(batch)`` the forward pass, which is what DistributedDataParallel wraps."""
+class LossParts(nn.Module):
+    """Makes ``model.loss_parts(batch)`` the forward pass, which is what DistributedDataParallel wraps."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        return self.model.losses(batch)  # type: ignore[operator]
+    def forward(self, batch: Batch) -> Losses:
+        return self.model.loss_parts(batch)  # type: ignore[operator]
 
 
 def losses_of(model: nn.Module) -> nn.Module:
-    """A module from a Batch to the model's losses; while it lives, backward averages the gradients over the ranks."""
-    losses = Losses(model)
+    """A module from a Batch to the model's `Losses`; while it lives, backward averages the gradients over the ranks."""
+    parts = LossParts(model)
     if world() == 1:
-        return losses
-    return DistributedDataParallel(losses, broadcast_buffers=False, gradient_as_bucket_view=True)
+        return parts
+    return DistributedDataParallel(parts, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
-def joint_losses(
-    losses: Mapping[str, Tensor], labelled: Mapping[str, int], flags: Mapping[str, int]
-) -> tuple[dict[str, Tensor], dict[str, int], dict[str, int]]:
-    """The losses of the joint batch of all ranks, where ranks hold unlike numbers of labelled pictures.
+class JointLosses(NamedTuple):
+    """The losses of the joint batch of all ranks.
 
-    losses:   task -> mean over this rank's labelled pictures (a connected zero where there is none)
-    labelled: task -> number of this rank's labelled pictures
-    flags:    name -> number, summed over the ranks on the way
-
-    Returns the losses, the numbers of labelled pictures and the flags, equal on all ranks. Each loss has the **value**
-    of the joint mean, sum_r n_r L_r / sum_r n_r, and the **gradient** of this rank's share times the number of ranks:
-    the average that DistributedDataParallel takes is then the gradient of any balancer's total over the joint batch.
-    A loss that is not finite on one rank is not finite on any.
+    losses:    task -> scalar. Its **value** is that of the joint batch, its **gradient** this rank's share times the
+               number of ranks: the average that DistributedDataParallel takes is then the gradient of any balancer's
+               total over the joint batch
+    penalties: name -> scalar: the mean over the ranks, in the same sense
+    parts:     "<task>/<part>" -> value
+    labelled:  task -> number of labelled pictures
+    flags:     name -> number
     """
-    if world() == 1:
-        return dict(losses), dict(labelled), dict(flags)
-    names, count = list(losses), len(losses)
-    own = torch.stack([losses[name].detach().double() * (labelled[name] or 1) for name in names])
-    numbers = own.new_tensor([labelled[name] for name in names] + list(flags.values()))
-    table = torch.cat([own, numbers])
-    dist.all_reduce(table)
-    sums, totals, summed = table[:count], table[count : 2 * count], table[2 * count :]
-    joint: dict[str, Tensor] = {}
-    for i, name in enumerate(names):
-        total = totals[i].clamp(min=1)
-        share = losses[name] * (world() * labelled[name] / float(total))
-        joint[name] = share + ((sums[i] / total).to(share.dtype) - share.detach())
-    return joint, dict(zip(names, map(int, totals), strict=True)), dict(zip(flags, map(int, summed), strict=True))
+
+    losses: dict[str, Tensor]
+    penalties: dict[str, Tensor]
+    parts: dict[str, float]
+    labelled: dict[str, int]
+    flags: dict[str, int]
+
+
+def joint_losses(found: Losses, labelled: Mapping[str, int], flags: Mapping[str, int]) -> JointLosses:
+    """Join what each rank found in its share of a batch, by one sum over the ranks. All ranks get the same values.
+
+    labelled: task -> number of this rank's labelled pictures. flags: name -> number, summed on the way
+
+    A part of a loss is the sum of all totals over the sum of all counts, so a loss is exactly that of one process on
+    the joint batch, however unlike the ranks' labels are. What is not finite on one rank is not finite on any.
+    """
+    parts = {f"{task}/{name}": part for task, own in found.parts.items() for name, part in own.items()}
+    totals = [part.total for part in parts.values()]
+    scalars = [*totals, *(part.count for part in parts.values()), *found.penalties.values()]
+    table = torch.stack([scalar.detach().double() for scalar in scalars])
+    table = torch.cat([table, table.new_tensor([*labelled.values(), *flags.values()])])
+    if world() > 1:
+        dist.all_reduce(table)
+    n = len(parts)
+    counts = table[n : 2 * n].clamp(min=1)
+    values = table[:n] / counts
+    shares = {
+        key: part.total * world() / count for (key, part), count in zip(parts.items(), counts.float(), strict=True)
+    }
+    joined = {key: _with_value(share, value) for (key, share), value in zip(shares.items(), values, strict=True)}
+    losses = {task: torch.stack([joined[f"{task}/{name}"] for name in own]).sum() for task, own in found.parts.items()}
+    numbers = iter(table[2 * n :])
+    penalties = {name: _with_value(own, next(numbers) / world()) for name, own in found.penalties.items()}
+    whole = [round(number) for number in torch.stack(list(numbers)).tolist()]
+    return JointLosses(
+        losses,
+        penalties,
+        dict(zip(parts, values.tolist(), strict=True)),
+        dict(zip(labelled, whole, strict=False)),
+        dict(zip(flags, whole[len(labelled) :], strict=True)),
+    )
+
+
+def _with_value(share: Tensor, value: Tensor) -> Tensor:
+    """A scalar with the gradient of ``share`` and the given value."""
+    return share + (value.to(share.dtype) - share.detach()) if world() > 1 else share
 
 
 def average_batch_norm(model: nn.Module) -> None:

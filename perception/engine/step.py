@@ -76,8 +76,8 @@ _NUMBERS = ("step", "seconds", "best", "skipped_in_a_row", "skipped", "window")
 class Step:
     """What a step did.
 
-    values:  "loss", "loss/<task>" of the labelled tasks, "seen/<task>": the part of the pictures that label the task,
-             "gradient_norm" before clipping
+    values:  "loss", "loss/<task>" and "loss/<task>/<part>" of the labelled tasks, "penalty/<name>",
+             "seen/<task>": the part of the pictures that label the task, "gradient_norm" before clipping
     weights: "weight/<task>": what each task's gradient was multiplied with; empty unless asked for
     flags:   summed over the ranks
     problem: why the step was skipped, "" if it was not
@@ -115,24 +115,21 @@ def take_step(
     optim.set_learning_rate(training.optimizer, lr)
     buffers = [buffer.clone() for buffer in model.buffers()]
     with autocast(precision, batch.images.device):
-        own = losses_of(batch)
-    counts = {name: sum(a is not None for a in batch.annotations[name]) for name in own}
+        found = losses_of(batch)
+    counts = {name: sum(a is not None for a in batch.annotations[name]) for name in found.parts}
     flags = {**flags, "statistics": _statistics_broke(model), "pictures": len(batch)}
-    losses, labelled, flags = distributed.joint_losses(own, counts, flags)
-    present = [name for name in losses if labelled[name]]
-    numbers = dict(zip(losses, torch.stack([loss.detach().float() for loss in losses.values()]).tolist(), strict=True))
-    values = {f"loss/{name}": numbers[name] for name in present}
-    values |= {f"seen/{name}": number / flags["pictures"] for name, number in labelled.items()}
+    joint = distributed.joint_losses(found, counts, flags)
+    losses, flags = joint.losses, joint.flags
+    present = [name for name in losses if joint.labelled[name]]
+    values, problem = _values(joint, present)
     training.step += 1
-    problem = ", ".join(f"loss of {name} is {number}" for name, number in numbers.items() if not math.isfinite(number))
-    if flags["statistics"] and not problem:
-        problem = "BatchNorm statistics are not finite"
     weights, norm = {}, torch.zeros(())
     if not problem:
         total = training.balancer(losses, present, index)
         if with_weights and present:
-            found = effective_weights(total, {name: losses[name] for name in present})
-            weights = {f"weight/{name}": weight for name, weight in found.items()}
+            shares = effective_weights(total, {name: losses[name] for name in present})
+            weights = {f"weight/{name}": weight for name, weight in shares.items()}
+        total = torch.stack([total, *joint.penalties.values()]).sum()
         total.backward()
         norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
         values |= {"loss": float(total.detach()), "gradient_norm": float(norm)}
@@ -148,6 +145,22 @@ def take_step(
     distributed.average_batch_norm(model)
     training.ema.update(model, step=training.step)
     return Step(values, weights, flags)
+
+
+def _values(joint: distributed.JointLosses, present: list[str]) -> tuple[dict[str, float], str]:
+    """The numbers to log, and which of them is not finite; "" where all are. The same on all ranks."""
+    scalars = {f"loss of {name}": loss for name, loss in joint.losses.items()}
+    scalars |= {f"penalty {name}": penalty for name, penalty in joint.penalties.items()}
+    numbers = torch.stack([scalar.detach().float() for scalar in scalars.values()]).tolist()
+    named = dict(zip(scalars, numbers, strict=True))
+    problem = ", ".join(f"{name} is {number}" for name, number in named.items() if not math.isfinite(number))
+    if joint.flags["statistics"] and not problem:
+        problem = "BatchNorm statistics are not finite"
+    values = {f"loss/{name}": named[f"loss of {name}"] for name in present}
+    values |= {f"loss/{part}": value for part, value in joint.parts.items() if part.partition("/")[0] in present}
+    values |= {f"penalty/{name}": named[f"penalty {name}"] for name in joint.penalties}
+    values |= {f"seen/{name}": number / joint.flags["pictures"] for name, number in joint.labelled.items()}
+    return values, problem
 
 
 def _statistics_broke(model: nn.Module) -> bool:
