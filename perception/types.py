@@ -190,7 +190,13 @@ class Prediction:
 
     time:      seconds from the start of a video
     distances: float32 [N], metres to each box of the first "instances" task, NaN where unknown; None = no depth
-    flags:     what was wrong with the network's output and was taken out
+    closing_speeds: float32 [N], metres per second at which each of these boxes comes nearer, negative where it goes
+               away, NaN where unknown; None = not tracked
+    contact_times: float32 [N], seconds until each of these boxes is met if it goes on so, NaN where it will not be
+    flags:     what is wrong with the picture, and what was wrong with the network's output and was taken out
+    valid:     False where no one should act on this prediction: the picture shows too little (the flags say why)
+    doubt:     how unlike what the network knows this picture and what it says are: the share of known good pictures
+               that are less so, 0 to 1; None = not measured
     """
 
     annotations: dict[str, Annotation]
@@ -198,7 +204,11 @@ class Prediction:
     id: str = ""
     time: float | None = None
     distances: Array | None = None
+    closing_speeds: Array | None = None
+    contact_times: Array | None = None
     flags: tuple[str, ...] = ()
+    valid: bool = True
+    doubt: float | None = None
 
 
 class PerceptionError(Exception):

@@ -6,8 +6,9 @@ import sys
 import numpy as np
 import pytest
 
-from perception.ops.draw import UNKNOWN, VOID, caption, draw, draw_depth, draw_labels, panel
+from perception.ops.draw import UNKNOWN, VOID, caption, draw, draw_depth, draw_labels
 from perception.ops.palette import CITYSCAPES, palette
+from perception.ops.panel import panel
 from perception.types import DenseMap, ImageLabel, Instances, TaskSpec
 
 SPECS = {
@@ -52,7 +53,7 @@ def nothing(size):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("content", [everything, nothing, lambda size: {}], ids=["everything", "nothing", "none"])
 def test_every_size_and_content_is_drawn(size, content):
-    picture = draw(gray(size), content(size), SPECS, np.array([14.0]))
+    picture = draw(gray(size), content(size), SPECS, ["14 m"])
     assert picture.shape == (*size, 3)
     assert picture.dtype == np.uint8
 
@@ -107,8 +108,8 @@ def test_boxes_that_are_not_finite_are_left_out():
 def test_distance_and_track_are_written():
     found = boxes((40, 60, 100, 110))
     plain = draw(gray(), {"detection": found}, SPECS)
-    assert (draw(gray(), {"detection": found}, SPECS, np.array([np.nan])) == plain).all()
-    assert (draw(gray(), {"detection": found}, SPECS, np.array([14.0])) != plain).any()
+    assert (draw(gray(), {"detection": found}, SPECS, [""]) == plain).all()
+    assert (draw(gray(), {"detection": found}, SPECS, ["14 m"]) != plain).any()
     followed = Instances(found.boxes, found.labels, found.scores, tracks=np.array([3]))
     assert (draw(gray(), {"detection": followed}, SPECS) != plain).any()
 

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import onnx
@@ -13,8 +14,9 @@ from onnx import TensorProto, helper
 
 from perception.deploy import container
 from perception.deploy.manifest import DIGEST_KEY, MANIFEST_KEY, Manifest, _sha256, embed, extract, parse
+from perception.deploy.result import Result
 from perception.deploy.runtime import Perceiver, sanitise
-from perception.types import Camera, DenseMap, ImageLabel, Instances, PerceptionError
+from perception.types import Camera, DenseMap, ImageLabel, Instances, PerceptionError, Prediction
 
 BLOCKED = (
     "torch",
@@ -27,6 +29,15 @@ BLOCKED = (
     "PIL",
     "albumentations",
     "rich",
+    "safetensors",
+    "scipy",
+    "trackers",
+    "supervision",
+    "requests",
+    "av",
+    "rerun",
+    "mcap",
+    "rosbags",
 )
 BLOCKER = f"""
 import sys
@@ -64,11 +75,15 @@ from perception.deploy.runtime import Perceiver
 found = Perceiver(sys.argv[1], threads=1)(numpy.load(sys.argv[2]))
 boxes, depth = (found.annotations[name] for name in ("detection", "depth"))
 said = {"boxes": boxes.boxes.tolist(), "mean": float(depth.values.mean()), "torch": "torch" in sys.modules}
+found.plot(), found.points(4), found.to_dict()
+said["foreign"] = sorted({m.split(".")[0] for m in sys.modules} - set(sys.stdlib_module_names) - set(sys.argv[3:]))
 print(json.dumps(said))
 """
-    said = json.loads(without_torch(code, str(exported), str(tmp_path / "image.npy")))
+    own = ("perception", "numpy", "cv2", "onnxruntime", "yaml", "_yaml")
+    said = json.loads(without_torch(code, str(exported), str(tmp_path / "image.npy"), *own))
     here = perceiver(picture())
     assert not said["torch"]
+    assert [name for name in said["foreign"] if not name.startswith(("_", "cython"))] == []
     assert said["boxes"] == here.annotations["detection"].boxes.tolist()
     assert said["mean"] == pytest.approx(float(here.annotations["depth"].values.mean()))
 
@@ -134,6 +149,152 @@ def test_only_the_tasks_that_were_asked_for(exported):
 def test_x3_wrong_pictures(perceiver, wrong, message):
     with pytest.raises(PerceptionError, match=message):
         perceiver(wrong)
+
+
+def test_a_result_is_a_view_of_its_prediction_over_the_threshold(perceiver):
+    image, camera = picture(), Camera(140, 140, 75, 45)
+    found = perceiver(image, camera)
+    everything, spec = found.annotations["detection"], perceiver.specs["detection"]
+    shown = everything.scores >= spec.threshold
+    assert shown.sum() > 0
+    np.testing.assert_array_equal(found.boxes, everything.boxes[shown])
+    np.testing.assert_array_equal(found.scores, everything.scores[shown])
+    np.testing.assert_array_equal(found.distances, found.prediction.distances[shown])
+    assert found.labels == [spec.classes[k] for k in found.label_ids]
+    assert found.label_map.dtype == np.uint8
+    np.testing.assert_array_equal(found.label_map, found.annotations["segmentation"].values)
+    np.testing.assert_array_equal(found.depth, found.annotations["depth"].values)
+    assert list(found.scene.values()) == sorted(found.scene.values(), reverse=True)
+    assert set(found.scene) == {"day", "night"}
+    assert found.tracks is found.closing_speeds is found.contact_times is None
+    assert (found.size, found.valid, found.flags) == ((90, 150), True, ())
+    assert [item["label"] for item in found.to_dict()["detection"]] == found.labels
+    assert found.plot("picture").shape == (90, 150, 3)
+    assert found.plot().shape[1] > 3 * 150
+
+
+def test_a_threshold_hides_boxes_and_their_distances_alike(perceiver):
+    found = perceiver(picture())
+    spec = dataclasses.replace(perceiver.specs["detection"], threshold=float(np.median(found.scores)) + 1e-6)
+    strict = Result(found.prediction, {**perceiver.specs, "detection": spec}, found.image)
+    assert 0 < len(strict.boxes) < len(found.boxes)
+    assert len(strict.boxes) == len(strict.labels) == len(strict.scores) == len(strict.distances)
+    assert len(strict.to_dict()["detection"]) == len(strict.boxes)
+
+
+def test_points_go_back_through_the_lens_to_their_pixels(perceiver):
+    image, camera = picture(), Camera(140, 130, 70, 41)
+    found = perceiver(image, camera)
+    cloud = found.cloud(step=3)
+    points = cloud.points.astype(np.float64)
+    assert cloud.points.dtype == np.float32
+    assert len(points) == 30 * 50
+    columns = points[:, 0] / points[:, 2] * camera.fx + camera.cx - 0.5
+    rows = points[:, 1] / points[:, 2] * camera.fy + camera.cy - 0.5
+    x, y = np.rint(columns).astype(int), np.rint(rows).astype(int)
+    np.testing.assert_allclose(columns, x, atol=1e-3)
+    np.testing.assert_allclose(rows, y, atol=1e-3)
+    np.testing.assert_allclose(points[:, 2], found.depth[y, x], rtol=1e-6)
+    np.testing.assert_array_equal(cloud.colours, image[y, x])
+    np.testing.assert_array_equal(cloud.labels, found.label_map[y, x])
+    np.testing.assert_array_equal(found.points(), found.cloud().points)
+
+
+def test_pixels_that_are_not_valid_are_no_points_and_have_no_label(perceiver):
+    found = perceiver(picture())
+    depth, labels = found.annotations["depth"], found.annotations["segmentation"]
+    known = np.zeros((90, 150), bool)
+    known[:10] = True
+    parts = {"depth": DenseMap(depth.values, known), "segmentation": DenseMap(labels.values, ~known)}
+    some = Result(Prediction(parts, (90, 150)), perceiver.specs, found.image)
+    cloud = some.cloud()
+    assert len(cloud.points) == known.sum()
+    assert (cloud.labels == -1).all()
+    assert np.isnan(some.depth[~known]).all()
+    assert (some.label_map[known] == 255).all()
+
+
+def test_views_of_what_the_network_lacks_are_none(exported):
+    found = Perceiver(exported, threads=1, tasks=["classification"])(picture())
+    missing = (found.boxes, found.labels, found.scores, found.distances, found.label_map, found.depth, found.tracks)
+    assert missing == (None,) * 7
+    with pytest.raises(PerceptionError, match=r"No points without depth\. The tasks are: classification"):
+        found.points()
+
+
+def test_threads_providers_and_warm_up(exported):
+    options = {"arena_extend_strategy": "kSameAsRequested"}
+    one = Perceiver(exported, threads=1, providers=[("CPUExecutionProvider", options)], spinning=False)
+    assert one.warm_up(batch=2, size=(64, 64)) is one
+    two = Perceiver(exported, threads=2, providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(one(picture()).depth, two(picture()).depth, rtol=1e-5)
+
+
+def test_a_provider_that_does_not_start_is_told(exported, monkeypatch):
+    """ONNX Runtime takes the CPU instead and says so only in its log."""
+    monkeypatch.setattr(
+        "onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
+    with (
+        pytest.warns(UserWarning, match="CUDAExecutionProvider"),
+        pytest.raises(PerceptionError, match="does not start"),
+    ):
+        Perceiver(exported, providers=["CUDAExecutionProvider"])
+
+
+@pytest.mark.parametrize("task", ["detection", "segmentation", "depth", "classification"])
+def test_the_graph_is_cut_down_to_the_tasks_that_are_asked_for(exported, task):
+    """ONNX Runtime would run all of it, whatever it is asked for."""
+    whole = exported.read_bytes()
+    names = [name for name in container.output_names(whole) if name.startswith(f"{task}.")]
+    cut = container.keep_outputs(whole, names)
+    before, after = onnx.load_from_string(whole).graph, onnx.load_from_string(cut).graph
+    onnx.checker.check_model(cut)
+    assert [value.name for value in after.output] == names
+    share = {"detection": 0.9, "segmentation": 0.4, "depth": 0.4, "classification": 0.3}[task]
+    assert len(after.node) < share * len(before.node)
+    assert {tensor.name for tensor in after.initializer} < {tensor.name for tensor in before.initializer}
+    image = np.random.default_rng(0).integers(0, 256, (2, 3, 96, 160), np.uint8)
+    alone, together = Perceiver(exported, threads=1, tasks=[task]).run(image), Perceiver(exported, threads=1).run(image)
+    assert list(alone) == names
+    for name, values in alone.items():
+        np.testing.assert_allclose(values, together[name], rtol=1e-5, atol=1e-6)
+
+
+def test_what_the_branches_of_a_node_read_from_outside_is_kept():
+    entries = {
+        name: helper.make_tensor_value_info(name, kind, [1])
+        for name, kind in (("x", TensorProto.FLOAT), ("c", TensorProto.BOOL), ("y", TensorProto.FLOAT))
+    }
+    branch = helper.make_graph(
+        [helper.make_node("Neg", ["outer"], ["z"])],
+        "b",
+        [],
+        [helper.make_tensor_value_info("z", TensorProto.FLOAT, [1])],
+    )
+    nodes = [
+        helper.make_node("Abs", ["x"], ["outer"]),
+        helper.make_node("Exp", ["x"], ["unused"]),
+        helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch),
+    ]
+    graph = helper.make_graph(nodes, "g", [entries["x"], entries["c"]], [entries["y"]])
+    cut = container.keep_outputs(helper.make_model(graph).SerializeToString(), ["y"])
+    assert [node.op_type for node in onnx.load_from_string(cut).graph.node] == ["Abs", "If"]
+
+
+@pytest.mark.parametrize("camera", [Camera(0, 140, 75, 45), Camera(140, -1, 75, 45), Camera(140, 140, float("nan"), 4)])
+def test_x3_wrong_cameras(perceiver, camera):
+    with pytest.raises(PerceptionError, match=r"Wrong Camera.*fx and fy over 0"):
+        perceiver(picture(), camera)
+
+
+def test_one_perceiver_serves_many_threads(perceiver):
+    pictures = [picture(seed=seed) for seed in range(4)]
+    alone = [perceiver(image).boxes for image in pictures]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda image: perceiver(image).boxes, pictures * 3))
+    for found, expected in zip(together, alone * 3, strict=True):
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_x3_wrong_sizes_cameras_and_providers(perceiver, exported):

@@ -7,7 +7,7 @@ other files, nodes may want a library of custom operators. Both are looked for b
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from perception.types import PerceptionError
@@ -19,6 +19,8 @@ DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 """Operator sets that every build of ONNX Runtime carries."""
 
 GRAPH, OPERATOR_SET, METADATA, FUNCTION = 7, 8, 14, 25  # fields of ModelProto
+
+GRAPH_NODE, GRAPH_TENSOR, GRAPH_OUTPUT, GRAPH_VALUE = 1, 5, 12, 13  # fields of GraphProto
 
 Field = tuple[int, int, int, int]
 """Field number, start of the field (its tag), start of its content, end."""
@@ -136,6 +138,75 @@ def metadata(data: bytes) -> dict[str, str]:
             pair = {n: data[a:b].decode("utf-8", "replace") for n, _, a, b in _fields(data, first, last)}
             pairs[pair.get(1, "")] = pair.get(2, "")
     return pairs
+
+
+def output_names(data: bytes) -> list[str]:
+    """The names of what the graph gives."""
+    return [
+        name
+        for number, _, start, end in _fields(data, 0, len(data))
+        if number == GRAPH
+        for field, _, first, last in _fields(data, start, end)
+        if field == GRAPH_OUTPUT
+        for name in _texts(data, first, last, 1)
+    ]
+
+
+def keep_outputs(data: bytes, names: Collection[str]) -> bytes:
+    """The model without the outputs that are not in ``names``, and without the nodes and tensors that only they need.
+
+    ONNX Runtime runs every node of a graph, whichever outputs it is asked for.
+    """
+    parts = []
+    for number, begin, first, last in _fields(data, 0, len(data)):
+        parts.append(_chunk(GRAPH, _pruned(data, first, last, set(names))) if number == GRAPH else data[begin:last])
+    return b"".join(parts)
+
+
+def _pruned(data: bytes, start: int, end: int, names: set[str]) -> bytes:
+    """A graph's bytes without what ``names`` do not need. Its nodes are in an order in which they can be run."""
+    needed, kept = set(names), []
+    for number, begin, first, last in reversed(list(_fields(data, start, end))):
+        if number == GRAPH_NODE:
+            inputs, outputs = _ends(data, first, last)
+            if not outputs & needed:
+                continue
+            needed |= inputs
+        kept.append((number, begin, first, last))
+    name_fields = {GRAPH_TENSOR: 8, GRAPH_OUTPUT: 1, GRAPH_VALUE: 1}
+    parts = []
+    for number, begin, first, last in reversed(kept):
+        wanted = names if number == GRAPH_OUTPUT else needed
+        if number in name_fields and not set(_texts(data, first, last, name_fields[number])) & wanted:
+            continue
+        parts.append(data[begin:last])
+    return b"".join(parts)
+
+
+def _ends(data: bytes, start: int, end: int) -> tuple[set[str], set[str]]:
+    """What a node reads, within the graphs of its attributes too, and what it writes."""
+    inputs = set(_texts(data, start, end, 1))
+    for number, _, first, last in _fields(data, start, end):
+        if number == 5:
+            for field, _, begin, stop in _fields(data, first, last):
+                if field in (6, 11):
+                    inputs |= _read_inside(data, begin, stop)
+    return inputs, set(_texts(data, start, end, 2))
+
+
+def _read_inside(data: bytes, start: int, end: int) -> set[str]:
+    names: set[str] = set()
+    for number, _, first, last in _fields(data, start, end):
+        if number == GRAPH_NODE:
+            names |= _ends(data, first, last)[0]
+        elif number == GRAPH_OUTPUT:
+            names |= set(_texts(data, first, last, 1))
+    return names
+
+
+def _texts(data: bytes, start: int, end: int, field: int) -> list[str]:
+    """The strings in ``field`` of a message."""
+    return [data[a:b].decode("utf-8", "replace") for number, _, a, b in _fields(data, start, end) if number == field]
 
 
 def without_metadata(data: bytes) -> bytes:

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perception.deploy.sources import Shot, Source, Video, find, read_picture
-from perception.ops.draw import panel
+from perception.ops.draw import describe
+from perception.ops.panel import panel
 from perception.ops.restore import to_json
 from perception.types import Camera, DenseMap, PerceptionError, Prediction, TaskSpec
 
@@ -161,7 +162,11 @@ def _predictions(
             predictions = network([shot.image for shot in chunk], camera, size)
             for shot, prediction in zip(chunk, predictions, strict=True):
                 name = f"{source.id}#{count}" if video is not None else source.id
-                yield shot, dataclasses.replace(prediction, id=name, time=shot.time), video.fps if video else 0.0
+                yield (
+                    shot,
+                    dataclasses.replace(prediction.prediction, id=name, time=shot.time),
+                    video.fps if video else 0.0,
+                )
                 count += 1
                 line.step(count)
     finally:
@@ -184,7 +189,7 @@ class Writer:
         try:
             for number, (shot, prediction, fps) in enumerate(found):
                 record = to_json(prediction, self.specs)
-                picture = panel(shot.image, prediction.annotations, self.specs, prediction.distances)
+                picture = panel(shot.image, prediction.annotations, self.specs, describe(prediction))
                 if source.is_video:
                     video = video or VideoFile(stem.with_name(stem.name + ".mp4"), fps, picture.shape[:2])
                     video.write(picture)

@@ -1,27 +1,34 @@
 """Running an exported network with numpy, OpenCV and ONNX Runtime alone. No torch.
 
 from perception.deploy.runtime import Perceiver
-prediction = Perceiver("street.onnx")(image)
+result = Perceiver("street.onnx")(image)
+result.boxes, result.labels, result.distances, result.label_map, result.depth, result.points(), result.plot()
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import overload
+from typing import Any, TypeAlias, overload
 
+import cv2
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
 from perception.deploy import container
 from perception.deploy.manifest import Manifest, extract
+from perception.deploy.result import Result
 from perception.ops.image import letterbox_frame, warp_image
 from perception.ops.restore import assemble
-from perception.types import Camera, PerceptionError, Prediction, TaskSpec
+from perception.types import Camera, Frame, PerceptionError, TaskSpec
 
-Outputs = dict[str, NDArray]
+Outputs: TypeAlias = dict[str, NDArray]
 """``"<task>.<output>"`` -> array."""
+
+Provider: TypeAlias = str | tuple[str, Mapping[str, Any]]
+"""Name of an execution provider of ONNX Runtime, or the name with its options."""
 
 
 class Perceiver:
@@ -29,19 +36,22 @@ class Perceiver:
 
     path:      file written by `perception export`
     threads:   of ONNX Runtime within one operator; None = one per physical core
-    providers: execution providers of ONNX Runtime, best first; None = CPU
+    providers: execution providers of ONNX Runtime, best first, with or without options; None = CPU
     tasks:     the only outputs that are computed and returned; None = all
+    spinning:  threads wait for work by trying again and again: quicker, but a core that waits is taken from others
 
-    Raises PerceptionError where the file is missing, damaged, not self-contained, changed since its export, or where a
-    task or provider does not exist: before a session is made from it.
+    May be called by several threads at once. Raises PerceptionError where the file is missing, damaged, not
+    self-contained, changed since its export, or where a task or provider does not exist or does not start: before a
+    picture is seen.
     """
 
     def __init__(
         self,
         path: str | Path,
         threads: int | None = None,
-        providers: Sequence[str] | None = None,
+        providers: Sequence[Provider] | None = None,
         tasks: Sequence[str] | None = None,
+        spinning: bool = True,
     ) -> None:
         model = container.read_file(path)
         self.manifest: Manifest = extract(model, str(path))
@@ -49,20 +59,24 @@ class Perceiver:
         self.size: tuple[int, int] = self.manifest.input.size
         self.multiple: int = self.manifest.input.multiple
         self._names = [f"{name}.{output}" for name, spec in self.specs.items() for output in spec.outputs]
-        self._session = _session(model, str(path), threads, providers)
-        _check_interface(self._session, self.manifest, str(path))
+        if absent := sorted(set(self.manifest.outputs) - set(container.output_names(model))):
+            raise PerceptionError(f"{path}: the manifest names outputs that the graph lacks: {', '.join(absent)}.")
+        if len(self.specs) < len(self.manifest.tasks):
+            model = container.keep_outputs(model, self._names)
+        self._session = _session(model, str(path), threads, providers, spinning)
+        _check_input(self._session, self.manifest, str(path))
 
     @overload
     def __call__(
         self, images: NDArray[np.uint8], camera: Camera | None = None, size: tuple[int, int] | None = None
-    ) -> Prediction: ...
+    ) -> Result: ...
     @overload
     def __call__(
         self,
         images: Sequence[NDArray[np.uint8]],
         camera: Camera | Sequence[Camera | None] | None = None,
         size: tuple[int, int] | None = None,
-    ) -> list[Prediction]: ...
+    ) -> list[Result]: ...
     def __call__(self, images, camera=None, size=None):
         """What the network says of one RGB uint8 picture [H, W, 3] of any size, or of a list of them (one pass).
 
@@ -72,10 +86,21 @@ class Perceiver:
         """
         return perceive(self.run, self.specs, images, camera, size or self.size, self.multiple)
 
+    def warm_up(self, batch: int = 1, size: tuple[int, int] | None = None) -> Perceiver:
+        """Run on gray pictures, so that the first real one takes no longer than the others. Returns itself."""
+        warm_up(self.run, size or self.size, batch)
+        return self
+
     def run(self, images: NDArray[np.uint8]) -> Outputs:
         """Decoded outputs of a letterboxed batch uint8 RGB [B, 3, H, W], in input pixels."""
         found = self._session.run(self._names, {self.manifest.input.name: images})
         return dict(zip(self._names, found, strict=True))  # type: ignore[arg-type]
+
+
+def warm_up(run: Callable[[NDArray[np.uint8]], Outputs], size: tuple[int, int], batch: int = 1, runs: int = 2) -> None:
+    """Run on gray pictures, so that what is set up at the first call is not set up at the first real picture."""
+    for _ in range(runs):
+        run(np.full((batch, 3, *size), 114, np.uint8))
 
 
 def perceive(
@@ -87,29 +112,69 @@ def perceive(
     multiple: int = 32,
 ):
     """Letterbox, run, restore: the same for torch and ONNX Runtime, which only differ in ``run``."""
-    if len(size) != 2 or any(x <= 0 or x % multiple for x in size):
-        fits = "x".join(str(max(1, -(-x // multiple)) * multiple) for x in size)
-        raise PerceptionError(
-            f"Wrong input size {'x'.join(map(str, size))}. Expected multiples of {multiple}. Use {fits}."
-        )
+    check_size(size, multiple)
     pictures = [images] if isinstance(images, np.ndarray) else list(images)
     cameras = list(camera) if isinstance(camera, Sequence) else [camera] * len(pictures)
     if len(cameras) != len(pictures):
         raise PerceptionError(
             f"{len(cameras)} cameras for {len(pictures)} pictures. Give one for each, or one for all."
         )
+    for lens in cameras:
+        check_camera(lens)
     if not pictures:
         return []
+    batch, frames = prepare(pictures, size)
+    found = finish(run(batch), specs, pictures, frames, cameras)
+    return found[0] if isinstance(images, np.ndarray) else found
+
+
+def prepare(pictures: Sequence[NDArray[np.uint8]], size: tuple[int, int]) -> tuple[NDArray[np.uint8], list[Frame]]:
+    """Letterboxed uint8 RGB [B, 3, H, W] of ``size`` (height, width), and how each picture was placed.
+
+    Raises PerceptionError for what is no uint8 RGB picture [H, W, 3].
+    """
     for picture in pictures:
         _check_picture(picture)
     frames = [letterbox_frame((picture.shape[0], picture.shape[1]), size) for picture in pictures]
-    batch = np.stack([warp_image(picture, frame) for picture, frame in zip(pictures, frames, strict=True)])
-    outputs = run(np.ascontiguousarray(batch.transpose(0, 3, 1, 2)))
+    batch = np.empty((len(pictures), 3, *size), np.uint8)
+    for planes, picture, frame in zip(batch, pictures, frames, strict=True):
+        cv2.split(warp_image(picture, frame), list(planes))
+    return batch, frames
+
+
+def finish(
+    outputs: Outputs,
+    specs: Mapping[str, TaskSpec],
+    pictures: Sequence[NDArray[np.uint8]],
+    frames: Sequence[Frame],
+    cameras: Sequence[Camera | None],
+) -> list[Result]:
+    """What the network said of each picture of a batch, in its own pixels, without what no one should see."""
     found = []
-    for i, (frame, lens) in enumerate(zip(frames, cameras, strict=True)):
+    for i, (picture, frame, camera) in enumerate(zip(pictures, frames, cameras, strict=True)):
         sound, flags = sanitise({name: values[i] for name, values in outputs.items()}, specs)
-        found.append(assemble(sound, specs, frame, lens, flags=tuple(flags)))
-    return found[0] if isinstance(images, np.ndarray) else found
+        prediction = assemble(sound, specs, frame, camera, flags=tuple(flags))
+        found.append(Result(prediction, specs, picture, camera))
+    return found
+
+
+def check_camera(camera: Camera | None) -> None:
+    """Raise PerceptionError for intrinsics that no camera has."""
+    if camera is not None and not (
+        np.isfinite(list(dataclasses.astuple(camera))).all() and camera.fx > 0 and camera.fy > 0
+    ):
+        raise PerceptionError(
+            f"Wrong {camera}. Expected finite numbers in pixels of the picture, fx and fy over 0. Or give none."
+        )
+
+
+def check_size(size: Sequence[int], multiple: int) -> None:
+    """Raise PerceptionError unless ``size`` is a (height, width) that the network takes."""
+    if len(size) != 2 or any(x <= 0 or x % multiple for x in size):
+        fits = "x".join(str(max(1, -(-x // multiple)) * multiple) for x in size)
+        raise PerceptionError(
+            f"Wrong input size {'x'.join(map(str, size))}. Expected multiples of {multiple}. Use {fits}."
+        )
 
 
 def sanitise(outputs: Outputs, specs: Mapping[str, TaskSpec]) -> tuple[Outputs, list[str]]:
@@ -159,33 +224,44 @@ def choose(specs: Mapping[str, TaskSpec], tasks: Sequence[str] | None) -> dict[s
 
 
 def _session(
-    model: bytes, where: str, threads: int | None, providers: Sequence[str] | None
+    model: bytes, where: str, threads: int | None, providers: Sequence[Provider] | None, spinning: bool
 ) -> onnxruntime.InferenceSession:
-    wanted, available = list(providers or ["CPUExecutionProvider"]), onnxruntime.get_available_providers()
-    if absent := [name for name in wanted if name not in available]:
+    wanted = list(providers or ["CPUExecutionProvider"])
+    names, available = [_name(provider) for provider in wanted], onnxruntime.get_available_providers()
+    if absent := [name for name in names if name not in available]:
         raise PerceptionError(
             f"No execution provider {', '.join(absent)}. This onnxruntime has: {', '.join(available)}."
         )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
-        return onnxruntime.InferenceSession(model, options, providers=wanted)
+        session = onnxruntime.InferenceSession(model, options, providers=wanted)
     except Exception as error:  # onnxruntime raises types of its own, which share only Exception
         raise PerceptionError(f"{where}: ONNX Runtime {onnxruntime.__version__} cannot load it: {error}") from error
+    if names[0] not in session.get_providers():  # onnxruntime goes on with the CPU, and only its log says so
+        raise PerceptionError(
+            f"The execution provider {names[0]} does not start here: {', '.join(session.get_providers())} would run "
+            f"instead. Check its driver and libraries, or ask for what there is."
+        )
+    return session
 
 
-def _check_interface(session: onnxruntime.InferenceSession, manifest: Manifest, where: str) -> None:
-    inputs, outputs = session.get_inputs(), {entry.name for entry in session.get_outputs()}
+def _name(provider: Provider) -> str:
+    return provider if isinstance(provider, str) else provider[0]
+
+
+def _check_input(session: onnxruntime.InferenceSession, manifest: Manifest, where: str) -> None:
+    inputs = session.get_inputs()
     entry = inputs[0] if len(inputs) == 1 else None
     if entry is None or entry.name != manifest.input.name or entry.type != "tensor(uint8)" or len(entry.shape) != 4:
         found = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
         raise PerceptionError(
             f"{where}: expected one input {manifest.input.name} uint8 [batch, 3, height, width], found {found}."
         )
-    if absent := sorted(set(manifest.outputs) - outputs):
-        raise PerceptionError(f"{where}: the manifest names outputs that the graph lacks: {', '.join(absent)}.")
 
 
 def _check_picture(picture: NDArray) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from perception.deploy.runtime import Outputs, choose, perceive
+from perception.deploy.runtime import Outputs, choose, perceive, warm_up
 
 
 class TorchPerceiver:
@@ -41,8 +41,13 @@ class TorchPerceiver:
         self._device = next(self.model.parameters()).device
 
     def __call__(self, images: Any, camera: Any = None, size: tuple[int, int] | None = None) -> Any:
-        """As `Perceiver.__call__`: one picture or a list, predictions in their own pixels."""
+        """As `Perceiver.__call__`: one picture or a list, results in their own pixels."""
         return perceive(self.run, self.specs, images, camera, size or self.size, self.multiple)
+
+    def warm_up(self, batch: int = 1, size: tuple[int, int] | None = None) -> TorchPerceiver:
+        """As `Perceiver.warm_up`."""
+        warm_up(self.run, size or self.size, batch)
+        return self
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
         """Decoded outputs of a letterboxed batch uint8 RGB [B, 3, H, W], in input pixels."""

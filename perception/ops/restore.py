@@ -6,6 +6,7 @@ same everywhere.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,9 @@ from numpy.typing import NDArray
 
 from perception.ops import image as geometry
 from perception.types import Annotation, Camera, DenseMap, Frame, ImageLabel, Instances, Prediction, TaskSpec
+
+SAMPLES = 32
+"""Rows and columns of depth that the distance of a box is the median of, at the least where it has so many."""
 
 
 def restore(
@@ -55,30 +59,38 @@ def _dense(values: NDArray, spec: TaskSpec, frame: Frame, camera: Camera | None)
         label_map = geometry.unwarp_map(values, frame, smooth=False)
         return DenseMap(label_map, label_map < len(spec.classes))
     factor = geometry.focal_factor(camera, frame, spec.canonical_focal, spec.default_focal)
-    quantity = geometry.unwarp_map(np.asarray(values, np.float32), frame, smooth=True) * np.float32(factor)
+    quantity = geometry.unwarp_map(np.multiply(values, factor, dtype=np.float32), frame, smooth=True)
     valid = np.isfinite(quantity)
+    if not valid.all():
+        quantity[~valid] = 0
     if spec.limits:
-        quantity = np.clip(quantity, *spec.limits)
-    return DenseMap(np.where(valid, quantity, 0).astype(np.float32), valid)
+        np.clip(quantity, *spec.limits, out=quantity, where=valid)
+    return DenseMap(quantity, valid)
 
 
 def distances(instances: Instances, depth: DenseMap) -> NDArray[np.float32]:
-    """Metres to each box [N]: the median depth of its central part (half its width and height); NaN where unknown."""
+    """Metres to each box [N]: the median depth of its central part (half its width and height); NaN where unknown.
+
+    Of a central part over `SAMPLES` pixels wide or high, rows and columns at equal steps.
+    """
     height, width = depth.values.shape
     result = np.full(len(instances.boxes), np.nan, np.float32)
-    for i, (x1, y1, x2, y2) in enumerate(np.asarray(instances.boxes, np.float64)):
+    for i, (x1, y1, x2, y2) in enumerate(np.asarray(instances.boxes, np.float64).tolist()):
         center_x, center_y, half_x, half_y = (x1 + x2) / 2, (y1 + y2) / 2, (x2 - x1) / 4, (y2 - y1) / 4
-        left, right = _span(center_x - half_x, center_x + half_x, width)
-        top, bottom = _span(center_y - half_y, center_y + half_y, height)
-        inside = depth.values[top:bottom, left:right][depth.valid[top:bottom, left:right]]
-        if inside.size:
-            result[i] = np.median(inside)
+        area = _span(center_y - half_y, center_y + half_y, height), _span(center_x - half_x, center_x + half_x, width)
+        known = depth.values[area][depth.valid[area]]
+        if known.size:
+            middle = known.size // 2
+            ordered = np.partition(known, (middle - 1, middle) if known.size % 2 == 0 else middle)
+            result[i] = ordered[middle] if known.size % 2 else (ordered[middle - 1] + ordered[middle]) / 2
     return result
 
 
-def _span(start: float, stop: float, size: int) -> tuple[int, int]:
-    first = int(np.clip(np.floor(start), 0, size - 1))
-    return first, int(np.clip(np.ceil(stop), first + 1, size))
+def _span(start: float, stop: float, size: int) -> slice:
+    """The whole pixels between two places of an axis of ``size``, at least one and at most about `SAMPLES`."""
+    first = min(max(math.floor(start), 0), size - 1)
+    last = min(max(math.ceil(stop), first + 1), size)
+    return slice(first, last, max(1, (last - first) // SAMPLES))
 
 
 def assemble(

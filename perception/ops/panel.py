@@ -1,0 +1,100 @@
+"""Picture, label map and depth side by side, each with its legend below. numpy and cv2 only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from perception.ops.draw import Annotations, Specs, draw, draw_depth, draw_labels, drawable, scale_limits
+from perception.ops.legend import GROUND, color_bar, legend, legend_rows, line_height
+from perception.ops.writing import INK, Picture, text_scale, write
+from perception.types import DenseMap, Instances, TaskSpec
+
+GAP = 255
+
+
+def panel(
+    image: NDArray,
+    annotations: Annotations,
+    specs: Specs,
+    notes: Sequence[str] = (),
+    warning: str = "",
+    compact: bool = False,
+) -> Picture:
+    """Picture with boxes and caption | label map | depth.
+
+    image, annotations, notes, warning: as `draw` takes them
+    compact: the dense maps smaller, one below the other: half of the pixels where there are two, for videos
+
+    There is a tile for each dense task in ``specs``, dark where it is missing; width and height are even, as video
+    encoders want them.
+    """
+    height, width = image.shape[:2]
+    found = drawable(annotations, specs)
+    flat = {name: a for name, a in found.items() if not isinstance(a, DenseMap)}
+    dense = [spec for spec in specs.values() if spec.shape == "dense"]
+    shrink = max(1, len(dense)) if compact else 1
+    size = max(1, height // shrink), max(1, width // shrink)
+    scale, gap = text_scale(image), max(2, width // 200)
+    small = max(0.35, scale / shrink)
+    line = line_height(small)
+    rows = max((legend_rows(spec.classes, size[1], small) for spec in dense), default=1)
+    strip = line * rows + line // 3
+    down, across = (len(dense), 1) if compact else (1, len(dense))
+    total = (
+        max(height + line_height(scale), down * (size[0] + strip)),
+        width + across * (gap + size[1]) if dense else width,
+    )
+    whole = np.full((total[0] + total[0] % 2, total[1] + total[1] % 2, 3), GROUND[0], np.uint8)
+    whole[:height, :width] = draw(image, flat, specs, notes, warning)
+    _write_counts(whole[height : total[0], :width], flat, specs, scale)
+    for i, spec in enumerate(dense):
+        top, left = (i * (size[0] + strip), width + gap) if compact else (0, width + gap + i * (gap + size[1]))
+        whole[:, left - gap : left] = GAP
+        tile = whole[top : top + size[0] + strip, left : left + size[1]]
+        _fill_tile(tile, found.get(spec.name), spec, size, small)
+    return whole
+
+
+def _fill_tile(tile: Picture, annotation: object, spec: TaskSpec, size: tuple[int, int], scale: float) -> None:
+    """A dense map of ``size`` (height, width) and its legend."""
+    height, width = size
+    strip = tile.shape[0] - height
+    if not isinstance(annotation, DenseMap):
+        annotation = DenseMap(np.ones(size, np.float32), np.zeros(size, np.bool_))
+    map_ = _shrunk(annotation, size)
+    if spec.classes:
+        tile[:height] = draw_labels(map_, spec.classes)
+        tile[height:] = legend(map_, spec.classes, (width, strip), scale)
+    else:
+        values = np.asarray(map_.values)[np.asarray(map_.valid, np.bool_)] if spec.limits is None else np.empty(0)
+        limits = scale_limits(values, spec.limits)
+        tile[:height] = draw_depth(map_, limits, spec.unit, legend=False)
+        line = min(line_height(scale), strip)
+        tile[height : height + line] = color_bar((width, line), limits, spec.unit, scale)
+
+
+def _shrunk(dense: DenseMap, size: tuple[int, int]) -> DenseMap:
+    values, valid = np.asarray(dense.values), np.asarray(dense.valid, np.bool_)
+    if values.shape == size:
+        return dense
+    if values.dtype not in (np.uint8, np.float32):
+        values = values.astype(np.float32)
+    parts = (cv2.resize(part, size[::-1], interpolation=cv2.INTER_NEAREST) for part in (values, valid.view(np.uint8)))
+    values, valid = (np.asarray(part) for part in parts)
+    return DenseMap(values, valid.view(np.bool_))
+
+
+def _write_counts(strip: Picture, annotations: Annotations, specs: Specs, scale: float) -> None:
+    """How many boxes of each class, in words."""
+    words = []
+    for name, found in annotations.items():
+        if isinstance(found, Instances):
+            shown = np.asarray(found.labels)
+            if found.scores is not None:
+                shown = shown[np.asarray(found.scores) >= specs[name].threshold]
+            words += [f"{(shown == k).sum()} {specs[name].classes[k]}" for k in np.unique(shown)] or ["no boxes"]
+    write(strip, ", ".join(words), (6, 0), line_height(scale), scale, INK)
