@@ -80,13 +80,25 @@ def _complete(mapping: dict[str, Any], where: str) -> Recipe:
 def load(path: str | Path, overrides: Sequence[str] = (), tasks: Collection[str] | None = None) -> Recipe:
     """The recipe in a YAML file with ``key=value`` overrides, reduced to a subset of its tasks where asked."""
     mapping = config.override(config.load_yaml(path), overrides)
-    if tasks is not None:
-        mine = mapping.get("tasks") or {}
-        unknown = [name for name in tasks if name not in mine]
-        if unknown:
-            raise ConfigError(f"{path} has no task '{unknown[0]}'. It has: {', '.join(mine)}.")
-        mapping["tasks"] = {name: value for name, value in mine.items() if name in tasks}
-    return _complete(mapping, str(path))
+    return _complete(mapping if tasks is None else _only(mapping, tasks, str(path)), str(path))
+
+
+def with_tasks(recipe: Recipe, tasks: Collection[str]) -> Recipe:
+    """The recipe reduced to a subset of its tasks, as `load` reduces a file's."""
+    return _complete(_only(config.to_plain(recipe), tasks, f"The recipe '{recipe.name}'"), recipe.name)
+
+
+def _only(mapping: dict[str, Any], tasks: Collection[str], where: str) -> dict[str, Any]:
+    """A recipe's mapping without the other tasks, nor what it says of them elsewhere."""
+    mine = mapping.get("tasks") or {}
+    if unknown := [name for name in tasks if name not in mine]:
+        raise ConfigError(f"{where} has no task '{unknown[0]}'. It has: {', '.join(mine)}.")
+    reduced = {**mapping, "tasks": {name: value for name, value in mine.items() if name in tasks}}
+    balance = mapping.get("balance")
+    if isinstance(balance, dict) and isinstance(balance.get("weights"), dict):
+        kept = {name: weight for name, weight in balance["weights"].items() if name in tasks or name not in mine}
+        reduced["balance"] = {**balance, "weights": kept}
+    return reduced
 
 
 def build_model(recipe: Recipe, weights: bool = True) -> Perception:

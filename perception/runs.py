@@ -198,11 +198,14 @@ def finish(
 
 def facts(evaluation: Evaluation, step: int) -> dict[str, str]:
     """Where and with what the numbers were made."""
+    return {"pictures evaluated": str(evaluation.pictures), "step of the weights": str(step), **machine_facts()}
+
+
+def machine_facts() -> dict[str, str]:
+    """When, by which command, on what hardware and with which versions."""
     return {
         "command": " ".join(["perception", *sys.argv[1:]]),
         "date": date.today().isoformat(),
-        "pictures evaluated": str(evaluation.pictures),
-        "step of the weights": str(step),
         "hardware": hardware(),
         "versions": f"perception {__version__}, torch {torch.__version__}, numpy {np.__version__}, "
         f"Python {platform.python_version()}",

@@ -1,0 +1,51 @@
+"""The commands that take more than one training: compare."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from perception.cli.arguments import add_command, add_overrides, add_tasks, count, names, say
+
+CONTROLS = ("pictures", "compute")
+
+
+def add_commands(commands: Any) -> None:
+    compare = add_command(commands, "compare", _compare, "does joint training help: against single-task controls")
+    compare.add_argument("config", type=Path, help="YAML recipe of the joint network")
+    add_overrides(compare)
+    add_tasks(compare)
+    compare.add_argument("--seeds", type=count, default=3, metavar="N", help="how many, from the recipe's (default: 3)")
+    compare.add_argument(
+        "--controls", type=_controls, default=("pictures",), metavar="A,B",
+        help="what controls have in common with the joint run: pictures, compute (default: pictures)",
+    )  # fmt: skip
+    _add_jobs(compare)
+    compare.add_argument("--out", type=Path, help="folder of its runs (default: runs/<name of the recipe>_compare)")
+
+
+def _add_jobs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--jobs", type=count, metavar="N",
+        help="trainings at a time (default: one for every train.threads cores, on a GPU one)",
+    )  # fmt: skip
+
+
+def _controls(text: str) -> tuple[str, ...]:
+    chosen = tuple(dict.fromkeys(names(text)))
+    if not chosen or set(chosen) - set(CONTROLS):
+        raise argparse.ArgumentTypeError(f"'{text}' names other controls than {', '.join(CONTROLS)}")
+    return chosen
+
+
+def _compare(parsed: argparse.Namespace) -> int:
+    from perception import recipe as recipes
+    from perception.studies.compare import PAGE, compare
+    from perception.studies.words import table
+
+    recipe = recipes.load(parsed.config, parsed.overrides, parsed.tasks)
+    out = parsed.out or Path("runs") / f"{recipe.name}_compare"
+    result = compare(recipe, out, seeds=parsed.seeds, kinds=parsed.controls, jobs=parsed.jobs)
+    say([*table(result), "", f"Report: {out / PAGE}"])
+    return 0

@@ -1,0 +1,92 @@
+"""Single-task controls of a joint recipe: what is held equal, and what cannot be."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from perception import recipe as recipes
+from perception.data.dataset import Source
+from perception.data.loader import train_batches
+from perception.data.order import MixConfig, shares
+from perception.mtl.balancers import StaticConfig
+from perception.recipe import Recipe
+
+Control = Literal["pictures", "compute"]
+CONTROLS: tuple[Control, ...] = get_args(Control)
+
+HELD_EQUAL = {
+    "pictures": "Each control is trained by the same recipe with its task alone: the same backbone and its weights, "
+    "neck, head, picture size, augmentation, optimiser, learning rate, number of steps and seed, and in every step as "
+    "many pictures that label its task as the joint run sees on average (rounded up where that is no whole number). "
+    "It spends less compute on training than the joint run, which also learns the other tasks.",
+    "compute": "As above, but each control is trained for so many more steps that its training takes as many "
+    "multiplications as the whole joint run; the learning rate's decay and the evaluations are stretched with it. "
+    "It sees more pictures of its task than the joint run does.",
+}
+"""Kind of control -> what is held equal, in words for the report."""
+
+
+def control(recipe: Recipe, task: str, sources: Sequence[Source]) -> Recipe:
+    """The recipe of ``task`` alone that sees as many of its own pictures in a step as the joint recipe does.
+
+    sources: the joint recipe's, opened. A source's share is that of its pictures that label the task; which pictures
+    come in which order is the joint run's, for the order of a source does not depend on the other sources.
+    """
+    data = recipe.data
+    coverage = [source.coverage for source in sources]
+    parts = shares([len(source) for source in sources], [source.weight for source in sources], coverage, data.mix)
+    own = {
+        source.name: part * covered.get(task, 0.0)
+        for source, part, covered in zip(sources, parts, coverage, strict=True)
+    }
+    labelled = math.fsum(own.values())
+    train = tuple(
+        dataclasses.replace(source, weight=max(1e-3, 1e3 * own[source.name] / labelled))
+        for source in data.train
+        if own.get(source.name)
+    )
+    return dataclasses.replace(
+        recipes.with_tasks(recipe, [task]),
+        name=f"{recipe.name}_{task}",
+        data=dataclasses.replace(data, train=train, mix=MixConfig(batches=data.mix.batches)),
+        train=dataclasses.replace(
+            recipe.train, batch_size=max(1, math.ceil(recipe.train.batch_size * labelled - 1e-9))
+        ),
+        balance=StaticConfig(weights=_own_weight(recipe, task)),
+    )
+
+
+def _own_weight(recipe: Recipe, task: str) -> dict[str, float]:
+    """The weight that a static balance gives the task; what others give is a matter between tasks."""
+    weights = recipe.balance.weights if isinstance(recipe.balance, StaticConfig) else {}
+    return {name: weight for name, weight in weights.items() if name == task}
+
+
+def stretched(recipe: Recipe, factor: float) -> Recipe:
+    """The recipe with ``factor`` times the steps, evaluated as often in all."""
+    train = recipe.train
+    return dataclasses.replace(
+        recipe,
+        train=dataclasses.replace(
+            train,
+            steps=max(1, round(train.steps * factor)),
+            evaluate_every=max(1, round(train.evaluate_every * factor)) if train.evaluate_every else 0,
+        ),
+    )
+
+
+def step_flops(recipe: Recipe) -> int:
+    """Floating-point operations of one training step, forward and backward, on the recipe's first batch."""
+    model = recipes.build_model(recipe, weights=False).train()
+    mixture, train = recipes.build_mixture(recipe), recipe.train
+    batch = next(iter(train_batches(mixture, tuple(recipe.tasks), train.batch_size, 1)))
+    counter = FlopCounterMode(display=False)
+    with counter:
+        torch.stack(list(model.losses(batch).values())).sum().backward()
+    return counter.get_total_flops()

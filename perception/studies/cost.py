@@ -1,0 +1,59 @@
+"""What networks cost to run: parameters, and processor time in turns, so that a busy machine slows all alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from perception.model import Perception
+
+TURNS = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """parameters: of the whole network. seconds: of a picture, decoded, one number a turn."""
+
+    parameters: int
+    seconds: tuple[float, ...]
+
+    @property
+    def milliseconds(self) -> float:
+        """The median."""
+        return statistics.median(self.seconds) * 1e3
+
+
+def measure(models: Mapping[str, Perception], pictures: Tensor, turns: int = TURNS) -> dict[str, Cost]:
+    """Name -> cost of a network's decoded prediction of ``pictures`` (uint8 [B, 3, H, W]) on one thread of the CPU.
+
+    Processor time, not the clock: what else runs on the machine disturbs it least. The first turn warms up.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    try:
+        with torch.inference_mode():
+            for _ in range(turns + 1):
+                for name, model in models.items():
+                    start = time.process_time()
+                    model.predict(pictures)
+                    seconds[name].append(time.process_time() - start)
+    finally:
+        torch.set_num_threads(threads)
+    return {
+        name: Cost(sum(p.numel() for p in model.parameters()), tuple(seconds[name][1:]))
+        for name, model in models.items()
+    }
+
+
+def ratio(one: Cost, others: Sequence[Cost]) -> float:
+    """Time of one network over that of the others in sequence: the median over the turns."""
+    return statistics.median(
+        mine / sum(theirs) for mine, *theirs in zip(one.seconds, *(other.seconds for other in others), strict=True)
+    )

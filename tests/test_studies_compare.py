@@ -1,0 +1,200 @@
+"""The comparison with single-task controls: what is held equal, what comes out, how it goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from perception import cli
+from perception import recipe as recipes
+from perception.data.street import write
+from perception.mtl.compare import estimate
+from perception.report.compare_page import forest
+from perception.studies.compare import make_plan
+from perception.studies.controls import control, step_flops, stretched
+from perception.studies.cost import measure, ratio
+from perception.studies.words import overall, table, verdict
+
+RECIPE = """
+data:
+  size: [64, 64]
+  workers: 0
+  augment: {flip: 0.5}
+  train:
+    - name: scenes
+      weight: 3
+      labels: [{format: image_labels, images: leftImg8bit/train, csv: annotations/scenes_train.csv}]
+    - name: maps
+      labels: [{format: cityscapes, root: ., split: train, ignore: rest}]
+  validation:
+    - name: all
+      labels:
+        - {format: image_labels, images: leftImg8bit/val, csv: annotations/scenes_val.csv}
+        - {format: cityscapes, root: ., split: val, ignore: rest}
+tasks:
+  depth: {limits: [1, 80]}
+  classification: {classes: [clear, overcast, rain, fog, dusk, night]}
+model: {backbone: {name: test_efficientnet, weights: none}}
+train: {steps: 6, batch_size: 4, warmup_steps: 1, threads: 1, tensorboard: false, log_every: 2}
+"""
+
+
+@pytest.fixture(scope="module")
+def street(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "street"
+    write(folder, 16, seed=3, size=(64, 128), validation=0.25)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recipe(street):
+    return recipes.parse(RECIPE, [f"data.root={street}"])
+
+
+def source(name: str, weight: float, pictures: int = 10, **coverage: float):
+    found = SimpleNamespace(name=name, weight=weight, coverage=coverage)
+    return type("Opened", (SimpleNamespace,), {"__len__": lambda self: pictures})(**vars(found))
+
+
+@pytest.mark.parametrize(
+    ("sources", "task", "pictures", "weights"),
+    [
+        ([source("scenes", 3, classification=1.0), source("maps", 1, depth=1.0)], "depth", 2, {"maps": 1.0}),
+        ([source("scenes", 3, classification=1.0), source("maps", 1, depth=1.0)], "classification", 6, {"scenes": 1.0}),
+        ([source("scenes", 1, depth=1.0), source("maps", 1, depth=0.5)], "depth", 6, {"scenes": 2 / 3, "maps": 1 / 3}),
+        ([source("scenes", 9, classification=1.0), source("maps", 1, depth=1.0)], "depth", 1, {"maps": 1.0}),
+        ([source("scenes", 2, classification=1.0), source("maps", 1, depth=1.0)], "depth", 3, {"maps": 1.0}),
+    ],
+)
+def test_a_control_sees_as_many_of_its_pictures_in_a_step_as_the_joint_run(recipe, sources, task, pictures, weights):
+    """Of batches of eight, on average; a third of a picture more where that is no whole number."""
+    joint = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, batch_size=8))
+    alone = control(joint, task, sources)
+    assert alone.train.batch_size == pictures
+    assert list(alone.tasks) == [task]
+    total = sum(each.weight for each in alone.data.train)
+    assert {each.name: pytest.approx(each.weight / total) for each in alone.data.train} == weights
+    assert alone.train == dataclasses.replace(joint.train, batch_size=pictures)
+    assert (alone.model, alone.seed, alone.data.augment) == (joint.model, joint.seed, joint.data.augment)
+
+
+def test_a_control_sees_the_very_pictures_that_the_joint_run_sees(recipe):
+    """Three of four pictures of a joint batch show scenes: the control has batches of three, in the same order."""
+    sources = recipes.training_sources(recipe)
+    joint = recipes.build_mixture(recipe).order
+    alone = control(recipe, "classification", sources)
+    assert alone.train.batch_size == 3
+    order = recipes.build_mixture(alone).order
+    own = [index for name, index in map(joint.item, range(24)) if sources[name].name == "scenes"]
+    assert [order.item(position)[1] for position in range(18)] == own
+
+
+def test_a_static_weight_of_the_own_task_is_kept(recipe):
+    weighted = recipes.parse(RECIPE, [f"data.root={recipe.data.root}", "balance.weights={depth: 0.3}"])
+    sources = recipes.training_sources(recipe)
+    assert control(weighted, "depth", sources).balance.weights == {"depth": 0.3}
+    assert control(weighted, "classification", sources).balance.weights == {}
+
+
+def test_compute_is_matched(recipe):
+    """The steps of each control, times the multiplications of one, are the joint run's."""
+    sources = recipes.training_sources(recipe)
+    whole = step_flops(recipe) * 1000
+    for task in recipe.tasks:
+        alone = control(dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, steps=1000)), task, sources)
+        longer = stretched(alone, whole / step_flops(alone) / 1000)
+        assert step_flops(longer) * longer.train.steps == pytest.approx(whole, rel=0.002)
+        assert longer.train.steps > 1000
+
+
+def test_runs_of_a_seed_come_together(recipe, tmp_path):
+    plan = make_plan(recipe, tmp_path, 2, ("pictures",))
+    assert [run.name for run in plan.runs] == [
+        f"{name}, seed {seed}" for seed in (0, 1) for name in ("joint", "depth_pictures", "classification_pictures")
+    ]
+    assert len({run.folder for run in plan.runs}) == 6
+
+
+def test_costs_are_measured_in_turns(recipe):
+    joint = recipes.build_model(recipe, weights=False).eval()
+    alone = recipes.build_model(recipes.with_tasks(recipe, ["depth"]), weights=False).eval()
+    costs = measure({"joint": joint, "alone": alone}, torch.zeros(1, 3, 64, 64, dtype=torch.uint8), turns=5)
+    assert costs["joint"].parameters > costs["alone"].parameters
+    assert len(costs["joint"].seconds) == 5
+    assert ratio(costs["joint"], [costs["alone"], costs["alone"]]) < 1
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ((-0.1, -0.11, -0.09), "negative transfer, 10.0% worse than alone"),
+        ((0.1, 0.11, 0.09), "positive transfer, 10.0% better than alone"),
+        ((0.1, -0.2, 0.05), "within the noise"),
+        ((0.1,), "one seed"),
+        ((math.nan, 0.1), "no score"),
+    ],
+)
+def test_negative_transfer_is_named_only_where_the_seeds_bear_it_out(values, said):
+    assert said in verdict("depth", estimate(values))
+
+
+def test_delta_m_is_told_with_both_intervals():
+    assert "Student -3.3% to +5.3%, bootstrap +0.0%" in overall(estimate((0.0, 0.03, 0.0)))
+    assert "at least two" in overall(estimate((0.1,)))
+
+
+def test_the_forest_draws_every_known_estimate():
+    def change(*values):
+        return dataclasses.asdict(estimate(values))
+
+    drawn = forest([("a", change(0.1, 0.12)), ("b<", change(-0.2, -0.21)), ("c", change(math.nan))])
+    assert drawn.count("<circle class=seed") == 4
+    assert "b&lt;" in drawn
+    assert ">c<" not in drawn
+
+
+def test_the_command_trains_compares_and_goes_on(street, tmp_path, capsys):
+    file, out = tmp_path / "recipe.yaml", tmp_path / "out"
+    file.write_text(RECIPE)
+    arguments = ["compare", str(file), f"data.root={street}", "--seeds", "1", "--jobs", "2", "--out", str(out)]
+    assert cli.main(arguments) == 0
+    text = capsys.readouterr().out
+    assert "depth/abs_rel (less is better)" in text
+    assert "negative transfer" not in text  # of one seed nothing can be told
+    result = json.loads((out / "compare.json").read_text())
+    tasks = result["controls"]["pictures"]["tasks"]
+    for name, its in tasks.items():
+        runs = [out / folder / "seed_0" for folder in ("joint", f"{name}_pictures")]
+        logs = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in runs]
+        assert [log[-1][its["metric"]] for log in logs] == [its["joint"][0], its["control"][0]]
+    assert tasks["depth"]["control_batch_size"] == 1
+    changes = [its["change"]["mean"] for its in tasks.values() if its["change"]["mean"] is not None]
+    assert result["controls"]["pictures"]["delta_m"]["mean"] == pytest.approx(sum(changes) / len(changes))
+    assert len(changes) + len(result["controls"]["pictures"]["left_out"]) == 2
+    assert 0 < result["cost"]["ratio"]["parameters"] < 1
+    assert "Delta_m" in (out / "compare.html").read_text()
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("model.safetensors")}
+    assert cli.main(arguments) == 0  # nothing is trained again
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("model.safetensors")} == before
+    assert list(table(result))[:3] == text.splitlines()[:3]
+    assert cli.main([*arguments, "train.lr=0.5"]) == 2
+    assert "another recipe" in capsys.readouterr().err
+
+
+def test_errors_name_the_mend(street, tmp_path, capsys):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(RECIPE)
+    alone = ["compare", str(file), f"data.root={street}", "--out", str(tmp_path / "out")]
+    assert cli.main([*alone, "--tasks", "depth"]) == 2
+    assert "at least two" in capsys.readouterr().err
+    assert cli.main([*alone, "data.validation=[]"]) == 2
+    assert "held-out" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main([*alone, "--controls", "time"])
+    assert "pictures, compute" in capsys.readouterr().err
