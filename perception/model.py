@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from perception.config import configuration
 from perception.nn.backbone import Backbone, BackboneConfig
-from perception.nn.necks import NeckConfig
+from perception.nn.necks import AutoNeckConfig, NeckConfig
 from perception.nn.sharing import Features, HardConfig, Pyramids, SharingConfig, build_sharing
 from perception.tasks import TASKS, Part, Task, join, task_class
 from perception.types import Batch, ConfigError, TaskSpec
@@ -20,7 +20,7 @@ from perception.types import Batch, ConfigError, TaskSpec
 @configuration
 class ModelConfig:
     backbone: BackboneConfig = BackboneConfig()
-    neck: NeckConfig = NeckConfig()
+    neck: NeckConfig = AutoNeckConfig()
     sharing: SharingConfig = dataclasses.field(default_factory=HardConfig)
 
 

@@ -61,7 +61,7 @@ def test_one_task_gives_what_all_tasks_give_and_runs_less(task, images):
 def test_classification_alone_needs_no_fine_level(images):
     model = network()
     assert set(model.streams(images, {"classification"})["classification"]) == {32}
-    assert set(network(tasks=("classification",)).sharing.trunk.neck.lateral) == {"32"}
+    assert set(network(tasks=("classification",)).sharing.trunk.neck.top_down.lateral) == {"32"}
 
 
 def test_unknown_task_names_those_that_there_are(images):

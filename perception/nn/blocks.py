@@ -23,6 +23,15 @@ def separable_conv(inputs: int, outputs: int, kernel: int = 5) -> nn.Sequential:
     )
 
 
+def downsample(inputs: int, outputs: int) -> nn.Sequential:
+    """Half the height and width, rounded up: depthwise convolution of stride 2, then pointwise; no activation."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, inputs, 3, stride=2, padding=1, groups=inputs, bias=False),
+        nn.BatchNorm2d(inputs),
+        *conv_norm_act(inputs, outputs, act=False),
+    )
+
+
 def upsample_to(features: Tensor, reference: Tensor) -> Tensor:
     """Bilinear resize to the height and width of ``reference``."""
     return F.interpolate(features, size=reference.shape[-2:], mode="bilinear", align_corners=False)

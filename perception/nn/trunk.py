@@ -7,7 +7,7 @@ from collections.abc import Collection
 from torch import Tensor, nn
 
 from perception.nn.backbone import Backbone, BackboneConfig
-from perception.nn.necks import FPN, NeckConfig
+from perception.nn.necks import NeckConfig, build_neck
 
 
 class Trunk(nn.Module):
@@ -19,7 +19,7 @@ class Trunk(nn.Module):
     def __init__(self, backbone: BackboneConfig, neck: NeckConfig, strides: Collection[int], weights: bool) -> None:
         super().__init__()
         self.backbone = Backbone(backbone, weights)
-        self.neck = FPN(self.backbone.channels, neck, strides)
+        self.neck = build_neck(neck, self.backbone.channels, strides)
         self.channels = self.neck.channels
 
     def forward(self, images: Tensor, strides: Collection[int]) -> dict[int, Tensor]:

@@ -1,0 +1,106 @@
+"""Bidirectional feature pyramid: down and up again, several times, with learned weights."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from perception.config import configuration
+from perception.nn.blocks import conv_norm_act, downsample, separable_conv, upsample_to
+from perception.nn.necks.fpn import entrances, widths
+from perception.nn.necks.neck import Neck
+
+
+@configuration
+class BiFPNConfig:
+    """channels: width of the levels of stride 8 and coarser. fine_channels: of stride 4. layers: rounds down and up."""
+
+    name: Literal["bifpn"] = "bifpn"
+    channels: int = 96
+    fine_channels: int = 48
+    layers: Annotated[int, Field(ge=1, le=16)] = 2
+
+
+class BiFPN(Neck):
+    """Weighted bidirectional fusion (Tan et al. 2020) between the levels of stride 8 and coarser.
+
+    Stride 4 is told by the last of them and the backbone, so that heads which do not need it do not pay.
+    """
+
+    Config = BiFPNConfig
+
+    def __init__(self, channels: Mapping[int, int], config: BiFPNConfig, strides: Collection[int]) -> None:
+        super().__init__(channels, config, strides)
+        width = widths(channels, strides, config.channels, config.fine_channels)
+        self.channels = {stride: width[stride] for stride in sorted(strides)}
+        self.levels = [stride for stride in width if stride >= 8]
+        self.lateral = nn.ModuleDict(
+            {str(s): conv_norm_act(channels[s], width[s], act=False) for s in width if s in channels}
+        )
+        self.beyond = nn.ModuleDict({str(s): downsample(width[s // 2], width[s]) for s in width if s not in channels})
+        self.layers = nn.ModuleList(
+            Round(self.levels, config.channels, max(self.levels)) for _ in range(config.layers - 1)
+        )
+        self.layers.append(Round(self.levels, config.channels, max(strides)))
+        self.narrow = nn.ModuleDict()
+        self.smooth = nn.ModuleDict()
+        if min(strides) < 8:
+            self.narrow["4"] = conv_norm_act(config.channels, config.fine_channels, act=False)
+            self.smooth["4"] = separable_conv(config.fine_channels, config.fine_channels)
+
+    def forward(self, features: Mapping[int, Tensor], strides: Collection[int]) -> dict[int, Tensor]:
+        levels = entrances(features, self.levels[0], self.lateral, self.beyond)
+        for number, layer in enumerate(self.layers, 1):
+            levels = layer(levels, max(strides) if number == len(self.layers) else max(self.levels))
+        if min(strides) < 8:
+            fine = self.lateral["4"](features[4])
+            fine = fine + upsample_to(self.narrow["4"](levels[8]), fine)
+            levels[4] = self.smooth["4"](fine)
+        return {stride: levels[stride] for stride in sorted(strides, reverse=True)}
+
+
+class Round(nn.Module):
+    """Once down and once up again over levels of one width. coarsest: the last level that the way up reaches."""
+
+    def __init__(self, levels: Sequence[int], width: int, coarsest: int) -> None:
+        super().__init__()
+        self.levels = tuple(levels)
+        climbing = [stride for stride in self.levels[1:] if stride <= coarsest]
+        inputs = {stride: 2 if stride == self.levels[-1] else 3 for stride in climbing}
+        self.fuse_down = nn.ModuleDict({str(s): WeightedSum(2) for s in self.levels[:-1]})
+        self.smooth_down = nn.ModuleDict({str(s): separable_conv(width, width) for s in self.levels[:-1]})
+        self.fuse_up = nn.ModuleDict({str(s): WeightedSum(inputs[s]) for s in climbing})
+        self.smooth_up = nn.ModuleDict({str(s): separable_conv(width, width) for s in climbing})
+
+    def forward(self, levels: Mapping[int, Tensor], coarsest: int) -> dict[int, Tensor]:
+        """The levels up to ``coarsest``."""
+        down = {self.levels[-1]: levels[self.levels[-1]]}
+        for stride in reversed(self.levels[:-1]):
+            above = upsample_to(down[2 * stride], levels[stride])
+            down[stride] = self.smooth_down[str(stride)](self.fuse_down[str(stride)](levels[stride], above))
+        up = {self.levels[0]: down[self.levels[0]]}
+        for stride in self.levels[1:]:
+            if stride > coarsest:
+                break
+            below = F.max_pool2d(up[stride // 2], 3, stride=2, padding=1)
+            inputs = (levels[stride],) if stride == self.levels[-1] else (levels[stride], down[stride])
+            up[stride] = self.smooth_up[str(stride)](self.fuse_up[str(stride)](*inputs, below))
+        return up
+
+
+class WeightedSum(nn.Module):
+    """Fast normalised fusion: a mean with learned weights that are not negative (Tan et al. 2020, section 3.3)."""
+
+    def __init__(self, inputs: int) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.ones(inputs))
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        weights = F.relu(self.weights)
+        weights = weights / (weights.sum() + 1e-4)
+        return sum(weights[i] * one for i, one in enumerate(inputs))  # type: ignore[return-value]

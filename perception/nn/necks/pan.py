@@ -1,0 +1,55 @@
+"""Path aggregation network: down the pyramid, and up again."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from itertools import pairwise
+from typing import Literal
+
+from torch import Tensor, nn
+
+from perception.config import configuration
+from perception.nn.blocks import downsample, separable_conv
+from perception.nn.necks.fpn import TopDown, widths
+from perception.nn.necks.neck import Neck
+
+
+@configuration
+class PANConfig:
+    """channels: width of the levels of stride 8 and coarser. fine_channels: of stride 4, which has most pixels."""
+
+    name: Literal["pan"] = "pan"
+    channels: int = 96
+    fine_channels: int = 48
+
+
+class PAN(Neck):
+    """A feature pyramid whose exact places are told to its coarse levels (Liu et al. 2018), sums smoothed once.
+
+    The way up begins at stride 8: stride 4 is read from the way down, so that heads which do not need it do not pay.
+    """
+
+    Config = PANConfig
+
+    def __init__(self, channels: Mapping[int, int], config: PANConfig, strides: Collection[int]) -> None:
+        super().__init__(channels, config, strides)
+        width = widths(channels, strides, config.channels, config.fine_channels)
+        self.channels = {stride: width[stride] for stride in sorted(strides)}
+        self.top_down = TopDown(channels, width)
+        self.climbing = [stride for stride in width if 8 <= stride <= max(strides)]
+        self.climb = nn.ModuleDict(
+            {str(coarse): downsample(width[fine], width[coarse]) for fine, coarse in pairwise(self.climbing)}
+        )
+        made = {*self.climbing, *strides}
+        self.smooth = nn.ModuleDict({str(s): separable_conv(width[s], width[s]) for s in sorted(made)})
+
+    def forward(self, features: Mapping[int, Tensor], strides: Collection[int]) -> dict[int, Tensor]:
+        climbing = [stride for stride in self.climbing if stride <= max(strides)]
+        levels = self.top_down(features, min([*climbing, *strides]))
+        pyramid = {s: self.smooth[str(s)](levels[s]) for s in strides if s not in climbing}
+        for stride in climbing:
+            level = levels[stride]
+            if str(stride) in self.climb:
+                level = level + self.climb[str(stride)](pyramid[stride // 2])
+            pyramid[stride] = self.smooth[str(stride)](level)
+        return {stride: pyramid[stride] for stride in sorted(strides, reverse=True)}
