@@ -129,6 +129,24 @@ class Result:
         pairs = zip(self.specs[name].classes, np.asarray(found.values).tolist(), strict=True)
         return dict(sorted(pairs, key=lambda pair: -pair[1]))
 
+    @property
+    def label_names(self) -> tuple[str, ...] | None:
+        """The classes of the label map, in the order of its ids."""
+        name = self._first(DenseMap, lambda spec: bool(spec.classes))
+        return self.specs[name].classes if name else None
+
+    def lens(self) -> Camera:
+        """The camera in pixels of the picture: the one given, or else the one that the depth task assumes.
+
+        Raises PerceptionError where there is neither.
+        """
+        if self.camera is not None:
+            return self.camera
+        name = self._first(DenseMap, lambda spec: spec.unit == "m")
+        if name is None:
+            raise PerceptionError("The camera is unknown, and without depth nothing is assumed. Give its intrinsics.")
+        return default_camera(self.size, self.specs[name])
+
     def points(self, step: int = 1) -> NDArray[np.float32]:
         """float32 [N, 3]: metres in the camera's frame (x right, y down, z forward) of each pixel with known depth.
 
@@ -145,7 +163,7 @@ class Result:
         depth, valid = found.values[::step, ::step], found.valid[::step, ::step]  # type: ignore[union-attr]
         rows, columns = np.nonzero(valid)
         z = depth[rows, columns]
-        lens = self.camera or default_camera(self.size, self.specs[name])
+        lens = self.lens()
         x = (columns * step + 0.5 - lens.cx) / lens.fx * z
         y = (rows * step + 0.5 - lens.cy) / lens.fy * z
         label_map = self.label_map

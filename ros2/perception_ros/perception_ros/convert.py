@@ -1,0 +1,43 @@
+"""`perception.deploy.robots.messages.Message` as an instance of the ROS message class of that name."""
+
+from array import array
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from perception.deploy.robots.messages import Message
+
+
+def ros_class(name: str) -> type:
+    """ "sensor_msgs/msg/Image" -> the class."""
+    package, _, kind = name.split("/")
+    return getattr(import_module(f"{package}.msg"), kind)
+
+
+def to_ros(value: Any, find: Callable[[str], type] = ros_class) -> Any:
+    """The ROS message of a `Message`; lists and values within it likewise.
+
+    find: type name -> message class
+    """
+    if isinstance(value, Message):
+        message = find(value.type)()
+        for name, item in value.fields.items():
+            setattr(message, name, _byte(item) if _is_byte(value.type, name) else to_ros(item, find))
+        return message
+    if isinstance(value, list):
+        return [to_ros(item, find) for item in value]
+    if isinstance(value, np.ndarray) and value.dtype == np.uint8:
+        data = array("B")  # what rclpy takes without looking at every element
+        data.frombytes(value.tobytes())
+        return data
+    return value
+
+
+def _is_byte(type: str, field: str) -> bool:
+    return type == "diagnostic_msgs/msg/DiagnosticStatus" and field == "level"
+
+
+def _byte(value: int) -> bytes:
+    return bytes([value])
