@@ -27,7 +27,7 @@ from perception.types import Camera, Frame, PerceptionError, TaskSpec
 Outputs: TypeAlias = dict[str, NDArray]
 """``"<task>.<output>"`` -> array."""
 
-Provider: TypeAlias = str | tuple[str, Mapping[str, Any]]
+Provider: TypeAlias = str | tuple[str, dict[Any, Any]]
 """Name of an execution provider of ONNX Runtime, or the name with its options."""
 
 

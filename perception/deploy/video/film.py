@@ -1,0 +1,91 @@
+"""An mp4 file whose frames keep their presentation times, encoded in a thread of its own."""
+
+from __future__ import annotations
+
+import threading
+import time
+from array import array
+from itertools import pairwise
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from perception.deploy.video.channel import Channel, Closed
+from perception.deploy.video.mp4 import check_whole, set_times
+from perception.deploy.video.timing import Timings
+from perception.types import PerceptionError
+
+WAITING = 3
+"""Pictures that may wait to be encoded."""
+EVEN = 1e-3
+"""Seconds by which times may differ from a constant rate before they are written into the file."""
+
+
+class VideoFile:
+    """MPEG-4 (Part 2), by the FFmpeg in OpenCV's package. Closed, it is whole whatever happened before.
+
+    A picture of another size than the first is fitted into it, gray around: encoders drop it without a word.
+    """
+
+    def __init__(self, path: Path, fps: float, shape: tuple[int, ...], timings: Timings | None = None) -> None:
+        self.path, self.fps, self.size = path, fps, (shape[1] + shape[1] % 2, shape[0] + shape[0] % 2)
+        self.times = array("d")
+        self._timings = timings or Timings()
+        self._file = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), fps, self.size)
+        if not self._file.isOpened():
+            raise PerceptionError(f"{path} cannot be written as mp4. Check the folder and that OpenCV has FFmpeg.")
+        self._channel: Channel[NDArray[np.uint8]] = Channel(WAITING)
+        self._failure: Exception | None = None
+        self._worker = threading.Thread(target=self._encode, name="encode", daemon=True)
+        self._worker.start()
+
+    def write(self, picture: NDArray[np.uint8], seconds: float) -> None:
+        """uint8 RGB [H, W, 3], not changed afterwards, and its time, later than that of the picture before."""
+        try:
+            self._channel.put(picture)
+        except Closed:
+            raise PerceptionError(f"{self.path} cannot be written any further: {self._failure}.") from self._failure
+        self.times.append(seconds)
+
+    def close(self) -> None:
+        """Encode what waits, and finish the file."""
+        self._channel.finish()
+        self._worker.join()
+        self._file.release()
+        if self._failure is not None or not self.times:
+            return
+        try:
+            check_whole(self.path)
+            if any(abs(b - a - 1 / self.fps) > EVEN for a, b in pairwise(self.times)):
+                set_times(self.path, self.times, 1 / self.fps)
+        except (ValueError, OSError) as error:
+            raise PerceptionError(f"{self.path} is not whole: {error}. Is there room on the disk?") from error
+
+    def _encode(self) -> None:
+        try:
+            while True:
+                picture = self._channel.get()
+                begin = time.perf_counter()
+                self._file.write(cv2.cvtColor(fitted(picture, self.size), cv2.COLOR_RGB2BGR))
+                self._timings.add("encode", time.perf_counter() - begin)
+        except Closed:
+            return
+        except Exception as error:
+            self._failure = error
+            self._channel.abandon()
+
+
+def fitted(picture: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """The picture within ``size`` (width, height), its aspect ratio kept, gray around it."""
+    height, width = picture.shape[:2]
+    if (width, height) == size:
+        return picture
+    scale = min(size[0] / width, size[1] / height)
+    if (width + width % 2, height + height % 2) == size:
+        scale = 1.0
+    placed = max(1, min(size[0], round(width * scale))), max(1, min(size[1], round(height * scale)))
+    canvas: NDArray[np.uint8] = np.full((size[1], size[0], 3), 48, np.uint8)
+    canvas[: placed[1], : placed[0]] = cv2.resize(picture, placed, interpolation=cv2.INTER_AREA)
+    return canvas

@@ -1,0 +1,116 @@
+"""HTTP streams of JPEGs (``multipart/x-mixed-replace``), as cheap cameras and robots serve them. Standard library."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+from urllib.parse import unquote, urlsplit
+
+MAX_BYTES = 64 << 20
+"""Of one picture."""
+MAX_LINE = 4096
+CHUNK = 1 << 16
+
+
+class Stream:
+    """An opened stream. Every read takes at most the timeout of its connection for each piece that arrives."""
+
+    def __init__(self, connection: http.client.HTTPConnection, answer: http.client.HTTPResponse, boundary: str) -> None:
+        self._connection, self._answer = connection, answer
+        self._boundary = b"--" + boundary.removeprefix("--").encode()
+        self._rest = b""
+
+    def read(self) -> bytes | None:
+        """The next part; None at the end, and where what arrives is no such stream or takes too long."""
+        try:
+            length = self._header()
+            if length is None:
+                return None
+            return self._exactly(length) if length >= 0 else self._until_boundary()
+        except (OSError, http.client.HTTPException, ValueError):
+            return None
+
+    def close(self) -> None:
+        self._answer.close()
+        self._connection.close()
+
+    def _header(self) -> int | None:
+        """Content-Length of the next part, -1 where it is not told, None at the end."""
+        line = self._line()
+        while not line.startswith(self._boundary):
+            if not line:
+                return None
+            line = self._line()
+        length = -1
+        while (line := self._line()).strip():
+            name, _, value = line.partition(b":")
+            if name.strip().lower() == b"content-length":
+                length = int(value)
+        if length > MAX_BYTES:
+            raise ValueError("too long")
+        return length if line else None
+
+    def _line(self) -> bytes:
+        """A line with its end, or what there is of one after `MAX_LINE` bytes; empty at the end of the stream."""
+        while b"\n" not in self._rest and len(self._rest) < MAX_LINE and self._more():
+            pass
+        cut = self._rest.find(b"\n", 0, MAX_LINE) + 1 or min(len(self._rest), MAX_LINE)
+        line, self._rest = self._rest[:cut], self._rest[cut:]
+        return line
+
+    def _exactly(self, length: int) -> bytes | None:
+        parts, missing = [self._rest[:length]], length - len(self._rest)
+        self._rest = self._rest[length:]
+        while missing > 0:
+            if not (piece := self._answer.read1(min(missing, CHUNK))):
+                return None
+            parts.append(piece)
+            missing -= len(piece)
+        return b"".join(parts)
+
+    def _until_boundary(self) -> bytes | None:
+        begin = 0
+        while (place := self._rest.find(b"\r\n" + self._boundary, begin)) < 0:
+            begin = max(0, len(self._rest) - len(self._boundary) - 2)
+            if len(self._rest) > MAX_BYTES:
+                raise ValueError("too long")
+            if not self._more():
+                return None
+        data, self._rest = self._rest[:place], self._rest[place + 2 :]
+        return data
+
+    def _more(self) -> bool:
+        piece = self._answer.read1(CHUNK)
+        self._rest += piece
+        return bool(piece)
+
+
+def connect(address: str, timeout: float) -> Stream | None:
+    """The stream at an http(s) URL; None where there is none, or something else (a film, a playlist)."""
+    parts = urlsplit(address)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    headers = {"Accept": "multipart/x-mixed-replace, */*"}
+    if parts.username is not None:
+        secret = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        headers["Authorization"] = f"Basic {base64.b64encode(secret.encode()).decode()}"
+    try:
+        connection = kind(parts.hostname or "", parts.port, timeout=timeout)
+    except (ValueError, http.client.HTTPException):
+        return None
+    try:
+        connection.request("GET", (parts.path or "/") + (f"?{parts.query}" if parts.query else ""), headers=headers)
+        answer = connection.getresponse()
+    except (OSError, http.client.HTTPException, ValueError):
+        connection.close()
+        return None
+    boundary = answer.headers.get_boundary()
+    if answer.status == 200 and answer.headers.get_content_type() == "multipart/x-mixed-replace" and boundary:
+        return Stream(connection, answer, boundary)
+    answer.close()
+    connection.close()
+    return None
+
+
+def is_whole(data: bytes) -> bool:
+    """Whether a JPEG begins and ends: OpenCV fills what is missing with gray and says nothing."""
+    return data.startswith(b"\xff\xd8") and data.rstrip(b"\0\r\n").endswith(b"\xff\xd9")

@@ -1,0 +1,35 @@
+"""One line on a terminal: ``drive.mp4 120/222 frames, 8.1/s, 0:13 left``; at its end only, where it is a file."""
+
+from __future__ import annotations
+
+import time
+from typing import TextIO
+
+
+class Progress:
+    """stream: None = silent; length: frames that are expected, None = unknown; prefix: before each line."""
+
+    def __init__(self, stream: TextIO | None, name: str, length: int | None, prefix: str = "") -> None:
+        self.stream, self.name, self.length, self.prefix = stream, name, length, prefix
+        self._begin, self._shown, self._count, self._text = time.monotonic(), 0.0, 0, ""
+
+    def step(self) -> None:
+        """One more frame."""
+        self._count += 1
+        now = time.monotonic()
+        rate = self._count / max(now - self._begin, 1e-6)
+        known = self.length is not None and self._count <= self.length
+        of = f"/{self.length}" if known else ""
+        self._text = f"{self.prefix}{self.name} {self._count}{of} frames, {rate:.1f}/s"
+        if known and self.length is not None:
+            left = round((self.length - self._count) / rate)
+            self._text += f", {left // 60}:{left % 60:02d} left"
+        if self.stream and self.stream.isatty() and now - self._shown > 0.2:
+            self._shown = now
+            self.stream.write(f"\r\x1b[K{self._text}")
+            self.stream.flush()
+
+    def done(self) -> None:
+        if self.stream and self._text:
+            self.stream.write(f"\r\x1b[K{self._text}\n" if self.stream.isatty() else f"{self._text}\n")
+            self.stream.flush()

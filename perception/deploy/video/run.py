@@ -1,0 +1,182 @@
+"""Sources one after the other: opened, through the pipeline, to the writers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any, TextIO
+
+from perception.deploy.sources import Shot, Source, read_picture
+from perception.deploy.video.journal import Status
+from perception.deploy.video.pipeline import Network, Step, results
+from perception.deploy.video.progress import Progress
+from perception.deploy.video.stream import ATTEMPTS, TIMEOUT, Video
+from perception.deploy.video.summary import Report
+from perception.deploy.video.watch import Watch
+from perception.deploy.video.writers import Recording, Writer
+from perception.ops.restore import to_json
+from perception.types import Camera, PerceptionError
+
+
+@dataclass(frozen=True)
+class Options:
+    """How `predict` looks at its sources.
+
+    camera:   intrinsics in pixels of every picture; None = the default focal length of the depth task
+    size:     (height, width) that the network sees; None = that of its training
+    batch:    pictures of a file that are run together; 1 for live sources
+    save:     what is written, names of `perception.deploy.video.writers.WRITERS`
+    frames:   stop each video or stream after so many
+    deadline: seconds from a frame's arrival to its result; results that are later are flagged and counted
+    timeout:  seconds in which a source must open and deliver each frame
+    attempts: times that a live source is opened again before it is lost
+    """
+
+    camera: Camera | None = None
+    size: tuple[int, int] | None = None
+    batch: int = 1
+    save: tuple[str, ...] = ("mp4", "jsonl")
+    frames: int | None = None
+    deadline: float | None = None
+    timeout: float = TIMEOUT
+    attempts: int = ATTEMPTS
+
+
+class Run:
+    """One call of `predict`: sources one after the other, through the pipeline, to the writers."""
+
+    def __init__(
+        self, network: Network, options: Options, report: Report, writers: list[Writer], stream: TextIO | None
+    ) -> None:
+        self.network, self.options, self.report, self.writers = network, options, report, writers
+        self._stream = stream
+        self._watch = Watch(report.timings, options.deadline)
+
+    def all(self, sources: Sequence[Source]) -> None:
+        names = output_names(sources)
+        done = 0
+        for is_video, group in groupby(sources, lambda source: source.is_video):
+            some = list(group)
+            if not is_video:
+                line = Progress(self._stream, "pictures", len(some))
+                recording = Recording(self.report.out, "", 0.0, self.network.specs, self.report.timings)
+                self._guarded(
+                    some[0], line, lambda r=recording, p=some, n=line: self._write(self._pictures(p, names), r, n)
+                )
+            for item in some if is_video else ():
+                line = Progress(
+                    self._stream, item.id, None, f"[{done + 1}/{len(sources)}] " if len(sources) > 1 else ""
+                )
+                self._guarded(item, line, lambda i=item, n=line: self._video(i, names[i.id], n))
+                done += 1
+            done += 0 if is_video else len(some)
+
+    def _guarded(self, source: Source, line: Progress, work: Callable[[], None]) -> None:
+        """Do it; a failure is the report's."""
+        try:
+            work()
+        except PerceptionError as error:
+            self._fail(source, error)
+        finally:
+            line.done()
+
+    def _fail(self, source: Source, error: PerceptionError) -> None:
+        self.report.failures.append((source.shown, str(error)))
+        self.report.journal.note(source.id, Status.LOST if source.is_video else Status.DEGRADED, str(error))
+
+    def _pictures(self, sources: Sequence[Source], names: dict[str, str]) -> Generator[Shot]:
+        for source in sources:
+            try:
+                with self.report.timings.measure("decode"):
+                    shot = read_picture(source)
+            except PerceptionError as error:
+                self._fail(source, error)
+                continue
+            yield dataclasses.replace(shot, id=source.id, place=names[source.id])
+
+    def _video(self, source: Source, name: str, line: Progress) -> None:
+        report, options = self.report, self.options
+        video = Video(source, options.timeout, report.journal, report.timings, options.attempts)
+        line.length = min((count for count in (video.length, options.frames) if count), default=None)
+        recording = Recording(report.out, name, video.fps, self.network.specs, report.timings)
+        try:
+            self._write(_named(video, options.frames, name), recording, line, video.stop, video.live)
+        finally:
+            video.stop()
+            report.dropped += video.dropped
+        if not video.frames:
+            raise PerceptionError(f"{source.shown} opened but has no frame that can be decoded. Check the file.")
+        if report.journal.status(source.id) == Status.LOST:
+            raise PerceptionError(f"{source.shown} was lost after {video.frames} frames.")
+
+    def _write(
+        self,
+        shots: Generator[Shot],
+        recording: Recording,
+        line: Progress,
+        stop: Callable[[], None] = lambda: None,
+        live: bool = False,
+    ) -> None:
+        """Through the pipeline to every writer; each is closed whatever happens. stop: ends a wait for shots."""
+        options, network = self.options, self.network
+        found = results(
+            network,
+            shots,
+            self._steps(recording),
+            self.report.timings,
+            camera=options.camera,
+            size=options.size,
+            batch_size=1 if live else options.batch,
+            live=live,
+        )
+        with ExitStack() as stack:
+            for writer in self.writers:
+                stack.callback(writer.close)
+                writer.open(recording)
+            stack.enter_context(closing(found))
+            stack.callback(stop)
+            for shot, result in found:
+                record = self._record(shot, result.prediction)
+                with self.report.timings.measure("write"):
+                    for writer in self.writers:
+                        writer.write(shot, result, record)
+                self._count(record, result.valid)
+                line.step()
+
+    def _steps(self, recording: Recording) -> list[Step]:
+        return [self._watch]
+
+    def _record(self, shot: Shot, prediction: Any) -> dict[str, Any]:
+        record = to_json(prediction, self.network.specs)
+        if shot.time is not None:
+            record["alive"] = self._watch.alive
+            status = self.report.journal.status(shot.id.rpartition("#")[0])
+            if status:
+                record["status"] = status.name
+        return record
+
+    def _count(self, record: dict[str, Any], valid: bool) -> None:
+        report = self.report
+        report.frames += 1
+        report.misses = self._watch.misses if self._watch.deadline is not None else None
+        report.flagged += "flags" in record
+        report.invalid += not valid
+        report.boxes += sum(len(v) for k, v in record.items() if isinstance(v, list) and k not in ("size", "flags"))
+
+
+def _named(video: Video, frames: int | None, name: str) -> Generator[Shot]:
+    with closing(iter(video)) as shots:
+        for number, shot in enumerate(islice(shots, frames)):
+            yield dataclasses.replace(shot, id=f"{video.source.id}#{number}", place=f"{name}/{number:06d}")
+
+
+def output_names(sources: Sequence[Source]) -> dict[str, str]:
+    """Source id -> relative path of its output without suffix; a suffix is kept where names would meet otherwise."""
+    bare = [Path(source.id).with_suffix("").as_posix() for source in sources]
+    return {
+        s.id: s.id if bare.count(name) > 1 or s.kind == "live" else name for s, name in zip(sources, bare, strict=True)
+    }

@@ -1,0 +1,31 @@
+"""Whether results come in time (M3): latency of each frame against a deadline, and a counter that shows life."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+from perception.deploy.sources import Shot
+from perception.deploy.video.timing import Timings
+from perception.types import Prediction
+
+
+class Watch:
+    """The last step of a pipeline. deadline: seconds from a frame's arrival to its result; None = there is none.
+
+    alive: results so far; misses: those that were late, or None without a deadline
+    """
+
+    def __init__(self, timings: Timings, deadline: float | None = None) -> None:
+        self.deadline, self.alive, self.misses = deadline, 0, 0
+        self._timings = timings
+
+    def __call__(self, shot: Shot, prediction: Prediction) -> Prediction:
+        latency = time.monotonic() - shot.arrived
+        self._timings.add("latency", latency)
+        self.alive += 1
+        if self.deadline is None or latency <= self.deadline:
+            return prediction
+        self.misses += 1
+        late = f"late: {1e3 * latency:.0f} ms, deadline {1e3 * self.deadline:.0f} ms"
+        return dataclasses.replace(prediction, flags=(*prediction.flags, late))

@@ -1,0 +1,178 @@
+"""What is written of a source: records, annotated pictures and films, maps, and what other programs read.
+
+A writer is told when a source begins (`Recording`), of each frame, and when the source ends, also where it ends by an
+error. `WRITERS` names them all; a new one is an entry there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from perception.deploy.result import Result
+from perception.deploy.sources import Shot
+from perception.deploy.video.film import VideoFile
+from perception.deploy.video.interrupt import Stopped
+from perception.deploy.video.rerun_writer import RerunWriter
+from perception.deploy.video.timing import Timings
+from perception.ops.draw import describe, warning
+from perception.ops.panel import panel
+from perception.types import DenseMap, PerceptionError, TaskSpec
+
+RECORDS = "predictions.jsonl"
+DEPTH_SCALE = 0.001
+"""Metres per step of a 16-bit depth PNG; 0 = not valid."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A source that begins. folder: of the run; name: of the source within it, without suffix; fps: 0 = pictures."""
+
+    folder: Path
+    name: str
+    fps: float
+    specs: Mapping[str, TaskSpec]
+    timings: Timings
+
+
+class Writer(Protocol):
+    """One for a run; ``open`` and ``close`` for each of its videos, and once for all of its pictures."""
+
+    def open(self, recording: Recording) -> None: ...
+
+    def write(self, shot: Shot, result: Result, record: dict[str, Any]) -> None:
+        """A frame. record: its line of ``predictions.jsonl``, to which names of files may be added."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class RecordWriter:
+    """A line of ``predictions.jsonl`` for each frame, on disk at once."""
+
+    _file: TextIO | None = None
+
+    def open(self, recording: Recording) -> None:
+        self._file = (recording.folder / RECORDS).open("a", encoding="utf-8")
+
+    def write(self, shot: Shot, result: Result, record: dict[str, Any]) -> None:
+        assert self._file is not None
+        self._file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+class PictureWriter:
+    """Annotated pictures: ``<name>.jpg`` of a picture, ``<name>.mp4`` of a video."""
+
+    _film: VideoFile | None = None
+
+    def open(self, recording: Recording) -> None:
+        self._recording, self._film = recording, None
+
+    def write(self, shot: Shot, result: Result, record: dict[str, Any]) -> None:
+        recording = self._recording
+        prediction, is_film = result.prediction, recording.fps > 0
+        with recording.timings.measure("draw"):
+            picture = panel(
+                shot.image, result.annotations, result.specs, describe(prediction), warning(prediction), compact=is_film
+            )
+        if not is_film:
+            save(recording.folder / f"{shot.place}.jpg", picture[:, :, ::-1])
+            return
+        if self._film is None:
+            path = recording.folder / f"{recording.name}.mp4"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._film = VideoFile(path, recording.fps, picture.shape, recording.timings)
+        self._film.write(picture, shot.time or 0.0)
+
+    def close(self) -> None:
+        film, self._film = self._film, None
+        if film is not None:
+            film.close()
+
+
+class MapWriter:
+    """Label maps (8-bit PNG of class ids, 255 = unknown) and quantities (16-bit PNG, step `DEPTH_SCALE`)."""
+
+    def open(self, recording: Recording) -> None:
+        self._folder = recording.folder
+
+    def write(self, shot: Shot, result: Result, record: dict[str, Any]) -> None:
+        for name, annotation in result.annotations.items():
+            if not isinstance(annotation, DenseMap):
+                continue
+            file = self._folder / "maps" / f"{shot.place}.{name}.png"
+            record[name] = {"file": file.relative_to(self._folder).as_posix()}
+            if result.specs[name].classes:
+                save(file, np.where(annotation.valid, annotation.values, 255).astype(np.uint8))
+            else:
+                steps = np.where(annotation.valid, np.rint(annotation.values / DEPTH_SCALE), 0)
+                save(file, np.clip(steps, 0, 65535).astype(np.uint16))
+                record[name] |= {"scale": DEPTH_SCALE, "unit": result.specs[name].unit}
+
+    def close(self) -> None:
+        pass
+
+
+class Window:
+    """What is drawn, on the screen. Raises PerceptionError where OpenCV was built without windows, as ours is."""
+
+    TITLE = "perception"
+
+    def open(self, recording: Recording) -> None:
+        try:
+            cv2.namedWindow(self.TITLE, cv2.WINDOW_NORMAL)
+        except cv2.error as error:
+            raise PerceptionError(
+                "This OpenCV has no windows (opencv-python-headless, which robots and servers want). Leave out --show, "
+                "and watch the mp4, or --save rrd and open it with `rerun`."
+            ) from error
+
+    def write(self, shot: Shot, result: Result, record: dict[str, Any]) -> None:
+        cv2.imshow(self.TITLE, np.ascontiguousarray(result.plot("picture")[:, :, ::-1]))
+        if cv2.waitKey(1) & 0xFF in (ord("q"), 27):
+            raise Stopped
+
+    def close(self) -> None:
+        cv2.destroyAllWindows()
+
+
+WRITERS: dict[str, Callable[[], Writer]] = {
+    "maps": MapWriter,
+    "jsonl": RecordWriter,
+    "mp4": PictureWriter,
+    "rrd": RerunWriter,
+    "window": Window,
+}
+"""In the order in which they are told of a frame: what adds to its record comes before what writes the record."""
+
+
+def make_writers(names: set[str]) -> list[Writer]:
+    """Raises PerceptionError for a name that is none of `WRITERS`."""
+    if unknown := sorted(names - set(WRITERS)):
+        raise PerceptionError(f"No way to save {', '.join(unknown)}. There are: {', '.join(WRITERS)}.")
+    return [make() for name, make in WRITERS.items() if name in names]
+
+
+def save(path: Path, picture: NDArray) -> None:
+    """Encode by the suffix of ``path`` (BGR or one channel). Raises PerceptionError where it cannot be written."""
+    done, data = cv2.imencode(path.suffix, np.ascontiguousarray(picture))
+    if not done:
+        raise PerceptionError(f"{path}: a picture of {picture.shape} cannot be encoded as {path.suffix}.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data.tobytes())
+    except OSError as error:
+        raise PerceptionError(f"{path} cannot be written: {error}. Free some space or choose another --out.") from error
