@@ -199,7 +199,9 @@ def _color_table(classes: tuple[str, ...]) -> Picture:
 
 def _rgb(image: NDArray) -> Picture:
     """A copy to draw on."""
-    return np.array(np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image, np.uint8, order="C")
+    canvas = np.empty((*image.shape[:2], 3), np.uint8)
+    canvas[...] = image[..., None] if image.ndim == 2 else image
+    return canvas
 
 
 def drawable(annotations: Annotations, specs: Specs) -> dict[str, Annotation]:
