@@ -44,11 +44,11 @@ def table(result: Mapping[str, Any]) -> Iterator[str]:
     for kind, against in result["controls"].items():
         yield ""
         yield f"Against single-task controls with equal {kind}, {len(result['seeds'])} seeds:"
-        yield f"  {'':28s} {'alone':>9s} {'joint':>9s} {'change':>9s}"
+        yield f"  {'':32s} {'alone':>9s} {'joint':>9s} {'change':>9s}"
         for its in against["tasks"].values():
             arrow = "" if its["higher_is_better"] else " (less is better)"
             alone, joint = (math.fsum(its[key]) / len(its[key]) for key in ("control", "joint"))
-            yield f"  {its['metric'] + arrow:28s} {alone:9.4f} {joint:9.4f} {its['change']['mean']:+9.1%}"
+            yield f"  {its['metric'] + arrow:32s} {alone:9.4f} {joint:9.4f} {_signed(its['change']['mean']):>9s}"
         yield from (f"  {its['verdict']}" for its in against["tasks"].values())
         yield f"  {against['verdict']}"
     cost = result["cost"]
@@ -60,3 +60,7 @@ def table(result: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"  time {one['milliseconds']:.1f} ms against {total['milliseconds']:.1f} ms: {cost['ratio']['time']:.2f} x"
         )
+
+
+def _signed(change: float) -> str:
+    return "–" if math.isnan(change) else f"{change:+.1%}"
