@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -32,8 +33,16 @@ KEPT_EXAMPLES = 3
 """How many of the worst and of the best pictures of each task the report shows."""
 
 
-def train(recipe: Recipe, run: Path, *, resume: bool = False, force: bool = False) -> Evaluation | None:
+Watch: TypeAlias = Callable[[Perception, int, Batch], None]
+
+
+def train(
+    recipe: Recipe, run: Path, *, resume: bool = False, force: bool = False, watch: Watch | None = None
+) -> Evaluation | None:
     """Train a recipe into a run folder, evaluate its best weights, write metrics.json and report.html.
+
+    watch: called before each step with the network, the step's number and this rank's batch; leaves the network as it
+    finds it
 
     Returns the evaluation of the best weights; None on ranks other than 0 and where there is no validation source.
     """
@@ -44,7 +53,7 @@ def train(recipe: Recipe, run: Path, *, resume: bool = False, force: bool = Fals
         held_out = recipes.validation_sources(recipe) if settings.validation else []
 
         def batches(start: int):
-            return train_batches(
+            stream = train_batches(
                 mixture,
                 tuple(recipe.tasks),
                 recipe.train.batch_size,
@@ -55,6 +64,7 @@ def train(recipe: Recipe, run: Path, *, resume: bool = False, force: bool = Fals
                 settings.workers,
                 settings.timeout,
             )
+            return stream if watch is None else watched(stream, start, model, watch)
 
         def evaluate_now(network: Perception) -> Evaluation:
             return evaluate_model(network, recipe, held_out)
@@ -83,6 +93,13 @@ def train(recipe: Recipe, run: Path, *, resume: bool = False, force: bool = Fals
             return None
         finish(run, recipe, model, evaluation, best.step, left_out(mixture))
         return evaluation
+
+
+def watched(stream: Iterable[Batch], start: int, model: Perception, watch: Watch) -> Iterator[Batch]:
+    """The batches of the steps from ``start`` on, each shown before it is used."""
+    for step, batch in enumerate(stream, start):
+        watch(model, step, batch)
+        yield batch
 
 
 def evaluate_model(

@@ -1,4 +1,4 @@
-"""The commands that take more than one training: compare."""
+"""The commands that take more than one training: compare, group."""
 
 from __future__ import annotations
 
@@ -24,6 +24,16 @@ def add_commands(commands: Any) -> None:
     _add_jobs(compare)
     compare.add_argument("--out", type=Path, help="folder of its runs (default: runs/<name of the recipe>_compare)")
 
+    group = add_command(commands, "group", _group, "which tasks should share a network, measured in one joint training")
+    group.add_argument("config", type=Path, help="YAML recipe of the joint network")
+    add_overrides(group)
+    add_tasks(group)
+    group.add_argument("--networks", type=count, default=2, metavar="K", help="how many at most (default: 2)")
+    group.add_argument(
+        "--every", type=count, default=25, metavar="N", help="steps from one look ahead to the next (default: 25)"
+    )
+    group.add_argument("--out", type=Path, help="folder of its run (default: runs/<name of the recipe>_group)")
+
 
 def _add_jobs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -48,4 +58,16 @@ def _compare(parsed: argparse.Namespace) -> int:
     out = parsed.out or Path("runs") / f"{recipe.name}_compare"
     result = compare(recipe, out, seeds=parsed.seeds, kinds=parsed.controls, jobs=parsed.jobs)
     say([*table(result), "", f"Report: {out / PAGE}"])
+    return 0
+
+
+def _group(parsed: argparse.Namespace) -> int:
+    from perception import recipe as recipes
+    from perception.studies.group import PAGE, group
+    from perception.studies.words import affinities
+
+    recipe = recipes.load(parsed.config, parsed.overrides, parsed.tasks)
+    out = parsed.out or Path("runs") / f"{recipe.name}_group"
+    result = group(recipe, out, networks=parsed.networks, every=parsed.every)
+    say([*affinities(result), "", f"Recipes: {', '.join(result['recipes'])}", f"Report: {out / PAGE}"])
     return 0

@@ -62,6 +62,8 @@ class _Child:
 @contextmanager
 def locked(folder: Path) -> Iterator[int]:
     """Make ``folder`` and hold it alone; yields the descriptor that children inherit. Raises PerceptionError."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise PerceptionError("A study is one process, which starts the trainings itself. Run it without torchrun.")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a") as file:
         try:
@@ -141,7 +143,8 @@ def is_finished(run: Run) -> bool:
             f"{run.folder} was trained by another recipe than this study's. Give another folder with --out, or "
             "remove it."
         )
-    return progress(run) == run.steps and (run.folder / "report.html").is_file()
+    reported = (run.folder / "report.html").is_file() or not run.recipe.data.validation
+    return progress(run) == run.steps and checkpoint.has_checkpoints(run.folder) and reported
 
 
 def progress(run: Run) -> int:

@@ -1,4 +1,4 @@
-"""What a comparison says, in sentences and as a table of text."""
+"""What studies say, in sentences and as tables of text."""
 
 from __future__ import annotations
 
@@ -64,3 +64,14 @@ def table(result: Mapping[str, Any]) -> Iterator[str]:
 
 def _signed(change: float) -> str:
     return "–" if math.isnan(change) else f"{change:+.1%}"
+
+
+def affinities(result: Mapping[str, Any]) -> Iterator[str]:
+    """The lines for a terminal, of what group.json holds."""
+    tasks, width = result["tasks"], max(14, *map(len, result["tasks"]))
+    yield f"Part of a task's loss that a step of another task takes away ({result['looks']} looks):"
+    yield f"  {'step of v':{width}s}" + "".join(f" {name:>{width}s}" for name in tasks)
+    for i in tasks:
+        cells = (result["affinity"][i][j] for j in tasks)
+        yield f"  {i:{width}s}" + "".join(f" {'–' if value is None else f'{value:+.3%}':>{width}s}" for value in cells)
+    yield result["verdict"]

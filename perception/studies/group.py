@@ -1,0 +1,187 @@
+"""Which tasks should share a network: affinities measured during one joint training, and the best grouping."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from perception import checkpoint, config, runs
+from perception import recipe as recipes
+from perception.engine.precision import move
+from perception.model import Perception
+from perception.mtl import affinity as affinities
+from perception.mtl.affinity import Affinity, best_groupings, group_affinity, look_ahead, margin, score
+from perception.mtl.balancers import StaticConfig
+from perception.recipe import Recipe
+from perception.report.group_page import write_page
+from perception.runs import Watch
+from perception.studies.children import Run, is_finished, locked
+from perception.types import Batch, ConfigError, DataError
+
+LOOKS, RESULT, PAGE = "affinity.jsonl", "group.json", "group.html"
+EVERY = 25
+FIRST_MOMENT = 0.1
+"""How much of one gradient AdamW takes into its step at once: 1 - beta_1."""
+
+
+def group(recipe: Recipe, out: Path, *, networks: int = 2, every: int = EVERY) -> dict[str, Any]:
+    """Train the joint network under ``out`` unless it is trained, and write group.json, group.html and the recipes.
+
+    networks: how many there may be at most. every: steps from one look-ahead to the next
+
+    Returns what group.json holds. The measuring leaves the training as it is, bit for bit; another number of networks
+    needs no new training.
+    """
+    tasks = tuple(recipe.tasks)
+    if not 2 <= len(tasks) <= affinities.MOST_TASKS:
+        raise ConfigError(
+            f"The recipe '{recipe.name}' has {len(tasks)} tasks. Grouping needs 2 to {affinities.MOST_TASKS}."
+        )
+    with locked(out):
+        run = Run("joint", recipe, out / "joint")
+        if not is_finished(run):
+            resume = checkpoint.has_checkpoints(run.folder)
+            runs.train(recipe, run.folder, resume=resume, watch=looker(recipe, run.folder / LOOKS, every))
+        found = read_looks(run.folder / LOOKS, tasks)
+        result = {**conclude(recipe, found, networks), "facts": runs.machine_facts()}
+        result["recipes"] = write_recipes(recipe, result["groups"], out)
+        checkpoint.write_atomically(out / RESULT, json.dumps(result, indent=2, allow_nan=False) + "\n")
+        write_page(out / PAGE, result)
+        return result
+
+
+def looker(recipe: Recipe, path: Path, every: int) -> Watch:
+    """What looks ahead before every ``every``-th step and adds a line to ``path``; for `perception.runs.train`."""
+    weights = recipe.balance.weights if isinstance(recipe.balance, StaticConfig) else {}
+    started = False
+
+    def look(network: Perception, step: int, batch: Batch) -> None:
+        nonlocal started
+        if not started:
+            _truncate(path, step)
+        started = True
+        if step % every:
+            return
+        batch = move(batch, next(network.parameters()).device)
+        present = [name for name, labels in batch.annotations.items() if any(label is not None for label in labels)]
+        if len(present) < 2:
+            return
+        found = look_ahead(
+            network,
+            lambda: network.losses(batch),
+            present,
+            step=FIRST_MOMENT * recipe.train.lr,
+            weights=weights,
+            seed=step,
+        )
+        _append(path, {"step": step, "affinity": found})
+
+    return look
+
+
+def _truncate(path: Path, step: int) -> None:
+    """Drop the looks that a resumed training takes again, and a line that a crash cut off."""
+    looks = [look for look in _lines(path) if look["step"] < step]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_atomically(path, "".join(json.dumps(look) + "\n" for look in looks))
+
+
+def _append(path: Path, look: dict[str, Any]) -> None:
+    known = {i: {j: value for j, value in row.items() if math.isfinite(value)} for i, row in look["affinity"].items()}
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({**look, "affinity": known}) + "\n")
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    looks = []
+    for line in path.read_text("utf-8").splitlines() if path.is_file() else ():
+        try:
+            looks.append(json.loads(line))
+        except ValueError:
+            continue
+    return looks
+
+
+def read_looks(path: Path, tasks: Sequence[str]) -> Affinity:
+    """The looks of a training. Raises DataError where it took none."""
+    looks = [look["affinity"] for look in _lines(path)]
+    if not looks:
+        raise DataError(
+            f"{path} holds no look at two tasks. A batch must label at least two (data.mix.batches: mixed), and the "
+            "training must be longer than --every."
+        )
+    values = [[[look.get(i, {}).get(j, math.nan) for j in tasks] for i in tasks] for look in looks]
+    return Affinity(tuple(tasks), np.array(values, float))
+
+
+def conclude(recipe: Recipe, found: Affinity, networks: int) -> dict[str, Any]:
+    """The matrix, the best grouping and the next best one, and how sure the choice is."""
+    matrix, names = found.mean, found.tasks
+    ranked = best_groupings(matrix, networks)
+    (best, groups), runner_up = ranked[0], ranked[1] if len(ranked) > 1 else None
+    together, alone = (tuple(range(len(names))),), tuple((i,) for i in range(len(names)))
+    gains = {names[j]: gain for chosen in groups for j, gain in group_affinity(matrix, chosen).items()}
+    span = margin(found, groups, runner_up[1]) if runner_up else None
+    return {
+        "recipe": recipe.name,
+        "networks": networks,
+        "tasks": list(names),
+        "looks": len(found.values),
+        "affinity": _square(matrix, names),
+        "standard_error": _square(found.error, names),
+        "groups": _named(groups, names),
+        "score": best,
+        "gain": gains,
+        "runner_up": {"groups": _named(runner_up[1], names), "score": runner_up[0]} if runner_up else None,
+        "margin": {"mean": best - runner_up[0], "interval": span and list(span)} if runner_up else None,
+        "one_network": score(matrix, together),
+        "a_network_each": score(matrix, alone),
+        "never_seen_together": [
+            [names[i], names[j]] for i in range(len(names)) for j in range(i) if math.isnan(matrix[i, j])
+        ],
+        "verdict": verdict(groups, names, best, runner_up, span),
+    }
+
+
+def verdict(groups: Any, names: Sequence[str], best: float, runner_up: Any, span: Any) -> str:
+    """The choice in two sentences."""
+    text = f"Best: {_words(groups, names)}."
+    if runner_up is None:
+        return f"{text} There is no other grouping."
+    other = f"{_words(runner_up[1], names)} by {best - runner_up[0]:.2%} of the losses a step, summed over the tasks"
+    if span is None:
+        return f"{text} It beats {other}; too few looks for an interval."
+    sure = "beyond the noise" if span[0] > 0 else "within the noise: take either"
+    return f"{text} It beats {other} (95 % interval {span[0]:+.2%} to {span[1]:+.2%}), {sure}."
+
+
+def _words(groups: Sequence[Sequence[int]], names: Sequence[str]) -> str:
+    return " | ".join(" + ".join(names[i] for i in chosen) for chosen in groups)
+
+
+def _named(groups: Sequence[Sequence[int]], names: Sequence[str]) -> list[list[str]]:
+    return [[names[i] for i in chosen] for chosen in groups]
+
+
+def _square(matrix: Any, names: Sequence[str]) -> dict[str, dict[str, float | None]]:
+    return {
+        i: {j: None if math.isnan(value) else float(value) for j, value in zip(names, row, strict=True)}
+        for i, row in zip(names, matrix, strict=True)
+    }
+
+
+def write_recipes(recipe: Recipe, groups: Sequence[Sequence[str]], out: Path) -> list[str]:
+    """A recipe for each network of the grouping; the paths."""
+    paths = []
+    for number, chosen in enumerate(groups, start=1):
+        path = out / f"network_{number}.yaml"
+        its = dataclasses.replace(recipes.with_tasks(recipe, chosen), name=f"{recipe.name}_{number}")
+        checkpoint.write_atomically(path, config.dump(its))
+        paths.append(str(path))
+    return paths
