@@ -75,7 +75,7 @@ def train(
             recipe.train,
             run=run,
             recipe=config.dump(recipe),
-            balancer=build_balancer(recipe.balance, tuple(recipe.tasks)),
+            balancer=build_balancer(recipe.balance, tuple(recipe.tasks), recipe.seed),
             data={source.name: source.fingerprint() for source in mixture.sources},
             evaluate=evaluate_now if held_out else None,
             seed=recipe.seed,

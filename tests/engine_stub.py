@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -12,12 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from perception.checkpoint import has_checkpoints
 from perception.engine import distributed
 from perception.engine.evaluate import Evaluation, evaluate
+from perception.engine.step import Training, take_step
 from perception.engine.train import TrainConfig, train
 from perception.metrics.classification import ClassificationMetric
 from perception.metrics.depth import DepthMetric
@@ -41,7 +44,7 @@ class DepthHead(nn.Module):
         self.output = nn.Conv2d(8, 1, 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.output(features).float().exp()[:, 0]
+        return self.output(features).exp()[:, 0]
 
     def metric(self) -> DepthMetric:
         return DepthMetric((0.1, 10.0))
@@ -57,18 +60,26 @@ class ClassificationHead(nn.Module):
         self.output = nn.Linear(8, 2)
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.output(self.drop(features.mean((2, 3)))).float()
+        return self.output(self.drop(features.mean((2, 3))))
 
     def metric(self) -> ClassificationMetric:
         return ClassificationMetric(CLASSES)
 
 
-def _depth_loss(output: Tensor, target: DenseMap) -> Tensor:
-    return (output - target.values).abs().mean()
+PARTS = {"depth": ("error", "mean"), "classification": ("entropy",)}
 
 
-def _classification_loss(output: Tensor, target: ImageLabel) -> Tensor:
-    return nn.functional.cross_entropy(output, target.values)
+def _depth_parts(output: Tensor, target: DenseMap) -> dict[str, Part]:
+    """One part is a mean over pixels, the other over pictures: ranks that join means would get both wrong."""
+    error = (output - target.values)[target.valid]
+    return {
+        "error": Part(error.abs().sum(), torch.tensor(float(len(error)))),
+        "mean": Part(error.mean() ** 2, torch.ones(())),
+    }
+
+
+def _classification_parts(output: Tensor, target: ImageLabel) -> dict[str, Part]:
+    return {"entropy": Part(nn.functional.cross_entropy(output, target.values), torch.ones(()))}
 
 
 class Network(nn.Module):
@@ -95,15 +106,28 @@ class Network(nn.Module):
         return {name: task(features) for name, task in self.tasks.items()}
 
     def loss_parts(self, batch: Batch) -> Losses:
-        features = self.backbone(batch.images.float() / 255)
-        found = {name: task(features) for name, task in self.tasks.items()}
+        features = self.backbone(batch.images.to(self.backbone[0].weight.dtype) / 255)
         parts = {}
-        for name, loss in (("depth", _depth_loss), ("classification", _classification_loss)):
-            pairs = zip(found[name], batch.annotations[name], strict=True)
-            terms = [loss(output, target) for output, target in pairs if target is not None]
-            total = torch.stack(terms).sum() if terms else found[name].sum() * 0.0
-            parts[name] = {"error": Part(total, torch.tensor(float(len(terms))))}
+        for name, losses in (("depth", _depth_parts), ("classification", _classification_parts)):
+            output = self.tasks[name](features)
+            pairs = zip(output, batch.annotations[name], strict=True)
+            found = [losses(own, target) for own, target in pairs if target is not None]
+            parts[name] = {
+                key: Part(
+                    torch.stack([own[key].total for own in found]).sum(),
+                    torch.stack([own[key].count for own in found]).sum(),
+                )
+                if found
+                else Part(output.sum() * 0.0, torch.zeros(()))
+                for key in PARTS[name]
+            }
         return Losses(parts, (features,), {})
+
+    def shared_parameters(self) -> Iterator[nn.Parameter]:
+        return self.backbone.parameters()
+
+    def last_shared_parameters(self) -> Iterator[nn.Parameter]:
+        return self.backbone[3].parameters()
 
     def predict(self, images: Tensor, tasks: None = None) -> dict[str, Tensor]:
         found = self(images)
@@ -121,7 +145,7 @@ class Pictures(Dataset):
         image = random.integers(0, 128 + 127 * (n % 2), (3, *SIZE), dtype=np.uint8)
         convert = torch.from_numpy if self.tensors else np.asarray
         values = (0.5 + image.mean(0) / 64).astype(np.float32)
-        depth = DenseMap(convert(values), convert(np.ones(SIZE, bool)))
+        depth = DenseMap(convert(values), convert(random.random(SIZE) < 0.2 + 0.2 * (n % 4)))
         label = ImageLabel(convert(np.eye(2, dtype=np.float32)[n % 2]))
         return n, image, None if n % 3 == 0 or (self.sparse and n % 2) else depth, None if n % 5 == 0 else label
 
@@ -166,8 +190,8 @@ def measure(model: nn.Module) -> Evaluation:
     return evaluate(model, validation())
 
 
-def balancer(name: str = "static"):
-    return build_balancer(BALANCERS[name].Config(), TASKS)
+def balancer(name: str = "static", **settings):
+    return build_balancer(BALANCERS[name].Config(**settings), TASKS)
 
 
 def config(**changes) -> TrainConfig:
@@ -180,6 +204,16 @@ def config(**changes) -> TrainConfig:
         "tensorboard": False,
     }
     return TrainConfig(**{**defaults, "log_every": 3, "evaluate_every": 8, "checkpoint_every": 4, **changes})
+
+
+def rank_of_many(rank: int, world: int, port: int, folder: Path) -> None:
+    """What torchrun starts, for a process that is already there: the updates of one of ``world`` ranks, saved."""
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in place.items()}
+    torch.set_num_threads(1)
+    with distributed.session("cpu"):
+        moved = {f"{name} {space}": updates(name, space) for name, space in VARIANTS}
+        torch.save(moved, folder / f"rank{rank}.pt")
 
 
 def work(
@@ -199,18 +233,32 @@ def work(
     return model
 
 
-def joint_gradients(name: str) -> dict[str, Tensor]:
-    """Gradients of the balanced loss over one batch of six pictures, shared by the ranks; nothing is random."""
-    model, weights = network().eval(), balancer(name)
-    batch = next(batches(0, size=6, sparse=True))
-    losses_of = distributed.losses_of(model)  # must outlive the backward pass
-    own = losses_of(batch)
-    counts = {task: sum(a is not None for a in batch.annotations[task]) for task in own.parts}
-    joint = distributed.joint_losses(own, counts, {})
-    total = weights(joint.losses, [task for task in joint.losses if joint.labelled[task]], 0)
-    total.backward()
-    found = {n: p.grad for m in (model, weights) for n, p in m.named_parameters() if p.grad is not None}
-    return {**found, "total": total.detach()}
+VARIANTS = [
+    (name, space)
+    for name, kind in BALANCERS.items()
+    for space in (("features", "last_shared", "params") if "space" in kind.Config.__dataclass_fields__ else (None,))
+]
+"""Every balancer in every space of gradients."""
+
+
+def updates(name: str, space: str | None, steps: int = 3) -> dict[str, Tensor]:
+    """Network and balancer after a few steps of gradient descent on six pictures each, which the ranks share.
+
+    BatchNorm is in evaluation mode: in training its statistics are each rank's own, as the joint batch's are not. The
+    numbers are float64, whose sums hardly depend on their order.
+    """
+    model = network().eval().double()
+    weights = balancer(name, **({"space": space} if space else {}))
+    optimizer = torch.optim.SGD([{"params": [*model.parameters(), *weights.parameters()], "scale": 1.0}], lr=0.1)
+    training = Training(model, weights, optimizer, ModelEmaV3(model))
+    losses_of = distributed.losses_of(model)
+    settings = {"lr": 0.1, "clip_norm": 0.0, "precision": "float32", "flags": {}, "with_weights": True, "look": True}
+    numbers = {}
+    for batch in batches(0, size=6, sparse=True, steps=steps):
+        step = take_step(training, losses_of, batch, **settings)
+        assert not step.problem
+        numbers |= {f"{training.step}/{key}": torch.tensor(v) for key, v in {**step.values, **step.weights}.items()}
+    return {**model.state_dict(), **dict(weights.named_parameters()), **numbers}
 
 
 def main() -> None:
@@ -218,11 +266,11 @@ def main() -> None:
     run = Path(sys.argv[1])
     torch.set_num_threads(1)
     with distributed.session("cpu"):
-        gradients = {name: joint_gradients(name) for name in BALANCERS}
+        moved = {f"{name} {space}": updates(name, space) for name, space in VARIANTS}
         found = measure(network())
         model = work(run, sparse=True)
         result = {
-            "gradients": gradients,
+            "updates": moved,
             "metrics": found.metrics,
             "model": model.state_dict(),
             "pictures": found.pictures,

@@ -1,15 +1,19 @@
-"""Balancers: their formulas, and that an absent task changes nothing."""
+"""Balancers of losses: their formulas, torchjd's numbers, and the contract of all: an absent task changes nothing."""
 
 from __future__ import annotations
 
+import copy
+import itertools
 import math
 from typing import Any
 
 import pytest
 import torch
+import torchjd.scalarization as oracle
 from torch import nn
 
 from perception import config
+from perception.mtl.balancer import seeded
 from perception.mtl.balancers import BALANCERS, BalanceConfig, build_balancer, effective_weights
 from perception.types import ConfigError
 
@@ -17,11 +21,37 @@ TASKS = ("detection", "depth", "classification")
 
 
 def make(name: str, tasks=TASKS, **settings: Any):
-    return build_balancer(config.build(BalanceConfig, {"name": name, **settings}), tasks)
+    return build_balancer(config.build(BalanceConfig, {"name": name, **settings}), tasks, seed=5)
 
 
 def losses(*values: float) -> dict[str, torch.Tensor]:
     return {name: torch.tensor(value, requires_grad=True) for name, value in zip(TASKS, values, strict=False)}
+
+
+def gramian(seed: int, tasks: int = 3, scale: float = 1.0) -> torch.Tensor:
+    gradients = scale * torch.randn(tasks, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return gradients @ gradients.T
+
+
+def decide(balancer, here, present=TASKS, step: int = 0, products=None) -> torch.Tensor:
+    """A step as the engine takes it."""
+    names = tuple(name for name in here if name in present)
+    given = products if balancer.space and balancer.wants_gramian(names, step) else None
+    balancer.observe({name: here[name] for name in names}, step, given)
+    return balancer(here, present, step)
+
+
+def weights_of(balancer, here, present=TASKS, step: int = 0, products=None) -> list[float]:
+    """What each present task's gradient is multiplied with."""
+    names = tuple(name for name in here if name in present)
+    total = decide(balancer, here, present, step, products)
+    shared = balancer.shared_weights(names)
+    if shared is not None:
+        return shared.tolist()
+    return list(effective_weights(total, {name: here[name] for name in names}).values())
+
+
+# --- formulas --------------------------------------------------------------------------------------------------------
 
 
 def test_static_is_the_weighted_sum():
@@ -34,6 +64,16 @@ def test_uncertainty_is_kendalls_formula_and_rests_at_half_the_inverse_loss():
     values = (1.0, 0.2, 5.0)
     total = balancer(losses(*values), TASKS, 0)
     assert total.item() == pytest.approx(sum(math.exp(-0.7) * value + 0.35 for value in values), rel=1e-6)
+    assert rest(balancer, values) == pytest.approx([1 / (2 * value) for value in values], rel=1e-3)
+
+
+def test_imtl_l_rests_where_all_scaled_losses_are_one():
+    values = (1.0, 0.2, 5.0)
+    assert rest(make("imtl_l"), values) == pytest.approx([1 / value for value in values], rel=1e-3)
+
+
+def rest(balancer, values) -> list[float]:
+    """Weights where the balancer's own parameters have converged."""
     optimizer = torch.optim.LBFGS(balancer.parameters(), max_iter=200, line_search_fn="strong_wolfe")
 
     def closure() -> torch.Tensor:
@@ -43,9 +83,7 @@ def test_uncertainty_is_kendalls_formula_and_rests_at_half_the_inverse_loss():
         return found
 
     optimizer.step(closure)
-    here = losses(*values)
-    weights = effective_weights(balancer(here, TASKS, 0), here)
-    assert [weights[name] for name in TASKS] == pytest.approx([1 / (2 * value) for value in values], rel=1e-3)
+    return weights_of(balancer, losses(*values))
 
 
 def test_geometric_mean_is_the_root_of_the_product_and_scale_free():
@@ -56,23 +94,117 @@ def test_geometric_mean_is_the_root_of_the_product_and_scale_free():
     assert [weights[name] * here[name].item() for name in TASKS] == pytest.approx([2 / 3] * 3, rel=1e-5)
 
 
-def test_geometric_mean_leaves_out_a_loss_of_zero():
+def test_log_sum_divides_every_gradient_by_its_loss():
+    here = losses(1.0, 2.0, 4.0)
+    assert make("log_sum")(here, TASKS, 0).item() == pytest.approx(math.log(8.0), rel=1e-6)
+    assert weights_of(make("log_sum"), here) == pytest.approx([1.0, 0.5, 0.25], rel=1e-6)
+
+
+@pytest.mark.parametrize(("name", "expected"), [("geometric_mean", 2.0), ("log_sum", math.log(4.0))])
+def test_a_loss_of_zero_is_left_out_of_logarithms(name, expected):
     here = losses(1.0, 0.0, 4.0)
-    total = make("geometric_mean")(here, TASKS, 0)
+    total = make(name)(here, TASKS, 0)
     total.backward()
-    assert total.item() == pytest.approx(2.0, rel=1e-6)
+    assert total.item() == pytest.approx(expected, rel=1e-6)
     assert here["depth"].grad == 0
-    assert make("geometric_mean")(losses(0.0, 0.0, 0.0), TASKS, 0).item() == 0
+    assert make(name)(losses(0.0, 0.0, 0.0), TASKS, 0).item() == 0
+
+
+def test_gradnorm_steps_against_its_l1_distance_and_keeps_the_sum():
+    balancer, products = make("gradnorm", alpha=0.5, lr=0.1), torch.diag(torch.tensor([1.0, 4.0, 16.0])).double()
+    first = weights_of(balancer, losses(2.0, 2.0, 2.0), products=products)
+    assert first == [1, 1, 1]  # what is measured now counts from the next step on
+    expected = torch.tensor([1.1, 1.1, 0.9])  # norms 1, 2, 4 against their mean 7 / 3; Adam's first step is lr
+    expected *= 3 / expected.sum()
+    assert weights_of(balancer, losses(2.0, 2.0, 2.0), step=1, products=products) == pytest.approx(expected.tolist())
+    slow = balancer.gradient(torch.ones(3), torch.eye(3).double(), dict(zip(TASKS, (2.0, 1.0, 0.5), strict=True)))
+    assert slow.sign().tolist() == [-1, 1, 1]  # the first loss has not fallen at all: its weight goes up
+
+
+# --- torchjd ---------------------------------------------------------------------------------------------------------
+
+
+def run(balancer, steps: int = 24):
+    """The totals and weights of a few steps with losses that fall unevenly."""
+    for step in range(steps):
+        values = [(2 + k) * math.exp(-step * (k + 1) / 40) + 0.1 * math.sin(7 * step + k) for k in range(3)]
+        here = losses(*values)
+        yield step, here, torch.tensor(values), weights_of(balancer, here, step=step)
+
+
+def test_dwa_gives_torchjds_weights():
+    expected = oracle.DWA(temperature=1.5)
+    for step, _, values, weights in run(make("dwa", temperature=1.5, window=6)):
+        if step % 6 == 0:
+            expected.step()
+        leaf = values.clone().requires_grad_()
+        expected(leaf).backward()
+        assert weights == pytest.approx(leaf.grad.tolist(), rel=1e-6)
+    assert max(weights) > 1.01
+
+
+def test_rlw_gives_torchjds_weights_drawn_by_seed_and_step():
+    drawn = []
+    for step, _, values, weights in run(make("rlw"), 4):
+        leaf = values.clone().requires_grad_()
+        torch.manual_seed(seeded(5, step))
+        oracle.Random()(leaf).backward()
+        assert weights == pytest.approx(leaf.grad.tolist(), rel=1e-6)
+        drawn.append(weights)
+    assert drawn[0] != drawn[1]
+    before = torch.get_rng_state()
+    decide(make("rlw"), losses(1.0, 2.0, 3.0))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_famo_gives_torchjds_weights():
+    balancer, expected = make("famo", lr=0.1), oracle.FAMO(3, lr=0.1)
+    for step, here, values, weights in run(balancer):
+        leaf = values.clone().requires_grad_()
+        expected(leaf).backward()
+        assert weights == pytest.approx(leaf.grad.tolist(), rel=1e-5)
+        after = values * torch.tensor([0.9, 0.99, 1.05]) ** (step % 3)
+        balancer.look_back(dict(zip(here, after, strict=True)))
+        expected.update(after)
+    assert balancer.logits.of(TASKS).tolist() == pytest.approx(expected._w.tolist(), rel=1e-5)
+    assert max(expected._w.tolist()) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "expected", "factor"),
+    [
+        ("static", oracle.Sum(), 1.0),
+        ("geometric_mean", oracle.GeometricMean(), 1.0),
+        ("uncertainty", oracle.UW(3), 2.0),  # torchjd halves the loss
+        ("imtl_l", oracle.IMTLL(3), 1.0),
+    ],
+)
+def test_scalars_are_torchjds(name, expected, factor):
+    balancer = make(name)
+    for own, other in zip(balancer.parameters(), itertools.chain(*expected.parameters()), strict=False):
+        nn.init.constant_(own, 0.3)
+        other.data.fill_(0.3)
+    for _, here, values, weights in run(balancer, 3):
+        leaf = values.clone().requires_grad_()
+        total = expected(leaf * factor)
+        total.backward()
+        assert balancer(here, TASKS, 0).item() == pytest.approx(total.item(), rel=1e-6)
+        assert weights == pytest.approx(leaf.grad.tolist(), rel=1e-6)
+
+
+# --- the contract of all ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", BALANCERS)
 def test_an_absent_task_has_no_say_but_keeps_its_graph(name):
-    balancer, smaller = make(name), make(name, ("detection", "classification"))
+    some = ("detection", "classification")
+    balancer, smaller = make(name), make(name, some)
+    products = gramian(3, 2)
     here = losses(1.5, 0.0, 3.0)
-    total = balancer(here, {"detection", "classification"}, 3)
+    total = decide(balancer, here, some, 3, products)
     total.backward()
-    others = {key: torch.tensor(here[key].item(), requires_grad=True) for key in ("detection", "classification")}
-    expected = smaller(others, set(others), 3)
+    others = {key: torch.tensor(here[key].item(), requires_grad=True) for key in some}
+    expected = decide(smaller, others, some, 3, products)
     expected.backward()
     assert torch.equal(total, expected)
     for key, loss in others.items():
@@ -80,6 +212,44 @@ def test_an_absent_task_has_no_say_but_keeps_its_graph(name):
     assert here["depth"].grad is not None
     assert here["depth"].grad == 0
     assert all(p.grad is None for key, p in balancer.named_parameters() if key.endswith("depth"))
+
+
+@pytest.mark.parametrize("name", BALANCERS)
+def test_steps_without_a_task_leave_no_trace_in_it(name):
+    """Six steps without the third task: the others get the weights of a recipe without it, and its state is fresh."""
+    settings = {"window": 2} if name == "dwa" else {}
+    some = TASKS[:2]
+    balancer, alone, without = make(name, **settings), make(name, **settings), make(name, some, **settings)
+    optimizers = [
+        torch.optim.SGD(b.parameters(), 0.1) if list(b.parameters()) else None for b in (balancer, alone, without)
+    ]
+
+    def step(which, here, present, number, products) -> list[float]:
+        one, optimizer = (balancer, alone, without)[which], optimizers[which]
+        weights = weights_of(one, here, present, number, products)
+        if optimizer:
+            optimizer.zero_grad()
+            one(here, present, number).backward()
+            optimizer.step()
+        if one.looks_back:
+            one.look_back({key: loss.detach() * 0.9 for key, loss in here.items() if key in present})
+        return weights
+
+    for number in range(6):
+        values = [2.0 / (number + 1), 1.0 + 0.1 * number, 3.0]
+        products = gramian(number)
+        assert step(0, losses(*values), some, number, products[:2, :2]) == pytest.approx(
+            step(2, losses(*values[:2]), some, number, products[:2, :2]), rel=1e-6
+        )
+    state = {key: value for key, value in flat(balancer.state_dict()).items() if "classification" in key}
+    fresh = {key: value for key, value in flat(alone.state_dict()).items() if "classification" in key}
+    assert state == fresh
+
+
+def flat(value, path="") -> dict[str, Any]:
+    if isinstance(value, dict):
+        return {k: v for key, item in value.items() for k, v in flat(item, f"{path}/{key}").items()}
+    return {path: value.tolist() if isinstance(value, torch.Tensor) else value}
 
 
 @pytest.mark.parametrize("name", BALANCERS)
@@ -93,16 +263,26 @@ def test_no_task_present_gives_a_connected_zero(name):
 
 @pytest.mark.parametrize("name", BALANCERS)
 def test_a_loss_that_is_not_finite_is_not_hidden(name):
-    assert not math.isfinite(make(name)(losses(1.0, math.nan, 1.0), TASKS, 0).item())
+    assert not math.isfinite(decide(make(name), losses(1.0, math.nan, 1.0), products=gramian(0)).item())
 
 
-def test_parameters_and_state_come_back():
-    balancer = make("uncertainty")
-    nn.init.constant_(balancer.log_variances["depth"], 2.5)
-    other = make("uncertainty")
-    other.load_state_dict(balancer.state_dict())
-    assert other.log_variances["depth"].item() == 2.5
-    assert not list(make("static").parameters())
+@pytest.mark.parametrize("name", BALANCERS)
+def test_state_comes_back_whole(name):
+    """What follows a reload, with other numbers, is what follows without one."""
+    balancer = make(name)
+    for number in range(3):
+        decide(balancer, losses(1.0, 2.0 + number, 3.0), step=number, products=gramian(number))
+        balancer.look_back(losses(0.9, 1.5, 3.1))
+    for parameter in balancer.parameters():
+        nn.init.constant_(parameter, 0.4)
+    other = make(name)
+    other.load_state_dict(copy.deepcopy(balancer.state_dict()))
+    for number in range(3, 300, 33):
+        here = losses(0.5, 0.3 * number, 2.0)
+        expected = weights_of(balancer, here, step=number, products=gramian(number))
+        assert weights_of(other, here, step=number, products=gramian(number)) == expected
+        for one in (balancer, other):
+            one.look_back(losses(0.4, 0.2, 2.5))
 
 
 @pytest.mark.parametrize(
@@ -113,6 +293,9 @@ def test_parameters_and_state_come_back():
         ({"name": "static", "weights": {"depth": float("nan")}}, "weights.depth"),
         ({"name": "static", "weight": {}}, "weight: unknown key"),
         ({"name": "static", "weights": {"lanes": 1}}, "no task 'lanes'"),
+        ({"name": "upgrad", "space": "heads"}, "space"),
+        ({"name": "famo", "lr": -1}, "lr"),
+        ({"name": "mgda", "every": 0}, "every"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_name(settings, message):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +19,6 @@ from perception import checkpoint
 from perception.engine import distributed
 from perception.engine.evaluate import evaluate
 from perception.model import Losses
-from perception.mtl.balancers import BALANCERS
 from perception.tasks import Part
 
 
@@ -42,14 +43,43 @@ def test_ranks_stay_equal_although_one_never_sees_a_label(ranks):
     assert not torch.equal(first["model"]["tasks.depth.output.weight"], start["tasks.depth.output.weight"])
 
 
-@pytest.mark.parametrize("name", BALANCERS)
-def test_the_gradient_is_that_of_one_process_on_the_joint_batch(ranks, name):
-    expected = engine_stub.joint_gradients(name)
-    for rank in ranks[1]:
-        found = rank["gradients"][name]
+@pytest.fixture(scope="module")
+def three(tmp_path_factory) -> list[dict]:
+    """The updates of each of three ranks. Rank 0's pictures never have a depth label."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["engine_stub"])
+    folder = tmp_path_factory.mktemp("three")
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(engine_stub.__file__).parent))
+        started = [context.Process(target=engine_stub.rank_of_many, args=(r, 3, port, folder)) for r in range(3)]
+        for process in started:
+            process.start()
+    for process in started:
+        process.join(120)
+        assert process.exitcode == 0
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(3)]
+
+
+@pytest.mark.parametrize(("name", "space"), engine_stub.VARIANTS)
+def test_the_update_is_that_of_one_process_on_the_joint_batch(ranks, three, name, space):
+    expected = engine_stub.updates(name, space)
+    for found in (*(rank["updates"] for rank in ranks[1]), *three):
+        found = found[f"{name} {space}"]
         assert found.keys() == expected.keys()
         for key, value in expected.items():
-            torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(
+                found[key], value, rtol=0, atol=1e-6, check_dtype=False, msg=lambda text, key=key: f"{key}: {text}"
+            )
+
+
+def test_all_ranks_decide_alike_to_the_last_bit(ranks, three):
+    for several in ([rank["updates"] for rank in ranks[1]], three):
+        for name, space in engine_stub.VARIANTS:
+            one, *others = (found[f"{name} {space}"] for found in several)
+            assert all(torch.equal(one[key], other[key]) for other in others for key in one), name
 
 
 def test_E3_an_uneven_last_batch_over_ranks_equals_one_process(ranks):

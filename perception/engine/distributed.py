@@ -7,7 +7,7 @@ Every function works without a process group, where it does nothing. The group e
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
@@ -144,13 +144,14 @@ def joint_losses(found: Losses, labelled: Mapping[str, int], flags: Mapping[str,
     counts = table[n : 2 * n].clamp(min=1)
     values = table[:n] / counts
     shares = {
-        key: part.total * world() / count for (key, part), count in zip(parts.items(), counts.float(), strict=True)
+        key: part.total * world() / count.to(part.total.dtype)
+        for (key, part), count in zip(parts.items(), counts, strict=True)
     }
     joined = {key: _with_value(share, value) for (key, share), value in zip(shares.items(), values, strict=True)}
     losses = {task: torch.stack([joined[f"{task}/{name}"] for name in own]).sum() for task, own in found.parts.items()}
-    numbers = iter(table[2 * n :])
-    penalties = {name: _with_value(own, next(numbers) / world()) for name, own in found.penalties.items()}
-    whole = [round(number) for number in torch.stack(list(numbers)).tolist()]
+    sums = dict(zip(found.penalties, table[2 * n :], strict=False))
+    penalties = {name: _with_value(own, sums[name] / world()) for name, own in found.penalties.items()}
+    whole = [round(number) for number in table[2 * n + len(sums) :].tolist()]
     return JointLosses(
         losses,
         penalties,
@@ -161,8 +162,35 @@ def joint_losses(found: Losses, labelled: Mapping[str, int], flags: Mapping[str,
 
 
 def _with_value(share: Tensor, value: Tensor) -> Tensor:
-    """A scalar with the gradient of ``share`` and the given value."""
-    return share + (value.to(share.dtype) - share.detach()) if world() > 1 else share
+    """A scalar with the gradient of ``share`` and the given value, to the last bit: ranks must decide alike."""
+    return _WithValue.apply(share, value) if world() > 1 else share  # type: ignore[return-value]
+
+
+class _WithValue(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, share: Tensor, value: Tensor) -> Tensor:
+        return value.to(share.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return gradients[0], None
+
+
+def total(tensor: Tensor) -> Tensor:
+    """The sum over the ranks."""
+    if world() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def mean(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The means over the ranks of tensors of one kind, by one message."""
+    if world() == 1:
+        return list(tensors)
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    dist.all_reduce(flat)
+    parts = (flat / world()).split([tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 def average_batch_norm(model: nn.Module) -> None:

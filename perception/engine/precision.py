@@ -41,6 +41,7 @@ def reproducible(device: torch.device, threads: int | None) -> Iterator[None]:
     """
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     filling = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    flushed = bool(torch.tensor(1e-40) * 1.0 == 0)
     torch.set_flush_denormal(True)
     if threads:
         torch.set_num_threads(threads)
@@ -50,6 +51,7 @@ def reproducible(device: torch.device, threads: int | None) -> Iterator[None]:
     try:
         yield
     finally:
+        torch.set_flush_denormal(flushed)
         torch.set_num_threads(before[0])
         torch.use_deterministic_algorithms(before[1])
         torch.utils.deterministic.fill_uninitialized_memory = filling  # type: ignore[attr-defined]

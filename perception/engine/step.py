@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,8 +14,9 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from perception.engine import distributed, optim
+from perception.engine.balance import Differentiated, differentiate
 from perception.engine.precision import Precision, autocast
-from perception.mtl.balancers import Balancer, effective_weights
+from perception.mtl.balancer import Balancer
 from perception.types import Batch
 
 
@@ -105,6 +107,7 @@ def take_step(
     precision: Precision,
     flags: Mapping[str, int],
     with_weights: bool,
+    look: bool = False,
 ) -> Step:
     """Forward, balance, one backward, clip, update, average.
 
@@ -114,37 +117,64 @@ def take_step(
     model, index = training.model, training.step
     optim.set_learning_rate(training.optimizer, lr)
     buffers = [buffer.clone() for buffer in model.buffers()]
+    randomness = _randomness(batch.images.device) if training.balancer.looks_back else []
     with autocast(precision, batch.images.device):
         found = losses_of(batch)
     counts = {name: sum(a is not None for a in batch.annotations[name]) for name in found.parts}
     flags = {**flags, "statistics": _statistics_broke(model), "pictures": len(batch)}
     joint = distributed.joint_losses(found, counts, flags)
-    losses, flags = joint.losses, joint.flags
-    present = [name for name in losses if joint.labelled[name]]
+    present = [name for name in joint.losses if joint.labelled[name]]
     values, problem = _values(joint, present)
     training.step += 1
-    weights, norm = {}, torch.zeros(())
+    norm = torch.zeros(())
+    balance = copy.deepcopy(training.balancer.state_dict())
+    done = Differentiated()
     if not problem:
-        total = training.balancer(losses, present, index)
-        if with_weights and present:
-            shares = effective_weights(total, {name: losses[name] for name in present})
-            weights = {f"weight/{name}": weight for name, weight in shares.items()}
-        total = torch.stack([total, *joint.penalties.values()]).sum()
-        total.backward()
+        done = differentiate(training.balancer, model, found, joint, index, with_weights=with_weights, look=look)
+        problem = done.problem
+    if not problem:
         norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-        values |= {"loss": float(total.detach()), "gradient_norm": float(norm)}
-        problem = _gradient_problem(training, values, list(losses))
+        values |= {"loss": done.total, "gradient_norm": float(norm), **done.looks}
+        problem = _gradient_problem(training, values, list(joint.losses))
     if problem:
         _restore(model, buffers)
+        training.balancer.load_state_dict(balance)
         training.optimizer.zero_grad(set_to_none=True)
-        return Step(values, weights, flags, problem)
+        return Step(values, done.weights, joint.flags, problem)
     if clip_norm:
         nn.utils.clip_grads_with_norm_(model.parameters(), clip_norm, norm)
     training.optimizer.step()
     training.optimizer.zero_grad(set_to_none=True)
+    if training.balancer.looks_back and present:
+        _look_back(training, batch, joint.labelled, precision, randomness)
     distributed.average_batch_norm(model)
     training.ema.update(model, step=training.step)
-    return Step(values, weights, flags)
+    return Step(values, done.weights, joint.flags)
+
+
+def _look_back(
+    training: Training, batch: Batch, labelled: Mapping[str, int], precision: Precision, randomness: list[Tensor]
+) -> None:
+    """Show the balancer the losses of the same batch, with the same dropout, after the update."""
+    model = training.model
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    _set_randomness(batch.images.device, randomness)
+    with torch.no_grad(), autocast(precision, batch.images.device):
+        found = model.loss_parts(batch)  # type: ignore[operator]
+    losses = distributed.joint_losses(found, {}, {}).losses
+    _restore(model, buffers)
+    training.balancer.look_back({name: losses[name] for name, count in labelled.items() if count})
+
+
+def _randomness(device: torch.device) -> list[Tensor]:
+    """The state of the generators that a forward pass draws from."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+def _set_randomness(device: torch.device, state: list[Tensor]) -> None:
+    torch.set_rng_state(state[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state[1], device)
 
 
 def _values(joint: distributed.JointLosses, present: list[str]) -> tuple[dict[str, float], str]:

@@ -1,0 +1,77 @@
+"""What every balancer is: it decides how much each of several tasks counts in an update.
+
+A task that no picture of the step labels is *absent*. It has no weight, changes no balancer's state and no other
+task's weight: a balancer behaves as if the recipe did not have it. Its loss, a zero that is connected to the graph, is
+only added so that every parameter takes part in the backward pass.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar, Literal, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+Space: TypeAlias = Literal["features", "last_shared", "params"]
+"""Where the tasks' gradients are compared: at the features that they share (cheap: only the heads are differentiated
+for each task), in the last shared layers, or in all shared parameters (exact, a backward pass for each task)."""
+
+Gramian: TypeAlias = Tensor
+"""Inner products of the present tasks' gradients, [T, T] float64 on the CPU, in the order of the losses."""
+
+
+class Balancer(nn.Module, ABC):
+    """Turns the losses of a step into one scalar and, if it asks for their gradients, weighs these where they meet.
+
+    Its parameters are trained and saved with the network's; any other state is saved through `get_extra_state`.
+    """
+
+    Config: ClassVar[Any]
+    space: Space | None = None
+    """Where this balancer wants the tasks' gradients compared; None: it looks at losses alone."""
+    looks_back: bool = False
+    """Whether `look_back` wants the losses of the same batch once more, after the update."""
+
+    def forward(self, losses: Mapping[str, Tensor], present: Collection[str], step: int) -> Tensor:
+        """The scalar to differentiate.
+
+        losses:  task -> scalar, in the recipe's order
+        present: the tasks that at least one picture labels, over all ranks
+        step:    number of the step, from 0; anything random is a function of it
+        """
+        here = {name: loss for name, loss in losses.items() if name in present}
+        absent = sum(loss * 0.0 for name, loss in losses.items() if name not in present)
+        return (self.combine(here, step) if here else 0.0) + absent  # type: ignore[return-value]
+
+    @abstractmethod
+    def combine(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
+        """The scalar of the present losses (at least one)."""
+
+    def wants_gramian(self, present: tuple[str, ...], step: int) -> bool:
+        """Whether `observe` needs the Gramian at this step."""
+        return self.space is not None
+
+    def observe(self, losses: Mapping[str, Tensor], step: int, gramian: Gramian | None = None) -> None:
+        """Take in the present losses, and the Gramian of their gradients where it is wanted; once, before `forward`."""
+
+    def shared_weights(self, present: tuple[str, ...]) -> Tensor | None:
+        """What the gradient of each present loss is multiplied with where the gradients meet and from there on down;
+        heads then learn by the unweighted scalar. None: the scalar's own gradient is the update everywhere."""
+        return None
+
+    def look_back(self, losses: Mapping[str, Tensor]) -> None:
+        """Take in the present losses of the same batch after the update."""
+
+
+def effective_weights(total: Tensor, losses: Mapping[str, Tensor]) -> dict[str, float]:
+    """d total / d loss: what each task's gradient is multiplied with, for the log. The graph is kept."""
+    gradients = torch.autograd.grad(total, list(losses.values()), retain_graph=True, allow_unused=True)
+    return {name: 0.0 if g is None else float(g) for name, g in zip(losses, gradients, strict=True)}
+
+
+def seeded(seed: int, step: int) -> int:
+    """A seed for torch that is a function of the run's seed and the step, the same on all ranks."""
+    return int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0])
