@@ -38,12 +38,12 @@ def decode(message: Any, kind: str, where: str) -> NDArray[np.uint8]:
         found = cv2.imdecode(np.frombuffer(message.data, np.uint8), cv2.IMREAD_COLOR) if len(message.data) else None
         if found is None:
             raise PerceptionError(f"{where}: no picture of format '{message.format}' in {len(message.data)} bytes.")
-        return cv2.cvtColor(found, cv2.COLOR_BGR2RGB)
+        return np.asarray(cv2.cvtColor(found, cv2.COLOR_BGR2RGB), np.uint8)
     name = message.encoding
     bayer = BAYER.get(name.removesuffix("16").removesuffix("8"))
     if name in HALF:
         rows = _rows(message, message.height * 3 // 2, 1, 1, where)
-        return cv2.cvtColor(rows[..., 0], HALF[name])
+        return np.asarray(cv2.cvtColor(rows[..., 0], HALF[name]), np.uint8)
     if bayer is None and name not in PLAIN:
         known = ", ".join([*PLAIN, *(f"{pattern}8" for pattern in BAYER), *HALF])
         raise PerceptionError(f"{where}: encoding '{name}' is not supported. Expected one of {known}.")
@@ -52,7 +52,7 @@ def decode(message: Any, kind: str, where: str) -> NDArray[np.uint8]:
     pixels = _rows(message, message.height, channels, 2 if wide else 1, where)
     if wide:
         pixels = (pixels >> 8).astype(np.uint8)
-    return pixels.copy() if conversion is None else cv2.cvtColor(pixels, conversion)
+    return np.array(pixels if conversion is None else cv2.cvtColor(pixels, conversion), np.uint8)
 
 
 def _rows(message: Any, height: int, channels: int, bytes: int, where: str) -> NDArray:
