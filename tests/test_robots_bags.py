@@ -210,3 +210,18 @@ def test_the_command_replays_a_bag(drive, exported, tmp_path, capsys):
         topics = set(reader.topics)
     assert topics == {"/front/image_raw", "/front/camera_info", "/front/perception/detections"}
     assert cli.main([*arguments[:-1], "/rear", "--out", str(tmp_path / "other")]) == 2
+
+
+def test_save_mcap_makes_a_bag_of_any_source(exported, tmp_path):
+    import cv2
+
+    for n in range(3):
+        cv2.imwrite(str(tmp_path / f"{n}.png"), pixels(n))
+    out = tmp_path / "out"
+    assert cli.main(["predict", str(exported), str(tmp_path), "--out", str(out), "--save", "mcap,jsonl"]) == 0
+    with Bag(out / "pictures-bag") as bag:
+        frames = list(bag.frames())
+    assert [frame.stamp.nanoseconds for frame in frames] == [10**9, 2 * 10**9, 3 * 10**9]
+    np.testing.assert_array_equal(frames[2].image, pixels(2)[..., ::-1])
+    with AnyReader([out / "pictures-bag"], default_typestore=typestore()) as reader:
+        assert {c.topic: c.msgcount for c in reader.connections}["/camera/perception/detections"] == 3

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perception.deploy.result import Result
+from perception.deploy.robots.bag_saver import BagSaver
 from perception.deploy.sources import Shot
 from perception.deploy.video.film import VideoFile
 from perception.deploy.video.interrupt import Stopped
@@ -154,6 +155,7 @@ WRITERS: dict[str, Callable[[], Writer]] = {
     "jsonl": RecordWriter,
     "mp4": PictureWriter,
     "rrd": RerunWriter,
+    "mcap": BagSaver,
     "window": Window,
 }
 """In the order in which they are told of a frame: what adds to its record comes before what writes the record."""
