@@ -1,0 +1,196 @@
+"""Other projects' networks, trained on a recipe's pictures and measured by this project's metrics.
+
+python tools/benchmark_peers.py RECIPE TASK [key=value ...] --epochs 10 --size 640 --out runs/peers
+
+detection, segmentation and depth: Ultralytics YOLO26n, -sem, -depth from scratch, by its own training with its own
+defaults. `--smp` for segmentation: segmentation_models_pytorch's FPN on the same ImageNet EfficientNet-Lite0, by this
+project's pictures and augmentation, cross-entropy and Dice, AdamW, for --steps of the recipe's batch size.
+
+Neither is a dependency: pip install ultralytics segmentation-models-pytorch. Ultralytics is AGPL-3.0: it is called as a
+program, nothing of it is in here.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+os.environ |= {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "NO_ALBUMENTATIONS_UPDATE": "1"}
+os.environ.setdefault("YOLO_CONFIG_DIR", str(Path("runs").absolute() / "yolo-settings"))
+
+import cv2
+import numpy as np
+import torch
+
+from perception import recipe as recipes
+from perception.engine.log import progress_bar
+from perception.ops.image import letterbox_frame, unwarp_map, warp_image
+from perception.recipe import build_model
+from perception.types import DenseMap, Instances
+
+YOLO = {"detection": "yolo26n.yaml", "segmentation": "yolo26n-sem.yaml", "depth": "yolo26n-depth.yaml"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe")
+    parser.add_argument("task", choices=YOLO)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--size", type=int, default=640)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=750)
+    parser.add_argument("--smp", action="store_true")
+    parser.add_argument("--out", type=Path, required=True)
+    parsed, rest = parser.parse_known_args()
+    if strays := [text for text in rest if "=" not in text or text.startswith("-")]:
+        parser.error(f"unrecognized arguments: {' '.join(strays)}")
+    recipe = recipes.load(parsed.recipe, [*parsed.overrides, *rest], [parsed.task])
+    parsed.out.mkdir(parents=True, exist_ok=True)
+    begin = time.perf_counter()
+    perceive = (train_smp if parsed.smp else train_yolo)(recipe, parsed)
+    seconds = time.perf_counter() - begin
+    found = {
+        "task": parsed.task,
+        "epochs": parsed.epochs,
+        "seconds": round(seconds),
+        **measure(recipe, parsed.task, perceive),
+    }
+    (parsed.out / "metrics.json").write_text(json.dumps(found, indent=1))
+    print(json.dumps(found, indent=1))
+
+
+def measure(recipe, task, perceive) -> dict[str, float]:
+    """The project's own metrics of ``perceive`` (RGB picture to annotation, both in source pixels)."""
+    metric = build_model(recipe, weights=False).tasks[task].metric()
+    for source in recipes.validation_sources(recipe):
+        for index in range(len(source)):
+            sample = source.sample(index)
+            if sample.annotations.get(task) is not None:
+                metric.update(sample.id, perceive(sample.image), sample.annotations[task])
+    return {f"{task}/{key}": value for key, value in metric.compute().items()}
+
+
+def train_yolo(recipe, parsed):
+    from ultralytics import YOLO as Network  # type: ignore[import-not-found]
+    from ultralytics import settings  # type: ignore[import-not-found]
+
+    settings.update({"sync": False})
+    data = write_yolo(recipe, parsed.task, parsed.out / "data")
+    model = Network(YOLO[parsed.task])
+    options = {"data": str(data), "epochs": parsed.epochs, "imgsz": parsed.size, "batch": parsed.batch}
+    quiet = {"plots": False, "val": False, "save_period": -1, "pretrained": False, "amp": False, "workers": 1}
+    model.train(
+        **options,
+        **quiet,
+        device="cpu",
+        seed=recipe.seed,
+        project=str(parsed.out.absolute()),
+        name="train",
+        exist_ok=True,
+    )
+    best = Network(str(parsed.out / "train/weights/last.pt"))
+
+    def perceive(image):
+        result = best.predict(image[:, :, ::-1], imgsz=parsed.size, conf=0.001, max_det=100, verbose=False)[0]
+        if parsed.task == "segmentation":
+            mask = result.semantic_mask
+            values = np.asarray(getattr(mask, "data", mask)).squeeze().astype(np.int64)
+            return DenseMap(values, np.ones(values.shape, bool))
+        if parsed.task == "depth":
+            values = np.asarray(getattr(result.depth, "data", result.depth)).squeeze().astype(np.float32)
+            return DenseMap(values, values > 0)
+        boxes = result.boxes.cpu().numpy()
+        return Instances(boxes.xyxy.astype(np.float32), boxes.cls.astype(np.int64), boxes.conf.astype(np.float32))
+
+    return perceive
+
+
+def write_yolo(recipe, task, out: Path) -> Path:
+    """The recipe's pictures and labels in the layout that Ultralytics expects, once. Returns its data.yaml."""
+    description = out / "data.yaml"
+    if description.is_file():
+        return description
+    opened = {"train": recipes.training_sources(recipe), "val": recipes.validation_sources(recipe)}
+    for part, sources in opened.items():
+        for number, (source, index) in enumerate((s, i) for s in sources for i in range(len(s))):
+            sample = source.sample(index)
+            label = sample.annotations.get(task)
+            if label is not None:
+                write_one(out, part, f"{number:06d}", sample.image, label)
+    names = list(getattr(recipe.tasks[task], "classes", ())) or ["depth"]
+    lines = [f"path: {out.absolute()}", "train: images/train", "val: images/val", "masks_dir: masks", "names:"]
+    lines += [f"  {index}: {name}" for index, name in enumerate(names)]
+    if task == "depth":
+        lines += ["nc: 1", f"max_depth: {recipe.tasks[task].limits[1]}"]
+    description.write_text("\n".join(lines) + "\n")
+    return description
+
+
+def write_one(out: Path, part: str, name: str, image, label) -> None:
+    folders = {kind: out / kind / part for kind in ("images", "labels", "masks", "depth")}
+    for folder in folders.values():
+        folder.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(folders["images"] / f"{name}.png"), image[:, :, ::-1])
+    height, width = image.shape[:2]
+    if isinstance(label, Instances):
+        keep = np.ones(len(label.labels), bool) if label.ignore is None else ~label.ignore
+        sides = label.boxes[keep] / [width, height, width, height]
+        rows = np.column_stack([(sides[:, :2] + sides[:, 2:]) / 2, sides[:, 2:] - sides[:, :2]])
+        text = [f"{c} {' '.join(f'{v:.6f}' for v in row)}\n" for c, row in zip(label.labels[keep], rows, strict=True)]
+        (folders["labels"] / f"{name}.txt").write_text("".join(text))
+    elif np.issubdtype(label.values.dtype, np.integer):
+        cv2.imwrite(str(folders["masks"] / f"{name}.png"), np.where(label.valid, label.values, 255).astype(np.uint8))
+    else:
+        np.save(folders["depth"] / f"{name}.npy", np.where(label.valid, label.values, 0).astype(np.float32))
+
+
+def train_smp(recipe, parsed):
+    import segmentation_models_pytorch as smp  # type: ignore[import-not-found]
+    from segmentation_models_pytorch.losses import DiceLoss  # type: ignore[import-not-found]
+
+    from perception.data.loader import train_batches
+    from perception.engine.precision import autocast
+
+    classes = len(recipe.tasks["segmentation"].classes)
+    ours = build_model(recipe)  # its backbone brings the ImageNet weights and the normalisation
+    network = smp.FPN("tu-tf_efficientnet_lite0", encoder_weights=None, classes=classes)
+    network.encoder.model.load_state_dict(ours.backbone.body.state_dict())
+    network = network.to(memory_format=torch.channels_last).train()
+    mean, std = ours.backbone.mean, ours.backbone.std
+    optimizer = torch.optim.AdamW(network.parameters(), recipe.train.lr, weight_decay=recipe.train.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.train.lr, parsed.steps, pct_start=0.1)
+    dice = DiceLoss("multiclass", ignore_index=255)
+    batches = train_batches(recipes.build_mixture(recipe), ("segmentation",), recipe.train.batch_size, parsed.steps)
+    with progress_bar("smp", parsed.steps) as advance_to:
+        for step, batch in enumerate(batches):
+            labels = torch.stack(
+                [torch.where(m.valid, m.values.long(), 255) for m in batch.annotations["segmentation"]]
+            )
+            with autocast(recipe.train.precision, torch.device("cpu")):
+                logits = network((batch.images.float() - mean) / std).float()
+            loss = torch.nn.functional.cross_entropy(logits, labels, ignore_index=255) + dice(logits, labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            advance_to(step + 1)
+    network.eval()
+
+    def perceive(image):
+        frame = letterbox_frame(image.shape[:2], recipe.data.size)
+        pixels = torch.from_numpy(warp_image(image, frame).copy()).permute(2, 0, 1)[None]
+        with torch.inference_mode():
+            labels = network((pixels.float() - mean) / std)[0].argmax(0).numpy()
+        return DenseMap(
+            unwarp_map(labels.astype(np.uint8), frame, smooth=False).astype(np.int64), np.ones(image.shape[:2], bool)
+        )
+
+    torch.save(network.state_dict(), parsed.out / "smp.pt")
+    return perceive
+
+
+if __name__ == "__main__":
+    sys.exit(main())
