@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -92,10 +92,14 @@ class Perception(nn.Module):
 
     def predict(self, images: Tensor, tasks: Collection[str] | None = None) -> dict[str, Tensor]:
         """Decoded outputs, "<task>.<output>" -> tensor in input pixels. This is the graph that is exported."""
-        chosen = self._chosen(tasks)
+        return self.decode(self(images, tasks), images.shape[-2:])
+
+    def decode(self, raws: Mapping[str, NamedTuple], size: Sequence[Any]) -> dict[str, Tensor]:
+        """As `predict`, from the raw outputs of heads, for pictures of ``size`` (height, width)."""
+        chosen = self._chosen(raws.keys())
         outputs: dict[str, Tensor] = {}
-        for name, raw in self(images, chosen).items():
-            for key, value in chosen[name].decode(raw, images.shape[-2:]).items():
+        for name, raw in raws.items():
+            for key, value in chosen[name].decode(raw, size).items():
                 outputs[f"{name}.{key}"] = value
         return outputs
 

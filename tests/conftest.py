@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 
@@ -30,6 +31,13 @@ def small_network():
     from torch.nn.functional import interpolate
 
     from perception.ops.nms import select
+
+    class Raw(NamedTuple):
+        logits: Tensor
+
+    class RawBoxes(NamedTuple):
+        logits: Tensor
+        boxes: Tensor
 
     class SmallNetwork(nn.Module):
         def __init__(self) -> None:
@@ -59,39 +67,51 @@ def small_network():
                 )
             }
 
-        def predict(self, images: Tensor, tasks: Sequence[str] | None = None) -> dict[str, Tensor]:
+        def forward(self, images: Tensor, tasks: Sequence[str] | None = None) -> dict[str, NamedTuple]:
             x = (images.float() - self.backbone.mean) / self.backbone.std
             levels = []
             for stage in self.trunk:
                 x = stage(x)
                 levels.append(x)
-            size = images.shape[2:]
             middle, last = levels[1], levels[2]
+            heads = {
+                "detection": lambda: self._detect(last),
+                "segmentation": lambda: Raw(self.pixels(middle)),
+                "depth": lambda: Raw(self.distance(middle)),
+                "classification": lambda: Raw(self.label(last.mean((2, 3)))),
+            }
+            return {name: head() for name, head in heads.items() if tasks is None or name in tasks}
+
+        def predict(self, images: Tensor, tasks: Sequence[str] | None = None) -> dict[str, Tensor]:
+            return self.decode(self(images, tasks), images.shape[-2:])
+
+        def decode(self, raws, size) -> dict[str, Tensor]:
             found = {}
-            if tasks is None or "detection" in tasks:
-                found |= self._detect(last)
-            if tasks is None or "segmentation" in tasks:
-                logits = interpolate(self.pixels(middle), size=size, mode="bilinear")
-                found["segmentation.label_map"] = logits.argmax(1).to(torch.uint8)
-            if tasks is None or "depth" in tasks:
-                depth = interpolate(self.distance(middle), size=size, mode="bilinear")[:, 0]
-                found["depth.depth"] = 0.5 * 160 ** depth.sigmoid()
-            if tasks is None or "classification" in tasks:
-                found["classification.probabilities"] = self.label(last.mean((2, 3))).softmax(1)
+            for name, raw in raws.items():
+                if name == "detection":
+                    scores, labels = raw.logits.sigmoid().max(2)
+                    top = scores.sort(dim=1, descending=True, stable=True).indices[:, :400]
+                    boxes = raw.boxes.gather(1, top[:, :, None].expand(-1, -1, 4))
+                    scores, labels = scores.gather(1, top), labels.gather(1, top)
+                    kept = select(boxes, scores * (scores > 0.3), labels, 0.6, 300)
+                    found |= dict(zip(("detection.boxes", "detection.scores", "detection.labels"), kept, strict=True))
+                elif name == "classification":
+                    found["classification.probabilities"] = raw.logits.softmax(1)
+                else:
+                    values = interpolate(raw.logits, size=tuple(size), mode="bilinear")
+                    if name == "segmentation":
+                        found["segmentation.label_map"] = values.argmax(1).to(torch.uint8)
+                    else:
+                        found["depth.depth"] = 0.5 * 160 ** values[:, 0].sigmoid()
             return found
 
-        def _detect(self, features: Tensor) -> dict[str, Tensor]:
+        def _detect(self, features: Tensor) -> NamedTuple:
             height, width = features.shape[2:]
             y, x = torch.meshgrid(torch.arange(height) * 8.0, torch.arange(width) * 8.0, indexing="ij")
             centres = torch.stack([x, y, x, y]) + 4
             sides = self.boxes(features).exp() * 12 * torch.tensor([-1.0, -1, 1, 1])[:, None, None]
-            boxes = (centres + sides).flatten(2).transpose(1, 2)
-            scores, labels = self.scores(features).sigmoid().flatten(2).transpose(1, 2).max(2)
-            top = scores.sort(dim=1, descending=True, stable=True).indices[:, :200]
-            boxes = boxes.gather(1, top[:, :, None].expand(-1, -1, 4))
-            scores, labels = scores.gather(1, top), labels.gather(1, top)
-            found = select(boxes, scores * (scores > 0.3), labels, 0.6, 100)
-            return dict(zip(("detection.boxes", "detection.scores", "detection.labels"), found, strict=True))
+            logits = self.scores(features).flatten(2).transpose(1, 2)
+            return RawBoxes(logits, (centres + sides).flatten(2).transpose(1, 2))
 
     torch.manual_seed(0)
     network = SmallNetwork()
@@ -105,10 +125,47 @@ def small_network():
 
 
 @pytest.fixture(scope="session")
-def exported(small_network, tmp_path_factory) -> Path:
-    """The small network as an ONNX file. Read only: copy it to change it."""
+def translated(small_network):
+    """The graph of the small network with its raw outputs, for any size: what `export` makes its file of. Read only."""
+    from perception.deploy.export import translate
+
+    return translate(small_network, small_network.specs, None)
+
+
+@pytest.fixture(scope="session")
+def export_small(small_network, translated):
+    """`export` of the small network (or of one like it) that follows its code only once, which takes most of the time.
+
+    nudge: changes the graph before it is checked.
+    """
+    from perception.deploy import graph
     from perception.deploy.export import export
 
+    def export_it(out: Path, nudge=lambda model: None, **options):
+        def again(model, specs, size, opset):
+            kept = {entry.name for entry in translated.graph.output if entry.name.partition(".")[0] in specs}
+            found = graph.keep_outputs(translated, kept)
+            nudge(found)
+            return found
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("perception.deploy.export.translate", again)
+            return export(small_network, out, **{"sizes": ((64, 64),), "batches": (1,), **options})
+
+    return export_it
+
+
+@pytest.fixture(scope="session")
+def exported(export_small, tmp_path_factory) -> Path:
+    """The small network as an ONNX file. Read only: copy it to change it."""
     path = tmp_path_factory.mktemp("exported") / "small.onnx"
-    export(small_network, path, size=(96, 160), sizes=((96, 160), (64, 64)), batches=(1, 2))
+    export_small(path, size=(96, 160), sizes=((96, 160), (64, 64)), batches=(1, 2))
+    return path
+
+
+@pytest.fixture(scope="session")
+def exported_inside(export_small, tmp_path_factory) -> Path:
+    """As `exported`, with the letterbox to 96x160 inside. Read only."""
+    path = tmp_path_factory.mktemp("inside") / "small.onnx"
+    export_small(path, size=(96, 160), preprocess="inside")
     return path

@@ -10,9 +10,9 @@ import onnxruntime
 import pytest
 import torch
 
-from perception.deploy import container, parity
+from perception.deploy import container, graph, parity
 from perception.deploy.export import export
-from perception.deploy.manifest import extract
+from perception.deploy.manifest import extract, parse
 from perception.deploy.parity import Comparison, Disagreement
 from perception.deploy.runtime import Perceiver
 from perception.model import ModelConfig, Perception
@@ -66,8 +66,8 @@ def test_x1_every_size_and_batch_in_a_bare_session(small_network, exported, size
     assert agree(small_network, session, pictures(count, *size, seed=count)) > 0
 
 
-def test_x1_the_real_network_in_a_bare_session(tmp_path):
-    """Backbone, neck and the four tasks, with spread-out scores, at every required size and batch."""
+def real_network(backbone: str = "lcnet_035"):
+    """Backbone, neck and the four tasks, with spread-out scores."""
     torch.manual_seed(0)
     tasks = {
         "detection": TASKS["detection"].Config(classes=("car", "bike", "sign"), depth=1),  # type: ignore[call-arg]
@@ -75,17 +75,26 @@ def test_x1_the_real_network_in_a_bare_session(tmp_path):
         "depth": TASKS["depth"].Config(width=16),  # type: ignore[call-arg]
         "classification": TASKS["classification"].Config(classes=("day", "night"), width=32),  # type: ignore[call-arg]
     }
-    model = Perception(ModelConfig(backbone=BackboneConfig(name="lcnet_035", weights="none")), tasks)
+    model = Perception(ModelConfig(backbone=BackboneConfig(name=backbone, weights="none")), tasks)
     with torch.no_grad():
         for _ in range(10):  # running statistics of real passes
             model(torch.from_numpy(pictures(4, 96, 96, seed=0)))
         model.tasks["detection"].class_output.weight.mul_(100)
         model.tasks["detection"].box_output.weight.mul_(10)
+    return model.eval()
+
+
+def test_x1_the_real_network_in_a_bare_session(tmp_path):
+    """At every required size and batch; nothing of training is left in the file."""
+    model = real_network()
     report = export(model, tmp_path / "real.onnx", size=(256, 512), sizes=((256, 512),), batches=(1,))
     session = onnxruntime.InferenceSession(report.path, providers=["CPUExecutionProvider"])
-    assert all(
-        agree(model.eval(), session, pictures(count, *size, seed=9)) > 0 for size in SIZES for count in (1, 2, 3)
-    )
+    assert all(agree(model, session, pictures(count, *size, seed=9)) > 0 for size in SIZES for count in (1, 2, 3))
+    nodes = onnx.load(report.path).graph.node
+    assert "BatchNormalization" not in {node.op_type for node in nodes}
+    names = [node.name for node in nodes]
+    assert len(set(names)) == len(names)
+    assert any(name.startswith("tasks.depth.decoder") for name in names)
 
 
 def test_tensorflow_padding_written_out_is_the_same_network():
@@ -117,7 +126,7 @@ def test_one_file_with_nms_and_argmax_inside_and_dynamic_axes(exported):
     assert not any(tensor.external_data for tensor in model.graph.initializer)
     axes = [[dim.dim_param or dim.dim_value for dim in entry.type.tensor_type.shape.dim] for entry in model.graph.input]
     assert axes == [["batch", 3, "height", "width"]]
-    assert [path.name for path in exported.parent.iterdir()] == [exported.name]
+    assert sorted(path.name for path in exported.parent.iterdir()) == ["small.json", exported.name]
     assert b"/perception/" not in container.without_metadata(exported.read_bytes())  # no paths of the machine
 
 
@@ -131,57 +140,125 @@ def test_the_manifest_says_what_a_runtime_needs(small_network, exported):
     assert len(manifest.weights) == len(manifest.graph) == 64
     assert set(manifest.parity) >= {"detection.boxes", "detection.unmatched", "segmentation.label_map", "depth.depth"}
     assert max(manifest.parity.values()) < 1e-2
-    assert [entry.name for entry in onnx.load(exported).graph.output] == manifest.outputs
+    model = onnx.load(exported)
+    assert [entry.name for entry in model.graph.output] == list(manifest.outputs)
+    assert manifest.outputs["detection.boxes"].shape == ("batch", 300, 4)
+    assert manifest.outputs["depth.depth"].shape == ("batch", "height", "width")
+    assert manifest.outputs["segmentation.label_map"].dtype == "uint8"
+    assert "m of each pixel" in manifest.outputs["depth.depth"].meaning
+    assert manifest.opset == model.opset_import[0].version
+    assert (model.producer_name, model.producer_version) == tuple(manifest.producer.split())
+    assert set(manifest.made_with) == {"torch", "onnx", "onnxruntime"}
 
 
-def test_a_subset_of_tasks_is_a_smaller_file(small_network, exported, tmp_path):
-    report = export(small_network, tmp_path / "d.onnx", size=(64, 64), sizes=((64, 64),), batches=(1,), tasks=["depth"])
+def test_the_manifest_lies_beside_the_file_too(exported):
+    assert parse(exported.with_suffix(".json").read_text("utf-8"), "") == extract(exported.read_bytes(), "")
+
+
+def test_a_subset_of_tasks_is_a_smaller_file_without_dead_weights(small_network, export_small, exported, tmp_path):
+    report = export_small(tmp_path / "d.onnx", size=(64, 64), tasks=["depth"])
     assert list(report.manifest.tasks) == ["depth"]
     assert report.bytes < exported.stat().st_size
+    content = onnx.load(report.path).graph
+    read = {name for node in content.node for name in node.input}
+    assert all(tensor.name in read for tensor in content.initializer)
+    needed = small_network.distance, *small_network.trunk[:2]
+    kernels = sum(p.numel() for part in needed for p in part.parameters() if p.ndim == 4)
+    found = sum(np.prod(tensor.dims) for tensor in content.initializer if len(tensor.dims) == 4)
+    assert found == kernels + 6  # and the mean and deviation of the normalisation
     with pytest.raises(PerceptionError, match="No task lidar"):
-        export(small_network, tmp_path / "x.onnx", size=(64, 64), tasks=["lidar"])
+        export_small(tmp_path / "x.onnx", size=(64, 64), tasks=["lidar"])
+    with pytest.raises(PerceptionError, match=r"Wrong input size 100x64\. Expected multiples of 32\. Use 96x64"):
+        export_small(tmp_path / "x.onnx", size=(100, 64))
 
 
 def test_the_network_is_not_touched(small_network, tmp_path):
     model = copy.deepcopy(small_network).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    export(model, tmp_path / "d.onnx", size=(64, 64), sizes=((64, 64),), batches=(1,), tasks=["classification"])
+    export(model, tmp_path / "d.onnx", size=(64, 64), batches=(1,), tasks=["classification"], dynamic=False)
     assert model.training
     assert all(value.requires_grad for value in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    session = onnxruntime.InferenceSession(tmp_path / "d.onnx", providers=["CPUExecutionProvider"])
+    assert [entry.shape for entry in session.get_inputs()] == [["batch", 3, 64, 64]]
+    perceiver = Perceiver(tmp_path / "d.onnx")
+    assert not perceiver.manifest.input.dynamic
+    with pytest.raises(PerceptionError, match=r"Wrong input size 96x96\. This file was exported for 64x64 alone"):
+        perceiver(np.zeros((9, 9, 3), np.uint8), size=(96, 96))
 
 
 @pytest.mark.parametrize("task", ["detection", "segmentation", "depth", "classification"])
-def test_x1_a_disagreement_leaves_what_was_there(small_network, tmp_path, monkeypatch, task):
-    """The graph is written from a network whose last layer was nudged; the check must see it in every task."""
-    from perception.deploy import export as module
-
+def test_x1_a_disagreement_leaves_what_was_there(small_network, export_small, tmp_path, task):
+    """The graph's last layer is nudged; the check must see it in every task."""
     layer = {"detection": "boxes", "segmentation": "pixels", "depth": "distance", "classification": "label"}[task]
-    translate = module._translate
 
-    def nudged(model, specs, opset):
-        model = copy.deepcopy(model)
-        getattr(model, layer).bias.data[0] += 2e-3
-        return translate(model, specs, opset)
+    def nudge(model):
+        bias = next(tensor for tensor in model.graph.initializer if tensor.name.endswith(f"{layer}.bias"))
+        values = onnx.numpy_helper.to_array(bias).copy()
+        values.flat[0] += 2e-3
+        bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
 
-    monkeypatch.setattr(module, "_translate", nudged)
     out = tmp_path / "small.onnx"
     out.write_bytes(b"the file of yesterday")
     with pytest.raises(Disagreement, match=f"disagree.*{task}"):
-        export(small_network, out, size=(64, 96), sizes=((64, 96), (256, 512)), batches=(2,), tasks=[task])
+        export_small(out, nudge, size=(64, 96), sizes=((64, 96), (256, 512)), batches=(2,), tasks=[task])
     assert out.read_bytes() == b"the file of yesterday"
     assert list(tmp_path.iterdir()) == [out]
 
 
+@pytest.mark.parametrize("change", ["iou", "order"])
+def test_x1_a_disagreement_of_the_decoding_alone_is_seen(export_small, tmp_path, change):
+    """Raw outputs agree, boxes after suppression do not: by made-up scores, whatever pictures bring."""
+
+    def nudge(model):
+        suppression = next(node for node in model.graph.node if node.op_type == "NonMaxSuppression")
+        if change == "iou":
+            threshold = graph.constants(model)[suppression.input[3]]
+            threshold.CopyFrom(onnx.numpy_helper.from_array(np.float32([0.4]), threshold.name))
+        else:
+            model.graph.initializer.append(onnx.numpy_helper.from_array(np.int64([3]), "three"))
+            suppression.input[2] = "three"
+
+    with pytest.raises(Disagreement, match=r"disagree.*detection"):
+        export_small(tmp_path / "x.onnx", nudge, size=(64, 64), tasks=["detection"])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_x1_nothing_three_hundred_boxes_and_one_class_alone(small_network, translated, count):
+    """Decoded by the graph from raw outputs as by torch; the crowd fills all 300 places."""
+    ends = {entry.name: entry for entry in translated.graph.output}
+    names = [f"detection.{key}" for key in ("boxes", "scores", "labels")]
+    piece = graph.cut(translated, [ends["detection.raw.logits"], ends["detection.raw.boxes"]], names)
+    session = onnxruntime.InferenceSession(piece.SerializeToString(), providers=["CPUExecutionProvider"])
+    with torch.inference_mode():
+        raw = small_network(torch.from_numpy(pictures(count, 256, 320, seed=1)), ["detection"])["detection"]
+    corners = raw.boxes[..., :2].repeat(1, 1, 2) + torch.tensor([0.0, 0, 6, 6])  # so small that few are suppressed
+    totals = {}
+    for where, logits in parity.scenes(raw.logits.numpy()):
+        given = {"detection.raw.logits": logits, "detection.raw.boxes": corners.numpy()}
+        found = dict(zip(names, session.run(names, given), strict=True))
+        wanted = small_network.decode({"detection": raw._replace(logits=torch.from_numpy(logits), boxes=corners)}, ())
+        comparison = Comparison({"detection": small_network.specs["detection"]}, {"detection": 0.6})
+        comparison.add(where, {key: value.numpy() for key, value in wanted.items()}, found)
+        comparison.finish()
+        totals[where] = (found["detection.scores"] > 0).sum(1)
+        if where == "class 2 alone":
+            assert (found["detection.labels"][found["detection.scores"] > 0] == 2).all()
+    assert (totals["no detections"] == 0).all()
+    assert (totals["a crowd"] == 300).all()
+    assert (totals["class 0 alone"] > 0).all()
+
+
 def test_a_network_that_cannot_be_traced_is_a_clear_error(small_network, tmp_path):
     class Untraceable(type(small_network)):
-        def predict(self, images, tasks=None):
-            return super().predict(images if images.sum() > 5 else images + 1, tasks)
+        def forward(self, images, tasks=None):
+            return super().forward(images if images.sum() > 5 else images + 1, tasks)
 
     model = copy.deepcopy(small_network)
     model.__class__ = Untraceable
     with pytest.raises(PerceptionError, match="cannot be exported"):
-        export(model, tmp_path / "x.onnx", size=(64, 64))
+        export(model, tmp_path / "x.onnx", size=(64, 64), dynamic=False)
     assert not list(tmp_path.iterdir())
 
 

@@ -385,7 +385,7 @@ def test_x3_missing_and_tampered_manifests(exported, tmp_path):
         "has no manifest": {},
         "manifest was changed": {**pairs, MANIFEST_KEY: changed},
         "manifest was changed after": {MANIFEST_KEY: pairs[MANIFEST_KEY]},
-        "format 9, expected 1": signed(pairs[MANIFEST_KEY].replace('"format": 1', '"format": 9')),
+        "format 9, expected 2": signed(pairs[MANIFEST_KEY].replace('"format": 2', '"format": 9')),
         "not valid": signed("[1, 2"),
     }
     for message, metadata in cases.items():

@@ -51,6 +51,10 @@ def size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
+def size_or_dynamic(text: str):
+    return "dynamic" if text.lower() == "dynamic" else size(text)
+
+
 def camera(text: str | None):
     from perception.types import Camera, ConfigError
 

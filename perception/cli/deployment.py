@@ -1,4 +1,4 @@
-"""The commands that run networks: predict, export."""
+"""The command that runs networks: predict."""
 
 from __future__ import annotations
 
@@ -33,11 +33,6 @@ def add_commands(commands: Any) -> None:
     predict.add_argument(
         "--timeout", type=positive, default=5.0, metavar="S", help="give up what is silent (default: 5)"
     )
-
-    export = add_command(commands, "export", _export, "write one verified ONNX file")
-    export.add_argument("model", type=Path, metavar="RUN", help="run folder or checkpoint")
-    add_tasks(export)
-    export.add_argument("--out", type=Path, help="the file (default: RUN/model.onnx)")
 
 
 def _predict(parsed: argparse.Namespace) -> int:
@@ -85,14 +80,3 @@ def quiet_ffmpeg() -> None:
     """FFmpeg writes a line for each damaged packet, OpenCV one for each attempt to open; the summary counts them."""
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "8")
     os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
-
-
-def _export(parsed: argparse.Namespace) -> int:
-    from perception import runs
-    from perception.deploy.export import export
-
-    recipe, model = runs.open_run(parsed.model, tasks=parsed.tasks)
-    print("Exporting and comparing with torch takes about a minute.", file=sys.stderr)  # noqa: T201
-    out = parsed.out or (parsed.model if parsed.model.is_dir() else parsed.model.parent) / "model.onnx"
-    print(export(model, out, size=recipe.data.size, images=runs.some_pictures(recipe)))  # noqa: T201
-    return 0

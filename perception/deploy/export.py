@@ -1,4 +1,4 @@
-"""One network, one ONNX file: dynamic batch, height and width; argmax and NMS inside; kept only if it proves equal."""
+"""One network, one ONNX file: normalisation, argmax and NMS inside; kept only if it proves equal to torch."""
 
 from __future__ import annotations
 
@@ -12,28 +12,40 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime
 import torch
 from numpy.typing import NDArray
+from onnx import ModelProto
 from timm.layers import Conv2dSame  # type: ignore[attr-defined]
+from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
-from perception.deploy import parity
-from perception.deploy.manifest import InputRules, Manifest, embed
+from perception.deploy import graph as passes
+from perception.deploy import inside, parity
+from perception.deploy.manifest import RESIZE, RESIZE_INSIDE, InputRules, Manifest, OutputRules, embed, to_text
+from perception.deploy.manifest import Preprocess as Preprocess
+from perception.deploy.reduce import Reduction
 from perception.deploy.runtime import Perceiver, choose
+from perception.deploy.session import runner
 from perception.ops.nms import onnx_translations
 from perception.types import PerceptionError, TaskSpec
 
 MULTIPLE = 32
+OPSET = 20
 
 
 @dataclass(frozen=True, slots=True)
 class ExportReport:
-    """What `export` wrote. parity: output -> largest difference between torch and ONNX Runtime."""
+    """What `export` wrote. parity: output -> largest difference between torch and ONNX Runtime.
+
+    table: of a reduced precision, what it does to each task and to the speed; lines of text
+    """
 
     path: Path
     manifest: Manifest
@@ -41,13 +53,15 @@ class ExportReport:
     batches: int
     bytes: int
     seconds: float
+    table: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        differences = ", ".join(f"{name} {value:.1e}" for name, value in self.parity.items())
-        return (
+        differences = ", ".join(f"{name} {value:.1e}" for name, value in self.parity.items() if ".raw." not in name)
+        text = (
             f"{self.path}: {self.bytes / 1e6:.1f} MB in {self.seconds:.0f} s. Torch and ONNX Runtime agree on "
             f"{self.batches} batches; largest differences: {differences}"
         )
+        return "\n".join([*self.table, text])
 
 
 def export(
@@ -56,80 +70,191 @@ def export(
     *,
     size: tuple[int, int],
     tasks: Sequence[str] | None = None,
+    dynamic: bool = True,
+    preprocess: Preprocess = "outside",
+    reduction: Reduction | None = None,
     sizes: Sequence[tuple[int, int]] = parity.SIZES,
     batches: Sequence[int] = parity.BATCHES,
     images: Sequence[NDArray[np.uint8]] = (),
-    opset: int = 20,
+    opset: int = OPSET,
 ) -> ExportReport:
     """Write ``model`` (a `perception.model.Perception`) as one ONNX file whose graph is ``model.predict``.
 
-    size:    recommended (height, width) of the input, that of training
+    size:    (height, width) that the network sees, that of training; multiples of 32
     tasks:   the only tasks in the file; None = all
-    sizes, batches, images: what parity is checked with: every size and batch, noise and pictures
+    dynamic: the file takes any height and width that are multiples of 32, and ``size`` is a recommendation
+    preprocess: "inside": the graph letterboxes pictures of any size to ``size`` itself, and answers in their pixels
+    reduction: arithmetic of less precision than float32, and how it is judged (`perception.deploy.reduce`)
+    sizes, batches, images: what parity is checked with: every size (where dynamic) and count, noise and pictures
     opset:   version of the ONNX operator set
 
-    The model itself is not touched. The file appears at ``out`` only after torch and ONNX Runtime agreed on every
-    output of every batch (`perception.deploy.parity`); otherwise raises `parity.Disagreement` and leaves
-    ``out`` as it was.
+    The model itself is not touched. The file, and its manifest as ``.json`` beside it, appear only after torch and
+    ONNX Runtime agreed on every raw and decoded output of every batch (`perception.deploy.parity`). Raises
+    `parity.Disagreement` where they do not, `reduce.Refused` where a reduced precision does not pay, and leaves both
+    files as they were.
     """
     start, out = time.perf_counter(), Path(out)
+    fixed = not dynamic or preprocess == "inside"
+    _check_size(size)
     specs = choose(model.specs, tasks)
     network = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
-    rules = InputRules(size, *_normalisation(network), multiple=MULTIPLE)
-    data = _translate(_with_static_padding(copy.deepcopy(network)), specs, opset)
-    manifest = Manifest(specs, rules, weights=_weights_digest(network))
+    core = translate(network, specs, size if fixed else None, opset)
+    found, count = verify(network, core, specs, parity.batches([size] if fixed else sizes, batches, images))
+    outcome = reduction.apply(network, core, specs) if reduction else None
+    if outcome:
+        core = outcome.model
+    whole = core
+    if preprocess == "inside":
+        whole = inside.wrap(core, specs, size)
+        found |= inside.verify(whole, core, specs, _iou_thresholds(network), images)
+    names = [f"{name}.{output}" for name, spec in specs.items() for output in spec.outputs]
+    published = passes.keep_outputs(whole, names)
+    manifest = Manifest(
+        specs,
+        _rules(network, size, preprocess, not fixed),
+        {entry.name: _output_rules(entry, specs, preprocess) for entry in published.graph.output},
+        opset=opset,
+        weights=_weights_digest(network),
+        parity=found,
+        made_with={library.__name__: library.__version__ for library in (torch, onnx, onnxruntime)},
+        **(outcome.facts if outcome else {}),
+    )
+    finished = write(out, published, manifest)
+    table = outcome.table if outcome else ()
+    return ExportReport(out, finished, found, count, out.stat().st_size, time.perf_counter() - start, table)
+
+
+def _check_size(size: tuple[int, int]) -> None:
+    if len(size) != 2 or any(side <= 0 or side % MULTIPLE for side in size):
+        fits = "x".join(str(max(1, round(side / MULTIPLE)) * MULTIPLE) for side in size)
+        found = "x".join(map(str, size))
+        raise PerceptionError(f"Wrong input size {found}. Expected multiples of {MULTIPLE}. Use {fits}.")
+
+
+def write(out: Path, model: ModelProto, manifest: Manifest) -> Manifest:
+    """Put ``model`` with ``manifest`` at ``out``, and the manifest as JSON beside it, once a runtime has opened it.
+
+    Returns the manifest as the file has it.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
-    with _temporary(out) as path:
-        path.write_bytes(embed(data, manifest))
-        found, count = verify(network, path, specs, parity.batches(sizes, batches, images))
-        path.write_bytes(embed(data, replace(manifest, parity=found)))
-        finished = Perceiver(path).manifest
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())
+    beside = out.with_suffix(".json")
+    model.producer_name, _, model.producer_version = manifest.producer.partition(" ")
+    with _temporary(out) as path, _temporary(beside) as text:
+        path.write_bytes(embed(model.SerializeToString(), manifest))
+        finished = Perceiver(path, threads=1).manifest
+        text.write_text(to_text(finished, indent=1) + "\n", "utf-8")
+        for file in (path, text):
+            file.chmod(0o644)
+            with file.open("rb+") as stream:
+                os.fsync(stream.fileno())
         path.replace(out)
-    return ExportReport(out, finished, found, count, out.stat().st_size, time.perf_counter() - start)
+        text.replace(beside)
+    return finished
 
 
 def verify(
-    model: Any, path: str | Path, specs: Mapping[str, TaskSpec], batches: Iterator[tuple[str, NDArray[np.uint8]]]
+    model: Any, exported: ModelProto, specs: Mapping[str, TaskSpec], batches: Iterator[tuple[str, NDArray[np.uint8]]]
 ) -> tuple[dict[str, float], int]:
-    """(largest difference of each output, batches compared). Raises `parity.Disagreement`."""
-    perceiver = Perceiver(path, threads=torch.get_num_threads(), tasks=list(specs))
-    comparison, count = parity.Comparison(specs, _iou_thresholds(model)), 0
+    """(largest difference of each output, batches compared). Raises `parity.Disagreement`.
+
+    Besides the batches, every task with scores decodes raw outputs that hold nothing, a crowd, and one class only.
+    """
+    run = runner(exported.SerializeToString(), torch.get_num_threads())
+    comparison, count, raws = parity.Comparison(specs, _iou_thresholds(model)), 0, None
     for where, images in batches:
         with torch.inference_mode():
-            wanted = model.predict(torch.from_numpy(images), list(specs))
-        comparison.add(where, {name: value.numpy() for name, value in wanted.items()}, perceiver.run(images))
+            raw = model(torch.from_numpy(images), list(specs))
+            wanted = {**flat_raw(raw), **model.decode(raw, images.shape[-2:])}
+        comparison.add(where, {name: value.numpy() for name, value in wanted.items()}, run(images))
+        raws = raws or (raw, images)
         count += 1
+    if raws is not None:
+        for name, spec in specs.items():
+            if spec.shape == "instances" and "logits" in raws[0][name]._fields:
+                _verify_scenes(model, exported, name, spec, raws[0][name], raws[1], comparison)
     return comparison.finish(), count
 
 
+def _verify_scenes(
+    model: Any,
+    exported: ModelProto,
+    name: str,
+    spec: TaskSpec,
+    raw: Any,
+    images: NDArray[np.uint8],
+    comparison: parity.Comparison,
+) -> None:
+    """Decode made-up scores by torch and by the piece of the graph that decodes them."""
+    ends = {entry.name: entry for entry in exported.graph.output}
+    flat = {key: value.numpy() for key, value in flat_raw({name: raw}).items()}
+    outputs = [f"{name}.{output}" for output in spec.outputs]
+    piece = passes.cut(exported, [ends[key] for key in flat], outputs)
+    session = onnxruntime.InferenceSession(piece.SerializeToString(), providers=["CPUExecutionProvider"])
+    read = {entry.name for entry in session.get_inputs()}
+    for where, logits in parity.scenes(flat[f"{name}.raw.logits"]):
+        with torch.inference_mode():
+            wanted = model.decode({name: raw._replace(logits=torch.from_numpy(logits))}, images.shape[-2:])
+        feeds = {**flat, f"{name}.raw.logits": logits, "images": images}
+        answer: Any = session.run(outputs, {key: value for key, value in feeds.items() if key in read})
+        sides = {key: value.numpy() for key, value in wanted.items()}, dict(zip(outputs, answer, strict=True))
+        comparison.add(f"{name} with {where}", *sides, tasks=[name])
+
+
+def flat_raw(raws: Mapping[str, Any]) -> dict[str, Tensor]:
+    """``"<task>.raw.<field>"`` -> tensor, of the raw outputs of heads."""
+    found = {}
+    for name, raw in raws.items():
+        for key, value in zip(raw._fields, raw, strict=True):
+            found |= _flat(f"{name}.raw.{key}", value)
+    return found
+
+
+def _flat(key: str, value: Any) -> dict[str, Tensor]:
+    if isinstance(value, Tensor):
+        return {key: value}
+    items = value if isinstance(value, tuple | list) else ()
+    return {name: tensor for i, item in enumerate(items) for name, tensor in _flat(f"{key}.{i}", item).items()}
+
+
 class _Graph(nn.Module):
-    """`predict` with its outputs as a tuple in the manifest's order."""
+    """Decoded outputs in the manifest's order, then the raw ones, as a tuple."""
 
     def __init__(self, model: Any, names: list[str], tasks: list[str]) -> None:
         super().__init__()
         self.model, self.names, self.tasks = model, names, tasks
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        outputs = self.model.predict(images, self.tasks)
-        return tuple(outputs[name] for name in self.names)
+        raw = self.model(images, self.tasks)
+        outputs = self.model.decode(raw, images.shape[-2:])
+        return *(outputs[name] for name in self.names), *flat_raw(raw).values()
 
 
-def _translate(model: Any, specs: Mapping[str, TaskSpec], opset: int) -> bytes:
+def translate(
+    model: Any, specs: Mapping[str, TaskSpec], size: tuple[int, int] | None, opset: int = OPSET
+) -> ModelProto:
+    """The graph of ``specs``, with the raw outputs of the heads beside the decoded ones, BatchNorm folded.
+
+    size: the only (height, width) that it takes; None = any multiples of 32. Raises PerceptionError where the exporter
+    cannot follow the network's code.
+    """
+    ready = simplified(model)
+    height, width = size or (8 * MULTIPLE, 10 * MULTIPLE)
+    example = torch.randint(0, 256, (2, 3, height, width), dtype=torch.uint8)
+    with torch.inference_mode():
+        raw_names = list(flat_raw(ready(example[:1, :, : 2 * MULTIPLE, : 2 * MULTIPLE], list(specs))))
     names = [f"{name}.{output}" for name, spec in specs.items() for output in spec.outputs]
-    example = torch.randint(0, 256, (2, 3, 8 * MULTIPLE, 10 * MULTIPLE), dtype=torch.uint8)
-    height, width = torch.export.Dim("rows", min=1), torch.export.Dim("columns", min=1)
-    dynamic = {0: torch.export.Dim("batch", min=1), 2: MULTIPLE * height, 3: MULTIPLE * width}
+    shape: dict[int, Any] = {0: torch.export.Dim("batch", min=1)}
+    if size is None:
+        shape |= {2: MULTIPLE * torch.export.Dim("rows", min=1), 3: MULTIPLE * torch.export.Dim("columns", min=1)}
     with _quiet(), torch.no_grad():
         try:
             program = torch.onnx.export(
-                _Graph(model, names, list(specs)).eval(),
+                _Graph(ready, names, list(specs)).eval(),
                 (example,),
                 dynamo=True,
-                dynamic_shapes=({**dynamic},),
+                dynamic_shapes=(shape,),
                 input_names=["images"],
-                output_names=names,
+                output_names=[*names, *raw_names],
                 opset_version=opset,
                 custom_translation_table=onnx_translations(),
                 verbose=False,
@@ -137,9 +262,21 @@ def _translate(model: Any, specs: Mapping[str, TaskSpec], opset: int) -> bytes:
         except Exception as error:  # the exporter raises whatever a model's own code meets under tracing
             raise PerceptionError(f"The network cannot be exported to ONNX: {error}") from error
     assert program is not None
-    proto = program.model_proto
-    _clean(proto)
-    return proto.SerializeToString()
+    found = program.model_proto
+    passes.name_nodes(found)
+    passes.forget_origins(found)
+    passes.fold_batchnorm(found)
+    _name_sizes(found)
+    return found
+
+
+def simplified(model: nn.Module) -> nn.Module:
+    """A copy that computes the same in fewer and plainer layers, which the exporter follows faster."""
+    ready = _with_static_padding(reparameterize_model(copy.deepcopy(model)))
+    for layer in ready.modules():
+        if hasattr(layer, "inplace"):
+            layer.inplace = False  # type: ignore[assignment]
+    return ready
 
 
 def _with_static_padding(network: nn.Module) -> nn.Module:
@@ -172,19 +309,37 @@ def _padded(convolution: Any) -> nn.Module:
     return nn.Sequential(nn.ZeroPad2d((wide // 2, wide - wide // 2, tall // 2, tall - tall // 2)), plain)
 
 
-def _clean(proto: Any) -> None:
-    """Drop what the exporter notes for debugging (paths of source files among it) and name the dynamic sizes."""
-    graph = proto.graph
-    for entry in [proto, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer]:
-        del entry.metadata_props[:]
-    for entry in graph.node:
-        entry.ClearField("doc_string")
-    del graph.value_info[:]
+def _name_sizes(model: ModelProto) -> None:
+    """Call the dynamic sizes of inputs and outputs by what they are."""
     plain = {f"{MULTIPLE}*rows": "height", f"{MULTIPLE}*columns": "width"}
-    for entry in [*graph.input, *graph.output]:
+    for entry in [*model.graph.input, *model.graph.output]:
         for dim in entry.type.tensor_type.shape.dim:
             if dim.dim_param in plain:
                 dim.dim_param = plain[dim.dim_param]
+
+
+def _output_rules(entry: Any, specs: Mapping[str, TaskSpec], preprocess: Preprocess) -> OutputRules:
+    name, _, output = entry.name.rpartition(".")
+    spec, space = specs[name], "picture" if preprocess == "inside" else "input"
+    focal = f" through a lens of {spec.canonical_focal:g} pixels of the {space}" if spec.canonical_focal else ""
+    meanings = {
+        "boxes": f"x1 y1 x2 y2 in pixels of the {space}; best first, padded with zeros",
+        "scores": "0 to 1; 0 = padding",
+        "labels": "index into the task's classes",
+        "probabilities": "0 to 1, of each class",
+    }
+    maps = "index into the task's classes, of each pixel" if spec.classes else f"{spec.unit} of each pixel{focal}"
+    meaning = maps if spec.shape == "dense" else meanings.get(output, str(output))
+    return OutputRules(passes.dtype_of(entry), passes.shape_of(entry), meaning)
+
+
+def _rules(model: Any, size: tuple[int, int], preprocess: Preprocess, dynamic: bool) -> InputRules:
+    mean, std = _normalisation(model)
+    if preprocess == "outside":
+        return InputRules(size, mean, std, multiple=MULTIPLE, resize=RESIZE, dynamic=dynamic)
+    return InputRules(
+        size, mean, std, layout="NHWC", multiple=MULTIPLE, resize=RESIZE_INSIDE, preprocess=preprocess, dynamic=False
+    )
 
 
 @contextlib.contextmanager
@@ -203,7 +358,7 @@ def _quiet() -> Iterator[None]:
 @contextlib.contextmanager
 def _temporary(out: Path) -> Iterator[Path]:
     """A file beside ``out`` that is gone at the end, unless it was renamed."""
-    handle, name = tempfile.mkstemp(suffix=".onnx", prefix=f".{out.stem}-", dir=out.parent)
+    handle, name = tempfile.mkstemp(suffix=out.suffix, prefix=f".{out.stem}-", dir=out.parent)
     os.close(handle)
     try:
         yield Path(name)

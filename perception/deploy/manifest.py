@@ -12,26 +12,43 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from perception import __version__
 from perception.deploy import container
 from perception.ops.image import PAD_VALUE
 from perception.types import PerceptionError, Shape, TaskSpec
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST_KEY = "perception.manifest"
 DIGEST_KEY = "perception.manifest.sha256"
 
 
+RESIZE = "bilinear; shrunk by 1.4 or more: to twice the size, then means of 2 x 2; by 2.8 or more: means of areas"
+"""How a picture is brought to the size it is placed at: `perception.ops.image`. Rounded to whole levels."""
+
+RESIZE_INSIDE = (
+    "bilinear to k times the size, then means of k x k; k = 1, 2, round(s) for a shrinkage s from 0, 1.4, 2.8"
+)
+"""The same rule in plain operators, without rounding to whole levels: `perception.deploy.inside`."""
+
+Preprocess: TypeAlias = Literal["outside", "inside"]
+Precision: TypeAlias = Literal["fp32", "fp16", "int8"]
+
+
 @dataclass(frozen=True, slots=True)
 class InputRules:
-    """How a picture becomes the input ``images``: uint8 RGB [batch, 3, height, width], not normalised.
+    """How a picture becomes the graph's one input.
 
-    size:     recommended (height, width): that of training and evaluation
-    multiple: height and width must be multiples of this
+    size:     (height, width) that the network sees: that of training and evaluation
     mean, std: of the normalisation, which is the graph's own first layer: ``(value / 255 - mean) / std``
+    layout:   "NCHW": uint8 RGB [batch, 3, height, width]; "NHWC": [batch, height, width, 3]
+    multiple: height and width that the network sees must be multiples of this
     placing:  "fit, top left": scaled to fit with its aspect ratio kept, placed top left, the rest filled with ``pad``
+    resize:   the rule of that scaling
+    preprocess: "outside": the caller places pictures, and outputs are in pixels of the input. "inside": the graph
+        does; the input is a batch of pictures of any one size, and outputs are in pixels of these pictures
+    dynamic:  outside: any multiples of ``multiple`` are welcome, ``size`` is a recommendation; otherwise only ``size``
     """
 
     size: tuple[int, int]
@@ -44,34 +61,66 @@ class InputRules:
     multiple: int = 32
     placing: str = "fit, top left"
     pad: int = PAD_VALUE
+    resize: str = RESIZE
+    preprocess: Preprocess = "outside"
+    dynamic: bool = True
+
+    @property
+    def inside(self) -> bool:
+        """Does the graph place pictures itself?"""
+        return self.preprocess == "inside"
+
+
+@dataclass(frozen=True, slots=True)
+class OutputRules:
+    """One output of the graph.
+
+    dtype: as numpy calls it. shape: numbers, or names of what is known only at run time ("batch", "height", "width")
+    meaning: what its numbers are, with their unit
+    """
+
+    dtype: str
+    shape: tuple[int | str, ...]
+    meaning: str
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """tasks: name -> spec (classes, units, limits, focal length, thresholds).
-
+    """tasks:  name -> spec (classes, units, limits, focal length, thresholds)
+    outputs:   name -> what it is, in the graph's order; a task's are called ``<task>.<output>``
+    precision: of the arithmetic: "int8" and "fp16" keep what is sensitive in float32
+    opset:     version of the ONNX operator set
     graph, weights: SHA-256 of the ONNX graph and of the network's parameters it was made from
-    parity: output -> largest difference between torch and ONNX Runtime that the export saw
+    parity:    output -> largest difference between torch and ONNX Runtime that the export saw
+    quality:   of a reduced precision: task -> its metric by name, "before" and "after" on the validation pictures
+    speed:     of a reduced precision: seconds per picture "before" and "after" on one thread, and their "ratio"
+    producer, made_with: program that wrote the file; versions of the libraries that it used
     """
 
     tasks: dict[str, TaskSpec]
     input: InputRules
+    outputs: dict[str, OutputRules]
+    precision: Precision = "fp32"
+    opset: int = 0
     graph: str = ""
     weights: str = ""
     parity: dict[str, float] = field(default_factory=dict)
+    quality: dict[str, dict[str, Any]] = field(default_factory=dict)
+    speed: dict[str, float] = field(default_factory=dict)
     producer: str = f"perception {__version__}"
+    made_with: dict[str, str] = field(default_factory=dict)
     format: int = FORMAT
 
-    @property
-    def outputs(self) -> list[str]:
-        """Names of the graph's outputs, in their order."""
-        return [f"{name}.{output}" for name, spec in self.tasks.items() for output in spec.outputs]
+
+def to_text(manifest: Manifest, indent: int | None = None) -> str:
+    """The manifest as JSON, as `perception/deploy/manifest.schema.json` describes it."""
+    return json.dumps(dataclasses.asdict(manifest), ensure_ascii=False, indent=indent, allow_nan=False)
 
 
 def embed(model: bytes, manifest: Manifest) -> bytes:
     """The ONNX file ``model`` with ``manifest`` in its metadata; ``manifest.graph`` is computed."""
     manifest = dataclasses.replace(manifest, graph=container.digest(model))
-    text = json.dumps(dataclasses.asdict(manifest), ensure_ascii=False)
+    text = to_text(manifest)
     return container.with_metadata(model, {MANIFEST_KEY: text, DIGEST_KEY: _sha256(text)})
 
 
@@ -108,7 +157,9 @@ def parse(text: str, where: str) -> Manifest:
                 "Use the version of perception that wrote it, or export it again."
             )
         tasks = {name: _record(TaskSpec, spec) for name, spec in plain.pop("tasks").items()}
-        manifest = _record(Manifest, {**plain, "tasks": tasks, "input": _record(InputRules, plain.pop("input"))})
+        outputs = {name: _record(OutputRules, entry) for name, entry in plain.pop("outputs").items()}
+        rules = _record(InputRules, plain.pop("input"))
+        manifest = Manifest(**plain, tasks=tasks, outputs=outputs, input=rules)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise PerceptionError(f"{where}: the manifest is not valid: {error}. Export it again.") from error
     _validate(manifest, where)
@@ -121,12 +172,21 @@ def _record(cls: type, plain: Mapping[str, Any]) -> Any:
 
 def _validate(manifest: Manifest, where: str) -> None:
     rules = manifest.input
-    known = {"dtype": "uint8", "layout": "NCHW", "colour": "RGB", "placing": "fit, top left", "pad": PAD_VALUE}
+    known = {
+        "dtype": "uint8",
+        "layout": "NHWC" if rules.preprocess == "inside" else "NCHW",
+        "colour": "RGB",
+        "placing": "fit, top left",
+        "pad": PAD_VALUE,
+        "resize": RESIZE_INSIDE if rules.preprocess == "inside" else RESIZE,
+    }
     wrong = [
         f"input.{key} {getattr(rules, key)!r}, expected {value!r}"
         for key, value in known.items()
         if getattr(rules, key) != value
     ]
+    if rules.preprocess not in get_args(Preprocess):
+        wrong.append(f"input.preprocess {rules.preprocess!r}, expected one of {get_args(Preprocess)}")
     if not isinstance(rules.multiple, int) or rules.multiple < 1:
         wrong.append(f"input.multiple {rules.multiple!r}, expected a positive whole number")
     elif len(rules.size) != 2 or any(not isinstance(x, int) or x <= 0 or x % rules.multiple for x in rules.size):
@@ -138,6 +198,8 @@ def _validate(manifest: Manifest, where: str) -> None:
             wrong.append(f"tasks.{name}: name {spec.name!r}, shape {spec.shape!r}, outputs {spec.outputs!r}")
         if not spec.classes and not spec.unit:
             wrong.append(f"tasks.{name}: neither classes nor a unit")
+        absent = [f"{name}.{output}" for output in spec.outputs if f"{name}.{output}" not in manifest.outputs]
+        wrong += [f"outputs: {output} is missing" for output in absent]
     if wrong:
         raise PerceptionError(f"{where}: the manifest is not valid: {'; '.join(wrong)}. Export it again.")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from perception.ops.image import letterbox_frame, warp_image
 from perception.types import PerceptionError, TaskSpec
 
-SIZES = ((256, 512), (352, 480), (640, 640), (288, 800))
-BATCHES = (1, 2, 3)
+SIZES = ((256, 512), (352, 480), (640, 640), (32, 64), (288, 800))
+BATCHES = (1, 2, 3, 4, 5)
 
 SCORE_TOLERANCE = 1e-4
 """Of scores and probabilities, and of the logarithm of a quantity (which is what a depth head predicts)."""
@@ -33,22 +33,35 @@ class Disagreement(PerceptionError):
 def batches(
     sizes: Sequence[tuple[int, int]], counts: Sequence[int], images: Sequence[NDArray[np.uint8]], seed: int = 0
 ) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    """(description, uint8 [B, 3, H, W]): noise and pictures of every size and batch.
+    """(description, uint8 [B, 3, H, W]): noise and pictures; every size and every count, in turns.
 
     images: pictures [H, W, 3] to letterbox; without any, coloured shapes on a gradient stand in.
     """
     generator = np.random.default_rng(seed)
-    for height, width in sizes:
-        for count in counts:
-            where = f"{count}x3x{height}x{width}"
-            yield f"noise {where}", generator.integers(0, 256, (count, 3, height, width), np.uint8)
-            chosen = [images[i % len(images)] if images else _shapes(generator, height, width) for i in range(count)]
-            frames = [letterbox_frame((image.shape[0], image.shape[1]), (height, width)) for image in chosen]
-            placed = [warp_image(image, frame) for image, frame in zip(chosen, frames, strict=True)]
-            yield f"pictures {where}", np.ascontiguousarray(np.stack(placed).transpose(0, 3, 1, 2))
+    for i in range(max(len(sizes), len(counts))):
+        count, (height, width) = counts[i % len(counts)], sizes[i % len(sizes)]
+        where = f"{count}x3x{height}x{width}"
+        yield f"noise {where}", generator.integers(0, 256, (count, 3, height, width), np.uint8)
+        chosen = [images[k % len(images)] if images else shapes(generator, height, width) for k in range(count)]
+        frames = [letterbox_frame((image.shape[0], image.shape[1]), (height, width)) for image in chosen]
+        placed = [warp_image(image, frame) for image, frame in zip(chosen, frames, strict=True)]
+        yield f"pictures {where}", np.ascontiguousarray(np.stack(placed).transpose(0, 3, 1, 2))
 
 
-def _shapes(generator: np.random.Generator, height: int, width: int) -> NDArray[np.uint8]:
+def scenes(logits: NDArray[np.float32], seed: int = 0) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """(description, logits [B, P, C]) that pictures rarely bring: nothing, a crowd, one class alone, equal scores."""
+    generator = np.random.default_rng(seed)
+    yield "no detections", np.full_like(logits, -200.0)
+    yield "a crowd", generator.normal(0, 2, logits.shape).astype(np.float32)
+    for label in sorted({0, logits.shape[2] - 1}):
+        one = np.full_like(logits, -200.0)
+        one[:, :, label] = generator.normal(0, 2, logits.shape[:2])
+        yield f"class {label} alone", one
+    yield "equal scores", generator.integers(-2, 3, logits.shape).astype(np.float32)
+
+
+def shapes(generator: np.random.Generator, height: int, width: int) -> NDArray[np.uint8]:
+    """A made-up picture [height, width, 3]: coloured rectangles on a gradient."""
     ramp = np.linspace(0, 200, height)[:, None, None] + np.linspace(0, 50, width)[None, :, None]
     image = np.broadcast_to(ramp, (height, width, 3)).astype(np.uint8)
     for _ in range(30):
@@ -72,20 +85,41 @@ class Comparison:
         self._compared: dict[str, int] = {}
         self._tied: dict[str, int] = {}
 
-    def add(self, where: str, wanted: Mapping[str, NDArray], found: Mapping[str, NDArray]) -> None:
-        """Compare torch's ``wanted`` with ONNX Runtime's ``found`` for one batch. Raises Disagreement."""
+    def add(
+        self,
+        where: str,
+        wanted: Mapping[str, NDArray],
+        found: Mapping[str, NDArray],
+        tasks: Collection[str] | None = None,
+    ) -> None:
+        """Compare torch's ``wanted`` with ONNX Runtime's ``found`` for one batch. Raises Disagreement.
+
+        Values called ``<task>.raw.<field>`` are compared too. tasks: the only ones that are there; None = all.
+        """
+        for key in wanted:
+            if wanted[key].shape != found[key].shape or wanted[key].dtype != found[key].dtype:
+                kinds = [f"{x[key].dtype} {list(x[key].shape)}" for x in (wanted, found)]
+                raise Disagreement(f"{key} of {where}: torch gives {kinds[0]}, ONNX Runtime {kinds[1]}.")
+            if ".raw." in key:
+                self._add_raw(key, where, wanted[key], found[key])
         for name, spec in self.specs.items():
+            if tasks is not None and name not in tasks:
+                continue
             keys = [f"{name}.{output}" for output in spec.outputs]
-            for key in keys:
-                if wanted[key].shape != found[key].shape or wanted[key].dtype != found[key].dtype:
-                    kinds = [f"{x[key].dtype} {list(x[key].shape)}" for x in (wanted, found)]
-                    raise Disagreement(f"{key} of {where}: torch gives {kinds[0]}, ONNX Runtime {kinds[1]}.")
             if spec.shape == "instances":
                 for i in range(len(wanted[keys[0]])):
                     pair = [Detections(*(side[key][i] for key in keys[:3])) for side in (wanted, found)]
                     self._add_detections(name, f"{where}, picture {i}", *pair)
             else:
                 self._note(keys[0], where, *_dense_difference(spec, wanted[keys[0]], found[keys[0]]))
+
+    def _add_raw(self, key: str, where: str, wanted: NDArray, found: NDArray) -> None:
+        """Boxes in pixels; anything else (logits) absolutely up to 10, and in proportion from there on."""
+        if key.endswith("boxes"):
+            self._note(key, where, _largest(wanted, found), BOX_TOLERANCE)
+        else:
+            scale = np.maximum(1.0, np.abs(wanted, dtype=np.float64) / 10)
+            self._note(key, where, _largest(wanted / scale, found / scale), SCORE_TOLERANCE)
 
     def finish(self) -> dict[str, float]:
         """The largest differences. Raises Disagreement where more boxes are on one side than ties explain."""
@@ -111,7 +145,8 @@ class Comparison:
         self._compared[name] = self._compared.get(name, 0) + len(wanted.scores) + len(found.scores)
         threshold = self.iou_thresholds.get(name, np.nan)
         for side, this, other in ((0, wanted, found), (1, found, wanted)):
-            alone = np.setdiff1d(np.arange(len(this.scores)), pairs[:, side])
+            # A score within the tolerance of zero may be zero, which is padding, on the other side.
+            alone = np.setdiff1d(np.nonzero(~(this.scores <= SCORE_TOLERANCE))[0], pairs[:, side])
             for i in alone:
                 if not this.ties(int(i), other, threshold):
                     raise Disagreement(

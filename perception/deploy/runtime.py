@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeAlias, overload
 
@@ -82,25 +83,43 @@ class Perceiver:
 
         camera: intrinsics in pixels of the picture, or one for each picture; without them depth assumes the default
             focal length of the manifest
-        size:   (height, width) that the network sees, multiples of 32; None = the size it was trained at
+        size:   (height, width) that the network sees, multiples of 32; None = the size it was trained at, which is
+            the only one where the manifest's input is not dynamic
         """
-        return perceive(self.run, self.specs, images, camera, size or self.size, self.multiple)
+        rules = self.manifest.input
+        if size is not None and not rules.dynamic and tuple(size) != tuple(rules.size):
+            sizes = ["x".join(map(str, pair)) for pair in (size, rules.size)]
+            raise PerceptionError(
+                f"Wrong input size {sizes[0]}. This file was exported for {sizes[1]} alone. Leave the size out, or "
+                "export it with --size dynamic."
+            )
+        seen = None if rules.inside else size or self.size
+        return perceive(self.run, self.specs, images, camera, seen, self.multiple)
 
     def warm_up(self, batch: int = 1, size: tuple[int, int] | None = None) -> Perceiver:
         """Run on gray pictures, so that the first real one takes no longer than the others. Returns itself."""
-        warm_up(self.run, size or self.size, batch)
+        warm_up(self.run, size or self.size, batch, inside=self.manifest.input.inside)
         return self
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
-        """Decoded outputs of a letterboxed batch uint8 RGB [B, 3, H, W], in input pixels."""
+        """Decoded outputs of a letterboxed batch uint8 RGB [B, 3, H, W], in input pixels.
+
+        A file that letterboxes inside takes pictures [B, H, W, 3] instead, and answers in their pixels.
+        """
         found = self._session.run(self._names, {self.manifest.input.name: images})
         return dict(zip(self._names, found, strict=True))  # type: ignore[arg-type]
 
 
-def warm_up(run: Callable[[NDArray[np.uint8]], Outputs], size: tuple[int, int], batch: int = 1, runs: int = 2) -> None:
+def warm_up(
+    run: Callable[[NDArray[np.uint8]], Outputs],
+    size: tuple[int, int],
+    batch: int = 1,
+    runs: int = 2,
+    inside: bool = False,
+) -> None:
     """Run on gray pictures, so that what is set up at the first call is not set up at the first real picture."""
     for _ in range(runs):
-        run(np.full((batch, 3, *size), 114, np.uint8))
+        run(np.full((batch, *size, 3) if inside else (batch, 3, *size), 114, np.uint8))
 
 
 def perceive(
@@ -108,11 +127,15 @@ def perceive(
     specs: Mapping[str, TaskSpec],
     images: NDArray[np.uint8] | Sequence[NDArray[np.uint8]],
     camera: Camera | Sequence[Camera | None] | None,
-    size: tuple[int, int],
+    size: tuple[int, int] | None,
     multiple: int = 32,
 ):
-    """Letterbox, run, restore: the same for torch and ONNX Runtime, which only differ in ``run``."""
-    check_size(size, multiple)
+    """Letterbox, run, restore: the same for torch and ONNX Runtime, which only differ in ``run``.
+
+    size: None = ``run`` letterboxes and restores itself; it gets pictures of one size together, of unlike ones singly
+    """
+    if size is not None:
+        check_size(size, multiple)
     pictures = [images] if isinstance(images, np.ndarray) else list(images)
     cameras = list(camera) if isinstance(camera, Sequence) else [camera] * len(pictures)
     if len(cameras) != len(pictures):
@@ -123,23 +146,35 @@ def perceive(
         check_camera(lens)
     if not pictures:
         return []
-    batch, frames = prepare(pictures, size)
-    found = finish(run(batch), specs, pictures, frames, cameras)
+    together = size is not None or len({np.shape(picture) for picture in pictures}) == 1
+    found: list[Result] = []
+    for start, stop in [(0, len(pictures))] if together else pairwise(range(len(pictures) + 1)):
+        batch, frames = prepare(pictures[start:stop], size)
+        found += finish(run(batch), specs, pictures[start:stop], frames, cameras[start:stop])
     return found[0] if isinstance(images, np.ndarray) else found
 
 
-def prepare(pictures: Sequence[NDArray[np.uint8]], size: tuple[int, int]) -> tuple[NDArray[np.uint8], list[Frame]]:
+def prepare(
+    pictures: Sequence[NDArray[np.uint8]], size: tuple[int, int] | None
+) -> tuple[NDArray[np.uint8], list[Frame]]:
     """Letterboxed uint8 RGB [B, 3, H, W] of ``size`` (height, width), and how each picture was placed.
 
+    size: None = the pictures, all of one size, as they are: [B, H, W, 3]
     Raises PerceptionError for what is no uint8 RGB picture [H, W, 3].
     """
     for picture in pictures:
         _check_picture(picture)
+    if size is None:
+        return np.stack(pictures), [_whole(picture.shape[0], picture.shape[1]) for picture in pictures]
     frames = [letterbox_frame((picture.shape[0], picture.shape[1]), size) for picture in pictures]
     batch = np.empty((len(pictures), 3, *size), np.uint8)
     for planes, picture, frame in zip(batch, pictures, frames, strict=True):
         cv2.split(warp_image(picture, frame), list(planes))
     return batch, frames
+
+
+def _whole(height: int, width: int) -> Frame:
+    return Frame((height, width), (height, width), (0, 0, width, height), (0, 0, width, height))
 
 
 def finish(
@@ -259,9 +294,8 @@ def _check_input(session: onnxruntime.InferenceSession, manifest: Manifest, wher
     entry = inputs[0] if len(inputs) == 1 else None
     if entry is None or entry.name != manifest.input.name or entry.type != "tensor(uint8)" or len(entry.shape) != 4:
         found = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
-        raise PerceptionError(
-            f"{where}: expected one input {manifest.input.name} uint8 [batch, 3, height, width], found {found}."
-        )
+        shape = "[batch, height, width, 3]" if manifest.input.inside else "[batch, 3, height, width]"
+        raise PerceptionError(f"{where}: expected one input {manifest.input.name} uint8 {shape}, found {found}.")
 
 
 def _check_picture(picture: NDArray) -> None:

@@ -1,0 +1,312 @@
+"""A graph that takes pictures as cameras give them: the letterbox before the network and the way back after it.
+
+The same geometry as `perception.ops.image` and `perception.ops.restore`, in plain operators: uint8 RGB
+[batch, height, width, 3] of any size goes in, and boxes, maps and quantities come out in pixels of these pictures. A
+quantity that scales with the focal length is then as seen by a camera of ``canonical_focal`` pixels *of the picture*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, TensorProto, ValueInfoProto, parser
+
+from perception.deploy import graph as passes
+from perception.deploy import parity
+from perception.deploy.session import runner
+from perception.ops import image as geometry
+from perception.ops.image import PAD_VALUE
+from perception.types import Frame, PerceptionError, TaskSpec
+
+PLACED = "placed"
+"""The letterboxed batch, float32 [batch, 3, H, W] in levels 0 to 255: what the network sees."""
+
+PLACING_TOLERANCE = 1.5
+"""Levels, of 255, by which the letterbox may differ from `perception.ops.image`, which rounds after every step."""
+
+PICTURES = ((97, 131), (480, 640), (720, 1280), (1083, 611), (33, 500))
+"""(height, width) of made-up pictures for the check."""
+
+HEAD = '<ir_version: 10, opset_import: ["" : {opset}]>\n'
+
+PLACE = """
+place (uint8[batch, height, width, 3] images)
+  => (float[batch, 3, high, wide] placed, int64[2] source, int64[2] place) {{
+  source = Shape <start=1, end=3> (images)
+  exact = Cast <to=11> (source)
+  size = Constant <value = double[2] {{{height}, {width}}}> ()
+  one = Constant <value = double[2] {{1, 1}}> ()
+  ratios = Div (size, exact)
+  scale = ReduceMin <keepdims=1> (ratios)
+  scaled = Mul (exact, scale)
+  near = Round (scaled)
+  low = Max (near, one)
+  fitted = Min (low, size)
+  place = Cast <to=7> (fitted)
+  shrunk = Div (exact, fitted)
+  most = ReduceMax <keepdims=1> (shrunk)
+  two = Constant <value = double[1] {{1.4}}> ()
+  more = Constant <value = double[1] {{2.8}}> ()
+  is_two = GreaterOrEqual (most, two)
+  is_more = GreaterOrEqual (most, more)
+  whole = Round (most)
+  many = Cast <to=7> (whole)
+  add_one = Cast <to=7> (is_two)
+  add_rest = Cast <to=7> (is_more)
+  number_one = Constant <value_ints = [1]> ()
+  number_two = Constant <value_ints = [2]> ()
+  rest = Sub (many, number_two)
+  times = Mul (add_rest, rest)
+  first = Add (number_one, add_one)
+  k = Add (first, times)
+  enlarged = Mul (place, k)
+  batch = Shape <start=0, end=1> (images)
+  three = Constant <value_ints = [3]> ()
+  sizes = Concat <axis=0> (batch, three, enlarged)
+  planes = Transpose <perm=[0, 3, 1, 2]> (images)
+  levels = Cast <to=1> (planes)
+  resized = Resize <mode="linear", coordinate_transformation_mode="half_pixel"> (levels, , , sizes)
+  zero_at = Constant <value_int = 0> ()
+  one_at = Constant <value_int = 1> ()
+  high = Gather <axis=0> (place, zero_at)
+  wide = Gather <axis=0> (place, one_at)
+  high_1 = Reshape (high, number_one)
+  wide_1 = Reshape (wide, number_one)
+  cells = Concat <axis=0> (batch, three, high_1, k, wide_1, k)
+  tiles = Reshape (resized, cells)
+  axes = Constant <value_ints = [3, 5]> ()
+  means = ReduceMean <keepdims=0> (tiles, axes)
+  canvas = Cast <to=7> (size)
+  room = Sub (canvas, place)
+  zeros = Constant <value_ints = [0, 0, 0, 0, 0, 0]> ()
+  pads = Concat <axis=0> (zeros, room)
+  gray = Constant <value_float = {pad}.0> ()
+  placed = Pad <mode="constant"> (means, pads, gray)
+}}
+"""
+
+SCALES = """
+scales (int64[2] source, int64[2] place) => (float[4] scale, float[4] border, float[1] mean_scale) {{
+  source_float = Cast <to=11> (source)
+  place_float = Cast <to=11> (place)
+  ratio = Div (place_float, source_float)
+  order = Constant <value_ints = [1, 0, 1, 0]> ()
+  scale_double = Gather <axis=0> (ratio, order)
+  scale = Cast <to=1> (scale_double)
+  border_double = Gather <axis=0> (source_float, order)
+  border = Cast <to=1> (border_double)
+  mean_double = ReduceMean <keepdims=1> (ratio)
+  mean_scale = Cast <to=1> (mean_double)
+}}
+"""
+
+BOXES = """
+boxes (float[batch, limit, 4] boxes, float[batch, limit] scores, int64[batch, limit] labels, float[4] scale,
+       float[4] border)
+  => (float[batch, limit, 4] found_boxes, float[batch, limit] found_scores, int64[batch, limit] found_labels) {{
+  moved = Div (boxes, scale)
+  zero = Constant <value_float = 0.0> ()
+  low = Max (moved, zero)
+  clipped = Min (low, border)
+  axis = Constant <value_ints = [2]> ()
+  start = Constant <value_ints = [0]> ()
+  middle = Constant <value_ints = [2]> ()
+  stop = Constant <value_ints = [4]> ()
+  corner = Slice (clipped, start, middle, axis)
+  opposite = Slice (clipped, middle, stop, axis)
+  sides = Sub (opposite, corner)
+  shortest = ReduceMin <keepdims=0> (sides, axis)
+  solid = Greater (shortest, zero)
+  kept = Cast <to=1> (solid)
+  kept_columns = Unsqueeze (kept, axis)
+  found_boxes = Mul (clipped, kept_columns)
+  found_scores = Mul (scores, kept)
+  kept_number = Cast <to=7> (solid)
+  found_labels = Mul (labels, kept_number)
+}}
+"""
+
+CLASSES = """
+classes ({dtype}[batch, H, W] values, int64[2] source, int64[2] place) => ({dtype}[batch, height, width] found) {{
+  {rows}
+  {columns}
+  tall = Gather <axis=1> (values, rows)
+  found = Gather <axis=2> (tall, columns)
+}}
+"""
+
+NEAREST = """
+  {name}_at = Constant <value_int = {at}> ()
+  {name}_zero = Constant <value_int = 0> ()
+  {name}_one = Constant <value_int = 1> ()
+  {name}_two = Constant <value_int = 2> ()
+  {name}_source = Gather <axis=0> (source, {name}_at)
+  {name}_place = Gather <axis=0> (place, {name}_at)
+  {name}_range = Range ({name}_zero, {name}_source, {name}_one)
+  {name}_twice = Mul ({name}_range, {name}_two)
+  {name}_middle = Add ({name}_twice, {name}_one)
+  {name}_scaled = Mul ({name}_middle, {name}_place)
+  {name}_whole = Mul ({name}_source, {name}_two)
+  {name} = Div ({name}_scaled, {name}_whole)
+"""
+
+QUANTITY = """
+quantity (float[batch, H, W] values, int64[2] source, int64[2] place, float[1] mean_scale)
+  => (float[batch, height, width] found) {{
+  axis = Constant <value_ints = [1]> ()
+  axes = Constant <value_ints = [1, 2]> ()
+  start = Constant <value_ints = [0, 0]> ()
+  cut = Slice (values, start, place, axes)
+  planes = Unsqueeze (cut, axis)
+  head = Shape <start=0, end=2> (planes)
+  sizes = Concat <axis=0> (head, source)
+  resized = Resize <mode="linear", coordinate_transformation_mode="half_pixel"> (planes, , , sizes)
+  flat = Squeeze (resized, axis)
+  found = {scaling}
+}}
+"""
+
+
+def wrap(core: ModelProto, specs: Mapping[str, TaskSpec], size: tuple[int, int]) -> ModelProto:
+    """``core`` (input ``images`` uint8 [batch, 3, H, W] of ``size``) with the letterbox before and its inverse after.
+
+    `PLACED` is an output too, for the parity check; `perception.deploy.graph.keep_outputs` takes it away. Outputs that
+    belong to no task (raw ones) pass through. Raises PerceptionError for a task whose outputs have no known geometry.
+    """
+    opset = next(entry.version for entry in core.opset_import if not entry.domain)
+    pieces = _Pieces(core, opset)
+    pieces.add(PLACE, {}, "place/", height=size[0], width=size[1], pad=PAD_VALUE)
+    network = passes.prefixed(core, "", {"images": PLACED})
+    pieces.graph.node.extend(network.graph.node)
+    pieces.graph.initializer.extend(network.graph.initializer)
+    pieces.add(SCALES, {"source": "place/source", "place": "place/place"}, "restore/")
+    known = {"source": "place/source", "place": "place/place", "mean_scale": "restore/mean_scale"}
+    ends = {entry.name: entry for entry in core.graph.output}
+    for name, spec in specs.items():
+        _restore(pieces, name, spec, ends, known)
+    result = pieces.model
+    passes.set_shape(result.graph.input[0], ("batch", "height", "width", 3))
+    for entry in [*pieces.outputs, *ends.values(), pieces.placed]:
+        result.graph.output.append(entry)
+    return result
+
+
+def _restore(
+    pieces: _Pieces, name: str, spec: TaskSpec, ends: dict[str, ValueInfoProto], known: Mapping[str, str]
+) -> None:
+    """Bring the outputs of one task from the input's pixels to the picture's, under the names they had."""
+    if spec.shape == "label":
+        pieces.outputs += [ends.pop(f"{name}.{output}") for output in spec.outputs]
+        return
+    if len(spec.outputs) != (3 if spec.shape == "instances" else 1):
+        raise PerceptionError(f"{name}: outputs {', '.join(spec.outputs)} cannot be brought back to picture pixels.")
+    given, entries = dict(known), []
+    kinds = ("boxes", "scores", "labels") if spec.shape == "instances" else ("values",)
+    for key, output in zip(kinds, spec.outputs, strict=True):
+        entry = ends.pop(f"{name}.{output}")
+        entries.append(entry)
+        pieces.rename(entry.name, f"{entry.name}/in")
+        given[key] = f"{entry.name}/in"
+    prefix = f"restore/{name}/"
+    if spec.shape == "instances":
+        given |= {"scale": "restore/scale", "border": "restore/border"}
+        given |= {f"found_{key}": entry.name for key, entry in zip(kinds, entries, strict=True)}
+        pieces.add(BOXES, given, prefix)
+    else:
+        given["found"] = entries[0].name
+        passes.set_shape(entries[0], ("batch", "height", "width"))
+        if spec.classes:
+            dtype = {"uint8": "uint8", "int64": "int64"}[passes.dtype_of(entries[0])]
+            axes = {"rows": NEAREST.format(name="rows", at=0), "columns": NEAREST.format(name="columns", at=1)}
+            pieces.add(CLASSES, given, prefix, dtype=dtype, **axes)
+        else:
+            scaling = "Mul (flat, mean_scale)" if spec.canonical_focal else "Identity (flat)"
+            pieces.add(QUANTITY, given, prefix, scaling=scaling)
+    pieces.outputs += entries
+
+
+def verify(
+    whole: ModelProto,
+    core: ModelProto,
+    specs: Mapping[str, TaskSpec],
+    iou_thresholds: Mapping[str, float],
+    images: Sequence[NDArray[np.uint8]] = (),
+) -> dict[str, float]:
+    """Compare a wrapped graph with its core between the package's own letterbox and restoring: largest differences.
+
+    Pictures of odd and extreme sizes stand in beside ``images``. Raises `parity.Disagreement`.
+    """
+    plain = ModelProto()
+    plain.CopyFrom(core)
+    plain.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT
+    wrapped, bare = runner(whole.SerializeToString()), runner(plain.SerializeToString())
+    generator, comparison, worst = np.random.default_rng(0), parity.Comparison(specs, iou_thresholds), 0.0
+    for picture in [*images[:4], *(parity.shapes(generator, *shape) for shape in PICTURES)]:
+        where = f"a picture of {picture.shape[0]}x{picture.shape[1]}"
+        found = wrapped(np.ascontiguousarray(picture[None]))
+        placed = found[PLACED]
+        frame = geometry.letterbox_frame((picture.shape[0], picture.shape[1]), (placed.shape[2], placed.shape[3]))
+        if min(frame.scale) > 1 / 2.8:
+            wanted = geometry.warp_image(picture, frame).transpose(2, 0, 1)
+            worst = max(worst, float(np.max(np.abs(wanted - placed[0]))))
+        if not worst <= PLACING_TOLERANCE:
+            raise parity.Disagreement(f"{where} is placed {worst:.2f} levels away from what the network is trained on.")
+        outputs = {key: value for key, value in bare(placed).items() if ".raw." not in key}
+        comparison.add(where, restored(outputs, specs, frame), found)
+    return {"placed": worst, **{f"{name} (inside)": value for name, value in comparison.finish().items()}}
+
+
+def restored(outputs: Mapping[str, NDArray], specs: Mapping[str, TaskSpec], frame: Frame) -> dict[str, NDArray]:
+    """The outputs of a network, with their batch dimension, in the pixels of the picture that ``frame`` placed."""
+    found = dict(outputs)
+    for name, spec in specs.items():
+        keys = [f"{name}.{output}" for output in spec.outputs]
+        first = outputs[keys[0]]
+        if spec.shape == "instances":
+            boxes = np.stack([geometry.unwarp_boxes(one, frame) for one in first])
+            solid = np.all(boxes[..., 2:] > boxes[..., :2], axis=-1)
+            found |= {keys[0]: boxes * solid[..., None], keys[1]: outputs[keys[1]] * solid}
+            found[keys[2]] = outputs[keys[2]] * solid
+        elif spec.shape == "dense" and spec.classes:
+            rows, columns = (
+                (2 * np.arange(whole) + 1) * placed // (2 * whole)
+                for whole, placed in zip(frame.source, frame.place[:1:-1], strict=True)
+            )
+            found[keys[0]] = first[:, rows[:, None], columns]
+        elif spec.shape == "dense":
+            factor = np.float32(np.mean(frame.scale) if spec.canonical_focal else 1)
+            found[keys[0]] = np.stack([geometry.unwarp_map(one, frame, smooth=True) for one in first]) * factor
+    return found
+
+
+class _Pieces:
+    """A graph that is put together from pieces of text and from another graph."""
+
+    def __init__(self, core: ModelProto, opset: int) -> None:
+        self.model = ModelProto()
+        self.model.CopyFrom(core)
+        self.graph, self.opset = self.model.graph, opset
+        for field in (self.graph.node, self.graph.initializer, self.graph.output):
+            del field[:]
+        self.graph.input[0].CopyFrom(core.graph.input[0])
+        self.outputs: list[ValueInfoProto] = []
+        self.placed = ValueInfoProto()
+
+    def add(self, text: str, given: Mapping[str, str], prefix: str, **values: object) -> None:
+        """Append a piece. given: its names that are values of the whole graph; its others get the prefix."""
+        piece = parser.parse_model(HEAD.format(opset=self.opset) + text.format(**values))
+        if text is PLACE:
+            given = {"images": "images", PLACED: PLACED}
+            self.placed.CopyFrom(piece.graph.output[0])
+            passes.set_shape(self.placed, ("batch", 3, values["height"], values["width"]))
+        self.graph.node.extend(passes.prefixed(piece, prefix, given).graph.node)
+
+    def rename(self, old: str, new: str) -> None:
+        """Call a value of the graph by another name, wherever it is made or read."""
+        for node in self.graph.node:
+            for names in (node.input, node.output):
+                for i, name in enumerate(names):
+                    if name == old:
+                        names[i] = new

@@ -1,0 +1,118 @@
+"""From a run to an ONNX file: the network, the pictures that prove it, and the data that judge a reduced precision."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perception import recipe as recipes
+from perception import runs
+from perception.data.dataset import Source
+from perception.deploy.export import ExportReport
+from perception.deploy.export import export as write
+from perception.deploy.manifest import Precision, Preprocess
+from perception.deploy.network import ExportedNetwork
+from perception.deploy.reduce import Reduction
+from perception.deploy.session import Run
+from perception.ops.image import letterbox_frame, warp_image
+from perception.recipe import Recipe
+from perception.types import ConfigError, PerceptionError
+
+Size = tuple[int, int] | Literal["dynamic"]
+
+
+def export(
+    run: Path,
+    out: Path | None = None,
+    *,
+    tasks: Collection[str] | None = None,
+    precision: Precision = "fp32",
+    size: Size | None = None,
+    preprocess: Preprocess = "outside",
+    budget: float = 0.01,
+    calibration: int = 64,
+    pictures: int = 500,
+) -> ExportReport:
+    """Export a run folder or checkpoint to ``out`` (its own folder's ``model.onnx`` by default).
+
+    size:        the only (height, width) that the network takes, or "dynamic". None = dynamic, or where the graph
+        letterboxes inside, the recipe's
+    budget:      what each task's metric may lose by fp16 or int8, absolutely: 0.01 is a point
+    calibration: training pictures (validation where there are none at hand) that int8 takes its ranges from
+    pictures:    at most so many validation pictures judge fp16 and int8
+
+    Raises PerceptionError as `perception.deploy.export.export` does.
+    """
+    if preprocess == "inside" and size == "dynamic":
+        raise ConfigError("--size dynamic with --preprocess inside: the graph letterboxes to one size. Give it as HxW.")
+    recipe, model = runs.open_run(run, tasks=tasks)
+    fixed = recipe.data.size if size is None or size == "dynamic" else size
+    reduction = None
+    if precision != "fp32":
+        reduction = _reduction(recipe, model, precision, fixed, budget, calibration, pictures)
+    return write(
+        model,
+        out or (run if run.is_dir() else run.parent) / "model.onnx",
+        size=fixed,
+        dynamic=size == "dynamic" or (size is None and preprocess == "outside"),
+        preprocess=preprocess,
+        reduction=reduction,
+        images=runs.some_pictures(recipe),
+    )
+
+
+def _reduction(
+    recipe: Recipe,
+    model: Any,
+    precision: Literal["fp16", "int8"],
+    size: tuple[int, int],
+    budget: float,
+    calibration: int,
+    pictures: int,
+) -> Reduction:
+    """How the recipe's data judge a reduced precision. Raises PerceptionError where there are none at hand."""
+    held_out = recipes.validation_sources(recipe)
+    step = max(1, -(-sum(map(len, held_out)) // pictures))
+    chosen = [_thinned(source, step) for source in held_out]
+
+    def evaluate(run: Run) -> Mapping[str, float]:
+        network: Any = ExportedNetwork(model, run)
+        return runs.evaluate_model(network, recipe, chosen, batch_size=1).metrics
+
+    try:
+        sources = recipes.training_sources(recipe) if recipe.data.train else held_out
+    except PerceptionError:
+        sources = held_out
+    return Reduction(
+        precision,
+        letterboxed(sources, calibration if precision == "int8" else 1, size),
+        evaluate,
+        budget,
+        speed_up=1.0 if precision == "int8" else None,
+        say=lambda text: print(text, file=sys.stderr),  # noqa: T201
+    )
+
+
+def _thinned(source: Source, step: int) -> Source:
+    """Every ``step``-th picture of a source."""
+    found = copy.copy(source)
+    found.pictures = source.pictures[::step]
+    return found
+
+
+def letterboxed(sources: Sequence[Source], count: int, size: tuple[int, int]) -> list[NDArray[np.uint8]]:
+    """``count`` pictures, from all sources in turns and spread over each: uint8 RGB [1, 3, H, W]."""
+    found = []
+    for i in range(count):
+        source = sources[i % len(sources)]
+        place = (i // len(sources)) * len(source) // max(1, -(-count // len(sources)))
+        image = source.sample(place % len(source)).image
+        frame = letterbox_frame((image.shape[0], image.shape[1]), size)
+        found.append(np.ascontiguousarray(warp_image(image, frame).transpose(2, 0, 1))[None])
+    return found

@@ -1,0 +1,130 @@
+"""Files that letterbox inside: the same predictions as with the letterbox outside, in the pixels of the pictures."""
+
+import cv2
+import numpy as np
+import onnxruntime
+import pytest
+
+from perception.deploy import inside
+from perception.deploy.manifest import extract
+from perception.deploy.parity import Disagreement, shapes
+from perception.deploy.runtime import Perceiver
+from perception.ops import image as geometry
+from perception.types import Camera, PerceptionError, TaskSpec
+
+SIZES = ((96, 160), (90, 150), (61, 97), (240, 320), (333, 210), (500, 40))
+
+
+@pytest.fixture(scope="module")
+def session(exported_inside):
+    return onnxruntime.InferenceSession(exported_inside, providers=["CPUExecutionProvider"])
+
+
+def picture(height: int, width: int) -> np.ndarray:
+    return cv2.GaussianBlur(shapes(np.random.default_rng(height), height, width), (0, 0), 1.5)
+
+
+def test_the_manifest_says_so(exported_inside):
+    manifest = extract(exported_inside.read_bytes(), "")
+    assert manifest.input.inside
+    assert not manifest.input.dynamic
+    assert (manifest.input.layout, manifest.input.size) == ("NHWC", (96, 160))
+    assert "pixels of the picture" in manifest.outputs["detection.boxes"].meaning
+    assert {"placed", "detection.boxes", "detection.boxes (inside)"} <= set(manifest.parity)
+    assert manifest.parity["placed"] <= inside.PLACING_TOLERANCE
+    assert "placed" not in manifest.outputs
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_frame_is_that_of_the_package(exported_inside, session, size):
+    """Outputs are in the picture's pixels, and the picture lies where the package would have put it."""
+    found = dict(
+        zip(
+            [entry.name for entry in session.get_outputs()],
+            session.run(None, {"images": picture(*size)[None]}),
+            strict=True,
+        )
+    )
+    assert found["segmentation.label_map"].shape == found["depth.depth"].shape == (1, *size)
+    boxes = found["detection.boxes"][found["detection.scores"] > 0]
+    assert len(boxes)
+    assert (boxes >= 0).all()
+    assert (boxes <= (size[1], size[0]) * 2).all()
+    assert (boxes[:, 2:] > boxes[:, :2]).all()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_inside_says_what_outside_says(exported, exported_inside, size):
+    """But for the rounding of the letterbox to whole levels, which this network with its steep scores shows."""
+    image, camera = picture(*size), Camera(100, 100, size[1] / 2, size[0] / 2)
+    here, there = (Perceiver(path, threads=1)(image, camera) for path in (exported, exported_inside))
+    assert there.size == size
+    maps = [side.annotations["segmentation"].values for side in (here, there)]
+    assert (maps[0] != maps[1]).mean() < 0.03
+    depths = [side.annotations["depth"].values for side in (here, there)]
+    assert np.median(np.abs(np.log(depths[0] / depths[1]))) < 0.02
+    probabilities = [side.annotations["classification"].values for side in (here, there)]
+    np.testing.assert_allclose(*probabilities, atol=0.01)
+    best = [side.annotations["detection"].boxes[:5] for side in (here, there)]
+    assert (np.abs(best[0][:, None] - best[1][None]).max(2).min(1) < 0.02 * max(size)).mean() >= 0.6
+
+
+@pytest.mark.parametrize("scale", [0.3, 0.8, 1.0, 1.3, 1.7, 2.0, 2.5, 3.0, 4.0, 5.3])
+def test_the_letterbox_is_that_of_the_package(translated, small_network, scale):
+    """Within rounding up to a shrinkage of 2.8 and at whole ones; nearly beyond, where the package averages areas."""
+    whole = inside.wrap(translated, small_network.specs, (96, 160))
+    run = onnxruntime.InferenceSession(whole.SerializeToString(), providers=["CPUExecutionProvider"])
+    image = picture(round(90 * scale), round(160 * scale))
+    (placed,) = run.run([inside.PLACED], {"images": image[None]})
+    frame = geometry.letterbox_frame(image.shape[:2], (96, 160))
+    wanted = geometry.warp_image(image, frame).transpose(2, 0, 1)
+    away = np.abs(placed[0] - wanted)
+    assert placed.shape == (1, 3, 96, 160)
+    assert (placed[0][:, 95:] == geometry.PAD_VALUE).all() or frame.place[3] == 96
+    assert away.max() <= (inside.PLACING_TOLERANCE if scale < 2.8 or scale == round(scale) else 12)
+    assert away.mean() < 0.5
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_a_batch_is_its_pictures(session, count):
+    images = np.stack([picture(120 + i, 200)[:120] for i in range(count)])
+    together = session.run(None, {"images": images})
+    for i in range(count):
+        for whole, alone in zip(together, session.run(None, {"images": images[i : i + 1]}), strict=True):
+            np.testing.assert_allclose(whole[i], alone[0], rtol=1e-4, atol=1e-2)
+
+
+def test_pictures_of_unlike_sizes_and_the_runtimes_own_sizes(exported_inside):
+    perceiver = Perceiver(exported_inside, threads=1).warm_up()
+    found = perceiver([picture(*size) for size in SIZES[:3]])
+    assert [one.size for one in found] == list(SIZES[:3])
+    assert perceiver(picture(50, 50), size=(96, 160)).size == (50, 50)
+    with pytest.raises(PerceptionError, match=r"Wrong input size 64x64\. This file was exported for 96x160 alone"):
+        perceiver(picture(50, 50), size=(64, 64))
+    assert set(Perceiver(exported_inside, tasks=["depth"])(picture(50, 50)).annotations) == {"depth"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("gray = Constant <value_float = {pad}.0>", "gray = Constant <value_float = 0.0>", "levels away"),
+        ("near = Round (scaled)", "near = Floor (scaled)", "disagree|levels away|gives"),
+        ("clipped = Min (low, border)", "clipped = Identity (low)", "detection"),
+        ('mode="linear", coordinate_transformation_mode="half_pixel"> (planes', 'mode="nearest"> (planes', "depth"),
+        ("order = Constant <value_ints = [1, 0, 1, 0]>", "order = Constant <value_ints = [0, 1, 0, 1]>", "detection"),
+        ("{name}_middle = Add ({name}_twice, {name}_one)", "{name}_middle = Identity ({name}_twice)", "label_map"),
+    ],
+)
+def test_x1_a_wrong_letterbox_or_way_back_is_seen(translated, small_network, monkeypatch, old, new, message):
+    names = ("PLACE", "SCALES", "BOXES", "CLASSES", "NEAREST", "QUANTITY")
+    (name,) = [name for name in names if old in getattr(inside, name)]
+    monkeypatch.setattr(inside, name, getattr(inside, name).replace(old, new))
+    specs = small_network.specs
+    with pytest.raises(Disagreement, match=message):
+        inside.verify(inside.wrap(translated, specs, (96, 160)), translated, specs, {"detection": 0.6})
+
+
+def test_a_task_of_unknown_geometry_is_refused(translated, small_network):
+    specs = small_network.specs | {"depth": TaskSpec("depth", "dense", ("depth", "normals"), (), "m")}
+    with pytest.raises(PerceptionError, match=r"depth: outputs depth, normals cannot be brought back"):
+        inside.wrap(translated, specs, (96, 160))
