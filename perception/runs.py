@@ -67,7 +67,7 @@ def train(
             return stream if watch is None else watched(stream, start, model, watch)
 
         def evaluate_now(network: Perception) -> Evaluation:
-            return evaluate_model(network, recipe, held_out)
+            return evaluate_model(network, recipe, held_out, calibrate=True)
 
         result = training.train(
             model,
@@ -103,9 +103,17 @@ def watched(stream: Iterable[Batch], start: int, model: Perception, watch: Watch
 
 
 def evaluate_model(
-    model: Perception, recipe: Recipe, sources: Sequence[Source], batch_size: int = 8, show_progress: bool = False
+    model: Perception,
+    recipe: Recipe,
+    sources: Sequence[Source],
+    batch_size: int = 8,
+    show_progress: bool = False,
+    calibrate: bool = False,
 ) -> Evaluation:
-    """Metrics of a network on sources, by this rank's share of the pictures."""
+    """Metrics of a network on sources, by this rank's share of the pictures.
+
+    calibrate: fit the network's scores to these pictures first, see `perception.engine.evaluate.evaluate`.
+    """
     batches = evaluation_batches(
         sources,
         tuple(model.tasks),
@@ -117,9 +125,9 @@ def evaluate_model(
         recipe.data.timeout,
     )
     if not show_progress or not distributed.is_main():
-        return measure(model, batches, keep_examples=KEPT_EXAMPLES)
+        return measure(model, batches, keep_examples=KEPT_EXAMPLES, calibrate=calibrate)
     with progress_bar("evaluate", len(batches)) as advance_to:
-        return measure(model, told(batches, advance_to), keep_examples=KEPT_EXAMPLES)
+        return measure(model, told(batches, advance_to), keep_examples=KEPT_EXAMPLES, calibrate=calibrate)
 
 
 def told(batches: Iterable[Batch], advance_to: Callable[[int], None]) -> Iterator[Batch]:

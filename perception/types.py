@@ -48,10 +48,13 @@ class DenseMap:
 
     values: [H, W] or [C, H, W]
     valid:  bool [H, W], False where nothing is known
+    error:  float32 [H, W], how wrong a predicted quantity expects to be, as a share of its value (0.1 = 10 %): the
+            scale of a Laplace distribution over its logarithm. None = not told, and in targets
     """
 
     values: Array
     valid: Array
+    error: Array | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,13 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score, top_k_accuracy_score
+from sklearn.metrics import average_precision_score, log_loss, top_k_accuracy_score
+from torchmetrics.functional.classification import binary_calibration_error, multiclass_calibration_error
 
-from perception.metrics.classification import ClassificationMetric, average_precision
+from perception.metrics.classification import BINS, ClassificationMetric, average_precision
 from perception.types import ImageLabel
 
 NAMES = tuple("abcdefgh")
@@ -58,20 +60,20 @@ def test_E1_multi_label_equals_scikit_learn_over_the_labelled_pictures_of_each_c
     ]
     table = metric.table()
     assert [row["ap"] for row in table.values()] == pytest.approx(expected, abs=1e-9, nan_ok=True)
-    assert metric.compute() == {"map": pytest.approx(np.nanmean(expected), abs=1e-9)}
+    assert metric.compute()["map"] == pytest.approx(np.nanmean(expected), abs=1e-9)
     assert table["g"]["count"] == 0
 
 
 def test_top5_only_where_it_says_something():
-    assert ClassificationMetric(NAMES[:5]).compute().keys() == {"top1"}
-    assert ClassificationMetric(NAMES[:6]).compute().keys() == {"top1", "top5"}
+    assert ClassificationMetric(NAMES[:5]).compute().keys() == {"top1", "ece"}
+    assert ClassificationMetric(NAMES[:6]).compute().keys() == {"top1", "top5", "ece"}
 
 
 def test_of_equal_probabilities_the_first_wins():
     metric = ClassificationMetric(["day", "night"])
     metric.update("a", label([0.5, 0.5]), label([1, 0]))
     metric.update("b", label([0.5, 0.5]), label([0, 1]))
-    assert metric.compute() == {"top1": 0.5}
+    assert metric.compute()["top1"] == 0.5
 
 
 def test_E2_absent_class_is_said_so():
@@ -97,3 +99,76 @@ def test_quality_of_one_picture():
     several = ClassificationMetric(["a", "b", "c"], multi_label=True)
     found = several.quality(label([0.9, 0.3, 0.9]), label([1, 0, 0], [True, True, False]))
     assert found == pytest.approx(0.8)
+
+
+def drawn(sharpness, count=400, multi_label=False):
+    """A metric of labels that are as probable as honest scores say, and of scores whose logits are ``sharpness`` times
+    too large."""
+    random = np.random.default_rng(2)
+    metric = ClassificationMetric(NAMES, multi_label)
+    for i in range(count):
+        logits = random.normal(0, 1.5, 8)
+        if multi_label:
+            truth, found = random.random(8) < 1 / (1 + np.exp(-logits)), 1 / (1 + np.exp(-sharpness * logits))
+            metric.update(str(i), label(found), label(truth, random.random(8) < 0.7))
+        else:
+            honest, found = (np.exp(s * logits) / np.exp(s * logits).sum() for s in (1, sharpness))
+            metric.update(str(i), label(found), label(np.eye(8)[random.choice(8, p=honest)]))
+    return metric
+
+
+@pytest.mark.parametrize("sharpness", [0.5, 1, 3])
+def test_E1_calibration_error_equals_torchmetrics(sharpness):
+    metric = drawn(sharpness)
+    records = list(metric.state().values())
+    scores = torch.from_numpy(np.stack([record.probabilities for record in records]))
+    truth = torch.from_numpy(np.stack([record.truth for record in records]))
+    expected = multiclass_calibration_error(scores, truth.long().argmax(1), 8, BINS)
+    assert metric.compute()["ece"] == pytest.approx(float(expected), abs=1e-6)
+    metric = drawn(sharpness, multi_label=True)
+    pairs = [
+        (p, t)
+        for r in metric.state().values()
+        for p, t in zip(r.probabilities[r.labelled], r.truth[r.labelled], strict=True)
+    ]
+    scores, truth = (torch.tensor(np.array(part)) for part in zip(*pairs, strict=True))
+    expected = binary_calibration_error(scores, truth.long(), BINS)
+    assert metric.compute()["ece"] == pytest.approx(float(expected), abs=1e-6)
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+@pytest.mark.parametrize("sharpness", [0.5, 1, 3])
+def test_tempering_finds_how_much_too_sure_scores_are(sharpness, multi_label):
+    metric = drawn(sharpness, 3000, multi_label)
+    before = metric.compute()
+    assert metric.temper() == pytest.approx(sharpness, rel=0.08)
+    after = metric.compute()
+    assert after["ece"] < 0.03
+    assert after["ece"] < before["ece"] + 0.01
+    kept = {name: value for name, value in before.items() if name != "ece"}
+    assert {name: after[name] for name in kept} == pytest.approx(kept), "no decision changes"
+    assert metric.temper() == pytest.approx(1, rel=1e-3), "tempered twice is tempered once"
+
+
+def test_the_temperature_is_the_most_likely_one():
+    """No other is better by scikit-learn's log loss."""
+    metric = drawn(2.5, 1000)
+    records = list(metric.state().values())
+    logits = np.log(np.stack([record.probabilities for record in records]))
+    truth = np.stack([record.truth for record in records]).argmax(1)
+    best = metric.temper()
+
+    def loss(temperature):
+        powers = np.exp(logits / temperature)
+        return log_loss(truth, powers / powers.sum(1, keepdims=True), labels=range(8))
+
+    assert loss(best) < min(loss(best * 1.05), loss(best / 1.05))
+
+
+def test_no_mistake_on_a_few_pictures_is_not_certainty():
+    metric = ClassificationMetric(["day", "night"])
+    for i in range(8):
+        metric.update(str(i), label([0.8, 0.2]), label([1, 0]))
+    metric.temper()
+    assert 0.9 < next(iter(metric.state().values())).probabilities[0] < 0.99
+    assert ClassificationMetric(["day", "night"]).temper() == 1

@@ -90,3 +90,55 @@ def test_wrong_size_limits_and_depths_are_refused():
         metric.update("frame-7", full([[1, 2]]), full([[1, np.inf]]))
     with pytest.raises(ValueError, match="limits"):
         DepthMetric((0, 80))
+
+
+def foretold(random, sigma, told=None):
+    """A depth map whose errors are Laplace-distributed with scales ``sigma``, telling the scales ``told``."""
+    truth = random.uniform(2, 30, sigma.shape)
+    predicted = truth * np.exp(random.laplace(0, sigma))
+    error = np.asarray(sigma if told is None else told, np.float32)
+    return DenseMap(predicted.astype(np.float32), np.ones(sigma.shape, bool), error), full(truth)
+
+
+def test_honest_errors_are_calibrated_and_wrong_ones_are_not():
+    random = np.random.default_rng(0)
+    sigma = random.uniform(0.02, 0.2, (200, 300))
+    honest = measured(foretold(random, sigma))
+    assert honest["miscalibration"] < 0.005
+    bold, timid = (measured(foretold(random, sigma, sigma * factor)) for factor in (0.5, 2))
+    # P(|x| < f b t) with t = -log(1 - level): 1 - (1 - level)^f
+    levels = np.arange(0.1, 0.95, 0.1)
+    for numbers, factor in ((bold, 0.5), (timid, 2)):
+        expected = np.abs(1 - (1 - levels) ** factor - levels).mean()
+        assert numbers["miscalibration"] == pytest.approx(expected, abs=0.005)
+    assert bold["ause"] == pytest.approx(honest["ause"], abs=0.01), "the order is the same"
+
+
+def test_sparsification_in_closed_form():
+    """Errors of 0.1 to 0.4: left out in the right order, and in the reverse, which is the worst."""
+    truth = np.full((1, 20), 10.0)
+    made = np.repeat([0.1, 0.2, 0.3, 0.4], 5)[None]
+    right, reverse = (
+        measured((DenseMap((truth * (1 + made)).astype(np.float32), truth > 0, told), full(truth)))["ause"]
+        for told in (made, 0.5 - made)
+    )
+    assert right == pytest.approx(0, abs=1e-6)
+    worst, best = ([order[:n].mean() for n in range(20, 0, -1)] for order in (made[0][::-1], made[0]))
+    assert reverse == pytest.approx(np.subtract(worst, best).mean() / 0.25, rel=1e-5)
+
+
+def test_an_order_by_chance_is_worse_than_an_honest_one():
+    random = np.random.default_rng(1)
+    sigma = np.exp(random.uniform(-5, -1, (100, 100)))
+    honest, blind = measured(foretold(random, sigma)), measured(foretold(random, sigma, random.permutation(sigma)))
+    assert honest["ause"] < 0.5 * blind["ause"]
+
+
+def test_errors_that_are_not_told_are_not_judged():
+    assert not {"ause", "miscalibration"} & measured((full([[5.0]]), full([[5.0]]))).keys()
+
+
+def test_an_expected_error_of_nothing_is_refused():
+    prediction = DenseMap(np.array([[5.0]], np.float32), np.array([[True]]), np.array([[0.0]], np.float32))
+    with pytest.raises(ValueError, match=r"frame-7.*expected errors"):
+        DepthMetric(LIMITS).update("frame-7", prediction, full([[5.0]]))

@@ -111,7 +111,8 @@ class Comparison:
                     pair = [Detections(*(side[key][i] for key in keys[:3])) for side in (wanted, found)]
                     self._add_detections(name, f"{where}, picture {i}", *pair)
             else:
-                self._note(keys[0], where, *_dense_difference(spec, wanted[keys[0]], found[keys[0]]))
+                for key in keys:
+                    self._note(key, where, *_dense_difference(spec, wanted[key], found[key]))
 
     def _add_raw(self, key: str, where: str, wanted: NDArray, found: NDArray) -> None:
         """Boxes in pixels; anything else (logits) absolutely up to 10, and in proportion from there on."""

@@ -120,6 +120,16 @@ class Result:
         return np.where(found.valid, found.values, np.float32(np.nan)) if isinstance(found, DenseMap) else None
 
     @property
+    def depth_error(self) -> NDArray[np.float32] | None:
+        """float32 [H, W]: metres by which each depth is expected to be wrong, NaN where it is not valid; None where the
+        network does not tell."""
+        name = self._first(DenseMap, lambda spec: spec.unit == "m")
+        found = self.annotations[name] if name else None
+        if not isinstance(found, DenseMap) or found.error is None:
+            return None
+        return np.where(found.valid, found.values * found.error, np.float32(np.nan))
+
+    @property
     def scene(self) -> dict[str, float] | None:
         """Class of the whole picture -> probability, the most probable first."""
         name = self._first(ImageLabel)

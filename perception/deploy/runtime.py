@@ -242,8 +242,9 @@ def sanitise(outputs: Outputs, specs: Mapping[str, TaskSpec]) -> tuple[Outputs, 
         elif spec.classes:
             bad = values >= len(spec.classes)
             sound[key], what = values, "pixels are of no known class"
-        else:
-            bad = ~(np.isfinite(values) & (values > 0))
+        else:  # a quantity, and the error that it expects, are both positive
+            parts = [sound[f"{name}.{output}"] for output in spec.outputs[:2]]
+            bad = ~np.logical_and.reduce([np.isfinite(part) & (part > 0) for part in parts])
             sound[key], what = np.where(bad, np.nan, values), "pixels are not positive and finite"
         if bad.any():
             flags.append(f"{name}: {bad.sum()} of {bad.size} {what}")

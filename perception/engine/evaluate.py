@@ -57,13 +57,19 @@ class Evaluation:
 
 
 def evaluate(
-    model: Any, batches: Iterable[Batch], *, precision: Precision = "float32", keep_examples: int = 0
+    model: Any,
+    batches: Iterable[Batch],
+    *,
+    precision: Precision = "float32",
+    keep_examples: int = 0,
+    calibrate: bool = False,
 ) -> Evaluation:
     """Metrics of ``model`` (a `perception.model.Perception`) over this rank's share of the batches.
 
     Every rank calls this, with its own share of the pictures; a picture that two ranks see counts once. Ranks may
     have unlike numbers of batches. ``keep_examples``: how many of the worst and of the best pictures of each task are
-    kept for the report.
+    kept for the report. ``calibrate``: fit the scores of ``model`` to these pictures (`Task.calibrate`) before the
+    numbers are computed: only with pictures that are held out, and not those of the final test.
 
     Raises DataError where there is no picture or none is labelled, ValueError naming the picture where a score is NaN.
     """
@@ -82,7 +88,7 @@ def evaluate(
                     ids.add(_measure(index, batch, arrays, model.specs, metrics, gallery))
     finally:
         model.train(training)
-    return _conclude(model, metrics, gallery, ids)
+    return _conclude(model, metrics, gallery, ids, calibrate)
 
 
 def _to_numpy(values: torch.Tensor) -> NDArray:
@@ -154,7 +160,9 @@ class Gallery:
         }
 
 
-def _conclude(model: Any, metrics: dict[str, Metric], gallery: dict[str, Gallery], ids: set[str]) -> Evaluation:
+def _conclude(
+    model: Any, metrics: dict[str, Metric], gallery: dict[str, Gallery], ids: set[str], calibrate: bool
+) -> Evaluation:
     """Unite the ranks' states on rank 0, compute there, and tell everyone the numbers."""
     states = distributed.gather({name: metric.state() for name, metric in metrics.items()})
     kept = distributed.gather({name: shelf.examples() for name, shelf in gallery.items()})
@@ -164,6 +172,8 @@ def _conclude(model: Any, metrics: dict[str, Metric], gallery: dict[str, Gallery
     if distributed.is_main():
         for name, metric in metrics.items():
             metric.merge([state[name] for state in states])
+            if calibrate:
+                model.tasks[name].calibrate(metric)
             numbers |= {f"{name}/{key}": float(value) for key, value in metric.compute().items()}
             tables[name] = metric.table()
         if distributed.world() > 1:
@@ -171,11 +181,20 @@ def _conclude(model: Any, metrics: dict[str, Metric], gallery: dict[str, Gallery
                 for name, examples in shelves.items():
                     for example in examples:
                         gallery[name].add(example)
+    if calibrate:
+        _share_buffers(model.tasks)
     numbers, tables, pictures = distributed.from_main((numbers, tables, pictures))
     if not pictures:
         raise DataError("No picture to evaluate. Give a validation source that holds some.")
     examples = {name: shelf.sorted() for name, shelf in gallery.items()} if distributed.is_main() else {}
     return Evaluation(numbers, tables, examples, score(model, numbers), pictures)
+
+
+def _share_buffers(module: Any) -> None:
+    """Rank 0's buffers, on every rank."""
+    found = distributed.from_main({name: buffer.cpu() for name, buffer in module.named_buffers()})
+    for name, buffer in module.named_buffers():
+        buffer.copy_(found[name])
 
 
 def score(model: Any, metrics: Mapping[str, float]) -> float:

@@ -1,4 +1,4 @@
-"""Accuracy of picture labels: top-1 and top-5 of one class, or average precision of several."""
+"""Accuracy of picture labels: top-1 and top-5 of one class, or average precision of several; and their calibration."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from perception.metrics.metric import Records, mean
 from perception.types import ImageLabel
+
+BINS = 15
+"""Of the probability, in the expected calibration error."""
 
 
 class _Label(NamedTuple):
@@ -27,6 +30,9 @@ class ClassificationMetric(Records[_Label]):
     * Several (``multi_label``): map, the mean over classes of the average precision without interpolation (as
       scikit-learn's average_precision_score). A picture counts for the classes that its source labels; a class
       without a positive picture is in no mean.
+    * Both: ece, the expected calibration error (Guo et al. 2017): how far, on average, a probability is from the share
+      of pictures where it comes true, over `BINS` equal bins of the probability (of the best class; of several, of
+      every labelled class).
 
     classes: names, in the order of the probabilities
     """
@@ -39,21 +45,61 @@ class ClassificationMetric(Records[_Label]):
             "Mean average precision without interpolation, over the classes with a positive picture."
             if multi_label
             else "Share of pictures whose true class is the most probable one (top 1), or among the five (top 5)."
-        )
+        ) + f" Calibration error (ECE) over {BINS} bins."
 
     def update(self, id: str, prediction: ImageLabel, target: ImageLabel) -> None:
         """Account for one picture. Raises ValueError naming ``id`` where a probability is NaN or the truth is unfit."""
         self._records[id] = self._label(id, prediction, target)
 
     def compute(self) -> dict[str, float]:
-        """Multi-label: map. Otherwise top1 and, with more than five classes, top5. All 0 to 1."""
+        """Multi-label: map. Otherwise top1 and, with more than five classes, top5. Both: ece. All 0 to 1."""
         if self.multi_label:
-            return {"map": mean(row["ap"] for row in self.table().values())}
-        ranks = [_rank(label) for label in self._ordered()]
-        result = {"top1": mean(float(rank == 0) for rank in ranks)}
-        if len(self.classes) > 5:
-            result["top5"] = mean(float(rank < 5) for rank in ranks)
-        return result
+            result = {"map": mean(row["ap"] for row in self.table().values())}
+        else:
+            ranks = [_rank(label) for label in self._ordered()]
+            result = {"top1": mean(float(rank == 0) for rank in ranks)}
+            if len(self.classes) > 5:
+                result["top5"] = mean(float(rank < 5) for rank in ranks)
+        return {**result, "ece": expected_calibration_error(*self._claims())}
+
+    def _claims(self) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Probabilities [N] and whether what they claim is true."""
+        labels = self._ordered()
+        if self.multi_label:
+            claims = [(label.probabilities[label.labelled], label.truth[label.labelled]) for label in labels]
+        else:
+            claims = [(label.probabilities.max(keepdims=True), np.array([_rank(label) == 0])) for label in labels]
+        claims.append((np.empty(0), np.empty(0, np.bool_)))
+        probabilities, truth = zip(*claims, strict=True)
+        return np.concatenate(probabilities), np.concatenate(truth)
+
+    def temper(self) -> float:
+        """Divide the logits of all predictions by the temperature that makes the truth most likely, and return it.
+
+        It is between 0.1 and 10, and 1 without a prediction. It does not change which class is the most probable. The
+        truth is taken to be one picture more uncertain than it looks (Platt 1999), so that a network that makes no
+        mistake on a few pictures is not called certain.
+        """
+        labels = self._ordered()
+        if not labels:
+            return 1.0
+        logits = np.stack([_logits(label.probabilities, self.multi_label) for label in labels])
+        truth = np.stack([label.truth for label in labels]).astype(np.float64)
+        labelled = np.stack([label.labelled for label in labels])
+        doubt = 1 / (len(labels) + 2)
+        truth = truth * (1 - doubt) + doubt / (2 if self.multi_label else len(self.classes))
+        # The likelihood has one maximum over the inverse temperature: where the gradient changes its sign.
+        low, high = -math.log(10), math.log(10)
+        for _ in range(50):
+            middle = 0.5 * (low + high)
+            excess = (_probabilities(logits * math.exp(middle), self.multi_label) - truth) * logits
+            low, high = (low, middle) if (excess * labelled).sum() > 0 else (middle, high)
+        inverse = math.exp(0.5 * (low + high))
+        for (id, label), scaled in zip(
+            sorted(self._records.items()), _probabilities(logits * inverse, self.multi_label), strict=True
+        ):
+            self._records[id] = label._replace(probabilities=scaled)
+        return 1 / inverse
 
     def table(self) -> dict[str, dict[str, float]]:
         """Per class: accuracy (the share of its pictures that is found), count; multi-label: ap, count (positives)."""
@@ -93,6 +139,31 @@ class ClassificationMetric(Records[_Label]):
             raise ValueError(f"{id}: {truth.sum()} classes are true. Expected one; set multi_label: true for several.")
         labelled = np.ones(len(truth), np.bool_) if target.classes is None else np.asarray(target.classes, np.bool_)
         return _Label(probabilities, truth, labelled)
+
+
+def expected_calibration_error(probabilities: NDArray[np.float64], truth: NDArray[np.bool_], bins: int = BINS) -> float:
+    """The mean over predictions [N] of the gap between probability and frequency in their bin; NaN where N is 0."""
+    if not len(truth):
+        return math.nan
+    places = np.minimum((probabilities * bins).astype(np.int64), bins - 1)
+    gaps = np.bincount(places, probabilities, bins) - np.bincount(places, truth, bins)
+    return float(np.abs(gaps).sum() / len(truth))
+
+
+def _logits(probabilities: NDArray[np.float64], multi_label: bool) -> NDArray[np.float64]:
+    """Logits [C] of these probabilities, up to a constant."""
+    if multi_label:
+        inside = np.clip(probabilities, 1e-7, 1 - 1e-7)
+        return np.log(inside) - np.log1p(-inside)
+    return np.log(np.maximum(probabilities, 1e-30))
+
+
+def _probabilities(logits: NDArray[np.float64], multi_label: bool) -> NDArray[np.float64]:
+    """[..., C] to [..., C]."""
+    if multi_label:
+        return 1 / (1 + np.exp(-logits))
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
 
 
 def average_precision(truth: NDArray[np.bool_], scores: NDArray[np.float64]) -> float:

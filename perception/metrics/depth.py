@@ -1,8 +1,9 @@
-"""Errors of depth maps, as predicted and after median alignment."""
+"""Errors of depth maps, as predicted and after median alignment, and how well they are foretold."""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +12,19 @@ from perception.metrics.metric import Records, mean
 from perception.types import DenseMap
 
 NAMES = ("abs_rel", "sq_rel", "rmse", "rmse_log", "silog", "delta1", "delta2", "delta3")
+LEVELS = np.arange(0.1, 0.95, 0.1)
+"""Of the intervals around a prediction whose coverage is counted."""
 
 
-class DepthMetric(Records[tuple[float, ...]]):
+class _Picture(NamedTuple):
+    """errors: by `NAMES`, then the same aligned. ause and coverage (at `LEVELS`): empty where no error is foretold."""
+
+    errors: tuple[float, ...]
+    ause: tuple[float, ...] = ()
+    coverage: tuple[float, ...] = ()
+
+
+class DepthMetric(Records[_Picture]):
     """The depth errors of Eigen et al. (2014) and KITTI: per picture over its valid pixels, then the mean of pictures.
 
     * A pixel counts where the truth is valid and within ``limits``. Predictions are clipped to ``limits``, and one that
@@ -22,6 +33,11 @@ class DepthMetric(Records[tuple[float, ...]]):
       prediction is multiplied, per picture, by median(truth) / median(prediction) (Zhou et al. 2017), and say how good
       the shape is where the scale is wrong.
     * A picture without a pixel that counts is in no mean.
+    * Where predictions tell the error they expect, two numbers say how honest it is. ``ause``: the area between the
+      curve of abs_rel when the pixels that expect the largest errors are left out first, and the same curve with those
+      left out first that are the most wrong, as a share of abs_rel (sparsification error, Ilg et al. 2018): 0 = the
+      order is right. ``miscalibration``: how far the share of pixels whose truth is within the interval that should
+      hold it with 10, 20 ... 90 % is from that, on average (Kuleshov et al. 2018): 0 = the size is right.
 
     limits: smallest and largest distance that is evaluated, metres
     """
@@ -38,13 +54,31 @@ class DepthMetric(Records[tuple[float, ...]]):
 
     def update(self, id: str, prediction: DenseMap, target: DenseMap) -> None:
         """Account for one picture. Raises ValueError with ``id`` where sizes differ or a valid depth is not finite."""
-        self._records[id] = self._errors(id, prediction, target)
+        predicted, true, expected = self._counted(id, prediction, target)
+        errors = self._errors(predicted, true)
+        if expected is None:
+            self._records[id] = _Picture(errors)
+        elif not true.size:
+            self._records[id] = _Picture(errors, (math.nan,), (math.nan,) * len(LEVELS))
+        else:
+            self._records[id] = _Picture(
+                errors, (ause(predicted, true, expected),), coverage(predicted, true, expected)
+            )
 
     def compute(self) -> dict[str, float]:
         """abs_rel, sq_rel (m), rmse (m), rmse_log, silog (x 100, as KITTI), delta1 to delta3 (share of pixels within
-        a factor of 1.25, 1.25^2, 1.25^3), and the same with ``_aligned``."""
-        columns = zip(*self._ordered(), strict=True) if self._records else ((),) * (2 * len(NAMES))
-        return dict(zip((*NAMES, *(f"{name}_aligned" for name in NAMES)), map(mean, columns), strict=True))
+        a factor of 1.25, 1.25^2, 1.25^3), and the same with ``_aligned``; ause and miscalibration where predictions
+        tell their error."""
+        records = self._ordered()
+        names = (*NAMES, *(f"{name}_aligned" for name in NAMES))
+        columns = zip(*(record.errors for record in records), strict=True) if records else ((),) * len(names)
+        numbers = dict(zip(names, map(mean, columns), strict=True))
+        foretold = [record for record in records if record.ause]
+        if foretold:
+            shares = [mean(column) for column in zip(*(record.coverage for record in foretold), strict=True)]
+            numbers["ause"] = mean(record.ause[0] for record in foretold)
+            numbers["miscalibration"] = float(np.mean(np.abs(np.array(shares) - LEVELS)))
+        return numbers
 
     def table(self) -> dict[str, dict[str, float]]:
         """Empty: depth has no classes."""
@@ -52,9 +86,13 @@ class DepthMetric(Records[tuple[float, ...]]):
 
     def quality(self, prediction: DenseMap, target: DenseMap) -> float:
         """1 minus abs_rel of this picture alone."""
-        return 1.0 - self._errors("this picture", prediction, target)[0]
+        predicted, true, _ = self._counted("this picture", prediction, target)
+        return 1.0 - self._errors(predicted, true)[0]
 
-    def _errors(self, id: str, prediction: DenseMap, target: DenseMap) -> tuple[float, ...]:
+    def _counted(
+        self, id: str, prediction: DenseMap, target: DenseMap
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64] | None]:
+        """Predicted and true depths of the pixels that count [N], and the errors that were foretold [N]."""
         values, truth = np.asarray(prediction.values), np.asarray(target.values)
         if values.shape != truth.shape:
             raise ValueError(
@@ -65,13 +103,42 @@ class DepthMetric(Records[tuple[float, ...]]):
             if not np.isfinite(depths).all():
                 raise ValueError(f"{id}: {(~np.isfinite(depths)).sum()} valid {kind} depths are not finite.")
         counted = valid & (truth >= self.limits[0]) & (truth <= self.limits[1])
-        true = truth[counted].astype(np.float64)
+        predicted = np.where(known, values, self.limits[0])[counted].astype(np.float64)
+        expected = None
+        if prediction.error is not None:
+            expected = np.where(known, prediction.error, 1.0)[counted].astype(np.float64)
+            if not (expected > 0).all():
+                raise ValueError(f"{id}: {(~(expected > 0)).sum()} expected errors are not positive numbers.")
+        return np.clip(predicted, *self.limits), truth[counted].astype(np.float64), expected
+
+    def _errors(self, predicted: NDArray[np.float64], true: NDArray[np.float64]) -> tuple[float, ...]:
+        """By `NAMES`, then the same aligned; NaN without a pixel."""
         if not true.size:
             return (math.nan,) * (2 * len(NAMES))
-        predicted = np.where(known, values, self.limits[0])[counted].astype(np.float64)
-        predicted = np.clip(predicted, *self.limits)
         aligned = np.clip(predicted * (np.median(true) / np.median(predicted)), *self.limits)
         return (*_compare(predicted, true), *_compare(aligned, true))
+
+
+def ause(predicted: NDArray[np.float64], true: NDArray[np.float64], expected: NDArray[np.float64]) -> float:
+    """Area under the sparsification error curve of abs_rel over its value (Ilg et al. 2018). All [N], N > 0.
+
+    0 = the errors that are expected come in the order of those that are made; 0 where none is made.
+    """
+    made = np.abs(predicted - true) / true
+    if not made.any():
+        return 0.0
+    left = len(made) - np.arange(0.0, 1.0, 0.05) * len(made)
+    kept = np.ceil(left).astype(np.intp)
+    curves = [np.cumsum(made[np.argsort(order, kind="stable")])[kept - 1] / kept for order in (expected, made)]
+    return float(np.mean(curves[0] - curves[1]) / made.mean())
+
+
+def coverage(
+    predicted: NDArray[np.float64], true: NDArray[np.float64], expected: NDArray[np.float64]
+) -> tuple[float, ...]:
+    """Share of pixels whose truth is within the interval that holds it with each probability of `LEVELS`. All [N]."""
+    away = np.abs(np.log(predicted) - np.log(true)) / expected
+    return tuple(float(np.mean(away <= width)) for width in -np.log(1 - LEVELS))
 
 
 def _compare(predicted: NDArray[np.float64], true: NDArray[np.float64]) -> tuple[float, ...]:

@@ -11,7 +11,10 @@ from perception.types import Annotation
 Record = TypeVar("Record")
 
 LOWER_IS_BETTER = frozenset(
-    name + ending for name in ("abs_rel", "sq_rel", "rmse", "rmse_log", "silog") for ending in ("", "_aligned")
+    (
+        *(name + ending for name in ("abs_rel", "sq_rel", "rmse", "rmse_log", "silog") for ending in ("", "_aligned")),
+        *("ause", "miscalibration", "ece", "nll"),
+    )
 )
 """Names of the numbers of `Metric.compute` that are errors. Every other number is better when it is higher."""
 

@@ -7,26 +7,60 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from perception.nn.blocks import conv_norm_act, separable_conv, upsample_to
+from perception.nn.context import PyramidContext
 
 
 class DenseDecoder(nn.Module):
     """From a pyramid to a map at its finest level, coarse to fine (Panoptic FPN, Kirillov et al. 2019, cascaded).
 
+    The thinking is done at ``refine_stride``; the finer levels, which have most of the pixels, only sharpen its result
+    and are narrow.
+
     channels: {stride: channels} of the levels to read.
+    width, fine_width: channels at ``refine_stride`` and coarser, and at finer strides.
+    context: whether the coarsest level sees the whole picture, see `PyramidContext`.
     Returns [B, outputs, H / finest, W / finest].
     """
 
-    def __init__(self, channels: Mapping[int, int], width: int, outputs: int) -> None:
+    def __init__(
+        self,
+        channels: Mapping[int, int],
+        width: int,
+        outputs: int,
+        fine_width: int = 32,
+        refine_stride: int = 8,
+        context: bool = True,
+    ) -> None:
         super().__init__()
-        self.strides = sorted(channels, reverse=True)
-        self.project = nn.ModuleDict({str(s): conv_norm_act(channels[s], width, act=False) for s in self.strides})
+        strides = sorted(channels, reverse=True)
+        self.coarse = [s for s in strides if s >= refine_stride] or strides[:1]
+        self.fine = [s for s in strides if s not in self.coarse]
+        self.project = nn.ModuleDict({str(s): conv_norm_act(channels[s], width, act=False) for s in self.coarse})
+        if context:
+            self.project[str(strides[0])] = PyramidContext(channels[strides[0]], width)
         self.refine = separable_conv(width, width)
-        self.output = nn.Conv2d(width, outputs, 1)
+        widths = [width, *(fine_width for _ in self.fine)]
+        self.narrow = nn.ModuleDict()
+        self.lift = nn.ModuleDict()
+        for stride, above in zip(self.fine, widths, strict=False):
+            self.narrow[str(stride)] = conv_norm_act(above, fine_width, act=False)
+            self.project[str(stride)] = conv_norm_act(channels[stride], fine_width, act=False)
+            self.lift[str(stride)] = separable_conv(fine_width, fine_width, kernel=3)
+        self.width = widths[-1]
+        self.output = nn.Conv2d(self.width, outputs, 1)
 
     def forward(self, pyramid: Mapping[int, Tensor]) -> Tensor:
+        return self.output(self.features(pyramid))
+
+    def features(self, pyramid: Mapping[int, Tensor]) -> Tensor:
+        """What the output is read from: [B, self.width, H / finest, W / finest]."""
         fused: Tensor | None = None
-        for stride in self.strides:
+        for stride in self.coarse:
             level = self.project[str(stride)](pyramid[stride])
             fused = level if fused is None else level + upsample_to(fused, level)
         assert fused is not None
-        return self.output(self.refine(fused))
+        fused = self.refine(fused)
+        for stride in self.fine:
+            level = self.project[str(stride)](pyramid[stride])
+            fused = self.lift[str(stride)](level + upsample_to(self.narrow[str(stride)](fused), level))
+        return fused

@@ -58,3 +58,45 @@ def dice(probabilities: Tensor, one_hot: Tensor, valid: Tensor) -> tuple[Tensor,
     occurs = (one_hot * mask).sum((2, 3)) > 0
     score = (2 * overlap + 1) / (size + 1)
     return ((1 - score) * occurs).sum(), occurs.sum().to(score.dtype)
+
+
+def lovasz(probabilities: Tensor, labels: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Lovasz-Softmax (Berman et al. 2018), summed over the pictures and the classes that occur in each, and the number
+    of these pairs. It is a smooth extension of 1 - IoU: small classes and thin things count as IoU counts them.
+
+    probabilities [B, C, H, W], labels int64 [B, H, W], valid [B, H, W].
+    """
+    total, count = probabilities.sum() * 0.0, 0
+    for scores, truth, known in zip(probabilities.flatten(2), labels.flatten(1), valid.flatten(1), strict=True):
+        scores, truth = scores[:, known], truth[known]
+        for k in truth.unique().tolist():
+            inside = (truth == k).to(scores.dtype)
+            error, order = (inside - scores[k]).abs().sort(descending=True)
+            total = total + error @ _jaccard_steps(inside[order])
+            count += 1
+    return total, total.new_tensor(float(count))
+
+
+def _jaccard_steps(inside: Tensor) -> Tensor:
+    """How much each further wrong pixel [N], 1 inside the class and 0 outside, adds to 1 - IoU."""
+    intersection = inside.sum() - inside.cumsum(0)
+    union = inside.sum() + (1 - inside).cumsum(0)
+    return torch.diff(1 - intersection / union, prepend=inside.new_zeros(1))
+
+
+def near_borders(labels: Tensor, valid: Tensor, distance: int) -> Tensor:
+    """Which pixels have another class within ``distance`` pixels (a square window): bool [B, H, W].
+
+    labels: int64 [B, H, W]; pixels that are not valid make no border.
+    """
+    known = valid[:, None]
+    ids = labels[:, None].to(torch.float32)
+    window = 2 * distance + 1
+    highest = F.max_pool2d(ids.masked_fill(~known, -torch.inf), window, 1, distance)
+    lowest = -F.max_pool2d((-ids).masked_fill(~known, -torch.inf), window, 1, distance)
+    return ((highest > lowest) & known)[:, 0]
+
+
+def laplace(log_error: Tensor, log_scale: Tensor) -> Tensor:
+    """Negative log-likelihood of Laplace-distributed errors, element-wise, without its constant log 2."""
+    return log_error.abs() * (-log_scale).exp() + log_scale

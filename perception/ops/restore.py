@@ -29,8 +29,8 @@ def restore(
     frame:   how the picture was letterboxed
     camera:  intrinsics in source pixels; None = the default focal length of the task's spec
 
-    Values that no network should publish are dropped: boxes that are not finite or have no area, non-positive or
-    non-finite quantities (marked not valid).
+    Values that no network should publish are dropped: boxes that are not finite or have no area, quantities that are
+    not finite or whose expected error is not (marked not valid).
     """
     annotations: dict[str, Annotation] = {}
     for name, spec in specs.items():
@@ -40,7 +40,7 @@ def restore(
         if spec.shape == "instances":
             annotations[name] = _instances(*found[:3], frame=frame)
         elif spec.shape == "dense":
-            annotations[name] = _dense(found[0], spec, frame, camera)
+            annotations[name] = _dense(*found[:2], spec=spec, frame=frame, camera=camera)
         else:
             annotations[name] = ImageLabel(np.asarray(found[0], np.float32))
     return annotations
@@ -54,18 +54,24 @@ def _instances(boxes: NDArray, scores: NDArray, labels: NDArray, frame: Frame) -
     return Instances(moved[solid], np.asarray(labels)[kept][solid].astype(np.int64), scores[kept][solid])
 
 
-def _dense(values: NDArray, spec: TaskSpec, frame: Frame, camera: Camera | None) -> DenseMap:
+def _dense(
+    values: NDArray, error: NDArray | None = None, *, spec: TaskSpec, frame: Frame, camera: Camera | None
+) -> DenseMap:
     if spec.classes:
         label_map = geometry.unwarp_map(values, frame, smooth=False)
         return DenseMap(label_map, label_map < len(spec.classes))
     factor = geometry.focal_factor(camera, frame, spec.canonical_focal, spec.default_focal)
     quantity = geometry.unwarp_map(np.multiply(values, factor, dtype=np.float32), frame, smooth=True)
     valid = np.isfinite(quantity)
+    if error is not None:  # a share of the value, so no focal length changes it
+        error = geometry.unwarp_map(np.asarray(error, np.float32), frame, smooth=True)
+        valid &= np.isfinite(error)
     if not valid.all():
         quantity[~valid] = 0
+        error = None if error is None else np.where(valid, error, np.float32(0))
     if spec.limits:
         np.clip(quantity, *spec.limits, out=quantity, where=valid)
-    return DenseMap(quantity, valid)
+    return DenseMap(quantity, valid, error)
 
 
 def distances(instances: Instances, depth: DenseMap) -> NDArray[np.float32]:
@@ -104,26 +110,31 @@ def assemble(
     """`restore`, with the distance of each box where the network predicts both boxes and depth."""
     annotations = restore(outputs, specs, frame, camera)
     instances = next((a for a in annotations.values() if isinstance(a, Instances)), None)
-    depth = next(
-        (a for name, a in annotations.items() if isinstance(a, DenseMap) and specs[name].unit == "m"),
-        None,
-    )
+    depth = _metres(annotations, specs)
     measured = distances(instances, depth) if instances is not None and depth is not None else None
     return Prediction(annotations, frame.source, distances=measured, flags=flags)
+
+
+def _metres(annotations: Mapping[str, Annotation], specs: Mapping[str, TaskSpec]) -> DenseMap | None:
+    """The first depth map."""
+    return next((a for name, a in annotations.items() if isinstance(a, DenseMap) and specs[name].unit == "m"), None)
 
 
 def to_json(prediction: Prediction, specs: Mapping[str, TaskSpec]) -> dict[str, Any]:
     """One object of ``predictions.jsonl``: boxes and labels over the task's threshold, in source pixels and metres.
 
+    ``distance_error`` of a box: metres by which its distance is expected to be wrong, where the depth map tells it.
     Dense maps are too large for JSON: whoever writes them to files adds their names.
     """
     record: dict[str, Any] = {"id": prediction.id, "size": list(prediction.size)}
     if prediction.time is not None:
         record["time"] = round(prediction.time, 6)
+    depth = _metres(prediction.annotations, specs)
+    errors = None if depth is None or depth.error is None else DenseMap(depth.error, depth.valid)
     for name, annotation in prediction.annotations.items():
         spec = specs[name]
         if isinstance(annotation, Instances):
-            record[name] = _instances_to_json(annotation, spec, prediction.distances)
+            record[name] = _instances_to_json(annotation, spec, prediction.distances, errors)
         elif isinstance(annotation, ImageLabel):
             record[name] = _label_to_json(annotation, spec)
     if prediction.flags:
@@ -131,8 +142,11 @@ def to_json(prediction: Prediction, specs: Mapping[str, TaskSpec]) -> dict[str, 
     return record
 
 
-def _instances_to_json(instances: Instances, spec: TaskSpec, measured: NDArray | None) -> list[dict[str, Any]]:
+def _instances_to_json(
+    instances: Instances, spec: TaskSpec, measured: NDArray | None, errors: DenseMap | None
+) -> list[dict[str, Any]]:
     scores = instances.scores
+    shares = None if errors is None or measured is None else distances(instances, errors)
     boxes = []
     for i in range(len(instances.boxes)):
         if scores is not None and scores[i] < spec.threshold:
@@ -145,6 +159,8 @@ def _instances_to_json(instances: Instances, spec: TaskSpec, measured: NDArray |
             item["score"] = round(float(scores[i]), 4)
         if measured is not None and np.isfinite(measured[i]):
             item["distance"] = round(float(measured[i]), 3)
+            if shares is not None:
+                item["distance_error"] = round(float(measured[i] * shares[i]), 3)
         if instances.tracks is not None:
             item["track"] = int(instances.tracks[i])
         boxes.append(item)

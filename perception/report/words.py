@@ -23,6 +23,9 @@ LABELS = {
     "delta1": "δ < 1.25",
     "delta2": "δ < 1.25²",
     "delta3": "δ < 1.25³",
+    "ause": "AUSE",
+    "ece": "ECE",
+    "nll": "NLL",
     "top1": "top 1",
     "top5": "top 5",
 }

@@ -18,7 +18,10 @@ from perception.types import Annotation, Camera, ImageLabel, TaskSpec
 
 @configuration
 class ClassificationConfig:
-    """classes: names. multi_label: a picture may carry several. threshold: of a multi-label score that is shown."""
+    """classes: names. multi_label: a picture may carry several. threshold: of a multi-label score that is shown.
+
+    label_smoothing: share of a label that is spread over all classes (or, of several labels, between yes and no).
+    """
 
     classes: tuple[str, ...]
     type: Literal["classification"] = "classification"
@@ -35,11 +38,17 @@ class Raw(NamedTuple):
 
 
 class Classification(Task):
-    """Global pooling of the coarsest level; cross-entropy, or binary cross-entropy over the labelled classes."""
+    """Global pooling of the coarsest level; cross-entropy, or binary cross-entropy over the labelled classes.
+
+    Logits are divided by ``temperature`` before they become probabilities (Guo et al. 2017). It is no parameter:
+    `calibrate` fits it to held-out pictures, and it travels with the weights and into exports.
+    """
 
     Config = ClassificationConfig
     strides = (32,)
     score = "top1"
+
+    temperature: Tensor
 
     def __init__(self, name: str, config: ClassificationConfig, channels: Mapping[int, int]) -> None:
         super().__init__()
@@ -56,6 +65,7 @@ class Classification(Task):
         self.parts = ("cross_entropy",)
         self.widen = conv_norm_act(channels[32], config.width)
         self.output = nn.Linear(config.width, len(config.classes))
+        self.register_buffer("temperature", torch.ones(()))
 
     def forward(self, pyramid: Pyramid) -> Raw:
         return Raw(self.output(self.widen(pyramid[32]).mean((2, 3))).float())
@@ -76,7 +86,11 @@ class Classification(Task):
         return {"cross_entropy": Part((entropy * known).sum(), known.sum().to(entropy.dtype))}
 
     def decode(self, raw: Raw, size: Sequence[Any]) -> dict[str, Tensor]:
-        return {"probabilities": raw.logits.sigmoid() if self.config.multi_label else raw.logits.softmax(-1)}
+        logits = raw.logits / self.temperature
+        return {"probabilities": logits.sigmoid() if self.config.multi_label else logits.softmax(-1)}
 
     def metric(self) -> ClassificationMetric:
         return ClassificationMetric(self.config.classes, self.config.multi_label)
+
+    def calibrate(self, metric: ClassificationMetric) -> None:
+        self.temperature.mul_(metric.temper())

@@ -1,21 +1,30 @@
-"""Metric depth: metres for every pixel, whatever the focal length."""
+"""Metric depth: metres for every pixel, whatever the focal length, and how wrong each expects to be."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from pydantic import Field
+from torch import Tensor, nn
 
 from perception.config import configuration
 from perception.metrics.depth import DepthMetric
 from perception.nn.decoder import DenseDecoder
-from perception.ops.losses import gradient_match, silog
+from perception.ops.losses import gradient_match, laplace, silog
+from perception.ops.upsample import at_pixels
 from perception.tasks.task import Part, Pyramid, Task
-from perception.types import Annotation, Camera, DenseMap, TaskSpec
+from perception.types import Annotation, Camera, ConfigError, DenseMap, TaskSpec
+
+LOG_ERRORS = math.log(0.005), math.log(1.0)
+"""Smallest and largest expected relative error that the network can tell."""
+
+ERROR_WEIGHT = 0.02
+"""Of the term that trains the expected error: small, so that it does not drown the depth's loss where losses are
+balanced by their size. It changes nothing else, for no other parameter sees its gradient."""
 
 
 @configuration
@@ -26,32 +35,59 @@ class DepthConfig:
         at 10 m through a lens twice as long looks like 5 m. 0 = focal lengths are not used.
     default_focal: focal length, as a fraction of the picture's width, assumed for pictures without intrinsics. Give
         intrinsics in training: without them random zoom blurs what a metre looks like.
+    bins: 0 = the logarithm of the distance is regressed; n = it is the mean of n bins, evenly spaced in the logarithm,
+        by their probabilities.
+    strides: levels of the pyramid that are fused, the finest first.
+    width, fine_width: channels of the decoder at stride 8 and coarser, and at stride 4.
+    context: whether the coarsest level sees the whole picture.
+    loss_stride: the loss is taken at every so many pixels, both ways.
     """
 
     type: Literal["depth"] = "depth"
     limits: tuple[float, float] = (0.5, 80.0)
     canonical_focal: float = 500.0
     default_focal: float = 1.0
+    bins: Annotated[int, Field(ge=0)] = 0
     strides: tuple[int, ...] = (4, 8, 16, 32)
     width: int = 64
+    fine_width: int = 16
+    context: bool = True
     loss_stride: int = 2
     silog_weight: float = 1.0
     log_weight: float = 0.5
     gradient_weight: float = 0.5
 
+    def __post_init__(self) -> None:
+        if not 0 < self.limits[0] < self.limits[1] < math.inf:
+            raise ConfigError(f"limits are {self.limits}. Expected 0 < nearest < farthest, in metres.")
+        if self.bins == 1:
+            raise ConfigError("bins is 1. Expected 0 (direct regression) or at least 2.")
+
 
 class Raw(NamedTuple):
-    """log_depth [B, 1, H / s, W / s]: log of metres through the canonical lens, s = the finest stride."""
+    """Maps [B, 1, H / s, W / s], s = the finest stride.
+
+    log_depth: log of metres through the canonical lens
+    log_error: log of the scale of a Laplace distribution around it: the relative error that is expected
+    """
 
     log_depth: Tensor
+    log_error: Tensor
 
 
 class Depth(Task):
-    """Log depth by scale-invariant, absolute and gradient terms."""
+    """Log depth by scale-invariant, absolute and gradient terms; its expected error by its likelihood.
+
+    The error is read from features that it does not train, so it costs the depth nothing (what Kendall and Gal, 2017,
+    learn jointly trades accuracy of hard pixels for a smaller loss).
+    """
 
     Config = DepthConfig
     score = "abs_rel"
     score_sign = -1
+    parts = ("silog", "log", "gradient", "error")
+
+    bin_centers: Tensor
 
     def __init__(self, name: str, config: DepthConfig, channels: Mapping[int, int]) -> None:
         super().__init__()
@@ -60,18 +96,35 @@ class Depth(Task):
         self.spec = TaskSpec(
             name,
             "dense",
-            ("depth",),
+            ("depth", "error"),
             unit="m",
             limits=config.limits,
             canonical_focal=config.canonical_focal,
             default_focal=config.default_focal,
         )
-        self.parts = ("silog", "log", "gradient")
-        self.decoder = DenseDecoder({s: channels[s] for s in config.strides}, config.width, 1)
-        self.middle = 0.5 * (math.log(config.limits[0]) + math.log(config.limits[1]))
+        self.decoder = DenseDecoder(
+            {s: channels[s] for s in config.strides},
+            config.width,
+            config.bins or 1,
+            config.fine_width,
+            context=config.context,
+        )
+        self.error = nn.Conv2d(self.decoder.width, 1, 1)
+        near, far = map(math.log, config.limits)
+        self.middle = 0.5 * (near + far)
+        # Through another lens than the canonical one the same metres look up to twice as near or far.
+        centers = torch.linspace(near - math.log(2), far + math.log(2), config.bins)
+        self.register_buffer("bin_centers", centers.view(1, -1, 1, 1), persistent=False)
 
     def forward(self, pyramid: Pyramid) -> Raw:
-        return Raw(self.decoder(pyramid).float() + self.middle)
+        features = self.decoder.features(pyramid)
+        found = self.decoder.output(features).float()
+        if self.config.bins:
+            log_depth = (found.softmax(1) * self.bin_centers).sum(1, keepdim=True)
+        else:
+            log_depth = found + self.middle
+        low, high = LOG_ERRORS
+        return Raw(log_depth, low + (high - low) * self.error(features.detach()).float().sigmoid())
 
     def losses(
         self, raw: Raw, targets: Sequence[Annotation | None], cameras: Sequence[Camera | None]
@@ -86,17 +139,19 @@ class Depth(Task):
                 focal = self._focal_ratio(camera, target.values.shape[-1])
                 truths.append(metres.clamp(near, far).log() - math.log(focal))
         truth, valid = torch.stack(truths), torch.stack(masks)
-        log_depth = F.interpolate(raw.log_depth[rows], size=truth.shape[-2:], mode="bilinear", align_corners=False)[
-            :, 0
-        ]
+        maps = torch.cat(raw, 1)[rows]
+        log_depth, log_error = at_pixels(maps, min(self.strides), stride).unbind(1)
         error = log_depth - truth
-        zero = error.sum() * 0.0
-        known = [(one, mask) for one, mask in zip(error, valid, strict=True) if mask.any()]
+        doubt = laplace(error.detach(), log_error) - LOG_ERRORS[0]
+        zero = maps.sum() * 0.0
+        known = [i for i, mask in enumerate(valid) if mask.any()]
         count = torch.full_like(zero.detach(), len(known))
+        own = self.config
         terms = {
-            "silog": [self.config.silog_weight * silog(one[mask]) for one, mask in known],
-            "log": [self.config.log_weight * one[mask].abs().mean() for one, mask in known],
-            "gradient": [self.config.gradient_weight * gradient_match(one[None], mask[None]) for one, mask in known],
+            "silog": [own.silog_weight * silog(error[i][valid[i]]) for i in known],
+            "log": [own.log_weight * error[i][valid[i]].abs().mean() for i in known],
+            "gradient": [own.gradient_weight * gradient_match(error[i : i + 1], valid[i : i + 1]) for i in known],
+            "error": [ERROR_WEIGHT * doubt[i][valid[i]].mean() for i in known],
         }
         return {name: Part(torch.stack([zero, *values]).sum(), count) for name, values in terms.items()}
 
@@ -107,8 +162,8 @@ class Depth(Task):
         return focal / self.config.canonical_focal
 
     def decode(self, raw: Raw, size: Sequence[Any]) -> dict[str, Tensor]:
-        log_depth = F.interpolate(raw.log_depth, size=tuple(size), mode="bilinear", align_corners=False)
-        return {"depth": log_depth[:, 0].exp()}
+        maps = F.interpolate(torch.cat(raw, 1), size=tuple(size), mode="bilinear", align_corners=False).exp()
+        return {"depth": maps[:, 0], "error": maps[:, 1]}
 
     def metric(self) -> DepthMetric:
         return DepthMetric(self.config.limits)

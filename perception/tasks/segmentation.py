@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from perception.config import configuration
 from perception.metrics.segmentation import SegmentationMetric
 from perception.nn.decoder import DenseDecoder
-from perception.ops.losses import balanced_weights, dice
+from perception.ops.losses import balanced_weights, dice, lovasz, near_borders
+from perception.ops.upsample import at_pixels
 from perception.tasks.task import Part, Pyramid, Task
 from perception.types import Annotation, Camera, ConfigError, DenseMap, TaskSpec
+
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 @configuration
@@ -22,23 +27,39 @@ class SegmentationConfig:
     """classes: names, in the order of the ids.
 
     strides: levels of the pyramid that are fused, the finest first.
-    width: channels of the decoder.
-    loss_stride: the loss is taken at 1 / loss_stride of the input's size.
+    width, fine_width: channels of the decoder at stride 8 and coarser, and at stride 4.
+    context: whether the coarsest level sees the whole picture.
+    loss_stride: the loss is taken at every so many pixels, both ways.
     dice_weight: of the Dice term, which counts small classes as much as large ones.
+    lovasz_weight: of the Lovasz-Softmax term, which follows IoU itself; slower than Dice.
     class_balance: how far the cross-entropy evens out the classes: 0 = every pixel counts the same, 1 = every class.
+    class_weights: name -> factor of its pixels in the cross-entropy, beside the balance; 1 where a class is not named.
+    border_weight: by how much more a pixel counts in the cross-entropy that is within ``border_width`` pixels of
+        another class: 1 = twice.
     """
 
     classes: tuple[str, ...]
     type: Literal["segmentation"] = "segmentation"
     strides: tuple[int, ...] = (4, 8, 16, 32)
     width: int = 64
+    fine_width: int = 32
+    context: bool = True
     loss_stride: int = 2
-    dice_weight: float = 0.5
-    class_balance: float = 0.5
+    dice_weight: Weight = 0.5
+    lovasz_weight: Weight = 0.0
+    class_balance: Weight = 0.5
+    class_weights: dict[str, Weight] = dataclasses.field(default_factory=dict)
+    border_weight: Weight = 0.0
+    border_width: Annotated[int, Field(gt=0)] = 4
 
     def __post_init__(self) -> None:
         if not 0 < len(self.classes) < 255:
             raise ConfigError(f"A label map has {len(self.classes)} classes. Expected 1 to 254: its ids are bytes.")
+        if unknown := [name for name in self.class_weights if name not in self.classes]:
+            raise ConfigError(
+                f"class_weights names {', '.join(map(repr, unknown))}. Expected some of the classes: "
+                f"{', '.join(self.classes)}."
+            )
 
 
 class Raw(NamedTuple):
@@ -48,7 +69,7 @@ class Raw(NamedTuple):
 
 
 class Segmentation(Task):
-    """Cross-entropy and Dice over the labelled pixels."""
+    """Cross-entropy, and Dice or Lovasz-Softmax, over the labelled pixels."""
 
     Config = SegmentationConfig
     score = "miou"
@@ -58,8 +79,15 @@ class Segmentation(Task):
         self.config = config
         self.strides = config.strides
         self.spec = TaskSpec(name, "dense", ("label_map",), classes=config.classes)
-        self.parts = ("cross_entropy", "dice") if config.dice_weight else ("cross_entropy",)
-        self.decoder = DenseDecoder({s: channels[s] for s in config.strides}, config.width, len(config.classes))
+        regions = {"dice": config.dice_weight, "lovasz": config.lovasz_weight}
+        self.parts = ("cross_entropy", *(part for part, weight in regions.items() if weight))
+        self.decoder = DenseDecoder(
+            {s: channels[s] for s in config.strides},
+            config.width,
+            len(config.classes),
+            config.fine_width,
+            context=config.context,
+        )
 
     def forward(self, pyramid: Pyramid) -> Raw:
         return Raw(self.decoder(pyramid).float())
@@ -73,20 +101,32 @@ class Segmentation(Task):
         labels = torch.stack([target.values[::stride, ::stride] for target in maps]).long()
         valid = torch.stack([target.valid[::stride, ::stride] for target in maps]) & (labels < len(self.config.classes))
         labels = torch.where(valid, labels, 0)
-        logits = F.interpolate(raw.logits[rows], size=labels.shape[-2:], mode="bilinear", align_corners=False)
+        logits = at_pixels(raw.logits[rows], min(self.strides), stride)
         entropy = F.cross_entropy(logits, labels, reduction="none")
-        weights = valid * torch.stack(
-            [
-                balanced_weights(one[known], logits.shape[1], self.config.class_balance)[one]
-                for one, known in zip(labels, valid, strict=True)
-            ]
-        )
+        weights = self._weights(labels, valid)
         losses = {"cross_entropy": Part((entropy * weights).sum(), weights.sum())}
         if self.config.dice_weight:
             one_hot = F.one_hot(labels, len(self.config.classes)).movedim(-1, 1).to(logits.dtype)
             total, count = dice(logits.softmax(1), one_hot, valid)
             losses["dice"] = Part(self.config.dice_weight * total, count)
+        if self.config.lovasz_weight:
+            total, count = lovasz(logits.softmax(1), labels, valid)
+            losses["lovasz"] = Part(self.config.lovasz_weight * total, count)
         return losses
+
+    def _weights(self, labels: Tensor, valid: Tensor) -> Tensor:
+        """What each pixel counts in the cross-entropy [B, H, W]; 0 where it is not labelled."""
+        classes, own = self.config.classes, self.config.class_weights
+        given = torch.tensor([own.get(name, 1.0) for name in classes], device=labels.device)
+        balance = [
+            balanced_weights(one[known], len(classes), self.config.class_balance) * given
+            for one, known in zip(labels, valid, strict=True)
+        ]
+        weights = valid * torch.stack([table[one] for table, one in zip(balance, labels, strict=True)])
+        if self.config.border_weight:
+            distance = max(1, round(self.config.border_width / self.config.loss_stride))
+            weights = weights * (1 + self.config.border_weight * near_borders(labels, valid, distance))
+        return weights
 
     def decode(self, raw: Raw, size: Sequence[Any]) -> dict[str, Tensor]:
         logits = F.interpolate(raw.logits, size=tuple(size), mode="bilinear", align_corners=False)

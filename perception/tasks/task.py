@@ -77,6 +77,13 @@ class Task(nn.Module, ABC):
     def metric(self) -> Metric:
         """A fresh accumulator."""
 
+    def calibrate(self, metric: Any) -> None:
+        """Make scores honest by what they were on held-out pictures: fit buffers to the metric that holds these.
+
+        The metric's own predictions are changed alike, so that it tells what the calibrated task reaches. By default
+        nothing is calibrated.
+        """
+
     def loss(self, raw: Any, targets: Sequence[Annotation | None], cameras: Sequence[Camera | None]) -> dict[str, Part]:
         """`losses`, or zeros that keep the graph where no picture is labelled (DDP needs every parameter in it)."""
         if any(target is not None for target in targets):

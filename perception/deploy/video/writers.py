@@ -30,6 +30,8 @@ from perception.types import DenseMap, PerceptionError, TaskSpec
 RECORDS = "predictions.jsonl"
 DEPTH_SCALE = 0.001
 """Metres per step of a 16-bit depth PNG; 0 = not valid."""
+ERROR_SCALE = 0.0001
+"""Share of the depth per step of the 16-bit PNG of the error that it expects."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,8 @@ class PictureWriter:
 
 
 class MapWriter:
-    """Label maps (8-bit PNG of class ids, 255 = unknown) and quantities (16-bit PNG, step `DEPTH_SCALE`)."""
+    """Label maps (8-bit PNG of class ids, 255 = unknown), quantities (16-bit PNG, step `DEPTH_SCALE`) and, beside them,
+    the relative errors that they expect (16-bit PNG, step `ERROR_SCALE`)."""
 
     def open(self, recording: Recording) -> None:
         self._folder = recording.folder
@@ -122,6 +125,10 @@ class MapWriter:
                 steps = np.where(annotation.valid, np.rint(annotation.values / DEPTH_SCALE), 0)
                 save(file, np.clip(steps, 0, 65535).astype(np.uint16))
                 record[name] |= {"scale": DEPTH_SCALE, "unit": result.specs[name].unit}
+                if annotation.error is not None:
+                    beside = file.with_name(f"{file.stem}_error.png")
+                    save(beside, np.clip(np.rint(annotation.error / ERROR_SCALE), 0, 65535).astype(np.uint16))
+                    record[name] |= {"error": {"file": beside.relative_to(self._folder).as_posix(), "scale": ERROR_SCALE}}
 
     def close(self) -> None:
         pass

@@ -1,0 +1,343 @@
+"""Every option of segmentation, depth and classification: its loss, its gradient, perfect in and perfect out, ONNX."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from perception.deploy.export import export
+from perception.engine.evaluate import evaluate
+from perception.metrics.segmentation import SegmentationMetric
+from perception.nn.context import PyramidContext
+from perception.nn.decoder import DenseDecoder
+from perception.ops.image import letterbox_frame
+from perception.ops.restore import restore
+from perception.tasks import TASKS
+from perception.tasks.classification import Classification
+from perception.tasks.classification import Raw as LabelRaw
+from perception.tasks.depth import Depth, DepthConfig
+from perception.tasks.depth import Raw as DepthRaw
+from perception.tasks.segmentation import Raw as SegmentationRaw
+from perception.tasks.segmentation import Segmentation, SegmentationConfig
+from perception.types import Batch, Camera, ConfigError, DenseMap, ImageLabel
+
+SIZE = (64, 96)
+CLASSES = ("road", "car", "tree")
+CHANNELS = {4: 8, 8: 16, 16: 16, 32: 16}
+
+SEGMENTATION = {
+    "default": {},
+    "lovasz": {"dice_weight": 0.0, "lovasz_weight": 1.0},
+    "all of it": {"lovasz_weight": 0.5, "class_weights": {"car": 3.0}, "border_weight": 2.0},
+    "coarse": {"strides": (8, 16, 32), "context": False},
+    "one level": {"strides": (32,)},
+    "finest only": {"strides": (4,)},
+}
+DEPTH = {
+    "default": {},
+    "bins": {"bins": 16},
+    "coarse": {"strides": (8, 16, 32), "context": False, "bins": 8},
+    "no focal length": {"canonical_focal": 0.0},
+}
+every_segmentation = pytest.mark.parametrize("options", SEGMENTATION.values(), ids=SEGMENTATION.keys())
+every_depth = pytest.mark.parametrize("options", DEPTH.values(), ids=DEPTH.keys())
+
+
+def features(seed=0, count=2):
+    generator = torch.Generator().manual_seed(seed)
+    sizes = {stride: (SIZE[0] // stride, SIZE[1] // stride) for stride in CHANNELS}
+    return {s: torch.randn(count, CHANNELS[s], *sizes[s], generator=generator) for s in CHANNELS}
+
+
+def label_map(seed=0):
+    """Rectangles of whole cells of stride 4, with a strip of void."""
+    cells = np.zeros((SIZE[0] // 4, SIZE[1] // 4), np.int64)
+    random = np.random.default_rng(seed)
+    for k in (1, 2, 1):
+        y, x = random.integers(0, 8, 2)
+        cells[y : y + 8, x : x + 12] = k
+    values = torch.from_numpy(cells.repeat(4, 0).repeat(4, 1))
+    valid = torch.ones(SIZE, dtype=torch.bool)
+    valid[:5] = False
+    values[:5] = 255
+    return DenseMap(values, valid)
+
+
+def ramp():
+    rows = torch.linspace(math.log(3.0), math.log(30.0), SIZE[0]).exp()
+    return DenseMap(rows[:, None].repeat(1, SIZE[1]), torch.ones(SIZE, dtype=torch.bool))
+
+
+def learnt(task, targets, steps=50):
+    """The losses while the head learns two feature maps by heart, and the shares of its parameters without gradient."""
+    pyramid, losses = features(), []
+    optimizer = torch.optim.AdamW(task.parameters(), 1e-2)
+    for _ in range(steps):
+        parts = task.losses(task(pyramid), targets, [None, None])
+        assert tuple(parts) == task.parts
+        loss = torch.stack([part.total / part.count.clamp(min=1) for part in parts.values()]).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    silent = [name for name, value in task.named_parameters() if value.grad is None or not value.grad.any()]
+    return losses, silent
+
+
+@every_segmentation
+def test_segmentation_learns_by_heart_with_every_option(options):
+    torch.manual_seed(0)
+    task = Segmentation("s", SegmentationConfig(classes=CLASSES, width=16, fine_width=8, **options), CHANNELS)
+    losses, silent = learnt(task, [label_map(0), label_map(1)])
+    assert losses[-1] < 0.5 * losses[0]
+    assert not silent
+
+
+@every_depth
+def test_depth_learns_by_heart_with_every_option(options):
+    torch.manual_seed(0)
+    task = Depth("d", DepthConfig(width=16, fine_width=8, **options), CHANNELS)
+    losses, silent = learnt(task, [ramp(), ramp()])
+    assert losses[-1] < 0.3 * losses[0]
+    assert not silent
+
+
+def bands():
+    """Upright bands of whole cells of stride 4, the first two of them void."""
+    values = torch.arange(SIZE[1] // 4).mul(7).remainder(3).repeat_interleave(4).expand(SIZE).clone()
+    valid = torch.ones(SIZE, dtype=torch.bool)
+    valid[:, :8] = False
+    return DenseMap(torch.where(valid, values, 255), valid)
+
+
+def test_a_certain_label_map_comes_out_as_it_went_in():
+    task = Segmentation("s", SegmentationConfig(classes=CLASSES, lovasz_weight=0.5), CHANNELS)
+    target = bands()
+    cells = torch.where(target.valid, target.values, 0)[2::4, 2::4]
+    logits = torch.nn.functional.one_hot(cells, 3).movedim(-1, 0)[None].float() * 200
+    found = task.decode(SegmentationRaw(logits), SIZE)["label_map"][0]
+    assert found.dtype == torch.uint8
+    metric = SegmentationMetric(CLASSES)
+    prediction = DenseMap(found.numpy(), np.ones(SIZE, bool))
+    metric.update("a", prediction, DenseMap(target.values.numpy(), target.valid.numpy()))
+    assert metric.compute() == {"miou": 1, "pixel_accuracy": 1}
+    for name, part in task.losses(SegmentationRaw(logits), [target], [None]).items():
+        assert part.total / part.count < 1e-3, name
+
+
+@pytest.mark.parametrize("focal", [250.0, 500.0])
+def test_perfect_depth_comes_out_as_it_went_in(focal):
+    """Through any lens: the network's canonical metres, times the focal length, are the target's."""
+    task = Depth("d", DepthConfig(width=16, fine_width=8), CHANNELS)
+    target, camera = ramp(), Camera(focal, focal, 48, 32)
+    canonical = (target.values * 500 / focal).log()[None, None]
+    raw = DepthRaw(torch.nn.functional.avg_pool2d(canonical, 4), torch.full((1, 1, 16, 24), math.log(0.01)))
+    parts = task.losses(raw, [target], [camera])
+    assert all(parts[name].total < 0.02 for name in ("silog", "log", "gradient"))
+    outputs = {f"d.{key}": value[0].numpy() for key, value in task.decode(raw, SIZE).items()}
+    found = restore(outputs, {"d": task.spec}, letterbox_frame(SIZE, SIZE), camera)["d"]
+    assert isinstance(found, DenseMap)
+    metric = task.metric()
+    metric.update("a", found, DenseMap(target.values.numpy(), target.valid.numpy()))
+    assert metric.compute()["abs_rel"] < 0.01
+    np.testing.assert_allclose(found.error, 0.01, rtol=1e-5)
+
+
+def test_bins_reach_every_distance_and_are_a_mean():
+    config = DepthConfig(limits=(1.0, 50.0), bins=12)
+    task = Depth("d", config, CHANNELS)
+    assert task.bin_centers.exp().min() == pytest.approx(0.5)
+    assert task.bin_centers.exp().max() == pytest.approx(100)
+    steps = task.bin_centers.flatten().diff()
+    torch.testing.assert_close(steps, steps[:1].expand_as(steps))
+    with torch.no_grad():
+        task.decoder.output.weight.zero_()
+        for k in range(12):
+            task.decoder.output.bias.copy_(100.0 * torch.eye(12)[k])
+            torch.testing.assert_close(task(features()).log_depth.mean(), task.bin_centers.flatten()[k])
+        task.decoder.output.bias.zero_()
+        assert task(features()).log_depth.mean().item() == pytest.approx(0.5 * math.log(50), abs=1e-5)
+    with pytest.raises(ConfigError, match="bins is 1"):
+        DepthConfig(bins=1)
+
+
+def test_the_expected_error_trains_nothing_but_itself():
+    task = Depth("d", DepthConfig(width=16, fine_width=8), CHANNELS)
+    parts = task.losses(task(features()), [ramp(), ramp()], [None, None])
+    parts["error"].total.backward()
+    assert {name for name, value in task.named_parameters() if value.grad is not None and value.grad.any()} == {
+        "error.weight",
+        "error.bias",
+    }
+    assert parts["error"].total.item() >= 0, "no likelihood is so large that the loss turns negative"
+
+
+def test_the_expected_error_becomes_the_mean_error():
+    """Half of the picture is off by 3 %, the other by 20 %: the head learns which, from features that tell."""
+    task = Depth("d", DepthConfig(width=16, fine_width=8, canonical_focal=0.0), CHANNELS)
+    truth = ramp()
+    made = torch.full(SIZE, 0.03)
+    made[:, 48:] = 0.2
+    log_depth = torch.nn.functional.avg_pool2d((truth.values.log() + made)[None, None], 4)
+    log_error = torch.nn.Parameter(torch.full_like(log_depth, math.log(0.5)))
+    optimizer = torch.optim.Adam([log_error], 0.1)
+    for _ in range(120):
+        optimizer.zero_grad()
+        task.losses(DepthRaw(log_depth, log_error), [truth], [None])["error"].total.backward()
+        optimizer.step()
+    found = task.decode(DepthRaw(log_depth, log_error.detach()), SIZE)["error"][0]
+    assert found[16:48, 8:40].mean().item() == pytest.approx(0.03, rel=0.1)
+    assert found[16:48, 56:88].mean().item() == pytest.approx(0.2, rel=0.1)
+
+
+def test_class_weights_count_pixels_several_times():
+    """A class that weighs 3 counts as if each of its pixels stood there three times."""
+    plain, weighted = (
+        Segmentation("s", SegmentationConfig(classes=CLASSES, class_balance=0.0, class_weights=weights), CHANNELS)
+        for weights in ({}, {"car": 3.0})
+    )
+    target, raw = label_map(), SegmentationRaw(torch.randn(1, 3, 16, 24, generator=torch.Generator().manual_seed(0)))
+    one, three = (task.losses(raw, [target], [None])["cross_entropy"] for task in (plain, weighted))
+    cars = DenseMap(target.values, target.valid & (target.values == 1))
+    only = plain.losses(raw, [cars], [None])["cross_entropy"]
+    torch.testing.assert_close(three.total, one.total + 2 * only.total)
+    torch.testing.assert_close(three.count, one.count + 2 * only.count)
+    with pytest.raises(ConfigError, match=r"'bus'.*road, car, tree"):
+        SegmentationConfig(classes=CLASSES, class_weights={"bus": 2.0})
+
+
+def test_borders_weigh_more():
+    raw = SegmentationRaw(torch.zeros(1, 3, 16, 24))
+    counts = [
+        Segmentation("s", SegmentationConfig(classes=CLASSES, class_balance=0.0, **options), CHANNELS)
+        .losses(raw, [label_map()], [None])["cross_entropy"]
+        .count
+        for options in ({}, {"border_weight": 1.0, "border_width": 2}, {"border_weight": 1.0, "border_width": 8})
+    ]
+    assert counts[0] < counts[1] < counts[2] < 2 * counts[0]
+
+
+def test_context_sees_the_whole_picture_and_means_the_same_at_every_size():
+    torch.manual_seed(0)
+    context = PyramidContext(4, 8).eval()
+    picture = torch.randn(1, 4, 9, 12)
+    moved = picture.clone()
+    moved[..., 0, 0] += 5
+    assert (context(picture) != context(moved))[..., -1, -1].any()
+    flat = torch.ones(1, 4, 1, 1) * torch.randn(4)[:, None, None]
+    outputs = [context(flat.expand(1, 4, *size)) for size in ((1, 1), (7, 3), (16, 24))]
+    for output in outputs:
+        torch.testing.assert_close(output, outputs[0].expand_as(output))
+
+
+def test_the_fine_levels_are_narrow_and_only_sharpen():
+    decoder = DenseDecoder(CHANNELS, 16, 3, fine_width=8)
+    assert decoder.coarse == [32, 16, 8]
+    assert decoder.fine == [4]
+    assert decoder(features()).shape == (2, 3, SIZE[0] // 4, SIZE[1] // 4)
+    finer = DenseDecoder({2: 4, **CHANNELS}, 16, 3, fine_width=8)
+    assert finer({2: torch.randn(2, 4, 32, 48), **features()}).shape == (2, 3, 32, 48)
+
+
+class Heads(torch.nn.Module):
+    """Heads on patches of the picture: the interface of `perception.model.Perception` without its backbone."""
+
+    def __init__(self, tasks):
+        super().__init__()
+        self.backbone = torch.nn.Module()
+        self.backbone.register_buffer("mean", torch.full((1, 3, 1, 1), 128.0))
+        self.backbone.register_buffer("std", torch.full((1, 3, 1, 1), 64.0))
+        self.patches = torch.nn.ModuleDict({str(s): torch.nn.Conv2d(3, CHANNELS[s], s, s) for s in CHANNELS})
+        self.tasks = torch.nn.ModuleDict(tasks)
+
+    @property
+    def specs(self):
+        return {name: task.spec for name, task in self.tasks.items()}
+
+    def predict(self, images, tasks=None):
+        pixels = (images.float() - self.backbone.mean) / self.backbone.std
+        pyramid = {stride: self.patches[str(stride)](pixels) for stride in CHANNELS}
+        found = {name: task.decode(task(pyramid), images.shape[-2:]) for name, task in self.tasks.items()}
+        return {f"{name}.{key}": value for name, outputs in found.items() for key, value in outputs.items()}
+
+
+def test_x1_options_that_change_the_graph_are_the_same_in_onnx(tmp_path):
+    """The defaults are exported in other tests."""
+    torch.manual_seed(0)
+    coarse = SegmentationConfig(classes=CLASSES, width=16, strides=(8, 16, 32), context=False)
+    label = TASKS["classification"].Config(classes=CLASSES, width=16, multi_label=True)
+    tasks = {
+        "coarse": Segmentation("coarse", coarse, CHANNELS),
+        "bins": Depth("bins", DepthConfig(width=16, fine_width=8, bins=8), CHANNELS),
+        "tags": Classification("tags", label, CHANNELS),
+    }
+    model = Heads(tasks).eval()
+    with torch.no_grad():
+        tasks["tags"].temperature.fill_(2.5)
+        for module in model.modules():  # activations with a spread, as those of a trained network
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.normal_()
+    export(model, tmp_path / "options.onnx", size=(64, 96), sizes=((64, 96), (32, 32)), batches=(1, 2))
+    session = onnxruntime.InferenceSession(tmp_path / "options.onnx", providers=["CPUExecutionProvider"])
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 96, 160), np.uint8)
+    names = [entry.name for entry in session.get_outputs()]
+    found = dict(zip(names, session.run(names, {"images": images}), strict=True))
+    with torch.inference_mode():
+        wanted = {name: value.numpy() for name, value in model.predict(torch.from_numpy(images)).items()}
+    assert found.keys() == wanted.keys()
+    assert (found["coarse.label_map"] != wanted["coarse.label_map"]).mean() <= 1e-4
+    assert len(np.unique(wanted["coarse.label_map"])) > 1
+    for name in ("bins.depth", "bins.error", "tags.probabilities"):
+        np.testing.assert_allclose(found[name], wanted[name], rtol=1e-3, err_msg=name)
+        assert wanted[name].std() > 0
+
+
+class Pixels(torch.nn.Module):
+    """A classifier whose logits are the first pixel's colours."""
+
+    def __init__(self, multi_label):
+        super().__init__()
+        config = TASKS["classification"].Config(classes=CLASSES, multi_label=multi_label)
+        self.tasks = torch.nn.ModuleDict({"scene": Classification("scene", config, CHANNELS)})
+        self.specs = {"scene": self.tasks["scene"].spec}
+
+    def predict(self, images):
+        found = self.tasks["scene"].decode(LabelRaw(images[:, :, 0, 0] / 25.0 - 5.0), (32, 32))
+        return {f"scene.{key}": value for key, value in found.items()}
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_calibration_is_fitted_by_evaluation_and_travels_with_the_weights(multi_label):
+    """Labels are drawn from a third of the logits: the scores are three times too sure."""
+    random, count = np.random.default_rng(0), 500
+    images = torch.from_numpy(random.integers(0, 256, (count, 3, 32, 32), np.uint8))
+    honest = (images[:, :, 0, 0] / 25.0 - 5.0).double() / 3
+    if multi_label:
+        truths = [ImageLabel((random.random(3) < row.sigmoid().numpy()).astype(np.float32)) for row in honest]
+    else:
+        truths = [ImageLabel(np.eye(3, dtype=np.float32)[random.choice(3, p=row.softmax(0).numpy())]) for row in honest]
+    frames = [letterbox_frame((32, 32), (32, 32))] * count
+    batches = [Batch(images, {"scene": truths}, [None] * count, frames, list(map(str, range(count))), ["s"] * count)]
+    model = Pixels(multi_label)
+    before = evaluate(model, batches)
+    assert model.tasks["scene"].temperature == 1, "only where it is asked for"
+    calibrated = evaluate(model, batches, calibrate=True)
+    assert model.tasks["scene"].temperature.item() == pytest.approx(3, rel=0.2)
+    assert calibrated.metrics["scene/ece"] < 0.5 * before.metrics["scene/ece"]
+    other = Pixels(multi_label)
+    other.load_state_dict(model.state_dict())
+    after = evaluate(other, batches)
+    assert after.metrics == pytest.approx(calibrated.metrics, abs=1e-5)
+    assert {**after.metrics, "scene/ece": 0} == pytest.approx({**before.metrics, "scene/ece": 0}, abs=1e-6)
+
+
+def test_a_wrong_range_is_refused():
+    with pytest.raises(ConfigError, match="nearest < farthest"):
+        DepthConfig(limits=(80.0, 0.5))
+    with pytest.raises(ConfigError, match="254"):
+        SegmentationConfig(classes=tuple(map(str, range(255))))

@@ -1,0 +1,22 @@
+"""Values at pixels against torch's interpolation of the whole picture."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from perception.ops.upsample import at_pixels
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("stride", [1, 2, 4, 8])
+def test_values_are_those_of_the_pixels_they_stand_for(stride, step):
+    maps = torch.randn(2, 3, 5, 8, generator=torch.Generator().manual_seed(0))
+    whole = F.interpolate(maps, scale_factor=stride, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(at_pixels(maps, stride, step), whole[..., ::step, ::step], rtol=0, atol=1e-6)
+
+
+def test_a_ramp_is_told_where_it_is():
+    """A smaller interpolation would be half a step off: 0.5 pixels at every second pixel."""
+    ramp = (torch.arange(16) * 4 + 1.5).view(1, 1, 1, 16).expand(1, 1, 16, 16)  # the mean place of each cell's pixels
+    inside = at_pixels(ramp, 4, 2)[0, 0, 8, 1:-1]
+    torch.testing.assert_close(inside, torch.arange(2.0, 62.0, 2))
