@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from perception.deploy.predict import predict
+from perception.deploy.predict import Options, predict
 from perception.deploy.result import Result
 from perception.deploy.runtime import sanitise
 from perception.deploy.video.writers import DEPTH_SCALE, ERROR_SCALE
@@ -91,14 +91,14 @@ def test_boxes_and_results_tell_metres():
 
 def test_maps_are_saved_with_their_error(tmp_path):
     class Network:
-        specs = SPECS
+        specs, size, multiple = SPECS, INPUT, 32
 
-        def __call__(self, images, camera=None, size=None):
-            found = assemble(outputs(), SPECS, letterbox_frame(INPUT, INPUT), Camera(50, 50, 32, 16))
-            return [Result(found, SPECS, image) for image in images]
+        def run(self, images):
+            return {name: np.stack([value] * len(images)) for name, value in outputs().items()}
 
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((*INPUT, 3), np.uint8))
-    predict(Network(), tmp_path / "a.png", tmp_path / "out", save_maps=True, quiet=True)
+    options = Options(camera=Camera(50, 50, 32, 16), save=("jsonl", "maps"))
+    predict(Network(), tmp_path / "a.png", tmp_path / "out", options, quiet=True)
     depth, error = (cv2.imread(str(tmp_path / "out/maps" / name), -1) for name in ("a.depth.png", "a.depth_error.png"))
     assert depth is not None
     assert error is not None

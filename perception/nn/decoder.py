@@ -59,8 +59,8 @@ class DenseDecoder(nn.Module):
             level = self.project[str(stride)](pyramid[stride])
             fused = level if fused is None else level + upsample_to(fused, level)
         assert fused is not None
-        fused = self.refine(fused)
+        refined: Tensor = self.refine(fused)
         for stride in self.fine:
             level = self.project[str(stride)](pyramid[stride])
-            fused = self.lift[str(stride)](level + upsample_to(self.narrow[str(stride)](fused), level))
-        return fused
+            refined = self.lift[str(stride)](level + upsample_to(self.narrow[str(stride)](refined), level))
+        return refined

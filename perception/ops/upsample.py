@@ -28,3 +28,37 @@ def _along(maps: Tensor, axis: int, stride: int, step: int) -> Tensor:
     away = [(pixel + 0.5) / stride - 0.5 for pixel in range(0, stride, step)]
     values = [torch.lerp(maps, before if share < 0 else after, abs(share)) for share in away]
     return torch.stack(values, axis + 1).flatten(axis, axis + 1)
+
+
+def most_likely(logits: Tensor, stride: int) -> Tensor:
+    """The class of every pixel: the largest of the interpolated logits, as bytes.
+
+    logits: [B, C, h, w], cells of ``stride`` x ``stride`` pixels
+    Returns uint8 [B, h * stride, w * stride].
+
+    There are two forms of it, equal but for rounding, because torch is fast at resizing and at looking across planes,
+    and ONNX Runtime is slow at both: there, half of the default network's heads was this one step.
+    """
+    if torch.compiler.is_exporting():
+        return _most_likely_with_classes_last(logits, stride)
+    size = logits.shape[2] * stride, logits.shape[3] * stride
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False).argmax(1).to(torch.uint8)
+
+
+def _most_likely_with_classes_last(logits: Tensor, stride: int) -> Tensor:
+    """Each pixel of a cell is a fixed mixture of the cell and its neighbours: one product of matrices."""
+    batch, classes, height, width = logits.shape
+    cells = logits.permute(0, 2, 3, 1)
+    cells = torch.cat([cells[:, :1], cells, cells[:, -1:]], 1)
+    cells = torch.cat([cells[:, :, :1], cells, cells[:, :, -1:]], 2)
+    around = [cells[:, y : y + height, x : x + width] for y in range(3) for x in range(3)]
+    mixed = _mixtures(stride).to(logits) @ torch.stack(around).flatten(1)
+    best = mixed.view(stride, stride, batch, height, width, classes).argmax(-1).to(torch.uint8)
+    return best.permute(2, 3, 0, 4, 1).reshape(batch, height * stride, width * stride)
+
+
+def _mixtures(stride: int) -> Tensor:
+    """[stride * stride, 9]: how the pixels of a cell mix the 3 x 3 cells around it, by rows."""
+    away = (torch.arange(stride) + 0.5) / stride - 0.5
+    along = torch.stack([(-away).clamp(min=0), 1 - away.abs(), away.clamp(min=0)], 1)
+    return (along[:, None, :, None] * along[None, :, None, :]).reshape(stride * stride, 9)

@@ -15,7 +15,7 @@ from perception.config import configuration
 from perception.metrics.segmentation import SegmentationMetric
 from perception.nn.decoder import DenseDecoder
 from perception.ops.losses import balanced_weights, dice, lovasz, near_borders
-from perception.ops.upsample import at_pixels
+from perception.ops.upsample import at_pixels, most_likely
 from perception.tasks.task import Part, Pyramid, Task
 from perception.types import Annotation, Camera, ConfigError, DenseMap, TaskSpec
 
@@ -129,8 +129,7 @@ class Segmentation(Task):
         return weights
 
     def decode(self, raw: Raw, size: Sequence[Any]) -> dict[str, Tensor]:
-        logits = F.interpolate(raw.logits, size=tuple(size), mode="bilinear", align_corners=False)
-        return {"label_map": logits.argmax(1).to(torch.uint8)}
+        return {"label_map": most_likely(raw.logits, min(self.strides))}
 
     def metric(self) -> SegmentationMetric:
         return SegmentationMetric(self.config.classes)

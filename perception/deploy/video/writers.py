@@ -128,7 +128,9 @@ class MapWriter:
                 if annotation.error is not None:
                     beside = file.with_name(f"{file.stem}_error.png")
                     save(beside, np.clip(np.rint(annotation.error / ERROR_SCALE), 0, 65535).astype(np.uint16))
-                    record[name] |= {"error": {"file": beside.relative_to(self._folder).as_posix(), "scale": ERROR_SCALE}}
+                    record[name] |= {
+                        "error": {"file": beside.relative_to(self._folder).as_posix(), "scale": ERROR_SCALE}
+                    }
 
     def close(self) -> None:
         pass
