@@ -48,19 +48,25 @@ class DenseDecoder(nn.Module):
             self.lift[str(stride)] = separable_conv(fine_width, fine_width, kernel=3)
         self.width = widths[-1]
         self.output = nn.Conv2d(self.width, outputs, 1)
+        # What is known at ``refine_stride`` does not have to pass through the narrow levels: they only add to it.
+        self.coarse_output = nn.Conv2d(width, outputs, 1, bias=False) if self.fine else None
 
     def forward(self, pyramid: Mapping[int, Tensor]) -> Tensor:
-        return self.output(self.features(pyramid))
+        return self.both(pyramid)[0]
 
-    def features(self, pyramid: Mapping[int, Tensor]) -> Tensor:
-        """What the output is read from: [B, self.width, H / finest, W / finest]."""
+    def both(self, pyramid: Mapping[int, Tensor]) -> tuple[Tensor, Tensor]:
+        """The outputs, and the finest features that they are read from: [B, self.width, H / finest, W / finest]."""
         fused: Tensor | None = None
         for stride in self.coarse:
             level = self.project[str(stride)](pyramid[stride])
             fused = level if fused is None else level + upsample_to(fused, level)
         assert fused is not None
         refined: Tensor = self.refine(fused)
+        features = refined
         for stride in self.fine:
             level = self.project[str(stride)](pyramid[stride])
-            refined = self.lift[str(stride)](level + upsample_to(self.narrow[str(stride)](refined), level))
-        return refined
+            features = self.lift[str(stride)](level + upsample_to(self.narrow[str(stride)](features), level))
+        found = self.output(features)
+        if self.coarse_output is not None:
+            found = found + upsample_to(self.coarse_output(refined), found)
+        return found, features

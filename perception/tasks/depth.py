@@ -117,8 +117,8 @@ class Depth(Task):
         self.register_buffer("bin_centers", centers.view(1, -1, 1, 1), persistent=False)
 
     def forward(self, pyramid: Pyramid) -> Raw:
-        features = self.decoder.features(pyramid)
-        found = self.decoder.output(features).float()
+        found, features = self.decoder.both(pyramid)
+        found = found.float()
         if self.config.bins:
             log_depth = (found.softmax(1) * self.bin_centers).sum(1, keepdim=True)
         else:
