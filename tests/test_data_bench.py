@@ -76,7 +76,8 @@ def test_the_command(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["model", "{}"], "'model' cannot be measured. Expected: perception bench data CONFIG"),
+        (["model", "{}"], "cannot be measured. Expected: perception bench MODEL, or perception bench data CONFIG"),
+        (["data"], "'data' with no recipe cannot be measured"),
         (["data", "{}", "--seconds", "0"], "expected 0 to 3600 seconds"),
         (["data", "{}", "--seconds", "nan"], "expected 0 to 3600 seconds"),
         (["data", "{}", "--workers", "-1"], "0 to 256 processes"),

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from perception import __version__
-from perception.cli import data, deployment, exporting, studies, training
+from perception.cli import bench, data, deployment, exporting, studies, training
 from perception.types import PerceptionError
 
 
@@ -50,6 +50,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"perception {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for group in (training, studies, deployment, exporting, data):
+    for group in (training, studies, deployment, exporting, bench, data):
         group.add_commands(commands)
     return parser

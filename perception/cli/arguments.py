@@ -20,7 +20,7 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides of the recipe")
 
 
-def add_tasks(parser: argparse.ArgumentParser) -> None:
+def add_tasks(parser: Any) -> None:
     parser.add_argument("--tasks", type=names, metavar="A,B", help="only these tasks; only what they need is run")
 
 

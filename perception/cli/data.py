@@ -1,4 +1,4 @@
-"""The commands about data: doctor, bench data, data street, data extract."""
+"""The commands about data: doctor, data street, data extract."""
 
 from __future__ import annotations
 
@@ -19,13 +19,6 @@ def add_commands(commands: Any) -> None:
     doctor.add_argument("--out", type=Path, help="folder of the page (default: doctor/<name of the recipe>)")
     doctor.add_argument("--quick", type=count, metavar="N", help="look at N pictures of each source only")
     doctor.add_argument("--workers", type=int, help="processes (default: one a processor; 0 = none, unprotected)")
-
-    bench = add_command(commands, "bench", _bench, "how fast the training pictures of a recipe come")
-    bench.add_argument("what", metavar="data", help="the word data: reading, decoding, augmenting, and the loader")
-    bench.add_argument("config", type=Path, help="YAML recipe")
-    add_overrides(bench)
-    bench.add_argument("--seconds", type=float, default=20, help="how long to measure (default: 20)")
-    bench.add_argument("--workers", type=int, help="loader processes (default: the recipe's data.workers)")
 
     data = commands.add_parser("data", help="make street scenes, unpack archives", description="Make or unpack data.")
     kinds = data.add_subparsers(dest="kind", required=True, metavar="KIND")
@@ -78,24 +71,6 @@ def _check_recipe(state: None, mapping: dict) -> dict[str, dict] | str:
         return {name: config.to_plain(task) for name, task in config.build(Recipe, mapping).tasks.items()}
     except PerceptionError as error:
         return str(error)
-
-
-def _bench(parsed: argparse.Namespace) -> int:
-    from perception import recipe as recipes
-    from perception.data.bench import measure
-    from perception.types import ConfigError
-
-    if parsed.what != "data":
-        raise ConfigError(f"'{parsed.what}' cannot be measured. Expected: perception bench data CONFIG")
-    if not 0 < parsed.seconds <= 3600 or not 0 <= (parsed.workers or 0) <= 256:
-        raise ConfigError(
-            f"--seconds {parsed.seconds} --workers {parsed.workers}: expected 0 to 3600 seconds and 0 to 256 processes."
-        )
-    recipe = recipes.load(parsed.config, parsed.overrides)
-    workers = recipe.data.workers if parsed.workers is None else parsed.workers
-    mixture = recipes.build_mixture(recipe)
-    print(measure(mixture, list(recipe.tasks), recipe.train.batch_size, workers, parsed.seconds))  # noqa: T201
-    return 0
 
 
 def _data_street(parsed: argparse.Namespace) -> int:

@@ -114,7 +114,7 @@ def export(
         _rules(network, size, preprocess, not fixed),
         {entry.name: _output_rules(entry, specs, preprocess) for entry in published.graph.output},
         opset=opset,
-        weights=_weights_digest(network),
+        weights=weights_digest(network),
         parity=found,
         made_with={library.__name__: library.__version__ for library in (torch, onnx, onnxruntime)},
         **(outcome.facts if outcome else {}),
@@ -377,7 +377,7 @@ def _iou_thresholds(model: Any) -> dict[str, float]:
     return {name: config.iou_threshold for name, config in configs.items() if hasattr(config, "iou_threshold")}
 
 
-def _weights_digest(model: nn.Module) -> str:
+def weights_digest(model: nn.Module) -> str:
     """SHA-256 of names, kinds, shapes and values of all parameters and buffers."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):

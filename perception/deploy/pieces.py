@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from onnx import ModelProto, NodeProto, TypeProto, ValueInfoProto, shape_inference
+from onnx import ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto, shape_inference
 
 from perception.deploy import graph as passes
 
@@ -140,13 +140,12 @@ def _piece(
 
 
 def _entry(name: str, kinds: Mapping[str, TypeProto]) -> ValueInfoProto:
-    """The declaration of a value, its sizes left open."""
+    """The declaration of a value, its sizes left open but for lists of sizes, whose length operators want to know."""
     entry = ValueInfoProto()
     entry.name = name
     if name in kinds:
         entry.type.CopyFrom(kinds[name])
-        shape = entry.type.tensor_type.shape
-        if entry.type.tensor_type.HasField("shape"):
-            for i, dim in enumerate(shape.dim):
+        if entry.type.tensor_type.HasField("shape") and entry.type.tensor_type.elem_type != TensorProto.INT64:
+            for i, dim in enumerate(entry.type.tensor_type.shape.dim):
                 dim.dim_param = f"{name}:{i}"
     return entry

@@ -56,6 +56,12 @@ def quantised(core: ModelProto, reduction: Reduction, judge: Judge) -> tuple[Mod
     return model, after, [counts + (f"; back in float32: {', '.join(released)}" if released else "")]
 
 
+def plainly_quantised(core: ModelProto, pictures: Iterable[NDArray[np.uint8]]) -> ModelProto:
+    """All that can be, without a look at any metric."""
+    ready = shape_inference.infer_shapes(core)
+    return quantise(ready, [name for names in blocks_of(ready).values() for name in names], ranges(ready, pictures))
+
+
 def blocks_of(model: ModelProto) -> dict[str, list[str]]:
     """Block -> names of its nodes that can be quantised: by the modules they come from, at most `MAX_BLOCKS`.
 

@@ -1,0 +1,98 @@
+"""Run an exported network knowing nothing but its manifest: numpy, onnxruntime, and OpenCV to read pictures.
+
+    python run.py MODEL.onnx OUT PICTURE... [--focal PIXELS]
+
+Writes to OUT for each picture PICTURE.json (boxes, labels, probabilities) and PICTURE.TASK.bin, the map of every task
+that has one, row by row: a byte of class, or a little-endian float32 in the task's unit, for each pixel of the picture.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnxruntime
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("pictures", type=Path, nargs="+")
+    parser.add_argument("--focal", type=float, help="focal length of the camera, in pixels of the pictures")
+    options = parser.parse_args()
+
+    session = onnxruntime.InferenceSession(options.model, providers=["CPUExecutionProvider"])
+    manifest = json.loads(session.get_modelmeta().custom_metadata_map["perception.manifest"])
+    options.out.mkdir(parents=True, exist_ok=True)
+    for path in options.pictures:
+        picture = np.ascontiguousarray(cv2.imread(str(path), cv2.IMREAD_COLOR)[:, :, ::-1])
+        record, maps = see(session, manifest, picture, options.focal)
+        (options.out / f"{path.stem}.json").write_text(json.dumps(record) + "\n")
+        for task, values in maps.items():
+            (options.out / f"{path.stem}.{task}.bin").write_bytes(values.tobytes())
+        print(f"{path}: {', '.join(f'{len(found)} of {task}' for task, found in record.items() if task != 'size')}")
+
+
+def see(session, manifest: dict, picture: np.ndarray, focal: float | None = None) -> tuple[dict, dict]:
+    """(record, maps) of one uint8 RGB picture [H, W, 3], in its own pixels."""
+    rules = manifest["input"]
+    place = picture.shape[:2]  # height and width that the picture has in the input
+    if rules["preprocess"] == "inside":
+        given, scale = picture[None], (1.0, 1.0)
+    else:
+        given, place, scale = letterbox(picture, rules)
+    outputs = dict(zip(manifest["outputs"], session.run(None, {rules["name"]: given}), strict=True))
+    height, width = picture.shape[:2]
+    record, maps = {"size": [height, width]}, {}
+    for name, task in manifest["tasks"].items():
+        found = [outputs[f"{name}.{output}"][0] for output in task["outputs"]]
+        if task["shape"] == "instances":
+            record[name] = instances(found, task, scale, (width, height))
+        elif task["shape"] == "label":
+            record[name] = {label: float(value) for label, value in zip(task["classes"], found[0], strict=True)}
+        else:
+            values = found[0][: place[0], : place[1]]
+            if task["classes"]:
+                maps[name] = cv2.resize(values, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+            else:
+                values = cv2.resize(values, (width, height), interpolation=cv2.INTER_LINEAR)
+                maps[name] = quantity(values, task, (focal or task["default_focal"] * width) * scale[0])
+    return record, maps
+
+
+def letterbox(picture: np.ndarray, rules: dict) -> tuple[np.ndarray, tuple[int, int], tuple[float, float]]:
+    """The input, the (height, width) of the picture in it, and (x, y) input pixels per picture pixel."""
+    (height, width), (high, wide) = picture.shape[:2], rules["size"]
+    scale = min(high / height, wide / width)
+    size = max(1, min(wide, round(width * scale))), max(1, min(high, round(height * scale)))
+    shrinkage = max(width / size[0], height / size[1])
+    if 1.4 <= shrinkage < 2.8 and (width, height) != (2 * size[0], 2 * size[1]):
+        picture = cv2.resize(picture, (2 * size[0], 2 * size[1]), interpolation=cv2.INTER_LINEAR)
+    method = cv2.INTER_LINEAR if shrinkage < 1.4 else cv2.INTER_AREA
+    canvas = np.full((high, wide, 3), rules["pad"], np.uint8)
+    canvas[: size[1], : size[0]] = cv2.resize(picture, size, interpolation=method)
+    return np.ascontiguousarray(canvas.transpose(2, 0, 1))[None], size[::-1], (size[0] / width, size[1] / height)
+
+
+def instances(found: list[np.ndarray], task: dict, scale: tuple[float, float], size: tuple[int, int]) -> list[dict]:
+    """The boxes over the task's threshold, in pixels of the picture."""
+    boxes, scores, labels = found
+    boxes = np.clip(boxes.astype(np.float64) / (*scale, *scale), 0, (*size, *size))
+    solid = (boxes[:, 2:] > boxes[:, :2]).all(1)
+    return [
+        {"box": boxes[i].tolist(), "label": task["classes"][labels[i]], "score": float(scores[i])}
+        for i in np.nonzero(solid & (scores >= task["threshold"]) & (scores > 0))[0]
+    ]
+
+
+def quantity(values: np.ndarray, task: dict, focal: float) -> np.ndarray:
+    """In the task's unit: what is seen through the canonical lens, through a lens of ``focal`` input pixels."""
+    if task["canonical_focal"]:
+        values = values * np.float32(focal / task["canonical_focal"])
+    return np.clip(values, *task["limits"]) if task["limits"] else values
+
+
+if __name__ == "__main__":
+    main()

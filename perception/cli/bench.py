@@ -1,0 +1,132 @@
+"""The command that measures speed: bench MODEL, and bench data CONFIG."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from perception.cli.arguments import add_command, add_overrides, add_tasks, count, names, say, size
+
+FORMS = ("torch", "compiled", "onnx", "int8")
+
+
+def add_commands(commands: Any) -> None:
+    bench = add_command(
+        commands, "bench", _bench, "what a network costs, stage by stage; or how fast a recipe's pictures come"
+    )
+    bench.usage = "perception bench MODEL [options]\n       perception bench data CONFIG [key=value ...] [options]"
+    bench.add_argument(
+        "model", metavar="MODEL", help="run folder or .onnx file; or the word data: the pictures of CONFIG"
+    )
+    bench.add_argument("config", nargs="?", type=Path, metavar="CONFIG", help="YAML recipe, after the word data")
+    add_overrides(bench)
+    network = bench.add_argument_group("of a network")
+    add_tasks(network)
+    network.add_argument(
+        "--against", type=Path, metavar="OTHER", help="another run folder or .onnx file, in the same turns"
+    )
+    network.add_argument("--size", type=size, metavar="HxW", help="of the input (default: that of the recipe or file)")
+    network.add_argument(
+        "--batch", type=count, default=1, metavar="N", help="pictures at a time, for the stages (default: 1)"
+    )
+    network.add_argument(
+        "--batches", type=numbers, default=[1, 4], metavar="N,N", help="of the throughput (default: 1,4)"
+    )
+    network.add_argument("--threads", type=numbers, default=[1], metavar="N,N", help="of the throughput (default: 1)")
+    network.add_argument(
+        "--turns", type=count, default=15, metavar="N", help="measurements of each stage (default: 15)"
+    )
+    network.add_argument(
+        "--forms",
+        type=names,
+        default=list(FORMS),
+        metavar="A,B",
+        help=f"of a run folder: {', '.join(FORMS)} (default: all)",
+    )
+    network.add_argument("--json", type=Path, metavar="FILE", help="write the numbers too")
+    data = bench.add_argument_group("of a recipe's pictures")
+    data.add_argument("--seconds", type=float, default=20, help="how long to measure (default: 20)")
+    data.add_argument("--workers", type=int, help="loader processes (default: the recipe's data.workers)")
+
+
+def numbers(text: str) -> list[int]:
+    return [count(part) for part in names(text)]
+
+
+def _bench(parsed: argparse.Namespace) -> int:
+    from perception.types import ConfigError
+
+    if parsed.model == "data" and parsed.config is not None:
+        return _bench_data(parsed)
+    if parsed.model == "data" or parsed.config is not None or parsed.overrides:
+        raise ConfigError(
+            f"'{parsed.model}' with {parsed.config or 'no recipe'} cannot be measured. "
+            "Expected: perception bench MODEL, or perception bench data CONFIG"
+        )
+    return _bench_model(parsed)
+
+
+def _bench_data(parsed: argparse.Namespace) -> int:
+    from perception import recipe as recipes
+    from perception.data.bench import measure
+    from perception.types import ConfigError
+
+    if not 0 < parsed.seconds <= 3600 or not 0 <= (parsed.workers or 0) <= 256:
+        raise ConfigError(
+            f"--seconds {parsed.seconds} --workers {parsed.workers}: expected 0 to 3600 seconds and 0 to 256 processes."
+        )
+    recipe = recipes.load(parsed.config, parsed.overrides)
+    workers = recipe.data.workers if parsed.workers is None else parsed.workers
+    mixture = recipes.build_mixture(recipe)
+    print(measure(mixture, list(recipe.tasks), recipe.train.batch_size, workers, parsed.seconds))  # noqa: T201
+    return 0
+
+
+def _bench_model(parsed: argparse.Namespace) -> int:
+    from perception.deploy import bench
+    from perception.runs import hardware
+    from perception.types import ConfigError
+
+    if unknown := [name for name in parsed.forms if name not in FORMS]:
+        raise ConfigError(f"--forms {', '.join(unknown)}: unknown. Known: {', '.join(FORMS)}.")
+    notes: dict[str, str] = {}
+    forms, shown = _forms(Path(parsed.model), parsed.tasks, parsed.size, parsed.forms, notes, "")
+    if parsed.against is not None:
+        others, other = _forms(parsed.against, parsed.tasks, shown, parsed.forms[:1], notes, "against ")
+        if other != shown:
+            raise ConfigError(f"{parsed.against} takes {other} alone, {parsed.model} {shown}. Export one of them anew.")
+        forms += others
+    result = bench.measure(
+        forms, shown, batch=parsed.batch, turns=parsed.turns, batches=parsed.batches, threads=parsed.threads
+    )
+    result.notes, result.machine = notes, hardware()
+    say(result.lines())
+    if parsed.json is not None:
+        parsed.json.write_text(json.dumps(result.to_json(), indent=1) + "\n", "utf-8")
+    return 0
+
+
+def _forms(
+    path: Path,
+    tasks: Sequence[str] | None,
+    wanted: tuple[int, int] | None,
+    kinds: Sequence[str],
+    notes: dict[str, str],
+    prefix: str,
+) -> tuple[list[Any], tuple[int, int]]:
+    """The forms of a run folder or a file, and the size of their input. What cannot be had is noted."""
+    from perception import runs
+    from perception.deploy.candidates import candidates
+    from perception.deploy.forms import from_file
+
+    if path.suffix == ".onnx":
+        form, rules = from_file(prefix + path.name, path, tasks)
+        return [form], wanted if wanted and rules.dynamic else rules.size
+    recipe, model = runs.open_run(path, tasks=tasks)
+    shown = wanted or recipe.data.size
+    print(f"Preparing {path}", file=sys.stderr)  # noqa: T201
+    return candidates(path, model, shown, kinds, notes, prefix), shown

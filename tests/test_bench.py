@@ -1,0 +1,175 @@
+"""perception bench MODEL: the pieces are the whole, forms take turns, and the table and the JSON say the same."""
+
+import json
+import time
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from perception import cli
+from perception.deploy import bench, forms, inside, pieces
+from perception.deploy import graph as passes
+from perception.types import PerceptionError
+
+TASKS = ("detection", "segmentation", "depth", "classification")
+
+
+@pytest.fixture(scope="module")
+def plain(translated):
+    names = [entry.name for entry in translated.graph.output if ".raw." not in entry.name]
+    return passes.keep_outputs(translated, names)
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (2, 3, 64, 96), np.uint8)
+
+
+def run_pieces(parts, images) -> dict[str, np.ndarray]:
+    values = {"images": images}
+    for part in parts:
+        onnx.checker.check_model(part.model)
+        session = onnxruntime.InferenceSession(part.model.SerializeToString(), providers=["CPUExecutionProvider"])
+        names = [entry.name for entry in session.get_outputs()]
+        given = {entry.name: values[entry.name] for entry in session.get_inputs()}
+        values |= dict(zip(names, session.run(names, given), strict=True))
+    return values
+
+
+def named(model, head: str = "tasks."):
+    """The small network's nodes under the names that a real one's have: heads are modules of ``tasks``."""
+    heads = {"boxes": "detection", "scores": "detection", "pixels": "segmentation", "distance": "depth"}
+    heads |= {"label": "classification"}
+    found = onnx.ModelProto()
+    found.CopyFrom(model)
+    for node in found.graph.node:
+        path, _, rest = node.name.partition("/")
+        node.name = f"{head}{heads[path]}.{path}/{rest}" if path in heads else f"trunk.{path}/{rest}"
+        if path == "graph":
+            node.name = f"graph/{rest}"
+    return found
+
+
+@pytest.mark.parametrize("kind", ["plain", "inside", "int8", "fp16"])
+def test_the_pieces_are_the_whole(translated, small_network, images, kind):
+    from perception.deploy.half import halved
+    from perception.deploy.quantize import plainly_quantised
+
+    model = named(translated)
+    if kind == "inside":
+        model = inside.wrap(model, small_network.specs, (64, 96))
+        images = np.random.default_rng(0).integers(0, 256, (2, 70, 80, 3), np.uint8)
+    elif kind != "plain":
+        model = halved(model) if kind == "fp16" else plainly_quantised(model, [images])
+    names = [f"{name}.{output}" for name, spec in small_network.specs.items() for output in spec.outputs]
+    model = passes.keep_outputs(model, names)
+    parts = pieces.pieces(model, TASKS)
+    labels = [part.label for part in parts]
+    assert labels[: 1 + (kind == "inside")] == [*(["placing"] if kind == "inside" else []), "trunk"]
+    assert {f"{task} head" for task in TASKS} <= set(labels)
+    assert {f"{task} decoding" for task in TASKS} <= set(labels)
+    values = run_pieces(parts, images)
+    whole = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    for name, wanted in zip(names, whole.run(names, {"images": images}), strict=True):
+        if kind == "fp16":  # the whole skips roundings between float32 and float16 that pieces make at their ends
+            if name in ("depth.depth", "classification.probabilities"):
+                np.testing.assert_allclose(values[name], wanted, rtol=2e-2)
+        elif wanted.dtype == np.float32:
+            np.testing.assert_allclose(values[name], wanted, rtol=1e-4, atol=1e-3)
+        else:
+            assert (values[name] != wanted).mean() < 1e-3
+    if kind == "int8":  # each piece still multiplies whole numbers
+        heads = [part.model for part in parts if part.stage == "trunk"]
+        assert any(node.op_type == "QuantizeLinear" for node in heads[0].graph.node)
+
+
+def test_a_graph_of_unknown_names_is_one_piece_and_its_task_selections_are_smaller(plain, images):
+    one = onnx.ModelProto()
+    one.CopyFrom(plain)
+    for number, node in enumerate(one.graph.node):
+        node.name = f"n{number}"
+    assert [part.label for part in pieces.pieces(one, TASKS)] == ["trunk"]
+    depth = forms.OnnxForm("depth", passes.keep_outputs(named(plain), ["depth.depth"]), ["depth"])
+    assert [name for name, _ in depth.stages(images)] == ["trunk", "depth head", "depth decoding", bench.WHOLE]
+
+
+class Sleeper:
+    """A form of known cost, which notes when it runs."""
+
+    inside = False
+
+    def __init__(self, name: str, seconds: float, log: list) -> None:
+        self.name, self.seconds, self.log, self.threads = name, seconds, log, 0
+
+    def stages(self, images):
+        return [("trunk", self.work), (bench.WHOLE, self.work)]
+
+    def work(self) -> None:
+        self.log.append((self.name, self.threads))
+        end = time.process_time() + self.seconds
+        while time.process_time() < end:
+            pass
+
+    def set_threads(self, threads: int) -> None:
+        self.threads = threads
+
+    def memory(self, images):
+        return 12.0
+
+
+def test_forms_take_turns_and_ratios_are_of_processor_time():
+    log: list = []
+    slow, quick = Sleeper("slow", 0.01, log), Sleeper("quick", 0.002, log)
+    found = bench.measure([slow, quick], (64, 64), turns=5, batches=(1, 2), threads=(1, 3))
+    assert [name for name, _ in log[:8]] == ["slow", "slow", "quick", "quick"] * 2
+    assert {threads for _, threads in log} == {1, 3}
+    assert found.ratios["quick"] == pytest.approx(5, rel=0.4)
+    assert 0.01 <= found.costs["slow"]["trunk"].cpu < 0.02
+    assert found.costs["slow"]["trunk"].wall >= found.costs["slow"]["trunk"].cpu * 0.9
+    assert found.costs["slow"]["trunk"].wall_99 >= found.costs["slow"]["trunk"].wall
+    assert set(found.throughput["quick"]) == {(1, 1), (2, 1), (1, 3), (2, 3)}
+    assert found.throughput["quick"][2, 1][1] == pytest.approx(2 / 0.002, rel=0.4)
+    found.notes["quick"] = "made up"
+    text = "\n".join(found.lines())
+    for part in ("slow", "quick", "trunk", "batch 2, 3 threads", "peak memory of slow: 12 MB", "quick: made up"):
+        assert part in text
+    assert json.loads(json.dumps(found.to_json()))["costs"]["slow"]["trunk"]["cpu"] > 0
+
+
+def test_the_command_on_files(exported, exported_inside, tmp_path, capsys):
+    """The letterbox inside is a stage of its own file; the other's is timed beside it."""
+    out = tmp_path / "bench.json"
+    arguments = ["--against", str(exported_inside), "--turns", "2", "--batches", "1", "--json", str(out)]
+    assert cli.main(["bench", str(exported), *arguments]) == 0
+    text, numbers = capsys.readouterr().out, json.loads(out.read_text("utf-8"))
+    assert "letterbox of 720x1280" in text
+    assert "against small.onnx" in text
+    assert numbers["costs"]["against small.onnx"]["placing"]["cpu"] > 0
+    assert numbers["costs"]["small.onnx"][bench.WHOLE]["wall"] > 0
+    assert numbers["memory_mb"]["small.onnx"] is not None
+    assert numbers["size"] == [96, 160]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--forms", "rust"], "--forms rust: unknown. Known: torch, compiled"),
+        (["--tasks", "lidar"], "No task lidar"),
+        (["--against", "absent.onnx"], "No file at absent.onnx"),
+    ],
+)
+def test_what_it_cannot_do(exported, capsys, arguments, message):
+    assert cli.main(["bench", str(exported), *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_sizes_that_do_not_fit_are_told(exported, exported_inside, capsys):
+    assert cli.main(["bench", str(exported), "--size", "64x64", "--against", str(exported_inside)]) == 2
+    assert "takes (96, 160) alone" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["bench", str(exported), "--threads", "0"])
+    capsys.readouterr()
+    with pytest.raises(PerceptionError):
+        forms.from_file("x", exported.with_suffix(".json"))
