@@ -80,6 +80,7 @@ def _complete(mapping: dict[str, Any], where: str) -> Recipe:
 def load(path: str | Path, overrides: Sequence[str] = (), tasks: Collection[str] | None = None) -> Recipe:
     """The recipe in a YAML file with ``key=value`` overrides, reduced to a subset of its tasks where asked."""
     mapping = config.override(config.load_yaml(path), overrides)
+    mapping.pop("tune", None)  # what `perception tune` searches: no part of a training
     return _complete(mapping if tasks is None else _only(mapping, tasks, str(path)), str(path))
 
 

@@ -23,6 +23,15 @@ def own_cache(tmp_path_factory):
         yield
 
 
+@pytest.fixture
+def made_up(tmp_path, monkeypatch) -> Path:
+    """Trainings of studies are made up, see studies_stub.py; an empty folder but for their script."""
+    from studies_stub import install
+
+    install(tmp_path, monkeypatch)
+    return tmp_path
+
+
 @pytest.fixture(scope="session")
 def small_network():
     """A randomly initialised network with the interface of `perception.model.Perception`; untrained but not trivial."""

@@ -11,6 +11,7 @@ import threading
 import time
 
 import pytest
+from studies_stub import lives
 
 from perception import config
 from perception import recipe as recipes
@@ -18,55 +19,15 @@ from perception.studies import children
 from perception.studies.children import Run, is_finished, last_metrics, locked, train_all
 from perception.types import CheckpointError, PerceptionError
 
-TRAINING = """
-import json, os, signal, sys, time
-folder, steps, kind = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-os.makedirs(f"{folder}/checkpoints", exist_ok=True)
-stop = []
-signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
-signal.signal(signal.SIGINT, signal.SIG_IGN)
-log = f"{folder}/metrics.jsonl"
-done = len([l for l in open(log)]) if os.path.exists(log) else 0
-with open(f"{folder}/life.txt", "a") as file:
-    file.write(f"start {done} {time.time()}\\n")
-if kind == "broken":
-    print("perception train: no data", file=sys.stderr)
-    sys.exit(2)
-for step in range(done + 1, steps + 1):
-    time.sleep(0.2 if kind == "slow" else 0.02)
-    event = {"step": step, "kind": "train", "loss": 1.0}
-    if step == steps:
-        event = {"step": step, "kind": "evaluation", "depth/abs_rel": 0.25, "score": 0.8}
-    with open(log, "a") as file:
-        file.write(json.dumps(event) + "\\n")
-    os.makedirs(f"{folder}/checkpoints/step_{step:08d}", exist_ok=True)
-    if stop:
-        sys.exit(143)
-    if kind == "dies" and step == 2:
-        print("perception train: 10 steps in a row had no finite loss")
-        sys.exit(2)
-open(f"{folder}/report.html", "w").write("report")
-with open(f"{folder}/life.txt", "a") as file:
-    file.write(f"end {steps} {time.time()}\\n")
-"""
-
 
 @pytest.fixture
-def study(tmp_path, monkeypatch):
+def study(made_up):
     """A function that makes runs; what they do is in their names."""
-    script = tmp_path / "training.py"
-    script.write_text(TRAINING)
-
-    def command(run: Run) -> list[str]:
-        return [sys.executable, "-S", str(script), str(run.folder), str(run.steps), run.name.partition(" ")[0]]
-
-    monkeypatch.setattr(children, "command", command)
-    monkeypatch.setattr(children, "POLL", 0.02)
 
     def make(*names: str, steps: int = 3) -> list[Run]:
         text = f"data: {{}}\ntasks: {{depth: {{}}}}\ntrain: {{steps: {steps}, threads: 1}}"
         return [
-            Run(name, recipes.parse(text, [f"name=run_{i}"]), tmp_path / "study" / f"{i}")
+            Run(name, recipes.parse(text, [f"name=run_{i}"]), made_up / "study" / f"{i}")
             for i, name in enumerate(names)
         ]
 
@@ -78,19 +39,15 @@ def train(runs, jobs=1, **options):
         return train_all(runs, jobs, lock, **options)
 
 
-def lives(run: Run) -> list[list[str]]:
-    return [line.split() for line in (run.folder / "life.txt").read_text().splitlines()]
-
-
 def test_runs_are_trained_side_by_side_and_never_twice(study):
     runs, told = study("slow a", "slow b", "slow c"), []
     assert train(runs, jobs=2, finished=lambda run: told.append(run.name)) == {}
     assert sorted(told) == ["slow a", "slow b", "slow c"]
-    assert float(lives(runs[1])[0][2]) < float(lives(runs[0])[1][2])  # b began before a had ended
-    assert float(lives(runs[2])[0][2]) > min(float(lives(run)[1][2]) for run in runs[:2])  # c waited
-    assert last_metrics(runs[0]) == {"depth/abs_rel": 0.25}
+    assert float(lives(runs[1].folder)[0][2]) < float(lives(runs[0].folder)[1][2])  # b began before a had ended
+    assert float(lives(runs[2].folder)[0][2]) > min(float(lives(run.folder)[1][2]) for run in runs[:2])  # c waited
+    assert last_metrics(runs[0]) == {"depth/abs_rel": 0.25, "score": 1.0}
     assert train(runs, jobs=2) == {}
-    assert all(len(lives(run)) == 2 for run in runs)
+    assert all(len(lives(run.folder)) == 2 for run in runs)
 
 
 def test_a_run_of_another_recipe_is_no_run_of_this_study(study):
@@ -115,7 +72,7 @@ def test_a_run_that_dies_later_leaves_the_others_alone_and_is_tried_again(study)
     assert "no finite loss" in failures["dies a"]
     assert is_finished(runs[1])
     assert train(runs) == {}  # it went on from step 2
-    assert lives(runs[0])[1][:2] == ["start", "2"]
+    assert lives(runs[0].folder)[1][:2] == ["start", "2"]
 
 
 def test_a_run_that_is_not_worth_going_on_with_is_stopped(study):
@@ -150,7 +107,7 @@ def test_an_interrupt_lets_every_child_save_and_the_next_call_goes_on(study, num
     assert all(2 <= step < 8 for step in steps)
     assert train(runs, jobs=2) == {}
     for run, step in zip(runs, steps, strict=True):
-        assert lives(run)[1][:2] == ["start", str(step)]
+        assert lives(run.folder)[1][:2] == ["start", str(step)]
         assert [json.loads(line)["step"] for line in (run.folder / "metrics.jsonl").read_text().splitlines()] == list(
             range(1, 9)
         )

@@ -1,4 +1,4 @@
-"""The commands that take more than one training: compare, group."""
+"""The commands that take more than one training: compare, group, tune."""
 
 from __future__ import annotations
 
@@ -33,6 +33,20 @@ def add_commands(commands: Any) -> None:
         "--every", type=count, default=25, metavar="N", help="steps from one look ahead to the next (default: 25)"
     )
     group.add_argument("--out", type=Path, help="folder of its run (default: runs/<name of the recipe>_group)")
+
+    tune = add_command(commands, "tune", _tune, "search balancer, weights, learning rate and sharing with Optuna")
+    tune.add_argument("config", type=Path, help="YAML recipe to start from")
+    add_overrides(tune)
+    add_tasks(tune)
+    tune.add_argument("--trials", type=count, default=30, metavar="N", help="in all, earlier ones too (default: 30)")
+    tune.add_argument(
+        "--space",
+        type=Path,
+        help="YAML file of the space (default: the recipe's tune section, or one of "
+        "learning rate, balancer, weights and sharing)",
+    )
+    _add_jobs(tune)
+    tune.add_argument("--out", type=Path, help="folder of the study (default: runs/<name of the recipe>_tune)")
 
 
 def _add_jobs(parser: argparse.ArgumentParser) -> None:
@@ -70,4 +84,18 @@ def _group(parsed: argparse.Namespace) -> int:
     out = parsed.out or Path("runs") / f"{recipe.name}_group"
     result = group(recipe, out, networks=parsed.networks, every=parsed.every)
     say([*affinities(result), "", f"Recipes: {', '.join(result['recipes'])}", f"Report: {out / PAGE}"])
+    return 0
+
+
+def _tune(parsed: argparse.Namespace) -> int:
+    from perception import recipe as recipes
+    from perception.studies import space
+    from perception.studies.tune import PAGE, tune
+    from perception.studies.words import trials
+
+    recipe = recipes.load(parsed.config, parsed.overrides, parsed.tasks)
+    searched = space.read(parsed.space, parsed.config) or space.default(recipe)
+    out = parsed.out or Path("runs") / f"{recipe.name}_tune"
+    result = tune(recipe, searched, out, trials=parsed.trials, jobs=parsed.jobs)
+    say([*trials(result), "", f"Report: {out / PAGE}"])
     return 0

@@ -6,6 +6,7 @@ its step and save. The folder of a study is locked for as long as any of its pro
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import json
 import math
@@ -19,6 +20,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+
+import torch
 
 from perception import checkpoint, config
 from perception.engine.interrupt import interruptible
@@ -84,6 +87,7 @@ def train_all(
     finished: Callable[[Run], None] = lambda run: None,
     stop_early: Callable[[Run], bool] = lambda run: False,
     advance: Callable[[Sequence[Run]], None] = lambda running: None,
+    all_alike: bool = True,
 ) -> dict[str, str]:
     """Train the runs, at most ``jobs`` at a time. Returns name -> what went wrong, of those that failed.
 
@@ -92,8 +96,9 @@ def train_all(
     finished:   told of every run that came to its end
     stop_early: asked again and again; True = the run is not worth going on with; it is not ``finished``
     advance:    told of the runs that are being trained, again and again
+    all_alike:  a run that fails before its first step says that the others would too
 
-    Raises PerceptionError where a run fails before its first step (the others would too), SystemExit after Ctrl-C or
+    Raises PerceptionError where one of runs that are all alike fails before its first step, SystemExit after Ctrl-C or
     SIGTERM, when all is saved.
     """
     waiting, children, failures = iter(runs), [], {}
@@ -120,6 +125,10 @@ def train_all(
                         finished(child.run)
                     elif not child.stopped:
                         failures[child.run.name] = _failure(child)
+                        if all_alike and progress(child.run) == 0:
+                            raise PerceptionError(
+                                f"A training failed before its first step. {failures[child.run.name]}"
+                            )
                 for child in children:
                     if not child.stopped and stop_early(child.run):
                         child.stopped = True
@@ -131,6 +140,19 @@ def train_all(
                 child.process.wait()
                 child.output.close()
     return failures
+
+
+def default_jobs(threads: int | None, most: int) -> int:
+    """One training for every ``threads`` cores, at most ``most``; one where there is a GPU."""
+    if torch.cuda.is_available():
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(most, cores // (threads or 1)))
+
+
+def with_threads(recipe: Recipe) -> Recipe:
+    """The recipe with its number of threads, 1 where it has none: results must not depend on the cores at hand."""
+    return dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, threads=recipe.train.threads or 1))
 
 
 def is_finished(run: Run) -> bool:
@@ -154,15 +176,18 @@ def progress(run: Run) -> int:
 
 
 def last_metrics(run: Run) -> dict[str, float]:
-    """The metrics of the last step's weights (not of the best: nothing is picked by looking at the held-out pictures).
+    """The metrics, and the "score", of the last step's weights.
 
+    Not of the best ones: nothing is picked by looking at the held-out pictures.
     Raises CheckpointError where the run has none.
     """
     log = run.folder / FILE
     events = [e for e in read_events(log) if e.get("kind") == "evaluation"] if log.is_file() else []
     if not events or events[-1]["step"] != run.steps:
         raise CheckpointError(f"{run.folder} holds no evaluation of step {run.steps}. Give data.validation a source.")
-    return {key: math.nan if value is None else value for key, value in events[-1].items() if "/" in key}
+    return {
+        key: math.nan if value is None else value for key, value in events[-1].items() if "/" in key or key == "score"
+    }
 
 
 def _start(run: Run, lock: int) -> _Child:
@@ -205,15 +230,12 @@ def _stop(children: Sequence[_Child]) -> None:
 
 
 def _failure(child: _Child) -> str:
-    """What a child died of. Raises PerceptionError where it had not come to a first step."""
+    """What a child died of."""
     path = child.run.folder / OUTPUT
     said = path.read_text("utf-8", "replace").strip()
     _, mark, told = f"\n{said}".rpartition("\nperception train: ")
     reason = told if mark else (said.splitlines() or [f"it ended with code {child.process.returncode}"])[-1]
-    text = f"{child.run.name}: {reason} (all it said: {path})"
-    if progress(child.run) == 0:
-        raise PerceptionError(f"A training failed before its first step. {text}")
-    return text
+    return f"{child.run.name}: {reason} (all it said: {path})"
 
 
 def _last_event(log: Path) -> dict[str, Any] | None:

@@ -5,13 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from perception import recipe as recipes
 from perception import runs
@@ -22,7 +19,7 @@ from perception.model import Perception
 from perception.mtl.compare import delta_m, estimate, relative_change
 from perception.recipe import Recipe
 from perception.report.compare_page import write_page
-from perception.studies.children import Run, last_metrics, locked, train_all
+from perception.studies.children import Run, default_jobs, last_metrics, locked, train_all, with_threads
 from perception.studies.controls import HELD_EQUAL, Control, control, step_flops, stretched
 from perception.studies.cost import TURNS, Cost, measure, ratio
 from perception.studies.progress import told
@@ -77,7 +74,7 @@ def compare(
         raise ConfigError(f"The recipe '{recipe.name}' has no data.validation. A comparison needs held-out pictures.")
     with locked(out) as lock:
         plan = make_plan(recipe, out, seeds, kinds)
-        jobs = jobs or default_jobs(plan)
+        jobs = jobs or default_jobs(plan.recipe.train.threads, len(plan.runs))
         with told(plan.runs, jobs) as advance:
             failures = train_all(plan.runs, jobs, lock, advance=advance)
         if failures:
@@ -92,7 +89,7 @@ def compare(
 
 def make_plan(recipe: Recipe, out: Path, seeds: int, kinds: Sequence[Control]) -> Plan:
     """Every run of the comparison, its folder under ``out``. Opens the training sources."""
-    recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, threads=recipe.train.threads or 1))
+    recipe = with_threads(recipe)
     sources = recipes.training_sources(recipe)
     alone = {task: control(recipe, task, sources) for task in recipe.tasks}
     whole = step_flops(recipe) if "compute" in kinds else 0
@@ -117,14 +114,6 @@ def make_plan(recipe: Recipe, out: Path, seeds: int, kinds: Sequence[Control]) -
 
 def _run(recipe: Recipe, name: str, seed: int, out: Path) -> Run:
     return Run(f"{name}, seed {seed}", dataclasses.replace(recipe, seed=seed), out / name / f"seed_{seed}")
-
-
-def default_jobs(plan: Plan) -> int:
-    """One training for every ``train.threads`` cores; one where there is a GPU."""
-    if torch.cuda.is_available():
-        return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(len(plan.runs), cores // (plan.recipe.train.threads or 1)))
 
 
 def measured_cost(plan: Plan, turns: int) -> dict[str, Cost]:

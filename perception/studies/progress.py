@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -16,29 +16,39 @@ EVERY = 60.0
 
 
 @contextmanager
-def told(runs: Sequence[Run], jobs: int) -> Iterator[Callable[[Sequence[Run]], None]]:
-    """Yields the function that is told, again and again, which runs are being trained."""
+def told(
+    runs: Sequence[Run], jobs: int, expected: int = 0, closed: Collection[str] = ()
+) -> Iterator[Callable[[Sequence[Run]], None]]:
+    """Yields the function that is told, again and again, which runs are being trained.
+
+    runs:     those that are known; may grow
+    expected: how many there will be, where that is more; those to come are taken for as long as the known
+    closed:   names of those that were given up, however far they came; may grow
+    """
     console, began = Console(stderr=True), time.monotonic()
-    total, first = sum(run.pictures for run in runs), _pictures(runs)
-    left = sum(not is_finished(run) for run in runs)
+    done_before = sum(run.name in closed or is_finished(run) for run in runs)
+    first = _pictures(runs, closed)
     console.print(
-        f"{len(runs)} trainings, {len(runs) - left} of them done; {jobs} at a time", markup=False, highlight=False
+        f"{max(expected, len(runs))} trainings, {done_before} of them done; {jobs} at a time",
+        markup=False,
+        highlight=False,
     )
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"),
         console=console, disable=not console.is_terminal, transient=True,
     )  # fmt: skip
-    whole = bar.add_task("pictures in all", total=total, text="ETA ?")
+    whole = bar.add_task("pictures in all", total=None, text="ETA ?")
     shown: dict[str, TaskID] = {}
     last = began
 
     def advance(running: Sequence[Run]) -> None:
         nonlocal last
         now = time.monotonic()
-        if now - last < (1.0 if console.is_terminal else EVERY):
+        if not runs or now - last < (1.0 if console.is_terminal else EVERY):
             return
         last = now
-        done = _pictures(runs)
+        total = sum(run.pictures for run in runs) * max(expected, len(runs)) // len(runs)
+        done = _pictures(runs, closed)
         text = f"ETA {_remaining(now - began, done - first, total - done)}"
         for name in [name for name in shown if name not in {run.name for run in running}]:
             bar.remove_task(shown.pop(name))
@@ -46,7 +56,7 @@ def told(runs: Sequence[Run], jobs: int) -> Iterator[Callable[[Sequence[Run]], N
             if run.name not in shown:
                 shown[run.name] = bar.add_task(run.name, total=run.steps, text="steps")
             bar.update(shown[run.name], completed=progress(run))
-        bar.update(whole, completed=done, text=text)
+        bar.update(whole, completed=done, total=total, text=text)
         if bar.disable:
             each = ", ".join(f"{run.name}: {progress(run)}/{run.steps}" for run in running)
             console.print(f"{done / total:.0%}  {text}  {each}", markup=False, highlight=False, soft_wrap=True)
@@ -55,9 +65,12 @@ def told(runs: Sequence[Run], jobs: int) -> Iterator[Callable[[Sequence[Run]], N
         yield advance
 
 
-def _pictures(runs: Sequence[Run]) -> int:
-    """Trained so far."""
-    return sum(min(progress(run), run.steps) * run.recipe.train.batch_size for run in runs)
+def _pictures(runs: Sequence[Run], closed: Collection[str]) -> int:
+    """Trained so far; of runs that were given up, all."""
+    return sum(
+        run.pictures if run.name in closed else min(progress(run), run.steps) * run.recipe.train.batch_size
+        for run in runs
+    )
 
 
 def _remaining(seconds: float, done: int, left: int) -> str:

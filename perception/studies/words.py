@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from perception.mtl.compare import Estimate
+from perception.report.tune_page import values
 
 
 def verdict(task: str, change: Estimate) -> str:
@@ -75,3 +76,16 @@ def affinities(result: Mapping[str, Any]) -> Iterator[str]:
         cells = (result["affinity"][i][j] for j in tasks)
         yield f"  {i:{width}s}" + "".join(f" {'–' if value is None else f'{value:+.3%}':>{width}s}" for value in cells)
     yield result["verdict"]
+
+
+def trials(result: Mapping[str, Any]) -> Iterator[str]:
+    """The lines for a terminal, of what tune.json holds."""
+    by_number = {trial["number"]: trial for trial in result["trials"]}
+    states = [trial["state"] for trial in result["trials"]]
+    yield f"{len(states)} trials: " + ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    yield "The front of score and time (x the recipe's own network), fastest first:"
+    for trial in (by_number[number] for number in result["front"]):
+        yield f"  {trial['score']:.4f}  {trial['time']:.2f} x  {trial['folder']}  {values(trial)}"
+    for trial in result["trials"]:
+        if trial["failure"]:
+            yield f"  failed: trial {trial['number']}: {trial['failure']}"

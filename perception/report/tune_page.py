@@ -1,0 +1,105 @@
+"""The trials of a tuning study, score against time, as one HTML page that needs nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from perception.report.page import _document, _facts, _section
+from perception.report.words import number
+
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 720, 360, 60, 40
+_STYLE = """<style>
+.scatter{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:12px;width:100%;height:auto;
+max-width:820px;font-size:12px}
+.scatter text{fill:var(--soft)}.scatter .axis{stroke:var(--line)}.scatter .other{fill:var(--soft);opacity:.55}
+.scatter .front{fill:#10b981}.scatter polyline{fill:none;stroke:#10b981;stroke-width:1.5;opacity:.7}
+td.values{text-align:left;font-family:ui-monospace,SFMono-Regular,Menlo,monospace;font-size:12px}
+</style>"""
+
+
+def write_page(path: Path, result: Mapping[str, Any]) -> None:
+    """Write the page of what tune.json holds."""
+    title = f"Tune: {result['recipe']}"
+    trials = {trial["number"]: trial for trial in result["trials"]}
+    chosen = [trials[number] for number in result["front"]]
+    states = [trial["state"] for trial in result["trials"]]
+    said = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    parts = [
+        f"<header><h1>{escape(title)}</h1><p>{escape(said)} · {escape(result['facts']['date'])} · "
+        f"{escape(result['facts']['hardware'])}</p></header>",
+        _section("Score against time", scatter(result) + _note(result)),
+        _section("The front", _table(chosen)),
+        _section("Every trial", f"<div class=wide>{_table(result['trials'])}</div>"),
+        _section("How it was made", _facts(result["facts"])),
+    ]
+    path.write_text(_document(title, _STYLE + "".join(parts)), "utf-8")
+
+
+def _note(result: Mapping[str, Any]) -> str:
+    base = result["base_milliseconds"]
+    size = "x".join(map(str, result["size"]))
+    measured = f" The recipe's own network took {base:.1f} ms for a picture of {size} pixels." if base else ""
+    return (
+        "<p class=note>Score: mean of the tasks' scores at the last step. Time: of one decoded picture on one thread, "
+        f"as a multiple of the recipe's own network, measured in turns.{escape(measured)} Green: no trial is better in "
+        "both. A trial is one seed: before a choice between neighbours, confirm it with more.</p>"
+    )
+
+
+def scatter(result: Mapping[str, Any]) -> str:
+    """The complete trials as inline SVG, the front connected; "" where there is none."""
+    points = [trial for trial in result["trials"] if trial["state"] == "complete"]
+    if not points:
+        return ""
+    times, scores = [p["time"] for p in points], [p["score"] for p in points]
+    x = _axis(min(times), max(times), _LEFT, _WIDTH - 30)
+    y = _axis(min(scores), max(scores), _HEIGHT - _BOTTOM, 20)
+    front = [next(p for p in points if p["number"] == number) for number in result["front"]]
+    line = " ".join(f"{x(p['time']):.1f},{y(p['score']):.1f}" for p in front)
+    drawn = [
+        f"<line class=axis x1={_LEFT} x2={_WIDTH - 10} y1={_HEIGHT - _BOTTOM} y2={_HEIGHT - _BOTTOM} />",
+        f"<line class=axis x1={_LEFT} x2={_LEFT} y1=10 y2={_HEIGHT - _BOTTOM} />",
+        f"<polyline points='{line}' />",
+    ]
+    for p in points:
+        kind = "front" if p["number"] in result["front"] else "other"
+        drawn.append(f"<circle class={kind} cx={x(p['time']):.1f} cy={y(p['score']):.1f} r=5 />")
+        drawn.append(f"<text x={x(p['time']) + 7:.1f} y={y(p['score']) - 5:.1f}>{p['number']}</text>")
+    drawn += [
+        f"<text x={_LEFT} y={_HEIGHT - 20}>{min(times):.2f} x</text>",
+        f"<text x={_WIDTH - 30} y={_HEIGHT - 20} text-anchor=end>{max(times):.2f} x the time</text>",
+        f"<text x={_LEFT - 6} y={y(min(scores)):.1f} text-anchor=end>{min(scores):.3f}</text>",
+        f"<text x={_LEFT - 6} y={y(max(scores)):.1f} text-anchor=end>{max(scores):.3f}</text>",
+    ]
+    names = f'role="img" aria-label="Score against time" viewBox="0 0 {_WIDTH} {_HEIGHT}"'
+    return f"<svg class=scatter {names}>{''.join(drawn)}</svg>"
+
+
+def _axis(low: float, high: float, start: float, end: float) -> Any:
+    """Number -> coordinate; in the middle where all numbers are one."""
+    if high <= low:
+        return lambda value: (start + end) / 2
+    return lambda value: start + (value - low) / (high - low) * (end - start)
+
+
+def _table(trials: Sequence[Mapping[str, Any]]) -> str:
+    rows = "".join(
+        f"<tr><th>{trial['number']}<td>{number(trial['score'])}<td>{number(trial['time'])} x<td>{trial['state']}"
+        f"<td class=values>{escape(values(trial))}"
+        for trial in trials
+    )
+    return f"<table class=classes><thead><tr><th>trial<th>score<th>time<th>state<th>values<tbody>{rows}</table>"
+
+
+def values(trial: Mapping[str, Any]) -> str:
+    """What a trial changed, in one line; why it failed, where it did."""
+    found = ", ".join(f"{key}={_short(value)}" for key, value in trial["values"].items())
+    return f"{found}: {trial['failure']}" if trial["failure"] else found
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,194 @@
+"""What `perception tune` searches: dotted keys of the recipe, each with its values.
+
+tune:
+  train.lr: {log: [3.0e-4, 3.0e-3]}
+  balance.name: {choice: [static, uncertainty]}
+  balance.weights.depth: {log: [0.25, 4], when: {balance.name: static}}
+  model.neck: {choice: [{name: fpn, channels: 64}, {name: fpn, channels: 128}]}
+  train.batch_size: {integer: [4, 16]}
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from perception import config
+from perception import recipe as recipes
+from perception.config import configuration
+from perception.mtl.balancers import BALANCERS
+from perception.nn.sharing import SHARINGS
+from perception.recipe import Recipe
+from perception.types import ConfigError
+
+SECTION = "tune"
+KINDS = ("choice", "uniform", "log", "integer")
+TRIED_BALANCERS = ("static", "uncertainty", "geometric_mean", "dwa", "famo", "imtl", "aligned_mtl", "upgrad")
+"""Of the known ones, those that the default space tries: one or two of each family, none that is slow."""
+
+
+@configuration
+class Dimension:
+    """One of
+
+    choice:       any values, mappings too
+    uniform, log: [low, high], a number between them; log: as likely under a tenth as under the whole
+    integer:      [low, high], a whole number, both ends included
+
+    when: other keys of the space and the value that each must have; else the key stays as the recipe has it
+    """
+
+    choice: tuple[Any, ...] | None = None
+    uniform: tuple[float, float] | None = None
+    log: tuple[float, float] | None = None
+    integer: tuple[int, int] | None = None
+    when: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        return next(name for name in KINDS if getattr(self, name) is not None)
+
+    @property
+    def values(self) -> tuple[Any, ...]:
+        return getattr(self, self.kind)
+
+    def __post_init__(self) -> None:
+        given = [name for name in KINDS if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ConfigError(f"Expected exactly one of {', '.join(KINDS)}, found {', '.join(given) or 'none'}.")
+        if not self.values:
+            raise ConfigError("choice: expected at least one value.")
+        low, high = self.values[0], self.values[-1]
+        if self.kind != "choice" and (not low < high or (self.kind == "log" and low <= 0)):
+            raise ConfigError(
+                f"{self.kind}: expected [low, high] with low < high{' and over 0' * (self.kind == 'log')}."
+            )
+
+
+Space: TypeAlias = dict[str, Dimension]
+
+
+def read(path: Path | None, recipe_file: Path) -> Space | None:
+    """The space in a YAML file (bare, or under ``tune``), or else in the recipe's ``tune`` section; None = neither."""
+    mapping = config.load_yaml(path or recipe_file)
+    section = mapping.get(SECTION, mapping if path else None)
+    if section is None:
+        return None
+    where = str(path or recipe_file)
+    space = config.build(dict[str, Dimension], section, where=where, path=SECTION)
+    for key, dimension in space.items():
+        for other in dimension.when:
+            if other not in space or list(space).index(other) > list(space).index(key):
+                raise ConfigError(f"{where}: {SECTION}.{key}.when names {other}, which the space must list before it.")
+    if not space:
+        raise ConfigError(f"{where}: the section {SECTION} is empty. Leave it out for the default space.")
+    return space
+
+
+def default(recipe: Recipe) -> Space:
+    """Learning rate, balancer, static weights (but the first task's: only their proportions count), sharing."""
+    lr, first = recipe.train.lr, next(iter(recipe.tasks))
+    balancers = [name for name in TRIED_BALANCERS if name in BALANCERS]
+    space = {
+        "train.lr": Dimension(log=(lr / 4, lr * 4)),
+        "balance.name": Dimension(choice=tuple(dict.fromkeys([recipe.balance.name, *balancers]))),
+    }
+    for task in recipe.tasks:
+        if task != first:
+            weight = Dimension(log=(0.25, 4.0), when={"balance.name": "static"})
+            space[f"balance.weights.{task}"] = weight
+    architectures = {"model.sharing.name": (recipe.model.sharing.name, SHARINGS)}
+    for key, (mine, known) in architectures.items():
+        usable = tuple(name for name in dict.fromkeys([mine, *known]) if name == mine or _builds(recipe, {key: name}))
+        if len(usable) > 1:
+            space[key] = Dimension(choice=usable)
+    return space
+
+
+def _builds(recipe: Recipe, values: Mapping[str, Any]) -> bool:
+    """Whether the recipe with these values is one, with no more settings than that."""
+    try:
+        recipes.build_model(applied(recipe, values), weights=False)
+    except (ConfigError, ValueError):
+        return False
+    return True
+
+
+def suggest(space: Space, ask: Callable[[str, Dimension], Any]) -> dict[str, Any]:
+    """A value for every key whose conditions hold. ask: key, dimension -> value."""
+    values: dict[str, Any] = {}
+    for key, dimension in space.items():
+        if all(values.get(other) == wanted for other, wanted in dimension.when.items()):
+            values[key] = ask(key, dimension)
+    return values
+
+
+def current(space: Space, recipe: Recipe) -> dict[str, Any] | None:
+    """The point of the space that is the recipe itself; None where the space does not hold it."""
+    values = suggest(space, lambda key, dimension: _own(recipe, key, dimension))
+    return None if _ABSENT in values.values() else values
+
+
+_ABSENT = object()
+
+
+def _own(recipe: Recipe, key: str, dimension: Dimension) -> Any:
+    """The value of a dimension that the recipe has."""
+    value = _at(config.to_plain(recipe), key)
+    if dimension.kind != "choice":
+        inside = isinstance(value, (int, float)) and dimension.values[0] <= value <= dimension.values[1]
+        return value if inside else _ABSENT
+    return next((v for v in dimension.values if v == value or _changes_nothing(recipe, key, v)), _ABSENT)
+
+
+def _changes_nothing(recipe: Recipe, key: str, value: Any) -> bool:
+    """Whether a choice, which may leave settings to their defaults, is what the recipe has."""
+    try:
+        return applied(recipe, {key: value}) == recipe
+    except ConfigError:
+        return False
+
+
+def _at(mapping: Any, key: str) -> Any:
+    *parents, _ = parts = key.split(".")
+    if parents[:-1] == ["balance"] and parents[-1] == "weights":
+        return mapping["balance"].get("weights", {}).get(parts[-1], 1.0)
+    for part in parts:
+        if not isinstance(mapping, dict) or part not in mapping:
+            return None
+        mapping = mapping[part]
+    return mapping
+
+
+def applied(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+    """The recipe with other values. A section that is given another ``name`` begins anew: the rest was for the old.
+
+    Raises ConfigError where that is no recipe.
+    """
+    mapping = config.to_plain(recipe)
+    overrides = []
+    for key, value in values.items():
+        section, _, last = key.rpartition(".")
+        if last == "name" and section and _at(mapping, key) != value:
+            overrides.append(f"{section}={json.dumps({'name': value})}")
+        else:
+            overrides.append(f"{key}={json.dumps(value)}")
+    return recipes.parse(config.dump(mapping), overrides, where="tune")
+
+
+def text(space: Space) -> str:
+    """The space as YAML, to tell whether it changed."""
+    return config.dump({key: {dim.kind: list(dim.values), "when": dim.when} for key, dim in space.items()})
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the (score, cost) that no other beats in both: score high, cost low. In the order of their cost."""
+    order = sorted(range(len(points)), key=lambda i: (points[i][1], -points[i][0]))
+    chosen: list[int] = []
+    for i in order:
+        if not chosen or points[i][0] > points[chosen[-1]][0]:
+            chosen.append(i)
+    return chosen
