@@ -23,7 +23,6 @@ import torch
 from numpy.typing import NDArray
 from onnx import ModelProto
 from timm.layers import Conv2dSame  # type: ignore[attr-defined]
-from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
 from perception.deploy import graph as passes
@@ -33,6 +32,7 @@ from perception.deploy.manifest import Preprocess as Preprocess
 from perception.deploy.reduce import Reduction
 from perception.deploy.runtime import Perceiver, choose
 from perception.deploy.session import runner
+from perception.nn.backbone import reparameterize
 from perception.ops.nms import onnx_translations
 from perception.types import PerceptionError, TaskSpec
 
@@ -272,7 +272,7 @@ def translate(
 
 def simplified(model: nn.Module) -> nn.Module:
     """A copy that computes the same in fewer and plainer layers, which the exporter follows faster."""
-    ready = _with_static_padding(reparameterize_model(copy.deepcopy(model)))
+    ready = _with_static_padding(reparameterize(copy.deepcopy(model)))
     for layer in ready.modules():
         if hasattr(layer, "inplace"):
             layer.inplace = False  # type: ignore[assignment]

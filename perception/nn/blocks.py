@@ -35,3 +35,13 @@ def downsample(inputs: int, outputs: int) -> nn.Sequential:
 def upsample_to(features: Tensor, reference: Tensor) -> Tensor:
     """Bilinear resize to the height and width of ``reference``."""
     return F.interpolate(features, size=reference.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def double(features: Tensor, reference: Tensor) -> Tensor:
+    """Bilinear resize to twice the height and width, to the level of half the stride.
+
+    Exact in place: a cell of stride 64 lies over two of stride 32, and the picture may end in its middle; ``reference``
+    says where.
+    """
+    features = F.interpolate(features, scale_factor=2.0, mode="bilinear", align_corners=False)
+    return features[..., : reference.shape[-2], : reference.shape[-1]]

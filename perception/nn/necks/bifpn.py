@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from perception.config import configuration
-from perception.nn.blocks import conv_norm_act, downsample, separable_conv, upsample_to
+from perception.nn.blocks import conv_norm_act, double, downsample, separable_conv
 from perception.nn.necks.fpn import entrances, widths
 from perception.nn.necks.neck import Neck
 
@@ -59,7 +59,7 @@ class BiFPN(Neck):
             levels = layer(levels, max(strides) if number == len(self.layers) else max(self.levels))
         if min(strides) < 8:
             fine = self.lateral["4"](features[4])
-            fine = fine + upsample_to(self.narrow["4"](levels[8]), fine)
+            fine = fine + double(self.narrow["4"](levels[8]), fine)
             levels[4] = self.smooth["4"](fine)
         return {stride: levels[stride] for stride in sorted(strides, reverse=True)}
 
@@ -81,7 +81,7 @@ class Round(nn.Module):
         """The levels up to ``coarsest``."""
         down = {self.levels[-1]: levels[self.levels[-1]]}
         for stride in reversed(self.levels[:-1]):
-            above = upsample_to(down[2 * stride], levels[stride])
+            above = double(down[2 * stride], levels[stride])
             down[stride] = self.smooth_down[str(stride)](self.fuse_down[str(stride)](levels[stride], above))
         up = {self.levels[0]: down[self.levels[0]]}
         for stride in self.levels[1:]:

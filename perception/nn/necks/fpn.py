@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from perception.config import configuration
-from perception.nn.blocks import conv_norm_act, downsample, separable_conv, upsample_to
+from perception.nn.blocks import conv_norm_act, double, downsample, separable_conv
 from perception.nn.necks.neck import Neck
 
 
@@ -67,7 +67,7 @@ class TopDown(nn.Module):
             above = levels[coarse]
             if str(fine) in self.narrow:
                 above = self.narrow[str(fine)](above)
-            levels[fine] = levels[fine] + upsample_to(above, levels[fine])
+            levels[fine] = levels[fine] + double(above, levels[fine])
         return levels
 
 
