@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from perception.config import configuration
 from perception.nn.backbone import Backbone, BackboneConfig
+from perception.nn.fusion import Attention, FusionConfig, NoFusionConfig, build_fusion
 from perception.nn.necks import AutoNeckConfig, NeckConfig
 from perception.nn.sharing import Features, HardConfig, Pyramids, SharingConfig, build_sharing
 from perception.tasks import TASKS, Part, Task, join, task_class
@@ -22,6 +23,7 @@ class ModelConfig:
     backbone: BackboneConfig = BackboneConfig()
     neck: NeckConfig = AutoNeckConfig()
     sharing: SharingConfig = dataclasses.field(default_factory=HardConfig)
+    fusion: FusionConfig = dataclasses.field(default_factory=NoFusionConfig)
 
 
 class Losses(NamedTuple):
@@ -29,8 +31,8 @@ class Losses(NamedTuple):
 
     parts:     task -> part -> sum and count, see `perception.tasks.Part`
     shared:    the features that several tasks read, before any fusion: where their gradients meet
-    penalties: name -> scalar that the architecture itself asks for (the pull between soft-shared trunks, the load
-        balance of experts), independent of any label and the same on all ranks; empty for hard sharing
+    penalties: name -> scalar that the architecture itself asks for in training (the pull between soft-shared trunks,
+        the load balance of experts), with its strength; independent of any label; empty for hard sharing
     """
 
     parts: dict[str, dict[str, Part]]
@@ -57,6 +59,8 @@ class Perception(nn.Module):
         self.tasks = nn.ModuleDict(
             {name: task_class(name, task)(name, task, self.sharing.channels[name]) for name, task in tasks.items()}
         )
+        # Last, so that a recipe with and without it starts from the same weights elsewhere.
+        self.fusion = build_fusion(config.fusion, self.sharing.channels)
         # The layout that convolutions are fastest in: about twice on CPUs, in training and in evaluation.
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
@@ -71,7 +75,11 @@ class Perception(nn.Module):
 
     def streams(self, images: Tensor, tasks: Collection[str] | None = None) -> Pyramids:
         """Task -> the pyramid {stride: features} that its head reads, after sharing and fusion."""
-        return self._share(images, tasks).streams
+        return self.fusion(self._share(images, tasks).streams)
+
+    def attention(self, images: Tensor, tasks: Collection[str] | None = None) -> dict[int, Attention]:
+        """Stride -> which task attended to which, and where; empty where the recipe has no fusion."""
+        return self.fusion.attention(self._share(images, tasks).streams)
 
     def _share(self, images: Tensor, tasks: Collection[str] | None) -> Features:
         return self.sharing(images, {name: task.strides for name, task in self._chosen(tasks).items()})
@@ -83,12 +91,12 @@ class Perception(nn.Module):
     def loss_parts(self, batch: Batch) -> Losses:
         """The losses as sums that ranks can join, the features that tasks share, and what the architecture asks for."""
         features = self._share(batch.images, None)
-        streams = features.streams
+        streams = self.fusion(features.streams)
         parts = {
             name: task.loss(task(streams[name]), batch.annotations[name], batch.cameras)
             for name, task in self._chosen(None).items()
         }
-        return Losses(parts, features.shared, self.sharing.penalties(features))
+        return Losses(parts, features.shared, features.penalties)
 
     def predict(self, images: Tensor, tasks: Collection[str] | None = None) -> dict[str, Tensor]:
         """Decoded outputs, "<task>.<output>" -> tensor in input pixels. This is the graph that is exported."""
@@ -107,12 +115,13 @@ class Perception(nn.Module):
         """Drop, in place, every head but those of ``tasks``, and what only the others need of the rest."""
         self.tasks = nn.ModuleDict(dict(self._chosen(tasks)))
         self.sharing.keep(self.tasks.keys())
+        self.fusion.keep(self.tasks.keys())
         return self
 
     @property
     def backbone(self) -> Backbone:
         """The backbone, the first one where each task has its own. All normalise pictures alike."""
-        return next(self.sharing.trunks()).backbone
+        return next(self.sharing.backbones())
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters that several tasks depend on, without those of fusion."""

@@ -76,6 +76,9 @@ def small_network():
                 )
             }
 
+        def keep(self, tasks: Sequence[str]) -> SmallNetwork:
+            return self
+
         def forward(self, images: Tensor, tasks: Sequence[str] | None = None) -> dict[str, NamedTuple]:
             x = (images.float() - self.backbone.mean) / self.backbone.std
             levels = []

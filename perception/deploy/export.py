@@ -98,6 +98,8 @@ def export(
     _check_size(size)
     specs = choose(model.specs, tasks)
     network = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
+    digest = weights_digest(network)
+    network.keep(list(specs))
     core = translate(network, specs, size if fixed else None, opset)
     found, count = verify(network, core, specs, parity.batches([size] if fixed else sizes, batches, images))
     outcome = reduction.apply(network, core, specs) if reduction else None
@@ -114,7 +116,7 @@ def export(
         _rules(network, size, preprocess, not fixed),
         {entry.name: _output_rules(entry, specs, preprocess) for entry in published.graph.output},
         opset=opset,
-        weights=weights_digest(network),
+        weights=digest,
         parity=found,
         made_with={library.__name__: library.__version__ for library in (torch, onnx, onnxruntime)},
         **(outcome.facts if outcome else {}),

@@ -61,8 +61,8 @@ class Backbone(nn.Module):
         if not plain and len(wanted) < 3:
             raise ConfigError(f"model.backbone.name: '{config.name}' has strides {strides}. Needed: 8, 16, 32.")
         self.strides = tuple(strides[i] for i in wanted)
-        self._positions = wanted
-        self._channels_last = str(getattr(self.body, "output_fmt", "")).endswith("NHWC")
+        self.positions = wanted
+        self.channels_last = str(getattr(self.body, "output_fmt", "")).endswith("NHWC")
         if weights and config.weights not in ("timm", "none"):
             load_weights(self.body, config.name, config.weights)
         for name in ("mean", "std"):
@@ -70,11 +70,15 @@ class Backbone(nn.Module):
         self.channels = self._try(config.name)
 
     def forward(self, images: Tensor) -> dict[int, Tensor]:
-        features = self.body((images.float() - self.mean) / self.std)
-        chosen = [features[i] for i in self._positions]
-        if self._channels_last:
+        features = self.body(self.normalise(images))
+        chosen = [features[i] for i in self.positions]
+        if self.channels_last:
             chosen = [one.permute(0, 3, 1, 2) for one in chosen]
         return dict(zip(self.strides, chosen, strict=True))
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """What the body reads."""
+        return (images.float() - self.mean) / self.std
 
     def _try(self, name: str) -> dict[int, int]:
         """{stride: channels} of a picture that is not square. Raises ConfigError where the strides are not kept."""

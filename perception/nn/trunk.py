@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from torch import Tensor, nn
 
@@ -24,3 +24,14 @@ class Trunk(nn.Module):
 
     def forward(self, images: Tensor, strides: Collection[int]) -> dict[int, Tensor]:
         return self.neck(self.backbone(images), strides)
+
+
+def trunks_alike(
+    backbone: BackboneConfig, neck: NeckConfig, needs: Mapping[str, Collection[int]], weights: bool
+) -> dict[str, Trunk]:
+    """A trunk for each stream with the levels it needs, all starting from the same weights."""
+    state = Trunk(backbone, neck, {stride for strides in needs.values() for stride in strides}, weights).state_dict()
+    trunks = {name: Trunk(backbone, neck, strides, weights=False) for name, strides in needs.items()}
+    for trunk in trunks.values():
+        trunk.load_state_dict({key: state.get(key, value) for key, value in trunk.state_dict().items()})
+    return trunks

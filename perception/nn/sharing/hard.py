@@ -8,9 +8,9 @@ from typing import Literal
 from torch import Tensor, nn
 
 from perception.config import configuration
-from perception.nn.backbone import BackboneConfig
+from perception.nn.backbone import Backbone, BackboneConfig
 from perception.nn.necks import NeckConfig
-from perception.nn.sharing.sharing import Features, Needs, Sharing
+from perception.nn.sharing.sharing import Features, Needs, Sharing, levels
 from perception.nn.trunk import Trunk
 
 
@@ -22,24 +22,27 @@ class HardConfig:
 
 
 class Hard(Sharing):
-    """One trunk for all streams: the cheapest, and the one to beat."""
+    """One trunk for all streams: the cheapest, and the one to beat. Gradients meet at the neck's pyramid."""
 
     Config = HardConfig
 
     def __init__(
         self, config: HardConfig, backbone: BackboneConfig, neck: NeckConfig, needs: Needs, weights: bool
     ) -> None:
-        super().__init__()
-        self.trunk = Trunk(backbone, neck, {stride for strides in needs.values() for stride in strides}, weights)
+        super().__init__(config, backbone, neck, needs, weights)
+        self.trunk = Trunk(backbone, neck, levels(needs), weights)
         self.channels = {name: {s: self.trunk.channels[s] for s in strides} for name, strides in needs.items()}
 
     def forward(self, images: Tensor, needs: Needs) -> Features:
-        pyramid = self.trunk(images, {stride for strides in needs.values() for stride in strides})
+        pyramid = self.trunk(images, levels(needs))
         streams = {name: {stride: pyramid[stride] for stride in strides} for name, strides in needs.items()}
-        return Features(streams, tuple(pyramid.values()))
+        return Features(streams, tuple(pyramid.values()), {})
 
-    def trunks(self) -> Iterator[Trunk]:
-        yield self.trunk
+    def backbones(self) -> Iterator[Backbone]:
+        yield self.trunk.backbone
+
+    def shared(self) -> Iterator[nn.Parameter]:
+        return self.trunk.parameters()
 
     def last_shared(self) -> Iterator[nn.Parameter]:
         return self.trunk.neck.parameters()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from perception.nn.trunk import Trunk
+from perception.nn.backbone import Backbone, BackboneConfig
+from perception.nn.necks import NeckConfig
 
 Needs = Mapping[str, Collection[int]]
 """Stream (one for each task) -> strides of the pyramid that its reader wants."""
@@ -20,21 +21,29 @@ Pyramids = dict[str, dict[int, Tensor]]
 class Features(NamedTuple):
     """What a sharing architecture makes of a batch of pictures.
 
-    streams: the pyramid of each stream
-    shared:  the features where the gradients of several streams meet; empty where they never do
-    routing: how much each stream took of each expert [B, streams, experts]; None where there are no experts
+    streams:   the pyramid of each stream
+    shared:    the features where the gradients of several streams meet; empty where they never do
+    penalties: name -> scalar, with its strength, to be minimised beside the losses; of a training pass
     """
 
     streams: Pyramids
     shared: tuple[Tensor, ...]
-    routing: Tensor | None = None
+    penalties: dict[str, Tensor]
 
 
 class Sharing(nn.Module, ABC):
-    """Which layers tasks share. A new architecture subclasses this and is named in `perception.nn.sharing.SHARINGS`."""
+    """Which layers tasks share. A new architecture subclasses this and is named in `perception.nn.sharing.SHARINGS`.
 
+    ``Kind(config, backbone, neck, needs, weights)``: needs = the streams and all that can be asked of them, weights =
+    load the backbone's.
+    """
+
+    Config: ClassVar[type]
     channels: dict[str, dict[int, int]]
     """Stream -> {stride: channels} of its pyramid."""
+
+    def __init__(self, config: Any, backbone: BackboneConfig, neck: NeckConfig, needs: Needs, weights: bool) -> None:
+        super().__init__()
 
     @abstractmethod
     def forward(self, images: Tensor, needs: Needs) -> Features:
@@ -44,21 +53,27 @@ class Sharing(nn.Module, ABC):
         """
 
     @abstractmethod
-    def trunks(self) -> Iterator[Trunk]:
-        """Every backbone with its neck, at least one."""
+    def backbones(self) -> Iterator[Backbone]:
+        """Every backbone, at least one; all normalise pictures alike."""
+
+    @abstractmethod
+    def shared(self) -> Iterator[nn.Parameter]:
+        """The parameters that several streams depend on."""
 
     @abstractmethod
     def last_shared(self) -> Iterator[nn.Parameter]:
-        """Parameters of the last layers that several streams depend on; none where nothing is shared."""
-
-    def shared(self) -> Iterator[nn.Parameter]:
-        """All parameters that several streams depend on."""
-        return self.parameters()
-
-    def penalties(self, features: Features) -> dict[str, Tensor]:
-        """Name -> scalar that the architecture asks to be minimised beside the losses, with its strength."""
-        return {}
+        """Those of the last layers among them."""
 
     def keep(self, streams: Collection[str]) -> None:
         """Drop, in place, what none of ``streams`` depends on."""
         self.channels = {name: channels for name, channels in self.channels.items() if name in streams}
+
+
+def levels(needs: Needs) -> set[int]:
+    """All strides that any stream wants."""
+    return {stride for strides in needs.values() for stride in strides}
+
+
+def only(modules: nn.ModuleDict, names: Collection[str]) -> nn.ModuleDict:
+    """Those of the modules that have one of the names."""
+    return nn.ModuleDict({name: module for name, module in modules.items() if name in names})

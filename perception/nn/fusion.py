@@ -1,0 +1,214 @@
+"""Fusion: what the tasks' streams tell one another before the heads read them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from perception.config import configuration
+from perception.nn.blocks import conv_norm_act
+
+Streams = Mapping[str, Mapping[int, Tensor]]
+Channels = Mapping[str, Mapping[int, int]]
+
+
+@configuration
+class NoFusionConfig:
+    """Has no settings: every head reads what sharing gives it."""
+
+    name: Literal["none"] = "none"
+
+
+class NoFusion(nn.Module):
+    """Leaves the streams as they are."""
+
+    Config = NoFusionConfig
+
+    def __init__(self, config: NoFusionConfig, channels: Channels) -> None:
+        super().__init__()
+
+    def forward(self, streams: Streams) -> dict[str, dict[int, Tensor]]:
+        return {name: dict(pyramid) for name, pyramid in streams.items()}
+
+    def attention(self, streams: Streams) -> dict[int, Attention]:
+        return {}
+
+    def keep(self, streams: Collection[str]) -> None:
+        """Has nothing to drop."""
+
+
+@configuration
+class AttentionConfig:
+    """strides: levels of the pyramid where streams attend to one another.
+
+    width: of the attention. summaries: how many places a stream is summarised to, for all locations to read.
+    drop: how often, in training, a task is hidden from the others in a picture, so that they learn to do without.
+    """
+
+    name: Literal["attention"] = "attention"
+    strides: Annotated[tuple[int, ...], Field(min_length=1)] = (16, 32)
+    width: Annotated[int, Field(gt=0)] = 48
+    summaries: Annotated[int, Field(gt=0)] = 4
+    drop: Annotated[float, Field(ge=0, lt=1)] = 0.25
+
+
+class Attention(NamedTuple):
+    """Who attended to whom on one level. T streams, S summaries.
+
+    names:   of the streams
+    here:    [B, T, T, H, W]: what a stream (first T), at a location, took of each stream at the same location
+    summary: [B, T, T, S, H, W]: what it took of each stream's summaries; with ``here`` it adds up to one
+    where:   [B, T, S, H, W]: where a stream's summary was gathered; adds up to one over the locations
+    """
+
+    names: tuple[str, ...]
+    here: Tensor
+    summary: Tensor
+    where: Tensor
+
+    def shares(self) -> Tensor:
+        """[B, T, T]: how much each stream (row) took of each (column), over all locations. Rows add up to one."""
+        return (self.here + self.summary.sum(3)).mean((-2, -1))
+
+    def of(self, name: str, row: int, column: int) -> Tensor:
+        """[B, T, H, W]: what the stream at one location took of each location of each stream. Adds up to one."""
+        index = self.names.index(name)
+        maps = torch.einsum("bus,bushw->buhw", self.summary[:, index, :, :, row, column], self.where)
+        maps[:, :, row, column] += self.here[:, index, :, row, column]
+        return maps
+
+
+class AttentionFusion(nn.Module):
+    """Cross-task attention on the coarse levels, starting as the identity.
+
+    channels: stream -> {stride: channels}. A stream that lacks a level is left out of it. Any subset of the streams can
+    be given; those that are absent are not attended to.
+    """
+
+    Config = AttentionConfig
+
+    def __init__(self, config: AttentionConfig, channels: Channels) -> None:
+        super().__init__()
+        self.levels = nn.ModuleDict()
+        for stride in config.strides:
+            here = {name: widths[stride] for name, widths in channels.items() if stride in widths}
+            self.levels[str(stride)] = Exchange(config, here)
+
+    def forward(self, streams: Streams) -> dict[str, dict[int, Tensor]]:
+        """The streams, each with what it took of the others on the coarse levels."""
+        fused = {name: dict(pyramid) for name, pyramid in streams.items()}
+        for stride, level in self.levels.items():
+            here = {name: pyramid[int(stride)] for name, pyramid in streams.items() if int(stride) in pyramid}
+            for name, features in (level(here) if here else {}).items():
+                fused[name][int(stride)] = features
+        return fused
+
+    def attention(self, streams: Streams) -> dict[int, Attention]:
+        """Stride -> who attends to whom there."""
+        found: dict[int, Attention] = {}
+        for stride, level in self.levels.items():
+            here = {name: pyramid[int(stride)] for name, pyramid in streams.items() if int(stride) in pyramid}
+            if here:
+                found[int(stride)] = level.attention(here)  # type: ignore[operator]
+        return found
+
+    def keep(self, streams: Collection[str]) -> None:
+        """Drop the other streams' parts, in place."""
+        for level in self.levels.values():
+            level.keep(streams)  # type: ignore[operator]
+
+
+class _Views(nn.Module):
+    """A stream's light branch: what it shows to the others, and what it asks them."""
+
+    def __init__(self, channels: int, config: AttentionConfig) -> None:
+        super().__init__()
+        width = config.width
+        narrow = nn.Conv2d(channels, width, 1, bias=False)
+        self.look = nn.Sequential(narrow, *conv_norm_act(width, width, 3, groups=width))
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.places = nn.Linear(width, config.summaries)
+        self.answer = nn.Linear(width, channels)
+        self.gate = nn.Parameter(torch.zeros(channels))
+
+
+class Exchange(nn.Module):
+    """Attention between the streams of one level.
+
+    Every location of a stream asks each stream two things: what it sees at the same location, and what it sees in the
+    picture, in a few summaries (each a learned soft selection of locations, as in double attention, Chen et al. 2018).
+    So the cost grows with the number of locations, not with its square, whatever the size of the picture. The answers
+    are added behind a gate for each channel that starts at zero (as in ReZero, Bachlechner et al. 2021).
+    """
+
+    def __init__(self, config: AttentionConfig, channels: Mapping[str, int]) -> None:
+        super().__init__()
+        self.config = config
+        self.streams = nn.ModuleDict({name: _Views(width, config) for name, width in channels.items()})
+
+    def forward(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Stream -> [B, C, H, W], as given and fused."""
+        answers, *_ = self._exchange(features)
+        fused: dict[str, Tensor] = {}
+        for (name, x), part, answer in zip(features.items(), self._parts(features), answers.unbind(2), strict=True):
+            change = part.answer(answer) * part.gate  # [B, H W, C]
+            fused[name] = x + change.transpose(1, 2).unflatten(2, x.shape[-2:])
+        return fused
+
+    def attention(self, features: Mapping[str, Tensor]) -> Attention:
+        """The weights of `forward`."""
+        _, here, summary, where = self._exchange(features)
+        size = next(iter(features.values())).shape[-2:]
+        maps = (x.movedim(1, -1).unflatten(-1, size) for x in (here, summary, where))
+        return Attention(tuple(features), *maps)
+
+    def keep(self, streams: Collection[str]) -> None:
+        """Drop the other streams' parts, in place."""
+        self.streams = nn.ModuleDict({name: part for name, part in self.streams.items() if name in streams})
+
+    def _exchange(self, features: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Answers [B, N, T, width], and the weights: here [B, N, T, T], summary [B, N, T, T, S], where [B, N, T, S].
+        N = H W locations."""
+        parts, count = self._parts(features), len(features)
+        looks = [part.look(x).flatten(2).transpose(1, 2) for part, x in zip(parts, features.values(), strict=True)]
+        queries, keys, values, places = (
+            torch.stack([getattr(part, view)(look) for part, look in zip(parts, looks, strict=True)], 2)
+            for view in ("query", "key", "value", "places")
+        )
+        where = places.softmax(1)
+        gather = where.permute(0, 2, 3, 1)  # [B, T, S, N]
+        summary_keys, summary_values = ((gather @ x.transpose(1, 2)).flatten(1, 2) for x in (keys, values))
+
+        queries = queries * self.config.width**-0.5
+        summary = queries.flatten(1, 2) @ summary_keys.transpose(1, 2)  # [B, N T, T S]
+        scores = torch.cat([queries @ keys.transpose(2, 3), summary.unflatten(1, (-1, count))], 3)
+        weights = self._hide(scores, count).softmax(3)
+        here, summary = weights[..., :count], weights[..., count:]
+        answers = here @ values + (summary.flatten(1, 2) @ summary_values).unflatten(1, (-1, count))
+        return answers, here, summary.unflatten(3, (count, -1)), where
+
+    def _hide(self, scores: Tensor, count: int) -> Tensor:
+        """In training, make streams absent for the others at random; each picture has its own."""
+        if not self.training or not self.config.drop:
+            return scores
+        hidden = (torch.rand(len(scores), 1, count, device=scores.device) < self.config.drop).expand(-1, count, -1)
+        hidden = hidden & ~torch.eye(count, dtype=torch.bool, device=scores.device)
+        hidden = torch.cat([hidden, hidden.repeat_interleave(self.config.summaries, 2)], 2)
+        return scores.masked_fill(hidden[:, None], float("-inf"))
+
+    def _parts(self, features: Mapping[str, Tensor]) -> list[Any]:
+        return [self.streams[name] for name in features]
+
+
+FUSIONS: dict[str, Any] = {"none": NoFusion, "attention": AttentionFusion}
+
+FusionConfig: TypeAlias = Annotated[NoFusionConfig | AttentionConfig, Field(discriminator="name")]
+
+
+def build_fusion(config: NoFusionConfig | AttentionConfig, channels: Channels) -> NoFusion | AttentionFusion:
+    """The fusion that a config names, of streams with these channels."""
+    return FUSIONS[config.name](config, channels)

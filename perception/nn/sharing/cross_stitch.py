@@ -1,0 +1,81 @@
+"""Cross-stitch networks (Misra et al. 2016): a backbone for each stream, mixed after every stage."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import suppress
+from itertools import chain
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from perception.config import configuration
+from perception.nn.backbone import Backbone, BackboneConfig
+from perception.nn.necks import NeckConfig
+from perception.nn.sharing.sharing import Features, Needs, Sharing, only
+from perception.nn.sharing.stages import run_in_stages
+from perception.nn.trunk import trunks_alike
+
+
+@configuration
+class CrossStitchConfig:
+    """own: what a stream keeps of its own features at the start; the others share the rest evenly."""
+
+    name: Literal["cross_stitch"] = "cross_stitch"
+    own: Annotated[float, Field(gt=0, le=1)] = 0.9
+
+
+class CrossStitch(Sharing):
+    """A trunk for each stream, all starting from the same weights; after each stage of the backbones, a cross-stitch
+    unit gives every stream a learned mixture, channel by channel, of all streams' features.
+
+    As every stream depends on all backbones, keeping a subset of the streams drops only necks. Gradients meet at the
+    backbones' features before they are mixed.
+    """
+
+    Config = CrossStitchConfig
+
+    def __init__(
+        self, config: CrossStitchConfig, backbone: BackboneConfig, neck: NeckConfig, needs: Needs, weights: bool
+    ) -> None:
+        super().__init__(config, backbone, neck, needs, weights)
+        trunks = trunks_alike(backbone, neck, needs, weights)
+        self.backbone = nn.ModuleDict({name: trunk.backbone for name, trunk in trunks.items()})
+        self.neck = nn.ModuleDict({name: trunk.neck for name, trunk in trunks.items()})
+        self.channels = {name: dict(trunk.channels) for name, trunk in trunks.items()}
+        widths, count = next(self.backbones()).channels, len(needs)
+        start = torch.full((count, count), (1 - config.own) / max(1, count - 1)).fill_diagonal_(config.own)
+        start = (start / start.sum(1)).unsqueeze(2)
+        self.units = nn.ParameterDict({str(stride): start.repeat(1, 1, width) for stride, width in widths.items()})
+
+    def forward(self, images: Tensor, needs: Needs) -> Features:
+        mixed: dict[str, dict[int, Tensor]] = {name: {} for name in self.backbone}
+        before: list[Tensor] = []
+        running = [run_in_stages(backbone, images) for backbone in self.backbones()]
+        stage = [next(features) for features in running]
+        while stage:
+            stride, own = stage[0][0], [features for _, features in stage]
+            before += own
+            stage = []
+            for features, unit, mine in zip(running, self.units[str(stride)], mixed.values(), strict=True):
+                mine[stride] = torch.stack([x * w[:, None, None] for x, w in zip(own, unit, strict=True)]).sum(0)
+                with suppress(StopIteration):
+                    stage.append(features.send(mine[stride]))
+        streams = {name: self.neck[name](mixed[name], strides) for name, strides in needs.items()}
+        return Features(streams, tuple(before), {})
+
+    def backbones(self) -> Iterator[Backbone]:
+        each: Any = self.backbone
+        yield from each.values()
+
+    def shared(self) -> Iterator[nn.Parameter]:
+        return chain(self.backbone.parameters(), self.units.parameters())
+
+    def last_shared(self) -> Iterator[nn.Parameter]:
+        return self.units.parameters()
+
+    def keep(self, streams: Collection[str]) -> None:
+        super().keep(streams)
+        self.neck = only(self.neck, streams)

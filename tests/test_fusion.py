@@ -1,0 +1,228 @@
+"""Cross-task attention: what it computes, that it starts as nothing, what it costs, and that it can be drawn."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from sharing_networks import awake, batch, network, pictures
+from torch.utils.flop_counter import FlopCounterMode
+
+from perception.model import ModelConfig, Perception
+from perception.nn.fusion import AttentionConfig, AttentionFusion
+from perception.tasks import TASKS
+
+NAMES = ("boxes", "pixels", "metres")
+
+
+def exchange(stride: int = 16, **options) -> AttentionFusion:
+    torch.manual_seed(0)
+    config = AttentionConfig(strides=(stride,), width=8, summaries=2, **options)
+    fusion = AttentionFusion(config, {name: {stride: 12 + 4 * n} for n, name in enumerate(NAMES)})
+    for part in fusion.levels[str(stride)].streams.values():
+        torch.nn.init.normal_(part.gate)
+    return fusion.eval()
+
+
+def streams(height: int = 3, width: int = 5, count: int = 2, stride: int = 16) -> dict[str, dict[int, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return {
+        name: {stride: torch.randn(count, 12 + 4 * n, height, width, generator=generator)}
+        for n, name in enumerate(NAMES)
+    }
+
+
+def test_it_is_attention_over_every_streams_location_and_summaries():
+    """Against plain loops over pictures, streams and locations."""
+    fusion, given = exchange(), streams()
+    level = fusion.levels["16"]
+    with torch.no_grad():
+        fused = fusion(given)
+        looks = {name: level.streams[name].look(x[16]).flatten(2).transpose(1, 2) for name, x in given.items()}
+        for picture in range(2):
+            keys, values, summaries = {}, {}, {}
+            for name, look in looks.items():
+                part, x = level.streams[name], look[picture]
+                keys[name], values[name] = part.key(x), part.value(x)
+                weights = part.places(x).softmax(0)  # [N, S], over the locations
+                summaries[name] = (weights.T @ keys[name], weights.T @ values[name])
+            for name, look in looks.items():
+                part = level.streams[name]
+                for n in range(15):
+                    query = part.query(look[picture, n])
+                    key = torch.cat([torch.cat([keys[other][n : n + 1], summaries[other][0]]) for other in NAMES])
+                    value = torch.cat([torch.cat([values[other][n : n + 1], summaries[other][1]]) for other in NAMES])
+                    answer = part.answer((key @ query / 8**0.5).softmax(0) @ value) * part.gate
+                    expected = given[name][16][picture, :, n // 5, n % 5] + answer
+                    torch.testing.assert_close(fused[name][16][picture, :, n // 5, n % 5], expected)
+
+
+def test_what_is_drawn_is_what_was_taken():
+    fusion, given = exchange(), streams()
+    with torch.no_grad():
+        found = fusion.attention(given)[16]
+        assert found.names == NAMES
+        assert found.here.shape == (2, 3, 3, 3, 5)
+        assert found.summary.shape == (2, 3, 3, 2, 3, 5)
+        assert found.where.shape == (2, 3, 2, 3, 5)
+        torch.testing.assert_close(found.shares().sum(2), torch.ones(2, 3))
+        torch.testing.assert_close(found.where.sum((-2, -1)), torch.ones(2, 3, 2))
+        torch.testing.assert_close(found.here.sum(2) + found.summary.sum((2, 3)), torch.ones(2, 3, 3, 5))
+        maps = found.of("pixels", 2, 1)
+        assert maps.shape == (2, 3, 3, 5)
+        torch.testing.assert_close(maps.sum((1, 2, 3)), torch.ones(2))
+        # The map weighs the values: mapping them by it is what the stream took there.
+        level = fusion.levels["16"]
+        values = torch.stack(
+            [part.value(part.look(given[name][16]).movedim(1, -1)) for name, part in level.streams.items()], 1
+        )
+        taken = torch.einsum("buhw,buhwd->bd", maps, values)
+        part = level.streams["pixels"]
+        change = fusion(given)["pixels"][16][:, :, 2, 1] - given["pixels"][16][:, :, 2, 1]
+        torch.testing.assert_close(part.answer(taken) * part.gate, change)
+
+
+def test_absent_streams_are_not_attended_to():
+    fusion, given = exchange(), streams()
+    some = {name: given[name] for name in ("pixels", "metres")}
+    other = streams()
+    other["boxes"][16] += 1
+    with torch.no_grad():
+        assert fusion.attention(some)[16].shares().shape == (2, 2, 2)
+        before, after = fusion(given), fusion(other)
+        assert not torch.equal(before["pixels"][16], after["pixels"][16])
+        alone = fusion.attention({"metres": given["metres"]})[16]
+        torch.testing.assert_close(alone.shares(), torch.ones(2, 1, 1))
+        fusion.keep(["pixels", "metres"])
+        kept = fusion(some)
+    assert set(fusion.levels["16"].streams) == {"pixels", "metres"}
+    assert kept["pixels"][16].shape == given["pixels"][16].shape
+
+
+def test_levels_that_no_stream_has_are_passed_over():
+    fusion = AttentionFusion(AttentionConfig(strides=(16, 32)), {"one": {8: 4, 32: 6}, "other": {8: 4}})
+    given = {"one": {8: torch.ones(1, 4, 8, 8), 32: torch.ones(1, 6, 2, 2)}, "other": {8: torch.ones(1, 4, 8, 8)}}
+    fused = fusion.eval()(given)
+    assert {name: list(pyramid) for name, pyramid in fused.items()} == {"one": [8, 32], "other": [8]}
+    assert fused["other"][8] is given["other"][8]
+    assert list(fusion.attention(given)) == [32]
+    assert fusion({"other": given["other"]})["other"].keys() == {8}
+
+
+def test_hiding_is_by_picture_by_the_seed_and_only_in_training():
+    fusion, given = exchange(drop=0.5), streams(count=8)
+
+    def shares(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            return fusion.attention(given)[16].shares()
+
+    assert (shares(0) > 0).all()
+    fusion.train()
+    first, again, other = shares(0), shares(0), shares(1)
+    assert torch.equal(first, again)
+    hidden = first == 0
+    assert not torch.equal(hidden, other == 0)
+    assert not hidden.diagonal(dim1=1, dim2=2).any(), "nothing is hidden from itself"
+    columns = hidden | torch.eye(3, dtype=torch.bool)
+    assert (columns.all(1) | (hidden.any(1) == 0)).all(), "what is hidden is hidden from all others"
+    assert 0.2 < hidden.any(1).float().mean() < 0.8
+    assert len({tuple(row.flatten().tolist()) for row in hidden}) > 1
+
+
+def test_at_the_start_it_changes_nothing_and_can_learn():
+    """The network with fusion gives, weight for weight, what the one without gives, and its gates have a gradient."""
+    plain, fused = network(), network(fusion="attention")
+    own = plain.state_dict()
+    assert all(torch.equal(value, fused.state_dict()[key]) for key, value in own.items())
+    with torch.inference_mode():
+        wanted, found = plain.predict(pictures()), fused.predict(pictures())
+    assert all(torch.equal(value, found[key]) for key, value in wanted.items())
+    fused.train()
+    torch.stack(list(fused.losses(batch()).values())).sum().backward()
+    gates = {name: p.grad for name, p in fused.named_parameters() if name.endswith("gate")}
+    assert len(gates) == 7, "classification reads no level of stride 16"
+    assert all(gradient.any() for gradient in gates.values())
+
+
+def test_it_learns_what_only_another_stream_knows():
+    """A stream whose target is in the other one gets it across, at the location it belongs to."""
+    torch.manual_seed(0)
+    fusion = AttentionFusion(AttentionConfig(strides=(16,), width=8, drop=0.0), {"one": {16: 4}, "other": {16: 4}})
+    optimizer = torch.optim.Adam(fusion.parameters(), 0.02)
+    for _ in range(150):
+        one, other = torch.zeros(8, 4, 4, 4), torch.randn(8, 4, 4, 4)
+        fused = fusion({"one": {16: one}, "other": {16: other}})
+        loss = (fused["one"][16][:, 0] - other[:, 0].relu()).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.1 * 0.5
+    with torch.no_grad():
+        shares = fusion.attention({"one": {16: one}, "other": {16: other}})[16].shares().mean(0)
+    assert shares[0, 1] > shares[0, 0]
+
+
+def test_half_precision_trains():
+    model = awake(network(fusion="attention")).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model.losses(batch())
+    torch.stack(list(losses.values())).sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.fusion.parameters())
+
+
+def test_the_cost_grows_with_the_area_and_not_with_its_square():
+    fusion = exchange()
+
+    def operations(side: int) -> int:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            fusion(streams(side, side, count=1))
+        return counter.get_total_flops()
+
+    assert operations(32) == 4 * operations(16) == 16 * operations(8)
+
+
+def test_it_costs_at_most_a_twelfth_of_the_default_network():
+    """Of the forward pass with four tasks: 512 x 512, one thread, processor time in turns, the fastest of each."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    names = dict.fromkeys(("detection", "segmentation", "classification"), tuple("abcdef"))
+    configs = {task: kind.Config(**({"classes": names[task]} if task in names else {})) for task, kind in TASKS.items()}
+    try:
+        model = Perception(ModelConfig(fusion=AttentionConfig()), configs, weights=False).eval()
+        picture = pictures(1, size=(512, 512))
+        with torch.inference_mode():
+            shared = model.sharing(picture, {name: task.strides for name, task in model.tasks.items()}).streams
+            turns = [(seconds(lambda: model(picture)), seconds(lambda: model.fusion(shared))) for _ in range(7)]
+    finally:
+        torch.set_num_threads(threads)
+    everything, fusion = (min(times) for times in zip(*turns, strict=True))
+    assert fusion <= everything / 12
+
+
+def seconds(run) -> float:
+    start = time.process_time()
+    run()
+    return time.process_time() - start
+
+
+def test_a_network_without_fusion_has_no_attention_and_one_with_it_shows_it_for_any_tasks():
+    assert network().attention(pictures()) == {}
+    model = network(fusion="attention")
+    found = model.attention(pictures(), ["depth", "classification"])
+    assert {stride: attention.names for stride, attention in found.items()} == {
+        16: ("depth",),
+        32: ("depth", "classification"),
+    }
+    assert found[32].here.shape[-2:] == (2, 3)
+
+
+@pytest.mark.parametrize("key", ["width", "summaries"])
+def test_sizes_are_positive(key):
+    from perception.config import build
+    from perception.types import ConfigError
+
+    with pytest.raises(ConfigError, match=f"fusion.attention.{key}"):
+        build(ModelConfig, {"fusion": {"name": "attention", key: 0}})
+    assert build(ModelConfig, {"fusion": {"name": "none"}}).fusion.name == "none"

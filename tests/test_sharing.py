@@ -1,0 +1,337 @@
+"""The contract of every sharing architecture with every fusion, and what each of them is for."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from sharing_networks import CLASSES, CONFIGS, awake, batch, network, pictures
+
+from perception.deploy.export import export
+from perception.engine.optim import adamw
+from perception.model import Perception
+from perception.nn.backbone import Backbone, BackboneConfig
+from perception.nn.fusion import FUSIONS
+from perception.nn.sharing import SHARINGS
+from perception.nn.sharing.stages import run_in_stages
+from perception.types import ConfigError
+
+KINDS = list(product(SHARINGS, FUSIONS))
+OWN_TRUNKS = ("soft", "cross_stitch")
+
+
+def total(model: Perception, labelled) -> torch.Tensor:
+    found = model.loss_parts(labelled)
+    losses = [part.total for parts in found.parts.values() for part in parts.values()]
+    return torch.stack([*losses, *found.penalties.values()]).sum()
+
+
+@pytest.fixture(scope="module", params=KINDS, ids="-".join)
+def kind(request) -> tuple[str, str]:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(kind) -> Perception:
+    """Awake, in evaluation mode, not to be changed."""
+    return awake(network(*kind))
+
+
+def test_every_task_reads_the_levels_that_it_asks_for(model):
+    with torch.inference_mode():
+        streams = model.streams(pictures())
+    assert list(streams) == list(CONFIGS)
+    for name, pyramid in streams.items():
+        assert {s: x.shape for s, x in pyramid.items()} == {
+            s: (2, model.sharing.channels[name][s], 64 // s, 96 // s) for s in model.tasks[name].strides
+        }
+
+
+def test_every_parameter_learns(kind):
+    model = awake(network(*kind)).train()
+    total(model, batch()).backward()
+    silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert not silent
+    idle = [name for name, p in model.named_parameters() if not p.grad.any()]
+    assert not [n for n in idle if not n.startswith("tasks.") and ".experts." not in n]  # some are not tried this time
+
+
+def test_tasks_that_are_not_labelled_leave_their_parts_as_they_are(kind):
+    """Whatever only they use gets a gradient of zero, which is there: DistributedDataParallel waits for it."""
+    model = awake(network(*kind, drop=0.0, noise=0.0)).train()
+    found = model.loss_parts(batch("depth"))
+    torch.stack([part.total for parts in found.parts.values() for part in parts.values()]).sum().backward()
+    mine = network(*kind, drop=0.0, noise=0.0)
+    mine.load_state_dict(model.state_dict())
+    needed = {name for name, _ in mine.keep(["depth"]).named_parameters()}
+    if kind[1] == "attention":  # depth attends to the other tasks' views
+        needed |= {name for name, _ in model.named_parameters() if not name.startswith("tasks.")}
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None or ".experts." in name, name
+        assert name in needed or parameter.grad is None or not parameter.grad.any(), name
+
+
+def test_a_subset_of_the_tasks_gives_what_all_give(kind, model):
+    """Without fusion to the last bit; with it another result, of the network that never knew the other tasks."""
+    with torch.inference_mode():
+        everything = model.streams(pictures())
+        for subset in ({"classification"}, {"detection", "depth"}):
+            some = model.streams(pictures(), subset)
+            assert set(some) == subset
+            same = [torch.equal(x, everything[name][s]) for name, pyramid in some.items() for s, x in pyramid.items()]
+            assert all(same) == (kind[1] == "none")
+
+
+def test_keep_drops_what_the_others_need_and_changes_nothing(kind, model):
+    kept = network(*kind)
+    kept.load_state_dict(model.state_dict())
+    kept.keep(["depth", "classification"])
+    with torch.inference_mode():
+        wanted = model.predict(pictures(), ["depth", "classification"])
+        found = kept.predict(pictures())
+    assert {key: torch.equal(value, found[key]) for key, value in wanted.items()} == dict.fromkeys(wanted, True)
+    left = [name for name, _ in kept.named_parameters() if "detection" in name or "segmentation" in name]
+    assert not [name for name in left if not (kind[0] == "cross_stitch" and name.startswith("sharing.backbone."))]
+    assert list(kept.sharing.channels) == ["depth", "classification"]
+
+
+def test_a_state_dict_brings_everything_back(kind, model):
+    other = network(*kind)
+    with torch.no_grad():
+        for value in other.parameters():
+            value.add_(0.1)
+    other.load_state_dict({key: value.clone() for key, value in model.state_dict().items()})
+    with torch.inference_mode():
+        wanted, found = model.predict(pictures()), other.predict(pictures())
+    assert all(torch.equal(value, found[key]) for key, value in wanted.items())
+
+
+def test_a_picture_does_not_depend_on_its_batch(model):
+    with torch.inference_mode():
+        pair, single = model.streams(pictures(2)), model.streams(pictures(2)[1:])
+    for name, pyramid in single.items():
+        for stride, x in pyramid.items():
+            torch.testing.assert_close(pair[name][stride][1:], x, rtol=1e-4, atol=1e-4)
+
+
+def test_all_backbones_learn_at_their_share_of_the_rate(kind):
+    model = network(*kind)
+    optimizer = adamw(model, [], lr=1.0, weight_decay=0.0, backbone_lr_scale=0.1)
+    slow = {id(p) for group in optimizer.param_groups if group["scale"] == 0.1 for p in group["params"]}
+    assert slow == {id(p) for backbone in model.sharing.backbones() for p in backbone.parameters()}
+
+
+@pytest.mark.parametrize("sharing", SHARINGS)
+def test_gradients_meet_where_they_are_said_to(sharing):
+    """At the shared features, and in the shared parameters, several tasks' gradients are not zero; in no other."""
+    model = awake(network(sharing, noise=0.0)).train()
+    found = model.loss_parts(batch())
+    losses = {name: torch.stack([part.total for part in parts.values()]).sum() for name, parts in found.parts.items()}
+    named = dict(model.named_parameters())
+    touched = dict.fromkeys(named, 0)
+    at_features = [0] * len(found.shared)
+    for loss in losses.values():
+        gradients = torch.autograd.grad(loss, [*named.values(), *found.shared], retain_graph=True, allow_unused=True)
+        reached = [gradient is not None and bool(gradient.any()) for gradient in gradients]
+        touched = {name: touched[name] + hit for name, hit in zip(named, reached, strict=False)}
+        at_features = [count + hit for count, hit in zip(at_features, reached[len(named) :], strict=True)]
+    shared = {id(p) for p in model.shared_parameters()}
+    assert {id(p) for p in model.last_shared_parameters()} <= shared
+    assert bool(shared) == bool(found.shared) == (sharing != "soft")
+    assert all(count > 1 for count in at_features) or sharing == "hard"  # a level may have one reader only
+    assert sum(count > 1 for count in at_features) >= len(at_features) - 1
+    several = {name for name, count in touched.items() if count > 1}
+    assert several <= {name for name, p in named.items() if id(p) in shared}
+
+
+@pytest.mark.parametrize("sharing", SHARINGS)
+def test_one_task_alone_is_a_network_too(sharing):
+    model = awake(network(sharing, "attention", tasks=("depth",)))
+    with torch.inference_mode():
+        assert model.predict(pictures())["depth.depth"].isfinite().all()
+    model.train()
+    total(model, batch()).backward()
+
+
+# What makes each of them what it is.
+
+
+def test_soft_trunks_start_alike_and_are_pulled_together():
+    model = network("soft", pull=0.5).train()
+
+    def pull() -> torch.Tensor:
+        return model.sharing(pictures(), {"depth": (32,)}).penalties["pull"]
+
+    assert pull().item() < 1e-6
+    with torch.no_grad():
+        for p in model.sharing.parameters():
+            p.add_(torch.randn_like(p) * 0.01)
+    named = [dict(trunk.named_parameters()) for trunk in model.sharing.each.values()]
+    everywhere = [torch.stack([trunk[name] for trunk in named if name in trunk]) for name in named[1]]
+    expected = sum((group - group.mean(0)).square().sum().item() for group in everywhere)
+    found = pull()
+    assert found.item() == pytest.approx(0.5 * expected, rel=1e-4)
+    found.backward()
+    with torch.no_grad():
+        for p in model.sharing.parameters():
+            p.sub_(p.grad)  # half of the way's square: exactly to the mean
+    assert pull().item() < 1e-4 * found.item()
+
+
+BACKBONES = ("test_efficientnet", "test_resnet", "test_convnext", "mobilenetv4_conv_small", "repvgg_a0", "ghostnet_100")
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_backbone_in_stages_is_the_backbone(name):
+    torch.manual_seed(0)
+    backbone = Backbone(BackboneConfig(name=name, weights="none")).eval()
+    with torch.inference_mode():
+        whole = backbone(pictures())
+        stages, sent, seen = run_in_stages(backbone, pictures()), None, {}
+        for _ in whole:
+            stride, features = stages.send(sent)  # type: ignore[arg-type]
+            seen[stride] = features.clone()
+            sent = features * 0 if stride == 8 else features
+        with pytest.raises(StopIteration):
+            stages.send(sent)  # type: ignore[arg-type]
+    assert torch.equal(seen[4], whole[4])
+    assert torch.equal(seen[8], whole[8])
+    assert not torch.equal(seen[16], whole[16]), "the next stage reads what is sent back"
+
+
+def test_a_backbone_that_runs_only_as_a_whole_is_mixed_after_it():
+    class Whole(torch.nn.Module):
+        def forward(self, x):
+            return [x]
+
+    backbone = Backbone(BackboneConfig(name="test_resnet", weights="none"))
+    levels = backbone(pictures())
+    backbone.body, backbone.forward = Whole(), lambda images: levels  # type: ignore[method-assign]
+    assert [stride for stride, _ in run_in_stages(backbone, pictures())] == [4, 8, 16, 32]
+
+
+def test_a_cross_stitch_unit_gives_a_stream_its_mixture_and_the_next_stage_reads_it():
+    model = awake(network("cross_stitch", tasks=("segmentation", "depth"), own=0.8))
+    sharing = model.sharing
+    assert torch.allclose(sharing.units["8"][..., 5], torch.tensor([[0.8, 0.2], [0.2, 0.8]]))
+    with torch.no_grad():
+        for p in sharing.backbone["depth"].parameters():
+            p.add_(torch.randn_like(p) * 0.01)
+        before = sharing(pictures(), {"depth": (16,)})
+        other, own = before.shared[-2:]  # of the coarsest level, before they are mixed
+        mixtures: list[dict[int, torch.Tensor]] = []
+        sharing.neck["depth"].register_forward_pre_hook(lambda _, inputs: mixtures.append(dict(inputs[0])))
+        sharing.units["32"][1, 0, 7] = 3.0
+        after = sharing(pictures(), {"depth": (16,)})
+        expected = 0.2 * other + 0.8 * own
+        expected[:, 7] += 2.8 * other[:, 7]
+        torch.testing.assert_close(mixtures[0][32], expected)
+        assert all(torch.equal(x, y) for x, y in zip(before.shared, after.shared, strict=True))
+        sharing.units["8"][1] = torch.tensor([[1.0], [0.0]])  # depth goes on with the other's features
+        after = sharing(pictures(), {"depth": (16,)})
+        assert all(torch.equal(x, y) for x, y in zip(before.shared[:4], after.shared[:4], strict=True))
+        assert not torch.equal(before.shared[5], after.shared[5])
+
+
+def test_experts_that_are_chosen_too_often_are_chosen_less():
+    torch.manual_seed(0)
+    model = network("experts", count=6, chosen=2, noise=0.3, balance=1.0).train()
+    gates = model.sharing.gates
+    with torch.no_grad():
+        for gate in gates.values():
+            gate.bias.copy_(torch.tensor([1.0, 1.0, 0, 0, 0, 0]) + 0.01 * torch.randn(6))
+    optimizer = torch.optim.SGD([gate.bias for gate in gates.values()], 1.0)
+    found = []
+    for _ in range(40):
+        penalty = model.sharing(pictures(), dict.fromkeys(CONFIGS, (32,))).penalties["balance"]
+        optimizer.zero_grad()
+        penalty.backward()
+        optimizer.step()
+        found.append(penalty.item())
+    assert found[0] > 1.3
+    assert np.mean(found[-20:]) < 1.1, "one: every expert as often and as likely as every other"
+    assert {i for _ in range(5) for name in gates for i in model.sharing.route(name)} == set(range(6))
+
+
+def test_experts_try_others_in_training_by_the_seed_of_the_step():
+    sharing = network("experts", count=8, chosen=2, noise=3.0).train().sharing
+
+    def tried(seed: int) -> list[list[int]]:
+        torch.manual_seed(seed)
+        return [sharing.route(name) for name in CONFIGS]
+
+    assert tried(1) == tried(1)
+    assert len({str(tried(seed)) for seed in range(5)}) > 1
+    sharing.eval()
+    assert tried(1) == tried(2)
+
+
+def test_only_the_experts_of_the_kept_tasks_are_left_and_run():
+    model = awake(network("experts", count=6, chosen=2))
+    with torch.no_grad():
+        for n, gate in enumerate(model.sharing.gates.values()):  # 0 1, 1 2, 2 3, 3 4; 5 unused
+            gate.bias.zero_()[n : n + 2] = torch.tensor([2.0, 1.0])
+    ran: list[str] = []
+    for name, expert in model.sharing.experts.named_children():
+        for level in expert.children():
+            level.register_forward_hook(lambda *_, name=name: ran.append(name))
+    model.predict(pictures())
+    assert set(ran) == set("01234")
+    ran.clear()
+    model.predict(pictures(), ["classification"])
+    assert ran == ["3", "4"], "its one level"
+    assert list(model.keep(["detection", "depth"]).sharing.experts) == ["0", "1", "2", "3"]
+    assert list(model.keep(["detection"]).sharing.experts) == ["0", "1"]
+
+
+def test_more_experts_are_not_chosen_than_there_are():
+    with pytest.raises(ConfigError, match="at most 2"):
+        network("experts", count=2, chosen=3)
+
+
+def test_attention_masks_what_a_stream_reads_level_by_level():
+    """A mask that is shut at one level shuts it for one stream, and for its coarser levels only through the carry."""
+    model = awake(network("task_attention"))
+    needs = {name: model.tasks[name].strides for name in ("depth", "segmentation")}
+    with torch.inference_mode():
+        before = model.sharing(pictures(), needs).streams
+        mask = model.sharing.attention["depth"].mask["8"][1]
+        mask.weight.zero_()
+        mask.bias.fill_(-100.0)
+        after = model.sharing(pictures(), needs).streams
+    assert all(torch.equal(before["segmentation"][s], after["segmentation"][s]) for s in (4, 8, 16, 32))
+    assert not torch.equal(before["depth"][8], after["depth"][8])
+    assert not torch.equal(before["depth"][32], after["depth"][32])
+
+
+def exported_equals_torch(kind: tuple[str, str], subset: list[str] | None, path) -> None:
+    """Every size and batch in a bare ONNX Runtime session."""
+    small = {"strides": (16, 32)}
+    tasks = {
+        "segmentation": type(CONFIGS["segmentation"])(classes=CLASSES, width=16, **small),
+        "depth": type(CONFIGS["depth"])(width=16, **small),
+        "classification": CONFIGS["classification"],
+    }
+    model = network(*kind)
+    model = awake(Perception(model.config, tasks, weights=False))
+    report = export(model, path, size=(64, 96), sizes=((64, 96),), batches=(1,), tasks=subset)
+    session = onnxruntime.InferenceSession(report.path, providers=["CPUExecutionProvider"])
+    for count, size in ((1, (32, 32)), (3, (96, 160))):
+        images = pictures(count, size=size)
+        with torch.inference_mode():
+            wanted = model.predict(images, subset)
+        for name, value in zip(wanted, session.run(list(wanted), {"images": images.numpy()}), strict=True):
+            np.testing.assert_allclose(value, wanted[name].numpy(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("subset", [None, ["depth"]], ids=["all", "depth"])
+def test_every_kind_exports(kind, subset, tmp_path):
+    exported_equals_torch(kind, subset, tmp_path / "model.onnx")
+
+
+def test_experts_behind_attention_export(tmp_path):
+    exported_equals_torch(("experts", "attention"), ["depth", "classification"], tmp_path / "model.onnx")
