@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import nn
@@ -23,7 +25,9 @@ CONFIGS = {
 }
 
 
-def network(sharing: str = "hard", fusion: str = "none", tasks=tuple(CONFIGS), backbone="test_efficientnet", **options):
+def network(
+    sharing: str = "hard", fusion: str = "none", tasks=tuple(CONFIGS), configs: Any = CONFIGS, **options: Any
+) -> Perception:
     """In evaluation mode. options: of the config of the sharing architecture or the fusion that has them."""
     kinds = {"sharing": SHARINGS[sharing].Config, "fusion": FUSIONS[fusion].Config}
     chosen = {
@@ -31,8 +35,8 @@ def network(sharing: str = "hard", fusion: str = "none", tasks=tuple(CONFIGS), b
         for key, kind in kinds.items()
     }
     torch.manual_seed(0)
-    config = ModelConfig(backbone=BackboneConfig(name=backbone, weights="none"), **chosen)
-    return Perception(config, {task: CONFIGS[task] for task in tasks}).eval()
+    config = ModelConfig(backbone=BackboneConfig(name="test_efficientnet", weights="none"), **chosen)
+    return Perception(config, {task: configs[task] for task in tasks}).eval()
 
 
 def awake(model: Perception) -> Perception:

@@ -315,8 +315,7 @@ def exported_equals_torch(kind: tuple[str, str], subset: list[str] | None, path)
         "depth": type(CONFIGS["depth"])(width=16, **small),
         "classification": CONFIGS["classification"],
     }
-    model = network(*kind)
-    model = awake(Perception(model.config, tasks, weights=False))
+    model = awake(network(*kind, tasks=tuple(tasks), configs=tasks))
     report = export(model, path, size=(64, 96), sizes=((64, 96),), batches=(1,), tasks=subset)
     session = onnxruntime.InferenceSession(report.path, providers=["CPUExecutionProvider"])
     for count, size in ((1, (32, 32)), (3, (96, 160))):
