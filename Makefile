@@ -3,12 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 export NO_ALBUMENTATIONS_UPDATE = 1
 
-.PHONY: help demo test test-slow check fmt clean setup
+.PHONY: help demo test test-slow test-examples check fmt clean setup
 
 help:
 	@echo "make demo       train four tasks on made street data, evaluate, predict a video, export: runs/demo/report.html"
 	@echo "make test       the tests that every change must pass (under 15 minutes on 2 cores)"
 	@echo "make test-slow  the longer ones: many kills, speed, full trainings"
+	@echo "make test-examples  the examples in Python, JavaScript and C++ against the package (npm; docs/deployment.md)"
 	@echo "make check      ruff, pyright, import-linter"
 	@echo "make fmt        format the code"
 	@echo "make clean      remove the environment and everything that was built (not runs/)"
@@ -30,6 +31,10 @@ test: .venv/.ready
 
 test-slow: .venv/.ready
 	$(BIN)/python -m pytest -m slow
+
+test-examples: .venv/.ready
+	cd examples/onnxruntime_node && ONNXRUNTIME_NODE_INSTALL_CUDA=skip npm install --ignore-scripts --no-audit --no-fund --no-package-lock
+	$(BIN)/python -m pytest -rs -m 'slow or not slow' tests/test_examples.py
 
 check: .venv/.ready
 	$(BIN)/ruff check .

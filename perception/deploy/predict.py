@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TextIO
 
-from perception.deploy.runtime import check_camera, check_size
+from perception.deploy.runtime import check_camera
 from perception.deploy.sources import find
 from perception.deploy.video.interrupt import Stopped, terminable
 from perception.deploy.video.journal import Journal
@@ -41,7 +41,7 @@ def predict(
     """
     options = options or Options()
     check_camera(options.camera)
-    check_size(options.size or network.size, network.multiple)
+    network.placed(options.size)
     sources, writers = find(source), make_writers(set(options.save))
     stream = None if quiet else sys.stderr
     report = Report(out_folder(out), journal=Journal(lambda text: say(stream, text)))

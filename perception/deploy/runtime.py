@@ -86,15 +86,22 @@ class Perceiver:
         size:   (height, width) that the network sees, multiples of 32; None = the size it was trained at, which is
             the only one where the manifest's input is not dynamic
         """
+        return perceive(self.run, self.specs, images, camera, self.placed(size), self.multiple)
+
+    def placed(self, size: tuple[int, int] | None = None) -> tuple[int, int] | None:
+        """What `prepare` letterboxes to where ``size`` is asked for; None = the graph does it.
+
+        Raises PerceptionError for a size that this file does not take.
+        """
         rules = self.manifest.input
+        check_size(size or self.size, self.multiple)
         if size is not None and not rules.dynamic and tuple(size) != tuple(rules.size):
             sizes = ["x".join(map(str, pair)) for pair in (size, rules.size)]
             raise PerceptionError(
                 f"Wrong input size {sizes[0]}. This file was exported for {sizes[1]} alone. Leave the size out, or "
                 "export it with --size dynamic."
             )
-        seen = None if rules.inside else size or self.size
-        return perceive(self.run, self.specs, images, camera, seen, self.multiple)
+        return None if rules.inside else size or self.size
 
     def warm_up(self, batch: int = 1, size: tuple[int, int] | None = None) -> Perceiver:
         """Run on gray pictures, so that the first real one takes no longer than the others. Returns itself."""

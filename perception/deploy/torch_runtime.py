@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from perception.deploy.runtime import Outputs, choose, perceive, warm_up
+from perception.deploy.runtime import Outputs, check_size, choose, perceive, warm_up
 
 
 class TorchPerceiver:
@@ -43,6 +43,11 @@ class TorchPerceiver:
     def __call__(self, images: Any, camera: Any = None, size: tuple[int, int] | None = None) -> Any:
         """As `Perceiver.__call__`: one picture or a list, results in their own pixels."""
         return perceive(self.run, self.specs, images, camera, size or self.size, self.multiple)
+
+    def placed(self, size: tuple[int, int] | None = None) -> tuple[int, int] | None:
+        """As `Perceiver.placed`."""
+        check_size(size or self.size, self.multiple)
+        return size or self.size
 
     def warm_up(self, batch: int = 1, size: tuple[int, int] | None = None) -> TorchPerceiver:
         """As `Perceiver.warm_up`."""

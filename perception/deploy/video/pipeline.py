@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from itertools import islice
+from itertools import groupby, islice
 from typing import Protocol, TypeAlias
 
 import numpy as np
@@ -31,7 +31,10 @@ class Network(Protocol):
 
     specs: dict[str, TaskSpec]
     size: tuple[int, int]
-    multiple: int
+
+    def placed(self, size: tuple[int, int] | None) -> tuple[int, int] | None:
+        """What pictures are letterboxed to where ``size`` is asked for; None = the network does it itself."""
+        ...
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
         """Decoded outputs of a letterboxed batch uint8 RGB [B, 3, H, W], in input pixels."""
@@ -53,18 +56,23 @@ def results(
 
     live: as little as possible waits between the stages, so that what is old is dropped at the source
     """
-    prepared = _prepare(shots, size or network.size, batch_size, timings)
+    prepared = _prepare(shots, network.placed(size), batch_size, timings)
     ran = _run(network, prepared if live else ahead(prepared, 2, "prepare"), timings)
     finished = _finish(network, ahead(ran, 1 if live else 2, "network"), camera, steps, timings, live)
     return ahead(finished, 1 if live else 2, "finish")
 
 
-def _prepare(shots: Generator[Shot], size: tuple[int, int], batch_size: int, timings: Timings) -> Generator[Prepared]:
+def _prepare(
+    shots: Generator[Shot], size: tuple[int, int] | None, batch_size: int, timings: Timings
+) -> Generator[Prepared]:
     with closing(shots):
         while chunk := list(islice(shots, batch_size)):
-            with timings.measure("prepare") as spent:
-                batch, frames = prepare([shot.image for shot in chunk], size)
-            yield chunk, batch, frames, spent()
+            # Pictures that are not letterboxed here go together as long as they are of one size.
+            for _, alike in groupby(chunk, lambda shot: shot.image.shape if size is None else ()):
+                some = list(alike)
+                with timings.measure("prepare") as spent:
+                    batch, frames = prepare([shot.image for shot in some], size)
+                yield some, batch, frames, spent()
 
 
 def _run(network: Network, prepared: Generator[Prepared], timings: Timings) -> Generator[Ran]:
