@@ -115,10 +115,10 @@ def training_sources(recipe: Recipe) -> list[Source]:
     return open_sources(recipe.data.train, recipe.data.root, recipe.classes, complete=True)
 
 
-def build_mixture(recipe: Recipe) -> Mixture:
-    """The training samples of a recipe."""
+def build_mixture(recipe: Recipe, sources: Sequence[Source] | None = None) -> Mixture:
+    """The training samples of a recipe, or of other sources that are open already."""
     data = recipe.data
-    sources = training_sources(recipe)
+    sources = training_sources(recipe) if sources is None else sources
     return Mixture(sources, data.size, data.augment, recipe.seed, data.allow_damaged, data.mix, recipe.train.batch_size)
 
 

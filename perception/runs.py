@@ -37,19 +37,27 @@ Watch: TypeAlias = Callable[[Perception, int, Batch], None]
 
 
 def train(
-    recipe: Recipe, run: Path, *, resume: bool = False, force: bool = False, watch: Watch | None = None
+    recipe: Recipe,
+    run: Path,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    watch: Watch | None = None,
+    model: Perception | None = None,
+    sources: Sequence[Source] | None = None,
 ) -> Evaluation | None:
     """Train a recipe into a run folder, evaluate its best weights, write metrics.json and report.html.
 
     watch: called before each step with the network, the step's number and this rank's batch; leaves the network as it
     finds it
+    model, sources: to be used instead of those that the recipe says
 
     Returns the evaluation of the best weights; None on ranks other than 0 and where there is no validation source.
     """
     with distributed.session() as device:
-        model = recipes.build_model(recipe).to(device)
+        model = (model or recipes.build_model(recipe)).to(device)
         settings = recipe.data
-        mixture = recipes.build_mixture(recipe)
+        mixture = recipes.build_mixture(recipe, sources)
         held_out = recipes.validation_sources(recipe) if settings.validation else []
 
         def batches(start: int):

@@ -1,4 +1,4 @@
-"""The commands that take more than one training: compare, group, tune."""
+"""Commands of several trainings, and of trained networks that change: compare, group, tune, grow, drop."""
 
 from __future__ import annotations
 
@@ -47,6 +47,24 @@ def add_commands(commands: Any) -> None:
     )
     _add_jobs(tune)
     tune.add_argument("--out", type=Path, help="folder of the study (default: runs/<name of the recipe>_tune)")
+
+    grow = add_command(commands, "grow", _grow, "add tasks to a trained network without forgetting the old ones")
+    grow.add_argument("model", type=Path, metavar="RUN", help="run folder of the trained network")
+    grow.add_argument("config", type=Path, help="YAML recipe of the new tasks: their data, settings and training")
+    add_overrides(grow)
+    add_tasks(grow)
+    grow.add_argument(
+        "--method", choices=("frozen", "distil"), default="frozen",
+        help="frozen: old outputs stay, bit for bit; distil: all learns, the old heads are held to what the old "
+        "network says (default: frozen)",
+    )  # fmt: skip
+    grow.add_argument("--strength", type=float, default=1.0, help="of distil's teaching beside the new losses")
+    grow.add_argument("--out", type=Path, help="run folder (default: runs/<name of the recipe>_grown)")
+
+    drop = add_command(commands, "drop", _drop, "take tasks out of a trained network; the others stay, bit for bit")
+    drop.add_argument("model", type=Path, metavar="RUN", help="run folder of the trained network")
+    drop.add_argument("--tasks", type=names, required=True, metavar="A,B", help="the tasks to take out")
+    drop.add_argument("--out", type=Path, help="new run folder (default: <RUN>_without_<tasks>)")
 
 
 def _add_jobs(parser: argparse.ArgumentParser) -> None:
@@ -98,4 +116,26 @@ def _tune(parsed: argparse.Namespace) -> int:
     out = parsed.out or Path("runs") / f"{recipe.name}_tune"
     result = tune(recipe, searched, out, trials=parsed.trials, jobs=parsed.jobs)
     say([*trials(result), "", f"Report: {out / PAGE}"])
+    return 0
+
+
+def _grow(parsed: argparse.Namespace) -> int:
+    from perception import recipe as recipes
+    from perception.studies.grow import PAGE, grow
+    from perception.studies.words import growth
+
+    recipe = recipes.load(parsed.config, parsed.overrides, parsed.tasks)
+    out = parsed.out or Path("runs") / f"{recipe.name}_grown"
+    result = grow(parsed.model, recipe, out, method=parsed.method, strength=parsed.strength)
+    say([*growth(result), f"Report: {out / PAGE}"])
+    return 0
+
+
+def _drop(parsed: argparse.Namespace) -> int:
+    from perception.studies.grow import drop
+
+    run = parsed.model
+    out = parsed.out or run.with_name(f"{run.name}_without_{'_'.join(parsed.tasks)}")
+    drop(run, parsed.tasks, out)
+    say([f"{out} is {run} without {', '.join(parsed.tasks)}; what is left says the same, bit for bit."])
     return 0

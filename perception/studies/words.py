@@ -89,3 +89,10 @@ def trials(result: Mapping[str, Any]) -> Iterator[str]:
     for trial in result["trials"]:
         if trial["failure"]:
             yield f"  failed: trial {trial['number']}: {trial['failure']}"
+
+
+def growth(result: Mapping[str, Any]) -> Iterator[str]:
+    """The lines for a terminal, of what grow.json holds."""
+    yield from (its["verdict"] for its in result["old"].values())
+    for name, value in result["new"].items():
+        yield f"{name:36s} {'–' if value is None else f'{value:.4f}'}"

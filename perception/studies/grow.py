@@ -1,0 +1,169 @@
+"""Adding a task to a trained network without forgetting the others, and taking one out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from perception import checkpoint, config, runs
+from perception import recipe as recipes
+from perception.data import check_labelled, open_sources
+from perception.data.dataset import Source
+from perception.engine import distributed
+from perception.engine.log import plain
+from perception.model import Perception
+from perception.mtl.compare import relative_change
+from perception.recipe import Recipe
+from perception.report.grow_page import write_page
+from perception.studies.children import locked
+from perception.studies.growing import Growing, Method
+from perception.tasks import Task
+from perception.types import CheckpointError, ConfigError
+
+RESULT, PAGE, BEFORE = "grow.json", "grow.html", "before.json"
+
+
+def grow(run: Path, recipe: Recipe, out: Path, *, method: Method = "frozen", strength: float = 1.0) -> dict[str, Any]:
+    """Train the tasks of ``recipe`` that the network of ``run`` lacks, in a new run folder ``out``.
+
+    recipe: the new tasks, their data and how to train; the network itself and the old tasks are the run's
+    method: see `Growing`. strength: of the old network's teaching, beside the new losses
+
+    Writes grow.json and grow.html: the old tasks on the old run's validation pictures before and after, and the new
+    tasks. An interrupted growth goes on where it stopped. Returns what grow.json holds.
+    """
+    old, teacher = runs.open_run(run)
+    merged, added = merge(recipe, old, run)
+    with locked(out):
+        before = _before(teacher, old, out)
+        network = Growing(merged, teacher, method, strength)
+        resume = checkpoint.has_checkpoints(out)
+        runs.train(merged, out, resume=resume, model=network, sources=sources_of(merged, added, method))
+        _, grown = runs.open_run(out, tasks=tuple(old.tasks))
+        after = _measured(grown, old) if before is not None else None
+        result = conclude(teacher, before, after, _new_metrics(out, added), method)
+        result = {"run": str(run), "added": added, **result, "facts": runs.machine_facts()}
+        checkpoint.write_atomically(out / RESULT, json.dumps(result, indent=2, allow_nan=False) + "\n")
+        write_page(out / PAGE, result)
+        return result
+
+
+def merge(recipe: Recipe, old: Recipe, run: Path) -> tuple[Recipe, list[str]]:
+    """The grown recipe and its new tasks. Raises ConfigError where it has none, or other settings for an old one."""
+    added = [name for name in recipe.tasks if name not in old.tasks]
+    if not added:
+        raise ConfigError(f"The recipe '{recipe.name}' has no task that {run} lacks. It has: {', '.join(old.tasks)}.")
+    for name in old.tasks:
+        if name in recipe.tasks and recipe.tasks[name] != old.tasks[name]:
+            raise ConfigError(f"Task '{name}' has other settings than in {run}. Leave it out: the run's are taken.")
+    tasks = {**old.tasks, **{name: recipe.tasks[name] for name in added}}
+    return dataclasses.replace(recipe, tasks=tasks, model=old.model), added
+
+
+def sources_of(recipe: Recipe, added: Sequence[str], method: Method) -> list[Source]:
+    """The training sources, opened. Old tasks need no labels; distillation also learns from those that they have."""
+    wanted = added if method == "frozen" else list(recipe.tasks)
+    classes = {name: recipe.classes[name] for name in wanted}
+    sources = open_sources(recipe.data.train, recipe.data.root, classes)
+    for name in added:
+        check_labelled(name, classes[name], sources)
+    return sources
+
+
+def _before(teacher: Perception, old: Recipe, out: Path) -> dict[str, float] | None:
+    """The old tasks' metrics, measured once; None where the old run has no validation pictures."""
+    if not old.data.validation:
+        return None
+    path = out / BEFORE
+    if path.is_file():
+        found = json.loads(path.read_text("utf-8"))
+        return {key: math.nan if value is None else value for key, value in found.items()}
+    metrics = _measured(teacher, old)
+    checkpoint.write_atomically(path, json.dumps({key: plain(value) for key, value in metrics.items()}) + "\n")
+    return metrics
+
+
+def _measured(network: Perception, old: Recipe) -> dict[str, float]:
+    with distributed.session() as device:
+        return runs.evaluate_model(network.to(device), old, recipes.validation_sources(old)).metrics
+
+
+def _new_metrics(out: Path, added: Sequence[str]) -> dict[str, float | None]:
+    path = out / "metrics.json"
+    metrics = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    return {key: value for key, value in metrics.items() if key.partition("/")[0] in added}
+
+
+def conclude(
+    teacher: Perception,
+    before: Mapping[str, float] | None,
+    after: Mapping[str, float] | None,
+    new: Mapping[str, float | None],
+    method: Method,
+) -> dict[str, Any]:
+    """What the old tasks lost, by their own scores and every metric."""
+    tasks: dict[str, Any] = {}
+    if before is not None and after is not None:
+        scores: Mapping[str, Any] = dict(teacher.tasks.items())
+        tasks = {name: _kept(name, task, before, after) for name, task in scores.items()}
+    return {"method": method, "old": tasks, "new": dict(new)}
+
+
+def _kept(name: str, task: Task, before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, Any]:
+    """One old task before and after."""
+    key, own = f"{name}/{task.score}", [key for key in before if key.startswith(f"{name}/")]
+    change = relative_change(after[key], before[key], task.score_sign)
+    same = all(_equal(before[k], after[k]) for k in own)
+    return {
+        "metric": key,
+        "before": plain(before[key]),
+        "after": plain(after[key]),
+        "change": plain(change),
+        "verdict": f"{name}: every metric is what it was."
+        if same
+        else f"{name}: {key} changed by {change:+.2%} (positive is better).",
+        "metrics": {k: {"before": plain(before[k]), "after": plain(after[k])} for k in own},
+    }
+
+
+def _equal(one: float, other: float) -> bool:
+    return one == other or (math.isnan(one) and math.isnan(other))
+
+
+def drop(run: Path, tasks: Collection[str], out: Path) -> Path:
+    """A new run folder with the best weights of ``run`` but without ``tasks``; the others say the same, bit for bit.
+
+    Raises ConfigError where a task is unknown or none would be left, CheckpointError where ``out`` holds a run or the
+    others would say something else.
+    """
+    recipe, whole = runs.open_run(run)
+    if unknown := sorted(set(tasks) - set(recipe.tasks)):
+        raise ConfigError(f"{run} has no task '{unknown[0]}'. It has: {', '.join(recipe.tasks)}.")
+    kept = [name for name in recipe.tasks if name not in tasks]
+    if not kept:
+        raise ConfigError(f"{run} has no other task than {', '.join(tasks)}. Keep at least one.")
+    if checkpoint.has_checkpoints(out):
+        raise CheckpointError(f"{out} already holds checkpoints. Give another folder with --out.")
+    reduced = recipes.with_tasks(recipe, kept)
+    network = recipes.build_model(reduced, weights=False).eval()
+    weights = whole.state_dict()
+    network.load_state_dict({name: weights.get(name, value) for name, value in network.state_dict().items()})
+    picture = torch.randint(0, 256, (2, 3, *recipe.data.size), dtype=torch.uint8)
+    with torch.no_grad():
+        before, after = whole.predict(picture), network.predict(picture)
+    changed = sorted({key.partition(".")[0] for key, value in after.items() if not torch.equal(value, before[key])})
+    if changed:
+        raise CheckpointError(
+            f"Without {', '.join(tasks)}, {', '.join(changed)} would say something else: this network lets its tasks "
+            f"look at each other. Train it again with --tasks {','.join(kept)}."
+        )
+    text, step = config.dump(reduced), checkpoint.load_weights(run).step
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_atomically(out / checkpoint.RECIPE, text)
+    return checkpoint.save(out, max(0, step), model=network.state_dict(), train_state={}, recipe=text, best=True)

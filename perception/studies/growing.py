@@ -1,0 +1,132 @@
+"""A trained network that learns a further task and keeps the old ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from perception.model import Losses, Perception
+from perception.mtl.distillation import soft_loss
+from perception.recipe import Recipe
+from perception.types import Batch, ConfigError
+
+Method = Literal["frozen", "distil"]
+
+
+class Growing(Perception):
+    """The grown recipe's network with the old one's weights; what is new begins as the recipe's seed says.
+
+    frozen: all that the old network had is fixed, statistics included: its tasks' outputs stay, bit for bit
+    distil: all learns, and the old heads are held to what the old network says of the same pictures; the statistics of
+            BatchNorm stay, for the new pictures may look different
+
+    Raises ConfigError where the old weights do not fit, or where, frozen, the new task would change the old outputs.
+    """
+
+    _kept: Sequence[nn.Module] = ()
+
+    def __init__(self, recipe: Recipe, teacher: Perception, method: Method, strength: float = 1.0) -> None:
+        torch.manual_seed(recipe.seed)
+        super().__init__(recipe.model, recipe.tasks, weights=False)
+        old = teacher.state_dict()
+        _take(self, old)
+        self._teacher, self._old, self._strength = _Held(teacher.eval()), tuple(teacher.tasks), strength
+        self._distils = method == "distil"
+        if method == "frozen":
+            for name, parameter in self.named_parameters():
+                parameter.requires_grad_(name not in old)
+            self._kept = _wholly_old(self, old)
+            self._require_equal_outputs(teacher, recipe.data.size)
+        else:
+            self._kept = [
+                m for name, m in self.named_modules() if isinstance(m, _BatchNorm) and f"{name}.weight" in old
+            ]
+        for name in self._old:  # their scores are as sure as they were
+            self.tasks[name].calibrate = _leave  # type: ignore[assignment]
+        self.train()
+
+    def train(self, mode: bool = True) -> Growing:
+        super().train(mode)
+        for module in self._kept:
+            module.eval()
+        return self
+
+    def loss_parts(self, batch: Batch) -> Losses:
+        """The losses, and for each old task how far it has come from what it said."""
+        if not self._distils:
+            return super().loss_parts(batch)
+        raws: dict[str, Any] = {}
+        hooks = [
+            self.tasks[name].register_forward_hook(lambda _, __, raw, name=name: raws.update({name: raw}))
+            for name in self._old
+        ]
+        try:
+            found = super().loss_parts(batch)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        with torch.no_grad():
+            taught = self._teacher.network.to(batch.images.device)(batch.images)
+        specs = self.specs
+        penalties = {
+            f"distil_{name}": self._strength * soft_loss(specs[name], raws[name], taught[name]) for name in self._old
+        }
+        return found._replace(penalties={**found.penalties, **penalties})
+
+    def _require_equal_outputs(self, teacher: Perception, size: Sequence[int]) -> None:
+        picture = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8)
+        self.eval()
+        with torch.no_grad():
+            before, after = teacher.predict(picture), self.predict(picture)
+        changed = sorted({key.partition(".")[0] for key, value in before.items() if not torch.equal(value, after[key])})
+        if changed:
+            raise ConfigError(
+                f"The new task would change what {', '.join(changed)} say even with all old weights fixed: this "
+                "network lets its tasks look at each other. Grow it with --method distil."
+            )
+
+
+class _Held:
+    """A network that is no part of the one that holds it: not in its weights, not copied with it."""
+
+    def __init__(self, network: Perception) -> None:
+        self.network = network.requires_grad_(False)
+
+    def __deepcopy__(self, memo: Any) -> _Held:
+        return self
+
+
+def _leave(metric: Any) -> None:
+    """Calibrates nothing."""
+
+
+def _take(network: nn.Module, old: Mapping[str, Tensor]) -> None:
+    own = network.state_dict()
+    lost = [name for name, value in old.items() if name not in own or own[name].shape != value.shape]
+    if lost:
+        raise ConfigError(
+            f"The new task changes parts of the network that the old tasks use: {', '.join(lost[:3])}"
+            f"{f' and {len(lost) - 3} more' if len(lost) > 3 else ''}. Give it the strides that they have."
+        )
+    network.load_state_dict({**own, **old})
+
+
+def _wholly_old(network: nn.Module, old: Mapping[str, Tensor]) -> list[nn.Module]:
+    """The largest modules that hold nothing new."""
+    kept: list[nn.Module] = []
+
+    def visit(module: nn.Module, name: str) -> None:
+        prefix = f"{name}." if name else ""
+        mine = [prefix + key for key in module.state_dict()]
+        if mine and all(key in old for key in mine):
+            kept.append(module)
+            return
+        for child, part in module.named_children():
+            visit(part, prefix + child)
+
+    visit(network, "")
+    return kept

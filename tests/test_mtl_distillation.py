@@ -1,0 +1,79 @@
+"""Soft labels: nothing to learn from an equal, the Kullback-Leibler divergence elsewhere."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import Bernoulli, Categorical, kl_divergence
+
+from perception.mtl.distillation import soft_loss
+from perception.types import TaskSpec
+
+
+class Logits(NamedTuple):
+    logits: Tensor
+
+
+class Depth(NamedTuple):
+    log_depth: Tensor
+
+
+class Boxes(NamedTuple):
+    logits: Tensor
+    boxes: Tensor
+    strides: Tensor
+
+
+SEGMENTATION = TaskSpec("segmentation", "dense", ("label_map",), ("a", "b", "c"))
+DEPTH = TaskSpec("depth", "dense", ("depth",), (), "m")
+LABEL = TaskSpec("label", "label", ("probabilities",), ("a", "b", "c"))
+LABELS = TaskSpec("label", "label", ("probabilities",), ("a", "b", "c"), multi_label=True)
+DETECTION = TaskSpec("detection", "instances", ("boxes", "scores", "labels"), ("a", "b"))
+
+
+def raw(spec: TaskSpec, seed: int):
+    generator = torch.Generator().manual_seed(seed)
+    random = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
+    if spec is SEGMENTATION:
+        return Logits(random(2, 3, 4, 5))
+    if spec is DEPTH:
+        return Depth(random(2, 1, 4, 5))
+    if spec is DETECTION:
+        return Boxes(random(2, 7, 2), random(2, 7, 4) * 8, torch.full((7,), 8.0))
+    return Logits(random(2, 3))
+
+
+@pytest.mark.parametrize("spec", [SEGMENTATION, DEPTH, LABEL, LABELS, DETECTION])
+def test_an_equal_teaches_nothing_and_another_teaches_towards_itself(spec):
+    teacher = raw(spec, 0)
+    assert float(soft_loss(spec, teacher, teacher)) == pytest.approx(0, abs=1e-6)
+    far, near = raw(spec, 1), []
+    for part in far[:2] if spec is DETECTION else far:
+        part.requires_grad_()
+        near.append(part)
+    loss = soft_loss(spec, far, teacher)
+    loss.backward()
+    moved = [part.detach() - 1e-3 * part.grad / part.grad.norm() for part in near]
+    assert float(soft_loss(spec, far._replace(**dict(zip(far._fields, moved, strict=False))), teacher)) < float(
+        loss.detach()
+    )
+
+
+def test_closed_forms():
+    mine, theirs = raw(LABEL, 0), raw(LABEL, 1)
+    expected = kl_divergence(Categorical(logits=theirs.logits), Categorical(logits=mine.logits)).mean()
+    assert float(soft_loss(LABEL, mine, theirs)) == pytest.approx(float(expected), rel=1e-5)
+    expected = kl_divergence(Bernoulli(logits=theirs.logits), Bernoulli(logits=mine.logits)).mean()
+    assert float(soft_loss(LABELS, mine, theirs)) == pytest.approx(float(expected), rel=1e-5)
+    mine, theirs = raw(DEPTH, 0), raw(DEPTH, 1)
+    expected = (mine.log_depth - theirs.log_depth).abs().mean()
+    assert float(soft_loss(DEPTH, mine, theirs)) == pytest.approx(float(expected))
+
+
+def test_a_box_counts_by_how_sure_the_teacher_is_and_in_units_of_its_cell():
+    sure = Boxes(torch.tensor([[[9.0], [-20.0]]]), torch.zeros(1, 2, 4), torch.tensor([8.0, 16.0]))
+    moved = sure._replace(boxes=torch.full((1, 2, 4), 4.0))
+    assert float(soft_loss(DETECTION, moved, sure)) == pytest.approx(4 / 8, rel=1e-3)

@@ -1,0 +1,179 @@
+"""Growing: frozen, old outputs stay bit for bit; distilled, they are held. Dropping a task changes none."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from perception import cli, runs
+from perception import recipe as recipes
+from perception.data.street import write
+from perception.studies.grow import drop, grow, merge, sources_of
+from perception.studies.growing import Growing
+from perception.types import CheckpointError, ConfigError, DataError
+
+OLD = """
+data:
+  size: [64, 64]
+  workers: 0
+  train: [{name: all, labels: [{format: cityscapes, root: ., split: train, ignore: rest},
+    {format: image_labels, images: leftImg8bit/train, csv: annotations/scenes_train.csv}]}]
+  validation: [{name: all, labels: [{format: cityscapes, root: ., split: val, ignore: rest},
+    {format: image_labels, images: leftImg8bit/val, csv: annotations/scenes_val.csv}]}]
+tasks:
+  segmentation: {classes: [road, building, sky, vegetation, car]}
+  classification: {classes: [clear, overcast, rain, fog, dusk, night]}
+model: {backbone: {name: test_efficientnet, weights: none}}
+train: {steps: 8, batch_size: 4, warmup_steps: 1, threads: 1, tensorboard: false, checkpoint_every: 2}
+"""
+NEW = OLD.replace(
+    "  segmentation: {classes: [road, building, sky, vegetation, car]}\n", "  depth: {limits: [1, 80]}\n"
+).replace("  classification: {classes: [clear, overcast, rain, fog, dusk, night]}\n", "")
+
+
+@pytest.fixture(scope="module")
+def street(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "street"
+    write(folder, 16, seed=3, size=(64, 128), validation=0.25)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def old(street, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "old"
+    runs.train(recipes.parse(OLD, [f"data.root={street}"]), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def new(street):
+    return recipes.parse(NEW, [f"data.root={street}", "train.weight_decay=0.5"])
+
+
+def predictions(run: Path, tasks: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    _, network = runs.open_run(run)
+    picture = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return {k: v for k, v in network.predict(picture).items() if k.partition(".")[0] in tasks}
+
+
+def test_a_frozen_network_forgets_nothing_and_learns_the_new_task(old, new, tmp_path):
+    result = grow(old, new, tmp_path / "grown")
+    tasks = ("segmentation", "classification")
+    before, after = predictions(old, tasks), predictions(tmp_path / "grown", tasks)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+    assert {its["change"] for its in result["old"].values()} <= {0.0, None}
+    assert all("every metric is what it was" in its["verdict"] for its in result["old"].values())
+    assert result["new"]["depth/abs_rel"] > 0
+    assert list(recipes.load(tmp_path / "grown" / "recipe.yaml").tasks) == [*tasks, "depth"]
+    assert predictions(tmp_path / "grown", ("depth",))
+    assert "depth" in (tmp_path / "grown" / "grow.html").read_text()
+
+
+def growing(old: Path, new, method):
+    recipe, teacher = runs.open_run(old)
+    merged, added = merge(new, recipe, old)
+    return merged, added, teacher, Growing(merged, teacher, method)
+
+
+def test_only_what_is_new_is_trained(old, new):
+    _, _, teacher, network = growing(old, new, "frozen")
+    trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    assert trained
+    assert not trained & set(teacher.state_dict())
+    assert all(not name.startswith(("tasks.segmentation", "tasks.classification")) for name in trained)
+    assert network.state_dict().keys() > teacher.state_dict().keys()  # the teacher itself is no part of it
+
+
+def test_distillation_holds_the_old_heads_to_what_they_said(old, new):
+    """At the start there is nothing to hold; the further the trunk has moved, the more there is, and it pulls back."""
+    from perception.data.loader import train_batches
+
+    merged, added, _, network = growing(old, new, "distil")
+    mixture = recipes.build_mixture(merged, sources_of(merged, added, "distil"))
+    batch = next(iter(train_batches(mixture, tuple(merged.tasks), 4, 1)))
+    network.eval()
+    found = network.loss_parts(batch)
+    assert found.penalties.keys() == {"distil_segmentation", "distil_classification"}
+    assert all(float(value.detach()) == pytest.approx(0, abs=1e-5) for value in found.penalties.values())
+    with torch.no_grad():
+        for parameter in network.sharing.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.02)
+    pull = torch.stack(list(network.loss_parts(batch).penalties.values())).sum()
+    pull.backward()
+    gradient = [p.grad for p in network.sharing.parameters() if p.grad is not None]
+    length = torch.nn.utils.get_total_norm(gradient)
+    with torch.no_grad():
+        for parameter in network.sharing.parameters():
+            if parameter.grad is not None:
+                parameter.sub_(parameter.grad * 1e-3 / length)
+        again = torch.stack(list(network.loss_parts(batch).penalties.values())).sum()
+    assert 0 < float(again) < float(pull.detach())
+
+
+def test_distillation_trains_everything_but_the_statistics_and_goes_on(old, new, tmp_path, monkeypatch):
+    """An interrupted growth ends where an undisturbed one does, bit for bit."""
+    whole = grow(old, new, tmp_path / "whole", method="distil")
+    assert {its["change"] for its in whole["old"].values()} != {None}
+    losses = Growing.loss_parts
+    calls = []
+
+    def stumble(self, batch):
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return losses(self, batch)
+
+    monkeypatch.setattr(Growing, "loss_parts", stumble)
+    with pytest.raises(KeyboardInterrupt):
+        grow(old, new, tmp_path / "broken", method="distil")
+    monkeypatch.undo()
+    mended = grow(old, new, tmp_path / "broken", method="distil")
+    assert mended["old"] == whole["old"]
+    first, second = (runs.open_run(tmp_path / name)[1].state_dict() for name in ("whole", "broken"))
+    assert all(torch.equal(value, second[key]) for key, value in first.items())
+    before = runs.open_run(old)[1].state_dict()
+    statistics = [key for key in before if key.endswith(("running_mean", "running_var"))]
+    assert all(torch.equal(before[key], first[key]) for key in statistics)
+    assert any(not torch.equal(before[key], first[key]) for key in before if key.startswith("sharing"))
+
+
+def test_a_dropped_task_is_gone_and_the_others_say_the_same(old, tmp_path, capsys):
+    assert cli.main(["drop", str(old), "--tasks", "classification", "--out", str(tmp_path / "less")]) == 0
+    recipe, network = runs.open_run(tmp_path / "less")
+    assert list(recipe.tasks) == list(network.tasks) == ["segmentation"]
+    assert not [key for key in network.state_dict() if "classification" in key]
+    before, after = predictions(old, ("segmentation",)), predictions(tmp_path / "less", ("segmentation",))
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+    manifest = json.loads((tmp_path / "less" / "checkpoints" / "best" / "manifest.json").read_text())
+    assert manifest["best"]
+    with pytest.raises(CheckpointError, match="already holds"):
+        drop(old, ["classification"], tmp_path / "less")
+    assert cli.main(["drop", str(old), "--tasks", "segmentation,classification", "--out", str(tmp_path / "x")]) == 2
+    assert cli.main(["drop", str(old), "--tasks", "depth", "--out", str(tmp_path / "x")]) == 2
+    assert "no task 'depth'" in capsys.readouterr().err
+
+
+def test_what_cannot_be_grown_is_said(old, new, street):
+    recipe, _ = runs.open_run(old)
+    with pytest.raises(ConfigError, match="no task that"):
+        merge(recipe, recipe, old)
+    other = recipes.parse(NEW.replace("tasks:\n", "tasks:\n  segmentation: {classes: [road]}\n"))
+    with pytest.raises(ConfigError, match="other settings"):
+        merge(other, recipe, old)
+    merged, added = merge(new, recipe, old)
+    unlabelled = recipes.parse(OLD, [f"data.root={street}"]).data
+    only_scenes = dataclasses.replace(
+        merged,
+        data=dataclasses.replace(
+            unlabelled,
+            train=tuple(dataclasses.replace(s, labels=s.labels[1:]) for s in unlabelled.train),
+        ),
+    )
+    with pytest.raises(DataError, match="labels any of the tasks depth"):
+        sources_of(only_scenes, added, "frozen")
