@@ -203,7 +203,9 @@ def config(**changes) -> TrainConfig:
         "precision": "float32",
         "tensorboard": False,
     }
-    return TrainConfig(**{**defaults, "log_every": 3, "evaluate_every": 8, "checkpoint_every": 4, **changes})
+    return TrainConfig(
+        **{**defaults, "log_every": 3, "look_every": 2, "evaluate_every": 8, "checkpoint_every": 4, **changes}
+    )
 
 
 def rank_of_many(rank: int, world: int, port: int, folder: Path) -> None:

@@ -34,21 +34,24 @@ def gramian(seed: int, tasks: int = 3, scale: float = 1.0) -> torch.Tensor:
 
 
 def decide(balancer, here, present=TASKS, step: int = 0, products=None) -> torch.Tensor:
-    """A step as the engine takes it."""
+    """A step as the engine takes it. products: Gramian of the gradients of the losses themselves"""
     names = tuple(name for name in here if name in present)
-    given = products if balancer.space and balancer.wants_gramian(names, step) else None
-    balancer.observe({name: here[name] for name in names}, step, given)
-    return balancer(here, present, step)
+    chosen = {name: here[name] for name in names}
+    balancer.observe(chosen, step)
+    total = balancer(here, present, step)
+    if balancer.space and balancer.wants_gramian(names, step):
+        factors = torch.tensor(list(effective_weights(total, chosen).values())).double()
+        balancer.compare(products * torch.outer(factors, factors), chosen, step)
+    return total
 
 
 def weights_of(balancer, here, present=TASKS, step: int = 0, products=None) -> list[float]:
     """What each present task's gradient is multiplied with."""
     names = tuple(name for name in here if name in present)
     total = decide(balancer, here, present, step, products)
+    factors = list(effective_weights(total, {name: here[name] for name in names}).values())
     shared = balancer.shared_weights(names)
-    if shared is not None:
-        return shared.tolist()
-    return list(effective_weights(total, {name: here[name] for name in names}).values())
+    return factors if shared is None else (torch.tensor(factors).double() * shared).tolist()
 
 
 # --- formulas --------------------------------------------------------------------------------------------------------
@@ -117,7 +120,7 @@ def test_gradnorm_steps_against_its_l1_distance_and_keeps_the_sum():
     expected = torch.tensor([1.1, 1.1, 0.9])  # norms 1, 2, 4 against their mean 7 / 3; Adam's first step is lr
     expected *= 3 / expected.sum()
     assert weights_of(balancer, losses(2.0, 2.0, 2.0), step=1, products=products) == pytest.approx(expected.tolist())
-    slow = balancer.gradient(torch.ones(3), torch.eye(3).double(), dict(zip(TASKS, (2.0, 1.0, 0.5), strict=True)))
+    slow = balancer.gradient(torch.ones(3), torch.ones(3).double(), dict(zip(TASKS, (2.0, 1.0, 0.5), strict=True)))
     assert slow.sign().tolist() == [-1, 1, 1]  # the first loss has not fallen at all: its weight goes up
 
 

@@ -372,8 +372,8 @@ def test_bfloat16_features_are_compared_in_float32():
 
 def test_what_is_said_of_gradients():
     rows = torch.tensor([[3.0, 0.0], [-1.0, 1.0], [0.0, 0.0]]).double()
-    found = describe(rows @ rows.T, ("a", "b", "c"))
-    assert found["gradient/a"] == 3
+    found = describe(rows @ rows.T, ("a", "b", "c"), torch.tensor([1.0, 2.0, 1.0]))
+    assert (found["gradient/a"], found["gradient/b"]) == (3, pytest.approx(0.5**0.5))  # half of the weighted norm
     assert found["cosine/a/b"] == pytest.approx(-(0.5**0.5))
     assert (found["conflict/a/b"], found["conflict/any"]) == (1, 1)
     assert "cosine/a/c" not in found  # without a gradient there is no angle

@@ -24,7 +24,7 @@ SPECS = {
     "classification": TaskSpec("classification", "label", ("probabilities",), ("day", "dusk")),
 }
 VOID_ELEMENTS = {"meta", "img", "br"}
-MAY_STAY_OPEN = {"tr", "td", "th", "thead", "tbody", "dt", "dd"}
+MAY_STAY_OPEN = {"li", "tr", "td", "th", "thead", "tbody", "dt", "dd"}
 
 
 class Checker(HTMLParser):

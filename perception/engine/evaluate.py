@@ -198,14 +198,16 @@ def _share_buffers(module: Any) -> None:
 
 
 def score(model: Any, metrics: Mapping[str, float]) -> float:
-    """One number in [0, 1], higher is better: the mean over the tasks of each task's own score.
+    """One number in [0, 1], higher is better: the mean of the tasks' scores; NaN where no task has one.
 
-    A task's score is the metric that its class names; one for which lower is better, x, counts as 1 / (1 + x). Tasks
-    without a number (nothing labelled) are left out; NaN where no task has one.
+    Tasks without a number (nothing labelled) are left out.
     """
-    goods = []
-    for name, task in model.tasks.items():
-        value = metrics.get(f"{name}/{task.score}", math.nan)
-        if not math.isnan(value):
-            goods.append(value if task.score_sign > 0 else 1 / (1 + value))
+    goods = [value for value in task_scores(model, metrics).values() if not math.isnan(value)]
     return sum(goods) / len(goods) if goods else math.nan
+
+
+def task_scores(model: Any, metrics: Mapping[str, float]) -> dict[str, float]:
+    """Task -> its score, higher is better: the metric that its class names, or 1 / (1 + x) of one for which lower is
+    better; NaN where it was not measured."""
+    values = {name: metrics.get(f"{name}/{task.score}", math.nan) for name, task in model.tasks.items()}
+    return {name: value if model.tasks[name].score_sign > 0 else 1 / (1 + value) for name, value in values.items()}

@@ -26,8 +26,10 @@ class Training:
 
     data:    fingerprints of what it is trained on, by name
     step:    steps done, skipped ones included
-    window:  sums since the last log event: name -> [sum, count]
     skipped: steps skipped in a row, and in all
+    window:  sums since the last log event: name -> [sum, count]
+    first:   task -> mean loss of the first log event that had one
+    scores:  task -> its score at each evaluation
     """
 
     model: nn.Module
@@ -41,6 +43,8 @@ class Training:
     skipped_in_a_row: int = 0
     skipped: int = 0
     window: dict[str, list[float]] = field(default_factory=dict)
+    first: dict[str, float] = field(default_factory=dict)
+    scores: dict[str, list[float]] = field(default_factory=dict)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -65,13 +69,17 @@ class Training:
             entry[1] += 1
 
     def take_window(self) -> dict[str, float]:
-        """Means since the last call."""
+        """Means since the last call, and "pace/<task>": the part of its first mean loss that a task still has."""
         means = {name: total / count for name, (total, count) in self.window.items()}
         self.window = {}
-        return means
+        losses = {name.removeprefix("loss/"): mean for name, mean in means.items() if name.startswith("loss/")}
+        tasks = {name: mean for name, mean in losses.items() if "/" not in name}
+        self.first = {**tasks, **self.first}
+        paces = {f"pace/{name}": mean / self.first[name] for name, mean in tasks.items() if self.first[name] > 0}
+        return {**means, **paces}
 
 
-_NUMBERS = ("step", "seconds", "best", "skipped_in_a_row", "skipped", "window")
+_NUMBERS = ("step", "seconds", "best", "skipped_in_a_row", "skipped", "window", "first", "scores")
 
 
 @dataclass(frozen=True, slots=True)

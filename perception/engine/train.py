@@ -20,12 +20,13 @@ from torch import nn
 from perception import checkpoint
 from perception.config import configuration
 from perception.engine import distributed, optim
-from perception.engine.evaluate import Evaluation
+from perception.engine.evaluate import Evaluation, task_scores
 from perception.engine.interrupt import Interruption, exit_code, interruptible
 from perception.engine.log import Log, write_metrics
 from perception.engine.precision import Precision, explain_out_of_memory, move, reproducible
 from perception.engine.step import Step, Training, seed_step, take_step
 from perception.mtl.balancers import Balancer
+from perception.mtl.see_saw import see_saws
 from perception.types import Batch, CheckpointError, ConfigError, DataError, PerceptionError
 
 Positive = Annotated[int, Field(gt=0)]
@@ -44,6 +45,7 @@ class TrainConfig:
     precision: "auto" = bfloat16 where the device multiplies it in hardware.
     threads: of the CPU per process; None = torch's default.
     log_every, evaluate_every, checkpoint_every: steps; 0 = only at the end.
+    look_every: steps between two looks at the tasks' gradients (norms, cosines, conflicts) for the log; 0 = none.
     keep_checkpoints: how many of the newest stay, at least 2; the best one always does.
     max_skipped: so many steps in a row without finite losses and gradients end the training.
     """
@@ -60,6 +62,7 @@ class TrainConfig:
     precision: Precision = "auto"
     threads: Positive | None = None
     log_every: Count = 10
+    look_every: Count = 20
     evaluate_every: Count = 0
     checkpoint_every: Count = 500
     keep_checkpoints: Annotated[int, Field(ge=2)] = 2
@@ -238,6 +241,7 @@ def _one_step(
             precision=config.precision,
             flags=interruption.flags,
             with_weights=logged,
+            look=config.look_every > 0 and index % config.look_every == 0,
         )
     if step.problem:
         _note_skip(training, step, batch, config, log)
@@ -269,6 +273,14 @@ def _note_skip(training: Training, step: Step, batch: Batch, config: TrainConfig
 def _note_evaluation(training: Training, evaluation: Evaluation, run: Path, log: Log) -> bool:
     """Log an evaluation. Returns whether it is the best so far; then its metrics become the run's metrics.json."""
     log.event(training.step, "evaluation", {**evaluation.metrics, "score": evaluation.score})
+    for task, value in task_scores(training.model, evaluation.metrics).items():
+        training.scores.setdefault(task, []).append(value)
+    for found in see_saws(training.scores):
+        log.event(training.step, "see_saw", found._asdict())
+        log.say(
+            f"Warning: see-saw: {found.falling} falls (score {found.fall:+.3f}) while {found.rising} rises "
+            f"({found.rise:+.3f}), both beyond noise. The report says what may help."
+        )
     best = evaluation.score > training.best
     if best:
         training.best = evaluation.score

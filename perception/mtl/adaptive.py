@@ -41,7 +41,7 @@ class DWA(Balancer):
         self.sums: dict[str, list[float]] = {name: [0.0, 0] for name in tasks}
         self.averages: dict[str, list[float]] = {name: [] for name in tasks}
 
-    def observe(self, losses: Mapping[str, Tensor], step: int, gramian: Gramian | None = None) -> None:
+    def observe(self, losses: Mapping[str, Tensor], step: int) -> None:
         if step // self.config.window != self.window:
             self.window = step // self.config.window
             for name, (total, count) in self.sums.items():
@@ -124,7 +124,7 @@ class FAMO(Balancer):
         self.logits = Learner(tasks, 0.0, config.lr, config.weight_decay)
         self._before: dict[str, Tensor] = {}
 
-    def observe(self, losses: Mapping[str, Tensor], step: int, gramian: Gramian | None = None) -> None:
+    def observe(self, losses: Mapping[str, Tensor], step: int) -> None:
         self._before = {name: loss.detach().cpu() for name, loss in losses.items()}
 
     def combine(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
@@ -183,34 +183,30 @@ class GradNorm(Balancer):
         self.config, self.space = config, config.space
         self.weights = Learner(tasks, 1.0, config.lr)
         self.first: dict[str, float] = {}
-        self._now: dict[str, float] = dict.fromkeys(tasks, 1.0)
 
     def wants_gramian(self, present: tuple[str, ...], step: int) -> bool:
         return step % self.config.every == 0
 
-    def observe(self, losses: Mapping[str, Tensor], step: int, gramian: Gramian | None = None) -> None:
-        weights = self.weights.of(losses).detach()
-        self._now |= dict(zip(losses, weights.tolist(), strict=True))
-        if gramian is None:
-            return
+    def compare(self, gramian: Gramian, losses: Mapping[str, Tensor], step: int) -> None:
         values = {name: float(loss.detach()) for name, loss in losses.items()}
         self.first = {**values, **self.first}
-        gradient = self.gradient(weights.double(), gramian, values)
+        weights = self.weights.of(losses).detach()
+        gradient = self.gradient(weights.double(), gramian.diagonal().clamp(min=0).sqrt(), values)
         self.weights.step(dict(zip(losses, gradient, strict=True)))
         found = self.weights.of(losses).detach().clamp(min=_LEAST)
         self.weights.set(losses, found * (weights.sum() / found.sum()))
 
-    def gradient(self, weights: Tensor, gramian: Gramian, losses: Mapping[str, float]) -> Tensor:
-        """Of the sum of |w n - target| by w, in units of the mean norm; n: norms of the unweighted gradients."""
-        norms = gramian.diagonal().clamp(min=0).sqrt()
+    def gradient(self, weights: Tensor, norms: Tensor, losses: Mapping[str, float]) -> Tensor:
+        """Of the sum of |norm - target| by the weights, in units of the mean norm. norms: of the weighted gradients."""
         norms = norms / norms.mean().clamp(min=torch.finfo(norms.dtype).tiny)
         rates = torch.tensor([loss / (self.first[name] or 1.0) for name, loss in losses.items()], dtype=norms.dtype)
         relative = rates / rates.mean().clamp(min=torch.finfo(norms.dtype).tiny)
-        target = (weights * norms).mean() * relative**self.config.alpha
-        return (weights * norms - target).sign() * norms
+        target = norms.mean() * relative**self.config.alpha
+        return (norms - target).sign() * norms / weights
 
     def combine(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
-        return torch.stack([loss * self._now[name] for name, loss in losses.items()]).sum()
+        values = torch.stack(list(losses.values()))
+        return (self.weights.of(losses).detach().to(values) * values).sum()
 
     def get_extra_state(self) -> dict[str, Any]:
         return {"weights": self.weights.state(), "first": self.first}

@@ -20,7 +20,8 @@ Space: TypeAlias = Literal["features", "last_shared", "params"]
 for each task), in the last shared layers, or in all shared parameters (exact, a backward pass for each task)."""
 
 Gramian: TypeAlias = Tensor
-"""Inner products of the present tasks' gradients, [T, T] float64 on the CPU, in the order of the losses."""
+"""Inner products of the gradients of the present tasks' terms of the scalar, [T, T] float64 on the CPU, in the order of
+the losses. A task's term is its loss times what the scalar multiplies its gradient with."""
 
 
 class Balancer(nn.Module, ABC):
@@ -32,6 +33,8 @@ class Balancer(nn.Module, ABC):
     Config: ClassVar[Any]
     space: Space | None = None
     """Where this balancer wants the tasks' gradients compared; None: it looks at losses alone."""
+    weighs: bool = False
+    """Whether `shared_weights` weighs the gradients where they meet."""
     looks_back: bool = False
     """Whether `look_back` wants the losses of the same batch once more, after the update."""
 
@@ -50,16 +53,19 @@ class Balancer(nn.Module, ABC):
     def combine(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
         """The scalar of the present losses (at least one)."""
 
+    def observe(self, losses: Mapping[str, Tensor], step: int) -> None:
+        """Take in the present losses; once a step, before `forward`."""
+
     def wants_gramian(self, present: tuple[str, ...], step: int) -> bool:
-        """Whether `observe` needs the Gramian at this step."""
+        """Whether `compare` is wanted at this step."""
         return self.space is not None
 
-    def observe(self, losses: Mapping[str, Tensor], step: int, gramian: Gramian | None = None) -> None:
-        """Take in the present losses, and the Gramian of their gradients where it is wanted; once, before `forward`."""
+    def compare(self, gramian: Gramian, losses: Mapping[str, Tensor], step: int) -> None:
+        """Take in how the gradients of the present losses lie to each other; after `forward`."""
 
     def shared_weights(self, present: tuple[str, ...]) -> Tensor | None:
-        """What the gradient of each present loss is multiplied with where the gradients meet and from there on down;
-        heads then learn by the unweighted scalar. None: the scalar's own gradient is the update everywhere."""
+        """What the gradient of each present task's term is multiplied with where the gradients meet and from there on
+        down, [T] float64, while heads descend the unweighted scalar. None: the scalar's gradient is the update."""
         return None
 
     def look_back(self, losses: Mapping[str, Tensor]) -> None:

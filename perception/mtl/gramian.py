@@ -39,6 +39,8 @@ class GramianConfig:
 class GramianBalancer(Balancer):
     """Keeps weights for each set of tasks that were present together, because they hold for that set only."""
 
+    weighs = True
+
     def __init__(self, config: Any, tasks: Sequence[str], seed: int = 0) -> None:
         super().__init__()
         self.config, self.tasks, self.seed = config, tuple(tasks), seed
@@ -56,9 +58,7 @@ class GramianBalancer(Balancer):
         found = self._found.get(_key(present))
         return found is None or step - found[0] >= self.config.every
 
-    def observe(self, losses: Mapping[str, Tensor], step: int, gramian: Gramian | None = None) -> None:
-        if gramian is None:
-            return
+    def compare(self, gramian: Gramian, losses: Mapping[str, Tensor], step: int) -> None:
         weights = torch.ones(len(gramian), dtype=gramian.dtype)
         moving = gramian.diagonal().gt(0).nonzero()[:, 0]
         if len(moving):
@@ -68,7 +68,8 @@ class GramianBalancer(Balancer):
         self._found[_key(losses)] = (step, weights.tolist())
 
     def shared_weights(self, present: tuple[str, ...]) -> Tensor | None:
-        return torch.tensor(self._found[_key(present)][1], dtype=torch.float64)
+        found = self._found.get(_key(present))  # none where all that tasks share is frozen
+        return None if found is None else torch.tensor(found[1], dtype=torch.float64)
 
     def get_extra_state(self) -> dict[str, Any]:
         return {"found": dict(self._found)}
@@ -281,14 +282,3 @@ class IMTL(IMTLG):
 
     def combine(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
         return scaled_losses(losses, self.log_scales)
-
-    def observe(self, losses: Mapping[str, Tensor], step: int, gramian: Gramian | None = None) -> None:
-        scales = self._scales(losses)
-        super().observe(losses, step, None if gramian is None else gramian * torch.outer(scales, scales))
-
-    def shared_weights(self, present: tuple[str, ...]) -> Tensor | None:
-        weights = super().shared_weights(present)
-        return None if weights is None else weights * self._scales(present)
-
-    def _scales(self, names: Sequence[str] | Mapping[str, Any]) -> Tensor:
-        return torch.stack([self.log_scales[name].detach().double().cpu().exp() for name in names])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,32 @@ Gradients = list[tuple[Tensor | None, ...]]
 def task_gradients(losses: Iterable[Tensor], places: Sequence[Tensor]) -> Gradients:
     """The gradient of each loss at ``places`` (features or parameters). The graph is kept, no ``.grad`` is touched."""
     return [torch.autograd.grad(loss, places, retain_graph=True, allow_unused=True) for loss in losses]
+
+
+def own_leaves(losses: Sequence[Tensor], shared: Sequence[Tensor]) -> list[list[Tensor]] | None:
+    """The leaves of the graph that belong to one loss alone: those above the tensors ``shared``.
+
+    None where there is no such cut: where a leaf above is reached from several losses, or is also below.
+    """
+    cut = {tensor.grad_fn for tensor in shared}
+    found = [_leaves([loss.grad_fn], cut) for loss in losses]
+    below = _leaves([node for tensor in shared if tensor.grad_fn for node, _ in tensor.grad_fn.next_functions], set())
+    count = len({id(leaf) for own in (*found, below) for leaf in own})
+    return found if count == sum(map(len, (*found, below))) else None
+
+
+def _leaves(nodes: Iterable[Any], stop: set[Any]) -> list[Tensor]:
+    """What a graph accumulates gradients in, from some of its nodes on, without going through those of ``stop``."""
+    seen, waiting, found = set(stop), list(nodes), []
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.append(node.variable)
+        waiting.extend(following for following, _ in node.next_functions)
+    return found
 
 
 def gramian(gradients: Gradients) -> Tensor:
@@ -47,11 +74,15 @@ def weighted(gradients: Gradients, weights: Tensor) -> list[Tensor | None]:
     return sums
 
 
-def describe(gramian: Tensor, names: Sequence[str]) -> dict[str, float]:
+def describe(gramian: Tensor, names: Sequence[str], factors: Tensor) -> dict[str, float]:
     """Numbers for the log: "gradient/<task>", its norm; "cosine/<task>/<task>"; "conflict/<task>/<task>" and
-    "conflict/any", 1 where a cosine is negative and 0 where none is: their means are shares of steps."""
+    "conflict/any", 1 where a cosine is negative and 0 where none is: their means are shares of steps.
+
+    factors: what the tasks' losses were multiplied with; norms are those of the losses themselves
+    """
     norms = gramian.diagonal().clamp(min=0).sqrt().tolist()
-    found = {f"gradient/{name}": norm for name, norm in zip(names, norms, strict=True)}
+    known = zip(names, norms, factors.abs().tolist(), strict=True)
+    found = {f"gradient/{name}": norm / factor for name, norm, factor in known if factor > 0}
     for (i, one), (j, other) in itertools.combinations(enumerate(names), 2):
         lengths = norms[i] * norms[j]
         cosine = float(gramian[i, j]) / lengths if lengths > 0 else math.nan

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from perception.metrics.metric import LOWER_IS_BETTER
+from perception.report.balance import balance_section
 from perception.report.examples import Example, gallery
 from perception.report.plots import metric_charts, training_charts
 from perception.report.style import STYLE
@@ -49,6 +50,7 @@ def write_report(
         _header(title, facts),
         _section("Results", _cards(specs, metrics, protocols)),
         _section("Training", f"<div class=charts>{''.join(charts)}</div>" if charts else ""),
+        _section("How the tasks get along", balance_section(events)),
     ]
     for name, spec in specs.items():
         curves = "".join(metric_charts(events, name)) + _table(tables.get(name, {}))

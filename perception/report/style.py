@@ -43,6 +43,14 @@ summary{cursor:pointer;font-weight:600;font-size:14px}
 .classes thead th:first-child,.classes tbody th{text-align:left;padding-left:0}
 .classes tr:last-child>*{border-bottom:0}
 .bar{min-width:110px;background:linear-gradient(var(--bar),var(--bar)) 0 50%/calc(var(--share)*100%) 68% no-repeat}
+.heat td,.heat th{padding:6px 8px;text-align:center;font-size:13px}
+.heat th:first-child{text-align:left}
+.heat td{border:2px solid var(--card);border-radius:6px}
+.heat td small{display:block}
+.heat .together{background:rgb(37 99 235/calc(var(--shade)*.7))}
+.heat .apart{background:rgb(220 38 38/calc(var(--shade)*.7))}
+.heat .self{background:var(--line)}
+.advice{margin:0 0 18px;padding-left:20px}.advice li{margin:4px 0}
 .absent{color:var(--soft);opacity:.7}
 .example{margin:0 0 18px}
 .example p{margin:0 0 4px;font-size:13px}

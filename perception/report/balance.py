@@ -1,0 +1,170 @@
+"""How the tasks got along: curves, the matrix of cosines, and advice where the evidence allows it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from perception.report.events import keys, series
+from perception.report.plots import chart
+from perception.report.words import number
+
+LATER = 0.5
+"""Advice rests on this last part of the training; what the first steps do is another matter."""
+LEAST_LOOKS = 8
+"""Log events with a look at gradients before anything is said of conflict."""
+DOMINANT, LAGGING = 10.0, 3.0
+"""Ratios of weighted gradients, and of the remaining parts of losses, that are worth a word."""
+
+
+class Pair(NamedTuple):
+    """Two tasks over the last part of a run.
+
+    cosine: mean; low, high: its 95 % interval; share: of steps in conflict; looks: log events that tell
+    """
+
+    one: str
+    other: str
+    cosine: float
+    low: float
+    high: float
+    share: float
+    looks: int
+
+
+def balance_section(events: Sequence[Mapping[str, Any]]) -> str:
+    """The section as HTML; "" where nothing was logged of several tasks' gradients."""
+    train = [event for event in events if event.get("kind") == "train"]
+    tasks = [key.removeprefix("gradient/") for key in keys(train, "gradient/")]
+    if len(tasks) < 2:
+        return ""
+    later = train[int(len(train) * LATER) :]
+    pairs = pairs_of(later, tasks)
+    curves = [
+        chart(title, [series(train, key, key.removeprefix(prefix)) for key in keys(train, prefix)], unit, smooth=True)
+        for prefix, title, unit in (
+            ("gradient/", "Gradient norms where tasks meet", "norm"),
+            ("pace/", "What is left of each task's first loss", "part of the loss"),
+        )
+    ]
+    conflicts = [series(train, "conflict/any", "any two tasks")]
+    curves.append(chart("Steps with conflicting gradients", conflicts, "part of the steps", smooth=True, zero=True))
+    advice = "".join(f"<li>{escape(sentence)}" for sentence in advise(events, later, tasks, pairs))
+    return f"<ul class=advice>{advice}</ul><div class=charts>{heat_map(tasks, pairs)}{''.join(curves)}</div>"
+
+
+def pairs_of(events: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> list[Pair]:
+    """Every two tasks whose gradients were seen together."""
+    found = []
+    for one, other in itertools.combinations(tasks, 2):
+        cosines = np.array(series(events, f"cosine/{one}/{other}").values)
+        if len(cosines):
+            spread = float(cosines.std(ddof=1)) / math.sqrt(len(cosines)) if len(cosines) > 1 else math.inf
+            mean = float(cosines.mean())
+            share = float(np.mean(series(events, f"conflict/{one}/{other}").values))
+            found.append(Pair(one, other, mean, mean - 1.96 * spread, mean + 1.96 * spread, share, len(cosines)))
+    return found
+
+
+def heat_map(tasks: Sequence[str], pairs: Sequence[Pair]) -> str:
+    """Mean cosines as a table with coloured cells, and the share of steps in conflict as their title."""
+    known = {(pair.one, pair.other): pair for pair in pairs} | {(pair.other, pair.one): pair for pair in pairs}
+    head = "".join(f"<th>{escape(_name(task))}" for task in tasks)
+    rows = []
+    for one in tasks:
+        cells = "".join(_cell(known.get((one, other)), one == other) for other in tasks)
+        rows.append(f"<tr><th>{escape(_name(one))}{cells}")
+    table = f"<table class=heat><thead><tr><th>{head}<tbody>{''.join(rows)}</table>"
+    note = (
+        "Mean over the last half of training; blue: they pull together, red: apart. Below: part of steps in conflict."
+    )
+    title = "Cosine between the tasks' gradients"
+    return f"<figure class=chart><figcaption>{title}</figcaption>{table}<p class=note>{note}</p></figure>"
+
+
+def _cell(pair: Pair | None, diagonal: bool) -> str:
+    if diagonal:
+        return "<td class=self>"
+    if pair is None:
+        return "<td>–"
+    kind, strength = ("apart", -pair.cosine) if pair.cosine < 0 else ("together", pair.cosine)
+    shade = min(1.0, 0.12 + strength) if strength > 0.005 else 0.0
+    return f'<td class={kind} style="--shade:{shade:.2f}">{pair.cosine:+.2f}<small>{pair.share:.0%}</small>'
+
+
+def advise(
+    events: Sequence[Mapping[str, Any]], later: Sequence[Mapping[str, Any]], tasks: Sequence[str], pairs: Sequence[Pair]
+) -> list[str]:
+    """Sentences, the most urgent first; one that says so where nothing stands out."""
+    said = [*_see_saws(events), *_conflicts(pairs), *_dominance(later, tasks), *_pace(later)]
+    if said:
+        return said
+    looks = min((pair.looks for pair in pairs), default=0)
+    if looks < LEAST_LOOKS:
+        return ["Too few looks at the tasks' gradients for advice: train longer, or lower train.look_every."]
+    return ["No task stands out: no lasting conflict, no gradient that drowns the others, no task left behind."]
+
+
+def _see_saws(events: Sequence[Mapping[str, Any]]) -> list[str]:
+    seen: dict[tuple[str, str], list[int]] = {}
+    for event in events:
+        if event.get("kind") == "see_saw":
+            seen.setdefault((event["falling"], event["rising"]), []).append(event["step"])
+    return [
+        f"See-saw: {_name(falling)} fell in validation while {_name(rising)} rose, beyond noise, at step "
+        f"{', '.join(map(str, steps))}. Give {_name(falling)} more weight, or a balancer against conflict."
+        for (falling, rising), steps in seen.items()
+    ]
+
+
+def _conflicts(pairs: Sequence[Pair]) -> list[str]:
+    bad = [pair for pair in pairs if pair.looks >= LEAST_LOOKS and pair.high < 0 and pair.share > 0.5]
+    return [
+        f"{_name(pair.one).capitalize()} and {_name(pair.other)} pull what they share apart: cosine {pair.cosine:+.2f} "
+        f"(95 % interval {pair.low:+.2f} to {pair.high:+.2f}), in conflict in {pair.share:.0%} of the steps looked at. "
+        "Try balance.name=upgrad or pcgrad, or let them share less; perception group tells whether they help."
+        for pair in sorted(bad, key=lambda pair: pair.cosine)
+    ]
+
+
+def _dominance(later: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> list[str]:
+    pulls = {}
+    for task in tasks:
+        norms, weights = series(later, f"gradient/{task}").values, series(later, f"weight/{task}").values
+        if norms and weights:
+            pulls[task] = float(np.median(norms)) * abs(float(np.median(weights)))
+    pulls = {task: pull for task, pull in pulls.items() if pull > 0}
+    if len(pulls) < 2:
+        return []
+    strong, weak = max(pulls, key=lambda task: pulls[task]), min(pulls, key=lambda task: pulls[task])
+    ratio = pulls[strong] / pulls[weak]
+    if ratio < DOMINANT:
+        return []
+    return [
+        f"{_name(strong).capitalize()} decides what is shared: its weighted gradient is {ratio:.0f} times that of "
+        f"{_name(weak)}. Try balance.name=log_sum or uncertainty, or balance.weights.{weak} above 1."
+    ]
+
+
+def _pace(later: Sequence[Mapping[str, Any]]) -> list[str]:
+    left = {key.removeprefix("pace/"): series(later, key).values for key in keys(later, "pace/")}
+    parts = {task: float(np.median(values)) for task, values in left.items() if values}
+    parts = {task: part for task, part in parts.items() if part > 0}
+    if len(parts) < 2:
+        return []
+    slow, fast = max(parts, key=lambda task: parts[task]), min(parts, key=lambda task: parts[task])
+    if parts[slow] / parts[fast] < LAGGING or parts[slow] < 0.5:
+        return []
+    return [
+        f"{_name(slow).capitalize()} lags: {number(parts[slow])} of its first loss is left, of {_name(fast)}'s "
+        f"{number(parts[fast])}. Try balance.name=dwa or famo, or balance.weights.{slow} above 1."
+    ]
+
+
+def _name(task: str) -> str:
+    return task.replace("_", " ")

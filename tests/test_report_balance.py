@@ -1,0 +1,115 @@
+"""How the tasks got along, in the report: what is drawn, and that advice needs evidence."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from test_report import parsed, written
+
+from perception.mtl.see_saw import LEAST, see_saws
+from perception.report.balance import advise, balance_section, heat_map, pairs_of
+
+TASKS = ["detection", "depth", "free_space"]
+
+
+def log(steps: int = 40, cosine: float = 0.1, spread: float = 0.1, norms=(1.0, 2.0, 0.5), paces=(0.4, 0.5, 0.6)):
+    random = np.random.default_rng(0)
+    for step in range(1, steps + 1):
+        drawn = random.normal(cosine, spread, 200).clip(-1, 1)  # the looks of the window
+        yield {
+            "step": step, "kind": "train",
+            **{f"gradient/{task}": norm for task, norm in zip(TASKS, norms, strict=True)},
+            **{f"weight/{task}": 1.0 for task in TASKS},
+            **{f"pace/{task}": pace for task, pace in zip(TASKS, paces, strict=True)},
+            "cosine/detection/depth": float(drawn[0]), "conflict/detection/depth": float((drawn < 0).mean()),
+            "cosine/detection/free_space": 0.2, "conflict/detection/free_space": 0.0, "conflict/any": 0.5,
+        }  # fmt: skip
+
+
+def advice(events) -> list[str]:
+    later = events[len(events) // 2 :]
+    return advise(events, later, TASKS, pairs_of(later, TASKS))
+
+
+def test_the_section_draws_curves_and_the_matrix():
+    page = parsed(balance_section(list(log(cosine=-0.3))))
+    for words in ("Gradient norms", "What is left", "Steps with conflicting", "Cosine between", "free space", "+0.20"):
+        assert words in page.text, words
+    assert page.tags.count("svg") == 3
+
+
+def test_it_is_part_of_the_page_where_gradients_were_looked_at(tmp_path):
+    assert "How the tasks get along" in written(tmp_path / "a.html", events=list(log()))
+    assert "How the tasks get along" not in written(tmp_path / "b.html")
+    assert balance_section([{"kind": "train", "step": 1, "gradient/depth": 1.0}]) == ""
+
+
+def test_pairs_that_were_never_seen_together_have_no_number():
+    cells = heat_map(TASKS, pairs_of(list(log()), TASKS))
+    assert cells.count("<td>–") == 2  # depth and free space, both ways
+    assert cells.count("class=self") == 3
+
+
+def test_a_quiet_run_gets_no_advice():
+    assert advice(list(log())) == [
+        "No task stands out: no lasting conflict, no gradient that drowns the others, no task left behind."
+    ]
+
+
+def test_advice_on_conflict_needs_an_interval_below_zero_and_enough_looks():
+    assert advice(list(log(cosine=-0.4)))[0].startswith(
+        "Detection and depth pull what they share apart: cosine -0.37 (95 % "
+    )
+    assert "stands out" in advice(list(log(cosine=-0.02, spread=0.5)))[0]
+    assert "Too few looks" in advice(list(log(10, cosine=-0.4)))[0]
+
+
+def test_advice_on_a_gradient_that_drowns_the_others_and_a_task_that_lags():
+    assert (
+        "Depth decides what is shared: its weighted gradient is 40 times that of free space"
+        in advice(list(log(norms=(1.0, 20.0, 0.5))))[0]
+    )
+    assert (
+        "Free space lags: 0.900 of its first loss is left, of detection's 0.100"
+        in advice(list(log(paces=(0.1, 0.2, 0.9))))[0]
+    )
+
+
+def test_advice_begins_with_see_saws():
+    alarm = {"step": 30, "kind": "see_saw", "falling": "depth", "rising": "free_space", "fall": -0.1, "rise": 0.2}
+    assert advice([*log(cosine=-0.4), alarm, {**alarm, "step": 40}])[0].startswith(
+        "See-saw: depth fell in validation while free space rose, beyond noise, at step 30, 40."
+    )
+
+
+# --- the alarm itself ------------------------------------------------------------------------------------------------
+
+
+def course(seed: int, length: int = 12, noise: float = 0.01, turn: float = 0.0) -> list[float]:
+    """A score that grows and levels off, with noise; ``turn`` is added to its last two values."""
+    steps = np.arange(length)
+    values = 0.5 - 0.3 * np.exp(-steps / 4) + np.random.default_rng(seed).normal(0, noise, length)
+    values[-2:] += turn
+    return values.tolist()
+
+
+def test_a_see_saw_beyond_noise_is_found_and_signed():
+    found = see_saws({"depth": course(0, turn=-0.12), "detection": course(1, turn=0.12), "other": course(2)})
+    assert [(one.falling, one.rising) for one in found] == [("depth", "detection")]
+    assert found[0].fall == pytest.approx(-0.12, abs=0.03)
+    assert found[0].rise == pytest.approx(0.13, abs=0.03)
+
+
+def test_noise_alone_hardly_ever_raises_an_alarm():
+    runs = [{task: course(10 * seed + k, 20, turn=0.0) for k, task in enumerate(TASKS)} for seed in range(300)]
+    assert sum(bool(see_saws(scores)) for scores in runs) <= 3
+
+
+def test_one_task_that_falls_alone_is_no_see_saw():
+    assert not see_saws({"depth": course(0, turn=-0.2), "detection": course(1)})
+
+
+def test_few_evaluations_and_missing_ones_say_nothing():
+    up, down = [0.1 * k for k in range(LEAST - 1)], [-0.1 * k for k in range(LEAST - 1)]
+    assert not see_saws({"depth": down, "detection": up})
+    assert not see_saws({"depth": [float("nan")] * 20, "detection": course(0, 20, turn=0.2)})
