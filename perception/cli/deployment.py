@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -29,10 +30,26 @@ def add_commands(commands: Any) -> None:
     predict.add_argument("--topics", type=names, metavar="A,B", help="image topics of a bag (default: all)")
     predict.add_argument("--threads", type=count, help="CPU threads of the network (default: all cores but one)")
     predict.add_argument("--providers", type=names, metavar="A,B", help="of ONNX Runtime, best first (default: CPU)")
+    predict.add_argument("--track", action="store_true", help="follow objects: numbers, closing speed, time to contact")
+    predict.add_argument(
+        "--smooth", type=positive, metavar="S", help="smooth label maps and depth over so many seconds"
+    )
+    predict.add_argument(
+        "--calibration", type=Path, metavar="FILE", help="of `perception calibrate` (default: MODEL's)"
+    )
     predict.add_argument("--deadline", type=positive, metavar="MS", help="flag results that take longer")
     predict.add_argument(
         "--timeout", type=positive, default=5.0, metavar="S", help="give up what is silent (default: 5)"
     )
+
+    calibrate = add_command(commands, "calibrate", _calibrate, "learn what good pictures look like to a network")
+    calibrate.add_argument("model", type=Path, metavar="MODEL", help="run folder or .onnx file")
+    calibrate.add_argument("source", help="good pictures or videos of where it will work: file, folder, glob")
+    add_tasks(calibrate)
+    calibrate.add_argument("--out", type=Path, metavar="FILE", help="default: beside MODEL, where predict looks for it")
+    calibrate.add_argument("--camera", help="intrinsics in pixels of the source: fx,fy,cx,cy")
+    calibrate.add_argument("--threads", type=count, help="CPU threads of the network (default: all cores)")
+    calibrate.add_argument("--providers", type=names, metavar="A,B", help="of ONNX Runtime, best first (default: CPU)")
 
 
 def _predict(parsed: argparse.Namespace) -> int:
@@ -43,6 +60,8 @@ def _predict(parsed: argparse.Namespace) -> int:
 
     threads = parsed.threads or max(1, usable_cores() - 1)
     options = Options(
+        track=parsed.track,
+        smooth=parsed.smooth,
         camera=camera(parsed.camera),
         size=parsed.size,
         batch=parsed.batch,
@@ -51,25 +70,63 @@ def _predict(parsed: argparse.Namespace) -> int:
         deadline=parsed.deadline and parsed.deadline / 1000,
         timeout=parsed.timeout,
     )
-    if parsed.model.suffix == ".onnx":
-        from perception.deploy.runtime import Perceiver
-
-        perceiver = Perceiver(parsed.model, threads, parsed.providers, parsed.tasks, spinning=False)
-    else:
-        from perception import runs
-        from perception.deploy.torch_runtime import TorchPerceiver
-
-        recipe, model = runs.open_run(parsed.model, tasks=parsed.tasks)
-        perceiver = TorchPerceiver(model, size=recipe.data.size, threads=threads)
+    perceiver = _perceiver(parsed, threads)
     if is_bag(parsed.source):
         folder = out_folder(parsed.out)
         done = replay(perceiver, parsed.source, folder / Path(parsed.source).stem, topics=parsed.topics, bar=bar)
         print(done, file=sys.stderr)  # noqa: T201
         return 130 if done.interrupted else 0
+    options = dataclasses.replace(
+        options, calibration=_calibration(parsed.calibration, parsed.model, parsed.tasks, perceiver)
+    )
     report = predict(perceiver.warm_up(parsed.batch, parsed.size), parsed.source, parsed.out, options)
     if report.interrupted is not None:
         return 128 + report.interrupted if report.interrupted else 0
     return 0 if not report.failures else 1
+
+
+def _perceiver(parsed: argparse.Namespace, threads: int) -> Any:
+    if parsed.model.suffix == ".onnx":
+        from perception.deploy.runtime import Perceiver
+
+        return Perceiver(parsed.model, threads, parsed.providers, parsed.tasks, spinning=False)
+    from perception import runs
+    from perception.deploy.torch_runtime import TorchPerceiver
+
+    recipe, model = runs.open_run(parsed.model, tasks=parsed.tasks)
+    return TorchPerceiver(model, size=recipe.data.size, threads=threads)
+
+
+def _calibrate(parsed: argparse.Namespace) -> int:
+    quiet_ffmpeg()
+    from perception.deploy.video.calibrate import calibrate
+
+    perceiver = _perceiver(parsed, parsed.threads or usable_cores())
+    found = calibrate(perceiver, parsed.source, camera(parsed.camera), _identity(perceiver))
+    out = parsed.out or _calibration_file(parsed.model)
+    found.save(out)
+    print(f"{out}: {found.count} good pictures", file=sys.stderr)  # noqa: T201
+    return 0
+
+
+def _calibration(path: Path | None, model: Path, tasks: list[str] | None, perceiver: Any) -> Any:
+    """The calibration at ``path``, or that beside the model where there is one and all its tasks are run."""
+    from perception.deploy.video.doubt import load
+
+    beside = _calibration_file(model)
+    if path is None and (tasks is not None or not beside.is_file()):
+        return None
+    return load(path or beside, perceiver.specs, _identity(perceiver))
+
+
+def _calibration_file(model: Path) -> Path:
+    return model / "calibration.json" if model.is_dir() else model.with_suffix(".calibration.json")
+
+
+def _identity(perceiver: Any) -> str:
+    """SHA-256 of an exported network; "" of a run folder, whose weights change."""
+    manifest = getattr(perceiver, "manifest", None)
+    return manifest.graph if manifest else ""
 
 
 def usable_cores() -> int:

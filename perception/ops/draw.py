@@ -199,9 +199,8 @@ def _color_table(classes: tuple[str, ...]) -> Picture:
 
 def _rgb(image: NDArray) -> Picture:
     """A copy to draw on."""
-    canvas = np.empty((*image.shape[:2], 3), np.uint8)
-    canvas[...] = image[..., None] if image.ndim == 2 else image
-    return canvas
+    planes = image[..., None].repeat(3, axis=2) if image.ndim == 2 else image
+    return planes.astype(np.uint8, order="C", copy=True)
 
 
 def drawable(annotations: Annotations, specs: Specs) -> dict[str, Annotation]:

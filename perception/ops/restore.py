@@ -131,22 +131,32 @@ def to_json(prediction: Prediction, specs: Mapping[str, TaskSpec]) -> dict[str, 
         record["time"] = round(prediction.time, 6)
     depth = _metres(prediction.annotations, specs)
     errors = None if depth is None or depth.error is None else DenseMap(depth.error, depth.valid)
+    measured = {
+        "distance": prediction.distances,
+        "closing_speed": prediction.closing_speeds,
+        "time_to_contact": prediction.contact_times,
+    }
     for name, annotation in prediction.annotations.items():
         spec = specs[name]
         if isinstance(annotation, Instances):
-            record[name] = _instances_to_json(annotation, spec, prediction.distances, errors)
+            record[name] = _instances_to_json(annotation, spec, measured, errors)
+            measured, errors = {}, None
         elif isinstance(annotation, ImageLabel):
             record[name] = _label_to_json(annotation, spec)
+    if prediction.doubt is not None:
+        record["doubt"] = round(prediction.doubt, 4)
     if prediction.flags:
         record["flags"] = list(prediction.flags)
+    if not prediction.valid:
+        record["valid"] = False
     return record
 
 
 def _instances_to_json(
-    instances: Instances, spec: TaskSpec, measured: NDArray | None, errors: DenseMap | None
+    instances: Instances, spec: TaskSpec, measured: Mapping[str, NDArray | None], errors: DenseMap | None
 ) -> list[dict[str, Any]]:
     scores = instances.scores
-    shares = None if errors is None or measured is None else distances(instances, errors)
+    shares = None if errors is None or measured.get("distance") is None else distances(instances, errors)
     boxes = []
     for i in range(len(instances.boxes)):
         if scores is not None and scores[i] < spec.threshold:
@@ -157,11 +167,12 @@ def _instances_to_json(
         }
         if scores is not None:
             item["score"] = round(float(scores[i]), 4)
-        if measured is not None and np.isfinite(measured[i]):
-            item["distance"] = round(float(measured[i]), 3)
-            if shares is not None:
-                item["distance_error"] = round(float(measured[i] * shares[i]), 3)
-        if instances.tracks is not None:
+        for key, values in measured.items():
+            if values is not None and np.isfinite(values[i]):
+                item[key] = round(float(values[i]), 3)
+        if shares is not None and "distance" in item:
+            item["distance_error"] = round(item["distance"] * float(shares[i]), 3)
+        if instances.tracks is not None and instances.tracks[i] >= 0:
             item["track"] = int(instances.tracks[i])
         boxes.append(item)
     return boxes

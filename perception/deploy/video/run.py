@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from perception.deploy.sources import Shot, Source, read_picture
+from perception.deploy.video.doubt import Calibration, Doubt
 from perception.deploy.video.journal import Status
+from perception.deploy.video.monitor import Monitor
 from perception.deploy.video.pipeline import Network, Step, results
 from perception.deploy.video.progress import Progress
+from perception.deploy.video.smoothing import Smoother
 from perception.deploy.video.stream import ATTEMPTS, TIMEOUT, Video
 from perception.deploy.video.summary import Report
+from perception.deploy.video.tracking import Tracker
 from perception.deploy.video.watch import Watch
 from perception.deploy.video.writers import Recording, Writer
 from perception.ops.restore import to_json
@@ -34,6 +38,10 @@ class Options:
     deadline: seconds from a frame's arrival to its result; results that are later are flagged and counted
     timeout:  seconds in which a source must open and deliver each frame
     attempts: times that a live source is opened again before it is lost
+    monitor:  mark predictions on pictures that are black, covered, frozen, ... not valid
+    track:    follow objects through videos
+    smooth:   time constant in seconds that label maps and depth of videos are smoothed with; None = they are not
+    calibration: what good pictures look like to this network: tells the doubt about each frame
     """
 
     camera: Camera | None = None
@@ -44,6 +52,10 @@ class Options:
     deadline: float | None = None
     timeout: float = TIMEOUT
     attempts: int = ATTEMPTS
+    monitor: bool = True
+    track: bool = False
+    smooth: float | None = None
+    calibration: Calibration | None = None
 
 
 class Run:
@@ -148,7 +160,18 @@ class Run:
                 line.step()
 
     def _steps(self, recording: Recording) -> list[Step]:
-        return [self._watch]
+        """What is made of each prediction, in order. Steps remember what was before: each source has its own."""
+        options, specs = self.options, self.network.specs
+        steps: list[Step] = []
+        if options.monitor:
+            steps.append(Monitor())
+        if options.smooth and recording.fps:
+            steps.append(Smoother(specs, options.smooth))
+        if options.track and recording.fps:
+            steps.append(Tracker(specs, recording.fps))
+        if options.calibration:
+            steps.append(Doubt(options.calibration, specs))
+        return [*steps, self._watch]
 
     def _record(self, shot: Shot, prediction: Any) -> dict[str, Any]:
         record = to_json(prediction, self.network.specs)

@@ -1,0 +1,151 @@
+"""How unlike known good pictures a picture and its prediction are (M2): a score whose meaning is its false-alarm rate.
+
+The features of good pictures are described by their mean and covariance; the distance of a new one from them
+(Mahalanobis) is told as the share of good pictures that are nearer: 0.99 is reached by one good picture in a hundred.
+Source: Lee et al. 2018, A simple unified framework for detecting out-of-distribution samples, on features anyone can
+read; the share is the conformal p-value of Bates et al. 2023.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perception.deploy.sources import Shot
+from perception.deploy.video.features import feature_names, features
+from perception.types import PerceptionError, Prediction, TaskSpec
+
+FORMAT = 1
+LEAST = 50
+"""Good pictures that a calibration needs."""
+FOLDS = 5
+SHRINKAGE = 0.1
+"""Of the correlations towards none."""
+FLOOR = 1e-3
+"""Least standard deviation of a feature."""
+LIMIT = 0.99
+"""Doubt over which a prediction is flagged."""
+KEPT = 1001
+"""Distances of good pictures that are kept, at equal steps of their share."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What good pictures look like to a network. names [F], mean [F], scale [F], inverse [F, F], distances [K] growing.
+
+    model: SHA-256 of the network it belongs to; "" = unknown
+    """
+
+    names: list[str]
+    mean: NDArray[np.float64]
+    scale: NDArray[np.float64]
+    inverse: NDArray[np.float64]
+    distances: NDArray[np.float64]
+    count: int
+    model: str = ""
+
+    def distance(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Of features [..., F] from those of good pictures."""
+        offsets = (values - self.mean) / self.scale
+        return np.sqrt(np.einsum("...i,ij,...j->...", offsets, self.inverse, offsets))
+
+    def doubt(self, values: NDArray[np.float64]) -> float:
+        """The share of good pictures that are less odd, 0 to 1 - 1 / (count + 1)."""
+        share = float(np.searchsorted(self.distances, self.distance(values), side="right")) / len(self.distances)
+        return share * self.count / (self.count + 1)
+
+    def odd_features(self, values: NDArray[np.float64], count: int = 2) -> list[str]:
+        """The names of the features that are farthest from the mean."""
+        offsets = np.abs((values - self.mean) / self.scale)
+        return [self.names[i] for i in np.argsort(-offsets)[:count]]
+
+    def save(self, path: Path) -> None:
+        record = {key: _plain(value) for key, value in dataclasses.asdict(self).items()}
+        path.write_text(json.dumps({"format": FORMAT, **record}, allow_nan=False) + "\n", "utf-8")
+
+
+def fit(values: NDArray[np.float64], names: list[str], model: str = "") -> Calibration:
+    """Calibrate on the features [N, F] of good pictures, in the order in which they were taken.
+
+    The distances are those of pictures that had no part in mean and covariance: each fold of neighbours is measured
+    against the others. Raises PerceptionError for fewer than `LEAST` pictures.
+    """
+    if len(values) < LEAST:
+        raise PerceptionError(
+            f"{len(values)} good pictures. A calibration needs at least {LEAST}, better 500. Give more."
+        )
+    whole = _describe(values)
+    measured = []
+    for fold in np.array_split(np.arange(len(values)), FOLDS):
+        others = np.delete(values, fold, axis=0)
+        measured.append(Calibration(names, *_describe(others), np.zeros(0), len(others)).distance(values[fold]))
+    distances = np.quantile(np.concatenate(measured), np.linspace(0, 1, min(KEPT, len(values))))
+    return Calibration(names, *whole, distances, len(values), model)
+
+
+def _describe(values: NDArray[np.float64]) -> tuple[NDArray, NDArray, NDArray]:
+    """Mean, standard deviation and inverse correlation of features [N, F]."""
+    mean, scale = values.mean(0), np.maximum(values.std(0), FLOOR)
+    offsets = (values - mean) / scale
+    correlation = (1 - SHRINKAGE) * offsets.T @ offsets / len(values) + SHRINKAGE * np.eye(values.shape[1])
+    return mean, scale, np.linalg.inv(correlation)
+
+
+def load(path: Path, specs: Mapping[str, TaskSpec], model: str = "") -> Calibration:
+    """Raises PerceptionError where the file is missing, damaged, or of another network or other tasks."""
+    try:
+        record: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        if record.pop("format") != FORMAT:
+            raise ValueError(f"expected format {FORMAT}")
+        arrays = {key: np.asarray(record[key], np.float64) for key in ("mean", "scale", "inverse", "distances")}
+        found = Calibration(**{**record, **arrays})
+        size = len(found.names)
+        if found.mean.shape != (size,) or found.inverse.shape != (size, size) or not np.isfinite(found.inverse).all():
+            raise ValueError("sizes that do not fit")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PerceptionError(f"{path} is no calibration: {error}. Make one with `perception calibrate`.") from error
+    if found.names != feature_names(specs):
+        raise PerceptionError(f"{path} is of other tasks. Make one for these with `perception calibrate`.")
+    if model and found.model and model != found.model:
+        raise PerceptionError(f"{path} is of another network. Make one for this with `perception calibrate`.")
+    return found
+
+
+class Doubt:
+    """A step of a pipeline: tells the doubt about each valid prediction, and flags those over `LIMIT`."""
+
+    def __init__(self, calibration: Calibration, specs: Mapping[str, TaskSpec]) -> None:
+        self.calibration, self.specs = calibration, specs
+
+    def __call__(self, shot: Shot, prediction: Prediction) -> Prediction:
+        if not prediction.valid:
+            return prediction
+        values = features(shot.image, prediction, self.specs)
+        doubt, flags = self.calibration.doubt(values), prediction.flags
+        if doubt > LIMIT:
+            flags = (*flags, f"odd: {', '.join(self.calibration.odd_features(values))}")
+        return dataclasses.replace(prediction, doubt=doubt, flags=flags)
+
+
+class Collect:
+    """A step that keeps the features of every valid prediction, for `fit`."""
+
+    def __init__(self, specs: Mapping[str, TaskSpec]) -> None:
+        self.specs = specs
+        self.values: list[NDArray[np.float64]] = []
+
+    def __call__(self, shot: Shot, prediction: Prediction) -> Prediction:
+        if prediction.valid:
+            self.values.append(features(shot.image, prediction, self.specs))
+        return prediction
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray) else value
