@@ -186,7 +186,7 @@ def scale_limits(values: NDArray, limits: tuple[float, float] | None) -> tuple[f
 @cache
 def _turbo() -> Picture:
     table = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_TURBO)
-    return np.ascontiguousarray(table[..., ::-1])
+    return np.ascontiguousarray(table[..., ::-1], np.uint8)
 
 
 @cache
