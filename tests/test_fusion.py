@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from sharing_networks import awake, batch, network, pictures
@@ -11,7 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from perception.model import ModelConfig, Perception
 from perception.nn.fusion import AttentionConfig, AttentionFusion
+from perception.ops.draw_attention import draw_attention
 from perception.tasks import TASKS
+from perception.types import ConfigError
 
 NAMES = ("boxes", "pixels", "metres")
 
@@ -221,8 +226,43 @@ def test_a_network_without_fusion_has_no_attention_and_one_with_it_shows_it_for_
 @pytest.mark.parametrize("key", ["width", "summaries"])
 def test_sizes_are_positive(key):
     from perception.config import build
-    from perception.types import ConfigError
 
     with pytest.raises(ConfigError, match=f"fusion.attention.{key}"):
         build(ModelConfig, {"fusion": {"name": "attention", key: 0}})
     assert build(ModelConfig, {"fusion": {"name": "none"}}).fusion.name == "none"
+
+
+def test_attention_is_drawn_on_the_picture_where_it_is():
+    image = np.full((64, 96, 3), 90, np.uint8)
+    shares = np.array([[0.75, 0.25], [0.0, 1.0]])
+    maps = np.zeros((2, 2, 2, 3))
+    maps[0, 1, 1, 2], maps[0, 0, 0, 0] = 0.5, 0.25
+    maps[1, 1, 0, 0] = 1e-3  # the brightest of its own row
+    grid = draw_attention(image, ("boxes", "metres"), shares, maps, (80, 48)).astype(int)
+    rows, columns = (grid.shape[0] - 4) // 2, (grid.shape[1] - 4) // 2
+    line = rows - 32
+    assert columns == 48
+    tiles = [[grid[i * (rows + 4) + line :][:32, j * 52 :][:, :48] for j in range(2)] for i in range(2)]
+    light = [[tile.sum(2) for tile in row] for row in tiles]
+    assert light[0][1][-3, -3] > light[0][0][3, 3] > light[1][0][3, 3], "in one scale along a row"
+    assert light[1][1][3, 3] == light[0][1][-1, -1]
+    assert (tiles[1][0][24, 40] == 255).all(), "the marked location"
+    assert all(grid[i * (rows + 4) :][:line, j * 52 :][:, :48].any() for i in range(2) for j in range(2)), "captions"
+
+
+def test_the_tool_draws_a_run(tmp_path, monkeypatch):
+    import runpy
+    from pathlib import Path
+
+    model = awake(network(fusion="attention"))
+    recipe = SimpleNamespace(data=SimpleNamespace(size=(64, 96)))
+    monkeypatch.setattr("perception.runs.open_run", lambda run: (recipe if run else None, model))
+    cv2.imwrite(str(tmp_path / "street.png"), pictures(1)[0].permute(1, 2, 0).numpy())
+    tool = runpy.run_path(str(Path(__file__).parents[1] / "tools" / "attention.py"))["main"]
+    tool("run", str(tmp_path / "street.png"), str(tmp_path / "out.png"), "0.9", "1.0")
+    drawn = cv2.imread(str(tmp_path / "out.png"))
+    assert drawn.shape[1] == 4 * 48 + 3 * 4
+    assert drawn.std() > 5
+    model.fusion.levels.clear()
+    with pytest.raises(ConfigError, match="no fusion"):
+        tool("run", str(tmp_path / "street.png"), str(tmp_path / "out.png"))
