@@ -1,0 +1,159 @@
+"""Less precision: X2 decides by measured metrics and speed, and what is sensitive goes back to float32 by itself."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, shape_inference
+
+from perception.deploy import quantize
+from perception.deploy.half import halved
+from perception.deploy.manifest import extract
+from perception.deploy.reduce import Judge, Reduction, Refused
+from perception.deploy.session import runner
+
+PICTURES = [np.random.default_rng(i).integers(0, 256, (1, 3, 64, 96), np.uint8) for i in range(3)]
+SCORES = {"detection": ("ap", 1), "segmentation": ("miou", 1), "depth": ("abs_rel", -1), "classification": ("top1", 1)}
+
+
+@pytest.fixture
+def network(small_network):
+    tasks = {name: SimpleNamespace(score=score, score_sign=sign) for name, (score, sign) in SCORES.items()}
+    return SimpleNamespace(tasks=tasks, specs=small_network.specs)
+
+
+def metrics(ap: float = 0.5, abs_rel: float = 0.1) -> dict[str, float]:
+    return {"detection/ap": ap, "segmentation/miou": 0.6, "depth/abs_rel": abs_rel, "classification/top1": 0.9}
+
+
+def reduction(precision, answers, **options) -> Reduction:
+    """One that is judged by made-up metrics: the first are those of float32, the last stay."""
+    left = list(answers)
+    return Reduction(precision, PICTURES, lambda run: left.pop(0) if len(left) > 1 else left[0], **options)
+
+
+def kinds(model) -> list[str]:
+    return [node.op_type for node in model.graph.node]
+
+
+def test_int8_multiplies_whole_numbers_up_to_the_raw_outputs_and_stays_close(translated):
+    model = quantize.plainly_quantised(translated, PICTURES)
+    onnx.checker.check_model(model)
+    assert kinds(model).count("QuantizeLinear") >= 2
+    whole = {tensor.name for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.INT8}
+    assert whole
+    seven = [onnx.numpy_helper.to_array(t) for t in model.graph.initializer if t.name in whole and len(t.dims) == 4]
+    assert seven
+    assert all(np.abs(values).max() <= 64 for values in seven)  # 7 bits: no overflow without VNNI
+    wanted, found = (runner(one.SerializeToString())(PICTURES[0]) for one in (translated, model))
+    for name in ("segmentation.raw.logits", "depth.raw.logits", "detection.raw.logits"):
+        away = np.sqrt(np.mean((found[name] - wanted[name]) ** 2)) / wanted[name].std()
+        assert 0 < away < 0.2
+    makers = {value: node for node in model.graph.node for value in node.output}
+    for name in ("segmentation.raw.logits", "depth.raw.logits"):  # the layer that makes it has weights in float32
+        assert makers[name].op_type == "Conv"
+        assert makers[name].input[1] not in makers
+
+
+def test_fp16_halves_the_file_and_keeps_what_is_sensitive_in_float32(translated):
+    model = halved(translated)
+    onnx.checker.check_model(model)
+    kept = [tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) == 4 and tensor.dims[0] > 3]
+    assert set(kept) == {onnx.TensorProto.FLOAT16}
+    assert all(entry.type.tensor_type.elem_type != onnx.TensorProto.FLOAT16 for entry in model.graph.output)
+    wanted, found = (runner(one.SerializeToString())(PICTURES[0]) for one in (translated, model))
+    assert all(found[name].dtype == value.dtype for name, value in wanted.items())
+    np.testing.assert_allclose(found["depth.depth"], wanted["depth.depth"], rtol=0.05)
+    seen = set()
+    for node in model.graph.node:  # each value is made before it is read
+        known = {*(t.name for t in model.graph.initializer), "images", ""}
+        assert set(node.input) <= seen | known
+        seen |= set(node.output)
+
+
+def test_ranges_are_means_of_the_pictures_extremes(translated):
+    ready = shape_inference.infer_shapes(translated)
+    limits = quantize.ranges(ready, PICTURES)
+    name = "segmentation.raw.logits"
+    found = [runner(translated.SerializeToString())(picture)[name] for picture in PICTURES]
+    expected = np.mean([one.min() for one in found]), np.mean([one.max() for one in found])
+    assert limits[name] == pytest.approx(expected, rel=1e-4)
+
+
+def test_blocks_follow_the_modules_and_hold_each_node_once(translated):
+    nodes = [
+        helper.make_node("Conv", [f"v{i}", "w"], [f"v{i + 1}"], f"a.body.{i // 10}.{i}.conv/Conv") for i in range(60)
+    ]
+    values = [helper.make_tensor_value_info(name, 1, [1, 1, 8, 8]) for name in ("v0", "v60")]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], [helper.make_tensor("w", 1, [1, 1, 1, 1], [1.0])])
+    blocks = quantize.blocks_of(helper.make_model(graph))
+    names = [name for block in blocks.values() for name in block]
+    assert len(names) == len(set(names)) == 59  # the last makes the output
+    assert 6 <= len(blocks) <= quantize.MAX_BLOCKS
+    assert quantize.blocks_of(translated)
+
+
+def test_X2_a_block_that_hurts_goes_back_to_float32_by_itself(translated, network):
+    said: list[str] = []
+    kept = reduction("int8", [metrics(), metrics(0.4), metrics(0.495)], speed_up=None, say=said.append)
+    outcome = kept.apply(network, translated, network.specs)
+    assert "back in float32: " in outcome.table[-1]
+    assert "detection: over the budget with 0 blocks" in said[0]
+    assert outcome.facts["quality"]["detection"] == {"metric": "ap", "before": 0.5, "after": 0.495}
+    blocks = quantize.blocks_of(shape_inference.infer_shapes(translated))
+    released = outcome.table[-1].partition("float32: ")[2].split(", ")
+    assert set(released) < set(blocks)
+    everything = quantize.plainly_quantised(translated, PICTURES)
+    assert kinds(outcome.model).count("QuantizeLinear") < kinds(everything).count("QuantizeLinear")
+
+
+def test_the_most_sensitive_block_is_found(translated):
+    """A block whose activations are cut off by wrong ranges moves the outputs most."""
+    ready = shape_inference.infer_shapes(translated)
+    blocks, limits = quantize.blocks_of(ready), quantize.ranges(ready, PICTURES)
+    block = list(blocks)[-1]
+    for node in ready.graph.node:
+        if node.name in blocks[block]:
+            limits[node.output[0]] = (0.0, 1e-3)
+            limits |= {n.output[0]: (0.0, 1e-3) for n in ready.graph.node if node.output[0] in n.input}
+    harms = quantize.sensitivity(ready, blocks, limits, PICTURES[:1])
+    assert max(harms, key=lambda name: max(harms[name].values())) == block
+
+
+@pytest.mark.parametrize(
+    ("after", "options", "message"),
+    [
+        (metrics(0.48), {"speed_up": None}, r"int8 does not pay: detection loses 0\.0200, budget 0\.01"),
+        (metrics(abs_rel=0.12), {"speed_up": None}, r"depth loses 0\.0200"),
+        (metrics(), {"speed_up": 1e6}, "times as fast as fp32 on this processor, wanted more than 1e"),
+    ],
+)
+def test_X2_what_does_not_pay_is_refused_and_nothing_is_written(
+    translated, network, export_small, tmp_path, monkeypatch, after, options, message
+):
+    monkeypatch.setattr("perception.deploy.reduce.Judge", lambda r, n, c, s: Judge(r, network, c, s))
+    with pytest.raises(Refused, match=message) as refusal:
+        export_small(tmp_path / "q.onnx", size=(64, 96), reduction=reduction("int8", [metrics(), after], **options))
+    assert "detection/ap" in str(refusal.value)  # the table comes with it
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_X2_what_pays_is_written_with_its_table(export_small, network, tmp_path, monkeypatch, precision):
+    monkeypatch.setattr("perception.deploy.reduce.Judge", lambda r, n, c, s: Judge(r, network, c, s))
+    judged = reduction(precision, [metrics(), metrics(0.499)], speed_up=None)
+    report = export_small(tmp_path / "q.onnx", size=(64, 96), reduction=judged)
+    manifest = extract(report.path.read_bytes(), "")
+    assert manifest.precision == precision
+    assert manifest.quality["detection"]["after"] == 0.499
+    assert set(manifest.speed) == {"before", "after", "ratio"}
+    assert "0.4990" in str(report)
+    assert "times as fast" in str(report)
+
+
+def test_a_metric_without_a_number_is_no_drop(network, translated):
+    judge = Judge(reduction("int8", [metrics(float("nan"))]), network, translated, network.specs)
+    assert (
+        judge.over_budget({"detection": float("nan"), "segmentation": 0.6, "depth": 0.1, "classification": 0.9}) == []
+    )
