@@ -17,7 +17,6 @@ from perception.ops.losses import (
     laplace,
     lovasz,
     near_borders,
-    quality_focal,
     silog,
 )
 
@@ -32,13 +31,6 @@ def test_fully_balanced_weights_are_scikit_learns():
 def test_without_balance_all_classes_that_occur_weigh_one():
     assert balanced_weights(torch.tensor([0, 0, 2]), 4, 0.0).tolist() == [1, 0, 1, 0]
     assert balanced_weights(torch.zeros(0, dtype=torch.int64), 2, 0.5).tolist() == [0, 0]
-
-
-def test_quality_focal_vanishes_where_the_score_is_the_target():
-    targets = torch.tensor([0.0, 0.3, 0.9])
-    right = torch.logit(targets, eps=1e-7)
-    assert quality_focal(right, targets).max() < 1e-6
-    assert (quality_focal(right + 2, targets)[1:] > 0).all()
 
 
 def test_silog_with_full_focus_ignores_scale():

@@ -43,15 +43,14 @@ def partial_targets(draw) -> Instances:
 
 
 def raw_of(seed: int, pictures: int) -> Raw:
-    """What an untrained head might say: scores of every height, boxes near their cells."""
+    """What an untrained head might say: scores of every height, boxes around their cells."""
     generator = torch.Generator().manual_seed(seed)
     grids = [(s, geometry.grid_points(SIZE[0] // s, SIZE[1] // s, s, torch.zeros(1))) for s in (8, 16, 32)]
     points = torch.cat([grid for _, grid in grids])
     strides = torch.cat([torch.full((len(grid),), float(s)) for s, grid in grids])
-    sides = torch.rand(pictures, len(points), 4, generator=generator) * 3 * strides[:, None]
-    boxes = geometry.from_distances(points, sides).requires_grad_()
+    sides = (torch.rand(pictures, len(points), 4, generator=generator) * 3 + 0.5).requires_grad_()
     logits = torch.randn(pictures, len(points), len(CLASSES), generator=generator) * 3
-    return Raw(logits.requires_grad_(), boxes, points, strides)
+    return Raw(logits.requires_grad_(), sides, points, strides)
 
 
 def detection(classes: tuple[str, ...] = CLASSES) -> Detection:
@@ -59,10 +58,10 @@ def detection(classes: tuple[str, ...] = CLASSES) -> Detection:
 
 
 def gradients(task: Detection, raw: Raw, targets: list[Instances | None]) -> tuple[torch.Tensor, torch.Tensor]:
-    """d loss / d logits [B, P, C] and d loss / d boxes [B, P, 4]."""
+    """d loss / d logits [B, P, C] and d loss / d sides [B, P, 4]."""
     loss = join(task.losses(raw, targets, [None] * len(targets)))
-    logits, boxes = torch.autograd.grad(loss, (raw.logits, raw.boxes), allow_unused=True, materialize_grads=True)
-    return logits, boxes
+    logits, sides = torch.autograd.grad(loss, (raw.logits, raw.sides), allow_unused=True, materialize_grads=True)
+    return logits, sides
 
 
 @settings(max_examples=60, deadline=None)
@@ -88,13 +87,13 @@ def test_a_partial_picture_trains_as_in_a_network_of_its_classes_alone(target, s
     """The same loss gradient as if the unlabelled classes did not exist in the recipe."""
     raw = raw_of(seed, 1)
     kept = torch.nonzero(target.classes)[:, 0]
-    alone = Raw(raw.logits.detach()[..., kept].requires_grad_(), raw.boxes, raw.points, raw.strides)
+    alone = Raw(raw.logits.detach()[..., kept].requires_grad_(), raw.sides, raw.points, raw.strides)
     place = torch.full((len(CLASSES),), 0).scatter_(0, kept, torch.arange(len(kept)))
     smaller = Instances(target.boxes, place[target.labels], None, target.ignore)
-    among_all, boxes = gradients(detection(), raw, [target])
-    by_itself, same_boxes = gradients(detection(tuple(CLASSES[k] for k in kept)), alone, [smaller])
+    among_all, sides = gradients(detection(), raw, [target])
+    by_itself, same_sides = gradients(detection(tuple(CLASSES[k] for k in kept)), alone, [smaller])
     torch.testing.assert_close(among_all[..., kept], by_itself, rtol=1e-5, atol=1e-7)
-    torch.testing.assert_close(boxes, same_boxes, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(sides, same_sides, rtol=1e-5, atol=1e-7)
 
 
 @settings(max_examples=20, deadline=None)

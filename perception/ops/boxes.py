@@ -24,25 +24,46 @@ def iou(first: Tensor, second: Tensor) -> Tensor:
     return overlap / (area(first) + area(second) - overlap).clamp(min=1e-9)
 
 
+def hull(first: Tensor, second: Tensor) -> Tensor:
+    """Width and height [..., 2] of the smallest box around both."""
+    low = torch.minimum(first[..., :2], second[..., :2])
+    return torch.maximum(first[..., 2:], second[..., 2:]) - low
+
+
+def giou(first: Tensor, second: Tensor) -> Tensor:
+    """Generalised IoU of boxes whose shapes broadcast, in (-1, 1] (Rezatofighi et al. 2019)."""
+    common = intersection(first, second)
+    union = area(first) + area(second) - common
+    around = hull(first, second).prod(-1)
+    return common / union.clamp(min=1e-9) - (around - union) / around.clamp(min=1e-9)
+
+
+def diou(first: Tensor, second: Tensor) -> Tensor:
+    """Distance IoU of boxes whose shapes broadcast, in (-1, 1] (Zheng et al. 2020)."""
+    diagonal = hull(first, second).square().sum(-1).clamp(min=1e-9)
+    centers = (first[..., :2] + first[..., 2:] - second[..., :2] - second[..., 2:]).square().sum(-1) / 4
+    return iou(first, second) - centers / diagonal
+
+
 def ciou(first: Tensor, second: Tensor) -> Tensor:
     """Complete IoU of boxes whose shapes broadcast, in (-2, 1] (Zheng et al. 2020)."""
-    overlap = iou(first, second)
-    low = torch.minimum(first[..., :2], second[..., :2])
-    high = torch.maximum(first[..., 2:], second[..., 2:])
-    diagonal = (high - low).square().sum(-1).clamp(min=1e-9)
-    centers = (first[..., :2] + first[..., 2:] - second[..., :2] - second[..., 2:]).square().sum(-1) / 4
     first_size = (first[..., 2:] - first[..., :2]).clamp(min=1e-6)
     second_size = (second[..., 2:] - second[..., :2]).clamp(min=1e-6)
     angle = torch.atan(first_size[..., 0] / first_size[..., 1]) - torch.atan(second_size[..., 0] / second_size[..., 1])
     aspect = angle.square() * (4 / torch.pi**2)
     with torch.no_grad():
-        weight = aspect / (1 - overlap + aspect).clamp(min=1e-9)
-    return overlap - centers / diagonal - weight * aspect
+        weight = aspect / (1 - iou(first, second) + aspect).clamp(min=1e-9)
+    return diou(first, second) - weight * aspect
 
 
 def from_distances(points: Tensor, distances: Tensor) -> Tensor:
     """Points [..., 2] and distances to left, top, right, bottom [..., 4] to boxes [..., 4]."""
     return torch.cat([points - distances[..., :2], points + distances[..., 2:]], -1)
+
+
+def to_distances(points: Tensor, boxes: Tensor) -> Tensor:
+    """The inverse of `from_distances`; a distance is negative where the point lies outside that side."""
+    return torch.cat([points - boxes[..., :2], boxes[..., 2:] - points], -1)
 
 
 def grid_points(height: int, width: int, stride: int, like: Tensor) -> Tensor:

@@ -3,14 +3,7 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-
-
-def quality_focal(logits: Tensor, targets: Tensor, gamma: float = 2.0) -> Tensor:
-    """Quality focal loss, element-wise: logits and soft targets in [0, 1] of one shape (Li et al. 2020, GFL)."""
-    weight = (logits.detach().sigmoid() - targets).abs().pow(gamma)
-    return weight * F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
 
 
 def silog(log_error: Tensor, focus: float = 0.85) -> Tensor:

@@ -47,15 +47,16 @@ def _apart(boxes: Tensor, labels: Tensor) -> Tensor:
 
 
 def select(
-    boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float, limit: int
+    boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float | None, limit: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The best ``limit`` survivors of `keep`, best first: boxes [B, limit, 4], scores [B, limit], labels [B, limit].
 
     Missing ones are zeros. Traceable; float32 whatever the autocast state. Equal scores stay in their order.
+    iou_threshold: None = nothing is suppressed, for a network that says each object once.
     """
     with torch.autocast(boxes.device.type, enabled=False):
         boxes, scores = boxes.detach().float(), scores.detach().float()
-        alive = scores * keep(boxes, scores, labels, iou_threshold)
+        alive = scores if iou_threshold is None else scores * keep(boxes, scores, labels, iou_threshold)
         room = (0, limit)  # a picture may bring fewer candidates than ``limit``
         order = pad(alive, room).sort(dim=1, descending=True, stable=True).indices[:, :limit]
         scores = pad(alive, room).gather(1, order)

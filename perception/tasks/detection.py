@@ -12,12 +12,22 @@ from torch import Tensor, nn
 from perception.config import configuration
 from perception.metrics.detection import DetectionMetric
 from perception.nn.blocks import conv_norm_act
+from perception.nn.towers import Tower
 from perception.ops import boxes as geometry
-from perception.ops.assignment import task_aligned
-from perception.ops.losses import quality_focal
+from perception.ops.assignment import Grid, Objects, sim_ota, task_aligned
+from perception.ops.detection_losses import distribution_focal, expected_bin, quality_focal
 from perception.ops.nms import select
 from perception.tasks.task import Part, Pyramid, Task
-from perception.types import Annotation, Camera, Instances, TaskSpec
+from perception.types import Annotation, Camera, ConfigError, Instances, TaskSpec
+
+ASSIGNMENTS = {"task_aligned": task_aligned, "sim_ota": sim_ota}
+OVERLAPS = {"giou": geometry.giou, "diou": geometry.diou, "ciou": geometry.ciou}
+REACH = 1.0
+"""How many cells beyond a cell's centre, on the far side, a side of its box may lie.
+
+An object smaller than a cell need hold no centre, and is then assigned to the up to four centres within a cell of its
+own: all of them can say its box.
+"""
 
 
 @configuration
@@ -26,8 +36,21 @@ class DetectionConfig:
 
     strides: levels of the pyramid; add 4 for very small objects.
     width, depth: channels and layers of the towers (width 0 = the neck's).
+    bins: of the distribution over each side's distance, one bin a cell (Li et al. 2020, GFL); 0 = one number. A box
+        then reaches at most ``bins - 2`` cells of the coarsest level from a cell's centre: 16 bins suffice to 448
+        pixels each way with stride 32.
+    one_to_one: train a second branch that says each object once, beside the first one (Wang et al. 2024, YOLOv10), and
+        decode it: no non-maximum suppression. The first branch only teaches the features; no export has it.
+    one_to_one_gradient: let the second branch train the features too.
+
     candidates: boxes that enter non-maximum suppression. limit: boxes that leave it.
+    iou_threshold: a box that overlaps a better one of its class more is a duplicate.
     threshold: score under which a box is not shown or written (metrics see all).
+
+    assignment: which cells answer for an object: "task_aligned" (Feng et al. 2021) or "sim_ota" (Ge et al. 2021).
+    assigned: how many cells, at most.
+    box_loss: 1 - the overlap of this kind.
+    class_weight, box_weight, distribution_weight: of the parts of the loss.
     """
 
     classes: tuple[str, ...]
@@ -35,53 +58,82 @@ class DetectionConfig:
     strides: tuple[int, ...] = (8, 16, 32)
     width: int = 0
     depth: int = 2
+    bins: int = 0
+    one_to_one: bool = False
+    one_to_one_gradient: bool = False
     candidates: int = 500
     limit: int = 100
     iou_threshold: float = 0.5
     threshold: float = 0.3
+    assignment: Literal["task_aligned", "sim_ota"] = "task_aligned"
+    assigned: int = 10
+    box_loss: Literal["giou", "diou", "ciou"] = "ciou"
     class_weight: float = 1.0
     box_weight: float = 2.0
-    assigned: int = 10
+    distribution_weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not self.classes or len(set(self.classes)) < len(self.classes):
+            raise ConfigError(f"detection.classes is {list(self.classes)}. Expected at least one name, each once.")
+        if not self.strides or list(self.strides) != sorted(set(self.strides)):
+            raise ConfigError(
+                f"detection.strides is {list(self.strides)}. Expected ascending strides, such as [8, 16, 32]."
+            )
+        if self.bins < 0 or self.bins in (1, 2):
+            raise ConfigError(f"detection.bins is {self.bins}. Expected 0 (one number for each side) or at least 3.")
+        for name in ("depth", "candidates", "limit", "assigned"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"detection.{name} is {getattr(self, name)}. Expected at least 1.")
+        for name in ("iou_threshold", "threshold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"detection.{name} is {getattr(self, name)}. Expected 0 to 1.")
+
+
+class Branch(NamedTuple):
+    """What every one of P cells says. logits [B, P, C]; sides [B, P, 4] or, of distributions, [B, P, 4 * bins]."""
+
+    logits: Tensor
+    sides: Tensor
 
 
 class Raw(NamedTuple):
-    """P = the cells of all levels.
+    """P = the cells of all levels, from the finest to the coarsest, row by row.
 
-    logits [B, P, C], boxes [B, P, 4] input pixels, points [P, 2] centres of the cells, strides [P].
+    logits, sides: the `Branch` that is decoded. points [P, 2]: centres of the cells, input pixels. strides [P].
+    auxiliary: branches that only train.
     """
 
     logits: Tensor
-    boxes: Tensor
+    sides: Tensor
     points: Tensor
     strides: Tensor
+    auxiliary: tuple[Branch, ...] = ()
 
 
-class Tower(nn.Module):
-    """Depthwise-separable layers whose convolutions all levels share, with each level's own BatchNorm.
+class Predictor(nn.Module):
+    """The scores and sides of every level, by towers that all levels share."""
 
-    Levels differ in statistics, so a shared BatchNorm would normalise in evaluation otherwise than in training.
-    """
-
-    def __init__(self, width: int, depth: int, levels: int) -> None:
+    def __init__(self, width: int, config: DetectionConfig) -> None:
         super().__init__()
-        self.depthwise = nn.ModuleList(
-            nn.Conv2d(width, width, 5, padding=2, groups=width, bias=False) for _ in range(depth)
-        )
-        self.pointwise = nn.ModuleList(nn.Conv2d(width, width, 1, bias=False) for _ in range(depth))
-        self.norms = nn.ModuleList(
-            nn.ModuleList(nn.BatchNorm2d(width) for _ in range(2 * depth)) for _ in range(levels)
-        )
+        levels = len(config.strides)
+        self.class_tower = Tower(width, config.depth, levels)
+        self.box_tower = Tower(width, config.depth, levels)
+        self.class_output = nn.Conv2d(width, len(config.classes), 1)
+        self.box_output = nn.Conv2d(width, 4 * max(1, config.bins), 1)
+        self.scales = nn.Parameter(torch.ones(levels))
+        # A prior of 0.01; boxes four cells wide, or of all widths.
+        for layer, bias in ((self.class_output, -4.6), (self.box_output, 0.0 if config.bins else 2.0)):
+            nn.init.normal_(layer.weight, std=0.01)
+            layer.bias.data.fill_(bias)  # pyright: ignore[reportOptionalMemberAccess]
 
-    def forward(self, features: Tensor, level: int) -> Tensor:
-        norms: Any = self.norms[level]
-        for i, (depthwise, pointwise) in enumerate(zip(self.depthwise, self.pointwise, strict=True)):
-            features = F.relu6(norms[2 * i](depthwise(features)))
-            features = F.relu6(norms[2 * i + 1](pointwise(features)))
-        return features
+    def forward(self, features: Tensor, level: int) -> Branch:
+        logits = self.class_output(self.class_tower(features, level)).float()
+        sides = self.box_output(self.box_tower(features, level)).float() * self.scales[level]
+        return Branch(*(maps.flatten(2).transpose(1, 2) for maps in (logits, sides)))
 
 
 class Detection(Task):
-    """Boxes by task-aligned learning: quality focal loss for the scores, complete IoU for the boxes."""
+    """Boxes by quality focal loss for the scores, an IoU loss for the boxes, and dynamic assignment."""
 
     Config = DetectionConfig
     score = "ap"
@@ -93,89 +145,114 @@ class Detection(Task):
         self.spec = TaskSpec(
             name, "instances", ("boxes", "scores", "labels"), classes=config.classes, threshold=config.threshold
         )
-        self.parts = ("class", "box")
+        parts = ("class", "box", "distribution") if config.bins else ("class", "box")
+        self.parts = (*parts, *(f"one_to_one_{part}" for part in parts)) if config.one_to_one else parts
         width = config.width or channels[config.strides[-1]]
         self.narrow = nn.ModuleList(
             nn.Identity() if channels[s] == width else conv_norm_act(channels[s], width) for s in config.strides
         )
-        self.class_tower = Tower(width, config.depth, len(config.strides))
-        self.box_tower = Tower(width, config.depth, len(config.strides))
-        self.class_output = nn.Conv2d(width, len(config.classes), 1)
-        self.box_output = nn.Conv2d(width, 4, 1)
-        for layer, bias in ((self.class_output, -4.6), (self.box_output, 2.0)):  # a prior of 0.01; boxes 4 cells wide
-            nn.init.normal_(layer.weight, std=0.01)
-            layer.bias.data.fill_(bias)  # pyright: ignore[reportOptionalMemberAccess]
+        self.predictors = nn.ModuleList(Predictor(width, config) for _ in range(1 + config.one_to_one))
 
     def forward(self, pyramid: Pyramid) -> Raw:
-        logits, boxes, points, strides = [], [], [], []
+        found: list[list[Branch]] = [[] for _ in self.predictors]
+        points, strides = [], []
         for level, stride in enumerate(self.strides):
             features = self.narrow[level](pyramid[stride])
             height, width = features.shape[-2:]
-            centers = geometry.grid_points(height, width, stride, features)
-            scores = self.class_output(self.class_tower(features, level)).float()
-            sides = self.box_output(self.box_tower(features, level)).float()
-            distances = F.softplus(sides.flatten(2).transpose(1, 2)) * stride
-            logits.append(scores.flatten(2).transpose(1, 2))
-            boxes.append(geometry.from_distances(centers, distances))
-            points.append(centers)
-            strides.append(torch.full_like(centers[:, 0], stride))
-        return Raw(torch.cat(logits, 1), torch.cat(boxes, 1), torch.cat(points), torch.cat(strides))
+            points.append(geometry.grid_points(height, width, stride, features))
+            strides.append(torch.full_like(points[-1][:, 0], stride))
+            for i, predictor in enumerate(self.predictors):
+                teaches = i == 0 or self.config.one_to_one_gradient
+                found[i].append(predictor(features if teaches else features.detach(), level))
+        *auxiliary, last = (Branch(*(torch.cat(x, 1) for x in zip(*levels, strict=True))) for levels in found)
+        return Raw(*last, torch.cat(points), torch.cat(strides), tuple(auxiliary))
 
     def losses(
         self, raw: Raw, targets: Sequence[Annotation | None], cameras: Sequence[Camera | None]
     ) -> dict[str, Part]:
-        class_sum, box_sum, mass = raw.logits.new_zeros(()), raw.logits.new_zeros(()), raw.logits.new_zeros(())
-        for i, target in enumerate(targets):
-            if isinstance(target, Instances):
-                parts = self._one_picture(raw, i, target)
-                class_sum, box_sum, mass = class_sum + parts[0], box_sum + parts[1], mass + parts[2]
-        return {
-            "class": Part(self.config.class_weight * class_sum, mass),
-            "box": Part(self.config.box_weight * box_sum, mass),
-        }
+        instances = {i: target for i, target in enumerate(targets) if isinstance(target, Instances)}
+        rows, grid = list(instances), Grid(raw.points, raw.strides)
+        objects = objects_of(list(instances.values()))
+        counted = torch.stack([self._counted(raw.points, target) for target in instances.values()])
+        parts: dict[str, Part] = {}
+        for i, branch in enumerate((*raw.auxiliary, Branch(raw.logits, raw.sides))):
+            prefix = "one_to_one_" if i else ""
+            found = self._branch_losses(Branch(*(x[rows] for x in branch)), grid, objects, counted, single=i > 0)
+            parts |= {prefix + name: part for name, part in found.items()}
+        return parts
 
-    def _one_picture(self, raw: Raw, i: int, target: Instances) -> tuple[Tensor, Tensor, Tensor]:
-        """Sums of class loss, of quality-weighted box loss, and of quality, over the cells of picture ``i``."""
-        logits, predicted = raw.logits[i], raw.boxes[i]
-        ignore = torch.zeros_like(target.labels, dtype=torch.bool) if target.ignore is None else target.ignore
-        objects, labels = target.boxes[~ignore], target.labels[~ignore]
-        matched, quality = task_aligned(
-            raw.points,
-            raw.strides,
-            logits.detach().sigmoid(),
-            predicted.detach(),
-            objects,
-            labels,
-            self.config.assigned,
+    def _branch_losses(
+        self, branch: Branch, grid: Grid, objects: Objects, counted: Tensor, single: bool
+    ) -> dict[str, Part]:
+        config, predicted = self.config, self.boxes(branch.sides, *grid)
+        found = ASSIGNMENTS[config.assignment](
+            grid, branch.logits.detach().sigmoid(), predicted.detach(), objects, config.assigned, int(single)
         )
-        wanted = torch.zeros_like(logits)
-        positive = matched >= 0
-        wanted[positive, labels[matched[positive]]] = quality[positive]
-        counted = self._counted(raw.points, target, ignore) | (wanted > 0)
-        class_loss = (quality_focal(logits, wanted) * counted).sum()
-        box_loss = (1 - geometry.ciou(predicted[positive], objects[matched[positive]])) * quality[positive]
-        return class_loss, box_loss.sum(), quality.sum()
+        place, truth, mass = (found.pictures, found.cells), objects.boxes[found.objects], found.share.sum()
+        wanted = torch.zeros_like(branch.logits)
+        wanted[*place, objects.labels[found.objects]] = found.quality
+        class_loss = quality_focal(branch.logits, wanted) * (counted | (wanted > 0))
+        box_loss = (1 - OVERLAPS[config.box_loss](predicted[place], truth)) * found.share
+        parts = {
+            "class": Part(config.class_weight * class_loss.sum(), found.quality.sum()),
+            "box": Part(config.box_weight * box_loss.sum(), mass),
+        }
+        if config.bins:
+            cells = geometry.to_distances(grid.points[found.cells], truth) / grid.strides[found.cells, None]
+            logits = branch.sides[place].unflatten(-1, (4, config.bins))
+            loss = distribution_focal(logits, cells + REACH).mean(-1) * found.share
+            parts["distribution"] = Part(config.distribution_weight * loss.sum(), mass)
+        return parts
 
-    @staticmethod
-    def _counted(points: Tensor, target: Instances, ignore: Tensor) -> Tensor:
-        """bool [P, C or 1]: which scores are trained: not those in ignore regions, nor of unlabelled classes."""
-        regions = target.boxes[ignore]
-        inside = (points[:, None] >= regions[None, :, :2]) & (points[:, None] <= regions[None, :, 2:])
-        counted = ~inside.all(-1).any(1)[:, None]
-        return counted if target.classes is None else counted & target.classes[None]
+    def _counted(self, points: Tensor, target: Instances) -> Tensor:
+        """bool [P, C]: which scores are trained: not those in ignore regions, nor of unlabelled classes."""
+        counted = torch.ones(len(points), len(self.config.classes), dtype=torch.bool, device=points.device)
+        if target.classes is not None:
+            counted &= target.classes
+        if target.ignore is not None:
+            regions = target.boxes[target.ignore]
+            inside = (points[:, None] >= regions[None, :, :2]) & (points[:, None] <= regions[None, :, 2:])
+            counted &= ~inside.all(-1).any(1, keepdim=True)
+        return counted
+
+    def boxes(self, sides: Tensor, points: Tensor, strides: Tensor) -> Tensor:
+        """Boxes [..., 4] in input pixels from what cells say: sides [..., 4 or 4 * bins], points [..., 2], strides."""
+        bins = self.config.bins
+        cells = expected_bin(sides.unflatten(-1, (4, bins))) if bins else F.softplus(sides)
+        return geometry.from_distances(points, (cells - REACH) * strides[..., None])
 
     def decode(self, raw: Raw, size: Sequence[Any]) -> dict[str, Tensor]:
+        config = self.config
         scores, labels = raw.logits.sigmoid().max(-1)
         # Sorting, not top-k: a small picture has fewer cells than candidates, and ties fall alike in torch and ONNX.
-        order = scores.sort(dim=1, descending=True, stable=True).indices[:, : self.config.candidates]
-        boxes, best, labels = select(
-            raw.boxes.gather(1, order[..., None].expand(-1, -1, 4)),
+        order = scores.sort(dim=1, descending=True, stable=True).indices
+        order = order[:, : config.limit if config.one_to_one else config.candidates]
+        sides = raw.sides.gather(1, order[..., None].expand(-1, -1, raw.sides.shape[-1]))
+        boxes = self.boxes(sides, raw.points[order], raw.strides[order])
+        boxes = torch.cat([boxes[..., :2], torch.maximum(boxes[..., :2], boxes[..., 2:])], -1)
+        boxes, scores, labels = select(
+            boxes,
             scores.gather(1, order),
             labels.gather(1, order),
-            self.config.iou_threshold,
-            self.config.limit,
+            None if config.one_to_one else config.iou_threshold,
+            config.limit,
         )
-        return {"boxes": boxes, "scores": best, "labels": labels}
+        return {"boxes": boxes, "scores": scores, "labels": labels}
 
     def metric(self) -> DetectionMetric:
         return DetectionMetric(self.config.classes, self.config.threshold)
+
+
+def objects_of(targets: Sequence[Instances]) -> Objects:
+    """What is to be found: not the ignore regions, nor what is of a class that its picture's source does not label."""
+    boxes, labels, pictures = [], [], []
+    for i, target in enumerate(targets):
+        wanted = torch.ones_like(target.labels, dtype=torch.bool)
+        if target.ignore is not None:
+            wanted &= ~target.ignore
+        if target.classes is not None:
+            wanted &= target.classes[target.labels]
+        boxes.append(target.boxes[wanted])
+        labels.append(target.labels[wanted])
+        pictures.append(torch.full_like(labels[-1], i))
+    return Objects(torch.cat(boxes), torch.cat(labels), torch.cat(pictures))

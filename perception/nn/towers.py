@@ -1,0 +1,32 @@
+"""Layers that the levels of a pyramid share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Tower(nn.Module):
+    """Depthwise-separable layers whose convolutions all levels share, with each level's own BatchNorm.
+
+    Levels differ in statistics, so a shared BatchNorm would normalise in evaluation otherwise than in training.
+    """
+
+    def __init__(self, width: int, depth: int, levels: int) -> None:
+        super().__init__()
+        self.depthwise = nn.ModuleList(
+            nn.Conv2d(width, width, 5, padding=2, groups=width, bias=False) for _ in range(depth)
+        )
+        self.pointwise = nn.ModuleList(nn.Conv2d(width, width, 1, bias=False) for _ in range(depth))
+        self.norms = nn.ModuleList(
+            nn.ModuleList(nn.BatchNorm2d(width) for _ in range(2 * depth)) for _ in range(levels)
+        )
+
+    def forward(self, features: Tensor, level: int) -> Tensor:
+        norms: Any = self.norms[level]
+        for i, (depthwise, pointwise) in enumerate(zip(self.depthwise, self.pointwise, strict=True)):
+            features = F.relu6(norms[2 * i](depthwise(features)))
+            features = F.relu6(norms[2 * i + 1](pointwise(features)))
+        return features
