@@ -79,8 +79,8 @@ def real_network(backbone: str = "lcnet_035"):
     with torch.no_grad():
         for _ in range(10):  # running statistics of real passes
             model(torch.from_numpy(pictures(4, 96, 96, seed=0)))
-        model.tasks["detection"].class_output.weight.mul_(100)
-        model.tasks["detection"].box_output.weight.mul_(10)
+        model.tasks["detection"].predictors[-1].class_output.weight.mul_(100)
+        model.tasks["detection"].predictors[-1].box_output.weight.mul_(10)
     return model.eval()
 
 
