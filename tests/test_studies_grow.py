@@ -177,3 +177,23 @@ def test_what_cannot_be_grown_is_said(old, new, street):
     )
     with pytest.raises(DataError, match="labels any of the tasks depth"):
         sources_of(only_scenes, added, "frozen")
+
+
+def test_tasks_that_look_at_each_other_are_neither_frozen_nor_dropped_unnoticed(new, street, tmp_path):
+    """With attention between tasks another task changes what the old ones say: refused, not done quietly."""
+    from perception import checkpoint, config
+
+    recipe = recipes.parse(OLD, [f"data.root={street}", "model.fusion.name=attention"])
+    network = recipes.build_model(recipe)
+    torch.manual_seed(0)
+    with torch.no_grad():  # as after a training: a fusion may begin as the identity
+        for parameter in network.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    checkpoint.save(
+        tmp_path / "run", 1, model=network.state_dict(), train_state={}, recipe=config.dump(recipe), best=True
+    )
+    with pytest.raises(CheckpointError, match="look at each other"):
+        drop(tmp_path / "run", ["classification"], tmp_path / "less")
+    assert not (tmp_path / "less").exists()
+    with pytest.raises(ConfigError, match="distil"):
+        grow(tmp_path / "run", new, tmp_path / "grown")

@@ -91,6 +91,7 @@ def test_the_default_space_holds_the_recipe_itself(recipe):
     assert applied(recipe, values) == recipes.parse(RECIPE, ["balance.weights={classification: 1.0}"])
     assert set(space["balance.name"].values) <= set(BALANCERS)
     assert "balance.weights.depth" not in space  # only proportions count
+    assert {"model.sharing.name", "model.fusion.name"} < set(space)
     for name in space["balance.name"].values:
         assert applied(recipe, {"balance.name": name}).balance.name == name
 

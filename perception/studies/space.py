@@ -20,6 +20,7 @@ from perception import config
 from perception import recipe as recipes
 from perception.config import configuration
 from perception.mtl.balancers import BALANCERS
+from perception.nn.fusion import FUSIONS
 from perception.nn.sharing import SHARINGS
 from perception.recipe import Recipe
 from perception.types import ConfigError
@@ -89,7 +90,7 @@ def read(path: Path | None, recipe_file: Path) -> Space | None:
 
 
 def default(recipe: Recipe) -> Space:
-    """Learning rate, balancer, static weights (but the first task's: only their proportions count), sharing."""
+    """Learning rate, balancer, static weights (but the first task's: only their proportions count), sharing, fusion."""
     lr, first = recipe.train.lr, next(iter(recipe.tasks))
     balancers = [name for name in TRIED_BALANCERS if name in BALANCERS]
     space = {
@@ -100,7 +101,10 @@ def default(recipe: Recipe) -> Space:
         if task != first:
             weight = Dimension(log=(0.25, 4.0), when={"balance.name": "static"})
             space[f"balance.weights.{task}"] = weight
-    architectures = {"model.sharing.name": (recipe.model.sharing.name, SHARINGS)}
+    architectures = {
+        "model.sharing.name": (recipe.model.sharing.name, SHARINGS),
+        "model.fusion.name": (recipe.model.fusion.name, FUSIONS),
+    }
     for key, (mine, known) in architectures.items():
         usable = tuple(name for name in dict.fromkeys([mine, *known]) if name == mine or _builds(recipe, {key: name}))
         if len(usable) > 1:
