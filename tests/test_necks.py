@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from perception import config
+from perception.deploy.export import export
 from perception.model import ModelConfig, Perception
 from perception.nn.backbone import BackboneConfig
 from perception.nn.necks import NECKS, STRIDES, AutoNeckConfig, Neck, NeckConfig, build_neck
@@ -96,6 +97,19 @@ def test_every_task_works_on_it(name):
     assert model.sharing.trunk.neck.channels == {4: 24, 8: 40, 16: 40, 32: 40, 64: 40}
     outputs = model.predict(torch.zeros(1, 3, 96, 160, dtype=torch.uint8))
     assert outputs["segmentation.label_map"].shape == (1, 96, 160)
+
+
+@pytest.mark.slow
+def test_exports_with_dynamic_sizes(name, tmp_path):
+    """All its levels, 64 too, where a picture of 96 pixels ends in the middle of a cell."""
+    backbone = BackboneConfig(name="test_vit2" if NECKS[name].plain else "test_resnet", weights="none")
+    neck = config.build(NeckConfig, {"name": name, "channels": 16, "fine_channels": 8})
+    task = TASKS["segmentation"].Config(classes=("a", "b", "c"), strides=STRIDES, width=16)
+    torch.manual_seed(0)
+    model = Perception(ModelConfig(backbone=backbone, neck=neck), {"segmentation": task}).eval()
+    sizes = ((96, 160), (64, 64), (224, 32))
+    report = export(model, tmp_path / "model.onnx", size=(96, 160), sizes=sizes, batches=(1, 3))
+    assert report.batches >= 2 * len(sizes)
 
 
 def test_a_name_chooses_and_the_backbone_where_none_is_given():
