@@ -16,6 +16,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 os.environ |= {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "NO_ALBUMENTATIONS_UPDATE": "1"}
 os.environ.setdefault("YOLO_CONFIG_DIR", str(Path("runs").absolute() / "yolo-settings"))
@@ -64,7 +65,8 @@ def main() -> None:
 
 def measure(recipe, task, perceive) -> dict[str, float]:
     """The project's own metrics of ``perceive`` (RGB picture to annotation, both in source pixels)."""
-    metric = build_model(recipe, weights=False).tasks[task].metric()
+    head: Any = build_model(recipe, weights=False).tasks[task]
+    metric = head.metric()
     for source in recipes.validation_sources(recipe):
         for index in range(len(source)):
             sample = source.sample(index)
@@ -166,9 +168,8 @@ def train_smp(recipe, parsed):
     batches = train_batches(recipes.build_mixture(recipe), ("segmentation",), recipe.train.batch_size, parsed.steps)
     with progress_bar("smp", parsed.steps) as advance_to:
         for step, batch in enumerate(batches):
-            labels = torch.stack(
-                [torch.where(m.valid, m.values.long(), 255) for m in batch.annotations["segmentation"]]
-            )
+            maps: list[Any] = batch.annotations["segmentation"]
+            labels = torch.stack([torch.where(m.valid, m.values.long(), 255) for m in maps])
             with autocast(recipe.train.precision, torch.device("cpu")):
                 logits = network((batch.images.float() - mean) / std).float()
             loss = torch.nn.functional.cross_entropy(logits, labels, ignore_index=255) + dice(logits, labels)
