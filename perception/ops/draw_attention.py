@@ -25,7 +25,7 @@ def draw_attention(
     point:  x, y in pixels of the image; it is marked
     """
     tile = image.shape[0] // 2, image.shape[1] // 2
-    small = cv2.resize(image, tile[::-1], interpolation=cv2.INTER_AREA)
+    small = np.asarray(cv2.resize(image, tile[::-1], interpolation=cv2.INTER_AREA), np.uint8)
     scale = text_scale(small)
     line = round(40 * scale)
     step = tile[0] + line + GAP, tile[1] + GAP
