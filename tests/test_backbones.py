@@ -75,7 +75,7 @@ def check(name: str) -> None:
         outputs = model.eval().predict(noise(96, 160))
     assert outputs["segmentation.label_map"].shape == (2, 96, 160)
     raw = model.train()(noise(64, 96))
-    (raw["segmentation"].logits.square().mean() + raw["detection"].boxes.square().mean()).backward()
+    (raw["segmentation"].logits.square().mean() + raw["detection"].sides.square().mean()).backward()
     trunk = model.sharing.named_parameters()
     silent = [key for key, one in trunk if one.grad is None or not torch.isfinite(one.grad).all()]
     assert not silent, "a distributed run waits for these gradients for ever"

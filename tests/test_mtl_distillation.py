@@ -23,8 +23,7 @@ class Depth(NamedTuple):
 
 class Boxes(NamedTuple):
     logits: Tensor
-    boxes: Tensor
-    strides: Tensor
+    sides: Tensor
 
 
 SEGMENTATION = TaskSpec("segmentation", "dense", ("label_map",), ("a", "b", "c"))
@@ -34,7 +33,7 @@ LABELS = TaskSpec("label", "label", ("probabilities",), ("a", "b", "c"), multi_l
 DETECTION = TaskSpec("detection", "instances", ("boxes", "scores", "labels"), ("a", "b"))
 
 
-def raw(spec: TaskSpec, seed: int):
+def raw(spec: TaskSpec, seed: int, bins: int = 1):
     generator = torch.Generator().manual_seed(seed)
     random = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
     if spec is SEGMENTATION:
@@ -42,16 +41,18 @@ def raw(spec: TaskSpec, seed: int):
     if spec is DEPTH:
         return Depth(random(2, 1, 4, 5))
     if spec is DETECTION:
-        return Boxes(random(2, 7, 2), random(2, 7, 4) * 8, torch.full((7,), 8.0))
+        return Boxes(random(2, 7, 2), random(2, 7, 4 * bins) * 2)
     return Logits(random(2, 3))
 
 
-@pytest.mark.parametrize("spec", [SEGMENTATION, DEPTH, LABEL, LABELS, DETECTION])
-def test_an_equal_teaches_nothing_and_another_teaches_towards_itself(spec):
-    teacher = raw(spec, 0)
+@pytest.mark.parametrize(
+    ("spec", "bins"), [(SEGMENTATION, 1), (DEPTH, 1), (LABEL, 1), (LABELS, 1), (DETECTION, 1), (DETECTION, 16)]
+)
+def test_an_equal_teaches_nothing_and_another_teaches_towards_itself(spec, bins):
+    teacher = raw(spec, 0, bins)
     assert float(soft_loss(spec, teacher, teacher)) == pytest.approx(0, abs=1e-6)
-    far, near = raw(spec, 1), []
-    for part in far[:2] if spec is DETECTION else far:
+    far, near = raw(spec, 1, bins), []
+    for part in far:
         part.requires_grad_()
         near.append(part)
     loss = soft_loss(spec, far, teacher)
@@ -74,6 +75,6 @@ def test_closed_forms():
 
 
 def test_a_box_counts_by_how_sure_the_teacher_is_and_in_units_of_its_cell():
-    sure = Boxes(torch.tensor([[[9.0], [-20.0]]]), torch.zeros(1, 2, 4), torch.tensor([8.0, 16.0]))
-    moved = sure._replace(boxes=torch.full((1, 2, 4), 4.0))
-    assert float(soft_loss(DETECTION, moved, sure)) == pytest.approx(4 / 8, rel=1e-3)
+    sure = Boxes(torch.tensor([[[9.0], [-20.0]]]), torch.full((1, 2, 4), 20.0))
+    moved = sure._replace(sides=torch.full((1, 2, 4), 20.5))
+    assert float(soft_loss(DETECTION, moved, sure)) == pytest.approx(0.5, rel=1e-3)

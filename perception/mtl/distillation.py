@@ -17,7 +17,7 @@ from perception.types import TaskSpec
 def soft_loss(spec: TaskSpec, student: Any, teacher: Any) -> Tensor:
     """How far the raw outputs of a head are from those of another head of the same task; 0 where they are equal.
 
-    instances: binary cross-entropy of the class scores, and the boxes' L1 distance in units of their cells, both where
+    instances: binary cross-entropy of the class scores, and the L1 distance of the boxes' sides in cells, both where
                the teacher or the student sees something
     dense:     Kullback-Leibler divergence of each cell's classes; of a quantity, the L1 distance
     label:     the same of the picture's classes; of several labels at once, binary
@@ -49,5 +49,13 @@ def _instances(student: Any, teacher: Any) -> Tensor:
     seen = theirs.sigmoid()
     sure = seen.amax(2)
     scores = ((mine.sigmoid().detach() - seen).abs() * _binary(mine, theirs)).sum()
-    distance = (student.boxes.float() - teacher.boxes.float()).abs().mean(2) / teacher.strides.float()
+    distance = _sides(student.sides.float(), teacher.sides.float())
     return (scores + (distance * sure).sum()) / sure.sum().clamp(min=1)
+
+
+def _sides(student: Tensor, teacher: Tensor) -> Tensor:
+    """Distance [B, P] of boxes: of their four sides in cells, or the divergence of the sides' distributions."""
+    if student.shape[-1] == 4:
+        return (F.softplus(student) - F.softplus(teacher)).abs().mean(2)
+    bins = [one.unflatten(-1, (4, -1)).movedim(-1, 1) for one in (student, teacher)]
+    return _divergence(*bins).mean(2)
