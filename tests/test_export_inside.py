@@ -1,7 +1,10 @@
 """Files that letterbox inside: the same predictions as with the letterbox outside, in the pixels of the pictures."""
 
+import dataclasses
+
 import cv2
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
@@ -124,7 +127,26 @@ def test_x1_a_wrong_letterbox_or_way_back_is_seen(translated, small_network, mon
         inside.verify(inside.wrap(translated, specs, (96, 160)), translated, specs, {"detection": 0.6})
 
 
+def test_the_further_maps_of_a_quantity_are_resized_and_no_lens_scales_them(translated, small_network):
+    """A depth with its expected error: both lie in the picture, only the first is through a canonical lens."""
+    core = onnx.ModelProto()
+    core.CopyFrom(translated)
+    depth = next(entry for entry in core.graph.output if entry.name == "depth.depth")
+    core.graph.node.append(onnx.helper.make_node("Identity", ["depth.depth"], ["depth.error"], "graph/error"))
+    error = core.graph.output.add()
+    error.CopyFrom(depth)
+    error.name = "depth.error"
+    spec = dataclasses.replace(small_network.specs["depth"], outputs=("depth", "error"))
+    specs = small_network.specs | {"depth": spec}
+    whole = inside.wrap(core, specs, (96, 160))
+    inside.verify(whole, core, specs, {"detection": 0.6})
+    session = onnxruntime.InferenceSession(whole.SerializeToString(), providers=["CPUExecutionProvider"])
+    metres, share = session.run(["depth.depth", "depth.error"], {"images": picture(180, 320)[None]})
+    assert metres.shape == share.shape == (1, 180, 320)
+    np.testing.assert_allclose(metres, share / 2, rtol=1e-5)  # the picture is shrunk to a half
+
+
 def test_a_task_of_unknown_geometry_is_refused(translated, small_network):
-    specs = small_network.specs | {"depth": TaskSpec("depth", "dense", ("depth", "normals"), (), "m")}
-    with pytest.raises(PerceptionError, match=r"depth: outputs depth, normals cannot be brought back"):
-        inside.wrap(translated, specs, (96, 160))
+    spec = TaskSpec("detection", "instances", ("boxes", "scores", "labels", "masks"), ("car",))
+    with pytest.raises(PerceptionError, match=r"detection: outputs boxes, scores, labels, masks cannot be brought"):
+        inside.wrap(translated, small_network.specs | {"detection": spec}, (96, 160))

@@ -329,9 +329,11 @@ def _output_rules(entry: Any, specs: Mapping[str, TaskSpec], preprocess: Preproc
         "scores": "0 to 1; 0 = padding",
         "labels": "index into the task's classes",
         "probabilities": "0 to 1, of each class",
+        "error": "expected error of each pixel, as a share of its value; no focal length changes it",
     }
     maps = "index into the task's classes, of each pixel" if spec.classes else f"{spec.unit} of each pixel{focal}"
-    meaning = maps if spec.shape == "dense" else meanings.get(output, str(output))
+    first = spec.shape == "dense" and output == spec.outputs[0]
+    meaning = maps if first else meanings.get(output, str(output))
     return OutputRules(passes.dtype_of(entry), passes.shape_of(entry), meaning)
 
 

@@ -200,31 +200,33 @@ def _restore(
     if spec.shape == "label":
         pieces.outputs += [ends.pop(f"{name}.{output}") for output in spec.outputs]
         return
-    if len(spec.outputs) != (3 if spec.shape == "instances" else 1):
+    if spec.shape == "instances" and len(spec.outputs) != 3:
         raise PerceptionError(f"{name}: outputs {', '.join(spec.outputs)} cannot be brought back to picture pixels.")
-    given, entries = dict(known), []
-    kinds = ("boxes", "scores", "labels") if spec.shape == "instances" else ("values",)
-    for key, output in zip(kinds, spec.outputs, strict=True):
-        entry = ends.pop(f"{name}.{output}")
-        entries.append(entry)
+    entries = [ends.pop(f"{name}.{output}") for output in spec.outputs]
+    for entry in entries:
         pieces.rename(entry.name, f"{entry.name}/in")
-        given[key] = f"{entry.name}/in"
-    prefix = f"restore/{name}/"
     if spec.shape == "instances":
-        given |= {"scale": "restore/scale", "border": "restore/border"}
-        given |= {f"found_{key}": entry.name for key, entry in zip(kinds, entries, strict=True)}
-        pieces.add(BOXES, given, prefix)
+        kinds = ("boxes", "scores", "labels")
+        given = {**known, "scale": "restore/scale", "border": "restore/border"}
+        given |= {kind: f"{entry.name}/in" for kind, entry in zip(kinds, entries, strict=True)}
+        given |= {f"found_{kind}": entry.name for kind, entry in zip(kinds, entries, strict=True)}
+        pieces.add(BOXES, given, f"restore/{name}/")
     else:
-        given["found"] = entries[0].name
-        passes.set_shape(entries[0], ("batch", "height", "width"))
-        if spec.classes:
-            dtype = {"uint8": "uint8", "int64": "int64"}[passes.dtype_of(entries[0])]
-            axes = {"rows": NEAREST.format(name="rows", at=0), "columns": NEAREST.format(name="columns", at=1)}
-            pieces.add(CLASSES, given, prefix, dtype=dtype, **axes)
-        else:
-            scaling = "Mul (flat, mean_scale)" if spec.canonical_focal else "Identity (flat)"
-            pieces.add(QUANTITY, given, prefix, scaling=scaling)
+        for i, entry in enumerate(entries):
+            _restore_map(pieces, spec, entry, i, known)
     pieces.outputs += entries
+
+
+def _restore_map(pieces: _Pieces, spec: TaskSpec, entry: ValueInfoProto, place: int, known: Mapping[str, str]) -> None:
+    """One map of a dense task: its first is classes or the quantity, the others are shares that no lens changes."""
+    given, prefix = {**known, "values": f"{entry.name}/in", "found": entry.name}, f"restore/{entry.name}/"
+    passes.set_shape(entry, ("batch", "height", "width"))
+    if spec.classes and place == 0:
+        axes = {"rows": NEAREST.format(name="rows", at=0), "columns": NEAREST.format(name="columns", at=1)}
+        pieces.add(CLASSES, given, prefix, dtype=passes.dtype_of(entry), **axes)
+    else:
+        scaled = spec.canonical_focal and place == 0
+        pieces.add(QUANTITY, given, prefix, scaling="Mul (flat, mean_scale)" if scaled else "Identity (flat)")
 
 
 def verify(
@@ -275,9 +277,11 @@ def restored(outputs: Mapping[str, NDArray], specs: Mapping[str, TaskSpec], fram
                 for whole, placed in zip(frame.source, frame.place[:1:-1], strict=True)
             )
             found[keys[0]] = first[:, rows[:, None], columns]
-        elif spec.shape == "dense":
-            factor = np.float32(np.mean(frame.scale) if spec.canonical_focal else 1)
-            found[keys[0]] = np.stack([geometry.unwarp_map(one, frame, smooth=True) for one in first]) * factor
+        for i, key in enumerate(keys):
+            if spec.shape == "dense" and not (spec.classes and i == 0):
+                factor = np.float32(np.mean(frame.scale) if spec.canonical_focal and i == 0 else 1)
+                maps = [geometry.unwarp_map(one, frame, smooth=True) for one in outputs[key]]
+                found[key] = np.stack(maps) * factor
     return found
 
 
