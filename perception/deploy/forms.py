@@ -24,6 +24,7 @@ from perception.deploy.manifest import InputRules, extract
 from perception.deploy.pieces import pieces
 from perception.deploy.runtime import choose
 from perception.deploy.session import open_session
+from perception.ops.denormals import flushed_denormals
 
 
 class OnnxForm:
@@ -94,7 +95,6 @@ class TorchForm:
 
     def __init__(self, name: str, model: Any) -> None:
         self.name, self._model = name, model.eval()
-        torch.set_flush_denormal(True)
 
     def stages(self, images: NDArray[np.uint8]) -> list[Stage]:
         model, left, pictures = self._model, {}, torch.from_numpy(images)
@@ -145,7 +145,7 @@ class CompiledForm(TorchForm):
 
 def _inferring(call: Callable[[], Any]) -> Callable[[], Any]:
     def run() -> Any:
-        with torch.inference_mode():
+        with flushed_denormals(), torch.inference_mode():
             return call()
 
     return run

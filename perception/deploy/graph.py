@@ -45,6 +45,8 @@ def forget_origins(model: ModelProto) -> None:
 def fold_batchnorm(model: ModelProto) -> int:
     """Fold each BatchNormalization into the convolution before it; returns how many were folded.
 
+    One that follows anything else (a sum of convolutions) becomes a product and a sum.
+
     A convolution whose weights several nodes share (towers over the levels of a pyramid, each with statistics of its
     own) gets weights of its own. Arithmetic in float64.
     """
@@ -75,8 +77,27 @@ def fold_batchnorm(model: ModelProto) -> int:
         folded.append(norm)
     for norm in folded:
         graph.node.remove(norm)
+    _spell_out_batchnorm(model)
     drop_unused(model)
     return len(folded)
+
+
+def _spell_out_batchnorm(model: ModelProto) -> None:
+    """Write what is left of BatchNormalization over [B, C, H, W] as a product and a sum with constants."""
+    graph, known = model.graph, constants(model)
+    for place, norm in reversed(list(enumerate(graph.node))):
+        if norm.op_type != "BatchNormalization" or not all(name in known for name in norm.input[1:]):
+            continue
+        scale, shift, mean, variance = (_values(known[name])[:, None, None] for name in norm.input[1:5])
+        factor = scale / np.sqrt(variance + next((a.f for a in norm.attribute if a.name == "epsilon"), 1e-5))
+        scaled, names = f"{norm.name}.scaled", [f"{norm.name}.factor", f"{norm.name}.shift"]
+        for name, values in zip(names, (factor, shift - mean * factor), strict=True):
+            graph.initializer.append(numpy_helper.from_array(np.asarray(values, np.float32), name))
+        product = helper.make_node("Mul", [norm.input[0], names[0]], [scaled], f"{norm.name}.product")
+        addition = helper.make_node("Add", [scaled, names[1]], [norm.output[0]], norm.name)
+        del graph.node[place]
+        graph.node.insert(place, addition)
+        graph.node.insert(place, product)
 
 
 def _values(tensor: TensorProto) -> NDArray[np.float64]:

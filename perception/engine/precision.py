@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 
 from perception.engine.depthwise import FastDepthwise
+from perception.ops.denormals import flushed_denormals
 from perception.types import Batch, PerceptionError
 
 Precision: TypeAlias = Literal["auto", "float32", "bfloat16"]
@@ -41,17 +42,15 @@ def reproducible(device: torch.device, threads: int | None) -> Iterator[None]:
     """
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     filling = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    flushed = bool(torch.tensor(1e-40) * 1.0 == 0)
-    torch.set_flush_denormal(True)
     if threads:
         torch.set_num_threads(threads)
     if device.type == "cpu":
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
-        yield
+        with flushed_denormals():
+            yield
     finally:
-        torch.set_flush_denormal(flushed)
         torch.set_num_threads(before[0])
         torch.use_deterministic_algorithms(before[1])
         torch.utils.deterministic.fill_uninitialized_memory = filling  # type: ignore[attr-defined]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from perception.model import Perception
+from perception.ops.denormals import flushed_denormals
 
 TURNS = 15
 
@@ -36,9 +37,8 @@ def measure(models: Mapping[str, Perception], pictures: Tensor, turns: int = TUR
     seconds: dict[str, list[float]] = {name: [] for name in models}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
     try:
-        with torch.inference_mode():
+        with flushed_denormals(), torch.inference_mode():
             for _ in range(turns + 1):
                 for name, model in models.items():
                     start = time.process_time()
