@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -30,6 +31,14 @@ def made_up(tmp_path, monkeypatch) -> Path:
 
     install(tmp_path, monkeypatch)
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def exact_floats():
+    """Opening a session of ONNX Runtime makes the thread flush denormal numbers, which hypothesis rightly refuses."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")

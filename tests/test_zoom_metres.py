@@ -100,7 +100,8 @@ def test_the_metres_that_training_divides_are_those_that_prediction_multiplies(c
         camera = camera.through(frame)
     task = depth_task(canonical)
     factor = focal_factor(camera, last, canonical, 1.0)
-    raw = Raw(torch.full((1, 1, *last.input), math.log(metres / factor)))
+    exact = torch.full((1, 1, *last.input), math.log(metres / factor))
+    raw = Raw(exact, torch.zeros_like(exact))
     wall = DenseMap(torch.full(last.input, metres), torch.ones(last.input, dtype=torch.bool))
     parts = task.losses(raw, [wall], [camera.through(last)])
     assert float(parts["log"].total) < 1e-5
