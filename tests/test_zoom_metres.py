@@ -100,10 +100,11 @@ def test_the_metres_that_training_divides_are_those_that_prediction_multiplies(c
         camera = camera.through(frame)
     task = depth_task(canonical)
     factor = focal_factor(camera, last, canonical, 1.0)
-    cells = [-(-side // 4) for side in last.input]  # the head says a value for every 4 x 4 pixels
+    stride = min(task.strides)  # the head says a value for every cell of so many pixels
+    cells = [-(-side // stride) for side in last.input]
     exact = torch.full((1, 1, *cells), math.log(metres / factor))
     raw = Raw(exact, torch.zeros_like(exact))
-    pixels = torch.full([4 * side for side in cells], metres)
+    pixels = torch.full([stride * side for side in cells], metres)
     wall = DenseMap(pixels, torch.ones_like(pixels, dtype=torch.bool))
     parts = task.losses(raw, [wall], [camera.through(last)])
     assert float(parts["log"].total) < 1e-5
