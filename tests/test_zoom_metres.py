@@ -110,7 +110,8 @@ def test_the_metres_that_training_divides_are_those_that_prediction_multiplies(c
     assert float(parts["log"].total) < 1e-5
     assert float(parts["gradient"].total) < 1e-5
     frame = letterbox_frame(last.source, (64, 96))
-    outputs = {"depth.depth": np.full((64, 96), metres / focal_factor(camera, frame, canonical, 1.0), np.float32)}
+    seen = np.full((64, 96), metres / focal_factor(camera, frame, canonical, 1.0), np.float32)
+    outputs = {"depth.depth": seen, "depth.error": np.full_like(seen, 0.1)}
     restored = restore(outputs, {"depth": task.spec}, frame, camera)["depth"]
     assert restored.values.shape == last.source
     np.testing.assert_allclose(restored.values, metres, rtol=1e-5)
