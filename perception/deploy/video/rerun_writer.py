@@ -28,7 +28,7 @@ class RerunWriter:
 
     def open(self, recording: Recording) -> None:
         try:
-            import rerun
+            import rerun  # pyright: ignore[reportMissingImports]
         except ModuleNotFoundError as error:
             raise PerceptionError(MISSING) from error
         self._rerun, self._specs, self._count = rerun, recording.specs, 0

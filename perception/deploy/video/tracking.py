@@ -41,8 +41,8 @@ class Tracker:
 
     def __init__(self, specs: Mapping[str, TaskSpec], fps: float) -> None:
         try:
-            import supervision
-            from trackers import ByteTrackTracker
+            import supervision  # pyright: ignore[reportMissingImports]
+            from trackers import ByteTrackTracker  # pyright: ignore[reportMissingImports]
         except ModuleNotFoundError as error:
             raise PerceptionError(MISSING) from error
         self._supervision, self._tracker, self._fps = supervision, ByteTrackTracker, fps
