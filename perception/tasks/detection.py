@@ -224,11 +224,15 @@ class Detection(Task):
     def decode(self, raw: Raw, size: Sequence[Any]) -> dict[str, Tensor]:
         config = self.config
         scores, labels = raw.logits.sigmoid().max(-1)
+        # As many empty cells again as there are candidates: a small picture has fewer cells, an export counts them once.
+        room = (0, config.candidates)
+        scores, labels = F.pad(scores, room), F.pad(labels, room)
         # Sorting, not top-k: a small picture has fewer cells than candidates, and ties fall alike in torch and ONNX.
         order = scores.sort(dim=1, descending=True, stable=True).indices
         order = order[:, : config.limit if config.one_to_one else config.candidates]
-        sides = raw.sides.gather(1, order[..., None].expand(-1, -1, raw.sides.shape[-1]))
-        boxes = self.boxes(sides, raw.points[order], raw.strides[order])
+        # All boxes, then the candidates': indexing points by them would fix their number in an export.
+        boxes = F.pad(self.boxes(raw.sides, raw.points, raw.strides), (0, 0, *room))
+        boxes = boxes.gather(1, order[..., None].expand(-1, -1, 4))
         boxes = torch.cat([boxes[..., :2], torch.maximum(boxes[..., :2], boxes[..., 2:])], -1)
         boxes, scores, labels = select(
             boxes,
