@@ -224,7 +224,7 @@ class Detection(Task):
     def decode(self, raw: Raw, size: Sequence[Any]) -> dict[str, Tensor]:
         config = self.config
         scores, labels = raw.logits.sigmoid().max(-1)
-        # As many empty cells again as there are candidates: a small picture has fewer cells, an export counts them once.
+        # Empty cells fill up: a small picture has fewer cells than candidates, and an export fixes their number.
         room = (0, config.candidates)
         scores, labels = F.pad(scores, room), F.pad(labels, room)
         # Sorting, not top-k: a small picture has fewer cells than candidates, and ties fall alike in torch and ONNX.
