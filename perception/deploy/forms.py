@@ -26,6 +26,26 @@ from perception.deploy.runtime import choose
 from perception.deploy.session import open_session
 from perception.ops.denormals import flushed_denormals
 
+# Prints the MiB that loading and running a file add. On Linux not by ru_maxrss: it outlives exec, so that a small
+# process that a large one began would seem to need nothing.
+PEAK_MEMORY = """
+import pathlib, resource, sys, numpy
+from perception.deploy.session import runner
+
+def peak():
+    status = pathlib.Path("/proc/self/status")
+    if status.exists():
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+images = numpy.load(sys.argv[2])
+empty = peak()
+run = runner(open(sys.argv[1], "rb").read())
+for _ in range(3):
+    run(images)
+print((peak() - empty) / 1024)
+"""
+
 
 class OnnxForm:
     """An ONNX graph in ONNX Runtime. Its stages are pieces of the graph, each a session of its own."""
@@ -63,16 +83,7 @@ class OnnxForm:
             path = Path(folder) / "model.onnx"
             path.write_bytes(self._data)
             np.save(Path(folder) / "images.npy", self._given(images))
-            code = (
-                "import sys, numpy, resource\n"
-                "from perception.deploy.session import runner\n"
-                "images = numpy.load(sys.argv[2])\n"
-                "empty = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-                "run = runner(open(sys.argv[1], 'rb').read())\n"
-                "for _ in range(3): run(images)\n"
-                "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - empty) / 1024)"
-            )
-            command = [sys.executable, "-c", code, str(path), f"{folder}/images.npy"]
+            command = [sys.executable, "-c", PEAK_MEMORY, str(path), f"{folder}/images.npy"]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
         return float(done.stdout) if done.returncode == 0 else None
 
