@@ -121,8 +121,8 @@ class Predictor(nn.Module):
         self.class_output = nn.Conv2d(width, len(config.classes), 1)
         self.box_output = nn.Conv2d(width, 4 * max(1, config.bins), 1)
         self.scales = nn.Parameter(torch.ones(levels))
-        # A prior of 0.01; boxes four cells wide, or of all widths.
-        for layer, bias in ((self.class_output, -4.6), (self.box_output, 0.0 if config.bins else 2.0)):
+        # A prior of 0.01; boxes four cells wide (softplus(3) - REACH = 2 to each side), or of all widths.
+        for layer, bias in ((self.class_output, -4.6), (self.box_output, 0.0 if config.bins else 3.0)):
             nn.init.normal_(layer.weight, std=0.01)
             layer.bias.data.fill_(bias)  # pyright: ignore[reportOptionalMemberAccess]
 
