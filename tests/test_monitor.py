@@ -1,0 +1,306 @@
+"""M1-M3: pictures no one should act on, frames unlike what is known, tasks that disagree, results that are late."""
+
+import dataclasses
+import os
+import time
+from functools import cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+from street_samples import street
+
+from perception.data.files.images import read_image
+from perception.data.street.picture import CLASSES
+from perception.deploy.sources import Shot
+from perception.deploy.video.agreement import contradictions, kinds_of
+from perception.deploy.video.doubt import LIMIT, Collect, Doubt, fit, load
+from perception.deploy.video.features import feature_names, features
+from perception.deploy.video.monitor import PATIENCE, Monitor, faults, small_gray
+from perception.deploy.video.timing import Durations, Timings
+from perception.deploy.video.watch import Watch
+from perception.types import DenseMap, Instances, PerceptionError, Prediction, TaskSpec
+
+DATA = Path(os.environ.get("PERCEPTION_TEST_DATA", ""))
+REAL = pytest.mark.skipif(not (DATA / "video").is_dir(), reason="PERCEPTION_TEST_DATA is not set")
+NOTHING = Prediction({}, (96, 160))
+
+
+def textured(seed: int = 0, size: tuple[int, int] = (180, 320)) -> np.ndarray:
+    """Something to see everywhere."""
+    generator = np.random.default_rng(seed)
+    return generator.integers(40, 215, (*size, 3), np.uint8)
+
+
+def covered(image: np.ndarray, side: str, value: int | None) -> np.ndarray:
+    """Half of it hidden by one colour, or smeared (None)."""
+    height, width = image.shape[:2]
+    half = {
+        "left": np.s_[:, : width // 2],
+        "right": np.s_[:, width // 2 :],
+        "top": np.s_[: height // 2],
+        "bottom": np.s_[height // 2 :],
+    }[side]
+    changed = image.copy()
+    changed[half] = cv2.GaussianBlur(image, (0, 0), width / 25)[half] if value is None else value
+    return changed
+
+
+def blurred(image: np.ndarray) -> np.ndarray:
+    return cv2.GaussianBlur(image, (0, 0), image.shape[1] / 150)
+
+
+def shaken(image: np.ndarray) -> np.ndarray:
+    return cv2.blur(image, (max(3, image.shape[1] // 30), 1))
+
+
+def flags_of(images: list[np.ndarray]) -> list[tuple[str, ...]]:
+    monitor = Monitor()
+    return [monitor(Shot(image, i / 25), NOTHING).flags for i, image in enumerate(images)]
+
+
+BAD = {
+    "black": lambda image: image // 32,
+    "white": lambda image: 255 - image // 32,
+    "blank": lambda image: np.full_like(image, 120),
+    "blurred": blurred,
+    "covered": lambda image: covered(image, "left", 0),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_m1_a_bad_picture_is_flagged_within_its_patience_and_a_good_one_ends_it(name):
+    images = [textured(i) for i in range(3)] + [BAD[name](textured(i)) for i in range(3, 12)] + [textured(12)]
+    found = flags_of(images)
+    first = next(i for i, flags in enumerate(found) if flags)
+    assert first == 3 + PATIENCE[name] - 1
+    assert all(f"picture: {name}" in flags for flags in found[first:-1])
+    assert found[first] == (f"picture: {name}",)
+    assert found[-1] == ()
+
+
+def test_m1_a_frozen_picture_is_flagged_and_one_with_noise_is_not():
+    still = textured()
+    found = flags_of([textured(1), *[still] * 8])
+    assert found[: PATIENCE["frozen"] + 1] == [()] * (PATIENCE["frozen"] + 1)
+    assert found[-1] == ("picture: frozen",)
+    generator = np.random.default_rng(0)
+    noisy = [np.clip(still + generator.normal(0, 1, still.shape), 0, 255).astype(np.uint8) for _ in range(12)]
+    assert flags_of(noisy) == [()] * 12
+
+
+def test_m1_what_is_flagged_is_not_valid_and_a_picture_on_its_own_is_flagged_at_once():
+    found = Monitor()(Shot(np.zeros((96, 160, 3), np.uint8)), NOTHING)
+    assert (found.valid, found.flags) == (False, ("picture: black",))
+    good = Monitor()(Shot(textured()), NOTHING)
+    assert good is NOTHING
+
+
+def test_m1_a_new_size_begins_anew():
+    monitor, still = Monitor(), textured()
+    for i in range(4):
+        monitor(Shot(still, i / 25), NOTHING)
+    assert monitor(Shot(textured(0, (120, 160)), 0.2), NOTHING).valid
+
+
+@cache
+def real(kind: str) -> list[np.ndarray]:
+    if kind == "highway":
+        video = cv2.VideoCapture(str(DATA / "video" / "solidWhiteRight.mp4"))
+        return [np.ascontiguousarray(video.read()[1][:, :, ::-1]) for _ in range(221)][::2]
+    folder = {"carla": DATA / "carla", "camvid": DATA / "camvid" / "images"}[kind]
+    paths = sorted(p for p in folder.rglob("*") if p.suffix in (".jpg", ".png"))
+    return [read_image(p) for p in paths[:: max(1, len(paths) // 40)]]
+
+
+@REAL
+@pytest.mark.parametrize("kind", ["highway", "carla", "camvid"])
+def test_m1_no_false_alarm_on_clean_pictures_and_every_bad_one_is_found(kind):
+    images = real(kind)
+    assert [faults(small_gray(image)) for image in images] == [[]] * len(images)
+    if kind == "highway":
+        assert flags_of(images) == [()] * len(images)
+    for image in images[::12]:
+        assert "blurred" in faults(small_gray(blurred(image)))
+        assert "blurred" in faults(small_gray(shaken(image)))
+        for side in ("left", "right", "top", "bottom"):
+            for value in (0, 120):
+                assert "covered" in faults(small_gray(covered(image, side, value))), (side, value)
+        assert "covered" in faults(small_gray(covered(image, "bottom", None)))
+
+
+STREET = {
+    "detection": TaskSpec("detection", "instances", ("boxes", "scores", "labels"), CLASSES),
+    "segmentation": TaskSpec("segmentation", "dense", ("label_map",), tuple(f"id {k}" for k in range(34))),
+    "depth": TaskSpec("depth", "dense", ("depth",), (), "m", (0.5, 200.0)),
+}
+
+
+@cache
+def truth(index: int) -> tuple[np.ndarray, Prediction, dict[str, TaskSpec]]:
+    """A made street whose tasks agree: the label map shows each object's class where it is, 'other' elsewhere."""
+    stored, sample = street(index)
+    boxes, owners, depth = (sample.annotations[name] for name in ("detection", "owners", "depth"))
+    sides = (boxes.boxes[:, 2:] - boxes.boxes[:, :2]).min(1, initial=99)
+    keep = np.flatnonzero(~boxes.ignore & (sides >= 6))
+    label_map = np.full(owners.values.shape, len(CLASSES), np.uint8)
+    for row in keep:
+        label_map[owners.values == row + 1] = boxes.labels[row]
+    specs = {
+        "detection": STREET["detection"],
+        "segmentation": TaskSpec("segmentation", "dense", ("label_map",), (*CLASSES, "other")),
+        "depth": STREET["depth"],
+    }
+    found = Instances(boxes.boxes[keep], boxes.labels[keep], np.full(len(keep), 0.8, np.float32))
+    parts = {"detection": found, "segmentation": DenseMap(label_map, np.ones(label_map.shape, bool)), "depth": depth}
+    return np.asarray(stored._decoded), Prediction(parts, label_map.shape), specs
+
+
+def disagreement(prediction: Prediction, specs) -> float:
+    found = contradictions(prediction, specs)
+    return (found.unsupported + found.jumps) / max(1, found.boxes) + found.unboxed
+
+
+def test_m2_tasks_that_disagree_score_higher_than_tasks_that_agree():
+    """The truth agrees with itself; boxes moved elsewhere, boxes left out and a mirrored label map do not."""
+    clean, wrong = [], []
+    for index in range(8):
+        _, prediction, specs = truth(index)
+        found = prediction.annotations["detection"]
+        if not len(found.boxes):
+            continue
+        clean.append(disagreement(prediction, specs))
+        labels = prediction.annotations["segmentation"]
+        moved = dataclasses.replace(found, boxes=found.boxes - np.array([0, 60, 0, 60], np.float32))
+        none = Instances(found.boxes[:0], found.labels[:0], found.scores[:0])
+        for change in (
+            {"detection": moved},
+            {"detection": none},
+            {"segmentation": DenseMap(labels.values[:, ::-1].copy(), labels.valid)},
+        ):
+            parts = {**prediction.annotations, **change}
+            wrong.append(disagreement(dataclasses.replace(prediction, annotations=parts), specs))
+    assert len(clean) >= 5
+    assert roc_auc_score([0] * len(clean) + [1] * len(wrong), clean + wrong) > 0.9
+
+
+def test_m2_a_depth_jump_inside_a_box_is_counted():
+    specs = {name: STREET[name] for name in ("detection", "depth")}
+    depth = np.full((96, 160), 10, np.float32)
+    box = Instances(np.array([[20, 20, 80, 80]], np.float32), np.array([0]), np.array([0.9], np.float32))
+    whole = Prediction({"detection": box, "depth": DenseMap(depth, depth > 0)}, (96, 160))
+    assert contradictions(whole, specs).jumps == 0
+    torn = depth.copy()
+    torn[:, 50:] = 40
+    parts = {**whole.annotations, "depth": DenseMap(torn, torn > 0)}
+    assert contradictions(dataclasses.replace(whole, annotations=parts), specs).jumps == 1
+
+
+def test_m2_names_that_mean_the_same_are_one_kind():
+    assert kinds_of("Traffic_Light") == {"light"}
+    assert kinds_of("car") == kinds_of("vehicle") == {"vehicle"}
+    assert kinds_of("cyclist") == {"person", "two-wheeler"}
+    assert kinds_of("road") == frozenset()
+
+
+def test_m2_the_doubt_about_good_pictures_is_the_share_that_are_less_odd():
+    generator = np.random.default_rng(0)
+    mixing = generator.normal(size=(6, 6))
+    draw = lambda count: generator.normal(size=(count, 6)) @ mixing  # noqa: E731
+    calibration = fit(draw(800), [f"f{i}" for i in range(6)])
+    doubts = np.sort([calibration.doubt(row) for row in draw(600)])
+    assert np.abs(doubts - np.linspace(0, 1, 600)).max() < 0.08
+    assert (doubts > LIMIT).mean() < 0.03
+    assert calibration.doubt(np.full(6, 50.0)) > 0.998
+    assert calibration.odd_features(calibration.mean + np.eye(6)[3] * 100, 1) == ["f3"]
+
+
+@REAL
+def test_m2_corrupted_and_foreign_pictures_are_told_from_good_ones():
+    """By the features of the picture alone: what the network adds needs one that has been trained."""
+    specs: dict[str, TaskSpec] = {}
+    camvid = sorted((DATA / "camvid" / "images").rglob("*.png")) + sorted((DATA / "camvid" / "images").rglob("*.jpg"))
+    images = [read_image(path) for path in camvid[:: max(1, len(camvid) // 120)]]
+    rows = [features(image, Prediction({}, image.shape[:2]), specs) for image in images]
+    known, held = rows[::2] + rows[1::4], rows[3::4]
+    calibration = fit(np.array(known), feature_names(specs))
+    generator = np.random.default_rng(0)
+    changes = (
+        lambda x: np.clip(x + generator.normal(0, 25, x.shape), 0, 255).astype(np.uint8),
+        blurred,
+        lambda x: (x * 0.25).astype(np.uint8),
+        lambda x: (x * 0.4 + 140).astype(np.uint8),
+        lambda x: 255 - x,
+    )
+    odd = [
+        features(change(image), Prediction({}, image.shape[:2]), specs) for change in changes for image in images[3::8]
+    ]
+    foreign = [read_image(path) for path in sorted((DATA / "coco128").rglob("*.jpg"))[:30]]
+    odd += [features(image, Prediction({}, image.shape[:2]), specs) for image in foreign]
+    scores = [calibration.doubt(row) for row in held + odd]
+    assert roc_auc_score([0] * len(held) + [1] * len(odd), scores) > 0.9
+
+
+def test_m2_a_calibration_is_kept_in_a_file_and_fits_one_network(tmp_path):
+    _, _, specs = truth(0)
+    collect = Collect(specs)
+    for index in range(4):
+        image, prediction, _ = truth(index)
+        collect(Shot(image), prediction)
+        collect(Shot(image), dataclasses.replace(prediction, valid=False))
+    assert len(collect.values) == 4
+    names = feature_names(specs)
+    assert len(names) == len(collect.values[0])
+    rows = np.random.default_rng(0).normal(np.mean(collect.values, 0), 0.1, (60, len(names)))
+    calibration = fit(rows, names, "abc")
+    path = tmp_path / "model.calibration.json"
+    calibration.save(path)
+    again = load(path, specs, "abc")
+    assert again.doubt(rows[7]) == calibration.doubt(rows[7])
+    image, prediction, _ = truth(0)
+    told = Doubt(again, specs)(Shot(image), prediction)
+    assert 0 <= told.doubt <= 1
+    assert bool(told.flags) == (told.doubt > LIMIT)
+    unsound = dataclasses.replace(prediction, valid=False)
+    assert Doubt(again, specs)(Shot(image), unsound) is unsound
+    for message, change, model in (
+        ("of another network", {}, "xyz"),
+        ("of other tasks", {"depth": None}, "abc"),
+    ):
+        with pytest.raises(PerceptionError, match=message):
+            load(path, {k: v for k, v in specs.items() if k not in change}, model)
+    path.write_text('{"format": 1, "names": 3}')
+    with pytest.raises(PerceptionError, match="is no calibration"):
+        load(path, specs)
+    with pytest.raises(PerceptionError, match=r"10 good pictures\. A calibration needs at least 50"):
+        fit(rows[:10], names)
+
+
+def test_m3_late_results_are_flagged_and_counted_and_the_counter_shows_life():
+    timings = Timings()
+    watch = Watch(timings, deadline=0.1)
+    now = time.monotonic()
+    flags = [watch(Shot(textured(), 0.0, now - age), NOTHING).flags for age in (0.0, 0.5, 0.0)]
+    assert [bool(found) for found in flags] == [False, True, False]
+    assert flags[1][0].startswith("late: 5")
+    assert flags[1][0].endswith("deadline 100 ms")
+    assert (watch.alive, watch.misses) == (3, 1)
+    assert timings.to_json()["latency"]["count"] == 3
+    free = Watch(timings)
+    assert free(Shot(textured(), 0.0, now - 100), NOTHING) is NOTHING
+    assert free.misses == 0
+
+
+def test_m3_percentiles_are_those_of_numpy_in_memory_that_does_not_grow():
+    seconds = np.random.default_rng(0).lognormal(-4, 1, 5000)
+    found = Durations()
+    for value in seconds:
+        found.add(float(value))
+    for share in (0.01, 0.5, 0.99):
+        assert found.percentile(share) == pytest.approx(np.quantile(seconds, share), rel=0.05)
+    assert found.longest == seconds.max()
+    assert found.total == pytest.approx(seconds.sum())
+    assert found._bins.size < 1000
+    assert Durations().percentile(0.5) == 0
