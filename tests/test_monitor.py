@@ -109,7 +109,7 @@ def test_m1_a_new_size_begins_anew():
 def real(kind: str) -> list[np.ndarray]:
     if kind == "highway":
         video = cv2.VideoCapture(str(DATA / "video" / "solidWhiteRight.mp4"))
-        return [np.ascontiguousarray(video.read()[1][:, :, ::-1]) for _ in range(221)][::2]
+        return [np.ascontiguousarray(video.read()[1][:, :, ::-1]) for _ in range(120)][::3]
     folder = {"carla": DATA / "carla", "camvid": DATA / "camvid" / "images"}[kind]
     paths = sorted(p for p in folder.rglob("*") if p.suffix in (".jpg", ".png"))
     return [read_image(p) for p in paths[:: max(1, len(paths) // 40)]]
@@ -122,7 +122,7 @@ def test_m1_no_false_alarm_on_clean_pictures_and_every_bad_one_is_found(kind):
     assert [faults(small_gray(image)) for image in images] == [[]] * len(images)
     if kind == "highway":
         assert flags_of(images) == [()] * len(images)
-    for image in images[::12]:
+    for image in images[::15]:
         assert "blurred" in faults(small_gray(blurred(image)))
         assert "blurred" in faults(small_gray(shaken(image)))
         for side in ("left", "right", "top", "bottom"):
@@ -278,7 +278,7 @@ def test_m2_a_calibration_is_kept_in_a_file_and_fits_one_network(tmp_path):
         fit(rows[:10], names)
 
 
-def test_m3_late_results_are_flagged_and_counted_and_the_counter_shows_life():
+def test_m3_late_results_are_flagged_and_counted():
     timings = Timings()
     watch = Watch(timings, deadline=0.1)
     now = time.monotonic()
@@ -286,7 +286,7 @@ def test_m3_late_results_are_flagged_and_counted_and_the_counter_shows_life():
     assert [bool(found) for found in flags] == [False, True, False]
     assert flags[1][0].startswith("late: 5")
     assert flags[1][0].endswith("deadline 100 ms")
-    assert (watch.alive, watch.misses) == (3, 1)
+    assert watch.misses == 1
     assert timings.to_json()["latency"]["count"] == 3
     free = Watch(timings)
     assert free(Shot(textured(), 0.0, now - 100), NOTHING) is NOTHING

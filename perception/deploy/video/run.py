@@ -176,7 +176,7 @@ class Run:
     def _record(self, shot: Shot, prediction: Any) -> dict[str, Any]:
         record = to_json(prediction, self.network.specs)
         if shot.time is not None:
-            record["alive"] = self._watch.alive
+            record["alive"] = self.report.frames + 1  # a counter that shows life: it never stands still
             status = self.report.journal.status(shot.id.rpartition("#")[0])
             if status:
                 record["status"] = status.name

@@ -1,4 +1,4 @@
-"""Whether results come in time (M3): latency of each frame against a deadline, and a counter that shows life."""
+"""Whether results come in time (M3): the latency of each frame against a deadline."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ from perception.types import Prediction
 class Watch:
     """The last step of a pipeline. deadline: seconds from a frame's arrival to its result; None = there is none.
 
-    alive: results so far; misses: those that were late, or None without a deadline
+    misses: results that were late
     """
 
     def __init__(self, timings: Timings, deadline: float | None = None) -> None:
-        self.deadline, self.alive, self.misses = deadline, 0, 0
+        self.deadline, self.misses = deadline, 0
         self._timings = timings
 
     def __call__(self, shot: Shot, prediction: Prediction) -> Prediction:
         latency = time.monotonic() - shot.arrived
         self._timings.add("latency", latency)
-        self.alive += 1
         if self.deadline is None or latency <= self.deadline:
             return prediction
         self.misses += 1

@@ -140,6 +140,7 @@ class Window:
     """What is drawn, on the screen. Raises PerceptionError where OpenCV was built without windows, as ours is."""
 
     TITLE = "perception"
+    _is_open = False
 
     def open(self, recording: Recording) -> None:
         try:
@@ -149,6 +150,7 @@ class Window:
                 "This OpenCV has no windows (opencv-python-headless, which robots and servers want). Leave out --show, "
                 "and watch the mp4, or --save rrd and open it with `rerun`."
             ) from error
+        self._is_open = True
 
     def write(self, shot: Shot, result: Result, record: dict[str, Any]) -> None:
         cv2.imshow(self.TITLE, np.ascontiguousarray(result.plot("picture")[:, :, ::-1]))
@@ -156,7 +158,9 @@ class Window:
             raise Stopped
 
     def close(self) -> None:
-        cv2.destroyAllWindows()
+        if self._is_open:
+            self._is_open = False
+            cv2.destroyAllWindows()
 
 
 WRITERS: dict[str, Callable[[], Writer]] = {
