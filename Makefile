@@ -10,17 +10,20 @@ help:
 	@echo "make test       the tests that every change must pass (under 15 minutes on 2 cores)"
 	@echo "make test-slow  the longer ones: many kills, speed, full trainings"
 	@echo "make test-examples  the examples in Python, JavaScript and C++ against the package (npm; docs/deployment.md)"
+	@echo "                    RUN=runs/demo: on 50 real pictures too, with this network and those of PERCEPTION_TEST_DATA"
 	@echo "make check      ruff, pyright, import-linter"
 	@echo "make fmt        format the code"
 	@echo "make clean      remove the environment and everything that was built (not runs/)"
 
 setup: .venv/.ready
 
-# The stamp is newer than the pins, or the environment is made anew. Pins only: no addresses.
+# The stamp is newer than the pins, or the environment is made anew. Pins only: no addresses. trackers and supervision ask
+# for an OpenCV that would overwrite the headless one; the tests of tracking are skipped where they cannot be had.
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 14), "Python 3.11 to 3.13 needed: make PYTHON=python3.12 ..."'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,test,dev]'
+	-$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps trackers supervision
 	@touch .venv/.ready
 
 demo: .venv/.ready
@@ -34,7 +37,7 @@ test-slow: .venv/.ready
 
 test-examples: .venv/.ready
 	cd examples/onnxruntime_node && ONNXRUNTIME_NODE_INSTALL_CUDA=skip npm install --ignore-scripts --no-audit --no-fund --no-package-lock
-	$(BIN)/python -m pytest -rs -m 'slow or not slow' tests/test_examples.py
+	PERCEPTION_TEST_RUN='$(RUN)' $(BIN)/python -m pytest -rs -m 'slow or not slow' tests/test_examples.py tests/test_examples_run.py
 
 check: .venv/.ready
 	$(BIN)/ruff check .

@@ -5,23 +5,17 @@ nlohmann/json and stb: they are skipped, visibly, where those are missing. `make
 """
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
-import onnxruntime
 import pytest
+from example_programs import Differences, build_cpp, node, python
 
 from perception import cli
 from perception.deploy.parity import shapes
-from perception.deploy.runtime import Perceiver
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
 SIZES = ((96, 160), (61, 97), (240, 320), (500, 40))
 
 
@@ -36,48 +30,9 @@ def pictures(tmp_path_factory) -> list[Path]:
     return paths
 
 
-def run(command: list[str], environment: dict[str, str] | None = None) -> None:
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, check=False, env=os.environ | (environment or {})
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def python(model: Path, out: Path, pictures: list[Path]) -> None:
-    run([sys.executable, str(EXAMPLES / "bare_python/run.py"), *map(str, (model, out, *pictures))])
-
-
-def node(model: Path, out: Path, pictures: list[Path]) -> None:
-    folder = EXAMPLES / "onnxruntime_node"
-    if shutil.which("node") is None or not (folder / "node_modules").is_dir():
-        pytest.skip("no node, or no `npm install --ignore-scripts` in examples/onnxruntime_node")
-    run(["node", str(folder / "run.mjs"), *map(str, (model, out, *pictures))])
-
-
 @pytest.fixture(scope="module")
 def cpp(tmp_path_factory) -> Callable:
-    """Builds the example with the Python package's library and the headers of the system or ONNXRUNTIME_INCLUDE."""
-    build = tmp_path_factory.mktemp("build")
-    (library,) = (Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*")
-    for name in ("libonnxruntime.so", "libonnxruntime.so.1"):  # the names that a system package would bring
-        (build / name).symlink_to(library)
-    options = [f"-DONNXRUNTIME_LIBRARY={build / 'libonnxruntime.so'}"]
-    if include := os.environ.get("ONNXRUNTIME_INCLUDE"):
-        options.append(f"-DONNXRUNTIME_INCLUDE_DIR={include}")
-    if shutil.which("cmake") is None:
-        pytest.skip("no cmake")
-    configured = subprocess.run(
-        ["cmake", "-S", str(EXAMPLES / "cpp"), "-B", str(build), *options], capture_output=True, text=True, check=False
-    )
-    if configured.returncode:
-        missing = [line for line in configured.stderr.splitlines() if "Could not find" in line]
-        pytest.skip(f"C++ libraries are missing: {missing[0].strip() if missing else configured.stderr[-200:]}")
-    run(["cmake", "--build", str(build)])
-
-    def perceive(model: Path, out: Path, pictures: list[Path]) -> None:
-        run([str(build / "perceive"), *map(str, (model, out, *pictures))])
-
-    return perceive
+    return build_cpp(tmp_path_factory.mktemp("build"))
 
 
 CPP = pytest.param("cpp", marks=pytest.mark.slow)  # it compiles
@@ -96,28 +51,9 @@ def test_x1_the_python_example_letterboxes_as_the_package_does(exported, picture
 
 
 def same_as_the_package(model: Path, out: Path, pictures: list[Path]) -> None:
-    perceiver = Perceiver(model, threads=1)
-    boxes = 0
-    for path in pictures:
-        image = np.ascontiguousarray(cv2.imread(str(path))[:, :, ::-1])
-        wanted = perceiver(image)
-        record = json.loads((out / f"{path.stem}.json").read_text("utf-8"))
-        assert record["size"] == list(image.shape[:2])
-        detection, spec = wanted.annotations["detection"], perceiver.specs["detection"]
-        shown = detection.scores >= spec.threshold
-        assert len(record["detection"]) == shown.sum()
-        boxes += int(shown.sum())
-        found = np.array([entry["box"] for entry in record["detection"]]).reshape(-1, 4)
-        np.testing.assert_allclose(found, detection.boxes[shown], atol=1e-2)
-        np.testing.assert_allclose([e["score"] for e in record["detection"]], detection.scores[shown], atol=1e-4)
-        assert [e["label"] for e in record["detection"]] == [spec.classes[k] for k in detection.labels[shown]]
-        labels = wanted.annotations["classification"].values
-        np.testing.assert_allclose(list(record["classification"].values()), labels, atol=1e-4)
-        label_map = np.fromfile(out / f"{path.stem}.segmentation.bin", np.uint8).reshape(image.shape[:2])
-        assert (label_map != wanted.annotations["segmentation"].values).mean() <= 1e-4
-        depth = np.fromfile(out / f"{path.stem}.depth.bin", "<f4").reshape(image.shape[:2])
-        np.testing.assert_allclose(np.log(depth), np.log(wanted.annotations["depth"].values), atol=1e-4)
-    assert boxes > 20
+    found = Differences(model, out).add(pictures)
+    assert found.boxes > 20
+    assert len(found.largest) == 5
 
 
 def test_x1_an_example_says_what_the_command_predict_writes(exported_inside, pictures, tmp_path):
