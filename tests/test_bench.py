@@ -11,6 +11,7 @@ import pytest
 from perception import cli
 from perception.deploy import bench, forms, inside, pieces
 from perception.deploy import graph as passes
+from perception.deploy.candidates import candidates
 from perception.types import PerceptionError
 
 TASKS = ("detection", "segmentation", "depth", "classification")
@@ -163,6 +164,20 @@ def test_the_command_on_files(exported, exported_inside, tmp_path, capsys):
 def test_what_it_cannot_do(exported, capsys, arguments, message):
     assert cli.main(["bench", str(exported), *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("error", "told"), [(RuntimeError("no g++\nat line 3"), "no g++"), (OSError(), "OSError")])
+def test_where_torch_cannot_compile_a_line_says_so_and_the_other_forms_are_measured(
+    small_network, tmp_path, monkeypatch, error, told
+):
+    def failing(*_):
+        raise error
+
+    monkeypatch.setattr(forms.torch, "compile", lambda forward: failing)
+    notes: dict[str, str] = {}
+    found = candidates(tmp_path, small_network, (64, 96), ("torch", "compiled"), notes)
+    assert [form.name for form in found] == ["torch"]
+    assert notes == {"compiled": f"torch cannot compile it here: {told}"}
 
 
 def test_sizes_that_do_not_fit_are_told(exported, exported_inside, capsys):

@@ -60,7 +60,7 @@ def pictures(count: int, height: int, width: int, seed: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", [*SIZES, (32, 32), (96, 800)])
-@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
 def test_x1_every_size_and_batch_in_a_bare_session(small_network, exported, size, count):
     session = onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"])
     assert agree(small_network, session, pictures(count, *size, seed=count)) > 0

@@ -142,7 +142,8 @@ class CompiledForm(TorchForm):
             try:
                 _inferring(lambda: self._predict(torch.from_numpy(images)))()
             except Exception as error:  # the compiler raises whatever its parts meet
-                raise RuntimeError(f"torch cannot compile it here: {str(error).splitlines()[0][:160]}") from error
+                first = next(iter(str(error).splitlines()), "") or type(error).__name__
+                raise RuntimeError(f"torch cannot compile it here: {first[:160]}") from error
 
     def stages(self, images: NDArray[np.uint8]) -> list[Stage]:
         run = _inferring(lambda: self._predict(torch.from_numpy(images)))
