@@ -88,13 +88,13 @@ class Perception(nn.Module):
         """Task -> loss; a zero with its graph where no picture of the batch labels the task."""
         return {name: join(parts) for name, parts in self.loss_parts(batch).parts.items()}
 
-    def loss_parts(self, batch: Batch) -> Losses:
+    def loss_parts(self, batch: Batch, tasks: Collection[str] | None = None) -> Losses:
         """The losses as sums that ranks can join, the features that tasks share, and what the architecture asks for."""
-        features = self._share(batch.images, None)
+        features = self._share(batch.images, tasks)
         streams = self.fusion(features.streams)
         parts = {
             name: task.loss(task(streams[name]), batch.annotations[name], batch.cameras)
-            for name, task in self._chosen(None).items()
+            for name, task in self._chosen(tasks).items()
         }
         return Losses(parts, features.shared, features.penalties)
 

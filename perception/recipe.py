@@ -19,6 +19,7 @@ from perception.data.mixture import Mixture
 from perception.engine.train import TrainConfig
 from perception.model import ModelConfig, Perception
 from perception.mtl.balancers import BalanceConfig, StaticConfig
+from perception.mtl.schedule import ScheduleConfig
 from perception.tasks import TASKS
 from perception.types import ConfigError
 
@@ -57,6 +58,7 @@ class Recipe:
     tasks: Annotated[dict[str, Any], BeforeValidator(_task_configs)]
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
     balance: Annotated[BalanceConfig, BeforeValidator(_static_by_default)] = dataclasses.field(
         default_factory=StaticConfig
     )

@@ -25,6 +25,7 @@ from perception.engine.evaluate import evaluate as measure
 from perception.engine.log import progress_bar, write_metrics
 from perception.model import Perception
 from perception.mtl.balancers import build_balancer
+from perception.mtl.schedule import Schedule
 from perception.recipe import Recipe
 from perception.report import Example, read_events, write_report
 from perception.types import Batch, CheckpointError, PerceptionError
@@ -84,6 +85,7 @@ def train(
             run=run,
             recipe=config.dump(recipe),
             balancer=build_balancer(recipe.balance, tuple(recipe.tasks), recipe.seed),
+            schedule=Schedule(recipe.schedule, tuple(recipe.tasks)),
             data={source.name: source.fingerprint() for source in mixture.sources},
             evaluate=evaluate_now if held_out else None,
             seed=recipe.seed,

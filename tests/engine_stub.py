@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -105,10 +105,12 @@ class Network(nn.Module):
         features = self.backbone(images.float() / 255)
         return {name: task(features) for name, task in self.tasks.items()}
 
-    def loss_parts(self, batch: Batch) -> Losses:
+    def loss_parts(self, batch: Batch, tasks: Collection[str] | None = None) -> Losses:
         features = self.backbone(batch.images.to(self.backbone[0].weight.dtype) / 255)
         parts = {}
         for name, losses in (("depth", _depth_parts), ("classification", _classification_parts)):
+            if tasks is not None and name not in tasks:
+                continue
             output = self.tasks[name](features)
             pairs = zip(output, batch.annotations[name], strict=True)
             found = [losses(own, target) for own, target in pairs if target is not None]
@@ -215,6 +217,7 @@ def rank_of_many(rank: int, world: int, port: int, folder: Path) -> None:
     torch.set_num_threads(1)
     with distributed.session("cpu"):
         moved = {f"{name} {space}": updates(name, space) for name, space in VARIANTS}
+        moved["turns"] = updates("static", None, turns=True)
         torch.save(moved, folder / f"rank{rank}.pt")
 
 
@@ -243,21 +246,22 @@ VARIANTS = [
 """Every balancer in every space of gradients."""
 
 
-def updates(name: str, space: str | None, steps: int = 3) -> dict[str, Tensor]:
+def updates(name: str, space: str | None, steps: int = 3, turns: bool = False) -> dict[str, Tensor]:
     """Network and balancer after a few steps of gradient descent on six pictures each, which the ranks share.
 
     BatchNorm is in evaluation mode: in training its statistics are each rank's own, as the joint batch's are not. The
-    numbers are float64, whose sums hardly depend on their order.
+    numbers are float64, whose sums hardly depend on their order. turns: the tasks take turns
     """
     model = network().eval().double()
     weights = balancer(name, **({"space": space} if space else {}))
     optimizer = torch.optim.SGD([{"params": [*model.parameters(), *weights.parameters()], "scale": 1.0}], lr=0.1)
     training = Training(model, weights, optimizer, ModelEmaV3(model))
-    losses_of = distributed.losses_of(model)
+    losses_of = distributed.losses_of(model, partial=turns)
     settings = {"lr": 0.1, "clip_norm": 0.0, "precision": "float32", "flags": {}, "with_weights": True, "look": True}
     numbers = {}
     for batch in batches(0, size=6, sparse=True, steps=steps):
-        step = take_step(training, losses_of, batch, **settings)
+        tasks = [TASKS[training.step % 2]] if turns else None
+        step = take_step(training, losses_of, batch, **settings, tasks=tasks)
         assert not step.problem
         numbers |= {f"{training.step}/{key}": torch.tensor(v) for key, v in {**step.values, **step.weights}.items()}
     return {**model.state_dict(), **dict(weights.named_parameters()), **numbers}

@@ -75,6 +75,14 @@ def test_the_update_is_that_of_one_process_on_the_joint_batch(ranks, three, name
             )
 
 
+def test_tasks_that_take_turns_update_as_one_process_does(three):
+    expected = engine_stub.updates("static", None, turns=True)
+    for rank in three:
+        assert rank["turns"].keys() == expected.keys()
+        for key, value in expected.items():
+            torch.testing.assert_close(rank["turns"][key], value, rtol=0, atol=1e-6, check_dtype=False)
+
+
 def test_all_ranks_decide_alike_to_the_last_bit(ranks, three):
     for several in ([rank["updates"] for rank in ranks[1]], three):
         for name, space in engine_stub.VARIANTS:

@@ -30,7 +30,7 @@ NAN = float("nan")
 
 
 def fit(run: Path, model: nn.Module | None = None, stream=batches, **options):
-    names = {"evaluate", "resume", "force", "recipe", "balancer", "data"}
+    names = {"evaluate", "resume", "force", "recipe", "balancer", "schedule", "data"}
     given = {"recipe": "name: a\n", "balancer": balancer(), **{k: v for k, v in options.items() if k in names}}
     settings = config(**{k: v for k, v in options.items() if k not in names})
     return train(model or network(), stream, settings, run=run, **given)
@@ -373,7 +373,7 @@ def test_parameter_groups():
     frozen = model.tasks["depth"].output.weight
     frozen.requires_grad_(False)
     extra = nn.Parameter(torch.zeros(2, 2))
-    optimizer = optim.adamw(model, [extra], lr=1.0, weight_decay=0.5, backbone_lr_scale=0.1)
+    optimizer = optim.build("adamw", model, [extra], lr=1.0, weight_decay=0.5, backbone_lr_scale=0.1)
     optim.set_learning_rate(optimizer, 2.0)
     placed = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     assert id(frozen) not in placed
@@ -383,6 +383,29 @@ def test_parameter_groups():
             group = placed[id(parameter)]
             assert group["weight_decay"] == (0.5 if parameter.ndim > 1 else 0.0), name
             assert group["lr"] == pytest.approx(0.2 if name.startswith("backbone") else 2.0), name
+
+
+@pytest.mark.parametrize("name", ["sgd", "lion", "adan", "muon", "nadamw"])
+def test_an_optimiser_by_name_keeps_groups_and_resumes_bit_for_bit(tmp_path, name):
+    options = {"steps": 7, "optimizer": name, "evaluate_every": 0, "backbone_lr_scale": 0.1, "lr": 1e-3}
+    whole, parts = network(), network()
+    start = copy.deepcopy(whole.state_dict())
+    fit(tmp_path / "whole", whole, balancer=balancer("uncertainty"), **options)
+    with pytest.raises(Died):
+        fit(tmp_path / "parts", network(), dying(5), balancer=balancer("uncertainty"), **options)
+    fit(tmp_path / "parts", parts, balancer=balancer("uncertainty"), resume=True, **options)
+    assert all(torch.equal(value, parts.state_dict()[key]) for key, value in whole.state_dict().items())
+    assert not torch.equal(whole.state_dict()["backbone.0.weight"], start["backbone.0.weight"])
+    optimizer = optim.build(name, network(), [], lr=1.0, weight_decay=0.5, backbone_lr_scale=0.1)
+    assert {(group["scale"], group["weight_decay"]) for group in optimizer.param_groups} == {
+        (0.1, 0.5), (0.1, 0.0), (1.0, 0.5), (1.0, 0.0)
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "hint"), [("adamv", "adamw"), ("adahessian", ""), ("bnblion", "lion")])
+def test_an_unknown_optimiser_is_refused_with_the_nearest(name, hint):
+    with pytest.raises(ConfigError, match=rf"train.optimizer: no optimiser '{name}'.*{hint}"):
+        config(optimizer=name)
 
 
 def test_bfloat16_is_taken_where_asked_or_where_the_device_has_it():

@@ -7,7 +7,7 @@ Every function works without a process group, where it does nothing. The group e
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
@@ -88,22 +88,41 @@ def from_main(value: T) -> T:
 
 
 class LossParts(nn.Module):
-    """Makes ``model.loss_parts(batch)`` the forward pass, which is what DistributedDataParallel wraps."""
+    """Makes ``model.loss_parts`` the forward pass, which is what DistributedDataParallel wraps."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        self.found: Losses | None = None
 
-    def forward(self, batch: Batch) -> Losses:
-        return self.model.loss_parts(batch)  # type: ignore[operator]
+    def forward(self, batch: Batch, tasks: Collection[str] | None) -> Losses:
+        chosen = {} if tasks is None else {"tasks": tasks}
+        self.found = self.model.loss_parts(batch, **chosen)  # type: ignore[operator]
+        return self.found
 
 
-def losses_of(model: nn.Module) -> nn.Module:
-    """A module from a Batch to the model's `Losses`; while it lives, backward averages the gradients over the ranks."""
-    parts = LossParts(model)
-    if world() == 1:
-        return parts
-    return DistributedDataParallel(parts, broadcast_buffers=False, gradient_as_bucket_view=True)
+class LossesOf:
+    """From a batch to the model's `Losses`; while it lives, backward averages the gradients over the ranks.
+
+    partial: some steps run only some tasks; the parameters of the others then get no gradient on any rank
+    """
+
+    def __init__(self, model: nn.Module, partial: bool = False) -> None:
+        self._parts = LossParts(model)
+        self._wrapped: nn.Module = self._parts
+        if world() > 1:
+            self._wrapped = DistributedDataParallel(
+                self._parts, broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=partial
+            )
+
+    def __call__(self, batch: Batch, tasks: Collection[str] | None = None) -> Losses:
+        self._wrapped(batch, tasks)
+        found, self._parts.found = self._parts.found, None  # not the wrapper's copies: the graph runs through these
+        assert found is not None
+        return found
+
+
+losses_of = LossesOf
 
 
 class JointLosses(NamedTuple):

@@ -1,12 +1,16 @@
-"""AdamW, its parameter groups, and the learning rate as a function of the step."""
+"""The optimiser, its parameter groups, and the learning rate as a function of the step."""
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Iterable
 
 import torch
+from timm.optim import create_optimizer_v2, list_optimizers
 from torch import nn
+
+from perception.types import ConfigError
 
 
 def learning_rate(step: int, steps: int, warmup: int, floor: float) -> float:
@@ -18,7 +22,21 @@ def learning_rate(step: int, steps: int, warmup: int, floor: float) -> float:
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def adamw(
+def require_known(name: str) -> None:
+    """Raise ConfigError where there is no optimiser of that name."""
+    known = [known for known in list_optimizers() if not known.startswith(_UNFIT)]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3)
+        hint = f"Did you mean {', '.join(near)}?" if near else f"Known: {', '.join(known)}."
+        raise ConfigError(f"train.optimizer: no optimiser '{name}'. {hint}")
+
+
+_UNFIT = ("fused", "bnb", "adahessian", "kron")
+"""Beginnings of timm's names that need other packages, second derivatives, or randomness of their own."""
+
+
+def build(
+    name: str,
     model: nn.Module,
     extra: Iterable[nn.Parameter],
     *,
@@ -26,8 +44,9 @@ def adamw(
     weight_decay: float,
     backbone_lr_scale: float,
     backbone: str = "backbone",
-) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019) over the trainable parameters.
+) -> torch.optim.Optimizer:
+    """An optimiser over the trainable parameters: torch's fused AdamW (Loshchilov and Hutter 2019), or by its name one
+    of timm's. Raises ConfigError where there is none such.
 
     Biases, norms and other parameters of one dimension are not decayed, nor are ``extra`` ones (a balancer's).
     Parameters whose dotted name has ``backbone`` as a part learn at ``backbone_lr_scale`` times the rate. Each group
@@ -42,7 +61,10 @@ def adamw(
     plain = [{"params": items, "scale": scale, "weight_decay": decay} for (scale, decay), items in groups.items()]
     if own:
         plain.append({"params": own, "scale": 1.0, "weight_decay": 0.0})
-    return torch.optim.AdamW(plain, lr=lr, fused=True)
+    if name == "adamw":
+        return torch.optim.AdamW(plain, lr=lr, fused=True)
+    require_known(name)
+    return create_optimizer_v2(plain, opt=name, lr=lr, weight_decay=0.0)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

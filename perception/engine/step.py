@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from perception.engine import distributed, optim
 from perception.engine.balance import Differentiated, differentiate
 from perception.engine.precision import Precision, autocast
 from perception.mtl.balancer import Balancer
+from perception.mtl.schedule import Schedule
 from perception.types import Batch
 
 
@@ -36,6 +37,7 @@ class Training:
     balancer: Balancer
     optimizer: torch.optim.Optimizer
     ema: ModelEmaV3
+    schedule: Schedule | None = None
     data: dict[str, str] = field(default_factory=dict)
     step: int = 0
     seconds: float = 0.0
@@ -51,6 +53,7 @@ class Training:
             "model": self.model.state_dict(),
             "balancer": self.balancer.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict() if self.schedule else {},
             "data": self.data,
             **{name: getattr(self, name) for name in _NUMBERS},
         }
@@ -58,6 +61,8 @@ class Training:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for name in ("model", "balancer", "optimizer"):
             getattr(self, name).load_state_dict(state[name])
+        if self.schedule:
+            self.schedule.load_state_dict(state["schedule"])
         for name in _NUMBERS:
             setattr(self, name, state[name])
 
@@ -107,7 +112,7 @@ def seed_step(seed: int, step: int) -> None:
 
 def take_step(
     training: Training,
-    losses_of: nn.Module,
+    losses_of: distributed.LossesOf,
     batch: Batch,
     *,
     lr: float,
@@ -116,8 +121,9 @@ def take_step(
     flags: Mapping[str, int],
     with_weights: bool,
     look: bool = False,
+    tasks: Collection[str] | None = None,
 ) -> Step:
-    """Forward, balance, one backward, clip, update, average.
+    """Forward (of ``tasks``, all by default), balance, one backward, clip, update, average.
 
     A loss or a gradient that is not finite leaves weights, optimiser, moving average and BatchNorm's statistics as they
     were. All ranks come to the same decision.
@@ -127,7 +133,7 @@ def take_step(
     buffers = [buffer.clone() for buffer in model.buffers()]
     randomness = _randomness(batch.images.device) if training.balancer.looks_back else []
     with autocast(precision, batch.images.device):
-        found = losses_of(batch)
+        found = losses_of(batch, tasks)
     counts = {name: sum(a is not None for a in batch.annotations[name]) for name in found.parts}
     flags = {**flags, "statistics": _statistics_broke(model), "pictures": len(batch)}
     joint = distributed.joint_losses(found, counts, flags)
@@ -168,7 +174,7 @@ def _look_back(
     buffers = [buffer.clone() for buffer in model.buffers()]
     _set_randomness(batch.images.device, randomness)
     with torch.no_grad(), autocast(precision, batch.images.device):
-        found = model.loss_parts(batch)  # type: ignore[operator]
+        found = model.loss_parts(batch, tasks=list(labelled))  # type: ignore[operator]
     losses = distributed.joint_losses(found, {}, {}).losses
     _restore(model, buffers)
     training.balancer.look_back({name: losses[name] for name, count in labelled.items() if count})

@@ -7,12 +7,13 @@ checkpoint equals an uninterrupted one bit for bit on the CPU, with the same num
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from pydantic import Field
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
@@ -26,6 +27,7 @@ from perception.engine.log import Log, write_metrics
 from perception.engine.precision import Precision, explain_out_of_memory, move, reproducible
 from perception.engine.step import Step, Training, seed_step, take_step
 from perception.mtl.balancers import Balancer
+from perception.mtl.schedule import Schedule, ScheduleConfig, freeze
 from perception.mtl.see_saw import see_saws
 from perception.types import Batch, CheckpointError, ConfigError, DataError, PerceptionError
 
@@ -38,7 +40,8 @@ Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 class TrainConfig:
     """steps: optimiser steps. batch_size: pictures a step, over all ranks.
 
-    lr, weight_decay: of AdamW; the backbone learns at ``lr * backbone_lr_scale``.
+    optimizer: "adamw", or one of timm's by name: sgd, lion, adan, muon, lamb, nadamw, ...
+    lr, weight_decay: of the optimiser; the backbone learns at ``lr * backbone_lr_scale``.
     warmup_steps: of linear warm-up; then half a cosine down to ``lr * lr_floor`` at the last step.
     clip_norm: largest gradient norm; 0 = no clipping.
     ema_decay: of the moving average that is evaluated, saved and exported; reached by a warm-up, 1 - (1 + step)^(-2/3).
@@ -52,6 +55,7 @@ class TrainConfig:
 
     steps: Positive = 1000
     batch_size: Positive = 8
+    optimizer: str = "adamw"
     lr: Amount = 1e-3
     weight_decay: Amount = 0.05
     backbone_lr_scale: Amount = 1.0
@@ -68,6 +72,9 @@ class TrainConfig:
     keep_checkpoints: Annotated[int, Field(ge=2)] = 2
     max_skipped: Positive = 10
     tensorboard: bool = True
+
+    def __post_init__(self) -> None:
+        optim.require_known(self.optimizer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +95,7 @@ def train(
     run: Path,
     recipe: str,
     balancer: Balancer,
+    schedule: Schedule | None = None,
     data: Mapping[str, str] | None = None,
     evaluate: Callable[[Any], Evaluation] | None = None,
     seed: int = 0,
@@ -99,6 +107,7 @@ def train(
     batches:  first step (from 0) -> this rank's batches of that step and the following ones, at least up to
               ``config.steps``; batch n must not depend on where the iteration began
     recipe:   YAML text of the resolved recipe; a resume wants the same one, unless ``force``
+    schedule: which tasks a step trains; None = all of them in every step
     data:     name of a source -> fingerprint of its files; a resume wants the same ones, unless ``force``
     evaluate: measures the moving average (a network like ``model``); its ``score`` picks the best checkpoint, whose
               metrics go to metrics.json
@@ -115,13 +124,15 @@ def train(
     evaluation: Evaluation | None = None
     with reproducible(device, config.threads), interruptible() as interruption:
         training = _prepare(model, balancer, config)
+        training.schedule = schedule or Schedule(ScheduleConfig(), list(model.tasks))
         training.data = dict(data or {})
         _begin(training, run, recipe, resume, force)
-        losses_of = distributed.losses_of(model)
+        follow = _Following(training.schedule, model)
         stream = _exactly(batches, training.step, config.steps)
         with closing(stream), _open_log(training, run, config) as log:
             for batch in stream:
-                step = _one_step(training, losses_of, move(batch, device), config, seed, interruption, log)
+                losses_of, tasks = follow(training.step, batch)
+                step = _one_step(training, losses_of, tasks, move(batch, device), config, seed, interruption, log)
                 stop = exit_code(step.flags)
                 best = False
                 if evaluate is not None and _due(training.step, config.evaluate_every, config.steps):
@@ -141,7 +152,8 @@ def _prepare(model: nn.Module, balancer: Balancer, config: TrainConfig) -> Train
     device = next(model.parameters()).device
     balancer.to(device)
     model.train()
-    optimizer = optim.adamw(
+    optimizer = optim.build(
+        config.optimizer,
         model,
         balancer.parameters(),
         lr=config.lr,
@@ -149,6 +161,30 @@ def _prepare(model: nn.Module, balancer: Balancer, config: TrainConfig) -> Train
         backbone_lr_scale=config.backbone_lr_scale,
     )
     return Training(model, balancer, optimizer, ModelEmaV3(model, decay=config.ema_decay, use_warmup=True))
+
+
+class _Following:
+    """Sets the network to what the schedule says of a step."""
+
+    def __init__(self, schedule: Schedule, model: Any) -> None:
+        self._schedule, self._model = schedule, model
+        self._learns = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self._frozen: frozenset[str] = frozenset()
+        self._losses_of = distributed.losses_of(model, schedule.partial)
+
+    def __call__(self, step: int, batch: Batch) -> tuple[distributed.LossesOf, Collection[str] | None]:
+        """The pass that gives the losses, and the tasks to train; None for all."""
+        frozen = self._schedule.frozen(step)
+        if frozen != self._frozen:
+            freeze(self._model, frozen, self._learns)
+            self._frozen = frozen
+            self._losses_of = distributed.losses_of(self._model, self._schedule.partial)
+        if not self._schedule.partial:
+            return self._losses_of, None
+        counts = torch.tensor([sum(a is not None for a in batch.annotations[task]) for task in self._schedule.all])
+        counts = distributed.total(counts.to(next(self._model.parameters()).device)).tolist()
+        labelled = [task for task, count in zip(self._schedule.all, counts, strict=True) if count]
+        return self._losses_of, self._schedule.tasks(step, labelled)
 
 
 def _begin(training: Training, run: Path, recipe: str, resume: bool, force: bool) -> None:
@@ -219,7 +255,8 @@ def _exactly(batches: Callable[[int], Iterable[Batch]], first: int, steps: int) 
 
 def _one_step(
     training: Training,
-    losses_of: nn.Module,
+    losses_of: distributed.LossesOf,
+    tasks: Collection[str] | None,
     batch: Batch,
     config: TrainConfig,
     seed: int,
@@ -242,11 +279,15 @@ def _one_step(
             flags=interruption.flags,
             with_weights=logged,
             look=config.look_every > 0 and index % config.look_every == 0,
+            tasks=tasks,
         )
     if step.problem:
         _note_skip(training, step, batch, config, log)
     else:
         training.skipped_in_a_row = 0
+        if training.schedule:
+            losses = {name: step.values.get(f"loss/{name}") for name in training.schedule.all}
+            training.schedule.observe({name: loss for name, loss in losses.items() if loss is not None})
         training.count({**step.values, "seconds_per_step": log.lap()})
         log.advance(training.step, step.values["loss"])
     if logged:
