@@ -26,6 +26,7 @@ from perception.metrics.classification import ClassificationMetric
 from perception.metrics.depth import DepthMetric
 from perception.model import Losses
 from perception.mtl.balancers import BALANCERS, build_balancer
+from perception.mtl.schedule import FreezeConfig, Schedule, ScheduleConfig
 from perception.tasks import Part
 from perception.types import Batch, DenseMap, Frame, ImageLabel, TaskSpec
 
@@ -217,7 +218,7 @@ def rank_of_many(rank: int, world: int, port: int, folder: Path) -> None:
     torch.set_num_threads(1)
     with distributed.session("cpu"):
         moved = {f"{name} {space}": updates(name, space) for name, space in VARIANTS}
-        moved["turns"] = updates("static", None, turns=True)
+        moved["schedule"] = scheduled(folder / "schedule")
         torch.save(moved, folder / f"rank{rank}.pt")
 
 
@@ -246,25 +247,42 @@ VARIANTS = [
 """Every balancer in every space of gradients."""
 
 
-def updates(name: str, space: str | None, steps: int = 3, turns: bool = False) -> dict[str, Tensor]:
+def updates(name: str, space: str | None, steps: int = 3) -> dict[str, Tensor]:
     """Network and balancer after a few steps of gradient descent on six pictures each, which the ranks share.
 
     BatchNorm is in evaluation mode: in training its statistics are each rank's own, as the joint batch's are not. The
-    numbers are float64, whose sums hardly depend on their order. turns: the tasks take turns
+    numbers are float64, whose sums hardly depend on their order.
     """
     model = network().eval().double()
     weights = balancer(name, **({"space": space} if space else {}))
     optimizer = torch.optim.SGD([{"params": [*model.parameters(), *weights.parameters()], "scale": 1.0}], lr=0.1)
     training = Training(model, weights, optimizer, ModelEmaV3(model))
-    losses_of = distributed.losses_of(model, partial=turns)
+    losses_of = distributed.LossesOf(model)
     settings = {"lr": 0.1, "clip_norm": 0.0, "precision": "float32", "flags": {}, "with_weights": True, "look": True}
     numbers = {}
     for batch in batches(0, size=6, sparse=True, steps=steps):
-        tasks = [TASKS[training.step % 2]] if turns else None
-        step = take_step(training, losses_of, batch, **settings, tasks=tasks)
+        step = take_step(training, losses_of, batch, **settings)
         assert not step.problem
         numbers |= {f"{training.step}/{key}": torch.tensor(v) for key, v in {**step.values, **step.weights}.items()}
     return {**model.state_dict(), **dict(weights.named_parameters()), **numbers}
+
+
+def scheduled(run: Path) -> dict[str, Tensor]:
+    """The network after a training in which tasks take turns by their progress, join late and parts rest.
+
+    float64, without dropout (each rank draws its own) and without BatchNorm (each rank has its own statistics)
+    """
+    model = network().double()
+    model.backbone[1], model.tasks["classification"].drop = nn.Identity(), nn.Identity()
+    freeze = (FreezeConfig(part="backbone", start=3, stop=6), FreezeConfig(part="depth", start=5, stop=7))
+    planned = Schedule(ScheduleConfig(turns="progress", join={"depth": 2}, freeze=freeze), TASKS)
+    settings = config(steps=12, batch_size=6, evaluate_every=0, lr=0.05, warmup_steps=0)
+
+    def stream(first: int) -> Iterator[Batch]:
+        return batches(first, size=6, sparse=True)
+
+    train(model, stream, settings, run=run, recipe=RECIPE, balancer=balancer("upgrad"), schedule=planned)
+    return model.state_dict()
 
 
 def main() -> None:

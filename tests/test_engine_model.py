@@ -76,6 +76,6 @@ def test_every_parameter_takes_part_whatever_is_labelled():
     """DistributedDataParallel waits for a gradient of every parameter."""
     for batch in (next(batches(0)), next(batches(1))):
         model = network().train()
-        parts = distributed.losses_of(model)(batch).parts
+        parts = distributed.LossesOf(model)(batch).parts
         torch.stack([join(own) for own in parts.values()]).sum().backward()
         assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []

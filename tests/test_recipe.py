@@ -8,6 +8,7 @@ from perception import recipe as recipes
 from perception.config import dump
 from perception.data.loader import evaluation_batches, train_batches
 from perception.engine.evaluate import evaluate
+from perception.mtl.schedule import Schedule
 from perception.types import ConfigError, DataError
 
 TEXT = """
@@ -63,6 +64,28 @@ def test_the_type_survives_the_resolved_recipe(recipe):
     again = recipes.parse(dump(recipe))
     assert again == recipe
     assert type(again.tasks["drivable"]) is type(again.tasks["segmentation"])
+
+
+def test_a_subset_of_the_tasks_keeps_its_own_part_of_the_schedule(recipe):
+    rests = "[{part: drivable}, {part: segmentation, stop: 2}, {part: neck, start: 1}]"
+    whole = recipes.parse(
+        dump(recipe),
+        [
+            "schedule.turns=alternating",
+            "schedule.groups=[[segmentation], [drivable]]",
+            "schedule.join={drivable: 5}",
+            f"schedule.freeze={rests}",
+        ],
+    )
+    assert recipes.with_tasks(whole, list(whole.tasks)) == whole
+    schedule = recipes.with_tasks(whole, ["segmentation"]).schedule
+    assert (schedule.turns, schedule.groups, schedule.join) == ("alternating", (("segmentation",),), {})
+    assert [item.part for item in schedule.freeze] == ["segmentation", "neck"]
+    Schedule(schedule, ["segmentation"])
+    other = recipes.with_tasks(whole, ["drivable"])
+    Schedule(other.schedule, ["drivable"]).require_steps(1)  # it has nobody to wait for
+    with pytest.raises(ConfigError, match=r"schedule\.groups"):
+        recipes.parse(dump(recipe), ["schedule.groups=3"])
 
 
 @pytest.mark.parametrize(

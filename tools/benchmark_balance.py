@@ -60,7 +60,7 @@ def balanced(
     balancer = build_balancer(BALANCERS[name].Config(**options), tuple(model.tasks))
     optimizer = optim.build("adamw", model, balancer.parameters(), lr=1e-4, weight_decay=0.01, backbone_lr_scale=1.0)
     training = Training(model, balancer, optimizer, ModelEmaV3(model))
-    losses_of = distributed.losses_of(model)
+    losses_of = distributed.LossesOf(model)
     settings = {"lr": 1e-4, "clip_norm": 10.0, "precision": precision, "flags": {}, "with_weights": False, "look": look}
     return lambda: take_step(training, losses_of, given, **settings)
 

@@ -54,6 +54,9 @@ def differentiate(
     Raises ConfigError where the balancer compares gradients of tasks that share nothing.
     """
     present = tuple(name for name, count in joint.labelled.items() if count)
+    # Where all that a loss depends on rests, it still has its say in the scalar.
+    learning = {name: loss if loss.requires_grad else loss.requires_grad_() for name, loss in joint.losses.items()}
+    joint = joint._replace(losses=learning)
     losses = {name: joint.losses[name] for name in present}
     if present:
         balancer.observe(losses, step)

@@ -87,20 +87,6 @@ def from_main(value: T) -> T:
     return held[0]
 
 
-class LossParts(nn.Module):
-    """Makes ``model.loss_parts`` the forward pass, which is what DistributedDataParallel wraps."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.found: Losses | None = None
-
-    def forward(self, batch: Batch, tasks: Collection[str] | None) -> Losses:
-        chosen = {} if tasks is None else {"tasks": tasks}
-        self.found = self.model.loss_parts(batch, **chosen)  # type: ignore[operator]
-        return self.found
-
-
 class LossesOf:
     """From a batch to the model's `Losses`; while it lives, backward averages the gradients over the ranks.
 
@@ -108,21 +94,30 @@ class LossesOf:
     """
 
     def __init__(self, model: nn.Module, partial: bool = False) -> None:
-        self._parts = LossParts(model)
-        self._wrapped: nn.Module = self._parts
+        self._pass = _Pass(model)
+        self._wrapped: nn.Module = self._pass
         if world() > 1:
             self._wrapped = DistributedDataParallel(
-                self._parts, broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=partial
+                self._pass, broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=partial
             )
 
     def __call__(self, batch: Batch, tasks: Collection[str] | None = None) -> Losses:
+        """tasks: those that run; None = all"""
         self._wrapped(batch, tasks)
-        found, self._parts.found = self._parts.found, None  # not the wrapper's copies: the graph runs through these
-        assert found is not None
-        return found
+        return self._pass.found.pop()  # the wrapper that looks for unused parameters returns copies of the features
 
 
-losses_of = LossesOf
+class _Pass(nn.Module):
+    """Makes ``model.loss_parts`` the forward pass, which is what DistributedDataParallel wraps."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.found: list[Losses] = []
+
+    def forward(self, batch: Batch, tasks: Collection[str] | None) -> Losses:
+        self.found.append(self.model.loss_parts(batch, tasks))  # type: ignore[operator]
+        return self.found[-1]
 
 
 class JointLosses(NamedTuple):
@@ -213,10 +208,11 @@ def mean(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def average_batch_norm(model: nn.Module) -> None:
-    """Set BatchNorm's running statistics to their mean over the ranks, so that the ranks stay equal."""
+    """Set the statistics of BatchNorm in training to their mean over the ranks, so that the ranks stay equal."""
     if world() == 1:
         return
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None]
+    layers = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.training]
+    norms = [norm for norm in layers if norm.running_mean is not None]
     buffers = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var) if buffer is not None]
     if not buffers:
         return

@@ -22,17 +22,18 @@ def learning_rate(step: int, steps: int, warmup: int, floor: float) -> float:
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+OPTIMIZERS = tuple(
+    name for name in map(str, list_optimizers()) if not name.startswith(("fused", "bnb", "adahessian", "kron"))
+)
+"""timm's optimisers by name, without those that need other packages or second derivatives."""
+
+
 def require_known(name: str) -> None:
     """Raise ConfigError where there is no optimiser of that name."""
-    known = [known for known in list_optimizers() if not known.startswith(_UNFIT)]
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=3)
-        hint = f"Did you mean {', '.join(near)}?" if near else f"Known: {', '.join(known)}."
+    if name not in OPTIMIZERS:
+        near = difflib.get_close_matches(name, OPTIMIZERS, n=3)
+        hint = f"Did you mean {', '.join(near)}?" if near else f"Known: {', '.join(OPTIMIZERS)}."
         raise ConfigError(f"train.optimizer: no optimiser '{name}'. {hint}")
-
-
-_UNFIT = ("fused", "bnb", "adahessian", "kron")
-"""Beginnings of timm's names that need other packages, second derivatives, or randomness of their own."""
 
 
 def build(
@@ -53,9 +54,9 @@ def build(
     keeps its factor as "scale"; `set_learning_rate` applies it.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
+    for path, parameter in model.named_parameters():
         if parameter.requires_grad:
-            scale = backbone_lr_scale if backbone in name.split(".") else 1.0
+            scale = backbone_lr_scale if backbone in path.split(".") else 1.0
             groups.setdefault((scale, weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
     own = [parameter for parameter in extra if parameter.requires_grad]
     plain = [{"params": items, "scale": scale, "weight_decay": decay} for (scale, decay), items in groups.items()]

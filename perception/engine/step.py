@@ -174,7 +174,7 @@ def _look_back(
     buffers = [buffer.clone() for buffer in model.buffers()]
     _set_randomness(batch.images.device, randomness)
     with torch.no_grad(), autocast(precision, batch.images.device):
-        found = model.loss_parts(batch, tasks=list(labelled))  # type: ignore[operator]
+        found = model.loss_parts(batch, list(labelled))  # type: ignore[operator]
     losses = distributed.joint_losses(found, {}, {}).losses
     _restore(model, buffers)
     training.balancer.look_back({name: losses[name] for name, count in labelled.items() if count})

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from pydantic import Field
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
@@ -22,12 +21,13 @@ from perception import checkpoint
 from perception.config import configuration
 from perception.engine import distributed, optim
 from perception.engine.evaluate import Evaluation, task_scores
+from perception.engine.following import Following
 from perception.engine.interrupt import Interruption, exit_code, interruptible
 from perception.engine.log import Log, write_metrics
 from perception.engine.precision import Precision, explain_out_of_memory, move, reproducible
 from perception.engine.step import Step, Training, seed_step, take_step
 from perception.mtl.balancers import Balancer
-from perception.mtl.schedule import Schedule, ScheduleConfig, freeze
+from perception.mtl.schedule import Schedule, ScheduleConfig
 from perception.mtl.see_saw import see_saws
 from perception.types import Batch, CheckpointError, ConfigError, DataError, PerceptionError
 
@@ -40,7 +40,7 @@ Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 class TrainConfig:
     """steps: optimiser steps. batch_size: pictures a step, over all ranks.
 
-    optimizer: "adamw", or one of timm's by name: sgd, lion, adan, muon, lamb, nadamw, ...
+    optimizer: "adamw", or one of timm's by name: sgd, lamb, adopt, lion, muon, nadamw, ...
     lr, weight_decay: of the optimiser; the backbone learns at ``lr * backbone_lr_scale``.
     warmup_steps: of linear warm-up; then half a cosine down to ``lr * lr_floor`` at the last step.
     clip_norm: largest gradient norm; 0 = no clipping.
@@ -124,10 +124,11 @@ def train(
     evaluation: Evaluation | None = None
     with reproducible(device, config.threads), interruptible() as interruption:
         training = _prepare(model, balancer, config)
-        training.schedule = schedule or Schedule(ScheduleConfig(), list(model.tasks))
+        training.schedule = schedule or Schedule(ScheduleConfig(), tuple(model.tasks))
+        training.schedule.require_steps(config.steps)
+        follow = Following(training.schedule, model)
         training.data = dict(data or {})
         _begin(training, run, recipe, resume, force)
-        follow = _Following(training.schedule, model)
         stream = _exactly(batches, training.step, config.steps)
         with closing(stream), _open_log(training, run, config) as log:
             for batch in stream:
@@ -161,30 +162,6 @@ def _prepare(model: nn.Module, balancer: Balancer, config: TrainConfig) -> Train
         backbone_lr_scale=config.backbone_lr_scale,
     )
     return Training(model, balancer, optimizer, ModelEmaV3(model, decay=config.ema_decay, use_warmup=True))
-
-
-class _Following:
-    """Sets the network to what the schedule says of a step."""
-
-    def __init__(self, schedule: Schedule, model: Any) -> None:
-        self._schedule, self._model = schedule, model
-        self._learns = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-        self._frozen: frozenset[str] = frozenset()
-        self._losses_of = distributed.losses_of(model, schedule.partial)
-
-    def __call__(self, step: int, batch: Batch) -> tuple[distributed.LossesOf, Collection[str] | None]:
-        """The pass that gives the losses, and the tasks to train; None for all."""
-        frozen = self._schedule.frozen(step)
-        if frozen != self._frozen:
-            freeze(self._model, frozen, self._learns)
-            self._frozen = frozen
-            self._losses_of = distributed.losses_of(self._model, self._schedule.partial)
-        if not self._schedule.partial:
-            return self._losses_of, None
-        counts = torch.tensor([sum(a is not None for a in batch.annotations[task]) for task in self._schedule.all])
-        counts = distributed.total(counts.to(next(self._model.parameters()).device)).tolist()
-        labelled = [task for task, count in zip(self._schedule.all, counts, strict=True) if count]
-        return self._losses_of, self._schedule.tasks(step, labelled)
 
 
 def _begin(training: Training, run: Path, recipe: str, resume: bool, force: bool) -> None:

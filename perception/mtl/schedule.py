@@ -1,13 +1,13 @@
-"""Which tasks a step trains, and what does not learn in it."""
+"""Which tasks a step trains, and what rests in it."""
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
-from torch import nn
 
 from perception.config import configuration
 from perception.types import ConfigError
@@ -15,11 +15,14 @@ from perception.types import ConfigError
 Count = Annotated[int, Field(gt=0)]
 Step = Annotated[int, Field(ge=0)]
 
+PARTS = ("backbone", "neck")
+"""What can rest beside the heads, which go by the names of their tasks."""
+
 
 @configuration
 class FreezeConfig:
-    """part: "backbone", "neck" or the name of a task, whose head is meant. start: the first step that it is frozen in.
-    stop: the first step after that; null = it stays frozen."""
+    """part: "backbone", "neck" or the name of a task, whose head is meant. start: the first step that it rests in.
+    stop: the first step after that; null = it rests to the end."""
 
     part: str
     start: Step = 0
@@ -32,8 +35,10 @@ class ScheduleConfig:
             they, but a group whose losses have fallen less comes more often
     groups: tasks that take their turn together; empty = each task by itself
     every:  steps of a turn
-    join:   task -> the first step that trains it; the others begin at once
+    join:   task -> the first step that trains it; the others begin at once, and so do the earliest where all are late
     freeze: parts that keep their weights, and the statistics of their BatchNorm, for a while
+
+    A group without a labelled picture in the step passes its turn on. Heads that are not in turn do not run.
     """
 
     turns: Literal["joint", "alternating", "progress"] = "joint"
@@ -44,54 +49,68 @@ class ScheduleConfig:
 
 
 class Schedule:
-    """Says for each step which tasks it trains. What it does is a function of the step, but for "progress", whose state
-    is saved with the run."""
+    """Says for each step which tasks it trains: a function of the step and of what is labelled, but for "progress",
+    whose state is saved with the run. Raises ConfigError where the config names what the recipe does not have.
+
+    partial: whether some step trains only some of the tasks
+    """
 
     def __init__(self, config: ScheduleConfig, tasks: Sequence[str]) -> None:
         self.config, self.all = config, tuple(tasks)
-        self.groups = config.groups or tuple((task,) for task in tasks)
         self._refuse_unknown()
+        self.groups = config.groups or tuple((task,) for task in tasks)
+        starts = {task: config.join.get(task, 0) for task in tasks}
+        self._starts = {task: 0 if start == min(starts.values()) else start for task, start in starts.items()}
+        self.partial = len(self.all) > 1 and (config.turns != "joint" or any(self._starts.values()))
         self.first: dict[str, float] = {}
         self.average: dict[str, float] = {}
         self.credit = [0.0] * len(self.groups)
         self.current = 0
 
     def _refuse_unknown(self) -> None:
-        named = {f"groups: {task}": task for group in self.groups for task in group}
-        named |= {f"join: {task}": task for task in self.config.join}
-        named |= {f"freeze: {item.part}": item.part for item in self.config.freeze if item.part not in _PARTS}
-        for where, task in named.items():
-            if task not in self.all:
-                known = f"{', '.join(self.all)}{'' if not where.startswith('freeze') else ', backbone, neck'}"
-                raise ConfigError(f"schedule.{where}: no such task in this recipe. Expected one of: {known}.")
-        flat = [task for group in self.groups for task in group]
-        if sorted(flat) != sorted(self.all):
+        grouped = [task for group in self.config.groups for task in group]
+        for key, named, known in (
+            ("groups", grouped, self.all),
+            ("join", self.config.join, self.all),
+            ("freeze", [item.part for item in self.config.freeze], (*self.all, *PARTS)),
+        ):
+            for name in named:
+                if name not in known:
+                    near = difflib.get_close_matches(name, known, n=1)
+                    hint = f"Did you mean '{near[0]}'?" if near else f"Expected one of: {', '.join(known)}."
+                    raise ConfigError(f"schedule.{key}: this recipe has no '{name}'. {hint}")
+        if (grouped and sorted(grouped) != sorted(self.all)) or not all(self.config.groups):
             raise ConfigError(
-                f"schedule.groups holds {', '.join(flat)}. Expected every task of the recipe once: "
-                f"{', '.join(self.all)}."
+                f"schedule.groups: {[list(group) for group in self.config.groups]}. Expected every task of the recipe "
+                f"in one group, and none empty: {', '.join(self.all)}."
             )
 
-    @property
-    def partial(self) -> bool:
-        """Whether some step trains only some of the tasks."""
-        return self.config.turns != "joint" or any(self.config.join.values())
+    def require_steps(self, steps: int) -> None:
+        """Raise ConfigError where a training of ``steps`` steps ends before a task has begun."""
+        for task, start in self._starts.items():
+            if start >= steps:
+                raise ConfigError(
+                    f"schedule.join: {task} begins at step {start}, but train.steps is {steps}: it would never learn. "
+                    "Let it join earlier, or leave the task out."
+                )
 
     def tasks(self, step: int, labelled: Collection[str]) -> tuple[str, ...]:
         """The tasks that a step trains, in the recipe's order; at least one. Called once for each step.
 
-        labelled: tasks that some picture of the step labels, over all ranks; a turn that finds nothing is passed on
+        labelled: tasks that some picture of the step labels, over all ranks
         """
-        joined = [task for task in self.all if self.config.join.get(task, 0) <= step] or list(self.all)
+        joined = [task for task in self.all if self._starts[task] <= step]
         if self.config.turns == "joint":
             return tuple(joined)
-        useful = [k for k, group in enumerate(self.groups) if any(t in joined and t in labelled for t in group)]
-        able = useful or [k for k, group in enumerate(self.groups) if any(t in joined for t in group)]
-        chosen = self._in_turn(step, able) if self.config.turns == "alternating" else self._by_progress(step, able)
-        return tuple(task for task in joined if task in self.groups[chosen])
+        ready = [k for k, group in enumerate(self.groups) if any(task in joined for task in group)]
+        useful = [k for k in ready if any(task in joined and task in labelled for task in self.groups[k])]
+        choose = self._in_turn if self.config.turns == "alternating" else self._by_progress
+        chosen = self.groups[choose(step, useful or ready)]
+        return tuple(task for task in joined if task in chosen)
 
     def _in_turn(self, step: int, able: Collection[int]) -> int:
-        count = len(self.groups)
-        return next(k for k in ((step // self.config.every + j) % count for j in range(count)) if k in able)
+        turn, count = step // self.config.every, len(self.groups)
+        return next(k for k in ((turn + later) % count for later in range(count)) if k in able)
 
     def _by_progress(self, step: int, able: Collection[int]) -> int:
         """Each turn hands out one unit of credit by what is left of the groups' losses; the richest group spends it."""
@@ -105,18 +124,19 @@ class Schedule:
         return self.current
 
     def _left(self, group: Sequence[str]) -> float:
+        """The part of their first losses that the tasks of a group still have, on average; 1 where none is known."""
         parts = [self.average[task] / self.first[task] for task in group if self.first.get(task, 0.0) > 0]
-        return max(sum(parts) / len(parts), 1e-3) if parts else 1.0
+        return max(sum(parts) / len(parts), _LEAST) if parts else 1.0
 
     def observe(self, losses: Mapping[str, float]) -> None:
         """Take in the losses of a step that counted."""
         if self.config.turns == "progress":
             for task, loss in losses.items():
                 self.first.setdefault(task, loss)
-                self.average[task] = 0.9 * self.average.get(task, loss) + 0.1 * loss
+                self.average[task] = _KEPT * self.average.get(task, loss) + (1 - _KEPT) * loss
 
     def frozen(self, step: int) -> frozenset[str]:
-        """The parts that a step leaves as they are."""
+        """The parts that rest in a step."""
         return frozenset(
             item.part for item in self.config.freeze if item.start <= step and (item.stop is None or step < item.stop)
         )
@@ -129,21 +149,7 @@ class Schedule:
         self.credit, self.current = list(state["credit"]), state["current"]
 
 
-_PARTS = ("backbone", "neck")
-
-
-def freeze(model: nn.Module, parts: Collection[str], learns: Collection[str]) -> None:
-    """Let a network in training learn everywhere but in ``parts``, which keep weights and BatchNorm's statistics.
-
-    learns: names of the parameters that learn where nothing is frozen
-    """
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in learns and not _within(name, parts))
-    for name, module in model.named_modules():
-        module.training = not _within(name, parts)
-
-
-def _within(name: str, parts: Collection[str]) -> bool:
-    path = name.split(".")
-    head = path[1] if len(path) > 1 and path[0] == "tasks" else None
-    return any(part in path if part in _PARTS else part == head for part in parts)
+_LEAST = 1e-3
+"""A group that has learned all there is still comes now and then; a negative loss counts as this."""
+_KEPT = 0.9
+"""Of a task's average loss, from one of its steps to the next."""

@@ -15,6 +15,7 @@ from perception.data.dataset import Source
 from perception.data.loader import train_batches
 from perception.data.order import MixConfig, shares
 from perception.mtl.balancers import StaticConfig
+from perception.mtl.schedule import FreezeConfig, ScheduleConfig
 from perception.recipe import Recipe
 
 Control = Literal["pictures", "compute"]
@@ -24,6 +25,7 @@ HELD_EQUAL = {
     "pictures": "Each control is trained by the same recipe with its task alone: the same backbone and its weights, "
     "neck, head, picture size, augmentation, optimiser, learning rate, number of steps and seed, and in every step as "
     "many pictures that label its task as the joint run sees on average (rounded up where that is no whole number). "
+    "It learns in every step, also where tasks of the joint run take turns or join late. "
     "It spends less compute on training than the joint run, which also learns the other tasks.",
     "compute": "As above, but each control is trained for so many more steps that its training takes as many "
     "multiplications as the whole joint run; the learning rate's decay and the evaluations are stretched with it. "
@@ -51,14 +53,16 @@ def control(recipe: Recipe, task: str, sources: Sequence[Source]) -> Recipe:
         for source in data.train
         if own.get(source.name)
     )
+    alone = recipes.with_tasks(recipe, [task])
     return dataclasses.replace(
-        recipes.with_tasks(recipe, [task]),
+        alone,
         name=f"{recipe.name}_{task}",
         data=dataclasses.replace(data, train=train, mix=MixConfig(batches=data.mix.batches)),
         train=dataclasses.replace(
             recipe.train, batch_size=max(1, math.ceil(recipe.train.batch_size * labelled - 1e-9))
         ),
         balance=StaticConfig(weights=_own_weight(recipe, task)),
+        schedule=ScheduleConfig(freeze=alone.schedule.freeze),
     )
 
 
@@ -69,10 +73,19 @@ def _own_weight(recipe: Recipe, task: str) -> dict[str, float]:
 
 
 def stretched(recipe: Recipe, factor: float) -> Recipe:
-    """The recipe with ``factor`` times the steps, evaluated as often in all."""
+    """The recipe with ``factor`` times the steps, evaluated as often in all; parts rest for the same share of it."""
     train = recipe.train
+    freeze = tuple(
+        FreezeConfig(
+            part=item.part,
+            start=round(item.start * factor),
+            stop=None if item.stop is None else round(item.stop * factor),
+        )
+        for item in recipe.schedule.freeze
+    )
     return dataclasses.replace(
         recipe,
+        schedule=dataclasses.replace(recipe.schedule, freeze=freeze),
         train=dataclasses.replace(
             train,
             steps=max(1, round(train.steps * factor)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -55,17 +55,17 @@ class Growing(Perception):
             module.eval()
         return self
 
-    def loss_parts(self, batch: Batch) -> Losses:
+    def loss_parts(self, batch: Batch, tasks: Collection[str] | None = None) -> Losses:
         """The losses, and for each old task how far it has come from what it said."""
         if not self._distils:
-            return super().loss_parts(batch)
+            return super().loss_parts(batch, tasks)
         raws: dict[str, Any] = {}
         hooks = [
             self.tasks[name].register_forward_hook(lambda _, __, raw, name=name: raws.update({name: raw}))
             for name in self._old
         ]
         try:
-            found = super().loss_parts(batch)
+            found = super().loss_parts(batch, tasks and {*tasks, *self._old})
         finally:
             for hook in hooks:
                 hook.remove()
@@ -75,7 +75,8 @@ class Growing(Perception):
         penalties = {
             f"distil_{name}": self._strength * soft_loss(specs[name], raws[name], taught[name]) for name in self._old
         }
-        return found._replace(penalties={**found.penalties, **penalties})
+        parts = {name: own for name, own in found.parts.items() if tasks is None or name in tasks}
+        return found._replace(parts=parts, penalties={**found.penalties, **penalties})
 
     def _require_equal_outputs(self, teacher: Perception, size: Sequence[int]) -> None:
         picture = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8)
