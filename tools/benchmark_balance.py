@@ -1,14 +1,19 @@
 """What a training step costs with each balancer: python tools/benchmark_balance.py [TURNS [NAME...]].
 
 Four tasks on the default network, all labelled. The balancers take turns step by step, timed by processor time in one
-thread, so that a busy machine slows them all alike. Two other ways to weigh gradients are measured beside: a backward
-pass of the whole network for each task (LibMTL's) and torchjd's `mtl_backward`.
+thread, so that a busy machine slows them all alike; a ratio is the median over the turns of a step's time over that of
+the summed loss ("static") in the same turn. Two other ways to weigh gradients are measured beside: a backward pass of
+the whole network for each task (LibMTL's) and torchjd's `mtl_backward`. Memory is what a step takes at its peak beyond
+what is there before it (Linux). Prints a table in Markdown, and where it was made.
 """
 
+import ctypes
+import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from timm.utils.model_ema import ModelEmaV3
@@ -21,11 +26,12 @@ from perception.engine.step import Training, take_step
 from perception.model import ModelConfig, Perception
 from perception.mtl.balancers import BALANCERS, build_balancer
 from perception.nn.backbone import BackboneConfig
+from perception.runs import hardware
 from perception.tasks import TASKS, join
 from perception.types import Batch, DenseMap, ImageLabel, Instances
 
-SPACES = ("upgrad",)
-"""Balancers that are measured in every space of gradients: the cost does not depend on the solver."""
+SPACES = ("upgrad", "gradnorm")
+"""Balancers that are measured in every space of gradients: the cost hardly depends on the solver."""
 CLASSES = {"detection": 6, "segmentation": 14, "classification": 6}
 
 
@@ -107,35 +113,67 @@ def torchjd_style(model: Perception, given: Batch):
     return step
 
 
-def in_turns(steps: Mapping[str, Callable[[], object]], turns: int) -> dict[str, float]:
-    """Median seconds of each, the first two left out."""
+def in_turns(steps: Mapping[str, Callable[[], object]], turns: int) -> dict[str, list[float]]:
+    """Seconds of each step, one number a turn, after one that warms up."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(turns + 2):
+    for _ in range(turns + 1):
         for name, step in steps.items():
             start = time.process_time()
             step()
             seconds[name].append(time.process_time() - start)
-    return {name: statistics.median(times[2:]) for name, times in seconds.items()}
+    return {name: times[1:] for name, times in seconds.items()}
+
+
+def ratio(times: Sequence[float], others: Sequence[float]) -> float:
+    """The median over the turns of one step's time over another's."""
+    return statistics.median(one / other for one, other in zip(times, others, strict=True))
+
+
+def peak(step: Callable[[], object]) -> float:
+    """MiB that a step takes at its peak beyond what is there before it; NaN where the system does not tell."""
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before = _resident("VmHWM")
+        step()
+        return _resident("VmHWM") - before
+    except OSError:
+        return math.nan
+
+
+def _resident(key: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1024
+
+
+def contenders(model: Perception, given: Batch, names: Sequence[str]) -> dict[str, Callable[[], object]]:
+    steps: dict[str, Callable[[], object]] = {
+        "static": balanced("static", model, given),
+        "static, gradients looked at": balanced("static", model, given, look=True),
+    }
+    for name in names:
+        if name not in steps:
+            steps[name] = balanced(name, model, given)
+        for space in ("last_shared", "params") if name in SPACES else ():
+            steps[f"{name}, {space}"] = balanced(name, model, given, space=space)
+    return {
+        **steps,
+        "a backward pass for each task": libmtl_style(model, given),
+        "torchjd's mtl_backward": torchjd_style(model, given),
+    }
 
 
 def main(turns: int = 7, *names: str, size: tuple[int, int] = (192, 320)) -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     model, given = network(), batch(size)
-    steps: dict[str, Callable[[], object]] = {
-        "static": balanced("static", model, given),
-        "static, looking": balanced("static", model, given, look=True),
-    }
-    for name in names or BALANCERS:
-        steps[name] = balanced(name, model, given)
-        if name in SPACES:
-            steps[f"{name}, last_shared"] = balanced(name, model, given, space="last_shared")
-            steps[f"{name}, params"] = balanced(name, model, given, space="params")
-    steps["a backward pass a task"] = libmtl_style(model, given)
-    steps["torchjd mtl_backward"] = torchjd_style(model, given)
+    steps = contenders(model, given, names or tuple(BALANCERS))
     found = in_turns(steps, turns)
-    for name, seconds in found.items():
-        print(f"{name:24s} {seconds * 1e3:7.0f} ms  {seconds / found['static']:.2f} x static", flush=True)
+    print(f"{len(given)} pictures of {size[0]} x {size[1]}, float32, {turns} turns, {hardware()}\n")
+    print("| step with | milliseconds | x static | MiB |\n|---|---:|---:|---:|")
+    for name, times in found.items():
+        row = f"{statistics.median(times) * 1e3:.0f} | {ratio(times, found['static']):.2f} | {peak(steps[name]):.0f}"
+        print(f"| {name} | {row} |", flush=True)
 
 
 if __name__ == "__main__":
