@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export NO_ALBUMENTATIONS_UPDATE = 1
 
-.PHONY: help demo test test-slow test-examples check fmt clean setup
+.PHONY: help demo test test-slow test-examples bench-balance check fmt clean setup
 
 help:
 	@echo "make demo       train four tasks on made street data, evaluate, predict a video, export: runs/demo/report.html"
@@ -11,6 +11,7 @@ help:
 	@echo "make test-slow  the longer ones: many kills, speed, full trainings"
 	@echo "make test-examples  the examples in Python, JavaScript and C++ against the package (npm; docs/deployment.md)"
 	@echo "                    RUN=runs/demo: on 50 real pictures too, with this network and those of PERCEPTION_TEST_DATA"
+	@echo "make bench-balance  every balancer on configs/street.yaml and configs/road.yaml, 3 seeds each (a GPU; docs/balancers.md)"
 	@echo "make check      ruff, pyright, import-linter"
 	@echo "make fmt        format the code"
 	@echo "make clean      remove the environment and everything that was built (not runs/)"
@@ -38,6 +39,12 @@ test-slow: .venv/.ready
 test-examples: .venv/.ready
 	cd examples/onnxruntime_node && ONNXRUNTIME_NODE_INSTALL_CUDA=skip npm install --ignore-scripts --no-audit --no-fund --no-package-lock
 	PERCEPTION_TEST_RUN='$(RUN)' $(BIN)/python -m pytest -rs -m 'slow or not slow' tests/test_examples.py tests/test_examples_run.py
+
+# Goes on where it was interrupted. OPTIONS="--steps 500 --seeds 1 --balancers upgrad,famo" makes it small.
+bench-balance: .venv/.ready
+	test -f data/street/street.json || $(BIN)/perception data street data/street --count 6000 --seed 0
+	$(BIN)/python tools/benchmark_balancers.py configs/street.yaml --page docs/balancers.md $(OPTIONS)
+	$(BIN)/python tools/benchmark_balancers.py configs/road.yaml data.root=data --page docs/balancers.md $(OPTIONS)
 
 check: .venv/.ready
 	$(BIN)/ruff check .

@@ -7,26 +7,20 @@ the whole network for each task (LibMTL's) and torchjd's `mtl_backward`. Memory 
 what is there before it (Linux). Prints a table in Markdown, and where it was made.
 """
 
-import ctypes
-import math
-import statistics
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from timm.utils.model_ema import ModelEmaV3
 from torchjd.aggregation import PCGrad
 from torchjd.autojac import jac_to_grad, mtl_backward
 
-from perception.engine import distributed, optim
-from perception.engine.precision import Precision
-from perception.engine.step import Training, take_step
 from perception.model import ModelConfig, Perception
 from perception.mtl.balancers import BALANCERS, build_balancer
 from perception.nn.backbone import BackboneConfig
 from perception.runs import hardware
+from perception.studies.step_cost import TrainStep, measure_steps, training_step
 from perception.tasks import TASKS, join
 from perception.types import Batch, DenseMap, ImageLabel, Instances
 
@@ -59,19 +53,11 @@ def batch(size: tuple[int, int], pictures: int = 2) -> Batch:
     return Batch(images, annotations, [None] * pictures, [None] * pictures, ids, ["made"] * pictures)
 
 
-def balanced(
-    name: str, model: Perception, given: Batch, precision: Precision = "float32", look: bool = False, **options
-):
-    """A training step, as the engine takes it."""
-    balancer = build_balancer(BALANCERS[name].Config(**options), tuple(model.tasks))
-    optimizer = optim.build("adamw", model, balancer.parameters(), lr=1e-4, weight_decay=0.01, backbone_lr_scale=1.0)
-    training = Training(model, balancer, optimizer, ModelEmaV3(model))
-    losses_of = distributed.LossesOf(model)
-    settings = {"lr": 1e-4, "clip_norm": 10.0, "precision": precision, "flags": {}, "with_weights": False, "look": look}
-    return lambda: take_step(training, losses_of, given, **settings)
+def balanced(name: str, model: Perception, given: Batch, look: bool = False, **options: Any) -> TrainStep:
+    return training_step(model, build_balancer(BALANCERS[name].Config(**options), tuple(model.tasks)), given, look=look)
 
 
-def libmtl_style(model: Perception, given: Batch):
+def libmtl_style(model: Perception, given: Batch) -> TrainStep:
     """A whole backward pass for each task, then the mean of the gradients."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     average = ModelEmaV3(model)
@@ -95,7 +81,7 @@ def libmtl_style(model: Perception, given: Batch):
     return step
 
 
-def torchjd_style(model: Perception, given: Batch):
+def torchjd_style(model: Perception, given: Batch) -> TrainStep:
     """`mtl_backward` and PCGrad, task by task (its parallel form needs vmap, which these losses do not support)."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     average = ModelEmaV3(model)
@@ -113,41 +99,8 @@ def torchjd_style(model: Perception, given: Batch):
     return step
 
 
-def in_turns(steps: Mapping[str, Callable[[], object]], turns: int) -> dict[str, list[float]]:
-    """Seconds of each step, one number a turn, after one that warms up."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(turns + 1):
-        for name, step in steps.items():
-            start = time.process_time()
-            step()
-            seconds[name].append(time.process_time() - start)
-    return {name: times[1:] for name, times in seconds.items()}
-
-
-def ratio(times: Sequence[float], others: Sequence[float]) -> float:
-    """The median over the turns of one step's time over another's."""
-    return statistics.median(one / other for one, other in zip(times, others, strict=True))
-
-
-def peak(step: Callable[[], object]) -> float:
-    """MiB that a step takes at its peak beyond what is there before it; NaN where the system does not tell."""
-    try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        before = _resident("VmHWM")
-        step()
-        return _resident("VmHWM") - before
-    except OSError:
-        return math.nan
-
-
-def _resident(key: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1024
-
-
-def contenders(model: Perception, given: Batch, names: Sequence[str]) -> dict[str, Callable[[], object]]:
-    steps: dict[str, Callable[[], object]] = {
+def contenders(model: Perception, given: Batch, names: Sequence[str]) -> dict[str, TrainStep]:
+    steps: dict[str, TrainStep] = {
         "static": balanced("static", model, given),
         "static, gradients looked at": balanced("static", model, given, look=True),
     }
@@ -168,12 +121,11 @@ def main(turns: int = 7, *names: str, size: tuple[int, int] = (192, 320)) -> Non
     torch.set_flush_denormal(True)
     model, given = network(), batch(size)
     steps = contenders(model, given, names or tuple(BALANCERS))
-    found = in_turns(steps, turns)
+    found = measure_steps(steps, turns)
     print(f"{len(given)} pictures of {size[0]} x {size[1]}, float32, {turns} turns, {hardware()}\n")
     print("| step with | milliseconds | x static | MiB |\n|---|---:|---:|---:|")
-    for name, times in found.items():
-        row = f"{statistics.median(times) * 1e3:.0f} | {ratio(times, found['static']):.2f} | {peak(steps[name]):.0f}"
-        print(f"| {name} | {row} |", flush=True)
+    for name, cost in found.items():
+        print(f"| {name} | {cost.milliseconds:.0f} | {cost.over(found['static']):.2f} | {cost.memory:.0f} |")
 
 
 if __name__ == "__main__":

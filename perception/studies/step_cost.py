@@ -1,0 +1,108 @@
+"""What training steps cost: processor time and memory, in turns, so that a busy machine slows all alike."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from timm.utils.model_ema import ModelEmaV3
+
+from perception.engine import distributed, optim
+from perception.engine.precision import Precision
+from perception.engine.step import Training, take_step
+from perception.model import Perception
+from perception.mtl.balancers import Balancer
+from perception.types import Batch
+
+TrainStep = Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True)
+class StepCost:
+    """seconds: of a step, one number a turn. memory: MiB that it takes at its peak beyond what is there before it; NaN
+    where the system does not tell."""
+
+    seconds: tuple[float, ...]
+    memory: float
+
+    @property
+    def milliseconds(self) -> float:
+        """The median."""
+        return statistics.median(self.seconds) * 1e3
+
+    def over(self, other: StepCost) -> float:
+        """How many times as long as the other: the median over the turns."""
+        return statistics.median(one / two for one, two in zip(self.seconds, other.seconds, strict=True))
+
+
+def training_step(
+    model: Perception, balancer: Balancer, batch: Batch, precision: Precision = "float32", look: bool = False
+) -> TrainStep:
+    """A step as training takes it, with AdamW, clipping and the moving average; on the device of ``model``."""
+    optimizer = optim.build("adamw", model, balancer.parameters(), lr=1e-4, weight_decay=0.01, backbone_lr_scale=1.0)
+    training = Training(model, balancer, optimizer, ModelEmaV3(model))
+    losses_of = distributed.LossesOf(model)
+
+    def step() -> None:
+        take_step(
+            training,
+            losses_of,
+            batch,
+            lr=1e-4,
+            clip_norm=10.0,
+            precision=precision,
+            flags={},
+            with_weights=False,
+            look=look,
+        )
+
+    return step
+
+
+def measure_steps(steps: Mapping[str, TrainStep], turns: int) -> dict[str, StepCost]:
+    """The cost of each, after one turn that warms up.
+
+    On the CPU processor time of this process, on a GPU the clock.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(turns + 1):
+        for name, step in steps.items():
+            start = _now()
+            step()
+            seconds[name].append(_now() - start)
+    return {name: StepCost(tuple(times[1:]), peak(steps[name])) for name, times in seconds.items()}
+
+
+def _now() -> float:
+    if not torch.cuda.is_available():
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def peak(step: TrainStep) -> float:
+    """MiB that a step takes at its peak beyond what is there before it: of the GPU, else of the process (Linux)."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # else what an earlier step left behind would be taken again, uncounted
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before = _resident_peak()
+        step()
+        return _resident_peak() - before
+    except OSError:
+        return math.nan
+
+
+def _resident_peak() -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
