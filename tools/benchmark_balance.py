@@ -116,7 +116,7 @@ def contenders(model: Perception, given: Batch, names: Sequence[str]) -> dict[st
     }
 
 
-def main(turns: int = 7, *names: str, size: tuple[int, int] = (192, 320)) -> None:
+def main(turns: int = 7, *names: str, size: tuple[int, int] = (128, 256)) -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     model, given = network(), batch(size)
