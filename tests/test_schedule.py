@@ -8,10 +8,13 @@ from collections import Counter
 import engine_stub
 import pytest
 import torch
+from sharing_networks import CONFIGS, batch, network
 from test_engine import Died, dying, fit, flat, same
 
 from perception import checkpoint, config
+from perception.engine.following import Following
 from perception.mtl.schedule import Schedule, ScheduleConfig
+from perception.nn.sharing import SHARINGS
 from perception.types import ConfigError
 
 TASKS = ("a", "b", "c")
@@ -175,6 +178,19 @@ def test_what_did_not_learn_before_does_not_after(tmp_path):
     fit(tmp_path, model, steps=5, evaluate_every=0, schedule=made)
     assert not any(changed(model, "backbone.3.weight") + changed(model, "backbone.1.running_mean"))
     assert changed(model, "backbone.0.weight")[2:] == [True, True]
+
+
+@pytest.mark.parametrize("sharing", SHARINGS)
+def test_every_architecture_has_the_parts_that_can_rest_and_runs_only_what_is_in_turn(sharing):
+    model, labelled = network(sharing).train(), batch()
+    rest = [{"part": part} for part in ("backbone", "neck", *CONFIGS)]
+    follow = Following(schedule(tuple(CONFIGS), turns="alternating", freeze=rest), model)
+    for step, task in enumerate(CONFIGS):
+        losses_of, tasks = follow(step, labelled)
+        assert tuple(losses_of(labelled, tasks).parts) == tasks == (task,)
+    learning = {name.split(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert learning <= {"sharing"}  # what architectures have between trunk and heads
+    assert not [name for name, module in model.named_modules() if module.training and name.startswith("tasks.")]
 
 
 SCHEDULES = {

@@ -11,7 +11,7 @@ import torch
 from sharing_networks import CLASSES, CONFIGS, awake, batch, network, pictures
 
 from perception.deploy.export import export
-from perception.engine.optim import adamw
+from perception.engine import optim
 from perception.model import Perception
 from perception.nn.backbone import Backbone, BackboneConfig
 from perception.nn.fusion import FUSIONS
@@ -119,7 +119,7 @@ def test_a_picture_does_not_depend_on_its_batch(model):
 
 def test_all_backbones_learn_at_their_share_of_the_rate(kind):
     model = network(*kind)
-    optimizer = adamw(model, [], lr=1.0, weight_decay=0.0, backbone_lr_scale=0.1)
+    optimizer = optim.build("adamw", model, [], lr=1.0, weight_decay=0.0, backbone_lr_scale=0.1)
     slow = {id(p) for group in optimizer.param_groups if group["scale"] == 0.1 for p in group["params"]}
     assert slow == {id(p) for backbone in model.sharing.backbones() for p in backbone.parameters()}
 
