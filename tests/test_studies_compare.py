@@ -15,6 +15,7 @@ from perception import cli
 from perception import recipe as recipes
 from perception.data.street import write
 from perception.mtl.compare import estimate
+from perception.mtl.schedule import FreezeConfig, ScheduleConfig
 from perception.report.compare_page import forest
 from perception.studies.compare import make_plan
 from perception.studies.controls import control, step_flops, stretched
@@ -111,6 +112,26 @@ def test_compute_is_matched(recipe):
         longer = stretched(alone, whole / step_flops(alone) / 1000)
         assert step_flops(longer) * longer.train.steps == pytest.approx(whole, rel=0.002)
         assert longer.train.steps > 1000
+
+
+def with_schedule(recipe, **settings):
+    return dataclasses.replace(recipe, schedule=ScheduleConfig(**settings))
+
+
+def test_compute_counts_only_what_runs(recipe):
+    """Six steps: where each task joins half-way, and where they take turns, every step has its own cost."""
+    joint, turns = step_flops(recipe), step_flops(with_schedule(recipe, turns="alternating"))
+    late = [step_flops(with_schedule(recipe, join={task: 3})) for task in recipe.tasks]
+    assert turns < min(late) < max(late) < joint
+    assert sum(late) == pytest.approx(turns + joint, rel=1e-6)
+
+
+def test_a_control_waits_for_nobody_but_rests_where_the_joint_run_does(recipe):
+    rests = (FreezeConfig(part="backbone", start=1, stop=3), FreezeConfig(part="classification"))
+    joint = with_schedule(recipe, turns="alternating", join={"depth": 2}, freeze=rests)
+    alone = control(joint, "depth", recipes.training_sources(recipe))
+    assert alone.schedule == ScheduleConfig(freeze=rests[:1])
+    assert stretched(alone, 2.5).schedule.freeze == (FreezeConfig(part="backbone", start=2, stop=8),)
 
 
 def test_runs_of_a_seed_come_together(recipe, tmp_path):

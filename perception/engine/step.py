@@ -61,7 +61,7 @@ class Training:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for name in ("model", "balancer", "optimizer"):
             getattr(self, name).load_state_dict(state[name])
-        if self.schedule:
+        if self.schedule and state.get("schedule"):
             self.schedule.load_state_dict(state["schedule"])
         for name in _NUMBERS:
             setattr(self, name, state[name])

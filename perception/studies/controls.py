@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -15,8 +16,9 @@ from perception.data.dataset import Source
 from perception.data.loader import train_batches
 from perception.data.order import MixConfig, shares
 from perception.mtl.balancers import StaticConfig
-from perception.mtl.schedule import FreezeConfig, ScheduleConfig
+from perception.mtl.schedule import FreezeConfig, Schedule, ScheduleConfig
 from perception.recipe import Recipe
+from perception.tasks import join
 
 Control = Literal["pictures", "compute"]
 CONTROLS: tuple[Control, ...] = get_args(Control)
@@ -95,11 +97,15 @@ def stretched(recipe: Recipe, factor: float) -> Recipe:
 
 
 def step_flops(recipe: Recipe) -> int:
-    """Floating-point operations of one training step, forward and backward, on the recipe's first batch."""
+    """Floating-point operations of a training step, forward and backward, on the recipe's first batch; where tasks take
+    turns or join late, the mean over the training (turns by progress are taken for even ones)."""
     model = recipes.build_model(recipe, weights=False).train()
-    mixture, train = recipes.build_mixture(recipe), recipe.train
-    batch = next(iter(train_batches(mixture, tuple(recipe.tasks), train.batch_size, 1)))
-    counter = FlopCounterMode(display=False)
-    with counter:
-        torch.stack(list(model.losses(batch).values())).sum().backward()
-    return counter.get_total_flops()
+    mixture, train, tasks = recipes.build_mixture(recipe), recipe.train, tuple(recipe.tasks)
+    batch = next(iter(train_batches(mixture, tasks, train.batch_size, 1)))
+    schedule, whole = Schedule(recipe.schedule, tasks), 0
+    for some, steps in Counter(schedule.tasks(step, tasks) for step in range(train.steps)).items():
+        counter = FlopCounterMode(display=False)
+        with counter:
+            torch.stack([join(parts) for parts in model.loss_parts(batch, some).parts.values()]).sum().backward()
+        whole += steps * counter.get_total_flops()
+    return round(whole / train.steps)
