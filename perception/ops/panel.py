@@ -1,4 +1,4 @@
-"""Picture, label map and depth side by side, each with its legend below. numpy and cv2 only."""
+"""Picture, label map and depth in one view, each map with its legend below. numpy and cv2 only."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def panel(
     """Picture with boxes and caption | label map | depth.
 
     image, annotations, notes, warning: as `draw` takes them
-    compact: the dense maps smaller, one below the other: half of the pixels where there are two, for videos
+    compact: the dense maps smaller, in a row below the picture: half of the pixels where there are two, for videos
 
     There is a tile for each dense task in ``specs``, dark where it is missing; width and height are even, as video
     encoders want them.
@@ -36,24 +36,27 @@ def panel(
     found = drawable(annotations, specs)
     flat = {name: a for name, a in found.items() if not isinstance(a, DenseMap)}
     dense = [spec for spec in specs.values() if spec.shape == "dense"]
-    shrink = max(1, len(dense)) if compact else 1
-    size = max(1, height // shrink), max(1, width // shrink)
+    across = len(dense) if compact else 1
     scale, gap = text_scale(image), max(2, width // 200)
-    small = max(0.35, scale / shrink)
+    size = max(1, height // max(1, across)), max(1, (width - gap * (across - 1)) // max(1, across))
+    small = max(0.35, scale / max(1, across))
     line = line_height(small)
     rows = max((legend_rows(spec.classes, size[1], small) for spec in dense), default=1)
     strip = line * rows + line // 3
-    down, across = (len(dense), 1) if compact else (1, len(dense))
-    total = (
-        max(height + line_height(scale), down * (size[0] + strip)),
-        width + across * (gap + size[1]) if dense else width,
-    )
+    counts = height + line_height(scale)
+    if not dense:
+        corners, total = [], (counts, width)
+    elif compact:
+        corners, total = [(counts, i * (size[1] + gap)) for i in range(across)], (counts + size[0] + strip, width)
+    else:
+        corners = [(0, (i + 1) * (width + gap)) for i in range(len(dense))]
+        total = max(counts, height + strip), width + len(dense) * (gap + width)
     whole = np.full((total[0] + total[0] % 2, total[1] + total[1] % 2, 3), GROUND[0], np.uint8)
     whole[:height, :width] = draw(image, flat, specs, notes, warning)
-    _write_counts(whole[height : total[0], :width], flat, specs, scale)
-    for i, spec in enumerate(dense):
-        top, left = (i * (size[0] + strip), width + gap) if compact else (0, width + gap + i * (gap + size[1]))
-        whole[:, left - gap : left] = GAP
+    _write_counts(whole[height:counts, :width], flat, specs, scale)
+    for spec, (top, left) in zip(dense, corners, strict=True):
+        if left:
+            whole[top:, left - gap : left] = GAP
         tile = whole[top : top + size[0] + strip, left : left + size[1]]
         _fill_tile(tile, found.get(spec.name), spec, size, small)
     return whole
