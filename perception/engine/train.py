@@ -41,7 +41,8 @@ class TrainConfig:
     """steps: optimiser steps. batch_size: pictures a step, over all ranks.
 
     optimizer: "adamw", or one of timm's by name: sgd, lamb, adopt, lion, muon, nadamw, ...
-    lr, weight_decay: of the optimiser; the backbone learns at ``lr * backbone_lr_scale``.
+    lr, weight_decay: of the optimiser; the backbone learns at ``lr * backbone_lr_scale``: slower than what begins
+        without weights. Give 1 where the backbone does, too.
     warmup_steps: of linear warm-up; then half a cosine down to ``lr * lr_floor`` at the last step.
     clip_norm: largest gradient norm; 0 = no clipping.
     ema_decay: of the moving average that is evaluated, saved and exported; reached by a warm-up, 1 - (1 + step)^(-2/3).
@@ -56,9 +57,9 @@ class TrainConfig:
     steps: Positive = 1000
     batch_size: Positive = 8
     optimizer: str = "adamw"
-    lr: Amount = 1e-3
+    lr: Amount = 3e-3
     weight_decay: Amount = 0.05
-    backbone_lr_scale: Amount = 1.0
+    backbone_lr_scale: Amount = 0.33
     warmup_steps: Count = 100
     lr_floor: Annotated[float, Field(ge=0, le=1)] = 0.01
     clip_norm: Amount = 10.0
