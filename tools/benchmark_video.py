@@ -18,6 +18,7 @@ import numpy as np
 
 from perception.deploy.predict import Options, predict
 from perception.deploy.runtime import Perceiver, prepare
+from perception.deploy.video.readers import to_rgb
 
 KINDS = {"predict, jsonl": ("jsonl",), "predict, jsonl and mp4": ("jsonl", "mp4")}
 
@@ -57,7 +58,7 @@ def alone(perceiver: Perceiver, path: Path) -> float:
         done, frame = video.read()
         if not done:
             break
-        batch, _ = prepare([np.ascontiguousarray(frame[:, :, ::-1])], perceiver.placed())
+        batch, _ = prepare([to_rgb(frame)], perceiver.placed())
         begin = time.perf_counter()
         perceiver.run(batch)
         seconds, count = seconds + time.perf_counter() - begin, count + 1
