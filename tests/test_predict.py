@@ -13,7 +13,8 @@ from perception.deploy.runtime import Perceiver
 from perception.deploy.sources import find
 from perception.deploy.torch_runtime import TorchPerceiver
 from perception.deploy.video.stream import Video
-from perception.types import Camera, PerceptionError
+from perception.deploy.video.writers import step
+from perception.types import Camera, PerceptionError, TaskSpec
 
 
 @pytest.fixture(scope="module")
@@ -118,8 +119,15 @@ def test_maps_are_written_and_named(perceiver, folder, tmp_path):
     assert np.array_equal(labels, wanted["segmentation"].values)
     assert depth.dtype == np.uint16
     assert record["depth"]["unit"] == "m"
-    metres = np.minimum(wanted["depth"].values, 65.535)
-    np.testing.assert_allclose(depth * record["depth"]["scale"], metres, atol=0.0006)
+    np.testing.assert_allclose(depth * record["depth"]["scale"], wanted["depth"].values, atol=0.51 / 256)
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [((0.1, 10.0), 0.001), ((1.0, 65.535), 0.001), ((0.5, 80.0), 1 / 256), (None, 1 / 256), ((1.0, 655.35), 0.01)],
+)
+def test_the_farthest_depth_fits_into_16_bits(limits, expected):
+    assert step(TaskSpec("depth", "dense", ("depth",), (), "m", limits)) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])

@@ -28,8 +28,9 @@ from perception.ops.panel import panel
 from perception.types import DenseMap, PerceptionError, TaskSpec
 
 RECORDS = "predictions.jsonl"
-DEPTH_SCALE = 0.001
-"""Metres per step of a 16-bit depth PNG; 0 = not valid."""
+FINE, COARSE = 0.001, 1 / 256
+"""Metres per step of a 16-bit depth PNG where everything then fits into it (65.5 m), and where it does not (256 m)."""
+STEPS = 65535
 ERROR_SCALE = 0.0001
 """Share of the depth per step of the 16-bit PNG of the error that it expects."""
 
@@ -107,8 +108,8 @@ class PictureWriter:
 
 
 class MapWriter:
-    """Label maps (8-bit PNG of class ids, 255 = unknown), quantities (16-bit PNG, step `DEPTH_SCALE`) and, beside them,
-    the relative errors that they expect (16-bit PNG, step `ERROR_SCALE`)."""
+    """Label maps (8-bit PNG of class ids, 255 = unknown), quantities (16-bit PNG, 0 = not valid, steps of `step`) and,
+    beside them, the relative errors that they expect (16-bit PNG, steps of `ERROR_SCALE`)."""
 
     def open(self, recording: Recording) -> None:
         self._folder = recording.folder
@@ -122,12 +123,13 @@ class MapWriter:
             if result.specs[name].classes:
                 save(file, np.where(annotation.valid, annotation.values, 255).astype(np.uint8))
             else:
-                steps = np.where(annotation.valid, np.rint(annotation.values / DEPTH_SCALE), 0)
-                save(file, np.clip(steps, 0, 65535).astype(np.uint16))
-                record[name] |= {"scale": DEPTH_SCALE, "unit": result.specs[name].unit}
+                scale = step(result.specs[name])
+                steps = np.where(annotation.valid, np.maximum(np.rint(annotation.values / scale), 1), 0)
+                save(file, np.minimum(steps, STEPS).astype(np.uint16))
+                record[name] |= {"scale": scale, "unit": result.specs[name].unit}
                 if annotation.error is not None:
                     beside = file.with_name(f"{file.stem}_error.png")
-                    save(beside, np.clip(np.rint(annotation.error / ERROR_SCALE), 0, 65535).astype(np.uint16))
+                    save(beside, np.clip(np.rint(annotation.error / ERROR_SCALE), 0, STEPS).astype(np.uint16))
                     record[name] |= {
                         "error": {"file": beside.relative_to(self._folder).as_posix(), "scale": ERROR_SCALE}
                     }
@@ -179,6 +181,13 @@ def make_writers(names: set[str]) -> list[Writer]:
     if unknown := sorted(names - set(WRITERS)):
         raise PerceptionError(f"No way to save {', '.join(unknown)}. There are: {', '.join(WRITERS)}.")
     return [make() for name, make in WRITERS.items() if name in names]
+
+
+def step(spec: TaskSpec) -> float:
+    """Of a quantity's 16-bit PNG: the finest of those that people know in which its upper limit can be written."""
+    if spec.limits is None:
+        return COARSE
+    return next((scale for scale in (FINE, COARSE) if spec.limits[1] <= STEPS * scale), spec.limits[1] / STEPS)
 
 
 def save(path: Path, picture: NDArray) -> None:
