@@ -9,7 +9,7 @@ import pytest
 from perception.deploy.predict import Options, predict
 from perception.deploy.result import Result
 from perception.deploy.runtime import sanitise
-from perception.deploy.video.writers import DEPTH_SCALE, ERROR_SCALE
+from perception.deploy.video.writers import ERROR_SCALE, step
 from perception.ops.draw import draw
 from perception.ops.image import letterbox_frame
 from perception.ops.restore import assemble, restore, to_json
@@ -105,7 +105,7 @@ def test_maps_are_saved_with_their_error(tmp_path):
     depth, error = (cv2.imread(str(tmp_path / "out/maps" / name), -1) for name in ("a.depth.png", "a.depth_error.png"))
     assert depth is not None
     assert error is not None
-    assert depth[10, 50] * DEPTH_SCALE == pytest.approx(40)
+    assert depth[10, 50] * step(SPECS["depth"]) == pytest.approx(40)
     assert error[10, 50] * ERROR_SCALE == pytest.approx(0.2)
     text = (tmp_path / "out/predictions.jsonl").read_text()
     assert '"error": {"file": "maps/a.depth_error.png", "scale": 0.0001}' in text
