@@ -25,7 +25,7 @@ def test_overrides_reach_into_lists_and_new_keys():
     recipe = recipes.load(DEMO, ["train.lr=3e-4", "data.train.0.weight=2", "balance.weights.depth=0.5", "data.root=/x"])
     assert recipe.train.lr == 3e-4
     assert recipe.data.train[0].weight == 2
-    assert recipe.balance.weights == {"depth": 0.5}
+    assert recipe.balance.weights == recipes.load(DEMO).balance.weights | {"depth": 0.5}
     assert recipe.data.root == "/x"
 
 

@@ -25,7 +25,7 @@ def study(made_up):
     """A function that makes runs; what they do is in their names."""
 
     def make(*names: str, steps: int = 3) -> list[Run]:
-        text = f"data: {{}}\ntasks: {{depth: {{}}}}\ntrain: {{steps: {steps}, threads: 1}}"
+        text = f"data: {{}}\ntasks: {{depth: {{}}}}\ntrain: {{steps: {steps}, threads: 1, lr: 1.0e-3}}"
         return [
             Run(name, recipes.parse(text, [f"name=run_{i}"]), made_up / "study" / f"{i}")
             for i, name in enumerate(names)

@@ -215,9 +215,10 @@ def test_a_writer_that_fails_fails_its_source_and_leaves_the_others_whole(percei
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_loses_nothing_that_was_written(exported, film, tmp_path, number):
     code = """
-import sys, time
+import signal, sys, time
 from perception.deploy.predict import predict
 from perception.deploy.runtime import Perceiver
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background of a shell
 perceiver = Perceiver(sys.argv[1], threads=1)
 run = perceiver.run
 perceiver.run = lambda images: (time.sleep(0.15), run(images))[1]
