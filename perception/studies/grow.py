@@ -9,8 +9,6 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from perception import checkpoint, config, runs
 from perception import recipe as recipes
 from perception.data import check_labelled, open_sources
@@ -22,7 +20,7 @@ from perception.mtl.compare import relative_change
 from perception.recipe import Recipe
 from perception.report.grow_page import write_page
 from perception.studies.children import locked
-from perception.studies.growing import Growing, Method
+from perception.studies.growing import Growing, Method, differing_tasks
 from perception.tasks import Task
 from perception.types import CheckpointError, ConfigError
 
@@ -154,10 +152,7 @@ def drop(run: Path, tasks: Collection[str], out: Path) -> Path:
     network = recipes.build_model(reduced, weights=False).eval()
     weights = whole.state_dict()
     network.load_state_dict({name: weights.get(name, value) for name, value in network.state_dict().items()})
-    picture = torch.randint(0, 256, (2, 3, *recipe.data.size), dtype=torch.uint8)
-    with torch.no_grad():
-        before, after = whole.predict(picture), network.predict(picture)
-    changed = sorted({key.partition(".")[0] for key, value in after.items() if not torch.equal(value, before[key])})
+    changed = differing_tasks(whole, network, recipe.data.size)
     if changed:
         raise CheckpointError(
             f"Without {', '.join(tasks)}, {', '.join(changed)} would say something else: this network lets its tasks "

@@ -79,16 +79,23 @@ class Growing(Perception):
         return found._replace(parts=parts, penalties={**found.penalties, **penalties})
 
     def _require_equal_outputs(self, teacher: Perception, size: Sequence[int]) -> None:
-        picture = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8)
         self.eval()
-        with torch.no_grad():
-            before, after = teacher.predict(picture), self.predict(picture)
-        changed = sorted({key.partition(".")[0] for key, value in before.items() if not torch.equal(value, after[key])})
+        changed = differing_tasks(teacher, self, size)
         if changed:
             raise ConfigError(
                 f"The new task would change what {', '.join(changed)} say even with all old weights fixed: this "
                 "network lets its tasks look at each other. Grow it with --method distil."
             )
+
+
+def differing_tasks(one: Perception, other: Perception, size: Sequence[int]) -> list[str]:
+    """The tasks of both networks, in evaluation mode, that say something else, be it by a bit, of two made pictures."""
+    picture = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8)
+    with torch.no_grad():
+        left, right = one.predict(picture), other.predict(picture)
+    return sorted(
+        {key.partition(".")[0] for key in left.keys() & right.keys() if not torch.equal(left[key], right[key])}
+    )
 
 
 class _Held:
