@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from test_runtime import without_torch
 
+from perception import cli
 from perception.deploy.predict import Options, out_folder, predict
 from perception.deploy.runtime import Perceiver
 from perception.deploy.sources import find
@@ -226,3 +227,14 @@ print(report.frames, len(report.failures), "torch" in sys.modules)
     out = tmp_path / "out"
     assert without_torch(code, str(exported), str(folder), str(out)).split() == ["2", "1", "False"]
     assert len(records(out)) == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "words"), [(["--size", "100x100"], "Use 128x128"), (["--topics", "/x"], "only a bag has topics")]
+)
+def test_the_command_refuses_what_it_cannot_do_before_it_writes(exported, tmp_path, capsys, option, words):
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((64, 64, 3), np.uint8))
+    arguments = ["predict", str(exported), str(tmp_path / "a.png"), "--out", str(tmp_path / "out"), *option]
+    assert cli.main(arguments) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

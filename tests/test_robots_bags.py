@@ -175,12 +175,12 @@ def test_what_is_no_bag_is_told(tmp_path, content, suffix):
         list(bag.frames())
 
 
-def test_a_truncated_bag_is_told(drive):
+def test_a_truncated_bag_is_told_with_what_mends_it(drive):
     path = next(drive.glob("*.mcap"))
     whole = path.read_bytes()
     for share in (0.3, 0.7, 0.99):
         path.write_bytes(whole[: int(share * len(whole))])
-        with pytest.raises(PerceptionError, match="drive"), Bag(path) as bag:
+        with pytest.raises(PerceptionError, match=r"drive.*mcap recover"), Bag(path) as bag:
             list(bag.frames())
 
 
@@ -225,3 +225,30 @@ def test_save_mcap_makes_a_bag_of_any_source(exported, tmp_path):
     np.testing.assert_array_equal(frames[2].image, pixels(2)[..., ::-1])
     with AnyReader([out / "pictures-bag"], default_typestore=typestore()) as reader:
         assert {c.topic: c.msgcount for c in reader.connections}["/camera/perception/detections"] == 3
+
+
+def test_a_bag_is_looked_at_as_a_video_is(exported, tmp_path):
+    """Its bad pictures are flagged and its objects followed, of each topic by itself; --frames and --camera count."""
+    pytest.importorskip("trackers")
+    with BagWriter(tmp_path / "in") as bag:
+        for n in range(6):
+            for topic, seed in (("/left/image", 1), ("/right/image", 2)):
+                pixel = np.zeros((*SIZE, 3), np.uint8) if topic == "/left/image" and n > 2 else pixels(seed + n)
+                bag.write(topic, image(pixel, "rgb8", stamp(n)), stamp(n).nanoseconds)
+    options = ["--track", "--smooth", "0.3", "--frames", "10", "--camera", "90,90,80,48", "--size", "64x96"]
+    assert cli.main(["predict", str(exported), str(tmp_path / "in"), "--out", str(tmp_path / "out"), *options]) == 0
+    found: dict[str, list] = {}
+    with AnyReader([tmp_path / "out" / "in"], default_typestore=typestore()) as reader:
+        for connection, _, data in reader.messages():
+            found.setdefault(connection.topic, []).append(reader.deserialize(data, connection.msgtype))
+    assert {len(found[f"/{side}/perception/detections"]) for side in ("left", "right")} == {5}
+    assert found["/left/perception/depth/camera_info"][0].k[0] == 90
+    statuses = [item.status[0] for item in found["/diagnostics"] if item.status[0].name == "/left/perception"]
+    assert [(status.level, status.message) for status in statuses] == [(2, "picture: black")], "from the second on"
+
+
+@pytest.mark.parametrize("option", [["--maps"], ["--save", "jsonl"], ["--batch", "2"], ["--deadline", "9"], ["--show"]])
+def test_what_a_bag_would_leave_unheard_is_refused(drive, exported, tmp_path, capsys, option):
+    assert cli.main(["predict", str(exported), str(drive), "--out", str(tmp_path / "out"), *option]) == 2
+    assert f"{option[0]}: " in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -320,6 +320,14 @@ def test_the_node_publishes_each_picture_with_its_own_stamp_and_frame(ros, expor
     assert {pair.key: pair.value for pair in status.values}["processed"] == "1"
     diagnose()
     assert ros.published[-1][2].status[0].message == "running"
+    dark = image_message()
+    dark.data = bytes(len(dark.data))
+    for done in (2, 3):
+        take(dark)
+        wait_for(lambda done=done: node._queue.done == done)
+    diagnose()
+    status = ros.published[-1][2].status[0]
+    assert (status.level, status.message) == (b"\x02", "picture: black"), "in the second of a row"
     node.destroy_node()
 
 

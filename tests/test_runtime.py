@@ -144,6 +144,7 @@ def test_only_the_tasks_that_were_asked_for(exported):
         (np.zeros((9, 9, 4), np.uint8), r"uint8 \[9, 9, 4\]"),
         (np.zeros((0, 9, 3), np.uint8), "Empty picture"),
         (["image.jpg"], "Wrong picture: str"),
+        (None, "Wrong picture: NoneType"),  # what cv2.imread gives for a missing file
     ],
 )
 def test_x3_wrong_pictures(perceiver, wrong, message):
@@ -226,7 +227,7 @@ def test_threads_providers_and_warm_up(exported):
     options = {"arena_extend_strategy": "kSameAsRequested"}
     one = Perceiver(exported, threads=1, providers=[("CPUExecutionProvider", options)], spinning=False)
     assert one.warm_up(batch=2, size=(64, 64)) is one
-    two = Perceiver(exported, threads=2, providers=["CPUExecutionProvider"])
+    two = Perceiver(exported, threads=2, providers="CPUExecutionProvider", tasks="depth")
     np.testing.assert_allclose(one(picture()).depth, two(picture()).depth, rtol=1e-5)
 
 
@@ -300,6 +301,17 @@ def test_one_perceiver_serves_many_threads(perceiver):
 def test_x3_wrong_sizes_cameras_and_providers(perceiver, exported):
     with pytest.raises(PerceptionError, match=r"Wrong input size 250x333\. Expected multiples of 32\. Use 256x352"):
         perceiver(picture(), size=(250, 333))
+    for wrong in (64, (64,), "64x64", (64.0, 64.0)):
+        with pytest.raises(PerceptionError, match=r"Wrong input size.*\(height, width\)"):
+            perceiver(picture(), size=wrong)
+    with pytest.raises(PerceptionError, match="Wrong camera 'front'"):
+        perceiver([picture()], ["front"])
+    for wrong in ({"batch": 0}, {"size": (100, 100)}):
+        with pytest.raises(PerceptionError, match="Wrong"):
+            perceiver.warm_up(**wrong)
+    for threads in (0, -3):
+        with pytest.raises(PerceptionError, match="Wrong number of threads"):
+            Perceiver(exported, threads=threads)
     with pytest.raises(PerceptionError, match="2 cameras for 1 pictures"):
         perceiver([picture()], [None, None])
     with pytest.raises(PerceptionError, match="No execution provider NoSuch"):

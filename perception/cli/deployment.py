@@ -11,7 +11,9 @@ from typing import Any
 
 from perception.cli.arguments import add_command, add_tasks, bar, camera, count, names, positive, size
 
-SAVE = "what to write: mp4 (pictures as jpg), jsonl, rrd (default: mp4,jsonl)"
+SAVE = (
+    "what to write: mp4 (pictures as jpg), jsonl, mcap (a ROS 2 bag), rrd (default: mp4,jsonl; of a bag always a bag)"
+)
 
 
 def add_commands(commands: Any) -> None:
@@ -20,7 +22,7 @@ def add_commands(commands: Any) -> None:
     predict.add_argument("source", help="picture, folder, glob, video file, camera number, stream URL, ROS bag")
     add_tasks(predict)
     predict.add_argument("--out", type=Path, help="folder for what is written, new or empty (default: runs/predict)")
-    predict.add_argument("--save", type=names, default=["mp4", "jsonl"], metavar="A,B", help=SAVE)
+    predict.add_argument("--save", type=names, metavar="A,B", help=SAVE)
     predict.add_argument("--maps", action="store_true", help="also write label maps and depth maps as PNG")
     predict.add_argument("--show", action="store_true", help="a live window (needs an OpenCV that has windows)")
     predict.add_argument("--size", type=size, metavar="HxW", help="what the network sees (default: as in training)")
@@ -58,6 +60,8 @@ def _predict(parsed: argparse.Namespace) -> int:
     from perception.deploy.robots.bags import is_bag
     from perception.deploy.robots.replay import replay
 
+    bag = is_bag(parsed.source)
+    _check_fits(parsed, bag)
     threads = parsed.threads or max(1, usable_cores() - 1)
     options = Options(
         track=parsed.track,
@@ -65,24 +69,46 @@ def _predict(parsed: argparse.Namespace) -> int:
         camera=camera(parsed.camera),
         size=parsed.size,
         batch=parsed.batch,
-        save=(*parsed.save, *(["maps"] if parsed.maps else []), *(["window"] if parsed.show else [])),
+        save=(
+            *(parsed.save or ("mp4", "jsonl")),
+            *(["maps"] if parsed.maps else []),
+            *(["window"] if parsed.show else []),
+        ),
         frames=parsed.frames,
         deadline=parsed.deadline and parsed.deadline / 1000,
         timeout=parsed.timeout,
     )
     perceiver = _perceiver(parsed, threads)
-    if is_bag(parsed.source):
-        folder = out_folder(parsed.out)
-        done = replay(perceiver, parsed.source, folder / Path(parsed.source).stem, topics=parsed.topics, bar=bar)
-        print(done, file=sys.stderr)  # noqa: T201
-        return 130 if done.interrupted else 0
     options = dataclasses.replace(
         options, calibration=_calibration(parsed.calibration, parsed.model, parsed.tasks, perceiver)
     )
+    if bag:
+        folder = out_folder(parsed.out)
+        out = folder / Path(parsed.source).stem
+        done = replay(perceiver, parsed.source, out, topics=parsed.topics, options=options, bar=bar)
+        print(done, file=sys.stderr)  # noqa: T201
+        return 130 if done.interrupted else 0
     report = predict(perceiver.warm_up(parsed.batch, parsed.size), parsed.source, parsed.out, options)
     if report.interrupted is not None:
         return 128 + report.interrupted if report.interrupted else 0
     return 0 if not report.failures else 1
+
+
+def _check_fits(parsed: argparse.Namespace, bag: bool) -> None:
+    """Raise ConfigError for an option that this model or source would leave unheard."""
+    from perception.types import ConfigError
+
+    unheard = {
+        "--providers": parsed.providers and parsed.model.suffix != ".onnx" and "a run folder is run by torch",
+        "--topics": parsed.topics and not bag and "only a bag has topics",
+        "--save": bag and parsed.save not in (None, ["mcap"]) and "of a bag a bag is written",
+        "--maps": bag and parsed.maps and "of a bag a bag is written, with its maps",
+        "--show": bag and parsed.show and "a bag is written as fast as can be, and played afterwards",
+        "--batch": bag and parsed.batch > 1 and "a bag's pictures are run one by one",
+        "--deadline": bag and parsed.deadline and "the pictures of a bag wait for their turn",
+    }
+    if wrong := [f"{option}: {why}" for option, why in unheard.items() if why]:
+        raise ConfigError(f"{'; '.join(wrong)}. Leave it out.")
 
 
 def _perceiver(parsed: argparse.Namespace, threads: int) -> Any:

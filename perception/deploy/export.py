@@ -31,7 +31,7 @@ from perception.deploy.manifest import RESIZE, RESIZE_INSIDE, InputRules, Manife
 from perception.deploy.manifest import Preprocess as Preprocess
 from perception.deploy.reduce import Reduction
 from perception.deploy.runtime import Perceiver, choose
-from perception.deploy.session import runner
+from perception.deploy.session import open_session, runner
 from perception.nn.backbone import reparameterize
 from perception.ops.nms import onnx_translations
 from perception.types import PerceptionError, TaskSpec
@@ -191,7 +191,7 @@ def _verify_scenes(
     flat = {key: value.numpy() for key, value in flat_raw({name: raw}).items()}
     outputs = [f"{name}.{output}" for output in spec.outputs]
     piece = passes.cut(exported, [ends[key] for key in flat], outputs)
-    session = onnxruntime.InferenceSession(piece.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = open_session(piece.SerializeToString(), torch.get_num_threads())
     read = {entry.name for entry in session.get_inputs()}
     for where, logits in parity.scenes(flat[f"{name}.raw.logits"]):
         with torch.inference_mode():

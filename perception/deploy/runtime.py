@@ -59,6 +59,7 @@ class Perceiver:
         self.specs: dict[str, TaskSpec] = choose(self.manifest.tasks, tasks)
         self.size: tuple[int, int] = self.manifest.input.size
         self.multiple: int = self.manifest.input.multiple
+        check_threads(threads)
         self._names = [f"{name}.{output}" for name, spec in self.specs.items() for output in spec.outputs]
         if absent := sorted(set(self.manifest.outputs) - set(container.output_names(model))):
             raise PerceptionError(f"{path}: the manifest names outputs that the graph lacks: {', '.join(absent)}.")
@@ -104,8 +105,13 @@ class Perceiver:
         return None if rules.inside else size or self.size
 
     def warm_up(self, batch: int = 1, size: tuple[int, int] | None = None) -> Perceiver:
-        """Run on gray pictures, so that the first real one takes no longer than the others. Returns itself."""
-        warm_up(self.run, size or self.size, batch, inside=self.manifest.input.inside)
+        """Run on gray pictures, so that the first real one takes no longer than the others. Returns itself.
+
+        size: as in a call; of a file that letterboxes inside it is that of the pictures, which may be any
+        """
+        inside = self.manifest.input.inside
+        shown = (size or self.size) if inside else self.placed(size)
+        warm_up(self.run, shown or self.size, batch, inside=inside)
         return self
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
@@ -125,6 +131,8 @@ def warm_up(
     inside: bool = False,
 ) -> None:
     """Run on gray pictures, so that what is set up at the first call is not set up at the first real picture."""
+    if batch < 1:
+        raise PerceptionError(f"Wrong batch {batch}. Expected 1 or more pictures.")
     for _ in range(runs):
         run(np.full((batch, *size, 3) if inside else (batch, 3, *size), 114, np.uint8))
 
@@ -143,6 +151,8 @@ def perceive(
     """
     if size is not None:
         check_size(size, multiple)
+    if not isinstance(images, Sequence):
+        _check_picture(images)
     pictures = [images] if isinstance(images, np.ndarray) else list(images)
     cameras = list(camera) if isinstance(camera, Sequence) else [camera] * len(pictures)
     if len(cameras) != len(pictures):
@@ -201,7 +211,9 @@ def finish(
 
 
 def check_camera(camera: Camera | None) -> None:
-    """Raise PerceptionError for intrinsics that no camera has."""
+    """Raise PerceptionError for what is no camera, and for intrinsics that none has."""
+    if camera is not None and not isinstance(camera, Camera):
+        raise PerceptionError(f"Wrong camera {camera!r}. Expected a perception.types.Camera(fx, fy, cx, cy), or None.")
     if camera is not None and not (
         np.isfinite(list(dataclasses.astuple(camera))).all() and camera.fx > 0 and camera.fy > 0
     ):
@@ -212,11 +224,19 @@ def check_camera(camera: Camera | None) -> None:
 
 def check_size(size: Sequence[int], multiple: int) -> None:
     """Raise PerceptionError unless ``size`` is a (height, width) that the network takes."""
-    if len(size) != 2 or any(x <= 0 or x % multiple for x in size):
+    if not isinstance(size, Sequence) or len(size) != 2 or not all(isinstance(x, int | np.integer) for x in size):
+        raise PerceptionError(f"Wrong input size {size!r}. Expected (height, width), multiples of {multiple}.")
+    if any(x <= 0 or x % multiple for x in size):
         fits = "x".join(str(max(1, -(-x // multiple)) * multiple) for x in size)
         raise PerceptionError(
             f"Wrong input size {'x'.join(map(str, size))}. Expected multiples of {multiple}. Use {fits}."
         )
+
+
+def check_threads(threads: int | None) -> None:
+    """Raise PerceptionError for a number of threads that there cannot be."""
+    if threads is not None and threads < 1:
+        raise PerceptionError(f"Wrong number of threads {threads}. Expected 1 or more, or None for one per core.")
 
 
 def sanitise(outputs: Outputs, specs: Mapping[str, TaskSpec]) -> tuple[Outputs, list[str]]:
@@ -260,6 +280,7 @@ def sanitise(outputs: Outputs, specs: Mapping[str, TaskSpec]) -> tuple[Outputs, 
 
 def choose(specs: Mapping[str, TaskSpec], tasks: Sequence[str] | None) -> dict[str, TaskSpec]:
     """The specs of ``tasks`` (None = all). Raises PerceptionError for one that the network does not have."""
+    tasks = [tasks] if isinstance(tasks, str) else tasks
     unknown = sorted(set(tasks or ()) - set(specs))
     if unknown or (tasks is not None and not tasks):
         raise PerceptionError(f"No task {', '.join(unknown) or '(none given)'}. The network has: {', '.join(specs)}.")
@@ -269,7 +290,7 @@ def choose(specs: Mapping[str, TaskSpec], tasks: Sequence[str] | None) -> dict[s
 def _session(
     model: bytes, where: str, threads: int | None, providers: Sequence[Provider] | None, spinning: bool
 ) -> onnxruntime.InferenceSession:
-    wanted = list(providers or ["CPUExecutionProvider"])
+    wanted = [providers] if isinstance(providers, str) else list(providers or ["CPUExecutionProvider"])
     names, available = [_name(provider) for provider in wanted], onnxruntime.get_available_providers()
     if absent := [name for name in names if name not in available]:
         raise PerceptionError(

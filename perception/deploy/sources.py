@@ -55,8 +55,10 @@ class Source:
     @property
     def shown(self) -> str:
         """The address as it may be told: a URL without its password."""
-        if self.kind != "live" or isinstance(self.address, int):
-            return str(self.address)
+        if isinstance(self.address, int):
+            return f"camera {self.address}"
+        if self.kind != "live":
+            return self.address
         parts = urlsplit(self.address)
         return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 

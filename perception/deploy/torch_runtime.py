@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from perception.deploy.runtime import Outputs, check_size, choose, perceive, warm_up
+from perception.deploy.runtime import Outputs, check_size, check_threads, choose, perceive, warm_up
 
 
 class TorchPerceiver:
@@ -33,6 +33,7 @@ class TorchPerceiver:
         tasks: Sequence[str] | None = None,
         threads: int | None = None,
     ) -> None:
+        check_threads(threads)
         if threads is not None:
             torch.set_num_threads(threads)
         self.specs = choose(model.specs, tasks)
@@ -44,14 +45,14 @@ class TorchPerceiver:
         """As `Perceiver.__call__`: one picture or a list, results in their own pixels."""
         return perceive(self.run, self.specs, images, camera, size or self.size, self.multiple)
 
-    def placed(self, size: tuple[int, int] | None = None) -> tuple[int, int] | None:
+    def placed(self, size: tuple[int, int] | None = None) -> tuple[int, int]:
         """As `Perceiver.placed`."""
         check_size(size or self.size, self.multiple)
         return size or self.size
 
     def warm_up(self, batch: int = 1, size: tuple[int, int] | None = None) -> TorchPerceiver:
         """As `Perceiver.warm_up`."""
-        warm_up(self.run, size or self.size, batch)
+        warm_up(self.run, self.placed(size), batch)
         return self
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from perception.deploy.result import Result
 from perception.deploy.robots.bags import BagWriter
-from perception.deploy.robots.messages import Stamp, all_messages, image
+from perception.deploy.robots.messages import Stamp, image
 from perception.deploy.sources import Shot
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class BagSaver:
         self._count += 1
         stamp = Stamp(round(seconds * 1e9), FRAME_ID)
         self._bag.write("/camera/image_raw", image(shot.image, "rgb8", stamp), stamp.nanoseconds)
-        self._bag.write_all("/camera/perception", all_messages(result, stamp, POINT_STEP), stamp.nanoseconds)
+        self._bag.write_result("/camera/perception", result, stamp, stamp.nanoseconds, POINT_STEP)
 
     def close(self) -> None:
         bag, self._bag = self._bag, None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from perception.deploy.result import Result
 from perception.deploy.robots.definitions import typestore
-from perception.deploy.robots.messages import Message, Stamp
+from perception.deploy.robots.messages import Message, Stamp, all_messages, doubts
 from perception.deploy.robots.pictures import CAMERA_INFO, COMPRESSED, IMAGE, decode, lens
 from perception.types import Camera, PerceptionError
 
@@ -70,7 +71,10 @@ class Bag:
             self._reader = AnyReader([self.path], default_typestore=store)
             self._reader.open()
         except Exception as error:  # whatever its reader meets in bytes that are no bag
-            raise PerceptionError(f"{path} cannot be read as a bag: {error}") from error
+            raise PerceptionError(
+                f"{path} cannot be read as a bag: {error} Where its recording was cut off, `mcap recover` (MCAP) or "
+                "`rosbag reindex` (ROS 1) mends it; else copy it again."
+            ) from error
         images = [c for c in self._reader.connections if c.msgtype in (IMAGE, COMPRESSED)]
         names = sorted({c.topic for c in images})
         if missing := sorted(set(topics or ()) - set(names)):
@@ -93,6 +97,11 @@ class Bag:
     def __len__(self) -> int:
         """Number of pictures."""
         return sum(c.msgcount for c in self._images)
+
+    def rate(self, topic: str) -> float:
+        """Pictures of ``topic`` per second."""
+        count = sum(c.msgcount for c in self._images if c.topic == topic)
+        return max(count - 1, 1) / self.span if self.span > 0 else 1.0
 
     @property
     def span(self) -> float:
@@ -199,10 +208,13 @@ class BagWriter:
         self._writer.write(self._connections[topic], nanoseconds, data)
         self.count += 1
 
-    def write_all(self, prefix: str, messages: Mapping[str, Message], nanoseconds: int) -> None:
-        """Record messages by their relative topics under ``prefix``."""
-        for topic, message in messages.items():
+    def write_result(self, prefix: str, result: Result, stamp: Stamp, nanoseconds: int, point_step: int) -> None:
+        """Record all that the network says by its relative topics under ``prefix``, and what is wrong with it on
+        ``/diagnostics``."""
+        for topic, message in all_messages(result, stamp, point_step).items():
             self.write(f"{prefix}/{topic}", message, nanoseconds)
+        if (doubt := doubts(result, prefix, stamp)) is not None:
+            self.write("/diagnostics", doubt, nanoseconds)
 
     def copy(self, raw: Raw) -> None:
         """Record a message of another bag as it is."""

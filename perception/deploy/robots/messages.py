@@ -202,6 +202,15 @@ def scene(result: Result, stamp: Stamp) -> Message:
     return Message("vision_msgs/msg/Classification", {"header": stamp.header(), "results": kinds})
 
 
+def doubts(result: Result, name: str, stamp: Stamp) -> Message | None:
+    """diagnostic_msgs/DiagnosticArray of what is wrong with a result, an error where no one should act on it; None
+    where nothing is."""
+    if not result.flags:
+        return None
+    level = WARN if result.valid else ERROR
+    return diagnostics(name, level, "; ".join(result.flags), {"valid": result.valid}, stamp.nanoseconds)
+
+
 def diagnostics(name: str, level: int, text: str, values: dict[str, Any], nanoseconds: int) -> Message:
     """diagnostic_msgs/DiagnosticArray with one status. level: `OK`, `WARN` or `ERROR`; values: shown as text."""
     pairs = [

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from perception.deploy.result import Result
 from perception.deploy.robots.bags import Bag, BagFrame, BagWriter, namespace
-from perception.deploy.robots.messages import all_messages
+from perception.deploy.runtime import check_camera
+from perception.deploy.sources import Shot
+from perception.deploy.video.clock import Clock
+from perception.deploy.video.run import Options, steps
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """A progress bar: text and total to a function of how much is done."""
@@ -19,7 +27,8 @@ Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 @dataclass
 class ReplayReport:
-    """What `replay` did. problems: sentence -> count, of pictures that could not be used or had no usable camera."""
+    """What `replay` did. problems: sentence -> count, of pictures that could not be used, had no usable camera, or
+    whose results are flagged."""
 
     out: Path
     topics: list[str]
@@ -41,6 +50,7 @@ def replay(
     out: str | Path,
     *,
     topics: Sequence[str] | None = None,
+    options: Options | None = None,
     copy: bool = True,
     point_step: int = 4,
     bar: Bar = lambda text, total: nullcontext(lambda done: None),
@@ -49,6 +59,8 @@ def replay(
 
     network: `runtime.Perceiver` or anything that is called like it
     topics:  image topics; None = all
+    options: size, camera (of pictures without CameraInfo), frames, monitor, track, smooth and calibration; each topic
+        is a video of its own
     copy:    also carry over the pictures and their CameraInfo, so that the new bag shows everything by itself
     point_step: rows and columns between the cloud's points; 0 = no cloud
 
@@ -56,15 +68,19 @@ def replay(
     the time when it was recorded. A picture that cannot be decoded is counted and left out. Ctrl-C keeps what was
     written. Raises PerceptionError where the bag cannot be read or ``out`` exists.
     """
+    options = options or Options()
+    check_camera(options.camera)
+    network.placed(options.size)
     with Bag(bag, topics) as source, BagWriter(out) as sink:
+        views = {topic: _View(options, network, source.rate(topic)) for topic in source.topics}
         report, begin = ReplayReport(Path(out), source.topics), time.perf_counter()
         with bar("frames", len(source)) as advance_to:
             try:
                 if copy:
                     for raw in source.infos():
                         sink.copy(raw)
-                for number, frame in enumerate(source.frames()):
-                    _one(network, frame, sink, report, copy, point_step)
+                for number, frame in enumerate(islice(source.frames(), options.frames)):
+                    _one(views[frame.topic], frame, sink, report, copy, point_step)
                     advance_to(number + 1)
             except KeyboardInterrupt:
                 report.interrupted = True
@@ -72,17 +88,35 @@ def replay(
     return report
 
 
-def _one(network: Any, frame: BagFrame, sink: BagWriter, report: ReplayReport, copy: bool, point_step: int) -> None:
-    if frame.problem:
-        kind = frame.problem.partition(": ")[2] or frame.problem
-        report.problems[kind] = report.problems.get(kind, 0) + 1
+class _View:
+    """One topic's pictures through the network, and what is made of its predictions as of a video's."""
+
+    def __init__(self, options: Options, network: Any, fps: float) -> None:
+        self._options, self._network = options, network
+        self._steps, self._clock = steps(options, network.specs, fps), Clock(1 / fps, live=False)
+        self._begin: int | None = None
+
+    def __call__(self, image: NDArray[np.uint8], frame: BagFrame) -> Result:
+        result: Result = self._network(image, frame.camera or self._options.camera, self._options.size)
+        self._begin = frame.stamp.nanoseconds if self._begin is None else self._begin
+        shot = Shot(image, self._clock.stamp((frame.stamp.nanoseconds - self._begin) / 1e9, 0.0))
+        prediction = result.prediction
+        for step in self._steps:
+            prediction = step(shot, prediction)
+        return dataclasses.replace(result, prediction=prediction)
+
+
+def _one(view: _View, frame: BagFrame, sink: BagWriter, report: ReplayReport, copy: bool, point_step: int) -> None:
+    problems = [frame.problem.partition(": ")[2] or frame.problem] if frame.problem else []
     if copy:
         sink.copy(frame.raw)
-    if frame.image is None:
-        return
-    result: Result = network(frame.image, frame.camera)
-    sink.write_all(prefix(frame.topic), all_messages(result, frame.stamp, point_step), frame.logged)
-    report.frames += 1
+    if frame.image is not None:
+        result = view(frame.image, frame)
+        sink.write_result(prefix(frame.topic), result, frame.stamp, frame.logged, point_step)
+        report.frames += 1
+        problems += result.flags
+    for text in problems:
+        report.problems[text] = report.problems.get(text, 0) + 1
 
 
 def prefix(topic: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -23,7 +23,7 @@ from perception.deploy.video.tracking import Tracker
 from perception.deploy.video.watch import Watch
 from perception.deploy.video.writers import Recording, Writer
 from perception.ops.restore import to_json
-from perception.types import Camera, PerceptionError
+from perception.types import Camera, PerceptionError, TaskSpec
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class Run:
         found = results(
             network,
             shots,
-            self._steps(recording),
+            [*steps(options, network.specs, recording.fps), self._watch],
             self.report.timings,
             camera=options.camera,
             size=options.size,
@@ -159,20 +159,6 @@ class Run:
                 self._count(record, result.valid)
                 line.step()
 
-    def _steps(self, recording: Recording) -> list[Step]:
-        """What is made of each prediction, in order. Steps remember what was before: each source has its own."""
-        options, specs = self.options, self.network.specs
-        steps: list[Step] = []
-        if options.monitor:
-            steps.append(Monitor())
-        if options.smooth and recording.fps:
-            steps.append(Smoother(specs, options.smooth))
-        if options.track and recording.fps:
-            steps.append(Tracker(specs, recording.fps))
-        if options.calibration:
-            steps.append(Doubt(options.calibration, specs))
-        return [*steps, self._watch]
-
     def _record(self, shot: Shot, prediction: Any) -> dict[str, Any]:
         record = to_json(prediction, self.network.specs)
         if shot.time is not None:
@@ -189,6 +175,23 @@ class Run:
         report.flagged += "flags" in record
         report.invalid += not valid
         report.boxes += sum(len(v) for k, v in record.items() if isinstance(v, list) and k not in ("size", "flags"))
+
+
+def steps(options: Options, specs: Mapping[str, TaskSpec], fps: float) -> list[Step]:
+    """What is made of each prediction, in order. Steps remember what was before: each source has its own.
+
+    fps: frames per second of a video, 0 = pictures
+    """
+    found: list[Step] = []
+    if options.monitor:
+        found.append(Monitor())
+    if options.smooth and fps:
+        found.append(Smoother(specs, options.smooth))
+    if options.track and fps:
+        found.append(Tracker(specs, fps))
+    if options.calibration:
+        found.append(Doubt(options.calibration, specs))
+    return found
 
 
 def _named(video: Video, frames: int | None, name: str) -> Generator[Shot]:

@@ -56,10 +56,12 @@ class Video:
         self._stopped = threading.Event()
         reader = open_within(source, timeout, self._stopped)
         if reader is None:
-            raise PerceptionError(
-                f"{source.shown} did not open within {timeout:g} s. Expected a video, a camera or a stream that "
-                "delivers. Check the address, the permissions and the codec."
+            wanted = (
+                "a camera or a stream that delivers. Check the address, the permissions and the codec."
+                if self.live
+                else "a whole video of a codec that FFmpeg decodes. Copy it again, or convert it: ffmpeg -i IN OUT.mp4"
             )
+            raise PerceptionError(f"{source.shown} did not open within {timeout:g} s. Expected {wanted}")
         self._reader: Reader = reader
         self.fps, self.length = reader.fps, reader.length
         self._clock = Clock(1 / self.fps, self.live)

@@ -1,5 +1,7 @@
 """The node: pictures of a camera in, results of the network out, each with the picture's own stamp and frame_id."""
 
+import dataclasses
+
 import rclpy
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
@@ -8,6 +10,8 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from perception.deploy.robots.messages import ERROR, OK, WARN, Stamp, all_messages, diagnostics
 from perception.deploy.robots.pictures import COMPRESSED, IMAGE, decode, lens
 from perception.deploy.runtime import Perceiver
+from perception.deploy.sources import Shot
+from perception.deploy.video.monitor import Monitor
 from perception_ros.convert import ros_class, to_ros
 from perception_ros.newest import NewestOnly
 
@@ -33,6 +37,7 @@ class PerceptionNode(Node):
         self._stale = setting("stale", 1.0)
         self._info, self._camera_known = None, False
         self._missed, self._last, self._trouble = 0, self._now(), ""
+        self._monitor, self._flags = Monitor(), ()
         self._before: dict[str, int] = {}
         self._outputs = {}
         self._queue = NewestOnly(self._perceive, self._fail)
@@ -59,11 +64,13 @@ class PerceptionNode(Node):
         camera = None if self._info is None else lens(self._info, image.shape[:2])
         self._camera_known = camera is not None
         result = self._perceiver(image, camera)
+        prediction = self._monitor(Shot(image, stamp.nanoseconds / 1e9), result.prediction)
+        result = dataclasses.replace(result, prediction=prediction)
         for topic, found in all_messages(result, stamp, self._point_step).items():
             self._publisher(topic, found.type).publish(to_ros(found))
         late = self._now() - stamp.nanoseconds / 1e9
         self._missed += bool(self._deadline) and late > self._deadline
-        self._trouble = ""
+        self._trouble, self._flags = "", result.flags
 
     def _publisher(self, topic: str, kind: str):
         if topic not in self._outputs:
@@ -88,6 +95,8 @@ class PerceptionNode(Node):
         age = now - self._last
         if self._trouble or age > self._stale:
             level, text = ERROR, self._trouble or f"no picture for {age:.1f} s"
+        elif self._flags:
+            level, text = ERROR, "; ".join(self._flags)
         elif news["dropped"] or news["deadlines missed"]:
             level, text = WARN, f"{news['dropped']} pictures dropped, {news['deadlines missed']} late"
         elif not self._camera_known:
