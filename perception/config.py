@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
@@ -144,6 +144,12 @@ def _explain(cls: Any, problem: Any, path: str) -> str:
     if problem["type"] == "missing":
         return f"  {location}: missing. Add it."
     return f"  {location}: {problem['msg']}, found {problem['input']!r}"
+
+
+def expected(name: str, known: Collection[str]) -> str:
+    """What to write instead of a name that is unknown, as a sentence."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"Did you mean '{near[0]}'?" if near else f"Expected one of: {', '.join(known)}."
 
 
 def _fields_at(cls: Any, location: tuple) -> list[str]:

@@ -101,8 +101,14 @@ def _only(mapping: dict[str, Any], tasks: Collection[str], where: str) -> dict[s
     if isinstance(balance, dict) and isinstance(balance.get("weights"), dict):
         kept = {name: weight for name, weight in balance["weights"].items() if name in tasks or name not in mine}
         reduced["balance"] = {**balance, "weights": kept}
+    dropped = set(mine) - set(tasks)
     if isinstance(mapping.get("schedule"), dict):
-        reduced["schedule"] = _without(mapping["schedule"], set(mine) - set(tasks))
+        reduced["schedule"] = _without(mapping["schedule"], dropped)
+    model = mapping.get("model")
+    sharing = model.get("sharing") if isinstance(model, dict) else None
+    if isinstance(sharing, dict) and isinstance(groups := sharing.get("groups"), list):
+        left = _groups_without(groups, dropped)  # the empty ones too: a trunk goes by the number of its group
+        reduced["model"] = {**model, "sharing": {**sharing, "groups": left}}
     return reduced
 
 
@@ -110,13 +116,18 @@ def _without(schedule: dict[str, Any], dropped: Collection[str]) -> dict[str, An
     """A recipe's ``schedule`` section that says nothing of some tasks; what is not as it should be stays so."""
     reduced = dict(schedule)
     if isinstance(groups := schedule.get("groups"), list):
-        kept = [[t for t in group if t not in dropped] if isinstance(group, list) else group for group in groups]
+        kept = _groups_without(groups, dropped)
         reduced["groups"] = [new for new, old in zip(kept, groups, strict=True) if new or not old]
     if isinstance(join := schedule.get("join"), dict):
         reduced["join"] = {task: step for task, step in join.items() if task not in dropped}
     if isinstance(freeze := schedule.get("freeze"), list):
         reduced["freeze"] = [item for item in freeze if not (isinstance(item, dict) and item.get("part") in dropped)]
     return reduced
+
+
+def _groups_without(groups: list[Any], dropped: Collection[str]) -> list[Any]:
+    """Lists of tasks without some of these; what is no list stays."""
+    return [[t for t in group if t not in dropped] if isinstance(group, list) else group for group in groups]
 
 
 def build_model(recipe: Recipe, weights: bool = True) -> Perception:

@@ -23,12 +23,14 @@ CONFIGS = {
     "depth": TASKS["depth"].Config(width=16),  # type: ignore[call-arg]
     "classification": TASKS["classification"].Config(classes=CLASSES, width=16),  # type: ignore[call-arg]
 }
+GROUPS = (("detection", "classification"), ("segmentation", "depth"))
 
 
 def network(
     sharing: str = "hard", fusion: str = "none", tasks=tuple(CONFIGS), configs: Any = CONFIGS, **options: Any
 ) -> Perception:
     """In evaluation mode. options: of the config of the sharing architecture or the fusion that has them."""
+    options.setdefault("groups", tuple(tuple(task for task in group if task in tasks) for group in GROUPS))
     kinds = {"sharing": SHARINGS[sharing].Config, "fusion": FUSIONS[fusion].Config}
     chosen = {
         key: kind(**{name: value for name, value in options.items() if name in kind.__dataclass_fields__})

@@ -130,3 +130,16 @@ def test_a_class_that_no_source_labels_is_told_with_the_nearest_names(recipe):
     lacking = recipes.parse(dump(recipe), ["tasks.depth={}"])
     with pytest.raises(DataError, match="No source labels task 'depth'"):
         recipes.build_mixture(lacking)
+
+
+def test_a_subset_of_the_tasks_keeps_its_own_trunks_and_their_names(recipe):
+    """What other tasks there are renames no weights: those of the whole network fit."""
+    whole = recipes.parse(dump(recipe), ["model.sharing={name: groups, groups: [[segmentation], [drivable]]}"])
+    assert recipes.with_tasks(whole, list(whole.tasks)) == whole
+    weights = recipes.build_model(whole).state_dict()
+    for task, trunk in (("segmentation", "0"), ("drivable", "1")):
+        part = recipes.build_model(recipes.with_tasks(whole, [task]))
+        mine = (f"sharing.groups.{trunk}.", f"tasks.{task}.")
+        assert part.state_dict().keys() == {key for key in weights if key.startswith(mine)}
+    with pytest.raises(ConfigError, match=r"model\.sharing\.groups\.groups: missing"):
+        recipes.parse(dump(recipe), ["model.sharing.name=groups"])

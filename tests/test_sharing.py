@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import product
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
-from sharing_networks import CLASSES, CONFIGS, awake, batch, network, pictures
+from sharing_networks import CLASSES, CONFIGS, GROUPS, awake, batch, network, pictures
 
 from perception.deploy.export import export
 from perception.engine import optim
-from perception.model import Perception
+from perception.engine.balance import differentiate
+from perception.engine.distributed import joint_losses
+from perception.model import ModelConfig, Perception
+from perception.mtl.balancers import BALANCERS, build_balancer
 from perception.nn.backbone import Backbone, BackboneConfig
 from perception.nn.fusion import FUSIONS
 from perception.nn.sharing import SHARINGS
+from perception.nn.sharing.groups import GroupsConfig
 from perception.nn.sharing.stages import run_in_stages
 from perception.types import ConfigError
 
 KINDS = list(product(SHARINGS, FUSIONS))
-OWN_TRUNKS = ("soft", "cross_stitch")
+TRUNKS_OF = {"hard": (tuple(CONFIGS),), "groups": GROUPS}
+"""Architecture -> the tasks that read each of its shared pyramids."""
 
 
 def total(model: Perception, labelled) -> torch.Tensor:
@@ -141,8 +147,11 @@ def test_gradients_meet_where_they_are_said_to(sharing):
     shared = {id(p) for p in model.shared_parameters()}
     assert {id(p) for p in model.last_shared_parameters()} <= shared
     assert bool(shared) == bool(found.shared) == (sharing != "soft")
-    assert all(count > 1 for count in at_features) or sharing == "hard"  # a level may have one reader only
-    assert sum(count > 1 for count in at_features) >= len(at_features) - 1
+    if sharing in TRUNKS_OF:  # a level may have one reader only
+        readers = [Counter(s for task in group for s in model.tasks[task].strides) for group in TRUNKS_OF[sharing]]
+        assert sorted(at_features) == sorted(count for levels in readers for count in levels.values())
+    else:
+        assert all(count > 1 for count in at_features)
     several = {name for name, count in touched.items() if count > 1}
     assert several <= {name for name, p in named.items() if id(p) in shared}
 
@@ -157,6 +166,82 @@ def test_one_task_alone_is_a_network_too(sharing):
 
 
 # What makes each of them what it is.
+
+
+def test_each_group_is_the_network_that_it_would_be_alone():
+    """Bit for bit, in what it says and in what it learns; the other groups' trunks are neither run nor kept."""
+    model = awake(network("groups", groups=(("detection", "classification"), ("depth",)))).train()  # and segmentation
+    assert list(model.sharing.groups) == ["0", "1", "segmentation"]
+    total(model, batch()).backward()
+    for trunk, tasks in {
+        "0": ("detection", "classification"),
+        "1": ("depth",),
+        "segmentation": ("segmentation",),
+    }.items():
+        alone = network("hard", tasks=tasks).train()
+        mine = (f"sharing.groups.{trunk}.", *(f"tasks.{task}." for task in tasks))
+        weights = {key.replace(mine[0], "sharing."): x for key, x in model.state_dict().items() if key.startswith(mine)}
+        alone.load_state_dict(weights)
+        total(alone, batch()).backward()
+        own = {key.replace(mine[0], "sharing."): p.grad for key, p in model.named_parameters() if key.startswith(mine)}
+        assert all(torch.equal(p.grad, own[key]) for key, p in alone.named_parameters())
+    ran: list[str] = []
+    for name, group in model.sharing.groups.items():
+        group.register_forward_hook(lambda *_, name=name: ran.append(name))
+    model.predict(pictures(), ["classification", "segmentation"])
+    assert ran == ["0", "segmentation"]
+    assert list(model.keep(["depth", "classification"]).sharing.groups) == ["0", "1"]
+    assert list(model.keep(["depth"]).sharing.groups) == ["1"]
+
+
+def test_every_trunk_begins_with_the_weights_of_the_backbone(tmp_path):
+    body = Backbone(BackboneConfig(name="test_efficientnet", weights="none")).body.state_dict()
+    torch.save(body, tmp_path / "body.pth")
+    backbone = BackboneConfig(name="test_efficientnet", weights=str(tmp_path / "body.pth"))
+    config = ModelConfig(backbone=backbone, sharing=GroupsConfig(groups=GROUPS))
+    for one in Perception(config, CONFIGS).sharing.backbones():
+        assert all(torch.equal(value, body[key]) for key, value in one.body.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ((("detection", "deth"),), r"model\.sharing\.groups: this recipe has no 'deth'. Did you mean 'depth'"),
+        ((("detection", "box"),), "has no 'box'. Expected one of: detection, segmentation, depth, classification"),
+        ((("detection", "depth"), ("depth",)), r"model\.sharing\.groups: 'depth' is named 2 times"),
+        ((("depth", "depth"),), "'depth' is named 2 times"),
+    ],
+)
+def test_a_wrong_grouping_is_refused(groups, message):
+    with pytest.raises(ConfigError, match=message):
+        network("groups", groups=groups)
+
+
+@pytest.fixture(scope="module")
+def grouped() -> Perception:
+    return awake(network("groups", groups=(("detection", "classification"), ("depth",)))).train()
+
+
+COMPARING = [name for name, kind in BALANCERS.items() if "space" in kind.Config.__dataclass_fields__]
+
+
+@pytest.mark.parametrize(
+    ("name", "tasks"), [*((name, tuple(CONFIGS)) for name in COMPARING), ("pcgrad", ("segmentation",))]
+)
+def test_balancers_find_groups_at_right_angles(grouped, name, tasks):
+    """Also where it is the turn of a task that shares with none."""
+    grouped.zero_grad()
+    found = grouped.loss_parts(batch(), tasks)
+    joint = joint_losses(found, dict.fromkeys(found.parts, 2), {})
+    balancer = build_balancer(BALANCERS[name].Config(), tuple(CONFIGS))
+    done = differentiate(balancer, grouped, found, joint, 0, with_weights=True)
+    assert not done.problem
+    assert all(done.looks[f"gradient/{task}"] > 0 < done.weights[f"weight/{task}"] for task in tasks)
+    cosines = {key for key, value in done.looks.items() if key.startswith("cosine/") and value}
+    assert cosines == ({"cosine/detection/classification"} if len(tasks) > 1 else set())
+    used = ("sharing.", "tasks.") if len(tasks) > 1 else ("sharing.groups.segmentation.", "tasks.segmentation.")
+    learning = {key for key, parameter in grouped.named_parameters() if parameter.grad is not None}
+    assert learning == {key for key, _ in grouped.named_parameters() if key.startswith(used)}
 
 
 def test_soft_trunks_start_alike_and_are_pulled_together():

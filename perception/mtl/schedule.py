@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from perception.config import configuration
+from perception.config import configuration, expected
 from perception.types import ConfigError
 
 Count = Annotated[int, Field(gt=0)]
@@ -76,9 +75,7 @@ class Schedule:
         ):
             for name in named:
                 if name not in known:
-                    near = difflib.get_close_matches(name, known, n=1)
-                    hint = f"Did you mean '{near[0]}'?" if near else f"Expected one of: {', '.join(known)}."
-                    raise ConfigError(f"schedule.{key}: this recipe has no '{name}'. {hint}")
+                    raise ConfigError(f"schedule.{key}: this recipe has no '{name}'. {expected(name, known)}")
         if (grouped and sorted(grouped) != sorted(self.all)) or not all(self.config.groups):
             raise ConfigError(
                 f"schedule.groups: {[list(group) for group in self.config.groups]}. Expected every task of the recipe "

@@ -10,6 +10,7 @@ from perception.nn.backbone import BackboneConfig
 from perception.nn.necks import NeckConfig
 from perception.nn.sharing.cross_stitch import CrossStitch, CrossStitchConfig
 from perception.nn.sharing.experts import Experts, ExpertsConfig
+from perception.nn.sharing.groups import Groups, GroupsConfig
 from perception.nn.sharing.hard import Hard, HardConfig
 from perception.nn.sharing.sharing import Features, Needs, Pyramids, Sharing
 from perception.nn.sharing.soft import Soft, SoftConfig
@@ -21,11 +22,13 @@ SHARINGS: dict[str, type[Sharing]] = {
     "cross_stitch": CrossStitch,
     "task_attention": TaskAttention,
     "experts": Experts,
+    "groups": Groups,
 }
 """Name of an architecture in a recipe -> class. Adding one: also name its config in `SharingConfig`."""
 
 SharingConfig: TypeAlias = Annotated[
-    HardConfig | SoftConfig | CrossStitchConfig | TaskAttentionConfig | ExpertsConfig, Field(discriminator="name")
+    HardConfig | SoftConfig | CrossStitchConfig | TaskAttentionConfig | ExpertsConfig | GroupsConfig,
+    Field(discriminator="name"),
 ]
 
 
