@@ -105,10 +105,8 @@ def _only(mapping: dict[str, Any], tasks: Collection[str], where: str) -> dict[s
     if isinstance(mapping.get("schedule"), dict):
         reduced["schedule"] = _without(mapping["schedule"], dropped)
     model = mapping.get("model")
-    sharing = model.get("sharing") if isinstance(model, dict) else None
-    if isinstance(sharing, dict) and isinstance(groups := sharing.get("groups"), list):
-        left = _groups_without(groups, dropped)  # the empty ones too: a trunk goes by the number of its group
-        reduced["model"] = {**model, "sharing": {**sharing, "groups": left}}
+    if isinstance(model, dict) and isinstance(model.get("sharing"), dict):
+        reduced["model"] = {**model, "sharing": _ungrouped(model["sharing"], dropped)}
     return reduced
 
 
@@ -123,6 +121,13 @@ def _without(schedule: dict[str, Any], dropped: Collection[str]) -> dict[str, An
     if isinstance(freeze := schedule.get("freeze"), list):
         reduced["freeze"] = [item for item in freeze if not (isinstance(item, dict) and item.get("part") in dropped)]
     return reduced
+
+
+def _ungrouped(sharing: dict[str, Any], dropped: Collection[str]) -> dict[str, Any]:
+    """A recipe's ``model.sharing`` section without some tasks; a group stays where none is left, for trunks go by the
+    numbers of their groups."""
+    groups = sharing.get("groups")
+    return {**sharing, "groups": _groups_without(groups, dropped)} if isinstance(groups, list) else sharing
 
 
 def _groups_without(groups: list[Any], dropped: Collection[str]) -> list[Any]:
