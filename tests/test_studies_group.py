@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from perception import cli, runs
+from perception import cli, config, runs
 from perception import recipe as recipes
 from perception.studies import group as studies
 from perception.studies.group import group, looker
@@ -87,10 +87,24 @@ def test_the_recipes_of_the_networks_can_be_trained(done):
     assert (out / "network_1.yaml").is_file()
 
 
+def test_the_grouping_is_also_one_network_with_a_trunk_for_each_group(done, recipe):
+    out, result = done
+    line = "model.sharing={name: groups, groups: [[one, twin], [noise]]}"
+    assert result["trunks"] == {"recipe": str(out / "one_network.yaml"), "line": line}
+    one = recipes.load(out / "one_network.yaml")
+    assert one.model == recipes.parse(config.dump(recipe), [line]).model
+    assert one.tasks == recipe.tasks
+    assert len(list(recipes.build_model(one).sharing.backbones())) == 2
+    assert line in (out / "group.html").read_text()
+
+
 def test_another_number_of_networks_needs_no_training(done, recipe, monkeypatch):
     out, _ = done
     monkeypatch.setattr(runs, "train", None)
-    assert group(recipe, out, networks=1)["groups"] == [["one", "twin", "noise"]]
+    together = group(recipe, out, networks=1)
+    assert together["groups"] == [["one", "twin", "noise"]]
+    assert together["trunks"] is None
+    assert not (out / "one_network.yaml").exists()
     assert len(group(recipe, out, networks=3)["recipes"]) <= 3
 
 
@@ -131,6 +145,7 @@ def test_the_command(done, recipe, made, tmp_path, capsys):
     text = capsys.readouterr().out
     assert "one + twin | noise" in text
     assert "network_2.yaml" in text
+    assert f"{done[0] / 'one_network.yaml'} (model.sharing={{name: groups, groups: [[one, twin], [noise]]}})" in text
     assert cli.main([*arguments, "--tasks", "one"]) == 2
     assert "2 to 12" in capsys.readouterr().err
     assert cli.main([*arguments, "train.lr=1"]) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,49 @@ def test_distillation_trains_everything_but_the_statistics_and_goes_on(old, new,
     statistics = [key for key in before if key.endswith(("running_mean", "running_var"))]
     assert all(torch.equal(before[key], first[key]) for key in statistics)
     assert any(not torch.equal(before[key], first[key]) for key in before if key.startswith("sharing"))
+
+
+@pytest.fixture(scope="module")
+def taking_turns(street, tmp_path_factory) -> Path:
+    """A run whose tasks took turns, on a trunk of their own group."""
+    folder = tmp_path_factory.mktemp("runs") / "turns"
+    groups = "{name: groups, groups: [[segmentation, classification]]}"
+    lines = [f"data.root={street}", "data.validation=[]", "schedule.turns=alternating", f"model.sharing={groups}"]
+    runs.train(recipes.parse(OLD, [*lines, "train.steps=2"]), folder)
+    return folder
+
+
+@pytest.mark.parametrize("method", ["frozen", "distil"])
+def test_a_network_of_turns_and_trunks_grows_by_a_schedule_that_names_the_new_task_alone(
+    taking_turns, street, tmp_path, monkeypatch, method
+):
+    schedule = "{turns: alternating, groups: [[depth]], join: {depth: 2}, freeze: [{part: depth, stop: 3}]}"
+    new = recipes.parse(NEW, [f"data.root={street}", "data.validation=[]", f"schedule={schedule}", "train.steps=5"])
+    losses, steps = Growing.loss_parts, []
+
+    def noted(self, batch, tasks=None):
+        before = {key: value.clone() for key, value in self.tasks["depth"].state_dict().items()}
+        found = losses(self, batch, tasks)
+        steps.append((tuple(found.parts), before))
+        return found
+
+    monkeypatch.setattr(Growing, "loss_parts", noted)
+    grow(taking_turns, new, tmp_path / "grown", method=method)
+    both, depth = ("segmentation", "classification"), ("depth",)
+    assert [tasks for tasks, _ in steps] == ([depth] * 5 if method == "frozen" else [both, both, depth, both, depth])
+    moved = [any(not torch.equal(x, b[k]) for k, x in a.items()) for (_, a), (_, b) in pairwise(steps)]
+    assert moved == ([False, False, False, True] if method == "frozen" else [False] * 4)
+    network = runs.open_run(tmp_path / "grown")[1]
+    assert list(network.sharing.groups) == ["0", "depth"], "a trunk of its own, and the old one"
+    before, after = predictions(taking_turns, both), predictions(tmp_path / "grown", both)
+    assert all(torch.equal(value, after[key]) for key, value in before.items()) == (method == "frozen")
+
+
+def test_a_trunk_of_the_new_tasks_own_begins_as_the_old_one(taking_turns, new):
+    _, _, teacher, network = growing(taking_turns, new, "frozen")
+    old, own = (list(one.sharing.backbones())[-1].state_dict() for one in (teacher, network))
+    assert all(torch.equal(value, own[key]) for key, value in old.items())
+    assert all(p.requires_grad for p in network.sharing.groups["depth"].parameters())
 
 
 def test_a_dropped_task_is_gone_and_the_others_say_the_same(old, tmp_path, capsys):

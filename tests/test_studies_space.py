@@ -92,8 +92,22 @@ def test_the_default_space_holds_the_recipe_itself(recipe):
     assert set(space["balance.name"].values) <= set(BALANCERS)
     assert "balance.weights.depth" not in space  # only proportions count
     assert {"model.sharing.name", "model.fusion.name"} < set(space)
+    assert "groups" not in space["model.sharing.name"].values  # which ones is not known
     for name in space["balance.name"].values:
         assert applied(recipe, {"balance.name": name}).balance.name == name
+
+
+def test_task_groups_are_tried_where_the_recipe_says_which(recipe):
+    key, line = "model.sharing.name", "model.sharing={name: groups, groups: [[depth], [classification]]}"
+    grouped = recipes.parse(RECIPE, [line])
+    whole = default(grouped)
+    assert whole[key].values[:2] == ("groups", "hard")
+    assert (current(whole, grouped) or {})[key] == "groups"
+    assert applied(grouped, {key: "groups"}) == grouped
+    assert applied(grouped, {key: "hard"}).model == recipe.model
+    space = {"model.sharing": Dimension(choice=({"name": "hard"}, {"name": "groups", "groups": [["depth"]]}))}
+    assert current(space, recipe) == {"model.sharing": {"name": "hard"}}
+    assert applied(recipe, {"model.sharing": space["model.sharing"].values[1]}).model.sharing.groups == (("depth",),)
 
 
 def test_a_recipe_outside_of_the_space_is_none_of_its_points(recipe):

@@ -24,7 +24,9 @@ def add_commands(commands: Any) -> None:
     _add_jobs(compare)
     compare.add_argument("--out", type=Path, help="folder of its runs (default: runs/<name of the recipe>_compare)")
 
-    group = add_command(commands, "group", _group, "which tasks should share a network, measured in one joint training")
+    group = add_command(
+        commands, "group", _group, "which tasks should share a network or a trunk, measured in one training"
+    )
     group.add_argument("config", type=Path, help="YAML recipe of the joint network")
     add_overrides(group)
     add_tasks(group)

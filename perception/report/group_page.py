@@ -26,7 +26,7 @@ def write_page(path: Path, result: Mapping[str, Any]) -> None:
     said = f"{result['looks']} looks ahead · at most {result['networks']} networks · {result['facts']['date']}"
     parts = [
         f"<header><h1>{escape(title)}</h1><p>{escape(said)} · {escape(result['facts']['hardware'])}</p></header>",
-        _section("The grouping", f"<p class=lead>{escape(result['verdict'])}</p>{_groupings(result)}"),
+        _section("The grouping", f"<p class=lead>{escape(result['verdict'])}</p>{_groupings(result)}{_trunks(result)}"),
         _section("Who helps whom", _heat(result)),
         _section("How it was made", _facts({**result["facts"], "recipes": ", ".join(result["recipes"])})),
     ]
@@ -54,6 +54,17 @@ def _note(result: Mapping[str, Any]) -> str:
     return (
         "<p class=note>Score: for each task the mean affinity of the others of its network onto it, 0 alone; "
         f"summed over the tasks.{unseen}</p>"
+    )
+
+
+def _trunks(result: Mapping[str, Any]) -> str:
+    trunks = result["trunks"]
+    if not trunks:
+        return ""
+    return (
+        f"<p>{len(result['groups'])} networks, each with its recipe, or the same as one network with a trunk for each "
+        f"group, which is trained, exported and run as one ({escape(trunks['recipe'])}):</p>"
+        f"<pre>{escape(trunks['line'])}</pre>"
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from perception import checkpoint, config, runs
 from perception import recipe as recipes
@@ -18,13 +19,14 @@ from perception.model import Perception
 from perception.mtl import affinity as affinities
 from perception.mtl.affinity import Affinity, best_groupings, group_affinity, look_ahead, margin, score
 from perception.mtl.balancers import StaticConfig
+from perception.nn.sharing.groups import GroupsConfig
 from perception.recipe import Recipe
 from perception.report.group_page import write_page
 from perception.runs import Watch
 from perception.studies.children import Run, is_finished, locked
 from perception.types import Batch, ConfigError, DataError
 
-LOOKS, RESULT, PAGE = "affinity.jsonl", "group.json", "group.html"
+LOOKS, RESULT, PAGE, TRUNKS = "affinity.jsonl", "group.json", "group.html", "one_network.yaml"
 EVERY = 25
 FIRST_MOMENT = 0.1
 """How much of one gradient AdamW takes into its step at once: 1 - beta_1."""
@@ -33,7 +35,8 @@ FIRST_MOMENT = 0.1
 def group(recipe: Recipe, out: Path, *, networks: int = 2, every: int = EVERY) -> dict[str, Any]:
     """Train the joint network under ``out`` unless it is trained, and write group.json, group.html and the recipes.
 
-    networks: how many there may be at most. every: steps from one look-ahead to the next
+    networks: how many there may be at most; the grouping is also offered as one network with so many trunks.
+    every: steps from one look-ahead to the next
 
     Returns what group.json holds. The measuring leaves the training as it is, bit for bit; another number of networks
     needs no new training.
@@ -51,6 +54,7 @@ def group(recipe: Recipe, out: Path, *, networks: int = 2, every: int = EVERY) -
         found = read_looks(run.folder / LOOKS, tasks)
         result = {**conclude(recipe, found, networks), "facts": runs.machine_facts()}
         result["recipes"] = write_recipes(recipe, result["groups"], out)
+        result["trunks"] = write_trunks(recipe, result["groups"], out)
         checkpoint.write_atomically(out / RESULT, json.dumps(result, indent=2, allow_nan=False) + "\n")
         write_page(out / PAGE, result)
         return result
@@ -185,3 +189,19 @@ def write_recipes(recipe: Recipe, groups: Sequence[Sequence[str]], out: Path) ->
         checkpoint.write_atomically(path, config.dump(its))
         paths.append(str(path))
     return paths
+
+
+def write_trunks(recipe: Recipe, groups: Sequence[Sequence[str]], out: Path) -> dict[str, str] | None:
+    """The grouping as one network with a trunk for each group: its recipe's path, and the line of the recipe that makes
+    it one. None where all tasks are in one group."""
+    path = out / TRUNKS
+    if len(groups) < 2:
+        path.unlink(missing_ok=True)
+        return None
+    sharing = GroupsConfig(groups=tuple(map(tuple, groups)))
+    its = dataclasses.replace(
+        recipe, name=f"{recipe.name}_grouped", model=dataclasses.replace(recipe.model, sharing=sharing)
+    )
+    checkpoint.write_atomically(path, config.dump(its))
+    line = yaml.safe_dump(config.to_plain(sharing), sort_keys=False, default_flow_style=True, width=math.inf).strip()
+    return {"recipe": str(path), "line": f"model.sharing={line}"}

@@ -17,6 +17,7 @@ from perception.engine import distributed
 from perception.engine.log import plain
 from perception.model import Perception
 from perception.mtl.compare import relative_change
+from perception.mtl.schedule import ScheduleConfig
 from perception.recipe import Recipe
 from perception.report.grow_page import write_page
 from perception.studies.children import locked
@@ -37,7 +38,7 @@ def grow(run: Path, recipe: Recipe, out: Path, *, method: Method = "frozen", str
     tasks. An interrupted growth goes on where it stopped. Returns what grow.json holds.
     """
     old, teacher = runs.open_run(run)
-    merged, added = merge(recipe, old, run)
+    merged, added = merge(recipe, old, run, method)
     with locked(out):
         before = _before(teacher, old, out)
         network = Growing(merged, teacher, method, strength)
@@ -52,8 +53,11 @@ def grow(run: Path, recipe: Recipe, out: Path, *, method: Method = "frozen", str
         return result
 
 
-def merge(recipe: Recipe, old: Recipe, run: Path) -> tuple[Recipe, list[str]]:
-    """The grown recipe and its new tasks. Raises ConfigError where it has none, or other settings for an old one."""
+def merge(recipe: Recipe, old: Recipe, run: Path, method: Method = "frozen") -> tuple[Recipe, list[str]]:
+    """The grown recipe and its new tasks. Raises ConfigError where it has none, or other settings for an old one.
+
+    Its schedule need not name the old tasks: those in none of its groups take a turn together.
+    """
     added = [name for name in recipe.tasks if name not in old.tasks]
     if not added:
         raise ConfigError(f"The recipe '{recipe.name}' has no task that {run} lacks. It has: {', '.join(old.tasks)}.")
@@ -61,7 +65,20 @@ def merge(recipe: Recipe, old: Recipe, run: Path) -> tuple[Recipe, list[str]]:
         if name in recipe.tasks and recipe.tasks[name] != old.tasks[name]:
             raise ConfigError(f"Task '{name}' has other settings than in {run}. Leave it out: the run's are taken.")
     tasks = {**old.tasks, **{name: recipe.tasks[name] for name in added}}
-    return dataclasses.replace(recipe, tasks=tasks, model=old.model), added
+    schedule = _scheduled(recipe.schedule, tuple(old.tasks), added, method)
+    return dataclasses.replace(recipe, tasks=tasks, model=old.model, schedule=schedule), added
+
+
+def _scheduled(schedule: ScheduleConfig, old: Sequence[str], added: Sequence[str], method: Method) -> ScheduleConfig:
+    """The new tasks' schedule, with a place for the old ones. Frozen, these learn nothing that a new one could wait
+    for: they join with the first."""
+    groups, join = schedule.groups, schedule.join
+    named = {task for group in groups for task in group}
+    if groups and (others := tuple(task for task in old if task not in named)):
+        groups = (*groups, others)
+    if method == "frozen" and join:
+        join = {**join, **dict.fromkeys(old, min(join.get(task, 0) for task in added))}
+    return dataclasses.replace(schedule, groups=groups, join=join)
 
 
 def sources_of(recipe: Recipe, added: Sequence[str], method: Method) -> list[Source]:

@@ -34,6 +34,7 @@ class Growing(Perception):
         super().__init__(recipe.model, recipe.tasks, weights=False)
         old = teacher.state_dict()
         _take(self, old)
+        _begin(self, teacher, old)
         self._teacher, self._old, self._strength = _Held(teacher.eval()), tuple(teacher.tasks), strength
         self._distils = method == "distil"
         if method == "frozen":
@@ -121,6 +122,14 @@ def _take(network: nn.Module, old: Mapping[str, Tensor]) -> None:
             f"{f' and {len(lost) - 3} more' if len(lost) > 3 else ''}. Give it the strides that they have."
         )
     network.load_state_dict({**own, **old})
+
+
+def _begin(network: Perception, teacher: Perception, old: Mapping[str, Tensor]) -> None:
+    """Let backbones that are wholly new, for they are the new task's own, begin as the old network's first one."""
+    known = {id(parameter) for name, parameter in network.named_parameters() if name in old}
+    for backbone in network.sharing.backbones():
+        if not any(id(parameter) in known for parameter in backbone.parameters()):
+            backbone.load_state_dict(teacher.backbone.state_dict())
 
 
 def _wholly_old(network: nn.Module, old: Mapping[str, Tensor]) -> list[nn.Module]:

@@ -5,6 +5,7 @@ tune:
   balance.name: {choice: [static, uncertainty]}
   balance.weights.depth: {log: [0.25, 4], when: {balance.name: static}}
   model.neck: {choice: [{name: fpn, channels: 64}, {name: fpn, channels: 128}]}
+  model.sharing: {choice: [{name: hard}, {name: groups, groups: [[detection, depth], [segmentation]]}]}
   train.batch_size: {integer: [4, 16]}
 """
 
@@ -90,7 +91,10 @@ def read(path: Path | None, recipe_file: Path) -> Space | None:
 
 
 def default(recipe: Recipe) -> Space:
-    """Learning rate, balancer, static weights (but the first task's: only their proportions count), sharing, fusion."""
+    """Learning rate, balancer, static weights (but the first task's: only their proportions count), sharing, fusion.
+
+    Of sharing, those that need no settings: task groups only where they are the recipe's own.
+    """
     lr, first = recipe.train.lr, next(iter(recipe.tasks))
     balancers = [name for name in TRIED_BALANCERS if name in BALANCERS]
     space = {

@@ -76,6 +76,8 @@ def affinities(result: Mapping[str, Any]) -> Iterator[str]:
         cells = (result["affinity"][i][j] for j in tasks)
         yield f"  {i:{width}s}" + "".join(f" {'–' if value is None else f'{value:+.3%}':>{width}s}" for value in cells)
     yield result["verdict"]
+    if trunks := result["trunks"]:
+        yield f"The same as one network with {len(result['groups'])} trunks: {trunks['recipe']} ({trunks['line']})"
 
 
 def trials(result: Mapping[str, Any]) -> Iterator[str]:
