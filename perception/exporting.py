@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -51,14 +52,20 @@ def export(
     """
     if preprocess == "inside" and size == "dynamic":
         raise ConfigError("--size dynamic with --preprocess inside: the graph letterboxes to one size. Give it as HxW.")
+    if not 0 <= budget < float("inf"):
+        raise ConfigError(f"--budget {budget:g}: expected 0 or more, of a metric: 0.01 is a point.")
+    out = out or (run if run.is_dir() else run.parent) / "model.onnx"
+    if out.suffix != ".onnx" or out.is_dir():
+        raise ConfigError(f"--out {out}: expected a file whose name ends in .onnx; its manifest lies beside it.")
     recipe, model = runs.open_run(run, tasks=tasks)
     fixed = recipe.data.size if size is None or size == "dynamic" else size
+    recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, size=fixed))
     reduction = None
     if precision != "fp32":
-        reduction = _reduction(recipe, model, precision, fixed, budget, calibration, pictures)
+        reduction = _reduction(recipe, model, precision, budget, calibration, pictures)
     return write(
         model,
-        out or (run if run.is_dir() else run.parent) / "model.onnx",
+        out,
         size=fixed,
         dynamic=size == "dynamic" or (size is None and preprocess == "outside"),
         preprocess=preprocess,
@@ -71,12 +78,14 @@ def _reduction(
     recipe: Recipe,
     model: Any,
     precision: Literal["fp16", "int8"],
-    size: tuple[int, int],
     budget: float,
     calibration: int,
     pictures: int,
 ) -> Reduction:
-    """How the recipe's data judge a reduced precision. Raises PerceptionError where there are none at hand."""
+    """How the recipe's data judge a reduced precision, at the recipe's size.
+
+    Raises PerceptionError where there are none at hand.
+    """
     held_out = recipes.validation_sources(recipe)
     step = max(1, -(-sum(map(len, held_out)) // pictures))
     chosen = [_thinned(source, step) for source in held_out]
@@ -91,7 +100,7 @@ def _reduction(
         sources = held_out
     return Reduction(
         precision,
-        letterboxed(sources, calibration if precision == "int8" else 1, size),
+        letterboxed(sources, calibration if precision == "int8" else 1, recipe.data.size),
         evaluate,
         budget,
         speed_up=1.0 if precision == "int8" else None,

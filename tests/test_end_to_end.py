@@ -16,7 +16,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from perception import exporting
 from perception.data.street import write
+from perception.types import ConfigError
 
 DEMO = Path(__file__).parents[1] / "perception" / "demo.yaml"
 SMALL = (
@@ -233,3 +235,34 @@ def test_help_is_instant():
     code = "import sys, perception, perception.cli; print([m for m in ('torch', 'cv2', 'numpy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+class Looked(Exception):
+    """At the picture of this shape."""
+
+
+def test_x2_a_file_of_a_size_of_its_own_is_judged_at_that_size(run, monkeypatch, tmp_path):
+    def look(images):
+        raise Looked(images.shape)
+
+    asked = {}
+    monkeypatch.setattr(exporting, "write", lambda model, out, **options: asked.update(options))
+    exporting.export(run, tmp_path / "x.onnx", precision="int8", size=(32, 64), calibration=1, pictures=1)
+    assert asked["reduction"].pictures[0].shape == (1, 3, 32, 64)
+    with pytest.raises(Looked, match=r"\(1, 3, 32, 64\)"):
+        asked["reduction"].evaluate(look)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"out": "model.json"}, r"ends in \.onnx"),
+        ({"out": "runs.onnx"}, r"ends in \.onnx"),
+        ({"budget": -1}, "0 or more"),
+    ],
+)
+def test_what_cannot_be_exported_is_told_before_the_network_is_opened(tmp_path, options, words):
+    (tmp_path / "runs.onnx").mkdir()
+    options = {**options, "out": tmp_path / options.get("out", "model.onnx")}
+    with pytest.raises(ConfigError, match=words):
+        exporting.export(tmp_path / "no run", **options)

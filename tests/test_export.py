@@ -331,3 +331,10 @@ def test_real_pictures_are_letterboxed_for_the_check():
 def test_the_report_names_the_file(exported):
     assert isinstance(exported, Path)
     assert Perceiver(exported).manifest.producer.startswith("perception ")
+
+
+def test_a_place_that_cannot_be_written_is_told(export_small, tmp_path):
+    (tmp_path / "file").write_text("kept", "utf-8")
+    with pytest.raises(PerceptionError, match="cannot be written"):
+        export_small(tmp_path / "file" / "model.onnx", size=(64, 64))
+    assert (tmp_path / "file").read_text("utf-8") == "kept"

@@ -136,11 +136,18 @@ def _check_size(size: tuple[int, int]) -> None:
 def write(out: Path, model: ModelProto, manifest: Manifest) -> Manifest:
     """Put ``model`` with ``manifest`` at ``out``, and the manifest as JSON beside it, once a runtime has opened it.
 
-    Returns the manifest as the file has it.
+    Returns the manifest as the file has it. Raises PerceptionError where nothing can be written there.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
     beside = out.with_suffix(".json")
     model.producer_name, _, model.producer_version = manifest.producer.partition(" ")
+    try:
+        return _write(out, beside, model, manifest)
+    except OSError as error:
+        raise PerceptionError(f"{out} cannot be written: {error}. What was there stays as it was.") from error
+
+
+def _write(out: Path, beside: Path, model: ModelProto, manifest: Manifest) -> Manifest:
+    out.parent.mkdir(parents=True, exist_ok=True)
     with _temporary(out) as path, _temporary(beside) as text:
         path.write_bytes(embed(model.SerializeToString(), manifest))
         finished = Perceiver(path, threads=1).manifest
