@@ -187,6 +187,21 @@ def test_a_trunk_of_the_new_tasks_own_begins_as_the_old_one(taking_turns, new):
     assert all(p.requires_grad for p in network.sharing.groups["depth"].parameters())
 
 
+def test_a_new_task_may_share_the_trunk_of_a_group(taking_turns, street):
+    def sharing(groups: str):
+        return recipes.parse(NEW, [f"data.root={street}", f"model.sharing={{name: groups, groups: {groups}}}"])
+
+    _, _, _, network = growing(taking_turns, sharing("[[classification, depth, segmentation]]"), "frozen")
+    assert list(network.sharing.groups) == ["0"]
+    learning = {key for key, parameter in network.named_parameters() if parameter.requires_grad}
+    assert not [key for key in learning if "backbone" in key]
+    _, _, _, network = growing(taking_turns, sharing("[[segmentation, classification], [depth]]"), "distil")
+    assert list(network.sharing.groups) == ["0", "1"]
+    for other in ("[[depth], [segmentation, classification]]", "[[segmentation, depth]]"):
+        with pytest.raises(ConfigError, match=r"model\.sharing\.groups.*\[\['segmentation', 'classification'\]\]"):
+            growing(taking_turns, sharing(other), "frozen")
+
+
 def test_a_dropped_task_is_gone_and_the_others_say_the_same(old, tmp_path, capsys):
     assert cli.main(["drop", str(old), "--tasks", "classification", "--out", str(tmp_path / "less")]) == 0
     recipe, network = runs.open_run(tmp_path / "less")

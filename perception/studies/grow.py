@@ -18,6 +18,8 @@ from perception.engine.log import plain
 from perception.model import Perception
 from perception.mtl.compare import relative_change
 from perception.mtl.schedule import ScheduleConfig
+from perception.nn.sharing import SharingConfig
+from perception.nn.sharing.groups import GroupsConfig
 from perception.recipe import Recipe
 from perception.report.grow_page import write_page
 from perception.studies.children import locked
@@ -56,7 +58,8 @@ def grow(run: Path, recipe: Recipe, out: Path, *, method: Method = "frozen", str
 def merge(recipe: Recipe, old: Recipe, run: Path, method: Method = "frozen") -> tuple[Recipe, list[str]]:
     """The grown recipe and its new tasks. Raises ConfigError where it has none, or other settings for an old one.
 
-    Its schedule need not name the old tasks: those in none of its groups take a turn together.
+    Its schedule need not name the old tasks: those in none of its groups take a turn together. The network is the
+    run's; where that has trunks for groups of tasks, the recipe's groups may say which trunk a new task reads.
     """
     added = [name for name in recipe.tasks if name not in old.tasks]
     if not added:
@@ -66,7 +69,21 @@ def merge(recipe: Recipe, old: Recipe, run: Path, method: Method = "frozen") -> 
             raise ConfigError(f"Task '{name}' has other settings than in {run}. Leave it out: the run's are taken.")
     tasks = {**old.tasks, **{name: recipe.tasks[name] for name in added}}
     schedule = _scheduled(recipe.schedule, tuple(old.tasks), added, method)
-    return dataclasses.replace(recipe, tasks=tasks, model=old.model, schedule=schedule), added
+    model = dataclasses.replace(old.model, sharing=_shared(recipe.model.sharing, old.model.sharing, added))
+    return dataclasses.replace(recipe, tasks=tasks, model=model, schedule=schedule), added
+
+
+def _shared(wanted: SharingConfig, old: SharingConfig, added: Sequence[str]) -> SharingConfig:
+    """The old sharing, with new tasks in its groups where they are wanted there."""
+    if not (isinstance(wanted, GroupsConfig) and isinstance(old, GroupsConfig)):
+        return old
+    before = [{task for task in group if task not in added} for group in wanted.groups]
+    if before[: len(old.groups)] != list(map(set, old.groups)) or any(before[len(old.groups) :]):
+        raise ConfigError(
+            f"model.sharing.groups: {[list(group) for group in wanted.groups]}. Expected the groups of the run, with "
+            f"new tasks in them or in groups after them: {[list(group) for group in old.groups]}."
+        )
+    return wanted
 
 
 def _scheduled(schedule: ScheduleConfig, old: Sequence[str], added: Sequence[str], method: Method) -> ScheduleConfig:
