@@ -30,8 +30,9 @@ setup: .venv/.ready
 demo: .venv/.ready
 	$(BIN)/perception demo
 
+# A process for each core, at most four, a thread in each; the tests of a file stay together, for they share networks.
 test: .venv/.ready
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-slow: .venv/.ready
 	$(BIN)/python -m pytest -m slow
