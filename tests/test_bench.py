@@ -182,7 +182,7 @@ def test_where_torch_cannot_compile_a_line_says_so_and_the_other_forms_are_measu
 
 def test_sizes_that_do_not_fit_are_told(exported, exported_inside, capsys):
     assert cli.main(["bench", str(exported), "--size", "64x64", "--against", str(exported_inside)]) == 2
-    assert "takes (96, 160) alone" in capsys.readouterr().err
+    assert "takes 96x160 alone" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         cli.main(["bench", str(exported), "--threads", "0"])
     capsys.readouterr()

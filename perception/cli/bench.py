@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from perception.cli.arguments import add_command, add_overrides, add_tasks, count, names, say, size
+
+Prepare = Callable[[Sequence[str], dict[str, str], str], list[Any]]
+"""The forms of these kinds, with this prefix to their names. What cannot be had is noted."""
 
 FORMS = ("torch", "compiled", "onnx", "int8")
 
@@ -94,12 +97,17 @@ def _bench_model(parsed: argparse.Namespace) -> int:
     if unknown := [name for name in parsed.forms if name not in FORMS]:
         raise ConfigError(f"--forms {', '.join(unknown)}: unknown. Known: {', '.join(FORMS)}.")
     notes: dict[str, str] = {}
-    forms, shown = _forms(Path(parsed.model), parsed.tasks, parsed.size, parsed.forms, notes, "")
+    shown, prepare = _opened(Path(parsed.model), parsed.tasks, parsed.size)
+    prepare_other: Prepare = lambda kinds, notes, prefix: []  # noqa: E731
     if parsed.against is not None:
-        others, other = _forms(parsed.against, parsed.tasks, shown, parsed.forms[:1], notes, "against ")
+        other, prepare_other = _opened(parsed.against, parsed.tasks, shown)
         if other != shown:
-            raise ConfigError(f"{parsed.against} takes {other} alone, {parsed.model} {shown}. Export one of them anew.")
-        forms += others
+            sizes = ["x".join(map(str, pair)) for pair in (other, shown)]
+            raise ConfigError(
+                f"{parsed.against} takes {sizes[0]} alone, {parsed.model} is shown {sizes[1]}. Export one of them "
+                f"anew, or give --size {sizes[0]} where the other takes it."
+            )
+    forms = [*prepare(parsed.forms, notes, ""), *prepare_other(parsed.forms[:1], notes, "against ")]
     result = bench.measure(
         forms, shown, batch=parsed.batch, turns=parsed.turns, batches=parsed.batches, threads=parsed.threads
     )
@@ -110,23 +118,26 @@ def _bench_model(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def _forms(
-    path: Path,
-    tasks: Sequence[str] | None,
-    wanted: tuple[int, int] | None,
-    kinds: Sequence[str],
-    notes: dict[str, str],
-    prefix: str,
-) -> tuple[list[Any], tuple[int, int]]:
-    """The forms of a run folder or a file, and the size of their input. What cannot be had is noted."""
+def _opened(path: Path, tasks: Sequence[str] | None, wanted: tuple[int, int] | None) -> tuple[tuple[int, int], Prepare]:
+    """The size that a run folder or a file is shown, and what makes its forms, which may take minutes."""
     from perception import runs
     from perception.deploy.candidates import candidates
     from perception.deploy.forms import from_file
 
     if path.suffix == ".onnx":
-        form, rules = from_file(prefix + path.name, path, tasks)
-        return [form], wanted if wanted and rules.dynamic else rules.size
+        form, rules = from_file(path.name, path, tasks)
+
+        def named(kinds: Sequence[str], notes: dict[str, str], prefix: str) -> list[Any]:
+            form.name = prefix + path.name
+            return [form]
+
+        return wanted if wanted and rules.dynamic else rules.size, named
     recipe, model = runs.open_run(path, tasks=tasks)
     shown = wanted or recipe.data.size
-    print(f"Preparing {path}", file=sys.stderr)  # noqa: T201
-    return candidates(path, model, shown, kinds, notes, prefix), shown
+
+    def prepared(kinds: Sequence[str], notes: dict[str, str], prefix: str) -> list[Any]:
+        slow = "; compiling it takes minutes" if "compiled" in kinds else ""
+        print(f"Preparing {path}{slow}", file=sys.stderr)  # noqa: T201
+        return candidates(path, model, shown, kinds, notes, prefix)
+
+    return shown, prepared
