@@ -1,4 +1,4 @@
-"""A small network with every kind of output, exported once for all deployment tests."""
+"""What many tests share: a small network with every kind of output, exported once, and a few street scenes."""
 
 from __future__ import annotations
 
@@ -22,6 +22,16 @@ def own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PERCEPTION_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def street(tmp_path_factory) -> Path:
+    """A tree of 12 street scenes to train on and 4 to measure, 64x128. Read only."""
+    from perception.data.street import write
+
+    folder = tmp_path_factory.mktemp("data") / "street"
+    write(folder, 16, seed=3, size=(64, 128), validation=0.25)
+    return folder
 
 
 @pytest.fixture

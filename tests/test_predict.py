@@ -1,11 +1,11 @@
 """`perception predict`: pictures, folders, globs, video and broken sources, with torch and with ONNX Runtime."""
 
-import json
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from films import records, summary
 from test_runtime import without_torch
 
 from perception import cli
@@ -50,14 +50,6 @@ def film(tmp_path_factory) -> Path:
         writer.write(frame)
     writer.release()
     return path
-
-
-def records(out: Path) -> list[dict]:
-    return [json.loads(line) for line in (out / "predictions.jsonl").read_text("utf-8").splitlines()]
-
-
-def summary(out: Path) -> dict:
-    return json.loads((out / "summary.json").read_text("utf-8"))
 
 
 def test_a_folder_is_done_but_for_what_is_broken(perceiver, folder, tmp_path, capsys):

@@ -19,7 +19,6 @@ from studies_stub import lives
 from test_studies_compare import RECIPE
 
 from perception import recipe as recipes
-from perception.data.street import write
 from perception.mtl.balancers import BALANCERS
 from perception.mtl.compare import estimate
 from perception.studies import balancers as study
@@ -27,13 +26,6 @@ from perception.studies.step_cost import StepCost, measure_steps
 from perception.types import ConfigError, PerceptionError
 
 TOOL = Path(__file__).parent.parent / "tools/benchmark_balancers.py"
-
-
-@pytest.fixture(scope="module")
-def street(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "street"
-    write(folder, 16, seed=3, size=(64, 128), validation=0.25)
-    return folder
 
 
 @pytest.fixture

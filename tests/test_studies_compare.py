@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +12,6 @@ import torch
 
 from perception import cli
 from perception import recipe as recipes
-from perception.data.street import write
 from perception.mtl.compare import estimate
 from perception.mtl.schedule import FreezeConfig, ScheduleConfig
 from perception.report.compare_page import forest
@@ -44,13 +42,6 @@ tasks:
 model: {backbone: {name: test_efficientnet, weights: none}}
 train: {steps: 6, batch_size: 4, warmup_steps: 1, threads: 1, tensorboard: false, log_every: 2}
 """
-
-
-@pytest.fixture(scope="module")
-def street(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "street"
-    write(folder, 16, seed=3, size=(64, 128), validation=0.25)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ import torch
 
 from perception import cli, runs
 from perception import recipe as recipes
-from perception.data.street import write
 from perception.studies.grow import drop, grow, merge, sources_of
 from perception.studies.growing import Growing
 from perception.types import CheckpointError, ConfigError, DataError
@@ -34,13 +33,6 @@ train: {steps: 8, batch_size: 4, warmup_steps: 1, threads: 1, tensorboard: false
 NEW = OLD.replace(
     "  segmentation: {classes: [road, building, sky, vegetation, car]}\n", "  depth: {limits: [1, 80]}\n"
 ).replace("  classification: {classes: [clear, overcast, rain, fog, dusk, night]}\n", "")
-
-
-@pytest.fixture(scope="module")
-def street(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "street"
-    write(folder, 16, seed=3, size=(64, 128), validation=0.25)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -256,3 +248,10 @@ def test_tasks_that_look_at_each_other_are_neither_frozen_nor_dropped_unnoticed(
     assert not (tmp_path / "less").exists()
     with pytest.raises(ConfigError, match="distil"):
         grow(tmp_path / "run", new, tmp_path / "grown")
+
+
+@pytest.mark.parametrize("strength", ["-1", "0", "nan"])
+def test_teaching_that_would_drive_the_old_tasks_away_is_refused(strength, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["grow", "run", "new.yaml", "--method", "distil", "--strength", strength])
+    assert "no number over 0" in capsys.readouterr().err

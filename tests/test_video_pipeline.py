@@ -1,7 +1,6 @@
 """The pipeline as a whole: side by side, in order, whole after every end; and the files that it writes."""
 
 import dataclasses
-import json
 import os
 import signal
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from films import noise_film, records, summary
 from video_server import JpegServer, frames, wait_until
 
 from perception.deploy.predict import Options, predict
@@ -35,20 +35,7 @@ def perceiver(exported) -> Perceiver:
 def film(tmp_path_factory) -> Path:
     """40 frames, each another, at 20 frames per second."""
     path = tmp_path_factory.mktemp("film") / "drive.mp4"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 20, (160, 96))
-    generator = np.random.default_rng(0)
-    for _ in range(40):
-        writer.write(generator.integers(0, 256, (96, 160, 3), np.uint8))
-    writer.release()
-    return path
-
-
-def records(out: Path) -> list[dict]:
-    return [json.loads(line) for line in (out / "predictions.jsonl").read_text("utf-8").splitlines()]
-
-
-def summary(out: Path) -> dict:
-    return json.loads((out / "summary.json").read_text("utf-8"))
+    return noise_film(path, 40, 20)
 
 
 def frame_count(path: Path) -> int:

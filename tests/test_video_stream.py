@@ -9,9 +9,9 @@ import time
 from itertools import islice, pairwise
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
+from films import noise_film
 from video_server import JpegServer, frames, jpeg, wait_until
 
 from perception.deploy.sources import Source, find
@@ -37,12 +37,7 @@ def path_of(journal: Journal) -> list[str]:
 def film(tmp_path) -> Path:
     """60 frames at 25 frames per second."""
     path = tmp_path / "drive.mp4"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 25, (160, 96))
-    generator = np.random.default_rng(0)
-    for _ in range(60):
-        writer.write(generator.integers(0, 256, (96, 160, 3), np.uint8))
-    writer.release()
-    return path
+    return noise_film(path, 60, 25)
 
 
 def test_a_sound_stream_is_ok_from_end_to_end():

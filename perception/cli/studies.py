@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from perception.cli.arguments import add_command, add_overrides, add_tasks, count, names, say
+from perception.cli.arguments import add_command, add_overrides, add_tasks, count, names, positive, say
 
 CONTROLS = ("pictures", "compute")
 
@@ -60,7 +60,9 @@ def add_commands(commands: Any) -> None:
         help="frozen: old outputs stay, bit for bit; distil: all learns, the old heads are held to what the old "
         "network says (default: frozen)",
     )  # fmt: skip
-    grow.add_argument("--strength", type=float, default=1.0, help="of distil's teaching beside the new losses")
+    grow.add_argument(
+        "--strength", type=positive, default=1.0, help="of distil's teaching beside the new losses (default: 1)"
+    )
     grow.add_argument("--out", type=Path, help="run folder (default: runs/<name of the recipe>_grown)")
 
     drop = add_command(commands, "drop", _drop, "take tasks out of a trained network; the others stay, bit for bit")
