@@ -188,3 +188,23 @@ def test_sizes_that_do_not_fit_are_told(exported, exported_inside, capsys):
     capsys.readouterr()
     with pytest.raises(PerceptionError):
         forms.from_file("x", exported.with_suffix(".json"))
+
+
+@pytest.mark.parametrize("tasks", [("segmentation", "depth"), ("depth",)])
+def test_what_two_heads_compute_alike_is_there_for_either_alone(tasks):
+    """The exporter merges it under the first head's name."""
+    node, value = onnx.helper.make_node, onnx.helper.make_tensor_value_info
+    nodes = [
+        node("Relu", ["images"], ["x"], "trunk/Relu"),
+        node("Exp", ["x"], ["mean"], "tasks.segmentation.project/Exp"),
+        node("Neg", ["mean"], ["segmentation.label_map"], "tasks.segmentation/Neg"),
+        node("Abs", ["mean"], ["depth.depth"], "tasks.depth/Abs"),
+    ]
+    ends = [value(name, onnx.TensorProto.FLOAT, [2]) for name in ("segmentation.label_map", "depth.depth")]
+    graph = onnx.helper.make_graph(nodes, "g", [value("images", onnx.TensorProto.FLOAT, [2])], ends)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    model = passes.keep_outputs(model, [entry.name for entry in ends if entry.name.split(".")[0] in tasks])
+    parts = pieces.pieces(model, tasks)
+    assert [part.label for part in parts] == ["trunk", *(f"{task} head" for task in tasks)]
+    found = run_pieces(parts, np.array([-1, 2], np.float32))
+    np.testing.assert_allclose(found["depth.depth"], np.exp([0, 2]), rtol=1e-6)

@@ -63,7 +63,10 @@ def _places(model: ModelProto, tasks: Collection[str]) -> dict[str, tuple[str, s
         if path == "place":
             found[node.name] = (PLACING, "")
         elif path.startswith("tasks."):
-            found[node.name] = (HEAD, path.split(".")[1])
+            # The exporter merges what two heads compute alike, under the first one's name: it may not be there.
+            owner = path.split(".")[1]
+            owners = [name for name in tasks if name in users[node.name]]
+            found[node.name] = (HEAD, owner if owner in owners or not owners else owners[0])
         elif path in ("graph", "restore") and task and _is_late(task, before):
             found[node.name] = (DECODING, task)
         elif path in ("graph", "restore") or "." in path:
