@@ -93,6 +93,7 @@ def test_the_default_space_holds_the_recipe_itself(recipe):
     assert "balance.weights.depth" not in space  # only proportions count
     assert {"model.sharing.name", "model.fusion.name"} < set(space)
     assert "groups" not in space["model.sharing.name"].values  # which ones is not known
+    assert "soft" not in space["model.sharing.name"].values  # nothing shared, where some balancers cannot run
     for name in space["balance.name"].values:
         assert applied(recipe, {"balance.name": name}).balance.name == name
 

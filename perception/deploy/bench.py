@@ -126,12 +126,12 @@ class Bench:
         cases = list(dict.fromkeys(case for rates in self.throughput.values() for case in rates))
         if not cases:
             return []
-        table = [f"{'pictures per second (per processor second)':44s}" + "".join(f"{f:>18s}" for f in self.throughput)]
+        table = [f"{'pictures per second (per processor second)':44s}" + "".join(f"{f:>22s}" for f in self.throughput)]
         for batch, threads in cases:
             rates = [found.get((batch, threads)) for found in self.throughput.values()]
             cells = [f"{rate[0]:.1f} ({rate[1]:.1f})" if rate else "" for rate in rates]
             name = f"  batch {batch}, {threads} thread{'s' if threads > 1 else ''}"
-            table.append(f"{name:44s}" + "".join(f"{cell:>18s}" for cell in cells))
+            table.append(f"{name:44s}" + "".join(f"{cell:>22s}" for cell in cells))
         return table
 
     def _rest(self) -> list[str]:

@@ -93,7 +93,8 @@ def read(path: Path | None, recipe_file: Path) -> Space | None:
 def default(recipe: Recipe) -> Space:
     """Learning rate, balancer, static weights (but the first task's: only their proportions count), sharing, fusion.
 
-    Of sharing, those that need no settings: task groups only where they are the recipe's own.
+    Of sharing, those that need no settings and share something, which some balancers need: task groups and trunks apart
+    only where they are the recipe's own.
     """
     lr, first = recipe.train.lr, next(iter(recipe.tasks))
     balancers = [name for name in TRIED_BALANCERS if name in BALANCERS]
@@ -117,12 +118,12 @@ def default(recipe: Recipe) -> Space:
 
 
 def _builds(recipe: Recipe, values: Mapping[str, Any]) -> bool:
-    """Whether the recipe with these values is one, with no more settings than that."""
+    """Whether the recipe with these values is one, with no more settings than that, and its tasks share parameters."""
     try:
-        recipes.build_model(applied(recipe, values), weights=False)
+        network = recipes.build_model(applied(recipe, values), weights=False)
     except (ConfigError, ValueError):
         return False
-    return True
+    return next(network.shared_parameters(), None) is not None
 
 
 def suggest(space: Space, ask: Callable[[str, Dimension], Any]) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def table(result: Mapping[str, Any]) -> Iterator[str]:
     """The lines for a terminal, of what compare.json holds."""
     for kind, against in result["controls"].items():
         yield ""
-        yield f"Against single-task controls with equal {kind}, {len(result['seeds'])} seeds:"
+        yield f"Against single-task controls with equal {kind}, seeds {', '.join(map(str, result['seeds']))}:"
         yield f"  {'':32s} {'alone':>9s} {'joint':>9s} {'change':>9s}"
         for its in against["tasks"].values():
             arrow = "" if its["higher_is_better"] else " (less is better)"
