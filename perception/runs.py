@@ -257,4 +257,5 @@ def hardware() -> str:
         ]
         processor = names[0] if names else processor
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{processor}, {torch.get_num_threads()} threads{gpu}"
+    threads = torch.get_num_threads()
+    return f"{processor}, {threads} thread{'s' * (threads != 1)}{gpu}"

@@ -46,7 +46,7 @@ def work(state: int, job: str) -> int:
 def test_every_job_is_answered_whatever_becomes_of_its_worker():
     jobs = ["a", "bb", "broken", "quits", "hangs", "greedy", "raises", "ccc"]
     with Crew(2, memory=1 << 30) as crew:
-        answers = dict(crew.run(work, 10, jobs, seconds=1))
+        answers = dict(crew.run(work, 10, jobs, seconds=5))
         again = dict(crew.run(work, 20, ["dd"], seconds=5))
     assert set(answers) == set(jobs)
     assert (answers["a"], answers["bb"], answers["ccc"], again["dd"]) == (11, 12, 13, 22)
