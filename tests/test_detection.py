@@ -231,11 +231,8 @@ def test_a_box_smaller_than_a_cell_can_be_said_exactly_wherever_it_lies(strides,
         ((8, 16, 32), {}, 100),
         ((8, 16, 32), {"bins": 12}, 100),
         ((4, 8), {}, 100),
-        (
-            (4, 8),
-            {"assignment": "sim_ota"},
-            300,
-        ),  # at first a single cell learns each light, where "task_aligned" has ten
+        # at first a single cell learns each light, where "task_aligned" has ten
+        ((4, 8), {"assignment": "sim_ota"}, 300),
     ],
     ids=str,
 )

@@ -98,7 +98,7 @@ def _bench_model(parsed: argparse.Namespace) -> int:
         raise ConfigError(f"--forms {', '.join(unknown)}: unknown. Known: {', '.join(FORMS)}.")
     notes: dict[str, str] = {}
     shown, prepare = _opened(Path(parsed.model), parsed.tasks, parsed.size)
-    prepare_other: Prepare = lambda kinds, notes, prefix: []  # noqa: E731
+    opened = [(prepare, parsed.forms, "")]
     if parsed.against is not None:
         other, prepare_other = _opened(parsed.against, parsed.tasks, shown)
         if other != shown:
@@ -107,7 +107,8 @@ def _bench_model(parsed: argparse.Namespace) -> int:
                 f"{parsed.against} takes {sizes[0]} alone, {parsed.model} is shown {sizes[1]}. Export one of them "
                 f"anew, or give --size {sizes[0]} where the other takes it."
             )
-    forms = [*prepare(parsed.forms, notes, ""), *prepare_other(parsed.forms[:1], notes, "against ")]
+        opened.append((prepare_other, parsed.forms[:1], "against "))
+    forms = [form for prepare, kinds, prefix in opened for form in prepare(kinds, notes, prefix)]
     result = bench.measure(
         forms, shown, batch=parsed.batch, turns=parsed.turns, batches=parsed.batches, threads=parsed.threads
     )
