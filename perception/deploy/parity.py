@@ -134,7 +134,8 @@ class Comparison:
         if not difference <= tolerance:  # NaN is a disagreement
             raise Disagreement(
                 f"Torch and ONNX Runtime disagree: {key} of {where} differs by {difference:.3g}, "
-                f"tolerance {tolerance:.3g}."
+                f"tolerance {tolerance:.3g}. After a short training rounding alone can do this: train longer, else "
+                "report it."
             )
 
     def _add_detections(self, name: str, where: str, wanted: Detections, found: Detections) -> None:
