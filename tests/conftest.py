@@ -34,6 +34,26 @@ def street(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def demo_street(tmp_path_factory) -> Path:
+    """A tree of 18 street scenes to train on and 6 to measure, 128x256. Read only."""
+    from perception.data.street import write
+
+    folder = tmp_path_factory.mktemp("data") / "street"
+    write(folder, 24, seed=3, size=(128, 256), validation=0.25)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def demo_run(demo_street, tmp_path_factory) -> Path:
+    """A run of the demo's recipe, 20 steps that nothing disturbed, without loader workers. Read only."""
+    from commands import perception, training
+
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    perception(*training(demo_street), "data.workers=0", "--out", folder)
+    return folder
+
+
 @pytest.fixture
 def made_up(tmp_path, monkeypatch) -> Path:
     """Trainings of studies are made up, see studies_stub.py; an empty folder but for their script."""
