@@ -16,7 +16,7 @@ from perception.mtl.compare import estimate
 from perception.mtl.schedule import FreezeConfig, ScheduleConfig
 from perception.report.compare_page import forest
 from perception.studies.compare import make_plan
-from perception.studies.controls import control, step_flops, stretched
+from perception.studies.controls import control, matched, step_flops, stretched
 from perception.studies.cost import measure, ratio
 from perception.studies.words import overall, verdict
 
@@ -103,6 +103,27 @@ def test_compute_is_matched(recipe):
         longer = stretched(alone, whole / step_flops(alone) / 1000)
         assert step_flops(longer) * longer.train.steps == pytest.approx(whole, rel=0.002)
         assert longer.train.steps > 1000
+
+
+def test_a_budget_is_shared(recipe):
+    """All controls together take the joint run's multiplications, each the same part of its training."""
+    train = dataclasses.replace(recipe.train, steps=1000, warmup_steps=100, evaluate_every=200)
+    joint = dataclasses.replace(recipe, train=train)
+    sources = recipes.training_sources(recipe)
+    alone = {task: control(joint, task, sources) for task in recipe.tasks}
+    shared = matched("budget", joint, alone)
+    spent = sum(step_flops(its) * its.train.steps for its in shared.values())
+    assert spent == pytest.approx(step_flops(joint) * 1000, rel=0.003)
+    assert len({its.train.steps for its in shared.values()}) == 1
+    assert matched("pictures", joint, alone) == alone
+    longer = matched("compute", joint, alone)
+    assert all(its.train.steps > 1000 and its.train.warmup_steps == 100 for its in longer.values())
+
+
+def test_a_shorter_training_warms_up_for_the_same_share_of_it(recipe):
+    train = dataclasses.replace(recipe.train, steps=1000, warmup_steps=100, evaluate_every=200)
+    shorter = stretched(dataclasses.replace(recipe, train=train), 0.3).train
+    assert (shorter.steps, shorter.warmup_steps, shorter.evaluate_every) == (300, 30, 60)
 
 
 def with_schedule(recipe, **settings):
@@ -208,4 +229,4 @@ def test_errors_name_the_mend(street, tmp_path, capsys):
     assert "held-out" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         cli.main([*alone, "--controls", "time"])
-    assert "pictures, compute" in capsys.readouterr().err
+    assert "pictures, compute, budget" in capsys.readouterr().err

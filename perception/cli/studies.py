@@ -8,7 +8,7 @@ from typing import Any
 
 from perception.cli.arguments import add_command, add_overrides, add_tasks, count, names, positive, say
 
-CONTROLS = ("pictures", "compute")
+CONTROLS = ("pictures", "compute", "budget")
 
 
 def add_commands(commands: Any) -> None:
@@ -19,7 +19,8 @@ def add_commands(commands: Any) -> None:
     compare.add_argument("--seeds", type=count, default=3, metavar="N", help="how many, from the recipe's (default: 3)")
     compare.add_argument(
         "--controls", type=_controls, default=("pictures",), metavar="A,B",
-        help="what controls have in common with the joint run: pictures, compute (default: pictures)",
+        help="what controls have in common with the joint run: pictures; compute, each; budget, all together "
+        "(default: pictures)",
     )  # fmt: skip
     _add_jobs(compare)
     compare.add_argument("--out", type=Path, help="folder of its runs (default: runs/<name of the recipe>_compare)")

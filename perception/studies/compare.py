@@ -20,7 +20,7 @@ from perception.mtl.compare import delta_m, estimate, relative_change
 from perception.recipe import Recipe
 from perception.report.compare_page import write_page
 from perception.studies.children import Run, default_jobs, last_metrics, locked, train_all, with_threads
-from perception.studies.controls import HELD_EQUAL, Control, control, step_flops, stretched
+from perception.studies.controls import HELD_EQUAL, Control, control, matched
 from perception.studies.cost import TURNS, Cost, measure, ratio
 from perception.studies.progress import told
 from perception.studies.words import overall, verdict
@@ -92,22 +92,16 @@ def make_plan(recipe: Recipe, out: Path, seeds: int, kinds: Sequence[Control]) -
     recipe = with_threads(recipe)
     sources = recipes.training_sources(recipe)
     alone = {task: control(recipe, task, sources) for task in recipe.tasks}
-    whole = step_flops(recipe) if "compute" in kinds else 0
-    chosen: dict[Control, dict[str, Recipe]] = {
-        kind: alone
-        if kind == "pictures"
-        else {task: stretched(its, whole / step_flops(its)) for task, its in alone.items()}
-        for kind in kinds
-    }
     numbers = range(recipe.seed, recipe.seed + seeds)
     return Plan(
         recipe,
         {seed: _run(recipe, JOINT, seed, out) for seed in numbers},
         {
             kind: {
-                task: {seed: _run(its, f"{task}_{kind}", seed, out) for seed in numbers} for task, its in its.items()
+                task: {seed: _run(its, f"{task}_{kind}", seed, out) for seed in numbers}
+                for task, its in matched(kind, recipe, alone).items()
             }
-            for kind, its in chosen.items()
+            for kind in kinds
         },
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -20,7 +20,7 @@ from perception.mtl.schedule import FreezeConfig, Schedule, ScheduleConfig
 from perception.recipe import Recipe
 from perception.tasks import join
 
-Control = Literal["pictures", "compute"]
+Control = Literal["pictures", "compute", "budget"]
 CONTROLS: tuple[Control, ...] = get_args(Control)
 
 HELD_EQUAL = {
@@ -32,6 +32,10 @@ HELD_EQUAL = {
     "compute": "As above, but each control is trained for so many more steps that its training takes as many "
     "multiplications as the whole joint run; the learning rate's decay and the evaluations are stretched with it. "
     "It sees more pictures of its task than the joint run does.",
+    "budget": "As above, but the controls together take as many multiplications as the joint run: each is trained for "
+    "the same part of its steps; its decay, its evaluations and, where it is shorter, its warm-up change with them. "
+    "This is the choice between one network and several where the time to train them is given. Where pictures carry "
+    "the labels of several tasks, a control sees fewer of them than the joint run does.",
 }
 """Kind of control -> what is held equal, in words for the report."""
 
@@ -74,8 +78,18 @@ def _own_weight(recipe: Recipe, task: str) -> dict[str, float]:
     return {name: weight for name, weight in weights.items() if name == task}
 
 
+def matched(kind: Control, joint: Recipe, alone: Mapping[str, Recipe]) -> dict[str, Recipe]:
+    """Every task's control in the length that ``kind`` asks for. ``alone``: as `control` makes them."""
+    if kind == "pictures":
+        return dict(alone)
+    whole, own = step_flops(joint), {task: step_flops(its) for task, its in alone.items()}
+    together = sum(own.values())
+    return {task: stretched(its, whole / (together if kind == "budget" else own[task])) for task, its in alone.items()}
+
+
 def stretched(recipe: Recipe, factor: float) -> Recipe:
-    """The recipe with ``factor`` times the steps, evaluated as often in all; parts rest for the same share of it."""
+    """The recipe with ``factor`` times the steps, evaluated as often in all; parts rest for the same share of it. A
+    longer training warms up as long as before, a shorter one for the same share."""
     train = recipe.train
     freeze = tuple(
         FreezeConfig(
@@ -91,6 +105,7 @@ def stretched(recipe: Recipe, factor: float) -> Recipe:
         train=dataclasses.replace(
             train,
             steps=max(1, round(train.steps * factor)),
+            warmup_steps=round(train.warmup_steps * min(factor, 1.0)),
             evaluate_every=max(1, round(train.evaluate_every * factor)) if train.evaluate_every else 0,
         ),
     )
