@@ -54,9 +54,28 @@ def test_dice_of_a_perfect_map_is_zero_and_absent_classes_do_not_count():
     labels = torch.randint(0, 2, (1, 8, 8), generator=torch.Generator().manual_seed(0))
     one_hot = torch.nn.functional.one_hot(labels, 3).movedim(-1, 1).float()
     valid = torch.ones(1, 8, 8, dtype=torch.bool)
-    total, count = dice(one_hot, one_hot, valid)
+    total, count = dice(one_hot.log(), labels, valid)
     assert (total.item(), count.item()) == (pytest.approx(0, abs=1e-6), 2)
-    assert dice(1 - one_hot, one_hot, valid)[0].item() > 1.8
+    assert dice((1 - one_hot).log(), labels, valid)[0].item() > 1.8
+    nothing, none = dice(one_hot.log(), labels, ~valid)
+    assert (nothing.item(), none.item()) == (0, 0)
+
+
+def test_dice_is_twice_the_overlap_over_the_sizes():
+    """Milletari et al. 2016, pixel by pixel, of the pixels that are labelled."""
+    generator = torch.Generator().manual_seed(0)
+    logs = torch.randn(2, 4, 5, 6, generator=generator).log_softmax(1)
+    labels = torch.randint(0, 3, (2, 5, 6), generator=generator)
+    valid = torch.rand(2, 5, 6, generator=generator) < 0.7
+    expected, pairs = 0.0, 0
+    for scores, truth, known in zip(logs.exp().flatten(2), labels.flatten(1), valid.flatten(1), strict=True):
+        pixels = known.nonzero().flatten().tolist()
+        for k in {int(truth[p]) for p in pixels}:
+            inside = [float(scores[k, p]) for p in pixels if truth[p] == k]
+            size = len(inside) + sum(float(scores[k, p]) for p in pixels)
+            expected, pairs = expected + 1 - (2 * sum(inside) + 1) / (size + 1), pairs + 1
+    total, count = dice(logs, labels, valid)
+    assert (total.item(), count.item()) == (pytest.approx(expected, abs=1e-5), pairs)
 
 
 def test_lovasz_is_the_extension_of_one_minus_iou():

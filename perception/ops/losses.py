@@ -41,16 +41,18 @@ def balanced_weights(labels: Tensor, classes: int, balance: float) -> Tensor:
     return weights * counts.sum() / (weights * counts).sum().clamp(min=1e-9)
 
 
-def dice(probabilities: Tensor, one_hot: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """1 - soft Dice, summed over the pictures and the classes that occur in each, and the number of these pairs.
+def dice(log_probabilities: Tensor, labels: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """1 - soft Dice (Milletari et al. 2016), summed over the pictures and the classes that occur in each, and the
+    number of these pairs. Only classes that occur in some picture cost anything.
 
-    [B, C, H, W], [B, C, H, W], [B, H, W] (Milletari et al. 2016).
+    log_probabilities [B, C, H, W], labels int64 [B, H, W], valid [B, H, W].
     """
-    mask = valid[:, None]
-    overlap = (probabilities * one_hot * mask).sum((2, 3))
-    size = ((probabilities + one_hot) * mask).sum((2, 3))
-    occurs = (one_hot * mask).sum((2, 3)) > 0
-    score = (2 * overlap + 1) / (size + 1)
+    present = labels[valid].unique()
+    probabilities = log_probabilities[:, present].exp()
+    inside = (labels[:, None] == present[:, None, None]) & valid[:, None]
+    overlap, own = (probabilities * inside).sum((2, 3)), inside.sum((2, 3))
+    score = (2 * overlap + 1) / ((probabilities * valid[:, None]).sum((2, 3)) + own + 1)
+    occurs = own > 0
     return ((1 - score) * occurs).sum(), occurs.sum().to(score.dtype)
 
 

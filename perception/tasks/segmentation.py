@@ -29,7 +29,8 @@ class SegmentationConfig:
     strides: levels of the pyramid that are fused, the finest first.
     width, fine_width: channels of the decoder at stride 8 and coarser, and at stride 4.
     context: whether the coarsest level sees the whole picture.
-    loss_stride: the loss is taken at every so many pixels, both ways.
+    loss_stride: the loss is taken at every so many pixels, both ways. Augmentation moves them; where there is none,
+        those between are never seen, and 1 is right.
     dice_weight: of the Dice term, which counts small classes as much as large ones.
     lovasz_weight: of the Lovasz-Softmax term, which follows IoU itself; slower than Dice.
     class_balance: how far the cross-entropy evens out the classes: 0 = every pixel counts the same, 1 = every class.
@@ -102,15 +103,15 @@ class Segmentation(Task):
         valid = torch.stack([target.valid[::stride, ::stride] for target in maps]) & (labels < len(self.config.classes))
         labels = torch.where(valid, labels, 0)
         logits = at_pixels(raw.logits[rows], min(self.strides), stride)
-        entropy = F.cross_entropy(logits, labels, reduction="none")
+        logs = logits.log_softmax(1)
+        entropy = F.nll_loss(logs, labels, reduction="none")
         weights = self._weights(labels, valid)
         losses = {"cross_entropy": Part((entropy * weights).sum(), weights.sum())}
         if self.config.dice_weight:
-            one_hot = F.one_hot(labels, len(self.config.classes)).movedim(-1, 1).to(logits.dtype)
-            total, count = dice(logits.softmax(1), one_hot, valid)
+            total, count = dice(logs, labels, valid)
             losses["dice"] = Part(self.config.dice_weight * total, count)
         if self.config.lovasz_weight:
-            total, count = lovasz(logits.softmax(1), labels, valid)
+            total, count = lovasz(logs.exp(), labels, valid)
             losses["lovasz"] = Part(self.config.lovasz_weight * total, count)
         return losses
 
