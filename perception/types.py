@@ -27,7 +27,7 @@ class Instances:
     """Things with boxes.
 
     boxes:   float32 [N, 4], x1 y1 x2 y2, pixels
-    labels:  int64 [N], index into the task's classes
+    labels:  int64 [N], index into the task's classes; -1 for an ignore region of every class
     scores:  float32 [N] for predictions, None for targets
     ignore:  bool [N], regions that are neither object nor background (crowds); None = no such region
     classes: bool [C], which classes this picture's source labels; None = all of them

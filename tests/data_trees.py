@@ -180,7 +180,7 @@ def check_annotation(annotation: Annotation, size: tuple[int, int], classes: tup
             assert (boxes[:, 2:] > boxes[:, :2]).all()
             assert labels.dtype == np.int64
             assert labels.shape == (count,)
-            assert ((labels >= 0) & (labels < len(classes))).all()
+            assert ((labels >= (0 if ignore is None else -ignore.astype(int))) & (labels < len(classes))).all()
             assert scores is None
             assert ignore is None or (ignore.dtype == np.bool_ and ignore.shape == (count,))
             assert tracks is None or (tracks.dtype == np.int64 and tracks.shape == (count,))

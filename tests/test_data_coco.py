@@ -56,6 +56,7 @@ def test_rename_ignore_background_and_labels_only(tmp_path):
     renamed = open_tree(tmp_path, {**config, "rename": {"vehicle": "car"}, "ignore": ["pedestrian"]}, **only).readers[0]
     instances = renamed.annotations(0)["detection"]
     assert instances.ignore.tolist() == [False, True]
+    assert instances.labels.tolist() == [0, -1]  # neither a car nor a person, nor anything else
     assert instances.classes.tolist() == [True, False]
     dropped = open_tree(tmp_path, {**config, "rename": {"vehicle": "car"}, "background": "rest"}, **only).readers[0]
     assert len(dropped.annotations(0)["detection"].boxes) == 1

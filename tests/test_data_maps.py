@@ -279,19 +279,19 @@ def write_ids(root: Path, ids: np.ndarray, index: int = 0) -> None:
 def test_cityscapes_boxes_of_things_groups_and_what_is_not_evaluated(tmp_path):
     config = cityscapes_instances_tree(tmp_path)
     instances = open_tree(tmp_path, CITY, **NINETEEN).sample(0).annotations["detection"]
-    names = [tuple(THINGS.values())[label] for label in instances.labels]
+    names = [(*THINGS.values(), "any")[label] for label in instances.labels]
     expected = [
         ("person", [34, 22, 40, 40], False), ("car", [10, 30, 30, 40], False),  # a pole cuts the car in two
-        ("person", [50, 21, 56, 24], True),  # a caravan is of no class
+        ("any", [50, 21, 56, 24], True),  # a caravan is of no class
         ("bicycle", [2, 25, 8, 30], True), ("bicycle", [50, 35, 62, 44], True),  # a group, in two places
     ]  # fmt: skip
     assert list(zip(names, instances.boxes.tolist(), instances.ignore.tolist(), strict=True)) == expected
     assert instances.classes is None
     mapped = open_tree(tmp_path, config).sample(0).annotations["detection"]
-    assert mapped.labels.tolist() == [1, 0, 0, 2, 2]
+    assert mapped.labels.tolist() == [1, 0, -1, 2, 2]
     options = {"detection_ignore": ["car"], "detection_background": "rest", "detection_rename": {"person": "bike"}}
     mapped = open_tree(tmp_path, {**CITY, "ignore": "rest", **options}).sample(0).annotations["detection"]
-    assert mapped.labels.tolist() == [2, 0, 0]
+    assert mapped.labels.tolist() == [2, -1, -1]
     assert mapped.ignore.tolist() == [False, True, True]
     assert mapped.classes.tolist() == [False, False, True]
     with pytest.raises(DataError, match=r"keys detection_.*class 'rider' is not in the recipe"):

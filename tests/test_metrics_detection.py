@@ -178,6 +178,24 @@ def test_detections_inside_an_ignore_region_are_no_mistake():
     assert metric.table()["car"]["count"] == 1
 
 
+@pytest.mark.parametrize("label", [0, 1])
+def test_an_ignore_region_of_every_class_excuses_detections_of_any(label):
+    boxes = np.array([[0, 0, 50, 50], [100, 0, 300, 200]], np.float32)
+    target = Instances(boxes, np.array([label, -1]), ignore=np.array([False, True]))
+    found = Instances(
+        np.array([[0, 0, 50, 50], [120, 20, 160, 60]], np.float32),
+        np.array([label] * 2),
+        np.array([0.5, 0.9], np.float32),
+    )
+    metric = DetectionMetric(["car", "person"])
+    metric.update("a", found, target)
+    assert metric.compute()["ap"] == 1
+    assert metric.quality(found, target) == 1
+    assert sum(row["count"] for row in metric.table().values()) == 1
+    with pytest.raises(ValueError, match="true labels are -1"):  # an object has a class
+        metric.update("b", found, Instances(boxes, np.array([label, -1])))
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_boxes_that_are_not_finite_are_refused(value):
     with pytest.raises(ValueError, match=r"frame-7.*boxes"):

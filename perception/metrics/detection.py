@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -27,7 +28,8 @@ class _Picture(NamedTuple):
 class DetectionMetric(Records[_Picture]):
     """COCO's average precision (Lin et al. 2014, https://cocodataset.org/#detection-eval), equal to pycocotools.
 
-    * An ignore region of a target is what COCO calls a crowd: detections inside it are neither right nor wrong.
+    * An ignore region of a target is what COCO calls a crowd: detections of its class inside it are neither right nor
+      wrong; of any class, where it has none (label -1).
     * Where a picture's source labels only some classes (``Instances.classes``), its detections of the other classes
       are left out: they are neither right nor wrong.
     * The area that decides small, medium and large is that of the box (COCO takes the mask's where there is one).
@@ -117,6 +119,7 @@ class DetectionMetric(Records[_Picture]):
 def _picture(id: str, prediction: Instances, target: Instances, classes: int) -> _Picture:
     if prediction.scores is None:
         raise ValueError(f"{id}: the predicted boxes have no scores. Average precision needs one per box.")
+    target = _with_regions_of_each_class(target, classes)
     boxes, labels = _checked(id, "predicted", prediction, classes)
     true_boxes, true_labels = _checked(id, "true", target, classes)
     scores = np.asarray(prediction.scores, np.float64)
@@ -127,6 +130,20 @@ def _picture(id: str, prediction: Instances, target: Instances, classes: int) ->
     kept, true_kept = labelled[labels], labelled[true_labels]
     return _Picture(
         boxes[kept], labels[kept], scores[kept], true_boxes[true_kept], true_labels[true_kept], ignore[true_kept]
+    )
+
+
+def _with_regions_of_each_class(target: Instances, classes: int) -> Instances:
+    """The target with an ignore region of each class for one of every class (label -1): COCO knows only the former."""
+    labels = np.asarray(target.labels, np.int64)
+    if target.ignore is None or not (every := np.asarray(target.ignore, np.bool_) & (labels == -1)).any():
+        return target
+    boxes, number = np.asarray(target.boxes), int(every.sum())
+    return dataclasses.replace(
+        target,
+        boxes=np.concatenate([boxes[~every], np.repeat(boxes[every], classes, 0)]),
+        labels=np.concatenate([labels[~every], np.tile(np.arange(classes), number)]),
+        ignore=np.concatenate([np.asarray(target.ignore, np.bool_)[~every], np.ones(number * classes, np.bool_)]),
     )
 
 

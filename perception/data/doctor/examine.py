@@ -153,7 +153,8 @@ def _fault(annotation: Annotation, size: tuple[int, int] | None, classes: tuple[
             boxes, labels = np.asarray(annotation.boxes), np.asarray(annotation.labels)
             if boxes.ndim != 2 or boxes.shape[1:] != (4,) or labels.shape != boxes.shape[:1]:
                 return f"boxes {boxes.shape} with labels {labels.shape}"
-            if not np.isfinite(boxes).all() or (labels.size and not 0 <= labels.min() <= labels.max() < len(classes)):
+            lowest = np.zeros(len(labels)) if annotation.ignore is None else -np.asarray(annotation.ignore, np.int64)
+            if not np.isfinite(boxes).all() or not ((labels >= lowest) & (labels < len(classes))).all():
                 return f"boxes that are no numbers or labels beyond {len(classes)} classes"
         case DenseMap():
             values, valid = np.asarray(annotation.values), np.asarray(annotation.valid)

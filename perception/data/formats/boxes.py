@@ -20,7 +20,8 @@ class BoxTable:
 
     positions: int [M], the picture of each box; negative ones are dropped (a picture that is not there)
     corners:   float [M, 4], x1 y1 x2 y2 in pixels of the picture
-    labels:    int [M], index in the recipe's classes, `IGNORED` or `BACKGROUND` (dropped)
+    labels:    int [M], index in the recipe's classes, `IGNORED` (an ignore region
+               of every class) or `BACKGROUND` (dropped)
     ignore:    bool [M], regions that are neither object nor background
     sizes:     (height, width) of every picture
 
@@ -47,7 +48,7 @@ class BoxTable:
         order = np.flatnonzero(kept)[place[kept].argsort(kind="stable")]
         self._starts = np.searchsorted(place[order], np.arange(len(sizes) + 1))
         self._boxes = clipped[order].astype(np.float32)
-        self._labels, self._ignore = np.maximum(label[order], 0), unsure[order]
+        self._labels, self._ignore = label[order], unsure[order]
         self._classes = class_map.classes
 
     def __len__(self) -> int:
