@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -135,15 +135,34 @@ def build(cls: Any, value: Any, where: str = "", path: str = "") -> Any:
 
 
 def _explain(cls: Any, problem: Any, path: str) -> str:
-    location = ".".join([path, *map(str, problem["loc"])]).strip(".")
-    if problem["type"] == "unexpected_keyword_argument":
-        known = _fields_at(cls, problem["loc"][:-1])
-        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
+    keys, there = _follow(cls, problem["loc"])
+    location, kind, found = ".".join([path, *keys]).strip("."), problem["type"], problem["input"]
+    if kind == "unexpected_keyword_argument":
+        known = _fields(_follow(cls, problem["loc"][:-1])[1])
+        near = difflib.get_close_matches(keys[-1], known, n=1)
         hint = f"Did you mean '{near[0]}'?" if near else (f"Known keys: {', '.join(known)}." if known else "Remove it.")
         return f"  {location}: unknown key. {hint}"
-    if problem["type"] == "missing":
+    if kind == "missing":
         return f"  {location}: missing. Add it."
-    return f"  {location}: {problem['msg']}, found {problem['input']!r}"
+    if kind == "union_tag_invalid":
+        key, tag = problem["ctx"]["discriminator"].strip("'"), problem["ctx"]["tag"]
+        return f"  {location}.{key}: found '{tag}'. {expected(tag, _tags(there))}"
+    return f"  {location}: {_wanted(kind, there, found) or problem['msg']}, found {found!r}"
+
+
+def _wanted(kind: str, there: Any, found: Any) -> str:
+    """What a recipe holds at a place where another kind of thing was found: in YAML's words, not in Python's."""
+    tags, keys = _tags(there), _fields(there)
+    if kind in ("tuple_type", "list_type"):
+        return "expected a list, such as [a, b]"
+    if kind == "union_tag_not_found" and tags:
+        return f"expected a {next(iter(tags.values()))}: one of {', '.join(tags)}"
+    if kind in ("dict_type", "dataclass_type", "model_attributes_type"):
+        if tags and not keys:
+            name = found if found in tags else next(iter(tags))
+            return f"expected a mapping, such as {{{tags[name]}: {name}}}"
+        return "expected a mapping" + (f" of {', '.join(keys)}" if keys else " (key: value)")
+    return ""
 
 
 def expected(name: str, known: Collection[str]) -> str:
@@ -152,24 +171,49 @@ def expected(name: str, known: Collection[str]) -> str:
     return f"Did you mean '{near[0]}'?" if near else f"Expected one of: {', '.join(known)}."
 
 
-def _fields_at(cls: Any, location: tuple) -> list[str]:
-    """Names of the keys that the config at ``location`` (of a pydantic error) knows."""
+def _follow(cls: Any, location: Sequence[Any]) -> tuple[list[str], Any]:
+    """The keys of a recipe at the ``location`` of a pydantic error, and the type of what it has there.
+
+    A location also names which config of several was chosen: that is no key.
+    """
+    keys: list[str] = []
     for part in location:
-        if dataclasses.is_dataclass(cls):
-            cls = get_type_hints(cls).get(str(part))
-        elif get_origin(cls) in (Union, UnionType):  # of configs: the part is the tag that chose one of them
-            cls = next((kind for kind in get_args(cls) if part in _tags(kind)), None)
-        elif get_origin(cls) in (tuple, list):
-            cls = get_args(cls)[0]
+        kinds = _kinds(cls)
+        chosen = [kind for kind in kinds if part in _tags(kind)] if len(kinds) > 1 else []
+        if not chosen:
+            keys.append(str(part))
+        cls = chosen[0] if chosen else next((found for kind in kinds if (found := _inside(kind, part))), None)
+    return keys, cls
+
+
+def _inside(cls: Any, key: Any) -> Any:
+    """The type of what a config, a list or a mapping has at a key; None where it has nothing there."""
+    if dataclasses.is_dataclass(cls):
+        return get_type_hints(cls).get(str(key))
+    place = {list: 0, tuple: 0, dict: 1}.get(get_origin(cls))
+    return None if place is None else get_args(cls)[place]
+
+
+def _kinds(cls: Any) -> list[Any]:
+    """The types that a type lets one choose from."""
+    if get_origin(cls) is Annotated:
+        return _kinds(get_args(cls)[0])
+    return [one for kind in get_args(cls) for one in _kinds(kind)] if get_origin(cls) in (Union, UnionType) else [cls]
+
+
+def _fields(cls: Any) -> list[str]:
+    """Names of the keys that a config knows."""
     return [f.name for f in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
 
 
-def _tags(cls: Any) -> list[Any]:
-    return (
-        [f.default for f in dataclasses.fields(cls) if isinstance(f.default, str)]
-        if dataclasses.is_dataclass(cls)
-        else []
-    )
+def _tags(cls: Any) -> dict[str, str]:
+    """{name: key that holds it} of the names by which a config, or one of several, is chosen."""
+    return {
+        field.default: field.name
+        for kind in _kinds(cls)
+        for field in (dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ())
+        if isinstance(field.default, str) and get_type_hints(kind)[field.name] == Literal[field.default]
+    }
 
 
 def to_plain(config: Any) -> Any:

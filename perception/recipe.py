@@ -40,7 +40,11 @@ def _task_config(name: Any, given: Any) -> Any:
             f"tasks.{name}: unknown task {kind!r}. Known: {', '.join(TASKS)}. A task of another name says its type, "
             f"for example {name}: {{type: segmentation, ...}}."
         )
-    return config.build(TASKS[kind].Config, given, path=f"tasks.{name}")
+    path = f"tasks.{name}"
+    try:
+        return config.build(TASKS[kind].Config, given, path=path)
+    except ConfigError as error:  # of a check of the config's own, which does not know how the task is called
+        raise ConfigError(str(error) if path in str(error) else f"{path}.{error}") from None
 
 
 def _static_by_default(value: Any) -> Any:

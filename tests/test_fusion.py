@@ -227,7 +227,7 @@ def test_a_network_without_fusion_has_no_attention_and_one_with_it_shows_it_for_
 def test_sizes_are_positive(key):
     from perception.config import build
 
-    with pytest.raises(ConfigError, match=f"fusion.attention.{key}"):
+    with pytest.raises(ConfigError, match=f"fusion.{key}"):
         build(ModelConfig, {"fusion": {"name": "attention", key: 0}})
     assert build(ModelConfig, {"fusion": {"name": "none"}}).fusion.name == "none"
 

@@ -1,5 +1,7 @@
 """Tasks of one type under several names: what a recipe with drivable areas beside label maps needs."""
 
+import re
+
 import pytest
 import torch
 from data_trees import label_maps_tree, pictures
@@ -100,7 +102,7 @@ def test_a_subset_of_the_tasks_keeps_its_own_part_of_the_schedule(recipe):
         ("{lanes: 3}", "unknown task"),
         (
             f"{{segmentation: {{classes: [{', '.join(f'c{i}' for i in range(255))}]}}}}",
-            "255 classes. Expected 1 to 254",
+            "tasks.segmentation.classes has 255 names. Expected 1 to 254",
         ),
         ("{segmentation: 3}", "tasks.segmentation"),
     ],
@@ -108,6 +110,29 @@ def test_a_subset_of_the_tasks_keeps_its_own_part_of_the_schedule(recipe):
 def test_what_is_no_task_is_told(tasks, message):
     with pytest.raises(ConfigError, match=message):
         recipes.parse(f"data: {{}}\ntasks: {tasks}\n")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *("strides=[]", "strides=[16, 8]", "strides=[8, 8]", "strides=[2, 4]", "width=-1"),
+        *("depth.width=0", "segmentation.fine_width=0", "segmentation.loss_stride=0", "depth.loss_stride=0"),
+        *("classes=[]", "segmentation.classes=[]", "segmentation.classes=[a, a]", "scene.classes=[a, a]"),
+        *("box_weight=-1", "class_weight=.nan", "depth.silog_weight=-1", "depth.gradient_weight=.inf"),
+        *("bins=2", "depth.bins=1", "depth.limits=[9, 1]", "depth.canonical_focal=-1", "depth.default_focal=0"),
+        *("depth.strides=[]", "segmentation.strides=[]", "segmentation.strides=[4, 7]", "limit=0", "threshold=2"),
+        *("scene.label_smoothing=1", "scene.threshold=3", "scene.width=0", "segmentation.class_weights={b: 1}"),
+    ],
+)
+def test_a_setting_of_a_task_that_cannot_work_is_refused_by_its_key(wrong):
+    """By the name that the recipe gives the task, not by its type."""
+    tasks = "{boxes: {type: detection, classes: [a]}, segmentation: {classes: [a]}, depth: {}, "
+    tasks += "scene: {type: classification, classes: [a, b]}}"
+    key, _, value = wrong.partition("=")
+    place = f"tasks.{key if '.' in key else f'boxes.{key}'}"
+    recipes.parse(f"data: {{}}\ntasks: {tasks}\n")
+    with pytest.raises(ConfigError, match=re.escape(place)):
+        recipes.parse(f"data: {{}}\ntasks: {tasks}\n", [f"{place}={value}"])
 
 
 def test_T5_the_fingerprint_changes_with_the_pictures_and_the_classes(recipe, tmp_path):
@@ -141,5 +166,5 @@ def test_a_subset_of_the_tasks_keeps_its_own_trunks_and_their_names(recipe):
         part = recipes.build_model(recipes.with_tasks(whole, [task]))
         mine = (f"sharing.groups.{trunk}.", f"tasks.{task}.")
         assert part.state_dict().keys() == {key for key in weights if key.startswith(mine)}
-    with pytest.raises(ConfigError, match=r"model\.sharing\.groups\.groups: missing"):
+    with pytest.raises(ConfigError, match=r"model\.sharing\.groups: missing"):
         recipes.parse(dump(recipe), ["model.sharing.name=groups"])

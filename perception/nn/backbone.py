@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from typing import Any
+from typing import Annotated, Any
 
 import timm
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from timm.models import reparameterize_model
 from torch import Tensor, nn
 
@@ -35,7 +36,7 @@ class BackboneConfig:
 
     name: str = "tf_efficientnet_lite0"
     weights: str = "package"
-    drop_path: float = 0.0
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 class Backbone(nn.Module):

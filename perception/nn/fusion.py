@@ -10,7 +10,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from perception.config import configuration
-from perception.nn.blocks import conv_norm_act
+from perception.nn.blocks import Width, conv_norm_act
+from perception.nn.necks import check_strides
+from perception.types import ConfigError
 
 Streams = Mapping[str, Mapping[int, Tensor]]
 Channels = Mapping[str, Mapping[int, int]]
@@ -50,10 +52,16 @@ class AttentionConfig:
     """
 
     name: Literal["attention"] = "attention"
-    strides: Annotated[tuple[int, ...], Field(min_length=1)] = (16, 32)
-    width: Annotated[int, Field(gt=0)] = 48
+    strides: tuple[int, ...] = (16, 32)
+    width: Width = 48
     summaries: Annotated[int, Field(gt=0)] = 4
     drop: Annotated[float, Field(ge=0, lt=1)] = 0.25
+
+    def __post_init__(self) -> None:
+        try:
+            check_strides(self.strides)
+        except ConfigError as error:
+            raise ConfigError(f"model.fusion.{error}") from None
 
 
 class Attention(NamedTuple):

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from perception.config import configuration
 from perception.metrics.classification import ClassificationMetric
-from perception.nn.blocks import conv_norm_act
-from perception.tasks.task import Part, Pyramid, Task
+from perception.nn.blocks import Width, conv_norm_act
+from perception.tasks.task import Part, Pyramid, Task, check_classes
 from perception.types import Annotation, Camera, ImageLabel, TaskSpec
 
 
@@ -26,9 +27,12 @@ class ClassificationConfig:
     classes: tuple[str, ...]
     type: Literal["classification"] = "classification"
     multi_label: bool = False
-    label_smoothing: float = 0.05
-    width: int = 256
-    threshold: float = 0.5
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    width: Width = 256
+    threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+    def __post_init__(self) -> None:
+        check_classes(self.classes)
 
 
 class Raw(NamedTuple):

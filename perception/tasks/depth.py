@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from perception.config import configuration
 from perception.metrics.depth import DepthMetric
+from perception.nn.blocks import Width
 from perception.nn.decoder import DenseDecoder
+from perception.nn.necks import check_strides
 from perception.ops.losses import gradient_match, laplace, silog
 from perception.ops.upsample import at_pixels
-from perception.tasks.task import Part, Pyramid, Task
+from perception.tasks.task import Part, Pyramid, Task, Weight
 from perception.types import Annotation, Camera, ConfigError, DenseMap, TaskSpec
 
 LOG_ERRORS = math.log(0.005), math.log(1.0)
@@ -45,21 +47,22 @@ class DepthConfig:
 
     type: Literal["depth"] = "depth"
     limits: tuple[float, float] = (0.5, 80.0)
-    canonical_focal: float = 500.0
-    default_focal: float = 1.0
+    canonical_focal: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 500.0
+    default_focal: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     bins: Annotated[int, Field(ge=0)] = 0
     strides: tuple[int, ...] = (4, 8, 16, 32)
-    width: int = 64
-    fine_width: int = 16
+    width: Width = 64
+    fine_width: Width = 16
     context: bool = True
-    loss_stride: int = 2
-    silog_weight: float = 1.0
-    log_weight: float = 0.5
-    gradient_weight: float = 0.5
+    loss_stride: Annotated[int, Field(gt=0)] = 2
+    silog_weight: Weight = 1.0
+    log_weight: Weight = 0.5
+    gradient_weight: Weight = 0.5
 
     def __post_init__(self) -> None:
+        check_strides(self.strides)
         if not 0 < self.limits[0] < self.limits[1] < math.inf:
-            raise ConfigError(f"limits are {self.limits}. Expected 0 < nearest < farthest, in metres.")
+            raise ConfigError(f"limits is {list(self.limits)}. Expected 0 < nearest < farthest, in metres.")
         if self.bins == 1:
             raise ConfigError("bins is 1. Expected 0 (direct regression) or at least 2.")
 

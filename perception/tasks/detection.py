@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from perception.config import configuration
 from perception.metrics.detection import DetectionMetric
 from perception.nn.blocks import conv_norm_act
+from perception.nn.necks import check_strides
 from perception.nn.towers import Tower
 from perception.ops import boxes as geometry
 from perception.ops.assignment import Grid, Objects, sim_ota, task_aligned
 from perception.ops.detection_losses import distribution_focal, expected_bin, quality_focal
 from perception.ops.nms import select
-from perception.tasks.task import Part, Pyramid, Task
+from perception.tasks.task import Part, Pyramid, Task, Weight, check_classes
 from perception.types import Annotation, Camera, ConfigError, Instances, TaskSpec
 
 ASSIGNMENTS = {"task_aligned": task_aligned, "sim_ota": sim_ota}
@@ -56,7 +58,7 @@ class DetectionConfig:
     classes: tuple[str, ...]
     type: Literal["detection"] = "detection"
     strides: tuple[int, ...] = (8, 16, 32)
-    width: int = 0
+    width: Annotated[int, Field(ge=0)] = 0
     depth: int = 2
     bins: int = 0
     one_to_one: bool = False
@@ -68,25 +70,21 @@ class DetectionConfig:
     assignment: Literal["task_aligned", "sim_ota"] = "task_aligned"
     assigned: int = 10
     box_loss: Literal["giou", "diou", "ciou"] = "ciou"
-    class_weight: float = 1.0
-    box_weight: float = 2.0
-    distribution_weight: float = 0.5
+    class_weight: Weight = 1.0
+    box_weight: Weight = 2.0
+    distribution_weight: Weight = 0.5
 
     def __post_init__(self) -> None:
-        if not self.classes or len(set(self.classes)) < len(self.classes):
-            raise ConfigError(f"detection.classes is {list(self.classes)}. Expected at least one name, each once.")
-        if not self.strides or list(self.strides) != sorted(set(self.strides)):
-            raise ConfigError(
-                f"detection.strides is {list(self.strides)}. Expected ascending strides, such as [8, 16, 32]."
-            )
+        check_classes(self.classes)
+        check_strides(self.strides)
         if self.bins < 0 or self.bins in (1, 2):
-            raise ConfigError(f"detection.bins is {self.bins}. Expected 0 (one number for each side) or at least 3.")
+            raise ConfigError(f"bins is {self.bins}. Expected 0 (one number for each side) or at least 3.")
         for name in ("depth", "candidates", "limit", "assigned"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"detection.{name} is {getattr(self, name)}. Expected at least 1.")
+                raise ConfigError(f"{name} is {getattr(self, name)}. Expected at least 1.")
         for name in ("iou_threshold", "threshold"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"detection.{name} is {getattr(self, name)}. Expected 0 to 1.")
+                raise ConfigError(f"{name} is {getattr(self, name)}. Expected 0 to 1.")
 
 
 class Branch(NamedTuple):

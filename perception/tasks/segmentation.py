@@ -13,13 +13,13 @@ from torch import Tensor
 
 from perception.config import configuration
 from perception.metrics.segmentation import SegmentationMetric
+from perception.nn.blocks import Width
 from perception.nn.decoder import DenseDecoder
+from perception.nn.necks import check_strides
 from perception.ops.losses import balanced_weights, dice, lovasz, near_borders
 from perception.ops.upsample import at_pixels, most_likely
-from perception.tasks.task import Part, Pyramid, Task
+from perception.tasks.task import Part, Pyramid, Task, Weight, check_classes
 from perception.types import Annotation, Camera, ConfigError, DenseMap, TaskSpec
-
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 @configuration
@@ -42,10 +42,10 @@ class SegmentationConfig:
     classes: tuple[str, ...]
     type: Literal["segmentation"] = "segmentation"
     strides: tuple[int, ...] = (4, 8, 16, 32)
-    width: int = 64
-    fine_width: int = 32
+    width: Width = 64
+    fine_width: Width = 32
     context: bool = True
-    loss_stride: int = 2
+    loss_stride: Annotated[int, Field(gt=0)] = 2
     dice_weight: Weight = 0.5
     lovasz_weight: Weight = 0.0
     class_balance: Weight = 0.5
@@ -54,8 +54,10 @@ class SegmentationConfig:
     border_width: Annotated[int, Field(gt=0)] = 4
 
     def __post_init__(self) -> None:
-        if not 0 < len(self.classes) < 255:
-            raise ConfigError(f"A label map has {len(self.classes)} classes. Expected 1 to 254: its ids are bytes.")
+        check_classes(self.classes)
+        check_strides(self.strides)
+        if len(self.classes) > 254:
+            raise ConfigError(f"classes has {len(self.classes)} names. Expected 1 to 254: ids in label maps are bytes.")
         if unknown := [name for name in self.class_weights if name not in self.classes]:
             raise ConfigError(
                 f"class_weights names {', '.join(map(repr, unknown))}. Expected some of the classes: "

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from perception.metrics.metric import Metric
-from perception.types import Annotation, Camera, TaskSpec
+from perception.types import Annotation, Camera, ConfigError, TaskSpec
 
 Pyramid = Mapping[int, Tensor]
 """Stride -> features [B, C, H / stride, W / stride]."""
+
+
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+"""Of a part of a loss."""
+
+
+def check_classes(classes: Sequence[str]) -> None:
+    """Raises ConfigError where they cannot be the classes of a task."""
+    if not classes or len(set(classes)) < len(classes):
+        raise ConfigError(f"classes is {list(classes)}. Expected at least one name, each once.")
 
 
 class Part(NamedTuple):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field
 
 from perception.config import configuration
+from perception.nn.blocks import Width
 from perception.nn.necks.bifpn import BiFPN, BiFPNConfig
 from perception.nn.necks.fpn import FPN, FPNConfig
 from perception.nn.necks.neck import Neck
@@ -22,13 +23,21 @@ STRIDES = (4, 8, 16, 32, 64)
 """Of the levels that heads can read."""
 
 
+def check_strides(strides: Sequence[int]) -> None:
+    """Raises ConfigError where they cannot be the levels of a pyramid that something reads."""
+    if not strides or list(strides) != sorted(set(strides) & set(STRIDES)):
+        raise ConfigError(
+            f"strides is {list(strides)}. Expected some of {', '.join(map(str, STRIDES))}, in this order, each once."
+        )
+
+
 @configuration
 class AutoNeckConfig:
     """`simple` where the backbone's features all have one stride, else `fpn`, with these widths."""
 
     name: Literal["auto"] = "auto"
-    channels: int = 96
-    fine_channels: int = 48
+    channels: Width = 96
+    fine_channels: Width = 48
 
 
 def _auto_by_default(value: Any) -> Any:
@@ -69,4 +78,4 @@ def build_neck(config: Any, channels: Mapping[int, int], strides: Collection[int
     return kind(channels, config, strides)
 
 
-__all__ = ["NECKS", "AutoNeckConfig", "Neck", "NeckConfig", "build_neck"]
+__all__ = ["NECKS", "AutoNeckConfig", "Neck", "NeckConfig", "build_neck", "check_strides"]

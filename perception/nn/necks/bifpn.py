@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from perception.config import configuration
-from perception.nn.blocks import conv_norm_act, double, downsample, separable_conv
+from perception.nn.blocks import Width, conv_norm_act, double, downsample, separable_conv
 from perception.nn.necks.fpn import entrances, widths
 from perception.nn.necks.neck import Neck
 
@@ -21,8 +21,8 @@ class BiFPNConfig:
     """channels: width of the levels of stride 8 and coarser. fine_channels: of stride 4. layers: rounds down and up."""
 
     name: Literal["bifpn"] = "bifpn"
-    channels: int = 96
-    fine_channels: int = 48
+    channels: Width = 96
+    fine_channels: Width = 48
     layers: Annotated[int, Field(ge=1, le=16)] = 2
 
 

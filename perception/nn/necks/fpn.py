@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from perception.config import configuration
-from perception.nn.blocks import conv_norm_act, double, downsample, separable_conv
+from perception.nn.blocks import Width, conv_norm_act, double, downsample, separable_conv
 from perception.nn.necks.neck import Neck
 
 
@@ -18,8 +18,8 @@ class FPNConfig:
     """channels: width of the levels of stride 8 and coarser. fine_channels: of stride 4, which has most pixels."""
 
     name: Literal["fpn"] = "fpn"
-    channels: int = 96
-    fine_channels: int = 48
+    channels: Width = 96
+    fine_channels: Width = 48
 
 
 class FPN(Neck):

@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from perception.config import configuration
-from perception.nn.blocks import downsample, separable_conv
+from perception.nn.blocks import Width, downsample, separable_conv
 from perception.nn.necks.fpn import TopDown, widths
 from perception.nn.necks.neck import Neck
 
@@ -19,8 +19,8 @@ class PANConfig:
     """channels: width of the levels of stride 8 and coarser. fine_channels: of stride 4, which has most pixels."""
 
     name: Literal["pan"] = "pan"
-    channels: int = 96
-    fine_channels: int = 48
+    channels: Width = 96
+    fine_channels: Width = 48
 
 
 class PAN(Neck):

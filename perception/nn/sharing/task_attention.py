@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
 from perception.config import configuration
 from perception.nn.backbone import Backbone, BackboneConfig
-from perception.nn.blocks import conv_norm_act, separable_conv
+from perception.nn.blocks import Width, conv_norm_act, separable_conv
 from perception.nn.necks import NeckConfig, build_neck
 from perception.nn.sharing.sharing import Features, Needs, Sharing, only
 
@@ -23,7 +22,7 @@ class TaskAttentionConfig:
     """width: hidden channels of the attention modules."""
 
     name: Literal["task_attention"] = "task_attention"
-    width: Annotated[int, Field(gt=0)] = 64
+    width: Width = 64
 
 
 class TaskAttention(Sharing):
