@@ -67,6 +67,20 @@ class Recipe:
         default_factory=StaticConfig
     )
 
+    def __post_init__(self) -> None:
+        for part in ("train", "validation"):
+            for i, source in enumerate(getattr(self.data, part)):
+                for k, reader in enumerate(source.labels):
+                    self._check_labels(reader, f"data.{part}.{i}.labels.{k}")
+
+    def _check_labels(self, reader: Any, where: str) -> None:
+        for name in reader.tasks if getattr(reader, "multi_label", False) else ():
+            if not getattr(self.tasks.get(name), "multi_label", True):
+                raise ConfigError(
+                    f"{where}.multi_label is true, but tasks.{name} gives a picture one class. Set tasks.{name}."
+                    "multi_label: true, or leave it out of the reader."
+                )
+
     @property
     def classes(self) -> dict[str, tuple[str, ...]]:
         """Task -> its class names; empty for a quantity."""

@@ -135,6 +135,19 @@ def test_a_setting_of_a_task_that_cannot_work_is_refused_by_its_key(wrong):
         recipes.parse(f"data: {{}}\ntasks: {tasks}\n", [f"{place}={value}"])
 
 
+def test_a_reader_of_several_labels_wants_a_task_of_several():
+    text = (
+        "data: {train: [{name: a, labels: [{format: image_labels, images: a, multi_label: true, task: scene}]}]}\n"
+        "tasks: {scene: {type: classification, classes: [a, b], multi_label: %s}, depth: {}}\n"
+    )
+    recipe = recipes.parse(text % "true")
+    assert "scene" not in recipes.with_tasks(recipe, ["depth"]).tasks
+    with pytest.raises(
+        ConfigError, match=r"data\.train\.0\.labels\.0\.multi_label is true, .*tasks\.scene\.multi_label"
+    ):
+        recipes.parse(text % "false")
+
+
 def test_T5_the_fingerprint_changes_with_the_pictures_and_the_classes(recipe, tmp_path):
     before = recipes.build_mixture(recipe).sources[0].fingerprint()
     assert recipes.build_mixture(recipe).sources[0].fingerprint() == before
