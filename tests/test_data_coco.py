@@ -380,7 +380,7 @@ def test_masks_of_all_encodings_become_a_label_map(tmp_path):
         assert (label_map.values == expected).all()
         assert (label_map.valid == (expected != VOID)).all()
         assert label_map.values.dtype == np.uint8
-        assert annotations["detection"].labels.tolist() == [1, 0, 0, 1]
+        assert annotations["detection"].labels.tolist() == [1, 0, -1, 1]
         assert annotations["detection"].ignore.tolist() == [False, False, True, True]
     assert (found.annotations(2)["segmentation"].values == ROAD).all()
 

@@ -172,7 +172,7 @@ def test_readers_of_tasks_that_are_not_trained_stay_closed(tmp_path):
             {"train": [{"name": "a", "labels": [{"format": "coco", "images": "a", "annotations": "b"}]}] * 2},
             "two sources",
         ),
-        ({"train": [{"name": "a", "labels": [{"format": "voc"}]}]}, "voc"),
+        ({"train": [{"name": "a", "labels": [{"format": "voc"}]}]}, "train.0.labels.0.root: missing"),
         ({"train": [{"name": "a", "labels": [{"format": "coco", "images": "a", "annotation": "b"}]}]}, "annotation"),
         (
             {
