@@ -40,8 +40,8 @@ def recipe(tasks: dict[str, dict[str, Any]], shown: Collection[str] = ()) -> rec
     }
     labels, classes = [], {}
     for task in tasks:
-        kind, name, own = files[task]
-        file = f"coco128/annotations/{name}_val2017.json"
+        kind, part, own = files[task]
+        file = f"coco128/annotations/{part}_val2017.json"
         labels.append({"format": kind, "images": "coco128/val2017", "annotations": file, **own})
         names = [category["name"] for category in json.loads((DATA / file).read_text())["categories"]]
         classes[task] = [name for name in names if task != "segmentation" or not shown or name in shown]

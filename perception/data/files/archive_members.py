@@ -21,9 +21,10 @@ from perception.types import DataError
 
 DAMAGE = (
     tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, ValueError,
-    NotImplementedError, RuntimeError, IndexError, OverflowError, AttributeError,
+    RuntimeError, IndexError, OverflowError, AttributeError,
 )  # fmt: skip
-"""What the standard library raises for archives that are none, beside OSError; RuntimeError includes RecursionError."""
+"""What the standard library raises for archives that are none, beside OSError. RuntimeError includes
+RecursionError, and what zipfile raises for a compression that it does not know."""
 
 _SMALL = 64 << 20
 """Archives that unpack to less than this may have any ratio."""
