@@ -174,16 +174,21 @@ def expected(name: str, known: Collection[str]) -> str:
 def _follow(cls: Any, location: Sequence[Any]) -> tuple[list[str], Any]:
     """The keys of a recipe at the ``location`` of a pydantic error, and the type of what it has there.
 
-    A location also names which config of several was chosen: that is no key.
+    A location also names which of several types was tried: that is no key.
     """
     keys: list[str] = []
     for part in location:
         kinds = _kinds(cls)
-        chosen = [kind for kind in kinds if part in _tags(kind)] if len(kinds) > 1 else []
+        chosen = [kind for kind in kinds if part in _tags(kind) or _is_called(kind, part)] if len(kinds) > 1 else []
         if not chosen:
             keys.append(str(part))
         cls = chosen[0] if chosen else next((found for kind in kinds if (found := _inside(kind, part))), None)
     return keys, cls
+
+
+def _is_called(cls: Any, part: Any) -> bool:
+    """Whether pydantic names the type so in a location: ``tuple[str, ...]``, ``literal['rest']``."""
+    return str(part).partition("[")[0] == getattr(get_origin(cls), "__name__", "").lower() != ""
 
 
 def _inside(cls: Any, key: Any) -> Any:
