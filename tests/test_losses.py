@@ -16,38 +16,51 @@ from perception.ops.losses import (
     gradient_match,
     laplace,
     lovasz,
+    mean_of,
     near_borders,
     silog,
 )
 
 
-def test_fully_balanced_weights_are_scikit_learns():
-    labels = np.random.default_rng(0).choice(4, 1000, p=[0.7, 0.2, 0.09, 0.01])
-    expected = compute_class_weight("balanced", classes=np.arange(4), y=labels)
-    found = balanced_weights(torch.from_numpy(labels), 4, 1.0).numpy()
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+def test_fully_balanced_weights_are_scikit_learns_in_each_picture():
+    random = np.random.default_rng(0)
+    labels = random.choice(4, (2, 30, 40), p=[0.7, 0.2, 0.09, 0.01])
+    valid = random.random(labels.shape) < 0.8
+    found = balanced_weights(torch.from_numpy(labels), torch.from_numpy(valid), 4, 1.0).numpy()
+    for row, one, known in zip(found, labels, valid, strict=True):
+        expected = compute_class_weight("balanced", classes=np.arange(4), y=one[known])
+        np.testing.assert_allclose(row, expected, rtol=1e-5)
 
 
 def test_without_balance_all_classes_that_occur_weigh_one():
-    assert balanced_weights(torch.tensor([0, 0, 2]), 4, 0.0).tolist() == [1, 0, 1, 0]
-    assert balanced_weights(torch.zeros(0, dtype=torch.int64), 2, 0.5).tolist() == [0, 0]
+    labels, valid = torch.tensor([[[0, 0, 2]], [[3, 3, 3]]]), torch.tensor([[[True] * 3], [[False] * 3]])
+    assert balanced_weights(labels, valid, 4, 0.0).tolist() == [[1, 0, 1, 0], [0, 0, 0, 0]]
+
+
+def test_means_are_those_of_what_is_valid_in_each_picture():
+    generator = torch.Generator().manual_seed(0)
+    values, valid = torch.randn(3, 5, 7, generator=generator), torch.rand(3, 5, 7, generator=generator) < 0.5
+    valid[2] = False
+    expected = [values[0][valid[0]].mean(), values[1][valid[1]].mean(), torch.tensor(0.0)]
+    torch.testing.assert_close(mean_of(values, valid), torch.stack(expected))
 
 
 def test_silog_with_full_focus_ignores_scale():
-    error = torch.randn(100, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(silog(error + 3, focus=1.0), silog(error, focus=1.0))
-    torch.testing.assert_close(silog(error, focus=1.0), error.std(correction=0))
+    generator = torch.Generator().manual_seed(0)
+    error, valid = torch.randn(2, 10, 10, generator=generator), torch.rand(2, 10, 10, generator=generator) < 0.7
+    torch.testing.assert_close(silog(error + 3, valid, focus=1.0), silog(error, valid, focus=1.0))
+    spread = torch.stack([one[known].std(correction=0) for one, known in zip(error, valid, strict=True)])
+    torch.testing.assert_close(silog(error, valid, focus=1.0), spread)
 
 
 def test_gradient_match_sees_edges_not_offsets():
-    valid = torch.ones(1, 16, 16, dtype=torch.bool)
-    flat = torch.full((1, 16, 16), 0.7)
-    assert gradient_match(flat, valid).item() == 0
-    edge = flat.clone()
-    edge[:, :, 8:] += 1
-    assert gradient_match(edge, valid).item() > 0
+    valid = torch.ones(2, 16, 16, dtype=torch.bool)
+    error = torch.full((2, 16, 16), 0.7)
+    error[1, :, 8:] += 1
+    flat, edge = gradient_match(error, valid)
+    assert (flat == 0, edge > 0) == (True, True)
     valid[:, :, 7:9] = False
-    assert gradient_match(edge, valid, scales=1).item() == pytest.approx(0, abs=1e-6)
+    assert gradient_match(error, valid, scales=1).tolist() == pytest.approx([0, 0], abs=1e-6)
 
 
 def test_dice_of_a_perfect_map_is_zero_and_absent_classes_do_not_count():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -130,7 +130,7 @@ def take_step(
     """
     model, index = training.model, training.step
     optim.set_learning_rate(training.optimizer, lr)
-    buffers = [buffer.clone() for buffer in model.buffers()]
+    buffers = _copies(model.buffers())
     randomness = _randomness(batch.images.device) if training.balancer.looks_back else []
     with autocast(precision, batch.images.device):
         found = losses_of(batch, tasks)
@@ -171,7 +171,7 @@ def _look_back(
 ) -> None:
     """Show the balancer the losses of the same batch, with the same dropout, after the update."""
     model = training.model
-    buffers = [buffer.clone() for buffer in model.buffers()]
+    buffers = _copies(model.buffers())
     _set_randomness(batch.images.device, randomness)
     with torch.no_grad(), autocast(precision, batch.images.device):
         found = model.loss_parts(batch, list(labelled))  # type: ignore[operator]
@@ -223,6 +223,16 @@ def _gradient_problem(training: Training, values: Mapping[str, float], tasks: li
         return f"gradient of {', '.join(heads or wrong[:1] or ['all parameters together'])} is not finite"
     owned = [p.grad for p in training.balancer.parameters() if p.grad is not None]
     return "" if all(gradient.isfinite().all() for gradient in owned) else "gradient of the balancer is not finite"
+
+
+def _copies(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Copies of tensors, on a GPU in one launch for all of a kind."""
+    tensors = list(tensors)
+    copies = [torch.empty_like(tensor) for tensor in tensors]
+    for kind in {tensor.dtype for tensor in tensors}:
+        pairs = [pair for pair in zip(copies, tensors, strict=True) if pair[1].dtype == kind]
+        torch._foreach_copy_([copy for copy, _ in pairs], [tensor for _, tensor in pairs])
+    return copies
 
 
 def _restore(model: nn.Module, buffers: list[Tensor]) -> None:

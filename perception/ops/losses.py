@@ -7,38 +7,46 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def silog(log_error: Tensor, focus: float = 0.85) -> Tensor:
-    """Scale-invariant log loss over a vector of log errors (Eigen et al. 2014; the root form of Lee et al. 2019)."""
-    variance = log_error.square().mean() - focus * log_error.mean().square()
+def mean_of(values: Tensor, valid: Tensor) -> Tensor:
+    """The mean of the valid values of each picture: [B, H, W] -> [B], 0 where none is. All values must be finite."""
+    return (values * valid).sum((1, 2)) / valid.sum((1, 2)).clamp(min=1)
+
+
+def silog(log_error: Tensor, valid: Tensor, focus: float = 0.85) -> Tensor:
+    """Scale-invariant log loss (Eigen et al. 2014; the root form of Lee et al. 2019) of each picture: [B, H, W] -> [B].
+
+    The mean of what is valid; about 0 where nothing is.
+    """
+    variance = mean_of(log_error.square(), valid) - focus * mean_of(log_error, valid).square()
     return variance.clamp(min=1e-8).sqrt()
 
 
 def gradient_match(log_error: Tensor, valid: Tensor, scales: int = 3) -> Tensor:
-    """Mean absolute difference of neighbouring log errors [B, H, W] over several scales (Li and Snavely 2018).
+    """Mean absolute difference of neighbouring log errors over several scales (Li and Snavely 2018), of each picture:
+    [B, H, W] -> [B].
 
     Sharp depth edges cost nothing where the truth has them, and smooth surfaces stay smooth.
     """
-    total = log_error.new_zeros(())
+    total = log_error.new_zeros(len(log_error))
     for level in range(scales):
         step = 2**level
         error, known = log_error[:, ::step, ::step], valid[:, ::step, ::step]
-        for difference, pair in (
-            (error[:, :, 1:] - error[:, :, :-1], known[:, :, 1:] & known[:, :, :-1]),
-            (error[:, 1:] - error[:, :-1], known[:, 1:] & known[:, :-1]),
-        ):
-            total = total + (difference.abs() * pair).sum() / pair.sum().clamp(min=1)
+        total = total + mean_of((error[:, :, 1:] - error[:, :, :-1]).abs(), known[:, :, 1:] & known[:, :, :-1])
+        total = total + mean_of((error[:, 1:] - error[:, :-1]).abs(), known[:, 1:] & known[:, :-1])
     return total / (2 * scales)
 
 
-def balanced_weights(labels: Tensor, classes: int, balance: float) -> Tensor:
-    """Weight of each class [C] from how often it occurs among ``labels`` [N]: ``frequency ** -balance``, 0 if absent.
+def balanced_weights(labels: Tensor, valid: Tensor, classes: int, balance: float) -> Tensor:
+    """Weight of each class in each picture from how often it occurs among its valid labels: ``frequency ** -balance``,
+    0 if absent. labels int64 and valid bool [B, H, W] -> [B, C].
 
-    Scaled so that the mean weight of the labels is 1. With ``balance`` 0 all weigh the same, with 1 every class that
-    occurs has the same share of the whole.
+    Scaled so that the mean weight of a picture's labels is 1. With ``balance`` 0 all weigh the same, with 1 every class
+    that occurs has the same share of the whole.
     """
-    counts = torch.bincount(labels, minlength=classes).float()
+    known = valid.flatten(1).float()
+    counts = known.new_zeros(len(labels), classes).scatter_add_(1, labels.flatten(1), known)
     weights = torch.where(counts > 0, counts.clamp(min=1).pow(-balance), 0.0)
-    return weights * counts.sum() / (weights * counts).sum().clamp(min=1e-9)
+    return weights * counts.sum(1, keepdim=True) / (weights * counts).sum(1, keepdim=True).clamp(min=1e-9)
 
 
 def dice(log_probabilities: Tensor, labels: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from perception.metrics.depth import DepthMetric
 from perception.nn.blocks import Width
 from perception.nn.decoder import DenseDecoder
 from perception.nn.necks import check_strides
-from perception.ops.losses import gradient_match, laplace, silog
+from perception.ops.losses import gradient_match, laplace, mean_of, silog
 from perception.ops.upsample import at_pixels
 from perception.tasks.task import Part, Pyramid, Task, Weight
 from perception.types import Annotation, Camera, ConfigError, DenseMap, TaskSpec
@@ -132,31 +132,30 @@ class Depth(Task):
     def losses(
         self, raw: Raw, targets: Sequence[Annotation | None], cameras: Sequence[Camera | None]
     ) -> dict[str, Part]:
-        rows, truths, masks = [], [], []
+        rows, metric, masks, shifts = [], [], [], []
         stride, (near, far) = self.config.loss_stride, self.config.limits
         for i, (target, camera) in enumerate(zip(targets, cameras, strict=True)):
             if isinstance(target, DenseMap):
                 metres = target.values[::stride, ::stride]
                 rows.append(i)
-                masks.append(target.valid[::stride, ::stride] & (metres >= near) & (metres <= far))
-                focal = self._focal_ratio(camera, target.values.shape[-1])
-                truths.append(metres.clamp(near, far).log() - math.log(focal))
-        truth, valid = torch.stack(truths), torch.stack(masks)
+                metric.append(metres)
+                masks.append(target.valid[::stride, ::stride])
+                shifts.append(math.log(self._focal_ratio(camera, target.values.shape[-1])))
+        metres = torch.stack(metric)
+        valid = torch.stack(masks) & (metres >= near) & (metres <= far)
+        truth = torch.where(valid, metres, near).log() - metres.new_tensor(shifts)[:, None, None]
         maps = torch.cat(raw, 1)[rows]
         log_depth, log_error = at_pixels(maps, min(self.strides), stride).unbind(1)
         error = log_depth - truth
         doubt = laplace(error.detach(), log_error) - LOG_ERRORS[0]
-        zero = maps.sum() * 0.0
-        known = [i for i, mask in enumerate(valid) if mask.any()]
-        count = torch.full_like(zero.detach(), len(known))
-        own = self.config
+        known, own = valid.flatten(1).any(1), self.config
         terms = {
-            "silog": [own.silog_weight * silog(error[i][valid[i]]) for i in known],
-            "log": [own.log_weight * error[i][valid[i]].abs().mean() for i in known],
-            "gradient": [own.gradient_weight * gradient_match(error[i : i + 1], valid[i : i + 1]) for i in known],
-            "error": [ERROR_WEIGHT * doubt[i][valid[i]].mean() for i in known],
+            "silog": own.silog_weight * silog(error, valid),
+            "log": own.log_weight * mean_of(error.abs(), valid),
+            "gradient": own.gradient_weight * gradient_match(error, valid),
+            "error": ERROR_WEIGHT * mean_of(doubt, valid),
         }
-        return {name: Part(torch.stack([zero, *values]).sum(), count) for name, values in terms.items()}
+        return {name: Part((values * known).sum(), known.sum().to(values.dtype)) for name, values in terms.items()}
 
     def _focal_ratio(self, camera: Camera | None, width: int) -> float:
         if not self.config.canonical_focal:

@@ -121,11 +121,8 @@ class Segmentation(Task):
         """What each pixel counts in the cross-entropy [B, H, W]; 0 where it is not labelled."""
         classes, own = self.config.classes, self.config.class_weights
         given = torch.tensor([own.get(name, 1.0) for name in classes], device=labels.device)
-        balance = [
-            balanced_weights(one[known], len(classes), self.config.class_balance) * given
-            for one, known in zip(labels, valid, strict=True)
-        ]
-        weights = valid * torch.stack([table[one] for table, one in zip(balance, labels, strict=True)])
+        table = balanced_weights(labels, valid, len(classes), self.config.class_balance) * given
+        weights = valid * table.gather(1, labels.flatten(1)).view(labels.shape)
         if self.config.border_weight:
             distance = max(1, round(self.config.border_width / self.config.loss_stride))
             weights = weights * (1 + self.config.border_weight * near_borders(labels, valid, distance))
