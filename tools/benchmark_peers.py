@@ -154,23 +154,25 @@ def train_smp(recipe, parsed):
     from segmentation_models_pytorch.losses import DiceLoss  # type: ignore[import-not-found]
 
     from perception.data.loader import train_batches
-    from perception.engine.precision import autocast
+    from perception.engine.precision import autocast, move
 
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(recipe.seed)
     classes = len(recipe.tasks["segmentation"].classes)
     ours = build_model(recipe)  # its backbone brings the ImageNet weights and the normalisation
     network = smp.FPN("tu-tf_efficientnet_lite0", encoder_weights=None, classes=classes)
     network.encoder.model.load_state_dict(ours.backbone.body.state_dict())
-    network = network.to(memory_format=torch.channels_last).train()
-    mean, std = ours.backbone.mean, ours.backbone.std
+    network = network.to(device, memory_format=torch.channels_last).train()
+    mean, std = ours.backbone.mean.to(device), ours.backbone.std.to(device)
     optimizer = torch.optim.AdamW(network.parameters(), recipe.train.lr, weight_decay=recipe.train.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.train.lr, parsed.steps, pct_start=0.1)
     dice = DiceLoss("multiclass", ignore_index=255)
     batches = train_batches(recipes.build_mixture(recipe), ("segmentation",), recipe.train.batch_size, parsed.steps)
     with progress_bar("smp", parsed.steps) as advance_to:
-        for step, batch in enumerate(batches):
+        for step, batch in enumerate(move(batch, device) for batch in batches):
             maps: list[Any] = batch.annotations["segmentation"]
             labels = torch.stack([torch.where(m.valid, m.values.long(), 255) for m in maps])
-            with autocast(recipe.train.precision, torch.device("cpu")):
+            with autocast(recipe.train.precision, device):
                 logits = network((batch.images.float() - mean) / std).float()
             loss = torch.nn.functional.cross_entropy(logits, labels, ignore_index=255) + dice(logits, labels)
             optimizer.zero_grad()
@@ -182,9 +184,9 @@ def train_smp(recipe, parsed):
 
     def perceive(image):
         frame = letterbox_frame(image.shape[:2], recipe.data.size)
-        pixels = torch.from_numpy(warp_image(image, frame).copy()).permute(2, 0, 1)[None]
+        pixels = torch.from_numpy(warp_image(image, frame).copy()).permute(2, 0, 1)[None].to(device)
         with torch.inference_mode():
-            labels = network((pixels.float() - mean) / std)[0].argmax(0).numpy()
+            labels = network((pixels.float() - mean) / std)[0].argmax(0).cpu().numpy()
         return DenseMap(
             unwarp_map(labels.astype(np.uint8), frame, smooth=False).astype(np.int64), np.ones(image.shape[:2], bool)
         )
