@@ -16,8 +16,8 @@ from perception.nn.context import PyramidContext
 from perception.nn.decoder import DenseDecoder
 from perception.ops.image import letterbox_frame
 from perception.ops.restore import restore
-from perception.tasks import TASKS
-from perception.tasks.classification import Classification
+from perception.tasks import TASKS, join
+from perception.tasks.classification import Classification, Texture
 from perception.tasks.classification import Raw as LabelRaw
 from perception.tasks.depth import Depth, DepthConfig
 from perception.tasks.depth import Raw as DepthRaw
@@ -280,13 +280,14 @@ def test_x1_options_that_change_the_graph_are_the_same_in_onnx(tmp_path):
     """The defaults are exported in other tests."""
     torch.manual_seed(0)
     coarse = SegmentationConfig(classes=CLASSES, width=16, strides=(8, 16, 32), context=False)
-    label = TASKS["classification"].Config(classes=CLASSES, width=16, multi_label=True)
+    label = TASKS["classification"].Config(classes=CLASSES, width=16, multi_label=True, strides=(4, 16, 32))
     tasks = {
         "coarse": Segmentation("coarse", coarse, CHANNELS),
         "bins": Depth("bins", DepthConfig(width=16, fine_width=8, bins=8), CHANNELS),
         "tags": Classification("tags", label, CHANNELS),
     }
     model = Heads(tasks).eval()
+    torch.manual_seed(1)
     with torch.no_grad():
         tasks["tags"].temperature.fill_(2.5)
         tasks["coarse"].decoder.output.weight.normal_()
@@ -307,6 +308,37 @@ def test_x1_options_that_change_the_graph_are_the_same_in_onnx(tmp_path):
     for name in ("bins.depth", "bins.error", "tags.probabilities"):
         np.testing.assert_allclose(found[name], wanted[name], rtol=1e-3, err_msg=name)
         assert wanted[name].std() > 0
+
+
+def test_textures_are_the_mean_and_spread_of_each_channel():
+    texture = Texture(CHANNELS[8], 6).eval()
+    maps = texture.mix(features()[8])
+    expected = torch.cat([maps.mean((2, 3)), maps.std((2, 3), correction=0)], 1)
+    torch.testing.assert_close(texture(features()[8]), expected, atol=1e-2, rtol=1e-3)
+
+
+def test_a_scene_that_shows_in_fine_textures_alone_is_learned_from_them():
+    """The same picture but for the grain of its finest level: rain, say."""
+    torch.manual_seed(0)
+    grain = torch.tensor([0.5, 1.0, 2.0]).repeat(4)
+    truths = [ImageLabel(torch.eye(3)[i % 3]) for i in range(12)]
+    pyramid = {s: torch.randn(1, CHANNELS[s], 64 // s, 96 // s).expand(12, -1, -1, -1) for s in CHANNELS}
+    pyramid[8] = pyramid[8] * grain.view(-1, 1, 1, 1)
+    for strides, learns in (((32,), False), ((8, 32), True)):
+        config = TASKS["classification"].Config(classes=CLASSES, width=16, strides=strides, label_smoothing=0.0)
+        task = Classification("scene", config, CHANNELS)
+        optimizer = torch.optim.Adam(task.parameters(), 0.05)
+        for _ in range(30):
+            optimizer.zero_grad()
+            loss = join(task.losses(task(pyramid), truths, [None] * 12))
+            loss.backward()
+            optimizer.step()
+        assert (loss.item() < 0.1) == learns
+
+
+def test_a_label_of_the_picture_needs_the_coarsest_level():
+    with pytest.raises(ConfigError, match=r"strides is .8, 16.. Expected 32 among them"):
+        TASKS["classification"].Config(classes=CLASSES, strides=(8, 16))
 
 
 class Pixels(torch.nn.Module):

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from perception.config import configuration
 from perception.metrics.classification import ClassificationMetric
 from perception.nn.blocks import Width, conv_norm_act
+from perception.nn.necks import check_strides
 from perception.tasks.task import Part, Pyramid, Task, check_classes
-from perception.types import Annotation, Camera, ImageLabel, TaskSpec
+from perception.types import Annotation, Camera, ConfigError, ImageLabel, TaskSpec
 
 
 @configuration
@@ -22,6 +23,8 @@ class ClassificationConfig:
     """classes: names. multi_label: a picture may carry several. threshold: of a multi-label score that is shown.
 
     label_smoothing: share of a label that is spread over all classes (or, of several labels, between yes and no).
+    strides: levels of the pyramid that are pooled, up to 32. Finer ones than that tell of light, weather and ground by
+        their textures, which the coarsest need not carry, then.
     """
 
     classes: tuple[str, ...]
@@ -29,10 +32,14 @@ class ClassificationConfig:
     multi_label: bool = False
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.05
     width: Width = 256
+    strides: tuple[int, ...] = (32,)
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
 
     def __post_init__(self) -> None:
         check_classes(self.classes)
+        check_strides(self.strides)
+        if self.strides[-1] != 32:
+            raise ConfigError(f"strides is {list(self.strides)}. Expected 32 among them: it says what there is.")
 
 
 class Raw(NamedTuple):
@@ -41,15 +48,28 @@ class Raw(NamedTuple):
     logits: Tensor
 
 
+class Texture(nn.Module):
+    """Mean and standard deviation of each of ``width`` channels over the picture: [B, C, H, W] -> [B, 2 * width]."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.mix = conv_norm_act(channels, width)
+
+    def forward(self, features: Tensor) -> Tensor:
+        features = self.mix(features).float()
+        mean = features.mean((2, 3), keepdim=True)
+        spread = ((features - mean).square().mean((2, 3)) + 1e-5).sqrt()
+        return torch.cat([mean.flatten(1), spread], 1)
+
+
 class Classification(Task):
-    """Global pooling of the coarsest level; cross-entropy, or binary cross-entropy over the labelled classes.
+    """Global pooling; cross-entropy, or binary cross-entropy over the labelled classes.
 
     Logits are divided by ``temperature`` before they become probabilities (Guo et al. 2017). It is no parameter:
     `calibrate` fits it to held-out pictures, and it travels with the weights and into exports.
     """
 
     Config = ClassificationConfig
-    strides = (32,)
     score = "top1"
 
     temperature: Tensor
@@ -67,12 +87,17 @@ class Classification(Task):
             threshold=config.threshold,
         )
         self.parts = ("cross_entropy",)
+        self.strides = config.strides
         self.widen = conv_norm_act(channels[32], config.width)
-        self.output = nn.Linear(config.width, len(config.classes))
+        finer, width = config.strides[:-1], config.width // 4
+        self.textures = nn.ModuleDict({str(s): Texture(channels[s], width) for s in finer})
+        self.output = nn.Linear(config.width + 2 * width * len(finer), len(config.classes))
         self.register_buffer("temperature", torch.ones(()))
 
     def forward(self, pyramid: Pyramid) -> Raw:
-        return Raw(self.output(self.widen(pyramid[32]).mean((2, 3))).float())
+        pooled = [self.widen(pyramid[32]).mean((2, 3))]
+        pooled += [texture(pyramid[int(stride)]) for stride, texture in self.textures.items()]
+        return Raw(self.output(torch.cat(pooled, 1)).float())
 
     def losses(
         self, raw: Raw, targets: Sequence[Annotation | None], cameras: Sequence[Camera | None]

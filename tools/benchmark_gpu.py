@@ -1,0 +1,85 @@
+"""How many pictures a second a GPU takes: python tools/benchmark_gpu.py RECIPE [key=value ...] [--batches 1,8,32].
+
+Training: whole steps (forward, balance, backward, clipping, AdamW, moving average) on the recipe's first batch, which
+stays on the device: what the network costs, without its data. Inference: uint8 pictures on the device to decoded
+predictions there, eagerly and compiled (where this machine can compile), in float32 (TF32 convolutions, torch's
+default) and in bfloat16. Each the median of 20 turns between synchronisations, after a warm-up. The networks are not
+trained: how long suppression takes depends on what it finds. Prints a table in Markdown, and where it was made.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+
+from perception import recipe as recipes
+from perception.data.loader import train_batches
+from perception.engine.precision import Precision, autocast, move
+from perception.mtl.balancers import build_balancer
+from perception.runs import hardware
+from perception.studies.step_cost import training_step
+
+TURNS, WARM_UP = 20, 5
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="How many pictures a second a GPU trains on and takes.")
+    parser.add_argument("recipe")
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--batches", type=lambda text: [int(n) for n in text.split(",")], default=[1, 8, 32])
+    parsed = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("benchmark_gpu: no GPU here. perception bench measures on a CPU.")
+    recipe, device = recipes.load(parsed.recipe, parsed.overrides), torch.device("cuda")
+    tasks, mixture = tuple(recipe.tasks), recipes.build_mixture(recipe)
+    height, width = recipe.data.size
+    print(f"{hardware()}; torch {torch.__version__}; recipe {recipe.name}, {height} x {width}, {len(tasks)} tasks\n")
+    print("| pictures a second | precision | " + " | ".join(f"batches of {n}" for n in parsed.batches) + " |")
+    print("|---|---|" + "---:|" * len(parsed.batches))
+    for precision in PRECISIONS:
+        model = recipes.build_model(recipe).train().to(device)
+        row = []
+        for count in parsed.batches:
+            batch = move(next(iter(train_batches(mixture, tasks, count, 1))), device)
+            balancer = build_balancer(recipe.balance, tasks, recipe.seed)
+            row.append(count / seconds(training_step(model, balancer, batch, precision)))
+        told("training", precision, row)
+    network = recipes.build_model(recipe).eval().to(device)
+    compiled = torch.compile(network.forward)
+    for name, forward in (("eager", network.forward), ("compiled", compiled)):
+        for precision in PRECISIONS:
+            row = []
+            for count in parsed.batches:
+                images = torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, device=device)
+
+                def step(images=images, forward=forward, precision: Precision = precision) -> None:
+                    with torch.inference_mode(), autocast(precision, device):
+                        network.decode(forward(images), images.shape[-2:])
+
+                row.append(count / seconds(step))
+            told(f"inference, {name}", precision, row)
+
+
+def told(what: str, precision: str, row: list[float]) -> None:
+    print(f"| {what} | {precision} | {' | '.join(f'{value:,.0f}' for value in row)} |", flush=True)
+
+
+def seconds(step: Callable[[], None]) -> float:
+    """Of one call: the median."""
+    times = []
+    for turn in range(WARM_UP + TURNS):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        step()
+        torch.cuda.synchronize()
+        if turn >= WARM_UP:
+            times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+if __name__ == "__main__":
+    main()
