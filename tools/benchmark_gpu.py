@@ -68,7 +68,7 @@ def told(what: str, precision: str, row: list[float]) -> None:
     print(f"| {what} | {precision} | {' | '.join(f'{value:,.0f}' for value in row)} |", flush=True)
 
 
-def seconds(step: Callable[[], None]) -> float:
+def seconds(step: Callable[[], object]) -> float:
     """Of one call: the median."""
     times = []
     for turn in range(WARM_UP + TURNS):
