@@ -49,11 +49,15 @@ class Raw(NamedTuple):
 
 
 class Texture(nn.Module):
-    """Mean and standard deviation of each of ``width`` channels over the picture: [B, C, H, W] -> [B, 2 * width]."""
+    """Mean and standard deviation of each of ``width`` channels over the picture: [B, C, H, W] -> [B, 2 * width].
+
+    Every second cell of every second row tells as much, for a quarter of the work.
+    """
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
-        self.mix = conv_norm_act(channels, width)
+        pick = nn.Conv2d(channels, width, 1, stride=2, bias=False)
+        self.mix = nn.Sequential(pick, nn.BatchNorm2d(width), nn.ReLU6(inplace=True))
 
     def forward(self, features: Tensor) -> Tensor:
         features = self.mix(features).float()
