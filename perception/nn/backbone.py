@@ -11,7 +11,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from timm.models import reparameterize_model
+from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
 from perception.config import configuration
