@@ -11,8 +11,10 @@ program, nothing of it is in here.
 """
 
 import argparse
+import copy
 import json
 import os
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -48,7 +50,8 @@ def main() -> None:
     parsed, rest = parser.parse_known_args()
     if strays := [text for text in rest if "=" not in text or text.startswith("-")]:
         parser.error(f"unrecognized arguments: {' '.join(strays)}")
-    recipe = recipes.load(parsed.recipe, [*parsed.overrides, *rest], [parsed.task])
+    parsed.overrides += rest
+    recipe = recipes.load(parsed.recipe, parsed.overrides, [parsed.task])
     parsed.out.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
     perceive = (train_smp if parsed.smp else train_yolo)(recipe, parsed)
@@ -192,7 +195,31 @@ def train_smp(recipe, parsed):
         )
 
     torch.save(network.state_dict(), parsed.out / "smp.pt")
+    cost = milliseconds(recipes.load(parsed.recipe, parsed.overrides), network)
+    (parsed.out / "milliseconds.json").write_text(json.dumps(cost))
+    print(f"Milliseconds of a forward pass, the recipe's network with all its tasks and this one: {cost}")
     return perceive
+
+
+def milliseconds(recipe, other) -> dict[str, float]:
+    """Of one picture on one thread of the CPU, in turns: the recipe's network with all of its tasks, and the other one;
+    raw outputs of both."""
+    ours = build_model(recipe, weights=False).eval()
+    other = copy.deepcopy(other).cpu().eval()
+    picture = torch.randint(0, 256, (1, 3, *recipe.data.size), dtype=torch.uint8)
+    pixels = (picture.float() / 128 - 1).contiguous(memory_format=torch.channels_last)
+    calls = {"ours": lambda: ours(picture), "other": lambda: other(pixels)}
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.inference_mode():
+        for _ in range(13):
+            for name, call in calls.items():
+                begin = time.process_time()
+                call()
+                times[name].append(time.process_time() - begin)
+    torch.set_num_threads(threads)
+    return {name: round(1e3 * statistics.median(its[2:]), 1) for name, its in times.items()}
 
 
 if __name__ == "__main__":
