@@ -1,10 +1,9 @@
-"""How many pictures a second a GPU takes: python tools/benchmark_gpu.py RECIPE [key=value ...] [--batches 1,8,32].
+"""How many pictures a second a GPU trains on: python tools/benchmark_gpu.py RECIPE [key=value ...] [--batches 1,8,32].
 
-Training: whole steps (forward, balance, backward, clipping, AdamW, moving average) on the recipe's first batch, which
-stays on the device: what the network costs, without its data. Inference: uint8 pictures on the device to decoded
-predictions there, eagerly and compiled (where this machine can compile), in float32 (TF32 convolutions, torch's
-default) and in bfloat16. Each the median of 20 turns between synchronisations, after a warm-up. The networks are not
-trained: how long suppression takes depends on what it finds. Prints a table in Markdown, and where it was made.
+Whole steps (forward, balance, backward, clipping, AdamW, moving average) on the recipe's first batch, which stays on
+the device: what the network costs, without its data; in float32 (TF32 convolutions, torch's default) and in bfloat16.
+Each the median of 20 turns between synchronisations, after a warm-up. Prints a table in Markdown, and where it was
+made.
 """
 
 import argparse
@@ -17,7 +16,7 @@ import torch
 
 from perception import recipe as recipes
 from perception.data.loader import train_batches
-from perception.engine.precision import Precision, autocast, move
+from perception.engine.precision import Precision, move
 from perception.mtl.balancers import build_balancer
 from perception.runs import hardware
 from perception.studies.step_cost import training_step
@@ -27,7 +26,7 @@ PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="How many pictures a second a GPU trains on and takes.")
+    parser = argparse.ArgumentParser(description="How many pictures a second a GPU trains on.")
     parser.add_argument("recipe")
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--batches", type=lambda text: [int(n) for n in text.split(",")], default=[1, 8, 32])
@@ -38,8 +37,8 @@ def main() -> None:
     tasks, mixture = tuple(recipe.tasks), recipes.build_mixture(recipe)
     height, width = recipe.data.size
     print(f"{hardware()}; torch {torch.__version__}; recipe {recipe.name}, {height} x {width}, {len(tasks)} tasks\n")
-    print("| pictures a second | precision | " + " | ".join(f"batches of {n}" for n in parsed.batches) + " |")
-    print("|---|---|" + "---:|" * len(parsed.batches))
+    print("| pictures a second | " + " | ".join(f"batches of {n}" for n in parsed.batches) + " |")
+    print("|---|" + "---:|" * len(parsed.batches))
     for precision in PRECISIONS:
         model = recipes.build_model(recipe).train().to(device)
         row = []
@@ -47,25 +46,7 @@ def main() -> None:
             batch = move(next(iter(train_batches(mixture, tasks, count, 1))), device)
             balancer = build_balancer(recipe.balance, tasks, recipe.seed)
             row.append(count / seconds(training_step(model, balancer, batch, precision)))
-        told("training", precision, row)
-    network = recipes.build_model(recipe).eval().to(device)
-    compiled = torch.compile(network.forward)
-    for name, forward in (("eager", network.forward), ("compiled", compiled)):
-        for precision in PRECISIONS:
-            row = []
-            for count in parsed.batches:
-                images = torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, device=device)
-
-                def step(images=images, forward=forward, precision: Precision = precision) -> None:
-                    with torch.inference_mode(), autocast(precision, device):
-                        network.decode(forward(images), images.shape[-2:])
-
-                row.append(count / seconds(step))
-            told(f"inference, {name}", precision, row)
-
-
-def told(what: str, precision: str, row: list[float]) -> None:
-    print(f"| {what} | {precision} | {' | '.join(f'{value:,.0f}' for value in row)} |", flush=True)
+        print(f"| {precision} | {' | '.join(f'{value:,.0f}' for value in row)} |", flush=True)
 
 
 def seconds(step: Callable[[], object]) -> float:

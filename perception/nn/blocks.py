@@ -12,10 +12,12 @@ Width = Annotated[int, Field(gt=0)]
 """How many channels features have."""
 
 
-def conv_norm_act(inputs: int, outputs: int, kernel: int = 1, groups: int = 1, act: bool = True) -> nn.Sequential:
+def conv_norm_act(
+    inputs: int, outputs: int, kernel: int = 1, groups: int = 1, act: bool = True, stride: int = 1
+) -> nn.Sequential:
     """Convolution (same padding, no bias), BatchNorm, ReLU6 (which folds, quantises and runs fast everywhere)."""
     layers: list[nn.Module] = [
-        nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, groups=groups, bias=False),
+        nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False),
         nn.BatchNorm2d(outputs),
     ]
     return nn.Sequential(*layers, nn.ReLU6(inplace=True)) if act else nn.Sequential(*layers)

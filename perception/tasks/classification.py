@@ -56,8 +56,7 @@ class Texture(nn.Module):
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
-        pick = nn.Conv2d(channels, width, 1, stride=2, bias=False)
-        self.mix = nn.Sequential(pick, nn.BatchNorm2d(width), nn.ReLU6(inplace=True))
+        self.mix = conv_norm_act(channels, width, stride=2)
 
     def forward(self, features: Tensor) -> Tensor:
         features = self.mix(features).float()
