@@ -6,6 +6,7 @@ RTSP is read by OpenCV's FFmpeg like a file and cannot be served here; its stall
 import socket
 import threading
 import time
+from contextlib import closing
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from films import noise_film
 from video_server import JpegServer, frames, jpeg, wait_until
 
 from perception.deploy.sources import Source, find
+from perception.deploy.video import mjpeg
 from perception.deploy.video.clock import Clock
 from perception.deploy.video.journal import Journal, Status
 from perception.deploy.video.readers import to_rgb
@@ -88,6 +90,16 @@ def test_v1_a_stall_degrades_and_a_stream_that_comes_back_is_ok_again():
     assert path_of(journal) == ["DEGRADED", "OK"]
     assert journal.events[0]["event"] == "no frame for 0.4 s"
     assert all(a.time < b.time for a, b in pairwise(shots))
+
+
+def test_v1_a_connection_that_falls_silent_has_stalled_and_not_ended():
+    with JpegServer(lambda number: (*frames(1), 30.0)) as url:
+        stream = mjpeg.connect(url, 0.2)
+        assert stream is not None
+        with closing(stream):
+            assert mjpeg.is_whole(stream.read() or b"")
+            with pytest.raises(TimeoutError):
+                stream.read()
 
 
 def test_v1_a_stream_that_stays_away_is_lost_after_bounded_attempts():

@@ -21,12 +21,14 @@ class Stream:
         self._rest = b""
 
     def read(self) -> bytes | None:
-        """The next part; None at the end, and where what arrives is no such stream or takes too long."""
+        """The next part; None at the end, and where what arrives is no such stream. Raises TimeoutError."""
         try:
             length = self._header()
             if length is None:
                 return None
             return self._exactly(length) if length >= 0 else self._until_boundary()
+        except TimeoutError:
+            raise
         except (OSError, http.client.HTTPException, ValueError):
             return None
 

@@ -36,7 +36,7 @@ class Reader(Protocol):
     length: int
 
     def read(self) -> Picture | None:
-        """The next frame; None for one that cannot be decoded. Raises Ended at the end."""
+        """The next frame; None for one that cannot be decoded. Raises Ended at the end, TimeoutError at a stall."""
         ...
 
     def close(self) -> None: ...

@@ -109,6 +109,8 @@ class Video:
                 channel.put(Shot(picture.image, self._clock.stamp(picture.time, arrived), arrived))
         except (Ended, Closed):
             channel.finish()
+        except TimeoutError as error:  # the connection waited as long as the iteration does: whichever notices first
+            channel.finish(error)
         except Exception as error:
             channel.finish(PerceptionError(f"{self.source.shown} cannot be read: {error}"))
         finally:
