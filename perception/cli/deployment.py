@@ -1,4 +1,4 @@
-"""The command that runs networks: predict."""
+"""The commands that run networks: predict, calibrate, label."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from perception.cli.arguments import add_command, add_tasks, bar, camera, count, names, positive, size
+from perception.cli.arguments import add_command, add_tasks, bar, camera, count, names, positive, say, size
 
 SAVE = (
     "what to write: mp4 (pictures as jpg), jsonl, mcap (a ROS 2 bag), rrd (default: mp4,jsonl; of a bag always a bag)"
@@ -52,6 +52,17 @@ def add_commands(commands: Any) -> None:
     calibrate.add_argument("--camera", help="intrinsics in pixels of the source: fx,fy,cx,cy")
     calibrate.add_argument("--threads", type=count, help="CPU threads of the network (default: all cores)")
     calibrate.add_argument("--providers", type=names, metavar="A,B", help="of ONNX Runtime, best first (default: CPU)")
+
+    label = add_command(commands, "label", _label, "label pictures that lack labels, where a network is sure of them")
+    label.add_argument("model", type=Path, metavar="MODEL", help="run folder or .onnx file, trained for the tasks")
+    label.add_argument("pictures", type=Path, metavar="PICTURES", help="folder of pictures")
+    add_tasks(label)
+    label.add_argument("--out", type=Path, required=True, help="folder for the labels, new or empty")
+    label.add_argument("--root", type=Path, default=Path(), help="data.root of the recipe that will read them")
+    label.add_argument("--no-mirror", action="store_true", help="left and right are not alike (words, arrows)")
+    label.add_argument("--camera", help="intrinsics in pixels of the pictures: fx,fy,cx,cy")
+    label.add_argument("--threads", type=count, help="CPU threads of the network (default: all cores)")
+    label.add_argument("--providers", type=names, metavar="A,B", help="of ONNX Runtime, best first (default: CPU)")
 
 
 def _predict(parsed: argparse.Namespace) -> int:
@@ -133,6 +144,16 @@ def _calibrate(parsed: argparse.Namespace) -> int:
     found.save(out)
     print(f"{out}: {found.count} good pictures", file=sys.stderr)  # noqa: T201
     return 0
+
+
+def _label(parsed: argparse.Namespace) -> int:
+    from perception.deploy.label import label
+
+    perceiver = _perceiver(parsed, parsed.threads or usable_cores())
+    lens = camera(parsed.camera)
+    done = label(perceiver, parsed.pictures, parsed.out, lens, mirror=not parsed.no_mirror, root=parsed.root)
+    say(done.lines())
+    return 130 if done.interrupted else 1 if done.failures else 0
 
 
 def _calibration(path: Path | None, model: Path, tasks: list[str] | None, perceiver: Any) -> Any:
