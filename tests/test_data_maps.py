@@ -224,6 +224,34 @@ def test_D16_cityscapes_disparity_to_metres(tmp_path):
     assert not near.annotations["depth"].valid.any()
 
 
+@pytest.mark.parametrize("training", [False, True], ids=["label ids", "training ids"])
+def test_cityscapes_sky_is_as_far_as_can_be_where_that_is_asked_for(tmp_path, training):
+    config = {**cityscapes_tree(tmp_path), "segmentation_task": None, "max_depth": 90, "far": ["sky"]}
+    if training:
+        for path in list((tmp_path / "city/gtFine/train/ulm").iterdir()):
+            ids = np.full((48, 64), 0, np.uint8)
+            ids[:20] = 10
+            data_trees.write(path.with_name(path.name.replace("labelIds", "labelTrainIds")), ids)
+            path.unlink()
+    depth = open_tree(tmp_path, config).sample(0).annotations["depth"]
+    assert depth.valid.all()  # the rows that no disparity was measured for are sky
+    assert (depth.values[:20] == 90).all()
+    assert np.allclose(depth.values[20:], 0.2 * 70 / 2)
+    for path in (tmp_path / "city/gtFine").rglob("*.png"):
+        path.unlink()
+    assert not open_tree(tmp_path, config).sample(0).annotations["depth"].valid[:2].any()
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [({"far": ["sky"]}, "without max_depth"), ({"far": ["moon"], "max_depth": 80}, "far names moon.*sky")],
+    ids=["no distance", "no class"],
+)
+def test_cityscapes_far_that_means_nothing(tmp_path, keys, message):
+    with pytest.raises(ConfigError, match=message):
+        open_tree(tmp_path, {**cityscapes_tree(tmp_path), **keys})
+
+
 def test_cityscapes_without_disparity_or_without_labels(tmp_path):
     config = {**cityscapes_tree(tmp_path), "ignore": "rest"}
     for path in (tmp_path / "city/disparity").rglob("*0000_*.png"):

@@ -207,6 +207,16 @@ def test_what_cannot_be_read_is_told_and_passed_over(exported, pictures, tmp_pat
     assert "not labelled: broken.png: " in said
 
 
+def test_paths_are_those_of_the_recipe_though_links_lead_elsewhere(pictures, tmp_path):
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "linked").symlink_to(pictures, target_is_directory=True)
+    done = label(ByColour(), root / "linked", root / "labels", root=root, quiet=True)
+    assert {entry["images"] for entry in done.entries.values()} == {"linked"}
+    elsewhere = label(ByColour(), pictures, tmp_path / "labels", root=root, quiet=True)
+    assert {entry["images"] for entry in elsewhere.entries.values()} == {str(pictures)}
+
+
 def test_a_folder_that_holds_something_is_left_alone(exported, pictures, tmp_path, capsys):
     (tmp_path / "mine").write_text("x")
     assert cli.main(["label", str(exported), str(pictures), "--out", str(tmp_path)]) == 2

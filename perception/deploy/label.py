@@ -117,14 +117,20 @@ def label(
         labels.kept[task] = writer.kept()
         if entry := writer.close():
             kind, files = entry.pop("format"), {key: _under(root, entry.pop(key)) for key in PATHS if key in entry}
-            labels.entries[task] = {"format": kind, "task": task, "images": _under(root, folder), **files, **entry}
+            labels.entries[task] = {
+                "format": kind,
+                "task": task,
+                "images": _under(root, Path(pictures)),
+                **files,
+                **entry,
+            }
     (out / "labels.yaml").write_text(yaml.safe_dump(list(labels.entries.values()), sort_keys=False), "utf-8")
     return labels
 
 
 def _under(root: str | Path, path: Path) -> str:
     """The path as the recipe would say it: relative to its data.root, or absolute where it is elsewhere."""
-    root, path = Path(root).resolve(), path.resolve()
+    root, path = Path(root).absolute(), path.absolute()
     return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 

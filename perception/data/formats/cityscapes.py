@@ -47,6 +47,8 @@ class CityscapesConfig:
     rename, ignore, labels_only: of label maps: from the 19 names to the recipe's, as in `LabelMapsConfig`
     detection_rename, ...: of boxes: from the names of `THINGS` to the recipe's, as in `CocoConfig`
     max_depth:   metres beyond which a disparity is not trusted; None = none
+    far:         of the 19 names, those that are farther than anything (sky): their pixels are ``max_depth`` away, where
+                 there is a label map. What has no distance in training, a network calls anything, near things too
     """
 
     root: str
@@ -64,6 +66,7 @@ class CityscapesConfig:
     detection_background: Names = ()
     detection_labels_only: tuple[str, ...] | None = None
     max_depth: float | None = None
+    far: tuple[str, ...] = ()
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -73,6 +76,10 @@ class CityscapesConfig:
     def __post_init__(self) -> None:
         if len(set(self.tasks)) < len(self.tasks):
             raise ConfigError(f"cityscapes: two kinds of labels go to one of the tasks {', '.join(self.tasks)}.")
+        if self.far and self.max_depth is None:
+            raise ConfigError("cityscapes: far is given without max_depth. Say how far that is, for example 80.")
+        if strange := sorted(set(self.far) - set(CLASSES)):
+            raise ConfigError(f"cityscapes: far names {', '.join(strange)}. Expected some of {', '.join(CLASSES)}.")
 
 
 class CityscapesReader:
@@ -87,11 +94,11 @@ class CityscapesReader:
         self._folder = existing_folder(self.root, f"leftImg8bit/{config.split}", "Cityscapes pictures")
         pictures = list_pictures(self._folder, "*/*_leftImg8bit.*")
         self._maps = self._found(pictures, config.fine, f"{config.fine}_labelIds.png")
-        train_maps = self._found(pictures, config.fine, f"{config.fine}_labelTrainIds.png")
+        self._train_maps = self._found(pictures, config.fine, f"{config.fine}_labelTrainIds.png")
         self._cameras = self._found(pictures, "camera", "camera.json")
         self._files: dict[str, dict[Path, Path]] = {}
         for task, what, files in (
-            (config.segmentation_task, "a label map", train_maps | self._maps),
+            (config.segmentation_task, "a label map", self._train_maps | self._maps),
             (config.depth_task, "a disparity", self._found(pictures, "disparity", "disparity.png")),
             (config.detection_task, "instances", self._found(pictures, config.fine, f"{config.fine}_instanceIds.png")),
         ):
@@ -203,7 +210,18 @@ class CityscapesReader:
         disparity = (stored.astype(np.float32) - 1) / 256  # stored 0: no measurement; 1: infinitely far
         known = disparity > 0
         depth = np.divide(baseline * camera.fx, disparity, out=np.zeros_like(disparity), where=known)
-        return metres(depth, self.config.max_depth)
+        return self._with_far(metres(depth, self.config.max_depth), picture)
+
+    def _with_far(self, depth: DenseMap, picture: Path) -> DenseMap:
+        training = picture not in self._maps
+        path = self._train_maps.get(picture) if training else self._maps[picture]
+        if not self.config.far or path is None:
+            return depth
+        names = dict(enumerate(CLASSES)) if training else LABEL_IDS
+        ids = read_label_ids(path, training)
+        check_size(str(path), ids.shape, picture, depth.values.shape)
+        far = np.isin(ids, [id for id, name in names.items() if name in self.config.far])
+        return DenseMap(np.where(far, np.float32(self.config.max_depth or 0), depth.values), depth.valid | far)
 
 
 @lru_cache(maxsize=4096)
