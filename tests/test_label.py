@@ -1,5 +1,8 @@
 """`perception label`: what a network is sure of becomes labels that the readers read; what it is not stays without."""
 
+import os
+import signal
+
 import cv2
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ from perception import cli, config
 from perception.data import SourceConfig, open_source
 from perception.deploy.agreement import agreed, mirrored
 from perception.deploy.label import label
-from perception.types import Camera, DenseMap, ImageLabel, Instances, PerceptionError, TaskSpec
+from perception.types import Camera, DataError, DenseMap, ImageLabel, Instances, PerceptionError, TaskSpec
 
 SPECS = {
     spec.name: spec
@@ -162,12 +165,29 @@ def test_stopped_halfway_what_is_written_is_whole(pictures):
 
     root = pictures.parent
     done = label(Impatient(), pictures, root / "labels", root=root, quiet=True)
-    assert done.interrupted
+    assert done.interrupted == signal.SIGINT
     assert done.pictures == 1
     entries = yaml.safe_load((root / "labels" / "labels.yaml").read_text())
     source = open_source(config.build(SourceConfig, {"name": "own", "labels": entries}), root, CLASSES)
     assert source is not None
     assert {len(reader.images) for reader in source.readers} == {1}
+
+
+def test_a_signal_ends_it_and_the_exit_code_says_which(pictures, tmp_path, monkeypatch):
+    class Terminated(ByColour):
+        def run(self, images):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return super().run(images)
+
+    monkeypatch.setattr("perception.cli.deployment._perceiver", lambda parsed, threads: Terminated())
+    assert cli.main(["label", "network.onnx", str(pictures), "--out", str(tmp_path / "labels")]) == 143
+
+
+def test_two_pictures_that_would_share_a_map_are_refused(pictures, tmp_path):
+    cv2.imwrite(str(pictures / "a.jpg"), scene())
+    with pytest.raises(DataError, match="differ only in their extension"):
+        label(ByColour(), pictures, tmp_path / "labels", quiet=True)
+    assert not (tmp_path / "labels").exists()
 
 
 def test_nothing_sure_makes_no_entry(pictures):

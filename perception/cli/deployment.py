@@ -153,7 +153,7 @@ def _label(parsed: argparse.Namespace) -> int:
     lens = camera(parsed.camera)
     done = label(perceiver, parsed.pictures, parsed.out, lens, mirror=not parsed.no_mirror, root=parsed.root)
     say(done.lines())
-    return 130 if done.interrupted else 1 if done.failures else 0
+    return 128 + done.interrupted if done.interrupted is not None else 1 if done.failures else 0
 
 
 def _calibration(path: Path | None, model: Path, tasks: list[str] | None, perceiver: Any) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from perception.data.files.folders import existing_folder, list_pictures
+from perception.data.files.folders import by_stem, existing_folder, list_pictures
 from perception.data.files.images import read_image
 from perception.deploy.agreement import agreed, mirrored
 from perception.deploy.predict import out_folder
@@ -46,6 +47,7 @@ class Labels:
     failures: the pictures that could not be read, and why
     entries: task -> what the recipe's source says of its labels; without the tasks of which nothing was sure
     kept: task -> how much all views agreed on
+    interrupted: number of the signal that stopped it; None = it went to its end
     """
 
     out: Path
@@ -53,11 +55,11 @@ class Labels:
     failures: list[str] = field(default_factory=list)
     entries: dict[str, dict[str, Any]] = field(default_factory=dict)
     kept: dict[str, str] = field(default_factory=dict)
-    interrupted: bool = False
+    interrupted: int | None = None
 
     def lines(self) -> list[str]:
         """For the user: what there is, and what to write into the recipe."""
-        stopped = " (stopped; what is written is whole)" if self.interrupted else ""
+        stopped = " (stopped; what is written is whole)" if self.interrupted is not None else ""
         said = [f"{self.out}: labels of {self.pictures} pictures{stopped}"]
         said += [f"  not labelled: {failure}" for failure in self.failures]
         said += [f"  {task}: {kept}" for task, kept in self.kept.items()]
@@ -90,10 +92,12 @@ def label(
 
     Each picture is seen as it is and mirrored, at its own and, where the network takes them, at two other sizes.
     Pictures that cannot be read are told and passed over. When it is stopped, what was labelled until then is whole.
-    Raises DataError where there is no picture, PerceptionError where ``out`` holds something.
+    Raises DataError where there is no picture, or two whose names differ only in their extension; PerceptionError where
+    ``out`` holds something.
     """
     folder = existing_folder(Path(), str(pictures), "pictures")
-    paths, sizes, out = list_pictures(folder), _sizes(network), out_folder(out)
+    paths = list(by_stem(list_pictures(folder), folder).values())
+    sizes, out = _sizes(network), out_folder(out)
     writers = {name: _WRITERS[spec.shape](spec, out, camera) for name, spec in network.specs.items()}
     labels, progress = Labels(out), Progress(None if quiet else sys.stderr, "pictures", len(paths))
     try:
@@ -110,8 +114,10 @@ def label(
                     writer.add(name, picture.shape[:2], agreed([view[task] for view in views], network.specs[task]))
                 labels.pictures += 1
                 progress.step()
-    except (Stopped, KeyboardInterrupt):
-        labels.interrupted = True
+    except Stopped as stopped:
+        labels.interrupted = stopped.signal
+    except KeyboardInterrupt:
+        labels.interrupted = signal.SIGINT
     progress.done()
     for task, writer in writers.items():
         labels.kept[task] = writer.kept()
