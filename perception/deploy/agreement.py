@@ -72,9 +72,8 @@ def _boxes(views: Sequence[Instances], threshold: float) -> Instances:
     first = clear[0]
     everywhere = np.all([np.ones(len(first.boxes), bool), *(_among(first, view) for view in clear[1:])], axis=0)
     sure = _rows(first, everywhere)
-    unsure = [_rows(first, ~everywhere), *clear[1:], _over(views[0], FAINT * threshold)]
-    unsure = [_rows(view, ~_among(view, sure)) for view in unsure]
-    kinds = [sure, *unsure]
+    seen = [_over(views[0], FAINT * threshold), *clear[1:]]
+    kinds = [sure, *(_rows(view, ~_among(view, sure)) for view in seen)]
     return Instances(
         np.concatenate([kind.boxes for kind in kinds]),
         np.concatenate([kind.labels for kind in kinds]),

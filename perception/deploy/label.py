@@ -28,7 +28,7 @@ from perception.deploy.runtime import perceive
 from perception.deploy.video.interrupt import Stopped, terminable
 from perception.deploy.video.pipeline import Network
 from perception.deploy.video.progress import Progress
-from perception.deploy.video.writers import STEPS, save, step
+from perception.deploy.video.writers import save, step, stored
 from perception.types import Annotation, Camera, DataError, DenseMap, ImageLabel, Instances, PerceptionError, TaskSpec
 
 SIZES = (1.0, 0.75, 1.25)
@@ -187,11 +187,7 @@ class _MapLabels:
         if not isinstance(found, DenseMap):
             return
         self._known += int(found.valid.sum())
-        stored = found.values
-        if not self.spec.classes:
-            steps = np.clip(np.rint(found.values / step(self.spec)), 1, STEPS)
-            stored = np.where(found.valid, steps, 0).astype(np.uint16)
-        save((self.out / self.spec.name / name).with_suffix(".png"), stored)
+        save((self.out / self.spec.name / name).with_suffix(".png"), stored(found, self.spec))
 
     def close(self) -> dict[str, Any]:
         maps = self.out / self.spec.name

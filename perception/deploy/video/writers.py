@@ -25,7 +25,7 @@ from perception.deploy.video.rerun_writer import RerunWriter
 from perception.deploy.video.timing import Timings
 from perception.ops.draw import describe, warning
 from perception.ops.panel import panel
-from perception.types import DenseMap, PerceptionError, TaskSpec
+from perception.types import IGNORE_INDEX, DenseMap, PerceptionError, TaskSpec
 
 RECORDS = "predictions.jsonl"
 FINE, COARSE = 0.001, 1 / 256
@@ -120,13 +120,9 @@ class MapWriter:
                 continue
             file = self._folder / "maps" / f"{shot.place}.{name}.png"
             record[name] = {"file": file.relative_to(self._folder).as_posix()}
-            if result.specs[name].classes:
-                save(file, np.where(annotation.valid, annotation.values, 255).astype(np.uint8))
-            else:
-                scale = step(result.specs[name])
-                steps = np.where(annotation.valid, np.maximum(np.rint(annotation.values / scale), 1), 0)
-                save(file, np.minimum(steps, STEPS).astype(np.uint16))
-                record[name] |= {"scale": scale, "unit": result.specs[name].unit}
+            save(file, stored(annotation, result.specs[name]))
+            if not result.specs[name].classes:
+                record[name] |= {"scale": step(result.specs[name]), "unit": result.specs[name].unit}
                 if annotation.error is not None:
                     beside = file.with_name(f"{file.stem}_error.png")
                     save(beside, np.clip(np.rint(annotation.error / ERROR_SCALE), 0, STEPS).astype(np.uint16))
@@ -188,6 +184,14 @@ def step(spec: TaskSpec) -> float:
     if spec.limits is None:
         return COARSE
     return next((scale for scale in (FINE, COARSE) if spec.limits[1] <= STEPS * scale), spec.limits[1] / STEPS)
+
+
+def stored(map: DenseMap, spec: TaskSpec) -> NDArray:
+    """A map as its PNG holds it: class ids uint8, 255 = unknown; a quantity uint16 in steps of `step`, 0 = unknown."""
+    if spec.classes:
+        return np.where(map.valid, map.values, IGNORE_INDEX).astype(np.uint8)
+    steps = np.where(map.valid, np.maximum(np.rint(map.values / step(spec)), 1), 0)
+    return np.minimum(steps, STEPS).astype(np.uint16)
 
 
 def save(path: Path, picture: NDArray) -> None:
