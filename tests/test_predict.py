@@ -230,3 +230,11 @@ def test_the_command_refuses_what_it_cannot_do_before_it_writes(exported, tmp_pa
     assert cli.main(arguments) == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["predict", "calibrate", "label"])
+def test_providers_are_refused_where_torch_runs(command, tmp_path, capsys):
+    arguments = [command, str(tmp_path / "run"), str(tmp_path), "--out", str(tmp_path / "out")]
+    assert cli.main([*arguments, "--providers", "CUDAExecutionProvider"]) == 2
+    assert "--providers: a run folder is run by torch" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -106,11 +106,10 @@ def _predict(parsed: argparse.Namespace) -> int:
 
 
 def _check_fits(parsed: argparse.Namespace, bag: bool) -> None:
-    """Raise ConfigError for an option that this model or source would leave unheard."""
+    """Raise ConfigError for an option that this source would leave unheard."""
     from perception.types import ConfigError
 
     unheard = {
-        "--providers": parsed.providers and parsed.model.suffix != ".onnx" and "a run folder is run by torch",
         "--topics": parsed.topics and not bag and "only a bag has topics",
         "--save": bag and parsed.save not in (None, ["mcap"]) and "of a bag a bag is written",
         "--maps": bag and parsed.maps and "of a bag a bag is written, with its maps",
@@ -129,7 +128,10 @@ def _perceiver(parsed: argparse.Namespace, threads: int) -> Any:
         return Perceiver(parsed.model, threads, parsed.providers, parsed.tasks, spinning=False)
     from perception import runs
     from perception.deploy.torch_runtime import TorchPerceiver
+    from perception.types import ConfigError
 
+    if parsed.providers:
+        raise ConfigError("--providers: a run folder is run by torch. Leave it out, or give the exported network.")
     recipe, model = runs.open_run(parsed.model, tasks=parsed.tasks)
     return TorchPerceiver(model, size=recipe.data.size, threads=threads)
 
