@@ -37,12 +37,17 @@ CLASSES = ("dark", "bright")
 
 
 class DepthHead(nn.Module):
+    """``usual``: the running mean of the labels' means, of which a rank without labels knows nothing by itself."""
+
     score, score_sign = "abs_rel", -1
+    statistics = ("usual",)
+    usual: Tensor
     spec = TaskSpec("depth", "dense", ("depth",), (), "m", (0.1, 10.0))
 
     def __init__(self) -> None:
         super().__init__()
         self.output = nn.Conv2d(8, 1, 1)
+        self.register_buffer("usual", torch.zeros(()))
 
     def forward(self, features: Tensor) -> Tensor:
         return self.output(features).exp()[:, 0]
@@ -115,6 +120,10 @@ class Network(nn.Module):
             output = self.tasks[name](features)
             pairs = zip(output, batch.annotations[name], strict=True)
             found = [losses(own, target) for own, target in pairs if target is not None]
+            if name == "depth" and found and self.training:
+                known = [target.values.float().mean() for target in batch.annotations[name] if target is not None]
+                usual = self.tasks["depth"].usual
+                usual.lerp_(torch.stack(known).mean().to(usual), 0.1)
             parts[name] = {
                 key: Part(
                     torch.stack([own[key].total for own in found]).sum(),

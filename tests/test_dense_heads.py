@@ -32,7 +32,12 @@ CHANNELS = {4: 8, 8: 16, 16: 16, 32: 16}
 SEGMENTATION = {
     "default": {},
     "lovasz": {"dice_weight": 0.0, "lovasz_weight": 1.0},
-    "all of it": {"lovasz_weight": 0.5, "class_weights": {"car": 3.0}, "border_weight": 2.0},
+    "all of it": {
+        "lovasz_weight": 0.5,
+        "class_weights": {"car": 3.0},
+        "border_weight": 2.0,
+        "prior_correction": True,
+    },
     "coarse": {"strides": (8, 16, 32), "context": False},
     "one level": {"strides": (32,)},
     "finest only": {"strides": (4,)},
@@ -211,6 +216,42 @@ def test_class_weights_count_pixels_several_times():
         SegmentationConfig(classes=CLASSES, class_weights={"bus": 2.0})
 
 
+def test_prior_correction_gives_back_what_the_balance_takes():
+    """Where a picture tells nothing, the classes are as likely as they are common, however they were weighted."""
+    maps = [label_map(seed) for seed in range(3)]
+    common = torch.stack([target.values[target.valid].bincount(minlength=3) for target in maps]).sum(0)
+    options = {"class_balance": 0.7, "class_weights": {"car": 3.0}, "dice_weight": 0.0, "loss_stride": 1}
+    for corrects in (True, False):
+        task = Segmentation("s", SegmentationConfig(classes=CLASSES, prior_correction=corrects, **options), CHANNELS)
+        logits = torch.nn.Parameter(torch.zeros(3))
+        optimizer = torch.optim.Adam([logits], 0.05)
+        for _ in range(300):
+            optimizer.zero_grad()
+            raw = SegmentationRaw(logits.view(1, 3, 1, 1).expand(3, 3, 16, 24))
+            part = task.losses(raw, maps, [None] * 3)["cross_entropy"]
+            (part.total / part.count).backward()
+            optimizer.step()
+        offset = task.eval().corrected(logits.detach().view(1, 3, 1, 1)).flatten()
+        found = offset.softmax(0)
+        assert torch.allclose(found, common / common.sum(), atol=5e-3) == corrects, found
+
+
+def test_prior_correction_leaves_alone_what_was_never_seen_or_taught():
+    config = SegmentationConfig(classes=CLASSES, prior_correction=True, class_weights={"car": 0.0})
+    task = Segmentation("s", config, CHANNELS)
+    fresh = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(task.corrected(fresh), fresh)
+    target = DenseMap(torch.where(label_map().values == 2, 1, label_map().values), label_map().valid)
+    raw = SegmentationRaw(torch.zeros(1, 3, 16, 24))
+    before = task.eval().losses(raw, [target], [None])
+    assert not task.shares.any()
+    after = task.train().losses(raw, [target], [None])
+    assert all(torch.equal(a, b) for name in before for a, b in zip(before[name], after[name], strict=True))
+    assert (task.shares[:, 2] == 0).all()
+    assert (task.shares[1, 1], task.shares[0, 1] > 0) == (0, True)
+    assert torch.equal(task.corrected(fresh)[:, 1:], fresh[:, 1:])
+
+
 def test_borders_weigh_more():
     raw = SegmentationRaw(torch.zeros(1, 3, 16, 24))
     counts = [
@@ -279,7 +320,7 @@ class Heads(torch.nn.Module):
 def test_x1_options_that_change_the_graph_are_the_same_in_onnx(tmp_path):
     """The defaults are exported in other tests."""
     torch.manual_seed(0)
-    coarse = SegmentationConfig(classes=CLASSES, width=16, strides=(8, 16, 32), context=False)
+    coarse = SegmentationConfig(classes=CLASSES, width=16, strides=(8, 16, 32), context=False, prior_correction=True)
     label = TASKS["classification"].Config(classes=CLASSES, width=16, multi_label=True, strides=(4, 16, 32))
     tasks = {
         "coarse": Segmentation("coarse", coarse, CHANNELS),
@@ -291,6 +332,7 @@ def test_x1_options_that_change_the_graph_are_the_same_in_onnx(tmp_path):
     with torch.no_grad():
         tasks["tags"].temperature.fill_(2.5)
         tasks["coarse"].decoder.output.weight.normal_()
+        tasks["coarse"].shares.copy_(torch.tensor([[0.7, 0.1, 0.2], [0.4, 0.35, 0.25]]))
         for module in model.modules():  # activations with a spread, as those of a trained network
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.weight.uniform_(0.5, 1.5)

@@ -207,16 +207,15 @@ def mean(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
-def average_batch_norm(model: nn.Module) -> None:
-    """Set the statistics of BatchNorm in training to their mean over the ranks, so that the ranks stay equal."""
+def average_statistics(model: nn.Module) -> None:
+    """Set what is estimated in training to its mean over the ranks, so that these stay equal: the statistics of
+    BatchNorm, and the buffers that a module names in ``statistics`` (`Task.statistics`)."""
     if world() == 1:
         return
-    layers = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.training]
-    norms = [norm for norm in layers if norm.running_mean is not None]
-    buffers = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var) if buffer is not None]
-    if not buffers:
-        return
-    flat = torch.cat([buffer.flatten() for buffer in buffers])
-    dist.all_reduce(flat)
-    for buffer, mean in zip(buffers, (flat / world()).split([b.numel() for b in buffers]), strict=True):
-        buffer.copy_(mean.view_as(buffer))
+    learning = [module for module in model.modules() if module.training]
+    norms = [module for module in learning if isinstance(module, _BatchNorm)]
+    found = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)]
+    found += [getattr(module, name) for module in learning for name in getattr(module, "statistics", ())]
+    buffers = [buffer for buffer in found if buffer is not None]
+    for buffer, average in zip(buffers, mean(buffers) if buffers else (), strict=True):
+        buffer.copy_(average)

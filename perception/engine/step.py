@@ -161,7 +161,7 @@ def take_step(
     training.optimizer.zero_grad(set_to_none=True)
     if training.balancer.looks_back and present:
         _look_back(training, batch, joint.labelled, precision, randomness)
-    distributed.average_batch_norm(model)
+    distributed.average_statistics(model)
     training.ema.update(model, step=training.step)
     return Step(values, done.weights, joint.flags)
 

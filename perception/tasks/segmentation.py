@@ -21,6 +21,9 @@ from perception.ops.upsample import at_pixels, most_likely
 from perception.tasks.task import Part, Pyramid, Task, Weight, check_classes
 from perception.types import Annotation, Camera, ConfigError, DenseMap, TaskSpec
 
+MOMENTUM = 0.01
+"""Of a batch in the running shares of the classes."""
+
 
 @configuration
 class SegmentationConfig:
@@ -35,6 +38,9 @@ class SegmentationConfig:
     lovasz_weight: of the Lovasz-Softmax term, which follows IoU itself; slower than Dice.
     class_balance: how far the cross-entropy evens out the classes: 0 = every pixel counts the same, 1 = every class.
     class_weights: name -> factor of its pixels in the cross-entropy, beside the balance; 1 where a class is not named.
+    prior_correction: whether label maps make up for the balance and the weights. These teach that rare classes are
+        common, which is good for learning them, but then they are seen where they are not; corrected, the network
+        counts on each class as often as the training labels show it.
     border_weight: by how much more a pixel counts in the cross-entropy that is within ``border_width`` pixels of
         another class: 1 = twice.
     """
@@ -50,6 +56,7 @@ class SegmentationConfig:
     lovasz_weight: Weight = 0.0
     class_balance: Weight = 0.5
     class_weights: dict[str, Weight] = dataclasses.field(default_factory=dict)
+    prior_correction: bool = False
     border_weight: Weight = 0.0
     border_width: Annotated[int, Field(gt=0)] = 4
 
@@ -72,10 +79,17 @@ class Raw(NamedTuple):
 
 
 class Segmentation(Task):
-    """Cross-entropy, and Dice or Lovasz-Softmax, over the labelled pixels."""
+    """Cross-entropy, and Dice or Lovasz-Softmax, over the labelled pixels.
+
+    With `prior_correction`, ``shares`` [2, C] are running means of each class's share of the labelled pixels, as they
+    are and as they are weighted. What `corrected` adds to the logits is the logarithm of their ratio: from the prior
+    that was taught to the one that is (Saerens et al. 2002). The losses do not depend on it.
+    """
 
     Config = SegmentationConfig
     score = "miou"
+
+    shares: Tensor
 
     def __init__(self, name: str, config: SegmentationConfig, channels: Mapping[int, int]) -> None:
         super().__init__()
@@ -91,6 +105,9 @@ class Segmentation(Task):
             config.fine_width,
             context=config.context,
         )
+        if config.prior_correction:
+            self.register_buffer("shares", torch.zeros(2, len(config.classes)))
+            self.statistics = ("shares",)
 
     def forward(self, pyramid: Pyramid) -> Raw:
         return Raw(self.decoder(pyramid).float())
@@ -108,6 +125,8 @@ class Segmentation(Task):
         logs = logits.log_softmax(1)
         entropy = F.nll_loss(logs, labels, reduction="none")
         weights = self._weights(labels, valid)
+        if self.config.prior_correction and self.training:
+            self._count(labels, valid, weights)
         losses = {"cross_entropy": Part((entropy * weights).sum(), weights.sum())}
         if self.config.dice_weight:
             total, count = dice(logs, labels, valid)
@@ -128,8 +147,22 @@ class Segmentation(Task):
             weights = weights * (1 + self.config.border_weight * near_borders(labels, valid, distance))
         return weights
 
+    @torch.no_grad()
+    def _count(self, labels: Tensor, valid: Tensor, weights: Tensor) -> None:
+        pixels = torch.stack([valid.to(weights), weights]).flatten(1).to(self.shares)
+        counts = torch.zeros_like(self.shares).scatter_add_(1, labels.flatten().expand(2, -1), pixels)
+        self.shares.lerp_(counts / counts.sum(1, keepdim=True).clamp(min=1e-9), MOMENTUM)
+
     def decode(self, raw: Raw, size: Sequence[Any]) -> dict[str, Tensor]:
-        return {"label_map": most_likely(raw.logits, min(self.strides))}
+        return {"label_map": most_likely(self.corrected(raw.logits), min(self.strides))}
+
+    def corrected(self, logits: Tensor) -> Tensor:
+        """[B, C, H, W] as they were taught -> as they are meant: with `prior_correction`, under the labels' prior."""
+        if not self.config.prior_correction:
+            return logits
+        seen, taught = self.shares
+        ratio = torch.where((seen > 0) & (taught > 0), seen / taught, 1.0)
+        return logits + ratio.log()[:, None, None]
 
     def metric(self) -> SegmentationMetric:
         return SegmentationMetric(self.config.classes)

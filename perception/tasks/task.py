@@ -60,6 +60,8 @@ class Task(nn.Module, ABC):
     config: Any
     parts: tuple[str, ...]
     """Names of what `losses` returns, always all of them: ranks join their sums by name."""
+    statistics: tuple[str, ...] = ()
+    """Names of the buffers that `losses` estimates in training: ranks set them to their mean."""
 
     @abstractmethod
     def forward(self, pyramid: Pyramid) -> NamedTuple:
