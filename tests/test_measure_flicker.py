@@ -1,7 +1,8 @@
 """tools/measure_flicker.py: what it counts, on label maps whose changes are known."""
 
-import importlib.util
+import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -14,13 +15,7 @@ SKY, ROAD, CAR, UNKNOWN = 0, 3, 8, 255
 
 @pytest.fixture(scope="module")
 def tool():
-    path = Path(__file__).parent.parent / "tools/measure_flicker.py"
-    spec = importlib.util.spec_from_file_location("measure_flicker", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return SimpleNamespace(**runpy.run_path(str(Path(__file__).parent.parent / "tools/measure_flicker.py")))
 
 
 @pytest.fixture

@@ -14,12 +14,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.types import DataError
+from perception.types import IGNORE_INDEX, DataError
 
 NOTICED = 0.005
 """Share of the upper part from which on a class that cannot be there is counted as seen."""
-
-UNKNOWN = 255
 
 
 class Flicker(NamedTuple):
@@ -49,7 +47,7 @@ def measure(folder: Path, label: int | None = None, upper: float = 0.4) -> Flick
                 raise DataError(
                     f"{path} is {labels.shape}, the one before it {before.shape}. Expected maps of one film."
                 )
-            change = (labels != before) & (labels != UNKNOWN) & (before != UNKNOWN)
+            change = (labels != before) & (labels != IGNORE_INDEX) & (before != IGNORE_INDEX)
             areas = cv2.connectedComponentsWithStats(change.astype(np.uint8))[2][1:, cv2.CC_STAT_AREA]
             changed.append(change.mean())
             largest.append(areas.max(initial=0) / change.size)
