@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import accumulate, chain
 from typing import Any, NamedTuple
 
 import torch
@@ -11,11 +12,15 @@ from torch import Tensor, nn
 
 from perception.config import configuration
 from perception.nn.backbone import Backbone, BackboneConfig
-from perception.nn.fusion import Attention, FusionConfig, NoFusionConfig, build_fusion
+from perception.nn.cut import Cuts, Divide, undivided
+from perception.nn.fusion import Attention, FusionConfig, NoFusion, NoFusionConfig, build_fusion
 from perception.nn.necks import AutoNeckConfig, NeckConfig
 from perception.nn.sharing import Features, HardConfig, Pyramids, SharingConfig, build_sharing
 from perception.tasks import TASKS, Part, Task, join, task_class
 from perception.types import Batch, ConfigError, TaskSpec
+
+LATE = 0.75
+"""The part of a backbone's parameters, counted from its end, that balance.space "late" compares gradients in."""
 
 
 @configuration
@@ -33,11 +38,13 @@ class Losses(NamedTuple):
     shared:    the features that several tasks read, before any fusion: where their gradients meet
     penalties: name -> scalar that the architecture itself asks for in training (the pull between soft-shared trunks,
         the load balance of experts), with its strength; independent of any label; empty for hard sharing
+    cuts:      where the graph is divided; None = it is whole
     """
 
     parts: dict[str, dict[str, Part]]
     shared: tuple[Tensor, ...]
     penalties: dict[str, Tensor]
+    cuts: Cuts | None = None
 
 
 class Perception(nn.Module):
@@ -81,22 +88,29 @@ class Perception(nn.Module):
         """Stride -> which task attended to which, and where; empty where the recipe has no fusion."""
         return self.fusion.attention(self._share(images, tasks).streams)
 
-    def _share(self, images: Tensor, tasks: Collection[str] | None) -> Features:
-        return self.sharing(images, {name: task.strides for name, task in self._chosen(tasks).items()})
+    def _share(self, images: Tensor, tasks: Collection[str] | None, divide: Divide = undivided) -> Features:
+        return self.sharing(images, {name: task.strides for name, task in self._chosen(tasks).items()}, divide)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Task -> loss; a zero with its graph where no picture of the batch labels the task."""
         return {name: join(parts) for name, parts in self.loss_parts(batch).parts.items()}
 
-    def loss_parts(self, batch: Batch, tasks: Collection[str] | None = None) -> Losses:
-        """The losses as sums that ranks can join, the features that tasks share, and what the architecture asks for."""
-        features = self._share(batch.images, tasks)
+    def loss_parts(self, batch: Batch, tasks: Collection[str] | None = None, divided: bool = False) -> Losses:
+        """The losses as sums that ranks can join, the features that tasks share, and what the architecture asks for.
+
+        divided: cut the graph, for `perception.engine.balance.differentiate`; else one `backward` reaches everything
+        """
+        cuts = Cuts() if divided else None
+        features = self._share(batch.images, tasks, cuts.divide if cuts else undivided)
         streams = self.fusion(features.streams)
+        if cuts:
+            streams = cuts.streams(streams)
+            cuts = dataclasses.replace(cuts, between=frozenset(features.penalties))
         parts = {
             name: task.loss(task(streams[name]), batch.annotations[name], batch.cameras)
             for name, task in self._chosen(tasks).items()
         }
-        return Losses(parts, features.shared, features.penalties)
+        return Losses(parts, features.shared, features.penalties, cuts)
 
     def predict(self, images: Tensor, tasks: Collection[str] | None = None) -> dict[str, Tensor]:
         """Decoded outputs, "<task>.<output>" -> tensor in input pixels. This is the graph that is exported."""
@@ -124,13 +138,32 @@ class Perception(nn.Module):
         return next(self.sharing.backbones())
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters that several tasks depend on, without those of fusion."""
-        return self.sharing.shared()
+        """The parameters that several tasks depend on: with fusion, all below the heads."""
+        if isinstance(self.fusion, NoFusion):
+            return self.sharing.shared()
+        return chain(self.sharing.parameters(), self.fusion.parameters())
+
+    def own_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters below the heads that one task alone depends on, such as its own neck or gate."""
+        shared = {id(parameter) for parameter in self.shared_parameters()}
+        return (parameter for parameter in self.sharing.parameters() if id(parameter) not in shared)
 
     def last_shared_parameters(self) -> Iterator[nn.Parameter]:
         """Those of the last layers that several tasks depend on (of the neck, for hard sharing), where balancers that
         compare the tasks' gradients (GradNorm, Chen et al. 2018) may take them; none where nothing is shared."""
         return self.sharing.last_shared()
+
+    def late_parameters(self) -> Iterator[nn.Parameter]:
+        """The shared parameters without the first of each backbone's: those, from the images on, that hold up to
+        ``1 - LATE`` of its numbers. In convolutional networks the late layers hold most parameters and work on small
+        maps, so that gradients there are cheap and close to those over all parameters."""
+        early: set[int] = set()
+        for backbone in self.sharing.backbones():
+            parameters = list(backbone.parameters())
+            ends = accumulate(parameter.numel() for parameter in parameters)
+            most = (1 - LATE) * sum(parameter.numel() for parameter in parameters)
+            early |= {id(parameter) for parameter, end in zip(parameters, ends, strict=True) if end <= most}
+        return (parameter for parameter in self.shared_parameters() if id(parameter) not in early)
 
     def _chosen(self, tasks: Collection[str] | None) -> dict[str, Task]:
         mine: dict[str, Any] = dict(self.tasks.items())

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -25,8 +26,10 @@ from perception.engine.train import TrainConfig, train
 from perception.metrics.classification import ClassificationMetric
 from perception.metrics.depth import DepthMetric
 from perception.model import Losses
+from perception.mtl.balancer import Space
 from perception.mtl.balancers import BALANCERS, build_balancer
 from perception.mtl.schedule import FreezeConfig, Schedule, ScheduleConfig
+from perception.nn.cut import Cuts
 from perception.tasks import Part
 from perception.types import Batch, DenseMap, Frame, ImageLabel, TaskSpec
 
@@ -111,13 +114,17 @@ class Network(nn.Module):
         features = self.backbone(images.float() / 255)
         return {name: task(features) for name, task in self.tasks.items()}
 
-    def loss_parts(self, batch: Batch, tasks: Collection[str] | None = None) -> Losses:
+    def loss_parts(self, batch: Batch, tasks: Collection[str] | None = None, divided: bool = False) -> Losses:
+        cuts = Cuts()
         features = self.backbone(batch.images.to(self.backbone[0].weight.dtype) / 255)
+        features = cuts.divide(features) if divided else features
+        streams = {name: {1: features} for name in self.tasks if tasks is None or name in tasks}
+        streams = cuts.streams(streams) if divided else streams
         parts = {}
         for name, losses in (("depth", _depth_parts), ("classification", _classification_parts)):
             if tasks is not None and name not in tasks:
                 continue
-            output = self.tasks[name](features)
+            output = self.tasks[name](streams[name][1])
             pairs = zip(output, batch.annotations[name], strict=True)
             found = [losses(own, target) for own, target in pairs if target is not None]
             if name == "depth" and found and self.training:
@@ -133,13 +140,19 @@ class Network(nn.Module):
                 else Part(output.sum() * 0.0, torch.zeros(()))
                 for key in PARTS[name]
             }
-        return Losses(parts, (features,), {})
+        return Losses(parts, (features,), {}, cuts if divided else None)
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:
         return self.backbone.parameters()
 
     def last_shared_parameters(self) -> Iterator[nn.Parameter]:
         return self.backbone[3].parameters()
+
+    def late_parameters(self) -> Iterator[nn.Parameter]:
+        return self.backbone[1:].parameters()
+
+    def own_parameters(self) -> Iterator[nn.Parameter]:
+        return iter(())
 
     def predict(self, images: Tensor, tasks: None = None) -> dict[str, Tensor]:
         found = self(images)
@@ -251,7 +264,7 @@ def work(
 VARIANTS = [
     (name, space)
     for name, kind in BALANCERS.items()
-    for space in (("features", "last_shared", "params") if "space" in kind.Config.__dataclass_fields__ else (None,))
+    for space in (get_args(Space) if "space" in kind.Config.__dataclass_fields__ else (None,))
 ]
 """Every balancer in every space of gradients."""
 

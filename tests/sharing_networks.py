@@ -11,6 +11,7 @@ from torch import nn
 from perception.model import ModelConfig, Perception
 from perception.nn.backbone import BackboneConfig
 from perception.nn.fusion import FUSIONS
+from perception.nn.necks import NECKS
 from perception.nn.sharing import SHARINGS
 from perception.tasks import TASKS
 from perception.types import Batch, Camera, DenseMap, ImageLabel, Instances
@@ -27,7 +28,12 @@ GROUPS = (("detection", "classification"), ("segmentation", "depth"))
 
 
 def network(
-    sharing: str = "hard", fusion: str = "none", tasks=tuple(CONFIGS), configs: Any = CONFIGS, **options: Any
+    sharing: str = "hard",
+    fusion: str = "none",
+    tasks=tuple(CONFIGS),
+    configs: Any = CONFIGS,
+    neck: str = "fpn",
+    **options: Any,
 ) -> Perception:
     """In evaluation mode. options: of the config of the sharing architecture or the fusion that has them."""
     options.setdefault("groups", tuple(tuple(task for task in group if task in tasks) for group in GROUPS))
@@ -37,7 +43,9 @@ def network(
         for key, kind in kinds.items()
     }
     torch.manual_seed(0)
-    config = ModelConfig(backbone=BackboneConfig(name="test_efficientnet", weights="none"), **chosen)
+    config = ModelConfig(
+        backbone=BackboneConfig(name="test_efficientnet", weights="none"), neck=NECKS[neck].Config(), **chosen
+    )
     return Perception(config, {task: configs[task] for task in tasks}).eval()
 
 

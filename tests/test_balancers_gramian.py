@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import engine_stub
 import numpy as np
@@ -20,11 +20,12 @@ from perception.engine.balance import differentiate
 from perception.engine.distributed import joint_losses
 from perception.model import Losses
 from perception.mtl import solvers
-from perception.mtl.balancer import seeded
+from perception.mtl.balancer import Space, seeded
 from perception.mtl.balancers import BALANCERS
 from perception.mtl.gramian import GramianBalancer
-from perception.mtl.task_gradients import describe, task_gradients
+from perception.mtl.task_gradients import describe
 from perception.mtl.task_gradients import gramian as products_of
+from perception.nn.cut import Cuts
 from perception.tasks import Part
 from perception.types import ConfigError
 
@@ -198,19 +199,27 @@ class Pair(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.trunk = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5))
-        self.heads = nn.ModuleList(nn.Linear(5, 1) for _ in range(tasks))
+        self.tasks = nn.ModuleDict({f"task{k}": nn.Linear(5, 1) for k in range(tasks)})
         self.pull = pull
         with torch.no_grad():
-            for head in self.heads:
-                head.load_state_dict(self.heads[0].state_dict())
+            for head in self.tasks.values():
+                head.load_state_dict(self.tasks["task0"].state_dict())
         self.double()
 
-    def loss_parts(self, inputs: Tensor) -> Losses:
+    def totals(self, outputs: list[Tensor]) -> list[Tensor]:
+        targets = [3.0 if k == 0 else 3.0 * self.pull * k for k in range(len(outputs))]
+        return [((output - target) ** 2).sum() for output, target in zip(outputs, targets, strict=True)]
+
+    def loss_parts(self, inputs: Tensor, divided: bool = False) -> Losses:
+        cuts = Cuts(between=frozenset({"size"}))
         features = self.trunk(inputs)
-        targets = [3.0 if k == 0 else 3.0 * self.pull * k for k in range(len(self.heads))]
-        totals = [((head(features) - target) ** 2).sum() for head, target in zip(self.heads, targets, strict=True)]
+        features = cuts.divide(features) if divided else features
+        streams = {name: {1: features} for name in self.tasks}
+        streams = cuts.streams(streams) if divided else streams
+        totals = self.totals([head(streams[name][1]) for name, head in self.tasks.items()])
         parts = {f"task{k}": {"error": Part(total, torch.tensor(4.0))} for k, total in enumerate(totals)}
-        return Losses(parts, (features,), {"size": 0.1 * features.square().mean()})
+        penalties = {"size": 0.1 * features.square().mean()}
+        return Losses(parts, (features,), penalties, cuts if divided else None)
 
     def shared_parameters(self):
         return self.trunk.parameters()
@@ -218,11 +227,17 @@ class Pair(nn.Module):
     def last_shared_parameters(self):
         return self.trunk[2].parameters()
 
+    def late_parameters(self):
+        return [*self.trunk.parameters()][1:]
+
+    def own_parameters(self):
+        return iter(())
+
 
 def step_of(name: str, model: Any, labelled: dict[str, int] | None = None, penalty: bool = True, **options: Any):
     """Gradients by name after the engine's backward pass."""
     model.zero_grad()
-    found = model.loss_parts(inputs())
+    found = model.loss_parts(inputs(), divided=True)
     found = found if penalty else found._replace(penalties={})
     labelled = labelled or dict.fromkeys(found.parts, 4)
     done = differentiate(make(name, tuple(found.parts), **options), model, found, joint_losses(found, labelled, {}), 0)
@@ -254,7 +269,7 @@ def test_the_update_in_parameter_space_is_that_of_torchjds_mtl_backward(name, ex
         torch.testing.assert_close(found[key], parameter.grad, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("space", ["features", "last_shared", "params"])
+@pytest.mark.parametrize("space", get_args(Space))
 @pytest.mark.parametrize("name", CONFLICT)
 def test_heads_learn_by_their_own_loss_and_the_trunk_by_the_weighted_sum(name, space):
     """Against gradients of whole losses, taken one by one; penalties count once everywhere."""
@@ -265,9 +280,10 @@ def test_heads_learn_by_their_own_loss_and_the_trunk_by_the_weighted_sum(name, s
     places = {
         "features": parts.shared,
         "last_shared": [*model.last_shared_parameters()],
+        "late": [*model.late_parameters()],
         "params": [*model.shared_parameters()],
     }
-    products = products_of(task_gradients(totals, places[space]))
+    products = products_of([torch.autograd.grad(total, places[space], retain_graph=True) for total in totals])
     weights = weights_of(
         make(name, ("task0", "task1")),
         dict(zip(("task0", "task1"), totals, strict=True)),
@@ -281,27 +297,23 @@ def test_heads_learn_by_their_own_loss_and_the_trunk_by_the_weighted_sum(name, s
     for parameter, gradient in zip(trunk, expected, strict=True):
         key = next(key for key, own in model.named_parameters() if own is parameter)
         torch.testing.assert_close(found[key], gradient, rtol=1e-5, atol=1e-6)
-    for head, total in zip(model.heads, totals, strict=True):
+    for head, total in zip(model.tasks.values(), totals, strict=True):
         own = torch.autograd.grad(total, [*head.parameters()], retain_graph=True)
         key = next(key for key, p in model.named_parameters() if p is head.weight)
         torch.testing.assert_close(found[key], own[0], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("space", ["features", "last_shared", "params"])
+@pytest.mark.parametrize("space", get_args(Space))
 @pytest.mark.parametrize("name", CONFLICT)
 def test_opposed_tasks_do_not_move_the_trunk_as_equal_weights_do(name, space):
     """The second task wants exactly the opposite, and half as much."""
 
     class Opposed(Pair):
-        def loss_parts(self, inputs: Tensor) -> Losses:
-            features = self.trunk(inputs)
-            total = self.heads[0](features).sum()
-            other = -0.5 * self.heads[1](features).sum()
-            return Losses(
-                {"task0": {"e": Part(total, torch.ones(()))}, "task1": {"e": Part(other, torch.ones(()))}},
-                (features,),
-                {},
-            )
+        def totals(self, outputs: list[Tensor]) -> list[Tensor]:
+            return [outputs[0].sum(), -0.5 * outputs[1].sum()]
+
+        def loss_parts(self, inputs: Tensor, divided: bool = False) -> Losses:
+            return super().loss_parts(inputs, divided)._replace(penalties={})
 
     found, equal = step_of(name, Opposed(), space=space), step_of("static", Opposed())
     moved = torch.cat([(found[key] - equal[key]).flatten() for key in found if key.startswith("trunk")])
@@ -310,7 +322,7 @@ def test_opposed_tasks_do_not_move_the_trunk_as_equal_weights_do(name, space):
     assert moved.norm() > 0.05 * size
 
 
-@pytest.mark.parametrize("space", ["features", "last_shared", "params"])
+@pytest.mark.parametrize("space", get_args(Space))
 def test_an_absent_task_is_not_in_the_gramian(space):
     model = Pair()
     found = step_of("mgda", model, {"task0": 4, "task1": 0}, space=space)
@@ -320,7 +332,7 @@ def test_an_absent_task_is_not_in_the_gramian(space):
     for key, parameter in alone.named_parameters():
         if parameter.grad is not None:
             torch.testing.assert_close(found[key], parameter.grad, rtol=1e-6, atol=1e-7)
-    assert not found["heads.1.weight"].any()
+    assert not found["tasks.task1.weight"].any()
 
 
 @pytest.mark.parametrize("name", CONFLICT)
@@ -328,8 +340,8 @@ def test_without_shared_features_parameters_are_weighed_themselves(name):
     """As in cross-stitch networks, where tasks share parameters but no features."""
 
     class Apart(Pair):
-        def loss_parts(self, inputs: Tensor) -> Losses:
-            return super().loss_parts(inputs)._replace(shared=())
+        def loss_parts(self, inputs: Tensor, divided: bool = False) -> Losses:
+            return super().loss_parts(inputs, divided)._replace(shared=())
 
     found, expected = step_of(name, Apart(), space="params"), step_of(name, Pair(), space="params")
     for key, gradient in expected.items():
@@ -341,20 +353,23 @@ def test_without_shared_features_parameters_are_weighed_themselves(name):
 def test_a_frozen_trunk_leaves_heads_to_their_own_loss():
     model = Pair()
     model.trunk.requires_grad_(False)
-    found = model.loss_parts(inputs())
+    found = model.loss_parts(inputs(), divided=True)
     done = differentiate(
         make("mgda", ("task0", "task1")), model, found, joint_losses(found, dict.fromkeys(found.parts, 4), {}), 0
     )
     assert not done.problem
-    assert all(head.weight.grad.any() for head in model.heads)
+    assert all(head.weight.grad.any() for head in model.tasks.values())
 
 
 def test_a_gradient_that_is_not_finite_is_named_before_any_solver_sees_it():
     model = Pair()
-    found = model.loss_parts(torch.full_like(inputs(), torch.inf))
-    found = found._replace(
-        parts={**found.parts, "task0": {"error": Part(model.heads[0](found.shared[0]).sum(), torch.ones(()))}}
-    )
+
+    class Broken(Pair):
+        def totals(self, outputs: list[Tensor]) -> list[Tensor]:
+            return [(outputs[0] - outputs[0].detach()).abs().sqrt().sum(), outputs[1].sum()]
+
+    model = Broken()
+    found = model.loss_parts(inputs(), divided=True)
     labelled = {"task0": 4, "task1": 0}
     done = differentiate(
         make("upgrad", ("task0", "task1"), space="params"), model, found, joint_losses(found, labelled, {}), 0
@@ -365,7 +380,7 @@ def test_a_gradient_that_is_not_finite_is_named_before_any_solver_sees_it():
 def test_bfloat16_features_are_compared_in_float32():
     features = torch.randn(3, 4096, dtype=torch.bfloat16, requires_grad=True)
     scales = [torch.randn(3, 4096) for _ in range(2)]
-    gradients = task_gradients([(features.float() * scale).sum() for scale in scales], [features])
+    gradients = [torch.autograd.grad((features.float() * scale).sum(), [features]) for scale in scales]
     rounded = torch.stack([scale.bfloat16().double().flatten() for scale in scales])
     torch.testing.assert_close(products_of(gradients), rounded @ rounded.T, rtol=1e-5, atol=1e-3)
 
@@ -375,7 +390,8 @@ def test_what_is_said_of_gradients():
     found = describe(rows @ rows.T, ("a", "b", "c"), torch.tensor([1.0, 2.0, 1.0]))
     assert (found["gradient/a"], found["gradient/b"]) == (3, pytest.approx(0.5**0.5))  # half of the weighted norm
     assert found["cosine/a/b"] == pytest.approx(-(0.5**0.5))
-    assert (found["conflict/a/b"], found["conflict/any"]) == (1, 1)
+    rounded = torch.full((2, 2), 1.0).double() + torch.tensor([[0, 1e-12], [1e-12, 0]]).double()
+    assert describe(rounded, ("a", "b"), torch.ones(2))["cosine/a/b"] == 1
     assert "cosine/a/c" not in found  # without a gradient there is no angle
 
 

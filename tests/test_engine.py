@@ -265,7 +265,7 @@ def test_T6_a_step_that_is_not_finite_changes_nothing(breaks, problem):
     assert not take_step(training, distributed.LossesOf(model), next(stream), **step).problem
     before = copy.deepcopy((training.state_dict(), training.ema.module.state_dict()))
     normal, broken = model.loss_parts, breaks(model)
-    model.loss_parts = lambda batch, tasks: broken(normal(batch, tasks))
+    model.loss_parts = lambda *given, **options: broken(normal(*given, **options))
     batch = next(stream)
     found = take_step(training, distributed.LossesOf(model), batch, **step)
     assert re.search(problem, found.problem)
@@ -310,7 +310,7 @@ def test_T6_too_many_in_a_row_end_the_training(tmp_path):
 def test_T7_out_of_memory_says_what_to_make_smaller(tmp_path, error):
     model = network()
 
-    def losses(batch, tasks):
+    def losses(batch, tasks, divided):
         if error is None:
             torch.empty(1 << 60)
         raise error
@@ -322,7 +322,7 @@ def test_T7_out_of_memory_says_what_to_make_smaller(tmp_path, error):
 
 def test_T7_other_errors_are_not_taken_for_it(tmp_path):
     model = network()
-    model.loss_parts = lambda *_: 1 / 0
+    model.loss_parts = lambda *_, **__: 1 / 0
     with pytest.raises(ZeroDivisionError):
         fit(tmp_path, model)
 
@@ -343,7 +343,7 @@ def test_the_stream_is_closed_whatever_happens(tmp_path):
 
     fit(tmp_path / "a", steps=3, stream=stream)
     model = network()
-    model.loss_parts = lambda *_: 1 / 0
+    model.loss_parts = lambda *_, **__: 1 / 0
     with pytest.raises(ZeroDivisionError):
         fit(tmp_path / "b", model, stream=stream)
     assert closed == [0, 0]

@@ -21,8 +21,7 @@ def log(steps: int = 40, cosine: float = 0.1, spread: float = 0.1, norms=(1.0, 2
             **{f"gradient/{task}": norm for task, norm in zip(TASKS, norms, strict=True)},
             **{f"weight/{task}": 1.0 for task in TASKS},
             **{f"pace/{task}": pace for task, pace in zip(TASKS, paces, strict=True)},
-            "cosine/detection/depth": float(drawn[0]), "conflict/detection/depth": float((drawn < 0).mean()),
-            "cosine/detection/free_space": 0.2, "conflict/detection/free_space": 0.0, "conflict/any": 0.5,
+            "cosine/detection/depth": float(drawn[0]), "cosine/detection/free_space": 0.2,
         }  # fmt: skip
 
 
@@ -33,7 +32,7 @@ def advice(events) -> list[str]:
 
 def test_the_section_draws_curves_and_the_matrix():
     page = parsed(balance_section(list(log(cosine=-0.3))))
-    for words in ("Gradient norms", "What is left", "Steps with conflicting", "Cosine between", "free space", "+0.20"):
+    for words in ("Gradient norms", "What is left", "Cosines between", "Mean cosine between", "free space", "+0.20"):
         assert words in page.text, words
     assert page.tags.count("svg") == 3
 
@@ -48,6 +47,8 @@ def test_pairs_that_were_never_seen_together_have_no_number():
     cells = heat_map(TASKS, pairs_of(list(log()), TASKS))
     assert cells.count("<td>–") == 2  # depth and free space, both ways
     assert cells.count("class=self") == 3
+    assert 'conflict"' not in cells
+    assert heat_map(TASKS, pairs_of(list(log(cosine=-0.4)), TASKS)).count('class="apart conflict"') == 2
 
 
 def test_a_quiet_run_gets_no_advice():

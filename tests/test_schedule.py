@@ -120,9 +120,9 @@ class Watched(engine_stub.Network):
         super().__init__()
         self.ran, self.states = [], []
 
-    def loss_parts(self, batch, tasks=None):
+    def loss_parts(self, batch, tasks=None, divided=False):
         self.states.append(copy.deepcopy(self.state_dict()))
-        found = super().loss_parts(batch, tasks)
+        found = super().loss_parts(batch, tasks, divided)
         self.ran.append(tuple(found.parts))
         return found
 

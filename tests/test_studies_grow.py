@@ -116,11 +116,11 @@ def test_distillation_trains_everything_but_the_statistics_and_goes_on(old, new,
     losses = Growing.loss_parts
     calls = []
 
-    def stumble(self, batch, tasks):
+    def stumble(self, batch, tasks, divided=False):
         calls.append(1)
         if len(calls) == 6:
             raise KeyboardInterrupt
-        return losses(self, batch, tasks)
+        return losses(self, batch, tasks, divided)
 
     monkeypatch.setattr(Growing, "loss_parts", stumble)
     with pytest.raises(KeyboardInterrupt):
@@ -154,9 +154,9 @@ def test_a_network_of_turns_and_trunks_grows_by_a_schedule_that_names_the_new_ta
     new = recipes.parse(NEW, [f"data.root={street}", "data.validation=[]", f"schedule={schedule}", "train.steps=5"])
     losses, steps = Growing.loss_parts, []
 
-    def noted(self, batch, tasks=None):
+    def noted(self, batch, tasks=None, divided=False):
         before = {key: value.clone() for key, value in self.tasks["depth"].state_dict().items()}
-        found = losses(self, batch, tasks)
+        found = losses(self, batch, tasks, divided)
         steps.append((tuple(found.parts), before))
         return found
 

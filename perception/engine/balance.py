@@ -1,4 +1,15 @@
-"""The backward pass of a step: from the losses of the joint batch to the gradients of the update."""
+"""The backward pass of a step: from the losses of the joint batch to the gradients of the update.
+
+With tasks t, losses L_t, the balancer's scalar S(L_1, ...) and its weights w_t, the update is
+
+    heads, and whatever one task alone depends on:   dS/dL_t * dL_t/dp
+    what several tasks depend on:                     sum_t  w_t * dS/dL_t * dL_t/dp       (w_t = 1: the gradient of S)
+
+The graph is divided (`perception.nn.cut`): one pass through the heads leaves each task's gradient at the features that
+its head reads, and these go down, weighted, in one pass through the rest. So the tasks' gradients at the features cost
+nothing extra, and a step that looks at them makes the update of one that does not, to the last bit. Where gradients are
+compared in parameters, each task takes a further pass down to these.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +18,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from perception.engine import distributed
 from perception.engine.distributed import JointLosses
 from perception.model import Losses
 from perception.mtl.balancer import Balancer, Space
-from perception.mtl.task_gradients import Gradients, describe, gramian, own_leaves, task_gradients, weighted
+from perception.mtl.task_gradients import describe, gramian
+from perception.nn.cut import Cuts
 from perception.types import ConfigError
+
+LOOKED_AT: Space = "late"
+"""Where the gradients are taken for the log, if the balancer does not ask for them elsewhere."""
 
 
 @dataclass(slots=True)
@@ -45,39 +60,40 @@ def differentiate(
 ) -> Differentiated:
     """Let the balancer decide and add the gradients of the joint batch to ``.grad`` of model and balancer.
 
-    Heads always descend the balancer's scalar. Where the balancer weighs gradients against each other, their weights
-    act from the features that tasks share downwards.
-
-    found: of this rank's pass, with its graph. joint: the same, joined. look: take the tasks' gradients in the last
-    shared layers, for the log, where the balancer does not ask for them itself
+    found: of this rank's divided pass. joint: the same, joined. look: take the tasks' gradients for the log, where the
+    balancer does not ask for them itself
 
     Raises ConfigError where the balancer compares gradients of tasks that share nothing.
     """
+    assert found.cuts is not None, "expected a divided pass: loss_parts(..., divided=True)"
     present = tuple(name for name, count in joint.labelled.items() if count)
     # Where all that a loss depends on rests, it still has its say in the scalar.
     learning = {name: loss if loss.requires_grad else loss.requires_grad_() for name, loss in joint.losses.items()}
-    joint = joint._replace(losses=learning)
-    losses = {name: joint.losses[name] for name in present}
+    losses = {name: learning[name] for name in present}
     if present:
         balancer.observe(losses, step)
-    total = balancer(joint.losses, present, step)
+    total = balancer(learning, present, step)
     result = Differentiated(float(torch.stack([total.detach(), *map(torch.detach, joint.penalties.values())]).sum()))
     wants = bool(present) and balancer.wants_gramian(present, step)
-    space: Space = (balancer.space if wants else None) or "last_shared"
+    space: Space = (balancer.space if wants else None) or LOOKED_AT
     places = _places(model, found, space, required=wants) if present and (wants or look) else []
-    if not present or not (places or balancer.weighs or with_weights):
-        _sum(total, joint.penalties).backward()
-        return result
-    factors = _factors(total, losses)
-    backward = _Backward(model, balancer, found, total, factors, joint, present)
+    factors = _factors(total, losses) if places or balancer.weighs or with_weights else torch.ones(len(present))
+    backward = BackwardPass(found.cuts, total, joint.penalties)
     if places:
-        products = backward.gramian(places, space)
+        products = _gramian([backward.gradient(name, places) for name in present], places, space)
         result.problem = _not_finite(products, present)
         result.looks = describe(products, present, factors)
         if wants and not result.problem:
             balancer.compare(products, losses, step)
-    weights = balancer.shared_weights(present) if balancer.weighs and not result.problem else None
-    backward.finish(weights)
+    weights = balancer.shared_weights(present) if balancer.weighs and present and not result.problem else None
+    if weights is None:
+        backward.finish({})
+    else:
+        named = dict(zip(present, weights.tolist(), strict=True))
+        own = () if balancer.weighs_heads else list(model.own_parameters())
+        backward.finish(named, own, list(model.shared_parameters()) if own else ())
+        if balancer.weighs_heads:
+            _weigh_heads(model, named)
     if with_weights:
         effective = factors if weights is None else factors * weights
         result.weights = {f"weight/{name}": float(weight) for name, weight in zip(present, effective, strict=True)}
@@ -89,7 +105,7 @@ def _places(model: Any, found: Losses, space: Space, required: bool) -> list[Ten
     if space == "features":
         shared = list(found.shared)
     else:
-        shared = list(model.last_shared_parameters() if space == "last_shared" else model.shared_parameters())
+        shared = list(getattr(model, _PARAMETERS[space])())
     if not shared and required:
         raise ConfigError(
             f"balance.space is '{space}', but this network's tasks share no {_NAMES[space]}: their gradients never "
@@ -98,7 +114,8 @@ def _places(model: Any, found: Losses, space: Space, required: bool) -> list[Ten
     return [place for place in shared if place.requires_grad]
 
 
-_NAMES = {"features": "features", "last_shared": "last layers", "params": "parameters"}
+_PARAMETERS = {"last_shared": "last_shared_parameters", "late": "late_parameters", "params": "shared_parameters"}
+_NAMES = {"features": "features", "last_shared": "last layers", "late": "late layers", "params": "parameters"}
 
 
 def _factors(total: Tensor, losses: Mapping[str, Tensor]) -> Tensor:
@@ -112,116 +129,105 @@ def _not_finite(products: Tensor, present: Sequence[str]) -> str:
     return f"gradient of {', '.join(broken)} is not finite" if broken else ""
 
 
-class _Backward:
-    """One step's backward pass, with a stop between heads and trunk.
+def _gramian(gradients: list[tuple[Tensor | None, ...]], places: Sequence[Tensor], space: Space) -> Tensor:
+    """Inner products of the gradients of the joint batch at ``places``, on the CPU and the same on all ranks.
 
-    Where every parameter above the shared features belongs to one task, each head is differentiated by itself, once,
-    which leaves the tasks' gradients at the features; the trunk follows in one pass. Where tasks also share layers
-    above the features (fusion) or no features at all, the tasks' gradients are taken beside the one pass through all.
+    Ranks hold different pictures' features, so their Gramians add up; of parameters, parts of one gradient.
     """
-
-    def __init__(
-        self,
-        model: Any,
-        balancer: Balancer,
-        found: Losses,
-        total: Tensor,
-        factors: Tensor,
-        joint: JointLosses,
-        present: Sequence[str],
-    ) -> None:
-        self.model, self.total, self.penalties = model, total, joint.penalties
-        self.features = [tensor for tensor in found.shared if tensor.requires_grad]
-        scales = factors.to(total).unbind()
-        self.terms = [joint.losses[name] * scale for name, scale in zip(present, scales, strict=True)]
-        absent = [loss * 0.0 for name, loss in joint.losses.items() if name not in present]
-        own = own_leaves([*self.terms, *absent], self.features) if self.features else None
-        self.at_features: Gradients | None = None
-        if own is not None:
-            _learn(balancer.parameters(), total)
-            self.at_features = [self._head(*pair) for pair in zip([*self.terms, *absent], own, strict=True)]
-            self.at_features = self.at_features[: len(self.terms)]
-
-    def _head(self, term: Tensor, leaves: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
-        """Differentiate one task down to the features; its own parameters get their gradient on the way."""
-        torch.autograd.backward(term, inputs=[*leaves, *self.features], retain_graph=True)
-        found = tuple(feature.grad for feature in self.features)
-        for feature in self.features:
-            feature.grad = None
-        return found
-
-    def gramian(self, places: Sequence[Tensor], space: Space) -> Tensor:
-        """Inner products of the gradients of the joint batch at ``places``, on the CPU and the same on all ranks.
-
-        Ranks hold different pictures' features, so their Gramians add up; of parameters, parts of one gradient.
-        """
-        if self.at_features is None:
-            gradients = task_gradients(self.terms, places)
-        elif space == "features":
-            gradients = self.at_features
-        else:
-            gradients = [self._further(own, places) for own in self.at_features]
-        if space == "features":
-            return distributed.total(gramian(gradients).to(places[0].device)).cpu() / distributed.world() ** 2
-        if distributed.world() > 1:
-            gradients = [tuple(distributed.mean(_dense(own, places))) for own in gradients]
-        return gramian(gradients).cpu()
-
-    def _further(self, own: Sequence[Tensor | None], places: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
-        """From a task's gradient at the features to that in the layers below."""
-        pairs = [
-            (feature, gradient) for feature, gradient in zip(self.features, own, strict=True) if gradient is not None
-        ]
-        if not pairs:
-            return (None,) * len(places)
-        features, gradients = zip(*pairs, strict=True)
-        return torch.autograd.grad(features, places, gradients, retain_graph=True, allow_unused=True)
-
-    def finish(self, weights: Tensor | None) -> None:
-        """Give all parameters their gradients; what tasks share gets their sum by ``weights`` (None: 1)."""
-        if self.at_features is not None:
-            ones = torch.ones(len(self.terms)) if weights is None else weights
-            pairs = zip(self.features, weighted(self.at_features, ones), strict=True)
-            pairs = [(feature, gradient.to(feature.dtype)) for feature, gradient in pairs if gradient is not None]
-            rest = [penalty for penalty in self.penalties.values() if penalty.requires_grad]
-            roots, gradients = (
-                [*(feature for feature, _ in pairs), *rest],
-                [*(g for _, g in pairs), *[None] * len(rest)],
-            )
-            torch.autograd.backward(roots, gradients)
-        elif weights is None:
-            _sum(self.total, self.penalties).backward()
-        else:
-            self._finish_whole(weights)
-
-    def _finish_whole(self, weights: Tensor) -> None:
-        shared = [parameter for parameter in self.model.shared_parameters() if parameter.requires_grad]
-        places: Sequence[Tensor] = self.features or shared
-        if not places:
-            return _sum(self.total, self.penalties).backward()
-        terms = [term * weight for term, weight in zip(self.terms, weights.to(self.total).unbind(), strict=True)]
-        combined = torch.stack([*terms, *self.penalties.values()]).sum()
-        wanted = torch.autograd.grad(combined, places, retain_graph=True, allow_unused=True)
-        for tensor, gradient in zip(self.features, wanted, strict=False):
-            if gradient is not None:
-                tensor.register_hook(lambda _, new=gradient: new)
-        _sum(self.total, self.penalties).backward()
-        if not self.features:
-            for parameter, gradient in zip(shared, distributed.mean(_dense(wanted, shared)), strict=True):
-                parameter.grad = gradient
-        return None
-
-
-def _learn(parameters: Any, total: Tensor) -> None:
-    """Give the balancer's own parameters their gradients. The graph is kept."""
-    own: list[nn.Parameter] = [parameter for parameter in parameters if parameter.requires_grad]
-    if own:
-        torch.autograd.backward(total, inputs=own, retain_graph=True)
-
-
-def _sum(total: Tensor, penalties: Mapping[str, Tensor]) -> Tensor:
-    return torch.stack([total, *penalties.values()]).sum()
+    if space == "features":
+        return distributed.total(gramian(gradients).to(places[0].device)).cpu() / distributed.world() ** 2
+    if distributed.world() > 1:
+        gradients = [tuple(distributed.mean(_dense(own, places))) for own in gradients]
+    return gramian(gradients).cpu()
 
 
 def _dense(gradients: Sequence[Tensor | None], places: Sequence[Tensor]) -> list[Tensor]:
     return [torch.zeros_like(place) if g is None else g for g, place in zip(gradients, places, strict=True)]
+
+
+def _weigh_heads(model: Any, weights: Mapping[str, float]) -> None:
+    for name, weight in weights.items():
+        for parameter in model.tasks[name].parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(weight)
+
+
+class BackwardPass:
+    """The backward pass of one step, part by part. Every parameter gets its gradient in one of them, as
+    DistributedDataParallel wants it. Making one goes through the heads.
+
+    total: the balancer's scalar
+    """
+
+    def __init__(self, cuts: Cuts, total: Tensor, penalties: Mapping[str, Tensor]) -> None:
+        self.cuts = cuts
+        self.between = [p for name, p in penalties.items() if name in cuts.between and p.requires_grad]
+        above = [p for name, p in penalties.items() if name not in cuts.between and p.requires_grad]
+        reads = [read for pairs in cuts.upper.values() for _, read in pairs]
+        extra: Sequence[Tensor | None] = [None] * len(reads)
+        if above and reads:  # a penalty's gradient is no task's
+            extra = torch.autograd.grad(torch.stack(above).sum(), reads, retain_graph=True, allow_unused=True)
+        torch.stack([total, *above]).sum().backward()
+        self.extra = {id(read): gradient for read, gradient in zip(reads, extra, strict=True)}
+        self.own = {name: [self._take(read) for _, read in pairs] for name, pairs in cuts.upper.items()}
+
+    def _take(self, read: Tensor) -> Tensor | None:
+        """The gradient of its task at what a head read."""
+        gradient, extra = read.grad, self.extra[id(read)]
+        read.grad = None
+        return gradient if gradient is None or extra is None else gradient - extra
+
+    def gradient(self, name: str, places: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+        """The gradient of a task's term of the scalar at features or parameters of the parts below. Keeps the graph."""
+        made = [source for source, _ in self.cuts.upper[name]]
+        reads = [read for _, read in self.cuts.lower]
+        if {id(place) for place in places} <= {id(read) for read in reads}:
+            return _down(made, self.own[name], places)
+        found = _down(made, self.own[name], [*reads, *places])
+        further = _down([source for source, _ in self.cuts.lower], found[: len(reads)], places)
+        pairs = zip(found[len(reads) :], further, strict=True)
+        return tuple(a if b is None else b if a is None else a + b for a, b in pairs)
+
+    def finish(self, weights: Mapping[str, float], own: Sequence[Tensor] = (), shared: Sequence[Tensor] = ()) -> None:
+        """Go through the rest, down to the images. ``shared`` parameters get the tasks' gradients times ``weights`` (1
+        where there is none), a task's ``own`` get them as they are. Without own ones all get them weighted."""
+        reads = [read for _, read in self.cuts.lower]
+        own, shared = ([place for place in some if place.requires_grad] for some in (own, shared))
+        if own:
+            _up(*self._roots({}), inputs=own, retain_graph=True)
+            _up(*self._roots(weights), inputs=[*reads, *shared])
+        else:
+            _up(*self._roots(weights))
+        reached = [(made, read.grad) for made, read in self.cuts.lower if read.grad is not None]
+        _up([made for made, _ in reached], [gradient for _, gradient in reached])
+
+    def _roots(self, weights: Mapping[str, float]) -> tuple[list[Tensor], list[Tensor | None]]:
+        """What the heads read, as the parts below made it, and its gradient, summed in float32 or better. The penalties
+        of the parts below come last."""
+        sums: dict[int, tuple[Tensor, Tensor]] = {}
+        for name, pairs in self.cuts.upper.items():
+            for (made, read), gradient in zip(pairs, self.own[name], strict=True):
+                for term, weight in ((gradient, weights.get(name, 1.0)), (self.extra[id(read)], 1.0)):
+                    if term is not None:
+                        term = term.to(torch.promote_types(term.dtype, torch.float32)) * weight
+                        sums[id(made)] = (made, sums[id(made)][1] + term if id(made) in sums else term)
+        roots = [(made, gradient.to(made.dtype)) for made, gradient in sums.values()]
+        ends: list[Tensor | None] = [None] * len(self.between)
+        return [*(made for made, _ in roots), *self.between], [*(gradient for _, gradient in roots), *ends]
+
+
+def _down(
+    outputs: Sequence[Tensor], gradients: Sequence[Tensor | None], inputs: Sequence[Tensor]
+) -> tuple[Tensor | None, ...]:
+    """The gradient at ``inputs`` of what has these gradients at ``outputs``. Touches no ``.grad``, keeps the graph."""
+    pairs = [(output, g) for output, g in zip(outputs, gradients, strict=True) if g is not None]
+    if not pairs or not inputs:
+        return (None,) * len(inputs)
+    found, given = zip(*pairs, strict=True)
+    return torch.autograd.grad(found, inputs, given, retain_graph=True, allow_unused=True)
+
+
+def _up(roots: Sequence[Tensor], gradients: Sequence[Tensor | None], **options: Any) -> None:
+    """Add gradients to ``.grad``; nothing where there is no root."""
+    if roots:
+        torch.autograd.backward(roots, gradients, **options)

@@ -116,7 +116,7 @@ class _Pass(nn.Module):
         self.found: list[Losses] = []
 
     def forward(self, batch: Batch, tasks: Collection[str] | None) -> Losses:
-        self.found.append(self.model.loss_parts(batch, tasks))  # type: ignore[operator]
+        self.found.append(self.model.loss_parts(batch, tasks, divided=True))  # type: ignore[operator]
         return self.found[-1]
 
 

@@ -17,6 +17,7 @@ from perception.engine import distributed, optim
 from perception.engine.balance import Differentiated, differentiate
 from perception.engine.precision import Precision, autocast
 from perception.mtl.balancer import Balancer
+from perception.mtl.conflict import describe_conflicts, remember
 from perception.mtl.schedule import Schedule
 from perception.types import Batch
 
@@ -31,6 +32,7 @@ class Training:
     window:  sums since the last log event: name -> [sum, count]
     first:   task -> mean loss of the first log event that had one
     scores:  task -> its score at each evaluation
+    cosines: "cosine/<task>/<task>" -> those of the last looks at the gradients
     """
 
     model: nn.Module
@@ -47,6 +49,7 @@ class Training:
     window: dict[str, list[float]] = field(default_factory=dict)
     first: dict[str, float] = field(default_factory=dict)
     scores: dict[str, list[float]] = field(default_factory=dict)
+    cosines: dict[str, list[float]] = field(default_factory=dict)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -74,17 +77,19 @@ class Training:
             entry[1] += 1
 
     def take_window(self) -> dict[str, float]:
-        """Means since the last call, and "pace/<task>": the part of its first mean loss that a task still has."""
+        """Means since the last call; "pace/<task>": the part of its first mean loss that a task still has; and which
+        tasks are in conflict, see `perception.mtl.conflict`."""
         means = {name: total / count for name, (total, count) in self.window.items()}
         self.window = {}
         losses = {name.removeprefix("loss/"): mean for name, mean in means.items() if name.startswith("loss/")}
         tasks = {name: mean for name, mean in losses.items() if "/" not in name}
         self.first = {**tasks, **self.first}
         paces = {f"pace/{name}": mean / self.first[name] for name, mean in tasks.items() if self.first[name] > 0}
-        return {**means, **paces}
+        conflicts = describe_conflicts(self.cosines) if any(name.startswith("cosine/") for name in means) else {}
+        return {**means, **paces, **conflicts}
 
 
-_NUMBERS = ("step", "seconds", "best", "skipped_in_a_row", "skipped", "window", "first", "scores")
+_NUMBERS = ("step", "seconds", "best", "skipped_in_a_row", "skipped", "window", "first", "scores", "cosines")
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +162,7 @@ def take_step(
         return Step(values, done.weights, joint.flags, problem)
     if clip_norm:
         nn.utils.clip_grads_with_norm_(model.parameters(), clip_norm, norm)
+    remember(training.cosines, done.looks)
     training.optimizer.step()
     training.optimizer.zero_grad(set_to_none=True)
     if training.balancer.looks_back and present:

@@ -15,9 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-Space: TypeAlias = Literal["features", "last_shared", "params"]
-"""Where the tasks' gradients are compared: at the features that they share (cheap: only the heads are differentiated
-for each task), in the last shared layers, or in all shared parameters (exact, a backward pass for each task)."""
+Space: TypeAlias = Literal["features", "last_shared", "late", "params"]
+"""Where the tasks' gradients are compared.
+
+features:    at the features that they share. Free, but blind: cosines are near zero whatever the tasks do to the
+             weights, because they read different channels and places, and exactly zero where no image labels two tasks
+last_shared: in the last shared layers (GradNorm's choice), the neck with hard sharing
+late:        in those and in the late layers of each backbone: close to ``params``, at a fraction of its cost
+params:      in all shared parameters, as the papers define their methods; a backward pass for each task
+"""
 
 Gramian: TypeAlias = Tensor
 """Inner products of the gradients of the present tasks' terms of the scalar, [T, T] float64 on the CPU, in the order of
@@ -35,6 +41,8 @@ class Balancer(nn.Module, ABC):
     """Where this balancer wants the tasks' gradients compared; None: it looks at losses alone."""
     weighs: bool = False
     """Whether `shared_weights` weighs the gradients where they meet."""
+    weighs_heads: bool = False
+    """Whether `shared_weights` weighs the heads, too."""
     looks_back: bool = False
     """Whether `look_back` wants the losses of the same batch once more, after the update."""
 

@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from perception.mtl.compare import t_interval
+from perception.mtl.conflict import LEAST, in_conflict
 from perception.report.events import keys, series
 from perception.report.plots import chart
 from perception.report.words import number
 
 LATER = 0.5
 """Advice rests on this last part of the training; what the first steps do is another matter."""
-LEAST_LOOKS = 8
-"""Log events with a look at gradients before anything is said of conflict."""
 DOMINANT, LAGGING = 10.0, 3.0
 """Ratios of weighted gradients, and of the remaining parts of losses, that are worth a word."""
 
@@ -25,7 +25,7 @@ DOMINANT, LAGGING = 10.0, 3.0
 class Pair(NamedTuple):
     """Two tasks over the last part of a run.
 
-    cosine: mean; low, high: its 95 % interval; share: of steps in conflict; looks: log events that tell
+    cosine: mean; low, high: its 95 % interval; conflict: see `perception.mtl.conflict`; looks: log events that tell
     """
 
     one: str
@@ -33,7 +33,7 @@ class Pair(NamedTuple):
     cosine: float
     low: float
     high: float
-    share: float
+    conflict: bool
     looks: int
 
 
@@ -49,11 +49,10 @@ def balance_section(events: Sequence[Mapping[str, Any]]) -> str:
         chart(title, [series(train, key, key.removeprefix(prefix)) for key in keys(train, prefix)], unit, smooth=True)
         for prefix, title, unit in (
             ("gradient/", "Gradient norms where tasks meet", "norm"),
+            ("cosine/", "Cosines between the tasks' gradients", "cosine"),
             ("pace/", "What is left of each task's first loss", "part of the loss"),
         )
     ]
-    conflicts = [series(train, "conflict/any", "any two tasks")]
-    curves.append(chart("Steps with conflicting gradients", conflicts, "part of the steps", smooth=True, zero=True))
     advice = "".join(f"<li>{escape(sentence)}" for sentence in advise(events, later, tasks, pairs))
     return f"<ul class=advice>{advice}</ul><div class=charts>{heat_map(tasks, pairs)}{''.join(curves)}</div>"
 
@@ -64,15 +63,14 @@ def pairs_of(events: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> list[
     for one, other in itertools.combinations(tasks, 2):
         cosines = np.array(series(events, f"cosine/{one}/{other}").values)
         if len(cosines):
-            spread = float(cosines.std(ddof=1)) / math.sqrt(len(cosines)) if len(cosines) > 1 else math.inf
             mean = float(cosines.mean())
-            share = float(np.mean(series(events, f"conflict/{one}/{other}").values))
-            found.append(Pair(one, other, mean, mean - 1.96 * spread, mean + 1.96 * spread, share, len(cosines)))
+            low, high = t_interval(cosines) if len(cosines) > 1 else (-math.inf, math.inf)
+            found.append(Pair(one, other, mean, low, high, in_conflict(cosines), len(cosines)))
     return found
 
 
 def heat_map(tasks: Sequence[str], pairs: Sequence[Pair]) -> str:
-    """Mean cosines as a table with coloured cells, and the share of steps in conflict as their title."""
+    """Mean cosines as a table with coloured cells, each with the half of its 95 % interval."""
     known = {(pair.one, pair.other): pair for pair in pairs} | {(pair.other, pair.one): pair for pair in pairs}
     head = "".join(f"<th>{escape(_name(task))}" for task in tasks)
     rows = []
@@ -81,9 +79,10 @@ def heat_map(tasks: Sequence[str], pairs: Sequence[Pair]) -> str:
         rows.append(f"<tr><th>{escape(_name(one))}{cells}")
     table = f"<table class=heat><thead><tr><th>{head}<tbody>{''.join(rows)}</table>"
     note = (
-        "Mean over the last half of training; blue: they pull together, red: apart. Below: part of steps in conflict."
+        "Mean over the last half of training and its 95 % interval. Blue: the tasks pull together, red: apart. "
+        "A frame marks a conflict: a mean below zero beyond the noise of single steps."
     )
-    title = "Cosine between the tasks' gradients"
+    title = "Mean cosine between the tasks' gradients"
     return f"<figure class=chart><figcaption>{title}</figcaption>{table}<p class=note>{note}</p></figure>"
 
 
@@ -94,7 +93,9 @@ def _cell(pair: Pair | None, diagonal: bool) -> str:
         return "<td>–"
     kind, strength = ("apart", -pair.cosine) if pair.cosine < 0 else ("together", pair.cosine)
     shade = min(1.0, 0.12 + strength) if strength > 0.005 else 0.0
-    return f'<td class={kind} style="--shade:{shade:.2f}">{pair.cosine:+.2f}<small>{pair.share:.0%}</small>'
+    half = "" if math.isinf(pair.high) else f"<small>±{pair.high - pair.cosine:.2f}</small>"
+    frame = " conflict" if pair.conflict else ""
+    return f'<td class="{kind}{frame}" style="--shade:{shade:.2f}">{pair.cosine:+.2f}{half}'
 
 
 def advise(
@@ -105,7 +106,7 @@ def advise(
     if said:
         return said
     looks = min((pair.looks for pair in pairs), default=0)
-    if looks < LEAST_LOOKS:
+    if looks < LEAST:
         return ["Too few looks at the tasks' gradients for advice: train longer, or lower train.look_every."]
     return ["No task stands out: no lasting conflict, no gradient that drowns the others, no task left behind."]
 
@@ -123,10 +124,10 @@ def _see_saws(events: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _conflicts(pairs: Sequence[Pair]) -> list[str]:
-    bad = [pair for pair in pairs if pair.looks >= LEAST_LOOKS and pair.high < 0 and pair.share > 0.5]
+    bad = [pair for pair in pairs if pair.conflict]
     return [
         f"{_name(pair.one).capitalize()} and {_name(pair.other)} pull what they share apart: cosine {pair.cosine:+.2f} "
-        f"(95 % interval {pair.low:+.2f} to {pair.high:+.2f}), in conflict in {pair.share:.0%} of the steps looked at. "
+        f"(95 % interval {pair.low:+.2f} to {pair.high:+.2f}) over {pair.looks} looks. "
         "Try balance.name=upgrad or pcgrad, or let them share less; perception group tells whether they help."
         for pair in sorted(bad, key=lambda pair: pair.cosine)
     ]

@@ -49,6 +49,7 @@ summary{cursor:pointer;font-weight:600;font-size:14px}
 .heat td small{display:block}
 .heat .together{background:rgb(37 99 235/calc(var(--shade)*.7))}
 .heat .apart{background:rgb(220 38 38/calc(var(--shade)*.7))}
+.heat .conflict{outline:2px solid rgb(220 38 38)}
 .heat .self{background:var(--line)}
 .advice{margin:0 0 18px;padding-left:20px}.advice li{margin:4px 0}
 .absent{color:var(--soft);opacity:.7}

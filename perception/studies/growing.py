@@ -56,17 +56,17 @@ class Growing(Perception):
             module.eval()
         return self
 
-    def loss_parts(self, batch: Batch, tasks: Collection[str] | None = None) -> Losses:
+    def loss_parts(self, batch: Batch, tasks: Collection[str] | None = None, divided: bool = False) -> Losses:
         """The losses, and for each old task how far it has come from what it said."""
         if not self._distils:
-            return super().loss_parts(batch, tasks)
+            return super().loss_parts(batch, tasks, divided)
         raws: dict[str, Any] = {}
         hooks = [
             self.tasks[name].register_forward_hook(lambda _, __, raw, name=name: raws.update({name: raw}))
             for name in self._old
         ]
         try:
-            found = super().loss_parts(batch, tasks and {*tasks, *self._old})
+            found = super().loss_parts(batch, tasks and {*tasks, *self._old}, divided)
         finally:
             for hook in hooks:
                 hook.remove()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from perception.config import configuration
 from perception.nn.backbone import Backbone, BackboneConfig
+from perception.nn.cut import Divide, undivided
 from perception.nn.necks import NeckConfig
 from perception.nn.sharing.sharing import Features, Needs, Sharing, only
 from perception.nn.sharing.stages import run_in_stages
@@ -32,7 +33,8 @@ class CrossStitch(Sharing):
     unit gives every stream a learned mixture, channel by channel, of all streams' features.
 
     As every stream depends on all backbones, keeping a subset of the streams drops only necks. Gradients meet at the
-    backbones' features before they are mixed.
+    backbones' features before they are mixed; a stage's features lie below those of the next one, so nothing can be
+    divided there.
     """
 
     Config = CrossStitchConfig
@@ -50,7 +52,7 @@ class CrossStitch(Sharing):
         start = (start / start.sum(1)).unsqueeze(2)
         self.units = nn.ParameterDict({str(stride): start.repeat(1, 1, width) for stride, width in widths.items()})
 
-    def forward(self, images: Tensor, needs: Needs) -> Features:
+    def forward(self, images: Tensor, needs: Needs, divide: Divide = undivided) -> Features:
         mixed: dict[str, dict[int, Tensor]] = {name: {} for name in self.backbone}
         before: list[Tensor] = []
         running = [run_in_stages(backbone, images) for backbone in self.backbones()]

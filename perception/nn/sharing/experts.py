@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from perception.config import configuration
 from perception.nn.backbone import Backbone, BackboneConfig
 from perception.nn.blocks import separable_conv
+from perception.nn.cut import Divide, undivided
 from perception.nn.necks import NeckConfig
 from perception.nn.sharing.sharing import Features, Needs, Sharing, levels, only
 from perception.nn.trunk import Trunk
@@ -64,8 +65,8 @@ class Experts(Sharing):
         )
         self.kept: dict[str, list[int]] = {}
 
-    def forward(self, images: Tensor, needs: Needs) -> Features:
-        pyramid = self.trunk(images, levels(needs))
+    def forward(self, images: Tensor, needs: Needs, divide: Divide = undivided) -> Features:
+        pyramid = {stride: divide(level) for stride, level in self.trunk(images, levels(needs)).items()}
         routes = {name: self.route(name) for name in needs}
         outputs: dict[int, dict[int, Tensor]] = {}
         for i in sorted({i for route in routes.values() for i in route}):

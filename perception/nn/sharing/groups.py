@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from perception.config import configuration, expected
 from perception.nn.backbone import Backbone, BackboneConfig
+from perception.nn.cut import Divide, undivided
 from perception.nn.necks import NeckConfig
 from perception.nn.sharing.hard import Hard, HardConfig
 from perception.nn.sharing.sharing import Features, Needs, Pyramids, Sharing, only
@@ -48,13 +49,13 @@ class Groups(Sharing):
         channels = {stream: its for group in self._groups() for stream, its in group.channels.items()}
         self.channels = {stream: channels[stream] for stream in needs}
 
-    def forward(self, images: Tensor, needs: Needs) -> Features:
+    def forward(self, images: Tensor, needs: Needs, divide: Divide = undivided) -> Features:
         streams: Pyramids = {}
         shared: list[Tensor] = []
         for group in self._groups():
             own = {stream: strides for stream, strides in needs.items() if stream in group.channels}
             if own:
-                features = group(images, own)
+                features = group(images, own, divide)
                 streams |= features.streams
                 shared += features.shared
         return Features({stream: streams[stream] for stream in needs}, tuple(shared), {})

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from perception.config import configuration
 from perception.nn.backbone import Backbone, BackboneConfig
+from perception.nn.cut import Divide, undivided
 from perception.nn.necks import NeckConfig
 from perception.nn.sharing.sharing import Features, Needs, Sharing, levels
 from perception.nn.trunk import Trunk
@@ -33,8 +34,8 @@ class Hard(Sharing):
         self.trunk = Trunk(backbone, neck, levels(needs), weights)
         self.channels = {name: {s: self.trunk.channels[s] for s in strides} for name, strides in needs.items()}
 
-    def forward(self, images: Tensor, needs: Needs) -> Features:
-        pyramid = self.trunk(images, levels(needs))
+    def forward(self, images: Tensor, needs: Needs, divide: Divide = undivided) -> Features:
+        pyramid = {stride: divide(level) for stride, level in self.trunk(images, levels(needs)).items()}
         streams = {name: {stride: pyramid[stride] for stride in strides} for name, strides in needs.items()}
         return Features(streams, tuple(pyramid.values()), {})
 

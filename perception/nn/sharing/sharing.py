@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from perception.nn.backbone import Backbone, BackboneConfig
+from perception.nn.cut import Divide, undivided
 from perception.nn.necks import NeckConfig
 
 Needs = Mapping[str, Collection[int]]
@@ -22,7 +23,7 @@ class Features(NamedTuple):
     """What a sharing architecture makes of a batch of pictures.
 
     streams:   the pyramid of each stream
-    shared:    the features where the gradients of several streams meet; empty where they never do
+    shared:    the features where the gradients of several streams meet, as they are read; empty where they never do
     penalties: name -> scalar, with its strength, to be minimised beside the losses; of a training pass
     """
 
@@ -46,10 +47,13 @@ class Sharing(nn.Module, ABC):
         super().__init__()
 
     @abstractmethod
-    def forward(self, images: Tensor, needs: Needs) -> Features:
+    def forward(self, images: Tensor, needs: Needs, divide: Divide = undivided) -> Features:
         """uint8 RGB [B, 3, H, W] to the pyramids of the streams in ``needs``. Runs nothing that they do not depend on.
 
         A stream's pyramid does not depend on which others are asked for.
+
+        divide: called with each of the features where gradients meet; what it returns is read from there on. Not called
+            where no set of features parts what streams share from what they do not.
         """
 
     @abstractmethod
@@ -58,7 +62,7 @@ class Sharing(nn.Module, ABC):
 
     @abstractmethod
     def shared(self) -> Iterator[nn.Parameter]:
-        """The parameters that several streams depend on."""
+        """The parameters that several streams depend on; each of the others belongs to one stream."""
 
     @abstractmethod
     def last_shared(self) -> Iterator[nn.Parameter]:

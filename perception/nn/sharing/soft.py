@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from perception.config import configuration
 from perception.nn.backbone import Backbone, BackboneConfig
+from perception.nn.cut import Divide, undivided
 from perception.nn.necks import NeckConfig
 from perception.nn.sharing.sharing import Features, Needs, Sharing, only
 from perception.nn.trunk import Trunk, trunks_alike
@@ -42,7 +43,7 @@ class Soft(Sharing):
         self.each = nn.ModuleDict(trunks)
         self.channels = {name: dict(trunk.channels) for name, trunk in trunks.items()}
 
-    def forward(self, images: Tensor, needs: Needs) -> Features:
+    def forward(self, images: Tensor, needs: Needs, divide: Divide = undivided) -> Features:
         streams = {name: self.each[name](images, strides) for name, strides in needs.items()}
         return Features(streams, (), {"pull": self.pull * self._distance()} if self.training and self.pull else {})
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from perception.config import configuration
 from perception.nn.backbone import Backbone, BackboneConfig
 from perception.nn.blocks import Width, conv_norm_act, separable_conv
+from perception.nn.cut import Divide, undivided
 from perception.nn.necks import NeckConfig, build_neck
 from perception.nn.sharing.sharing import Features, Needs, Sharing, only
 
@@ -46,8 +47,8 @@ class TaskAttention(Sharing):
         self.neck = nn.ModuleDict(necks)
         self.channels = {name: dict(neck.channels) for name, neck in necks.items()}
 
-    def forward(self, images: Tensor, needs: Needs) -> Features:
-        features = self.backbone(images)
+    def forward(self, images: Tensor, needs: Needs, divide: Divide = undivided) -> Features:
+        features = {stride: divide(level) for stride, level in self.backbone(images).items()}
         streams = {name: self.neck[name](self.attention[name](features), strides) for name, strides in needs.items()}
         return Features(streams, tuple(features.values()), {})
 

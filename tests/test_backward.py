@@ -1,0 +1,214 @@
+"""The update of a step: every gradient counted once, whatever was looked at, against plain autograd and torchjd."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Any, get_args
+
+import pytest
+import torch
+from sharing_networks import CONFIGS, awake, batch, network
+from torch import Tensor, nn
+from torchjd.autojac import jac
+
+from perception.engine.balance import Differentiated, differentiate
+from perception.engine.distributed import joint_losses
+from perception.model import Losses, Perception
+from perception.mtl.balancer import Space
+from perception.mtl.balancers import BALANCERS, build_balancer
+from perception.nn.cut import Cuts, undivided
+from perception.nn.fusion import FUSIONS
+from perception.nn.necks import NECKS
+from perception.nn.sharing import SHARINGS
+from perception.tasks import Part, join
+
+SPACES = get_args(Space)
+COMPARING = [name for name, kind in BALANCERS.items() if "space" in kind.Config.__dataclass_fields__]
+NETWORKS = list(product([neck for neck in NECKS if neck != "simple"], SHARINGS, FUSIONS))
+FAST = {kind for kind in NETWORKS if kind[0] == "pan" or kind[1:] == ("hard", "none")}
+"""The others, and every balancer on other networks, are slow tests: `make test-slow`."""
+
+
+class Chain(nn.Module):
+    """f1 = a x and f2 = b f1; the losses are L1 = f1 + f2 and L2 = f2. With x = 1, b = 3: dL/da = (1 + b) + b = 7."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.tensor(2.0)), nn.Parameter(torch.tensor(3.0))
+        self.tasks = nn.ModuleDict({"one": nn.Identity(), "two": nn.Identity()})
+
+    def loss_parts(self, _: Any = None, divided: bool = True) -> Losses:
+        cuts = Cuts()
+        first = self.a * torch.ones(())
+        made = {1: first, 2: self.b * first}
+        shared = {key: cuts.divide(value) if divided else value for key, value in made.items()}
+        streams = {"one": shared, "two": {2: shared[2]}}
+        one, two = (cuts.streams(streams) if divided else streams).values()
+        losses = {"one": one[1] + one[2], "two": two[2]}
+        parts = {name: {"sum": Part(loss, torch.ones(()))} for name, loss in losses.items()}
+        return Losses(parts, tuple(shared.values()), {}, cuts if divided else None)
+
+    def shared_parameters(self) -> Iterator[nn.Parameter]:
+        return self.parameters()
+
+    last_shared_parameters = late_parameters = shared_parameters
+
+    def own_parameters(self) -> Iterator[nn.Parameter]:
+        return iter(())
+
+
+def step(name: str, model: Any, given: Any = None, step: int = 0, balancer: Any = None, **options: Any):
+    """The engine's backward pass: what it did, the gradients by name, and the balancer."""
+    look = {key: options.pop(key) for key in ("with_weights", "look") if key in options}
+    model.zero_grad()
+    torch.manual_seed(0)
+    found = model.loss_parts(given, divided=True)
+    joint = joint_losses(found, dict.fromkeys(found.parts, 2), {})
+    balancer = balancer or build_balancer(BALANCERS[name].Config(**options), tuple(found.parts))
+    done = differentiate(balancer, model, found, joint, step, **look)
+    assert not done.problem
+    return done, {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}, balancer
+
+
+MODES = {"plain": {}, "logged": {"with_weights": True}, "looked at": {"with_weights": True, "look": True}}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["static", "gradnorm"])
+@pytest.mark.parametrize("space", SPACES)
+def test_a_feature_that_is_computed_from_another_sends_its_gradient_once(name, mode, space):
+    options = {"space": space} if name == "gradnorm" else {}
+    _, found, _ = step(name, Chain(), **MODES[mode], **options)
+    assert found["a"] == 7
+    assert found["b"] == 4
+
+
+def test_the_gramian_at_features_that_depend_on_each_other_is_that_of_what_heads_read():
+    done, _, _ = step("gradnorm", Chain(), space="features")
+    assert done.looks["gradient/one"] == pytest.approx(2**0.5)
+    assert done.looks["gradient/two"] == 1
+    assert done.looks["cosine/one/two"] == pytest.approx(0.5**0.5)
+
+
+def marked(kinds: Any, fast: Any = FAST) -> list[Any]:
+    return [pytest.param(kind, id="-".join(kind), marks=() if kind in fast else pytest.mark.slow) for kind in kinds]
+
+
+@pytest.fixture(scope="module", params=marked(NETWORKS))
+def model(request) -> Perception:
+    """In training mode, without what is random in it."""
+    neck, sharing, fusion = request.param
+    return awake(network(sharing, fusion, neck=neck, drop=0.0, noise=0.0)).train()
+
+
+@pytest.fixture(scope="module")
+def truth(model) -> dict[str, dict[str, Tensor]]:
+    """Task (or "penalty") -> parameter -> gradient, by plain autograd of the whole graph."""
+    torch.manual_seed(0)
+    found = model.loss_parts(batch())
+    sums = {name: join(parts) for name, parts in found.parts.items()}
+    if found.penalties:
+        sums["penalty"] = torch.stack(list(found.penalties.values())).sum()
+    named = {key: p for key, p in model.named_parameters() if p.requires_grad}
+    places = list(named.values())
+    taken = {name: torch.autograd.grad(s, places, retain_graph=True, allow_unused=True) for name, s in sums.items()}
+    return {name: dict(zip(named, gradients, strict=True)) for name, gradients in taken.items()}
+
+
+def expected(model: Perception, truth: dict[str, dict[str, Tensor]], weights: dict[str, float]) -> dict[str, Tensor]:
+    """The weighted sum in what tasks share; each task's own gradient in what is its own."""
+    own = {id(p) for p in model.own_parameters()}
+    sums: dict[str, Tensor] = {}
+    for key, parameter in model.named_parameters():
+        alone = key.startswith("tasks.") or id(parameter) in own
+        for name, gradients in truth.items():
+            if gradients.get(key) is not None:
+                term = gradients[key] * (1.0 if alone else weights.get(name, 1.0))
+                sums[key] = sums[key] + term if key in sums else term
+    return sums
+
+
+def error(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
+    """Of all gradients together: |found - wanted| / |wanted|; and no gradient where there should be none."""
+    assert {key for key, g in found.items() if g.any()} <= set(wanted)
+    difference = [(found[key] - g if key in found else g).flatten() for key, g in wanted.items()]
+    return float(torch.cat(difference).norm() / torch.cat([g.flatten() for g in wanted.values()]).norm())
+
+
+def trunk_error(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
+    below = {key: g for key, g in wanted.items() if not key.startswith("tasks.")}
+    return error({key: g for key, g in found.items() if key in below}, below)
+
+
+def check(model: Perception, truth: Any, name: str, **options: Any) -> None:
+    """All three kinds of step make one and the same update, that of plain autograd."""
+    updates = {mode: step(name, model, batch(), **look, **options) for mode, look in MODES.items()}
+    done, plain, balancer = updates["plain"]
+    for mode, (_, found, _) in updates.items():
+        assert found.keys() == plain.keys(), mode
+        assert all(torch.equal(g, plain[key]) for key, g in found.items()), mode
+    logged: Differentiated = updates["logged"][0]
+    weights = {key.removeprefix("weight/"): weight for key, weight in logged.weights.items()}
+    heads = dict.fromkeys(CONFIGS, 1.0)
+    if balancer.weighs:  # the scalar's own weights act in the heads as well
+        shared = dict(zip(CONFIGS, balancer.shared_weights(tuple(CONFIGS)).tolist(), strict=True))
+        heads = {task: weights[task] / shared[task] for task in CONFIGS}
+    else:
+        shared, heads = dict.fromkeys(CONFIGS, 1.0), weights
+    scaled = {
+        task: {key: g if g is None else g * heads.get(task, 1.0) for key, g in gradients.items()}
+        for task, gradients in truth.items()
+    }
+    wanted = expected(model, scaled, shared)
+    assert error(plain, wanted) < 1e-4
+    assert trunk_error(plain, wanted) < 1e-4
+    assert done.total == pytest.approx(logged.total)
+
+
+def test_every_step_of_a_loss_balancer_is_plain_autograd_of_the_weighted_sum(model, truth):
+    check(model, truth, "static")
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_every_step_of_a_gradient_balancer_is_plain_autograd_of_the_weighted_sum(model, truth, space):
+    if space != "params" and not (model.loss_parts(batch()).shared and list(model.last_shared_parameters())):
+        pytest.skip("nothing is shared there")
+    if space == "params" and not list(model.shared_parameters()):
+        pytest.skip("nothing is shared")
+    check(model, truth, "imtl_g", space=space)
+
+
+def test_the_gramian_over_the_parameters_is_torchjds_of_the_full_jacobian(model):
+    shared = [p for p in model.shared_parameters() if p.requires_grad]
+    if not shared:
+        pytest.skip("nothing is shared")
+    done, _, _ = step("gradnorm", model, batch(), space="params")
+    torch.manual_seed(0)
+    losses = [join(parts) for parts in model.loss_parts(batch()).parts.values()]
+    rows = [jacobian.flatten(1).double() for jacobian in jac(losses, shared, parallel_chunk_size=1)]
+    products = torch.stack([row @ row.T for row in rows]).sum(0)
+    norms = products.diagonal().sqrt()
+    for i, one in enumerate(CONFIGS):
+        assert done.looks[f"gradient/{one}"] == pytest.approx(float(norms[i]), rel=1e-4)
+        for j, other in list(enumerate(CONFIGS))[i + 1 :]:
+            cosine = float(products[i, j] / norms[i] / norms[j])
+            assert done.looks[f"cosine/{one}/{other}"] == pytest.approx(cosine, abs=1e-4)
+
+
+FEW = [("pan", "experts", "attention"), ("bifpn", "hard", "none"), ("fpn", "task_attention", "none")]
+
+
+@pytest.mark.parametrize("name", BALANCERS)
+@pytest.mark.parametrize("model", marked(FEW, FEW[:1]), indirect=True)
+def test_every_balancer_in_every_space_makes_one_update_in_every_kind_of_step(model, truth, name):
+    for space in SPACES if name in COMPARING else (None,):
+        check(model, truth, name, **({"space": space} if space else {}))
+
+
+def test_a_whole_graph_is_what_it_was():
+    """Without division one backward reaches every parameter, as in plain PyTorch."""
+    model = network("hard", neck="pan").train()
+    torch.stack(list(model.losses(batch()).values())).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    assert undivided(model.backbone.body) is model.backbone.body
