@@ -14,11 +14,12 @@ from pydantic import BeforeValidator
 from perception import config
 from perception.config import configuration
 from perception.data import DataConfig, open_sources
+from perception.data.co_labels import void_space
 from perception.data.dataset import Source
 from perception.data.mixture import Mixture
 from perception.engine.train import TrainConfig
 from perception.model import ModelConfig, Perception
-from perception.mtl.balancers import BalanceConfig, StaticConfig
+from perception.mtl.balancers import BALANCERS, BalanceConfig, StaticConfig
 from perception.mtl.schedule import ScheduleConfig
 from perception.tasks import TASKS
 from perception.types import ConfigError
@@ -160,6 +161,14 @@ def build_model(recipe: Recipe, weights: bool = True) -> Perception:
     """
     torch.manual_seed(recipe.seed)
     return Perception(recipe.model, recipe.tasks, weights)
+
+
+def warnings(recipe: Recipe) -> list[str]:
+    """What a training by this recipe should say before it begins."""
+    compares = BALANCERS[recipe.balance.name].weighs
+    space = getattr(recipe.balance, "space", None) if compares else None
+    found = void_space(space, [source.labels for source in recipe.data.train], tuple(recipe.tasks))
+    return [found] if found else []
 
 
 def training_sources(recipe: Recipe) -> list[Source]:

@@ -91,6 +91,7 @@ def train(
             seed=recipe.seed,
             resume=resume,
             force=force,
+            warnings=recipes.warnings(recipe),
         )
         if not held_out:
             return None

@@ -64,7 +64,7 @@ def step(name: str, model: Any, given: Any = None, step: int = 0, balancer: Any 
     model.zero_grad()
     torch.manual_seed(0)
     found = model.loss_parts(given, divided=True)
-    joint = joint_losses(found, dict.fromkeys(found.parts, 2), {})
+    joint = joint_losses(found, options.pop("labelled", None) or dict.fromkeys(found.parts, 2), {})
     balancer = balancer or build_balancer(BALANCERS[name].Config(**options), tuple(found.parts))
     done = differentiate(balancer, model, found, joint, step, **look)
     assert not done.problem
@@ -170,7 +170,9 @@ def test_every_step_of_a_loss_balancer_is_plain_autograd_of_the_weighted_sum(mod
     check(model, truth, "static")
 
 
-@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize(
+    "space", ["params", "features", *(pytest.param(s, marks=pytest.mark.slow) for s in ("last_shared", "late"))]
+)
 def test_every_step_of_a_gradient_balancer_is_plain_autograd_of_the_weighted_sum(model, truth, space):
     if space != "params" and not (model.loss_parts(batch()).shared and list(model.last_shared_parameters())):
         pytest.skip("nothing is shared there")

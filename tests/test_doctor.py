@@ -172,6 +172,7 @@ WARNINGS: dict[str, tuple[Change, str]] = {
     "input of another shape": (setting("data", "size", value=[32, 256]), "wasted_input"),
     "input much larger": (setting("data", "size", value=[256, 320]), "enlarged_pictures"),
     "small boxes": (setting("data", "size", value=[32, 32]), "small_boxes"),
+    "a space that is void": (setting("balance", value={"name": "pcgrad", "space": "features"}), "void_space"),
 }  # fmt: skip
 
 

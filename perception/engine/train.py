@@ -7,7 +7,7 @@ checkpoint equals an uninterrupted one bit for bit on the CPU, with the same num
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +102,7 @@ def train(
     seed: int = 0,
     resume: bool = False,
     force: bool = False,
+    warnings: Sequence[str] = (),
 ) -> TrainResult:
     """Train ``model`` in place, on the device it is on, and write the run folder. Every rank calls this.
 
@@ -110,6 +111,7 @@ def train(
     recipe:   YAML text of the resolved recipe; a resume wants the same one, unless ``force``
     schedule: which tasks a step trains; None = all of them in every step
     data:     name of a source -> fingerprint of its files; a resume wants the same ones, unless ``force``
+    warnings: sentences for the log and the report of a new run
     evaluate: measures the moving average (a network like ``model``); its ``score`` picks the best checkpoint, whose
               metrics go to metrics.json
 
@@ -132,6 +134,9 @@ def train(
         _begin(training, run, recipe, resume, force)
         stream = _exactly(batches, training.step, config.steps)
         with closing(stream), _open_log(training, run, config) as log:
+            for sentence in () if resume else warnings:
+                log.event(training.step, "warning", {"text": sentence})
+                log.say(f"Warning: {sentence}")
             for batch in stream:
                 losses_of, tasks = follow(training.step, batch)
                 step = _one_step(training, losses_of, tasks, move(batch, device), config, seed, interruption, log)

@@ -102,7 +102,8 @@ def advise(
     events: Sequence[Mapping[str, Any]], later: Sequence[Mapping[str, Any]], tasks: Sequence[str], pairs: Sequence[Pair]
 ) -> list[str]:
     """Sentences, the most urgent first; one that says so where nothing stands out."""
-    said = [*_see_saws(events), *_conflicts(pairs), *_dominance(later, tasks), *_pace(later)]
+    warned = [event["text"] for event in events if event.get("kind") == "warning"]
+    said = [*warned, *_see_saws(events), *_conflicts(pairs), *_dominance(later, tasks), *_pace(later)]
     if said:
         return said
     looks = min((pair.looks for pair in pairs), default=0)

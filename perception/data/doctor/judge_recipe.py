@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from perception.data.co_labels import void_space
 from perception.data.doctor.findings import Finding, Severity, plain
 from perception.data.doctor.plan import PARTS, Plan
 from perception.data.doctor.state import SourceState
@@ -26,7 +27,15 @@ def findings(states: Sequence[SourceState], plan: Plan, quick: bool) -> list[Fin
         unsure = {state.part for state in known} | plan.unknown | {s.part for s in states if s.planned.broken}
         found += _task(states, plan, task, unsure)
         found += _classes(states, plan, task, unsure, quick)
-    return found + list(_weights(states, plan))
+    return [*found, *_weights(states, plan), *_space(plan)]
+
+
+def _space(plan: Plan) -> Iterator[Finding]:
+    balance = plan.mapping.get("balance")
+    given = balance if isinstance(balance, dict) and balance.get("name") != "gradnorm" else {}
+    labels = [source.config.labels for source in plan.sources if source.part == "train"]
+    if "train" not in plan.unknown and (what := void_space(given.get("space"), labels, tuple(plan.tasks))):
+        yield Finding("warning", "void_space", "recipe", what, "It sees conflict in the weights, at little more cost.")
 
 
 def _parts(states: Sequence[SourceState], plan: Plan) -> Iterator[Finding]:
