@@ -91,9 +91,10 @@ class Perception(nn.Module):
     def loss_parts(self, batch: Batch, tasks: Collection[str] | None = None) -> Losses:
         """The losses as sums that ranks can join, the features that tasks share, and what the architecture asks for."""
         features = self._share(batch.images, tasks)
-        streams = self.fusion(features.streams)
+        early = self.fusion.own(features.streams)
+        streams = self.fusion.exchange(early)
         parts = {
-            name: task.loss(task(streams[name]), batch.annotations[name], batch.cameras)
+            name: task.loss(task(streams[name]), batch.annotations[name], batch.cameras, task.initial(early[name]))
             for name, task in self._chosen(tasks).items()
         }
         return Losses(parts, features.shared, features.penalties)
@@ -112,8 +113,11 @@ class Perception(nn.Module):
         return outputs
 
     def keep(self, tasks: Collection[str]) -> Perception:
-        """Drop, in place, every head but those of ``tasks``, and what only the others need of the rest."""
+        """Drop, in place, every head but those of ``tasks``, what only the others need of the rest, and initial
+        predictions, which only training needs."""
         self.tasks = nn.ModuleDict(dict(self._chosen(tasks)))
+        for task in self._chosen(None).values():
+            task.auxiliary = None
         self.sharing.keep(self.tasks.keys())
         self.fusion.keep(self.tasks.keys())
         return self

@@ -43,6 +43,8 @@ class DepthConfig:
     width, fine_width: channels of the decoder at stride 8 and coarser, and at stride 4.
     context: whether the coarsest level sees the whole picture.
     loss_stride: the loss is taken at every so many pixels, both ways.
+    auxiliary_weight: a > 0: an initial prediction, from the features before any fusion, is trained beside the head; the
+        loss is ``(head + a * initial) / (1 + a)``. It is not there at inference.
     """
 
     type: Literal["depth"] = "depth"
@@ -58,6 +60,7 @@ class DepthConfig:
     silog_weight: Weight = 1.0
     log_weight: Weight = 0.5
     gradient_weight: Weight = 0.5
+    auxiliary_weight: Weight = 0.0
 
     def __post_init__(self) -> None:
         check_strides(self.strides)
@@ -112,6 +115,8 @@ class Depth(Task):
             config.fine_width,
             context=config.context,
         )
+        # All but the error's: that term is no share of the depth's loss, and is the head's alone.
+        self.add_auxiliary({s: channels[s] for s in config.strides}, config.bins or 1, ("silog", "log", "gradient"))
         self.error = nn.Conv2d(self.decoder.width, 1, 1)
         near, far = map(math.log, config.limits)
         self.middle = 0.5 * (near + far)
@@ -121,13 +126,20 @@ class Depth(Task):
 
     def forward(self, pyramid: Pyramid) -> Raw:
         found, features = self.decoder.both(pyramid)
+        low, high = LOG_ERRORS
+        return Raw(self._log_depth(found), low + (high - low) * self.error(features.detach()).float().sigmoid())
+
+    def initial(self, early: Pyramid) -> Raw | None:
+        if self.auxiliary is None:
+            return None
+        log_depth = self._log_depth(self.auxiliary(early))
+        return Raw(log_depth, torch.zeros_like(log_depth))
+
+    def _log_depth(self, found: Tensor) -> Tensor:
         found = found.float()
         if self.config.bins:
-            log_depth = (found.softmax(1) * self.bin_centers).sum(1, keepdim=True)
-        else:
-            log_depth = found + self.middle
-        low, high = LOG_ERRORS
-        return Raw(log_depth, low + (high - low) * self.error(features.detach()).float().sigmoid())
+            return (found.softmax(1) * self.bin_centers).sum(1, keepdim=True)
+        return found + self.middle
 
     def losses(
         self, raw: Raw, targets: Sequence[Annotation | None], cameras: Sequence[Camera | None]

@@ -41,6 +41,8 @@ class SegmentationConfig:
     prior_correction: whether label maps make up for the balance and the weights. These teach that rare classes are
         common, which is good for learning them, but then they are seen where they are not; corrected, the network
         counts on each class as often as the training labels show it.
+    auxiliary_weight: a > 0: an initial prediction, from the features before any fusion, is trained beside the head; the
+        loss is ``(head + a * initial) / (1 + a)``. It is not there at inference.
     border_weight: by how much more a pixel counts in the cross-entropy that is within ``border_width`` pixels of
         another class: 1 = twice.
     """
@@ -57,6 +59,7 @@ class SegmentationConfig:
     class_balance: Weight = 0.5
     class_weights: dict[str, Weight] = dataclasses.field(default_factory=dict)
     prior_correction: bool = False
+    auxiliary_weight: Weight = 0.0
     border_weight: Weight = 0.0
     border_width: Annotated[int, Field(gt=0)] = 4
 
@@ -105,12 +108,16 @@ class Segmentation(Task):
             config.fine_width,
             context=config.context,
         )
+        self.add_auxiliary({s: channels[s] for s in config.strides}, len(config.classes), self.parts)
         if config.prior_correction:
             self.register_buffer("shares", torch.zeros(2, len(config.classes)))
             self.statistics = ("shares",)
 
     def forward(self, pyramid: Pyramid) -> Raw:
         return Raw(self.decoder(pyramid).float())
+
+    def initial(self, early: Pyramid) -> Raw | None:
+        return None if self.auxiliary is None else Raw(self.auxiliary(early).float())
 
     def losses(
         self, raw: Raw, targets: Sequence[Annotation | None], cameras: Sequence[Camera | None]
