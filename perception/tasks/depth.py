@@ -18,7 +18,7 @@ from perception.nn.decoder import DenseDecoder
 from perception.nn.necks import check_strides
 from perception.ops.losses import gradient_match, laplace, mean_of, silog
 from perception.ops.upsample import at_pixels
-from perception.tasks.task import Part, Pyramid, Task, Weight
+from perception.tasks.task import Part, Pyramid, Task, Weight, of_rows
 from perception.types import Annotation, Camera, ConfigError, DenseMap, TaskSpec
 
 LOG_ERRORS = math.log(0.005), math.log(1.0)
@@ -152,11 +152,11 @@ class Depth(Task):
                 rows.append(i)
                 metric.append(metres)
                 masks.append(target.valid[::stride, ::stride])
-                shifts.append(math.log(self._focal_ratio(camera, target.values.shape[-1])))
+                shifts.append(metres.new_full((), math.log(self._focal_ratio(camera, target.values.shape[-1]))))
         metres = torch.stack(metric)
         valid = torch.stack(masks) & (metres >= near) & (metres <= far)
-        truth = torch.where(valid, metres, near).log() - metres.new_tensor(shifts)[:, None, None]
-        maps = torch.cat(raw, 1)[rows]
+        truth = torch.where(valid, metres, near).log() - torch.stack(shifts)[:, None, None]
+        maps = of_rows(torch.cat(raw, 1), rows)
         log_depth, log_error = at_pixels(maps, min(self.strides), stride).unbind(1)
         error = log_depth - truth
         doubt = laplace(error.detach(), log_error) - LOG_ERRORS[0]

@@ -18,7 +18,7 @@ from perception.nn.decoder import DenseDecoder
 from perception.nn.necks import check_strides
 from perception.ops.losses import balanced_weights, dice, lovasz, near_borders
 from perception.ops.upsample import at_pixels, most_likely
-from perception.tasks.task import Part, Pyramid, Task, Weight, check_classes
+from perception.tasks.task import Part, Pyramid, Task, Weight, check_classes, of_rows
 from perception.types import Annotation, Camera, ConfigError, DenseMap, TaskSpec
 
 MOMENTUM = 0.01
@@ -128,7 +128,7 @@ class Segmentation(Task):
         labels = torch.stack([target.values[::stride, ::stride] for target in maps]).long()
         valid = torch.stack([target.valid[::stride, ::stride] for target in maps]) & (labels < len(self.config.classes))
         labels = torch.where(valid, labels, 0)
-        logits = at_pixels(raw.logits[rows], min(self.strides), stride)
+        logits = at_pixels(of_rows(raw.logits, rows), min(self.strides), stride)
         logs = logits.log_softmax(1)
         entropy = F.nll_loss(logs, labels, reduction="none")
         weights = self._weights(labels, valid)
@@ -146,8 +146,9 @@ class Segmentation(Task):
     def _weights(self, labels: Tensor, valid: Tensor) -> Tensor:
         """What each pixel counts in the cross-entropy [B, H, W]; 0 where it is not labelled."""
         classes, own = self.config.classes, self.config.class_weights
-        given = torch.tensor([own.get(name, 1.0) for name in classes], device=labels.device)
-        table = balanced_weights(labels, valid, len(classes), self.config.class_balance) * given
+        table = balanced_weights(labels, valid, len(classes), self.config.class_balance)
+        if own:
+            table = table * torch.tensor([own.get(name, 1.0) for name in classes], device=labels.device)
         weights = valid * table.gather(1, labels.flatten(1)).view(labels.shape)
         if self.config.border_weight:
             distance = max(1, round(self.config.border_width / self.config.loss_stride))

@@ -148,6 +148,14 @@ class Task(nn.Module, ABC):
         return parts
 
 
+def of_rows(values: Tensor, rows: Sequence[int]) -> Tensor:
+    """``values[rows]`` of [B, ...], but a GPU does not wait for a list of indices."""
+    if len(rows) == len(values):
+        return values
+    each = values.unbind()
+    return torch.stack([each[i] for i in rows])
+
+
 def _tensors(raw: Any) -> list[Tensor]:
     if isinstance(raw, Tensor):
         return [raw]
