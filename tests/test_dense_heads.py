@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
 
+from perception.checkpoint import Checkpoint, fit
 from perception.deploy.export import export
 from perception.engine.evaluate import evaluate
 from perception.metrics.segmentation import SegmentationMetric
@@ -23,7 +25,7 @@ from perception.tasks.depth import Depth, DepthConfig
 from perception.tasks.depth import Raw as DepthRaw
 from perception.tasks.segmentation import Raw as SegmentationRaw
 from perception.tasks.segmentation import Segmentation, SegmentationConfig
-from perception.types import Batch, Camera, ConfigError, DenseMap, ImageLabel
+from perception.types import Batch, Camera, CheckpointError, ConfigError, DenseMap, ImageLabel
 
 SIZE = (64, 96)
 CLASSES = ("road", "car", "tree")
@@ -507,3 +509,12 @@ def test_an_initial_prediction_is_not_counted_among_the_classes():
         task.loss(task(features()), targets_of("segmentation"), [None, None], task.initial(features()))
     assert tasks[0].shares.any()
     assert torch.equal(tasks[0].shares, tasks[1].shares)
+
+
+@every_auxiliary
+def test_a_checkpoint_with_an_initial_prediction_fits_a_network_without_one(kind):
+    plain, task = AUXILIARY[kind](0.0), AUXILIARY[kind](0.4)
+    fit(plain, Checkpoint(Path("run"), task.state_dict(), "", 1))
+    assert all(torch.equal(value, task.state_dict()[name]) for name, value in plain.state_dict().items())
+    with pytest.raises(CheckpointError, match=r"lacks auxiliary\.output\.32\.weight"):
+        fit(task, Checkpoint(Path("run"), plain.state_dict(), "", 1))

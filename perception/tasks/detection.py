@@ -175,7 +175,8 @@ class Detection(Task):
         parts: dict[str, Part] = {}
         for i, branch in enumerate((*raw.auxiliary, Branch(raw.logits, raw.sides))):
             prefix = "one_to_one_" if i else ""
-            found = self._branch_losses(Branch(*(of_rows(x, rows) for x in branch)), grid, objects, counted, single=i > 0)
+            mine = Branch(*(of_rows(x, rows) for x in branch))
+            found = self._branch_losses(mine, grid, objects, counted, single=i > 0)
             parts |= {prefix + name: part for name, part in found.items()}
         return parts
 

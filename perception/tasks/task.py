@@ -67,7 +67,8 @@ class Task(nn.Module, ABC):
     """Those of the parts that the initial prediction has a share in, see `add_auxiliary`."""
     auxiliary: InitialPrediction | None
 
-    def __init__(self) -> None:
+    def __init__(self, *_: Any) -> None:
+        """Subclasses are built from name, config and {stride: channels}."""
         super().__init__()
         self.auxiliary = None
 

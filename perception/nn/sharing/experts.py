@@ -23,8 +23,8 @@ from perception.types import ConfigError
 class ExpertsConfig:
     """count: of experts. chosen: how many of them a stream uses.
 
-    route: "image" = a stream chooses for each picture, by what it shows: all experts are run and kept. "task" = once for
-        all pictures: experts that no stream chooses are neither run in evaluation nor kept.
+    route: "image" = a stream chooses for each picture, by what it shows: all experts are run and kept. "task" = once
+        for all pictures: experts that no stream chooses are neither run in evaluation nor kept.
     noise: standard deviation of what is added to a stream's preferences before it chooses, in training, so that it
         tries others. balance: strength of the penalty on experts that are chosen more than others.
     """
