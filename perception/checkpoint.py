@@ -175,13 +175,15 @@ def load_weights(path: Path) -> Checkpoint:
 
 
 def fit(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Load the weights into ``model``. Raises CheckpointError naming the first tensors that do not fit."""
+    """Load the weights into ``model``, without those of initial predictions (`perception.nn.auxiliary`) that it has
+    not, for they only train. Raises CheckpointError naming the first tensors that do not fit."""
     own = model.state_dict()
-    problems = [f"lacks {name}" for name in own if name not in checkpoint.weights]
-    problems += [f"has {name}, which the network has not" for name in checkpoint.weights if name not in own]
+    needed = {name: x for name, x in checkpoint.weights.items() if name in own or "auxiliary" not in name.split(".")}
+    problems = [f"lacks {name}" for name in own if name not in needed]
+    problems += [f"has {name}, which the network has not" for name in needed if name not in own]
     problems += [
         f"has {name} of shape {tuple(tensor.shape)}, expected {tuple(own[name].shape)}"
-        for name, tensor in checkpoint.weights.items()
+        for name, tensor in needed.items()
         if name in own and own[name].shape != tensor.shape
     ]
     if problems:
@@ -190,7 +192,7 @@ def fit(model: nn.Module, checkpoint: Checkpoint) -> None:
             f"{checkpoint.path} does not fit this network: it {'; '.join(problems[:3])}{more}. "
             "Use the recipe that is saved beside it."
         )
-    model.load_state_dict(checkpoint.weights)
+    model.load_state_dict(needed)
 
 
 def require_same_recipe(checkpoint: Checkpoint, recipe: str) -> None:

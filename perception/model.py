@@ -102,12 +102,13 @@ class Perception(nn.Module):
         """
         cuts = Cuts() if divided else None
         features = self._share(batch.images, tasks, cuts.divide if cuts else undivided)
-        streams = self.fusion(features.streams)
+        early = self.fusion.own(features.streams)
+        streams = self.fusion.exchange(early)
         if cuts:
-            streams = cuts.streams(streams)
+            early, streams = cuts.streams(early), cuts.streams(streams)
             cuts = dataclasses.replace(cuts, between=frozenset(features.penalties))
         parts = {
-            name: task.loss(task(streams[name]), batch.annotations[name], batch.cameras)
+            name: task.loss(task(streams[name]), batch.annotations[name], batch.cameras, task.initial(early[name]))
             for name, task in self._chosen(tasks).items()
         }
         return Losses(parts, features.shared, features.penalties, cuts)
@@ -126,8 +127,11 @@ class Perception(nn.Module):
         return outputs
 
     def keep(self, tasks: Collection[str]) -> Perception:
-        """Drop, in place, every head but those of ``tasks``, and what only the others need of the rest."""
+        """Drop, in place, every head but those of ``tasks``, what only the others need of the rest, and initial
+        predictions, which only training needs."""
         self.tasks = nn.ModuleDict(dict(self._chosen(tasks)))
+        for task in self._chosen(None).values():
+            task.auxiliary = None
         self.sharing.keep(self.tasks.keys())
         self.fusion.keep(self.tasks.keys())
         return self

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
 
+from perception.checkpoint import Checkpoint, fit
 from perception.deploy.export import export
 from perception.engine.evaluate import evaluate
 from perception.metrics.segmentation import SegmentationMetric
@@ -23,7 +25,7 @@ from perception.tasks.depth import Depth, DepthConfig
 from perception.tasks.depth import Raw as DepthRaw
 from perception.tasks.segmentation import Raw as SegmentationRaw
 from perception.tasks.segmentation import Segmentation, SegmentationConfig
-from perception.types import Batch, Camera, ConfigError, DenseMap, ImageLabel
+from perception.types import Batch, Camera, CheckpointError, ConfigError, DenseMap, ImageLabel
 
 SIZE = (64, 96)
 CLASSES = ("road", "car", "tree")
@@ -427,3 +429,92 @@ def test_a_wrong_range_is_refused():
         DepthConfig(limits=(80.0, 0.5))
     with pytest.raises(ConfigError, match="254"):
         SegmentationConfig(classes=tuple(map(str, range(255))))
+
+
+AUXILIARY = {
+    "segmentation": lambda a: Segmentation(
+        "s",
+        SegmentationConfig(
+            classes=CLASSES, width=16, fine_width=8, lovasz_weight=0.3, prior_correction=True, auxiliary_weight=a
+        ),
+        CHANNELS,
+    ),
+    "depth": lambda a: Depth("d", DepthConfig(width=16, fine_width=8, auxiliary_weight=a), CHANNELS),
+    "depth in bins": lambda a: Depth("d", DepthConfig(width=16, fine_width=8, bins=8, auxiliary_weight=a), CHANNELS),
+}
+every_auxiliary = pytest.mark.parametrize("kind", AUXILIARY)
+
+
+def targets_of(kind):
+    return [label_map(0), None] if kind == "segmentation" else [ramp(), None]
+
+
+@every_auxiliary
+def test_an_initial_prediction_leaves_its_tasks_total_weight_as_it_is(kind):
+    """Where it says what the head says, the loss is that of a head without one; what it says otherwise, weighs a of
+    1 + a parts."""
+    torch.manual_seed(0)
+    plain, task = AUXILIARY[kind](0.0), AUXILIARY[kind](0.4)
+    raw, other = task(features(0)), task(features(1))
+    targets, cameras = targets_of(kind), [None, None]
+    wanted = plain.loss(raw, targets, cameras, plain.initial(features()))
+    equal = task.loss(raw, targets, cameras, raw)
+    assert tuple(equal) == task.parts
+    assert tuple(wanted) == plain.parts
+    torch.testing.assert_close(join(equal), join(wanted))
+    apart = join(task.loss(raw, targets, cameras, other)) - join(equal)
+    own = {name: part for name, part in plain.losses(other, targets, cameras).items() if name != "error"}
+    mine = {name: part for name, part in plain.losses(raw, targets, cameras).items() if name != "error"}
+    torch.testing.assert_close(apart, (join(own) - join(mine)) * 0.4 / 1.4)
+
+
+@every_auxiliary
+def test_an_initial_prediction_learns_and_is_for_the_loss_alone(kind):
+    torch.manual_seed(0)
+    plain = AUXILIARY[kind](0.0)
+    torch.manual_seed(0)
+    task = AUXILIARY[kind](0.4)
+    state, own = plain.state_dict(), task.state_dict()
+    assert all(torch.equal(value, own[name]) for name, value in state.items()), "the rest starts alike"
+    assert {name.partition(".")[0] for name in own.keys() - state.keys()} == {"auxiliary"}
+    assert plain.initial(features()) is None
+    optimizer, losses = torch.optim.AdamW(task.parameters(), 1e-2), []
+    for _ in range(40):
+        parts = task.loss(task(features()), targets_of(kind), [None, None], task.initial(features()))
+        losses.append([part.total.item() for name, part in parts.items() if name.startswith("auxiliary_")])
+        optimizer.zero_grad()
+        join(parts).backward()
+        optimizer.step()
+    assert sum(losses[-1]) < 0.9 * sum(losses[0])
+    assert not [name for name, value in task.named_parameters() if value.grad is None or not value.grad.any()]
+    ran = []
+    task.auxiliary.register_forward_hook(lambda *_: ran.append(1))
+    task.decode(task(features()), SIZE)
+    assert not ran
+
+
+@every_auxiliary
+def test_an_initial_prediction_that_is_not_labelled_is_a_connected_zero(kind):
+    task = AUXILIARY[kind](0.4)
+    parts = task.loss(task(features()), [None, None], [None, None], task.initial(features()))
+    assert tuple(parts) == task.parts
+    join(parts).backward()
+    assert all(p.grad is not None and not p.grad.any() for p in task.auxiliary.parameters())
+
+
+def test_an_initial_prediction_is_not_counted_among_the_classes():
+    """The running shares of the classes see each batch once."""
+    tasks = [AUXILIARY["segmentation"](a).train() for a in (0.0, 0.4)]
+    for task in tasks:
+        task.loss(task(features()), targets_of("segmentation"), [None, None], task.initial(features()))
+    assert tasks[0].shares.any()
+    assert torch.equal(tasks[0].shares, tasks[1].shares)
+
+
+@every_auxiliary
+def test_a_checkpoint_with_an_initial_prediction_fits_a_network_without_one(kind):
+    plain, task = AUXILIARY[kind](0.0), AUXILIARY[kind](0.4)
+    fit(plain, Checkpoint(Path("run"), task.state_dict(), "", 1))
+    assert all(torch.equal(value, task.state_dict()[name]) for name, value in plain.state_dict().items())
+    with pytest.raises(CheckpointError, match=r"lacks auxiliary\.output\.32\.weight"):
+        fit(task, Checkpoint(Path("run"), plain.state_dict(), "", 1))

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from types import SimpleNamespace
 
 import cv2
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
-from sharing_networks import awake, batch, network, pictures
+from sharing_networks import CONFIGS, awake, batch, network, pictures
 from torch.utils.flop_counter import FlopCounterMode
 
+from perception.deploy.export import export
 from perception.model import ModelConfig, Perception
 from perception.nn.fusion import AttentionConfig, AttentionFusion
 from perception.ops.draw_attention import draw_attention
-from perception.tasks import TASKS
+from perception.tasks import TASKS, join
 from perception.types import ConfigError
 
 NAMES = ("boxes", "pixels", "metres")
@@ -27,6 +31,7 @@ def exchange(stride: int = 16, **options) -> AttentionFusion:
     fusion = AttentionFusion(config, {name: {stride: 12 + 4 * n} for n, name in enumerate(NAMES)})
     for part in fusion.levels[str(stride)].streams.values():
         torch.nn.init.normal_(part.gate)
+        torch.nn.init.normal_(part.own.gate)
     return fusion.eval()
 
 
@@ -44,6 +49,7 @@ def test_it_is_attention_over_every_streams_location_and_summaries():
     level = fusion.levels["16"]
     with torch.no_grad():
         fused = fusion(given)
+        given = fusion.own(given)
         looks = {name: level.streams[name].look(x[16]).flatten(2).transpose(1, 2) for name, x in given.items()}
         for picture in range(2):
             keys, values, summaries = {}, {}, {}
@@ -78,13 +84,13 @@ def test_what_is_drawn_is_what_was_taken():
         assert maps.shape == (2, 3, 3, 5)
         torch.testing.assert_close(maps.sum((1, 2, 3)), torch.ones(2))
         # The map weighs the values: mapping them by it is what the stream took there.
-        level = fusion.levels["16"]
+        level, before = fusion.levels["16"], fusion.own(given)
         values = torch.stack(
-            [part.value(part.look(given[name][16]).movedim(1, -1)) for name, part in level.streams.items()], 1
+            [part.value(part.look(before[name][16]).movedim(1, -1)) for name, part in level.streams.items()], 1
         )
         taken = torch.einsum("buhw,buhwd->bd", maps, values)
         part = level.streams["pixels"]
-        change = fusion(given)["pixels"][16][:, :, 2, 1] - given["pixels"][16][:, :, 2, 1]
+        change = fusion(given)["pixels"][16][:, :, 2, 1] - before["pixels"][16][:, :, 2, 1]
         torch.testing.assert_close(part.answer(taken) * part.gate, change)
 
 
@@ -147,8 +153,93 @@ def test_at_the_start_it_changes_nothing_and_can_learn():
     fused.train()
     torch.stack(list(fused.losses(batch()).values())).sum().backward()
     gates = {name: p.grad for name, p in fused.named_parameters() if name.endswith("gate")}
-    assert len(gates) == 7, "classification reads no level of stride 16"
+    assert len(gates) == 2 * 7, "classification reads no level of stride 16"
     assert all(gradient.any() for gradient in gates.values())
+
+
+def own_gradients(model: Perception, task: str) -> dict[str, bool]:
+    """Stream -> whether the loss of the task has a gradient in that stream's own blocks."""
+    model.zero_grad()
+    join(model.loss_parts(batch()).parts[task]).backward()
+    moved = [
+        name.split(".")[4] for name, p in model.fusion.named_parameters(prefix="fusion") if ".own." in name and moves(p)
+    ]
+    return {stream: stream in moved for stream in model.tasks}
+
+
+def moves(parameter: torch.Tensor) -> bool:
+    return parameter.grad is not None and bool(parameter.grad.any())
+
+
+def learn(model: Perception, steps: int) -> None:
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        torch.stack(list(model.losses(batch()).values())).sum().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("auxiliary", [0.0, 0.4])
+def test_each_task_makes_its_stream_its_own_from_the_first_step_on(auxiliary):
+    """Hard sharing gives all tasks one tensor; what they exchange must not be one."""
+    configs = CONFIGS | {
+        name: dataclasses.replace(CONFIGS[name], auxiliary_weight=auxiliary) for name in ("segmentation", "depth")
+    }
+    model = network(fusion="attention", configs=configs).train()
+    shared = model.sharing(pictures(), {name: task.strides for name, task in model.tasks.items()}).streams
+    assert shared["detection"][16] is shared["depth"][16]
+    for task in CONFIGS:
+        assert own_gradients(model, task) == {stream: stream == task for stream in CONFIGS}, "at the first step"
+    learn(model, 4)
+    for task in CONFIGS:
+        assert own_gradients(model, task)[task]
+        blocks = [p for name, p in model.fusion.named_parameters() if f".{task}.own." in name]
+        assert all(moves(p) for p in blocks), "once the gate has moved, the whole block"
+    with torch.no_grad():
+        streams = model.fusion.own(model.eval().sharing(pictures(), {"detection": (32,), "depth": (32,)}).streams)
+    one, other = (streams[name][32] for name in ("detection", "depth"))
+    assert (one - other).abs().mean() > 1e-3 * one.abs().mean()
+
+
+def test_what_one_task_learns_teaches_the_other_streams_own_block():
+    """Information crosses: the other's block has a gradient, and what a task reads changes with it and its absence."""
+    model = awake(network(fusion="attention", drop=0.0))
+    assert own_gradients(model.train(), "depth") == dict.fromkeys(CONFIGS, True)
+    model.eval()
+    with torch.inference_mode():
+        read = [model.streams(pictures())["depth"], model.streams(pictures(), ["depth", "classification"])["depth"]]
+        for level in model.fusion.levels.values():
+            level.streams["segmentation"].own.gate.neg_()
+        read.append(model.streams(pictures())["depth"])
+    for stride in (16, 32):
+        everything, without, changed = (pyramid[stride] for pyramid in read)
+        assert (without - everything).abs().mean() > 1e-3 * everything.abs().mean()
+        assert (changed - everything).abs().mean() > 1e-3 * everything.abs().mean()
+
+
+def test_a_network_with_initial_predictions_exports_without_them(tmp_path):
+    """For every size and batch, and not one weight of theirs."""
+    configs = {
+        name: dataclasses.replace(CONFIGS[name], strides=(16, 32), auxiliary_weight=0.4)
+        for name in ("segmentation", "depth")
+    }
+    model = awake(network(fusion="attention", tasks=tuple(configs), configs=configs))
+    path = export(model, tmp_path / "model.onnx", size=(64, 96), sizes=((64, 96),), batches=(1,)).path
+    weights = [weight.name for weight in onnx.load(path).graph.initializer]
+    assert any("tasks.depth.decoder" in name for name in weights)
+    assert not [name for name in weights if "auxiliary" in name]
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for count, size in ((1, (32, 32)), (3, (96, 160))):
+        images = pictures(count, size=size)
+        with torch.inference_mode():
+            wanted = model.predict(images)
+        found = session.run(["depth.depth"], {"images": images.numpy()})[0]
+        np.testing.assert_allclose(found, wanted["depth.depth"].numpy(), rtol=1e-3, atol=1e-4)
+    plain = {name: dataclasses.replace(config, auxiliary_weight=0.0) for name, config in configs.items()}
+    never = network(fusion="attention", tasks=tuple(plain), configs=plain)
+    never.load_state_dict(model.keep(list(configs)).state_dict())  # has all weights and no other
+    with torch.inference_mode():
+        assert torch.equal(never.predict(images)["depth.depth"], wanted["depth.depth"])
 
 
 def test_it_learns_what_only_another_stream_knows():

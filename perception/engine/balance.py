@@ -179,11 +179,11 @@ class BackwardPass:
 
     def gradient(self, name: str, places: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
         """The gradient of a task's term of the scalar at features or parameters of the parts below. Keeps the graph."""
-        made = [source for source, _ in self.cuts.upper[name]]
+        made = [source for source, _ in self.cuts.upper.get(name, [])]
         reads = [read for _, read in self.cuts.lower]
         if {id(place) for place in places} <= {id(read) for read in reads}:
-            return _down(made, self.own[name], places)
-        found = _down(made, self.own[name], [*reads, *places])
+            return _down(made, self.own.get(name, []), places)
+        found = _down(made, self.own.get(name, []), [*reads, *places])
         further = _down([source for source, _ in self.cuts.lower], found[: len(reads)], places)
         pairs = zip(found[len(reads) :], further, strict=True)
         return tuple(a if b is None else b if a is None else a + b for a, b in pairs)

@@ -40,11 +40,9 @@ class Cuts:
         return copied(tensor, self.lower)
 
     def streams(self, streams: Mapping[str, Mapping[int, Tensor]]) -> dict[str, dict[int, Tensor]]:
-        """The copies of the pyramids that the heads read: task -> {stride: features}."""
-        for name in streams:
-            self.upper[name] = []
+        """The copies of pyramids that the heads read: task -> {stride: features}."""
         return {
-            name: {stride: copied(tensor, self.upper[name]) for stride, tensor in pyramid.items()}
+            name: {stride: copied(tensor, self.upper.setdefault(name, [])) for stride, tensor in pyramid.items()}
             for name, pyramid in streams.items()
         }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from perception.config import configuration
-from perception.nn.blocks import Width, conv_norm_act
+from perception.nn.blocks import Width, conv_norm_act, separable_conv
 from perception.nn.necks import check_strides
 from perception.types import ConfigError
 
@@ -35,6 +35,8 @@ class NoFusion(nn.Module):
 
     def forward(self, streams: Streams) -> dict[str, dict[int, Tensor]]:
         return {name: dict(pyramid) for name, pyramid in streams.items()}
+
+    own = exchange = forward
 
     def attention(self, streams: Streams) -> dict[int, Attention]:
         return {}
@@ -93,6 +95,9 @@ class Attention(NamedTuple):
 class AttentionFusion(nn.Module):
     """Cross-task attention on the coarse levels, starting as the identity.
 
+    First each stream's own block makes its features those of its task (`own`): where tasks share their trunk hard, all
+    streams are one tensor before it, and there is nothing to exchange. Then they attend to one another (`exchange`).
+
     channels: stream -> {stride: channels}. A stream that lacks a level is left out of it. Any subset of the streams can
     be given; those that are absent are not attended to.
     """
@@ -107,22 +112,36 @@ class AttentionFusion(nn.Module):
             self.levels[str(stride)] = Exchange(config, here)
 
     def forward(self, streams: Streams) -> dict[str, dict[int, Tensor]]:
-        """The streams, each with what it took of the others on the coarse levels."""
-        fused = {name: dict(pyramid) for name, pyramid in streams.items()}
-        for stride, level in self.levels.items():
-            here = {name: pyramid[int(stride)] for name, pyramid in streams.items() if int(stride) in pyramid}
-            for name, features in (level(here) if here else {}).items():
-                fused[name][int(stride)] = features
-        return fused
+        """The streams' own features, each with what it took of the others' on the coarse levels."""
+        return self.exchange(self.own(streams))
+
+    def own(self, streams: Streams) -> dict[str, dict[int, Tensor]]:
+        """The streams behind their own blocks: what each task shows to the others."""
+        return self._changed(streams, lambda level, features: level.own(features))
+
+    def exchange(self, own: Streams) -> dict[str, dict[int, Tensor]]:
+        """The streams' `own` features, each with what it took of the others'."""
+        return self._changed(own, lambda level, features: level(features))
 
     def attention(self, streams: Streams) -> dict[int, Attention]:
         """Stride -> who attends to whom there."""
-        found: dict[int, Attention] = {}
+        own = self.own(streams)
+        return {stride: level.attention(features) for stride, level, features in self._levels(own)}
+
+    def _levels(self, streams: Streams) -> Iterator[tuple[int, Any, dict[str, Tensor]]]:
         for stride, level in self.levels.items():
             here = {name: pyramid[int(stride)] for name, pyramid in streams.items() if int(stride) in pyramid}
             if here:
-                found[int(stride)] = level.attention(here)  # type: ignore[operator]
-        return found
+                yield int(stride), level, here
+
+    def _changed(
+        self, streams: Streams, change: Callable[[Any, dict[str, Tensor]], dict[str, Tensor]]
+    ) -> dict[str, dict[int, Tensor]]:
+        changed = {name: dict(pyramid) for name, pyramid in streams.items()}
+        for stride, level, features in self._levels(streams):
+            for name, found in change(level, features).items():
+                changed[name][stride] = found
+        return changed
 
     def keep(self, streams: Collection[str]) -> None:
         """Drop the other streams' parts, in place."""
@@ -130,12 +149,26 @@ class AttentionFusion(nn.Module):
             level.keep(streams)  # type: ignore[operator]
 
 
+class _Own(nn.Module):
+    """A stream's own block: ``x + gate * block(x)``, the gate of each channel starting at zero, so that it is the
+    identity at the start and yet its own task moves it from the first step on (ReZero, Bachlechner et al. 2021)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.block = separable_conv(channels, channels, 3)
+        self.gate = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.gate[:, None, None] * self.block(x)
+
+
 class _Views(nn.Module):
-    """A stream's light branch: what it shows to the others, and what it asks them."""
+    """A stream's own block, and its light branch: what it shows to the others, and what it asks them."""
 
     def __init__(self, channels: int, config: AttentionConfig) -> None:
         super().__init__()
         width = config.width
+        self.own = _Own(channels)
         narrow = nn.Conv2d(channels, width, 1, bias=False)
         self.look = nn.Sequential(narrow, *conv_norm_act(width, width, 3, groups=width))
         self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
@@ -150,13 +183,17 @@ class Exchange(nn.Module):
     Every location of a stream asks each stream two things: what it sees at the same location, and what it sees in the
     picture, in a few summaries (each a learned soft selection of locations, as in double attention, Chen et al. 2018).
     So the cost grows with the number of locations, not with its square, whatever the size of the picture. The answers
-    are added behind a gate for each channel that starts at zero (as in ReZero, Bachlechner et al. 2021).
+    are added behind a gate for each channel that starts at zero. All but `own` works on what `own` returns.
     """
 
     def __init__(self, config: AttentionConfig, channels: Mapping[str, int]) -> None:
         super().__init__()
         self.config = config
         self.streams = nn.ModuleDict({name: _Views(width, config) for name, width in channels.items()})
+
+    def own(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Stream -> [B, C, H, W] behind its own block."""
+        return {name: part.own(x) for (name, x), part in zip(features.items(), self._parts(features), strict=True)}
 
     def forward(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Stream -> [B, C, H, W], as given and fused."""

@@ -83,10 +83,10 @@ def task_aligned(
     pairs = _candidates(grid, scores, predicted, objects)
     # Before a network has learned anything all overlaps are near zero: prefer the cells near the centre, then.
     alignment = pairs.score.clamp(min=1e-9).pow(alpha) * pairs.overlap.pow(beta) + 1e-9 * pairs.closeness
-    kept = best_of_each(pairs.objects, alignment, torch.full_like(objects.labels, top))
+    kept = best_of_each(pairs.objects, alignment, top)
     kept = kept[_uncontested(pairs.at(kept), grid, pairs.overlap[kept] + 1e-6 * pairs.closeness[kept])]
     if final:
-        kept = kept[best_of_each(pairs.objects[kept], alignment[kept], torch.full_like(objects.labels, final))]
+        kept = kept[best_of_each(pairs.objects[kept], alignment[kept], final)]
     pairs = pairs.at(kept)
     share = _relative(pairs.objects, alignment[kept], len(objects.boxes))
     reach = largest_of_each(pairs.objects, pairs.overlap, len(objects.boxes))
@@ -106,12 +106,12 @@ def sim_ota(
     pairs = _candidates(grid, scores, predicted, objects)
     focal = binary_cross_entropy(pairs.score, pairs.overlap, reduction="none") * (pairs.score - pairs.overlap).square()
     cost = focal - 3 * pairs.overlap.clamp(min=1e-7).log() + 10 ** (pairs.distance.clamp(max=10) - 3)
-    largest = best_of_each(pairs.objects, pairs.overlap, torch.full_like(objects.labels, top))
+    largest = best_of_each(pairs.objects, pairs.overlap, top)
     sums = torch.zeros_like(objects.boxes[:, 0]).index_add_(0, pairs.objects[largest], pairs.overlap[largest])
     kept = best_of_each(pairs.objects, -cost, sums.long().clamp(min=1))
     kept = kept[_uncontested(pairs.at(kept), grid, -cost[kept])]
     if final:
-        kept = kept[best_of_each(pairs.objects[kept], -cost[kept], torch.full_like(objects.labels, final))]
+        kept = kept[best_of_each(pairs.objects[kept], -cost[kept], final)]
     pairs = pairs.at(kept)
     share = _relative(pairs.objects, pairs.overlap + 1e-6 * pairs.closeness, len(objects.boxes))
     return Assignment(pairs.pictures, pairs.cells, pairs.objects, pairs.overlap, share)
@@ -137,23 +137,19 @@ def _candidates(grid: Grid, scores: Tensor, predicted: Tensor, objects: Objects)
 
 def _uncontested(pairs: _Pairs, grid: Grid, preference: Tensor) -> Tensor:
     """Positions of the pairs that are left when every cell of a picture is given to the object it prefers."""
-    place = pairs.pictures * len(grid.points) + pairs.cells
-    _, place = place.unique(return_inverse=True)
-    return best_of_each(place, preference, torch.ones_like(place))
+    return best_of_each(pairs.pictures * len(grid.points) + pairs.cells, preference, 1)
 
 
-def best_of_each(groups: Tensor, values: Tensor, counts: Tensor) -> Tensor:
+def best_of_each(groups: Tensor, values: Tensor, counts: Tensor | int) -> Tensor:
     """Positions of the ``counts[g]`` largest ``values`` of each group g: sorted by group, then by value.
 
-    groups int64 [L], values [L], counts int64 [groups]. Of equal values the first counts as the larger.
+    groups int64 [L], values [L], counts int64 [groups], or one for all. Of equal values the first counts as the larger.
     """
     order = values.argsort(descending=True, stable=True)
     order = order[groups[order].argsort(stable=True)]
-    sizes = torch.bincount(groups, minlength=len(counts))
-    first = sizes.cumsum(0) - sizes
     group = groups[order]
-    rank = torch.arange(len(order), device=order.device) - first[group]
-    return order[rank < counts[group]]
+    rank = torch.arange(len(order), device=order.device) - torch.searchsorted(group, group)
+    return order[rank < (counts[group] if isinstance(counts, Tensor) else counts)]
 
 
 def _relative(groups: Tensor, values: Tensor, count: int) -> Tensor:

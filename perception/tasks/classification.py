@@ -14,7 +14,7 @@ from perception.config import configuration
 from perception.metrics.classification import ClassificationMetric
 from perception.nn.blocks import Width, conv_norm_act
 from perception.nn.necks import check_strides
-from perception.tasks.task import Part, Pyramid, Task, check_classes
+from perception.tasks.task import Part, Pyramid, Task, check_classes, of_rows
 from perception.types import Annotation, Camera, ConfigError, ImageLabel, TaskSpec
 
 
@@ -107,7 +107,7 @@ class Classification(Task):
     ) -> dict[str, Part]:
         rows = [i for i, target in enumerate(targets) if isinstance(target, ImageLabel)]
         labels = [target for target in targets if isinstance(target, ImageLabel)]
-        logits, values = raw.logits[rows], torch.stack([label.values for label in labels])
+        logits, values = of_rows(raw.logits, rows), torch.stack([label.values for label in labels])
         if not self.config.multi_label:
             entropy = F.cross_entropy(logits, values, reduction="none", label_smoothing=self.config.label_smoothing)
             return {"cross_entropy": Part(entropy.sum(), torch.full_like(entropy[0].detach(), len(rows)))}

@@ -18,7 +18,7 @@ from perception.nn.decoder import DenseDecoder
 from perception.nn.necks import check_strides
 from perception.ops.losses import gradient_match, laplace, mean_of, silog
 from perception.ops.upsample import at_pixels
-from perception.tasks.task import Part, Pyramid, Task, Weight
+from perception.tasks.task import Part, Pyramid, Task, Weight, of_rows
 from perception.types import Annotation, Camera, ConfigError, DenseMap, TaskSpec
 
 LOG_ERRORS = math.log(0.005), math.log(1.0)
@@ -43,6 +43,8 @@ class DepthConfig:
     width, fine_width: channels of the decoder at stride 8 and coarser, and at stride 4.
     context: whether the coarsest level sees the whole picture.
     loss_stride: the loss is taken at every so many pixels, both ways.
+    auxiliary_weight: a > 0: an initial prediction, from the features before any fusion, is trained beside the head; the
+        loss is ``(head + a * initial) / (1 + a)``. It is not there at inference.
     """
 
     type: Literal["depth"] = "depth"
@@ -58,6 +60,7 @@ class DepthConfig:
     silog_weight: Weight = 1.0
     log_weight: Weight = 0.5
     gradient_weight: Weight = 0.5
+    auxiliary_weight: Weight = 0.0
 
     def __post_init__(self) -> None:
         check_strides(self.strides)
@@ -112,6 +115,8 @@ class Depth(Task):
             config.fine_width,
             context=config.context,
         )
+        # All but the error's: that term is no share of the depth's loss, and is the head's alone.
+        self.add_auxiliary({s: channels[s] for s in config.strides}, config.bins or 1, ("silog", "log", "gradient"))
         self.error = nn.Conv2d(self.decoder.width, 1, 1)
         near, far = map(math.log, config.limits)
         self.middle = 0.5 * (near + far)
@@ -121,13 +126,20 @@ class Depth(Task):
 
     def forward(self, pyramid: Pyramid) -> Raw:
         found, features = self.decoder.both(pyramid)
+        low, high = LOG_ERRORS
+        return Raw(self._log_depth(found), low + (high - low) * self.error(features.detach()).float().sigmoid())
+
+    def initial(self, early: Pyramid) -> Raw | None:
+        if self.auxiliary is None:
+            return None
+        log_depth = self._log_depth(self.auxiliary(early))
+        return Raw(log_depth, torch.zeros_like(log_depth))
+
+    def _log_depth(self, found: Tensor) -> Tensor:
         found = found.float()
         if self.config.bins:
-            log_depth = (found.softmax(1) * self.bin_centers).sum(1, keepdim=True)
-        else:
-            log_depth = found + self.middle
-        low, high = LOG_ERRORS
-        return Raw(log_depth, low + (high - low) * self.error(features.detach()).float().sigmoid())
+            return (found.softmax(1) * self.bin_centers).sum(1, keepdim=True)
+        return found + self.middle
 
     def losses(
         self, raw: Raw, targets: Sequence[Annotation | None], cameras: Sequence[Camera | None]
@@ -140,11 +152,11 @@ class Depth(Task):
                 rows.append(i)
                 metric.append(metres)
                 masks.append(target.valid[::stride, ::stride])
-                shifts.append(math.log(self._focal_ratio(camera, target.values.shape[-1])))
+                shifts.append(metres.new_full((), math.log(self._focal_ratio(camera, target.values.shape[-1]))))
         metres = torch.stack(metric)
         valid = torch.stack(masks) & (metres >= near) & (metres <= far)
-        truth = torch.where(valid, metres, near).log() - metres.new_tensor(shifts)[:, None, None]
-        maps = torch.cat(raw, 1)[rows]
+        truth = torch.where(valid, metres, near).log() - torch.stack(shifts)[:, None, None]
+        maps = of_rows(torch.cat(raw, 1), rows)
         log_depth, log_error = at_pixels(maps, min(self.strides), stride).unbind(1)
         error = log_depth - truth
         doubt = laplace(error.detach(), log_error) - LOG_ERRORS[0]

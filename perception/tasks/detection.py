@@ -19,7 +19,7 @@ from perception.ops import boxes as geometry
 from perception.ops.assignment import Grid, Objects, sim_ota, task_aligned
 from perception.ops.detection_losses import distribution_focal, expected_bin, quality_focal
 from perception.ops.nms import select
-from perception.tasks.task import Part, Pyramid, Task, Weight, check_classes
+from perception.tasks.task import Part, Pyramid, Task, Weight, check_classes, of_rows
 from perception.types import Annotation, Camera, ConfigError, Instances, TaskSpec
 
 ASSIGNMENTS = {"task_aligned": task_aligned, "sim_ota": sim_ota}
@@ -175,7 +175,8 @@ class Detection(Task):
         parts: dict[str, Part] = {}
         for i, branch in enumerate((*raw.auxiliary, Branch(raw.logits, raw.sides))):
             prefix = "one_to_one_" if i else ""
-            found = self._branch_losses(Branch(*(x[rows] for x in branch)), grid, objects, counted, single=i > 0)
+            mine = Branch(*(of_rows(x, rows) for x in branch))
+            found = self._branch_losses(mine, grid, objects, counted, single=i > 0)
             parts |= {prefix + name: part for name, part in found.items()}
         return parts
 
@@ -208,9 +209,9 @@ class Detection(Task):
         if target.classes is not None:
             counted &= target.classes
         if target.ignore is not None:
-            regions = target.boxes[target.ignore]
-            inside = (points[:, None] >= regions[None, :, :2]) & (points[:, None] <= regions[None, :, 2:])
-            counted &= ~inside.all(-1).any(1, keepdim=True)
+            boxes = target.boxes
+            inside = (points[:, None] >= boxes[None, :, :2]) & (points[:, None] <= boxes[None, :, 2:])
+            counted &= ~(inside.all(-1) & target.ignore).any(1, keepdim=True)
         return counted
 
     def boxes(self, sides: Tensor, points: Tensor, strides: Tensor) -> Tensor:
@@ -247,14 +248,17 @@ class Detection(Task):
 
 def objects_of(targets: Sequence[Instances]) -> Objects:
     """What is to be found: not the ignore regions, nor what is of a class that its picture's source does not label."""
-    boxes, labels, pictures = [], [], []
-    for i, target in enumerate(targets):
-        wanted = torch.ones_like(target.labels, dtype=torch.bool)
+    wanted = [torch.ones_like(target.labels, dtype=torch.bool) for target in targets]
+    for mine, target in zip(wanted, targets, strict=True):
         if target.ignore is not None:
-            wanted &= ~target.ignore
+            mine &= ~target.ignore
         if target.classes is not None:
-            wanted &= target.classes[target.labels]
-        boxes.append(target.boxes[wanted])
-        labels.append(target.labels[wanted])
-        pictures.append(torch.full_like(labels[-1], i))
-    return Objects(torch.cat(boxes), torch.cat(labels), torch.cat(pictures))
+            mine &= target.classes[target.labels]
+    pictures = [torch.full_like(target.labels, i) for i, target in enumerate(targets)]
+    everything = Objects(
+        torch.cat([target.boxes for target in targets]), torch.cat([x.labels for x in targets]), torch.cat(pictures)
+    )
+    if all(target.ignore is None and target.classes is None for target in targets):
+        return everything
+    kept = torch.cat(wanted).nonzero()[:, 0]  # once for all: the host waits for what it finds
+    return Objects(*(values[kept] for values in everything))

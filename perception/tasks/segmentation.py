@@ -18,7 +18,7 @@ from perception.nn.decoder import DenseDecoder
 from perception.nn.necks import check_strides
 from perception.ops.losses import balanced_weights, dice, lovasz, near_borders
 from perception.ops.upsample import at_pixels, most_likely
-from perception.tasks.task import Part, Pyramid, Task, Weight, check_classes
+from perception.tasks.task import Part, Pyramid, Task, Weight, check_classes, of_rows
 from perception.types import Annotation, Camera, ConfigError, DenseMap, TaskSpec
 
 MOMENTUM = 0.01
@@ -41,6 +41,8 @@ class SegmentationConfig:
     prior_correction: whether label maps make up for the balance and the weights. These teach that rare classes are
         common, which is good for learning them, but then they are seen where they are not; corrected, the network
         counts on each class as often as the training labels show it.
+    auxiliary_weight: a > 0: an initial prediction, from the features before any fusion, is trained beside the head; the
+        loss is ``(head + a * initial) / (1 + a)``. It is not there at inference.
     border_weight: by how much more a pixel counts in the cross-entropy that is within ``border_width`` pixels of
         another class: 1 = twice.
     """
@@ -57,6 +59,7 @@ class SegmentationConfig:
     class_balance: Weight = 0.5
     class_weights: dict[str, Weight] = dataclasses.field(default_factory=dict)
     prior_correction: bool = False
+    auxiliary_weight: Weight = 0.0
     border_weight: Weight = 0.0
     border_width: Annotated[int, Field(gt=0)] = 4
 
@@ -105,12 +108,16 @@ class Segmentation(Task):
             config.fine_width,
             context=config.context,
         )
+        self.add_auxiliary({s: channels[s] for s in config.strides}, len(config.classes), self.parts)
         if config.prior_correction:
             self.register_buffer("shares", torch.zeros(2, len(config.classes)))
             self.statistics = ("shares",)
 
     def forward(self, pyramid: Pyramid) -> Raw:
         return Raw(self.decoder(pyramid).float())
+
+    def initial(self, early: Pyramid) -> Raw | None:
+        return None if self.auxiliary is None else Raw(self.auxiliary(early).float())
 
     def losses(
         self, raw: Raw, targets: Sequence[Annotation | None], cameras: Sequence[Camera | None]
@@ -121,7 +128,7 @@ class Segmentation(Task):
         labels = torch.stack([target.values[::stride, ::stride] for target in maps]).long()
         valid = torch.stack([target.valid[::stride, ::stride] for target in maps]) & (labels < len(self.config.classes))
         labels = torch.where(valid, labels, 0)
-        logits = at_pixels(raw.logits[rows], min(self.strides), stride)
+        logits = at_pixels(of_rows(raw.logits, rows), min(self.strides), stride)
         logs = logits.log_softmax(1)
         entropy = F.nll_loss(logs, labels, reduction="none")
         weights = self._weights(labels, valid)
@@ -139,8 +146,9 @@ class Segmentation(Task):
     def _weights(self, labels: Tensor, valid: Tensor) -> Tensor:
         """What each pixel counts in the cross-entropy [B, H, W]; 0 where it is not labelled."""
         classes, own = self.config.classes, self.config.class_weights
-        given = torch.tensor([own.get(name, 1.0) for name in classes], device=labels.device)
-        table = balanced_weights(labels, valid, len(classes), self.config.class_balance) * given
+        table = balanced_weights(labels, valid, len(classes), self.config.class_balance)
+        if own:
+            table = table * torch.tensor([own.get(name, 1.0) for name in classes], device=labels.device)
         weights = valid * table.gather(1, labels.flatten(1)).view(labels.shape)
         if self.config.border_weight:
             distance = max(1, round(self.config.border_width / self.config.loss_stride))

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from perception.metrics.metric import Metric
+from perception.nn.auxiliary import InitialPrediction
 from perception.types import Annotation, Camera, ConfigError, TaskSpec
 
 Pyramid = Mapping[int, Tensor]
@@ -62,6 +63,14 @@ class Task(nn.Module, ABC):
     """Names of what `losses` returns, always all of them: ranks join their sums by name."""
     statistics: tuple[str, ...] = ()
     """Names of the buffers that `losses` estimates in training: ranks set them to their mean."""
+    initial_parts: tuple[str, ...] = ()
+    """Those of the parts that the initial prediction has a share in, see `add_auxiliary`."""
+    auxiliary: InitialPrediction | None
+
+    def __init__(self, *_: Any) -> None:
+        """Subclasses are built from name, config and {stride: channels}."""
+        super().__init__()
+        self.auxiliary = None
 
     @abstractmethod
     def forward(self, pyramid: Pyramid) -> NamedTuple:
@@ -97,12 +106,55 @@ class Task(nn.Module, ABC):
         nothing is calibrated.
         """
 
-    def loss(self, raw: Any, targets: Sequence[Annotation | None], cameras: Sequence[Camera | None]) -> dict[str, Part]:
-        """`losses`, or zeros that keep the graph where no picture is labelled (DDP needs every parameter in it)."""
-        if any(target is not None for target in targets):
+    def initial(self, early: Pyramid) -> Any | None:
+        """The raw output of the initial prediction, for `loss` alone; None where there is none.
+
+        early: the levels that the head reads, as they are before any fusion
+        """
+        return None
+
+    def add_auxiliary(self, channels: Mapping[int, int], outputs: int, parts: Sequence[str]) -> None:
+        """Give a dense head an initial prediction, where ``auxiliary_weight`` a > 0: its ``parts`` of the loss become
+        ``(head + a * initial) / (1 + a)``, so that the task weighs the same with and without it."""
+        if self.config.auxiliary_weight:
+            with torch.random.fork_rng(devices=()):  # with and without it, all else starts from the same weights
+                self.auxiliary = InitialPrediction(channels, outputs)
+            self.initial_parts = tuple(parts)
+            self.parts = (*self.parts, *(f"auxiliary_{name}" for name in parts))
+
+    def loss(
+        self,
+        raw: Any,
+        targets: Sequence[Annotation | None],
+        cameras: Sequence[Camera | None],
+        initial: Any | None = None,
+    ) -> dict[str, Part]:
+        """`losses` of the head and of its initial prediction, or zeros that keep the graph where no picture is labelled
+        (DDP needs every parameter in it)."""
+        if not any(target is not None for target in targets):
+            tensors = _tensors(raw if initial is None else (raw, initial))
+            zero = torch.stack([tensor.sum() * 0.0 for tensor in tensors]).sum()
+            return {name: Part(zero, torch.zeros_like(zero.detach())) for name in self.parts}
+        if initial is None:
             return self.losses(raw, targets, cameras)
-        zero = torch.stack([tensor.sum() * 0.0 for tensor in _tensors(raw)]).sum()
-        return {name: Part(zero, torch.zeros_like(zero.detach())) for name in self.parts}
+        before = {name: getattr(self, name).clone() for name in self.statistics}
+        auxiliary = self.losses(initial, targets, cameras)
+        for name, value in before.items():  # the head's call estimates them
+            getattr(self, name).copy_(value)
+        share = self.config.auxiliary_weight / (1 + self.config.auxiliary_weight)
+        parts = self.losses(raw, targets, cameras)
+        for name in self.initial_parts:
+            parts[name] = parts[name]._replace(total=parts[name].total * (1 - share))
+            parts[f"auxiliary_{name}"] = auxiliary[name]._replace(total=auxiliary[name].total * share)
+        return parts
+
+
+def of_rows(values: Tensor, rows: Sequence[int]) -> Tensor:
+    """``values[rows]`` of [B, ...], but a GPU does not wait for a list of indices."""
+    if len(rows) == len(values):
+        return values
+    each = values.unbind()
+    return torch.stack([each[i] for i in rows])
 
 
 def _tensors(raw: Any) -> list[Tensor]:

@@ -24,6 +24,8 @@ from perception.types import ConfigError
 class ExpertsConfig:
     """count: of experts. chosen: how many of them a stream uses.
 
+    route: "image" = a stream chooses for each picture, by what it shows: all experts are run and kept. "task" = once
+        for all pictures: experts that no stream chooses are neither run in evaluation nor kept.
     noise: standard deviation of what is added to a stream's preferences before it chooses, in training, so that it
         tries others. balance: strength of the penalty on experts that are chosen more than others.
     """
@@ -31,6 +33,7 @@ class ExpertsConfig:
     name: Literal["experts"] = "experts"
     count: Annotated[int, Field(gt=0)] = 4
     chosen: Annotated[int, Field(gt=0)] = 2
+    route: Literal["image", "task"] = "image"
     noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5
     balance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
 
@@ -38,10 +41,11 @@ class ExpertsConfig:
 class Experts(Sharing):
     """One trunk; experts on every level of its pyramid, of which each stream adds a few, weighed for each picture.
 
-    A stream's gate looks at the mean of its coarsest level. Which experts it chooses is up to the gate's bias alone
-    (noisy top k, Shazeer et al. 2017), the same for all pictures: so the experts that no kept stream chooses are
-    dropped by `keep`, and not run by an evaluation pass. Gradients meet at the trunk's pyramid. The penalty "balance"
-    is that of switch transformers (Fedus et al. 2022, eq. 4), with the streams in the role of the tokens.
+    A stream's gate looks at the mean of its coarsest level and chooses by noisy top k (Shazeer et al. 2017): for each
+    picture by its logits, or once by its bias alone (``route``). By picture, every expert sees every picture and weighs
+    nothing where it is not chosen: so a picture does not depend on its batch and one graph serves all batches, for
+    ``count / chosen`` times the work of the chosen ones. Gradients meet at the trunk's pyramid. The penalty "balance"
+    is that of switch transformers (Fedus et al. 2022, eq. 4), where a token is what one stream asks of one picture.
     """
 
     Config = ExpertsConfig
@@ -73,38 +77,42 @@ class Experts(Sharing):
             strides = levels({name: needs[name] for name, route in routes.items() if i in route})
             outputs[i] = {s: self.experts[str(i)][str(s)](pyramid[s]) for s in strides}  # type: ignore[index]
         logits = {name: self.gates[name](pyramid[max(strides)].mean((2, 3))) for name, strides in needs.items()}
-        streams = {name: self._mix(pyramid, outputs, logits[name], routes[name], needs[name]) for name in needs}
-        penalties = {"balance": self._imbalance(logits, routes)} if self.training else {}
+        chosen = {name: self.choose(name, its) for name, its in logits.items()}
+        streams = {}
+        for name, strides in needs.items():
+            weights = logits[name].masked_fill(~chosen[name], -torch.inf).softmax(1)[:, :, None, None, None]
+            streams[name] = {s: pyramid[s] + sum(weights[:, i] * outputs[i][s] for i in routes[name]) for s in strides}
+        penalties = {"balance": self._imbalance(logits, chosen)} if self.training else {}
         return Features(streams, tuple(pyramid.values()), penalties)
 
     def route(self, stream: str) -> list[int]:
-        """The experts that a stream uses; in training, those that it tries this time."""
+        """The experts that are run for a stream. In training all are, so that nothing waits for the choice."""
         if stream in self.kept:
             return self.kept[stream]
-        return self._prefer(stream, self.config.noise if self.training else 0.0)
+        if self.training or self.config.route == "image":
+            return [int(i) for i in self.experts]
+        return self._fixed(stream)
 
-    def _prefer(self, stream: str, noise: float) -> list[int]:
+    def choose(self, stream: str, logits: Tensor) -> Tensor:
+        """bool [B, experts]: those that a stream adds in each picture; in training, those that it tries this time."""
+        if stream in self.kept:
+            return torch.tensor([i in self.kept[stream] for i in range(self.config.count)], device=logits.device)
         gate: Any = self.gates[stream]
-        preferences = gate.bias.detach() + noise * torch.randn_like(gate.bias)
-        return sorted(preferences.topk(self.config.chosen).indices.tolist())
+        preferences = logits.detach() if self.config.route == "image" else gate.bias.detach()[None]
+        if self.training:
+            preferences = preferences + self.config.noise * torch.randn_like(preferences)
+        best = preferences.topk(self.config.chosen).indices
+        experts = torch.arange(self.config.count, device=logits.device)
+        return (best[:, :, None] == experts).any(1).expand_as(logits)
 
-    def _mix(
-        self,
-        pyramid: Mapping[int, Tensor],
-        outputs: Mapping[int, Mapping[int, Tensor]],
-        logits: Tensor,
-        route: list[int],
-        strides: Collection[int],
-    ) -> dict[int, Tensor]:
-        weights = logits[:, route].softmax(1)[:, :, None, None, None]
-        return {s: pyramid[s] + sum(weights[:, n] * outputs[i][s] for n, i in enumerate(route)) for s in strides}
+    def _fixed(self, stream: str) -> list[int]:
+        gate: Any = self.gates[stream]
+        return sorted(gate.bias.topk(self.config.chosen).indices.tolist())
 
-    def _imbalance(self, logits: Mapping[str, Tensor], routes: Mapping[str, list[int]]) -> Tensor:
-        likely = torch.stack([one.softmax(1).mean(0) for one in logits.values()]).mean(0)
-        taken = torch.bincount(torch.tensor([i for route in routes.values() for i in route]), minlength=len(likely))
-        taken = taken.to(likely) / (len(routes) * self.config.chosen)
-        idle = torch.stack([parameter.sum() for parameter in self.experts.parameters()]).sum() * 0.0
-        return self.config.balance * len(likely) * (likely * taken).sum() + idle  # idle experts stay in the graph
+    def _imbalance(self, logits: Mapping[str, Tensor], chosen: Mapping[str, Tensor]) -> Tensor:
+        likely = torch.stack([one.softmax(1) for one in logits.values()]).mean((0, 1))
+        taken = torch.stack([one.expand_as(logits[name]) for name, one in chosen.items()]).to(likely).mean((0, 1))
+        return self.config.balance * len(likely) * (likely * taken).sum() / self.config.chosen
 
     def backbones(self) -> Iterator[Backbone]:
         yield self.trunk.backbone
@@ -118,8 +126,9 @@ class Experts(Sharing):
     def keep(self, streams: Collection[str]) -> None:
         super().keep(streams)
         self.gates = only(self.gates, streams)
-        self.kept = {name: self.kept.get(name) or self._prefer(name, 0.0) for name in self.gates}
-        self.experts = only(self.experts, {str(i) for route in self.kept.values() for i in route})
+        if self.config.route == "task":
+            self.kept = {name: self.kept.get(name) or self._fixed(name) for name in self.gates}
+            self.experts = only(self.experts, {str(i) for route in self.kept.values() for i in route})
 
 
 def _expert(channels: Mapping[int, int], strides: Collection[int]) -> nn.ModuleDict:

@@ -1,0 +1,99 @@
+"""How often the losses of a step make the host wait for the device: each time the GPU runs dry."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from sharing_networks import CONFIGS, SIZE, network
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from perception.tasks import Task, join
+from perception.types import Camera, DenseMap, ImageLabel, Instances
+
+READS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "bincount")
+"""Operators whose result, or its size, goes to the host."""
+
+
+class Waits(TorchDispatchMode):
+    """Counts, on any device, what would wait on a GPU: reads by the host, indexing by masks (whose size it must know),
+    and tensors that it makes of its own numbers, such as lists of indices (which it copies and waits for)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        if name in READS or (name == "repeat_interleave" and "output_size" not in (kwargs or {})):
+            self.found["reads"] += 1
+        if name == "lift_fresh":
+            self.found["made by the host"] += 1
+        if name in ("index", "index_put", "index_put_"):
+            self.found["reads"] += any(index is not None and index.dtype == torch.bool for index in args[1])
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("run", "expected"),
+    [
+        (lambda x: x.sum().item(), (1, 0)),
+        (lambda x: bool(x.any()), (1, 0)),
+        (lambda x: x[x > 0], (1, 0)),
+        (lambda x: x.masked_fill_(x > 0, 1.0), (0, 0)),
+        (lambda x: x.nonzero(), (1, 0)),
+        (lambda x: x.unique(), (1, 0)),
+        (lambda x: x.long().bincount(), (1, 0)),
+        (lambda x: x[[0, 2]], (0, 1)),
+        (lambda x: x * torch.tensor([1.0, 2, 3]), (0, 1)),
+        (lambda x: torch.stack([x[0], x[2]]) * 2.0 + x.new_full((), 3.0), (0, 0)),
+    ],
+)
+def test_what_waits_is_counted(run, expected):
+    x = torch.arange(3.0)
+    with Waits() as mode:
+        run(x)
+    assert (mode.found["reads"], mode.found["made by the host"]) == expected
+
+
+def targets() -> dict[str, list[Any]]:
+    """Of four pictures, of which one is not labelled; in detection with regions to ignore and classes not labelled."""
+    valid = torch.ones(SIZE, dtype=torch.bool)
+    valid[:8] = False
+    boxes = torch.tensor([[8.0, 8, 40, 40], [30, 20, 90, 60], [50, 2, 70, 30]])
+    labels, ignored = torch.tensor([0, 2, 1]), torch.tensor([False, False, True])
+    instances = Instances(boxes, labels)
+    part = Instances(boxes, labels, ignore=ignored, classes=torch.tensor([True, False, True]))
+    columns = DenseMap(torch.arange(SIZE[1]).expand(SIZE) * 3 // SIZE[1], valid)
+    ramp = DenseMap(torch.linspace(4, 30, SIZE[0])[:, None].repeat(1, SIZE[1]), valid)
+    label = ImageLabel(torch.eye(3)[1])
+    return {
+        "detection": [instances, None, part, instances],
+        "segmentation": [columns, columns, None, columns],
+        "depth": [ramp, None, ramp, ramp],
+        "classification": [label, label, label, None],
+    }
+
+
+ALLOWED = {"detection": 4, "segmentation": 1, "depth": 0, "classification": 0}
+"""Of the loss and its backward pass: detection lists the objects that count, the pairs of objects and cells, and cuts
+these down twice; Dice lists the classes there are. They were 15, 4, 2 and 1, and detection's grew with the batch."""
+
+
+def waits(task: Task, given: list[Any]) -> Counter[str]:
+    generator = torch.Generator().manual_seed(0)
+    sizes = {s: (len(given), 48 if s == 4 else 96, SIZE[0] // s, SIZE[1] // s) for s in (4, 8, 16, 32)}
+    raw = task({s: torch.randn(shape, generator=generator) for s, shape in sizes.items()})
+    with Waits() as mode:
+        join(task.loss(raw, given, [Camera(100, 100, 48, 32)] * len(given))).backward()
+    return mode.found
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_loss_waits_as_seldom_as_it_can_whatever_the_batch(name):
+    task = network().train().tasks[name]
+    for given in (targets()[name], targets()[name] * 3):
+        assert waits(task, given).total() == ALLOWED[name]
+    assert waits(task, targets()[name][:1]).total() <= ALLOWED[name]
