@@ -321,7 +321,7 @@ def _joint(norm: _BatchNorm, key: str) -> JointBatchNorm:
     if type(norm) not in (nn.BatchNorm1d, nn.BatchNorm2d, BatchNormAct2d):
         raise ConfigError(
             f"{key}: this network normalises by {type(norm).__name__}, which can only be left as it is. Expected "
-            "BatchNorm. Take another backbone, or leave the key out."
+            "BatchNorm. Take another backbone, or give train.sync_batchnorm: false and model.norm.name: batch."
         )
     norm.__class__ = JointBatchNorm
     return norm  # type: ignore[return-value]

@@ -14,6 +14,7 @@ from perception.config import configuration
 from perception.nn.backbone import Backbone, BackboneConfig
 from perception.nn.blocks import separable_conv
 from perception.nn.necks import NeckConfig
+from perception.nn.norm import alike
 from perception.nn.sharing.sharing import Features, Needs, Sharing, levels, only
 from perception.nn.trunk import Trunk
 from perception.types import ConfigError
@@ -84,7 +85,8 @@ class Experts(Sharing):
 
     def _prefer(self, stream: str, noise: float) -> list[int]:
         gate: Any = self.gates[stream]
-        preferences = gate.bias.detach() + noise * torch.randn_like(gate.bias)
+        drawn = torch.randn_like(gate.bias)
+        preferences = gate.bias.detach() + noise * (alike(drawn) if noise else drawn)
         return sorted(preferences.topk(self.config.chosen).indices.tolist())
 
     def _mix(
