@@ -232,7 +232,7 @@ def share(folder: Path) -> None:
 
 
 def on_ranks(function: Callable[[Path], None], world: int, folder: Path) -> list[Any]:
-    """What a function of an importable module saved as ``rank<r>.pt`` on each of several ranks, started as by torchrun."""
+    """What a function saved as ``rank<r>.pt`` on each of several ranks, started as torchrun starts them."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([function.__module__])
     with socket.socket() as found:

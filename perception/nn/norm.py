@@ -9,7 +9,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
-from typing import Annotated, Any, Literal, ParamSpec, TypeAlias, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,10 +21,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from perception.config import configuration
 from perception.nn.backbone import Backbone
-from perception.types import ConfigError
+from perception.types import Batch, ConfigError
 
-P = ParamSpec("P")
-T = TypeVar("T")
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 @configuration
@@ -92,12 +91,16 @@ class JointBatchNorm(nn.BatchNorm2d):
     source_images: Tensor
 
     def train(self, mode: bool = True) -> JointBatchNorm:
-        return super().train(mode and not self.frozen)
+        super().train(mode)
+        self.training = mode and not self.frozen
+        return self
 
     def forward(self, input: Tensor) -> Tensor:
         joint = self.training and (self.sources > 0 or (self.over_ranks and _ranks() > 1))
         output = self._normalise(input) if joint else super().forward(input)
-        return self.act(self.drop(output)) if "act" in self._modules else output
+        for name in ("drop", "act"):
+            output = getattr(self, name, _same)(output)
+        return output
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Takes BatchNorm1d's shapes too."""
@@ -106,9 +109,9 @@ class JointBatchNorm(nn.BatchNorm2d):
         rows, means, variances = self._groups(input)
         ones = input.new_ones(self.num_features, dtype=means.dtype)
         weight, bias = (ones, ones * 0) if self.weight is None else (self.weight, self.bias)
-        output, counts, *found = _Normalise.apply(
-            input, weight, bias, rows, means, variances, self.eps, self.over_ranks and _ranks() > 1
-        )  # type: ignore[misc]
+        over_ranks = self.over_ranks and _ranks() > 1
+        done: Any = _Normalise.apply(input, weight, bias, rows, means, variances, self.eps, over_ranks)
+        output, counts, *found = done
         if self.running_mean is not None:
             self._follow(counts, *found, area=input[0, 0].numel())
         return output
@@ -119,7 +122,8 @@ class JointBatchNorm(nn.BatchNorm2d):
             running = (torch.zeros_like(self.weight), torch.ones_like(self.weight))
             if self.running_mean is not None and self.running_var is not None:
                 running = (self.running_mean, self.running_var)
-            return torch.zeros(len(input), dtype=torch.long, device=input.device), running[0][None], running[1][None]
+            means, variances = (one[None] for one in running)
+            return torch.zeros(len(input), dtype=torch.long, device=input.device), means, variances
         rows = _rows.get()
         if rows is None or len(rows) != len(input):
             raise ConfigError(
@@ -132,7 +136,8 @@ class JointBatchNorm(nn.BatchNorm2d):
     @torch.no_grad()
     def _follow(self, counts: Tensor, means: Tensor, variances: Tensor, area: int) -> None:
         """Move the running statistics towards a batch's. counts: values per channel of each group."""
-        assert self.running_mean is not None and self.running_var is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
         momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
@@ -149,6 +154,10 @@ class JointBatchNorm(nn.BatchNorm2d):
         mean, variance = mixture(shares, self.source_means, self.source_vars)
         self.running_mean.copy_(mean)
         self.running_var.copy_(variance)
+
+
+def _same(input: Tensor) -> Tensor:
+    return input
 
 
 def mixture(shares: Tensor, means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor]:
@@ -281,29 +290,27 @@ def convert(network: nn.Module, config: Any, sources: Sequence[str] = ()) -> Non
                     setattr(parent, name, _grouped(child, config.width))
 
 
-def by_source(method: Callable[P, T]) -> Callable[P, T]:
+def by_source(method: Method) -> Method:
     """For a network's method of a batch: while it runs, layers know which picture is of which source, by the order of
     the network's ``sources``. Raises ConfigError in training where a picture is of none of these."""
 
     @functools.wraps(method)
-    def known(*args: P.args, **kwargs: P.kwargs) -> T:
-        network, batch = args[0], args[1]
-        sources, training = network.sources, network.training  # type: ignore[attr-defined]
-        if not sources or not training:
-            return method(*args, **kwargs)
-        if unknown := sorted(set(batch.sources) - set(sources)):  # type: ignore[attr-defined]
+    def told(network: Any, batch: Batch, *others: Any, **named: Any) -> Any:
+        if not network.sources or not network.training:
+            return method(network, batch, *others, **named)
+        if unknown := sorted(set(batch.sources) - set(network.sources)):
             raise ConfigError(
-                f"model.norm.name is 'per_source', and the network was built for {', '.join(sources)}; a batch holds "
-                f"pictures of {', '.join(unknown)}. Train on the sources of its recipe, or take another norm."
+                f"model.norm.name is 'per_source', and the network was built for {', '.join(network.sources)}; a batch "
+                f"holds pictures of {', '.join(unknown)}. Train on the sources of its recipe, or take another norm."
             )
-        rows = [sources.index(source) for source in batch.sources]  # type: ignore[attr-defined]
-        token = _rows.set(torch.tensor(rows, device=batch.images.device))  # type: ignore[attr-defined]
+        rows = torch.tensor([network.sources.index(source) for source in batch.sources])
+        token = _rows.set(rows.to(batch.images.device))
         try:
-            return method(*args, **kwargs)
+            return method(network, batch, *others, **named)
         finally:
             _rows.reset(token)
 
-    return known
+    return told  # type: ignore[return-value]
 
 
 def _found(network: nn.Module) -> Iterator[_BatchNorm]:
@@ -343,4 +350,4 @@ def _grouped(norm: _BatchNorm, width: int) -> nn.GroupNorm:
     channels = norm.num_features
     grouped = nn.GroupNorm(channels // math.gcd(channels, width), channels, norm.eps, norm.affine)
     grouped.load_state_dict({k: v for k, v in norm.state_dict().items() if k in ("weight", "bias")})
-    return grouped
+    return grouped if norm.weight is None else grouped.to(norm.weight)
