@@ -127,9 +127,9 @@ class JointBatchNorm(nn.BatchNorm2d):
         rows = _rows.get()
         if rows is None or len(rows) != len(input):
             raise ConfigError(
-                "model.norm.name is 'per_source', but a layer in training cannot tell the pictures' sources: expected "
-                f"{len(input)} rows, found {'none' if rows is None else len(rows)}. Train by loss_parts(batch), or take "
-                "another norm where a backbone cuts pictures into pieces."
+                "model.norm.name is 'per_source', but a layer in training cannot tell whose pictures these are: "
+                f"expected {len(input)} rows, found {'none' if rows is None else len(rows)}. Train by "
+                "loss_parts(batch), or take another norm where a backbone cuts pictures into pieces."
             )
         return rows, self.source_means, self.source_vars
 
