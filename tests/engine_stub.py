@@ -228,6 +228,7 @@ def share(folder: Path) -> None:
     """Saves the updates of this rank, for `on_ranks`."""
     moved = {f"{name} {space}": updates(name, space) for name, space in VARIANTS}
     moved["schedule"] = scheduled(folder / "schedule")
+    moved["apart"] = scheduled(folder / "apart", sync_batchnorm=False)
     torch.save(moved, folder / f"rank{distributed.rank()}.pt")
 
 
@@ -314,7 +315,7 @@ def descend(model: nn.Module, weights: Any, stream: Iterable[Batch]) -> dict[str
     return numbers
 
 
-def scheduled(run: Path) -> dict[str, Tensor]:
+def scheduled(run: Path, **changes: Any) -> dict[str, Tensor]:
     """The network after a training in which tasks take turns by their progress, join late and parts rest.
 
     float64, without dropout (each rank draws its own)
@@ -323,7 +324,7 @@ def scheduled(run: Path) -> dict[str, Tensor]:
     model.tasks["classification"].drop = nn.Identity()
     freeze = (FreezeConfig(part="backbone", start=3, stop=6), FreezeConfig(part="depth", start=5, stop=7))
     planned = Schedule(ScheduleConfig(turns="progress", join={"depth": 2}, freeze=freeze), TASKS)
-    settings = config(steps=12, batch_size=6, evaluate_every=0, lr=0.05, warmup_steps=0)
+    settings = config(steps=12, batch_size=6, evaluate_every=0, lr=0.05, warmup_steps=0, **changes)
 
     def stream(first: int) -> Iterator[Batch]:
         return batches(first, size=6, sparse=True)

@@ -71,6 +71,14 @@ def test_a_schedule_trains_as_in_one_process(three, tmp_path):
         torch.testing.assert_close(three[0]["schedule"][key], value, rtol=0, atol=1e-9)
 
 
+def test_ranks_that_normalise_apart_stay_equal_and_are_no_one_process(three):
+    """train.sync_batchnorm: false"""
+    one, *others = (rank["apart"] for rank in three)
+    assert all(torch.equal(value, other[key]) for other in others for key, value in one.items())
+    away = [float((one[key] - value).abs().max()) for key, value in three[0]["schedule"].items() if "running" in key]
+    assert min(away) > 1e-4
+
+
 def test_all_ranks_decide_alike_to_the_last_bit(ranks, three):
     for several in ([rank["updates"] for rank in ranks[1]], three):
         for name, space in engine_stub.VARIANTS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import engine_stub
@@ -20,6 +21,8 @@ from sharing_networks import pictures
 from timm.layers import BatchNormAct2d
 from torch import nn
 
+from perception import config
+from perception import recipe as recipes
 from perception.deploy.export import export, flat_raw
 from perception.deploy.quantize import plainly_quantised
 from perception.engine import distributed
@@ -28,6 +31,8 @@ from perception.model import ModelConfig
 from perception.nn import norm
 from perception.nn.backbone import BackboneConfig
 from perception.types import ConfigError
+
+ROAD = Path(__file__).parents[1] / "configs" / "road.yaml"
 
 
 def layer(sources: int, channels: int = 3, kind: Any = nn.BatchNorm2d, **options: Any) -> norm.JointBatchNorm:
@@ -149,18 +154,18 @@ def gradients(model, batch) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
-def convert(config, model=None):
+def convert(chosen, model=None):
     """The small network of `norm_stub` with another norm, as if its weights had come with statistics."""
     model = model or norm_stub.network()
     for _ in range(3):
         model(pictures(4))
-    model.sources = norm_stub.SOURCES if isinstance(config, norm.PerSourceConfig) else ()
-    norm.convert(model, config, norm_stub.SOURCES)
+    model.sources = norm_stub.SOURCES if isinstance(chosen, norm.PerSourceConfig) else ()
+    norm.convert(model, chosen, norm_stub.SOURCES)
     return model.train()
 
 
 @pytest.mark.parametrize(
-    ("config", "mixes"),
+    ("chosen", "mixes"),
     [
         (norm.BatchConfig(), True),
         (norm.FrozenConfig(), True),  # neck and heads still do
@@ -169,8 +174,8 @@ def convert(config, model=None):
         (norm.GroupConfig(), False),
     ],
 )
-def test_what_unlabelled_pictures_of_another_source_do_to_the_gradient(config, mixes):
-    model, labelled = convert(config), norm_stub.batch([0, 2, 4, 6])
+def test_what_unlabelled_pictures_of_another_source_do_to_the_gradient(chosen, mixes):
+    model, labelled = convert(chosen), norm_stub.batch([0, 2, 4, 6])
     more = norm_stub.batch([0, 1, 2, 3, 4, 5, 6, 7])
     bare = {task: [a if i % 2 == 0 else None for i, a in enumerate(own)] for task, own in more.annotations.items()}
     alone, together = gradients(model, labelled), gradients(model, dataclasses.replace(more, annotations=bare))
@@ -221,10 +226,10 @@ def test_evaluation_copies_and_files_are_those_of_plain_batchnorm():
     assert plain.state_dict().keys() == names
 
 
-@pytest.mark.parametrize("config", [norm.PerSourceConfig(), norm.GroupConfig()])
-def test_an_export_agrees_with_torch_and_can_be_int8(config, tmp_path):
+@pytest.mark.parametrize("chosen", [norm.PerSourceConfig(), norm.GroupConfig()])
+def test_an_export_agrees_with_torch_and_can_be_int8(chosen, tmp_path):
     model = norm_stub.network(norm=norm.BatchConfig()).float()
-    model = convert(config, model)
+    model = convert(chosen, model)
     gradients(model, norm_stub.batch(range(6)))
     norm.synchronise(model)
     with torch.no_grad():  # scores and boxes that are spread out
@@ -283,6 +288,14 @@ def test_a_real_network_learns_over_ranks_as_in_one_process(ranks, variant):
         assert math.sqrt(away) < 1e-5 * math.sqrt(sum(float(expected[key].square().sum()) for key in moved))
         for key in expected.keys() - moved:  # numbers of the log, counts
             torch.testing.assert_close(one[key], expected[key], rtol=1e-3, atol=1e-6)
+
+
+def test_a_recipe_names_the_sources():
+    recipe = recipes.load(ROAD, ["model.norm={name: per_source}"])
+    model = recipes.build_model(recipe, weights=False)
+    assert model.sources == ("carla", "camvid", "rgbd")
+    assert model.backbone.body.bn1.source_means.shape[0] == 3
+    assert recipes.parse(config.dump(recipe)).model.norm == norm.PerSourceConfig()
 
 
 def test_what_cannot_be_says_so(monkeypatch):
