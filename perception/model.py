@@ -15,6 +15,7 @@ from perception.nn.backbone import Backbone, BackboneConfig
 from perception.nn.cut import Cuts, Divide, undivided
 from perception.nn.fusion import Attention, FusionConfig, NoFusion, NoFusionConfig, build_fusion
 from perception.nn.necks import AutoNeckConfig, NeckConfig
+from perception.nn.norm import BatchConfig, FrozenConfig, NormConfig, PerSourceConfig, by_source, convert
 from perception.nn.sharing import Features, HardConfig, Pyramids, SharingConfig, build_sharing
 from perception.tasks import TASKS, Part, Task, join, task_class
 from perception.types import Batch, ConfigError, TaskSpec
@@ -29,6 +30,15 @@ class ModelConfig:
     neck: NeckConfig = AutoNeckConfig()
     sharing: SharingConfig = dataclasses.field(default_factory=HardConfig)
     fusion: FusionConfig = dataclasses.field(default_factory=NoFusionConfig)
+    norm: NormConfig = dataclasses.field(default_factory=BatchConfig)
+
+    def __post_init__(self) -> None:
+        frozen = isinstance(self.norm, FrozenConfig) or getattr(self.norm, "backbone", "") == "frozen"
+        if frozen and self.backbone.weights == "none":
+            raise ConfigError(
+                f"model.norm.name is '{self.norm.name}' with the statistics of the backbone's weights frozen, but "
+                "model.backbone.weights is 'none'. Give weights, or another norm."
+            )
 
 
 class Losses(NamedTuple):
@@ -51,13 +61,16 @@ class Perception(nn.Module):
     """One network for every task.
 
     tasks: name -> config of that task. weights: load the backbone's; not needed where a checkpoint follows.
+    sources: names of the training sources, which ``model.norm: {name: per_source}`` asks for.
     Pictures are uint8 RGB [B, 3, H, W], height and width multiples of 32. Wherever ``tasks`` can be given, only the
     subgraph that those tasks need is run.
     """
 
     tasks: nn.ModuleDict
 
-    def __init__(self, config: ModelConfig, tasks: Mapping[str, Any], weights: bool = True) -> None:
+    def __init__(
+        self, config: ModelConfig, tasks: Mapping[str, Any], weights: bool = True, sources: Sequence[str] = ()
+    ) -> None:
         super().__init__()
         if not tasks:
             raise ConfigError("The recipe has no task. Give at least one of: " + ", ".join(TASKS) + ".")
@@ -68,6 +81,8 @@ class Perception(nn.Module):
         )
         # Last, so that a recipe with and without it starts from the same weights elsewhere.
         self.fusion = build_fusion(config.fusion, self.sharing.channels)
+        self.sources = tuple(sources) if isinstance(config.norm, PerSourceConfig) else ()
+        convert(self, config.norm, self.sources)
         # The layout that convolutions are fastest in: about twice on CPUs, in training and in evaluation.
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
@@ -95,6 +110,7 @@ class Perception(nn.Module):
         """Task -> loss; a zero with its graph where no picture of the batch labels the task."""
         return {name: join(parts) for name, parts in self.loss_parts(batch).parts.items()}
 
+    @by_source
     def loss_parts(self, batch: Batch, tasks: Collection[str] | None = None, divided: bool = False) -> Losses:
         """The losses as sums that ranks can join, the features that tasks share, and what the architecture asks for.
 

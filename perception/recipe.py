@@ -160,7 +160,7 @@ def build_model(recipe: Recipe, weights: bool = True) -> Perception:
     weights: load the backbone's; not needed where a checkpoint brings them, whose origin may not be at hand.
     """
     torch.manual_seed(recipe.seed)
-    return Perception(recipe.model, recipe.tasks, weights)
+    return Perception(recipe.model, recipe.tasks, weights, [source.name for source in recipe.data.train])
 
 
 def warnings(recipe: Recipe) -> list[str]:

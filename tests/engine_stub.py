@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import socket
 import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -49,11 +51,12 @@ class DepthHead(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.norm = nn.BatchNorm2d(8)
         self.output = nn.Conv2d(8, 1, 1)
         self.register_buffer("usual", torch.zeros(()))
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.output(features).exp()[:, 0]
+        return self.output(self.norm(features)).exp()[:, 0]
 
     def metric(self) -> DepthMetric:
         return DepthMetric((0.1, 10.0))
@@ -233,15 +236,40 @@ def config(**changes) -> TrainConfig:
     )
 
 
-def rank_of_many(rank: int, world: int, port: int, folder: Path) -> None:
-    """What torchrun starts, for a process that is already there: the updates of one of ``world`` ranks, saved."""
+def share(folder: Path) -> None:
+    """Saves the updates of this rank, for `on_ranks`."""
+    moved = {f"{name} {space}": updates(name, space) for name, space in VARIANTS}
+    moved["schedule"] = scheduled(folder / "schedule")
+    moved["apart"] = scheduled(folder / "apart", sync_batchnorm=False)
+    torch.save(moved, folder / f"rank{distributed.rank()}.pt")
+
+
+def on_ranks(function: Callable[[Path], None], world: int, folder: Path) -> list[Any]:
+    """What a function saved as ``rank<r>.pt`` on each of several ranks, started as torchrun starts them."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([function.__module__])
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    before, os.environ["PYTHONPATH"] = os.environ.get("PYTHONPATH", ""), str(Path(__file__).parent)
+    started = [context.Process(target=_rank, args=(function, rank, world, port, folder)) for rank in range(world)]
+    try:
+        for process in started:
+            process.start()
+    finally:
+        os.environ["PYTHONPATH"] = before
+    for process in started:
+        process.join(240)
+        assert process.exitcode == 0
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(world)]
+
+
+def _rank(function: Callable[[Path], None], rank: int, world: int, port: int, folder: Path) -> None:
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in place.items()}
     torch.set_num_threads(1)
     with distributed.session("cpu"):
-        moved = {f"{name} {space}": updates(name, space) for name, space in VARIANTS}
-        moved["schedule"] = scheduled(folder / "schedule")
-        torch.save(moved, folder / f"rank{rank}.pt")
+        function(folder)
 
 
 def work(
@@ -270,35 +298,45 @@ VARIANTS = [
 
 
 def updates(name: str, space: str | None, steps: int = 3) -> dict[str, Tensor]:
-    """Network and balancer after a few steps of gradient descent on six pictures each, which the ranks share.
+    """Network and balancer after a few steps of gradient descent on seven pictures each, which the ranks share.
 
-    BatchNorm is in evaluation mode: in training its statistics are each rank's own, as the joint batch's are not. The
-    numbers are float64, whose sums hardly depend on their order.
+    In training mode, BatchNorm on; without dropout, which each rank draws for itself. The numbers are float64, whose
+    sums hardly depend on their order.
     """
-    model = network().eval().double()
+    model = network().train().double()
+    model.tasks["classification"].drop = nn.Identity()
     weights = balancer(name, **({"space": space} if space else {}))
+    numbers = descend(model, weights, batches(0, size=7, sparse=True, steps=steps))
+    numbers |= {**model.state_dict(), **dict(weights.named_parameters())}
+    del numbers["tasks.depth.usual"]  # a mean of the ranks' means, not of their pictures
+    return numbers
+
+
+def descend(model: nn.Module, weights: Any, stream: Iterable[Batch]) -> dict[str, Tensor]:
+    """Steps of gradient descent as the engine takes them, each looked at and logged; what they logged."""
+    distributed.synchronise(model)
     optimizer = torch.optim.SGD([{"params": [*model.parameters(), *weights.parameters()], "scale": 1.0}], lr=0.1)
     training = Training(model, weights, optimizer, ModelEmaV3(model))
     losses_of = distributed.LossesOf(model)
     settings = {"lr": 0.1, "clip_norm": 0.0, "precision": "float32", "flags": {}, "with_weights": True, "look": True}
     numbers = {}
-    for batch in batches(0, size=6, sparse=True, steps=steps):
+    for batch in stream:
         step = take_step(training, losses_of, batch, **settings)
         assert not step.problem
         numbers |= {f"{training.step}/{key}": torch.tensor(v) for key, v in {**step.values, **step.weights}.items()}
-    return {**model.state_dict(), **dict(weights.named_parameters()), **numbers}
+    return numbers
 
 
-def scheduled(run: Path) -> dict[str, Tensor]:
+def scheduled(run: Path, **changes: Any) -> dict[str, Tensor]:
     """The network after a training in which tasks take turns by their progress, join late and parts rest.
 
-    float64, without dropout (each rank draws its own) and without BatchNorm (each rank has its own statistics)
+    float64, without dropout (each rank draws its own)
     """
     model = network().double()
-    model.backbone[1], model.tasks["classification"].drop = nn.Identity(), nn.Identity()
+    model.tasks["classification"].drop = nn.Identity()
     freeze = (FreezeConfig(part="backbone", start=3, stop=6), FreezeConfig(part="depth", start=5, stop=7))
     planned = Schedule(ScheduleConfig(turns="progress", join={"depth": 2}, freeze=freeze), TASKS)
-    settings = config(steps=12, batch_size=6, evaluate_every=0, lr=0.05, warmup_steps=0)
+    settings = config(steps=12, batch_size=6, evaluate_every=0, lr=0.05, warmup_steps=0, **changes)
 
     def stream(first: int) -> Iterator[Batch]:
         return batches(first, size=6, sparse=True)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -47,21 +45,7 @@ def test_ranks_stay_equal_although_one_never_sees_a_label(ranks):
 @pytest.fixture(scope="module")
 def three(tmp_path_factory) -> list[dict]:
     """The updates of each of three ranks. Rank 0's pictures never have a depth label."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["engine_stub"])
-    folder = tmp_path_factory.mktemp("three")
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(engine_stub.__file__).parent))
-        started = [context.Process(target=engine_stub.rank_of_many, args=(r, 3, port, folder)) for r in range(3)]
-        for process in started:
-            process.start()
-    for process in started:
-        process.join(120)
-        assert process.exitcode == 0
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(3)]
+    return engine_stub.on_ranks(engine_stub.share, 3, tmp_path_factory.mktemp("three"))
 
 
 @pytest.mark.parametrize(("name", "space"), engine_stub.VARIANTS)
@@ -85,6 +69,14 @@ def test_a_schedule_trains_as_in_one_process(three, tmp_path):
     )
     for key, value in expected.items():
         torch.testing.assert_close(three[0]["schedule"][key], value, rtol=0, atol=1e-9)
+
+
+def test_ranks_that_normalise_apart_stay_equal_and_are_no_one_process(three):
+    """train.sync_batchnorm: false"""
+    one, *others = (rank["apart"] for rank in three)
+    assert all(torch.equal(value, other[key]) for other in others for key, value in one.items())
+    away = [float((one[key] - value).abs().max()) for key, value in three[0]["schedule"].items() if "running" in key]
+    assert min(away) > 1e-4
 
 
 def test_all_ranks_decide_alike_to_the_last_bit(ranks, three):

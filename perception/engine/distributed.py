@@ -18,7 +18,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from perception.model import Losses
-from perception.types import Batch
+from perception.nn import norm
+from perception.types import Batch, ConfigError
 
 T = TypeVar("T")
 
@@ -207,14 +208,31 @@ def mean(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
+def synchronise(model: nn.Module, wanted: bool = True) -> None:
+    """Let every BatchNorm of ``model`` that trains normalise over the pictures of all ranks, unless it is not wanted.
+
+    Raises ConfigError where it must be and is not wanted.
+    """
+    if world() == 1:
+        return
+    if wanted:
+        norm.synchronise(model)
+    elif any(isinstance(module, norm.JointBatchNorm) and module.sources for module in model.modules()):
+        raise ConfigError(
+            "train.sync_batchnorm is false, but model.norm.name 'per_source' over several processes needs it: a source "
+            "may be absent from a rank. Give true, or take another norm."
+        )
+
+
 def average_statistics(model: nn.Module) -> None:
     """Set what is estimated in training to its mean over the ranks, so that these stay equal: the statistics of
-    BatchNorm, and the buffers that a module names in ``statistics`` (`Task.statistics`)."""
+    BatchNorm where ranks do not share them, and the buffers that a module names in ``statistics``
+    (`Task.statistics`)."""
     if world() == 1:
         return
     learning = [module for module in model.modules() if module.training]
-    norms = [module for module in learning if isinstance(module, _BatchNorm)]
-    found = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)]
+    norms = [one for one in learning if isinstance(one, _BatchNorm) and not getattr(one, "over_ranks", False)]
+    found = [buffer for one in norms for buffer in (one.running_mean, one.running_var)]
     found += [getattr(module, name) for module in learning for name in getattr(module, "statistics", ())]
     buffers = [buffer for buffer in found if buffer is not None]
     for buffer, average in zip(buffers, mean(buffers) if buffers else (), strict=True):

@@ -46,6 +46,7 @@ class TrainConfig:
     warmup_steps: of linear warm-up; then half a cosine down to ``lr * lr_floor`` at the last step.
     clip_norm: largest gradient norm; 0 = no clipping.
     ema_decay: of the moving average that is evaluated, saved and exported; reached by a warm-up, 1 - (1 + step)^(-2/3).
+    sync_batchnorm: BatchNorm in training normalises over the pictures of all ranks, not over each rank's own.
     precision: "auto" = bfloat16 where the device multiplies it in hardware.
     threads: of the CPU per process; None = torch's default.
     log_every, evaluate_every, checkpoint_every: steps; 0 = only at the end.
@@ -64,6 +65,7 @@ class TrainConfig:
     lr_floor: Annotated[float, Field(ge=0, le=1)] = 0.01
     clip_norm: Amount = 10.0
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    sync_batchnorm: bool = True
     precision: Precision = "auto"
     threads: Positive | None = None
     log_every: Count = 10
@@ -158,6 +160,7 @@ def train(
 def _prepare(model: nn.Module, balancer: Balancer, config: TrainConfig) -> Training:
     device = next(model.parameters()).device
     balancer.to(device)
+    distributed.synchronise(model, wanted=config.sync_batchnorm)
     model.train()
     optimizer = optim.build(
         config.optimizer,

@@ -31,7 +31,7 @@ class Growing(Perception):
 
     def __init__(self, recipe: Recipe, teacher: Perception, method: Method, strength: float = 1.0) -> None:
         torch.manual_seed(recipe.seed)
-        super().__init__(recipe.model, recipe.tasks, weights=False)
+        super().__init__(recipe.model, recipe.tasks, False, [source.name for source in recipe.data.train])
         old = teacher.state_dict()
         _take(self, old)
         _begin(self, teacher, old)

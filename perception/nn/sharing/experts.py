@@ -15,6 +15,7 @@ from perception.nn.backbone import Backbone, BackboneConfig
 from perception.nn.blocks import separable_conv
 from perception.nn.cut import Divide, undivided
 from perception.nn.necks import NeckConfig
+from perception.nn.norm import alike, mean_over_ranks
 from perception.nn.sharing.sharing import Features, Needs, Sharing, levels, only
 from perception.nn.trunk import Trunk
 from perception.types import ConfigError
@@ -100,7 +101,8 @@ class Experts(Sharing):
         gate: Any = self.gates[stream]
         preferences = logits.detach() if self.config.route == "image" else gate.bias.detach()[None]
         if self.training:
-            preferences = preferences + self.config.noise * torch.randn_like(preferences)
+            noise = torch.randn_like(preferences)
+            preferences = preferences + self.config.noise * (noise if self.config.route == "image" else alike(noise))
         best = preferences.topk(self.config.chosen).indices
         experts = torch.arange(self.config.count, device=logits.device)
         return (best[:, :, None] == experts).any(1).expand_as(logits)
@@ -112,6 +114,7 @@ class Experts(Sharing):
     def _imbalance(self, logits: Mapping[str, Tensor], chosen: Mapping[str, Tensor]) -> Tensor:
         likely = torch.stack([one.softmax(1) for one in logits.values()]).mean((0, 1))
         taken = torch.stack([one.expand_as(logits[name]) for name, one in chosen.items()]).to(likely).mean((0, 1))
+        taken = mean_over_ranks(taken)  # so that the mean of the ranks' penalties is that of the joint batch
         return self.config.balance * len(likely) * (likely * taken).sum() / self.config.chosen
 
     def backbones(self) -> Iterator[Backbone]:
