@@ -16,7 +16,7 @@ from perception.data.dataset import Source
 from perception.engine import distributed
 from perception.engine.log import plain
 from perception.model import Perception
-from perception.mtl.compare import relative_change
+from perception.mtl.compare import change, gain
 from perception.mtl.schedule import ScheduleConfig
 from perception.nn.sharing import SharingConfig
 from perception.nn.sharing.groups import GroupsConfig
@@ -150,16 +150,18 @@ def conclude(
 def _kept(name: str, task: Task, before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, Any]:
     """One old task before and after."""
     key, own = f"{name}/{task.score}", [key for key in before if key.startswith(f"{name}/")]
-    change = relative_change(after[key], before[key], task.score_sign)
+    moved = change(gain(after[key], before[key], task.score_sign))
     same = all(_equal(before[k], after[k]) for k in own)
     return {
         "metric": key,
         "before": plain(before[key]),
         "after": plain(after[key]),
-        "change": plain(change),
+        "change": plain(moved),
         "verdict": f"{name}: every metric is what it was."
         if same
-        else f"{name}: {key} changed by {change:+.2%} (positive is better).",
+        else f"{name}: {key} was {before[key]:.4f} and is {after[key]:.4f}."
+        if math.isnan(moved)
+        else f"{name}: {key} changed by {moved:+.2%} (positive is better).",
         "metrics": {k: {"before": plain(before[k]), "after": plain(after[k])} for k in own},
     }
 
