@@ -51,8 +51,8 @@ def test_an_estimate_is_the_ratio_of_geometric_means():
 
 @pytest.mark.parametrize(("noisy", "centre"), [(1, np.mean), (4, np.median)])
 def test_noise_of_the_control_is_no_gain_and_the_interval_covers(noisy, centre):
-    """Equal networks, scores with noise of 20 % in one or all of four tasks, three seeds; ratios as they are lie 1.1 and
-    4.6 % too high. With all noisy the mean lies 0.3 % too high, for three seeds leave that much to transform back."""
+    """Equal networks, scores with noise of 20 % in one or all of four tasks, three seeds; ratios as they are lie 1.1
+    and 4.6 % too high. With all noisy the mean lies 0.3 % too high: as much is left to transform back."""
     random = np.random.default_rng(0)
     scales = 0.2 * (np.arange(4) < noisy)
     joint, control = 0.5 * (1 + scales * random.normal(size=(2, 6000, 3, 4)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from test_report import parsed, written
 
 from perception.report.balance import advise, balance_section, heat_map, pairs_of

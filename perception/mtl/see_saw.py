@@ -1,4 +1,4 @@
-"""The see-saw, a sign of negative transfer: a task's validation score falls while another's rises, both beyond noise."""
+"""The see-saw, a sign of negative transfer: one task's score falls while another's rises, both beyond noise."""
 
 from __future__ import annotations
 

@@ -44,7 +44,11 @@ def _against(against: Mapping[str, Any]) -> str:
     rows = [(name, its["change"]) for name, its in against["tasks"].items()]
     verdicts = "".join(f"<li>{escape(its['verdict'])}" for its in against["tasks"].values())
     left_out = against["left_out"]
-    note = f"<p class=note>Not in Delta_m, for want of two scores above zero: {escape(', '.join(left_out))}.</p>" if left_out else ""
+    note = (
+        f"<p class=note>Not in Delta_m, for want of two scores above zero: {escape(', '.join(left_out))}.</p>"
+        if left_out
+        else ""
+    )
     return (
         f"<p class=lead>{escape(against['verdict'])}</p>{forest([*rows, ('Delta_m', against['delta_m'])])}"
         f"<p class=note>Change against the control of the same seed, positive is better. Bar: Student's 95 % interval. "

@@ -68,8 +68,8 @@ def compare(
 
     Returns what compare.json holds. Raises PerceptionError naming the trainings that failed.
     """
-    if len(recipe.tasks) < 2:
-        raise ConfigError(f"The recipe '{recipe.name}' has one task. A comparison needs at least two.")
+    if len(recipe.scored) < 2:
+        raise ConfigError(f"The recipe '{recipe.name}' scores one task. A comparison needs at least two.")
     if not recipe.data.validation:
         raise ConfigError(f"The recipe '{recipe.name}' has no data.validation. A comparison needs held-out pictures.")
     with locked(out) as lock:
@@ -91,7 +91,7 @@ def make_plan(recipe: Recipe, out: Path, seeds: int, kinds: Sequence[Control]) -
     """Every run of the comparison, its folder under ``out``. Opens the training sources."""
     recipe = with_threads(recipe)
     sources = recipes.training_sources(recipe)
-    alone = {task: control(recipe, task, sources) for task in recipe.tasks}
+    alone = {task: control(recipe, task, sources) for task in recipe.scored}
     numbers = range(recipe.seed, recipe.seed + seeds)
     return Plan(
         recipe,
@@ -115,7 +115,7 @@ def measured_cost(plan: Plan, turns: int) -> dict[str, Cost]:
     seed = plan.recipe.seed
     folders = {JOINT: plan.joint[seed].folder}
     folders |= {task: its[seed].folder for task, its in next(iter(plan.controls.values())).items()}
-    models = {name: runs.open_run(folder)[1] for name, folder in folders.items()}
+    models = {name: runs.open_network(folder)[1] for name, folder in folders.items()}
     sources, data = recipes.validation_sources(plan.recipe), plan.recipe.data
     picture = next(iter(evaluation_batches(sources, tuple(plan.recipe.tasks), data.size, 1))).images
     return measure(models, picture, turns)

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from perception.config import configuration
 from perception.metrics.metric import Metric
 from perception.types import Annotation, Camera, ConfigError, TaskSpec
 
@@ -19,6 +20,17 @@ Pyramid = Mapping[int, Tensor]
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 """Of a part of a loss."""
+
+
+@configuration
+class TaskConfig:
+    """What every task's config has.
+
+    auxiliary: the task is trained and measured, and teaches what tasks share, but picks no checkpoint, has no control
+        in a comparison, and is left out of exports and of all that uses the network, unless it is asked for by name.
+    """
+
+    auxiliary: bool = False
 
 
 def check_classes(classes: Sequence[str]) -> None:
@@ -62,6 +74,10 @@ class Task(nn.Module, ABC):
     """Names of what `losses` returns, always all of them: ranks join their sums by name."""
     statistics: tuple[str, ...] = ()
     """Names of the buffers that `losses` estimates in training: ranks set them to their mean."""
+
+    @property
+    def auxiliary(self) -> bool:
+        return self.config.auxiliary
 
     @abstractmethod
     def forward(self, pyramid: Pyramid) -> NamedTuple:
