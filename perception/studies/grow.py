@@ -25,7 +25,7 @@ from perception.report.grow_page import write_page
 from perception.studies.children import locked
 from perception.studies.growing import Growing, Method, differing_tasks
 from perception.tasks import Task
-from perception.types import CheckpointError, ConfigError
+from perception.types import CheckpointError, ConfigError, DataError
 
 RESULT, PAGE, BEFORE = "grow.json", "grow.html", "before.json"
 
@@ -33,7 +33,8 @@ RESULT, PAGE, BEFORE = "grow.json", "grow.html", "before.json"
 def grow(run: Path, recipe: Recipe, out: Path, *, method: Method = "frozen", strength: float = 1.0) -> dict[str, Any]:
     """Train the tasks of ``recipe`` that the network of ``run`` lacks, in a new run folder ``out``.
 
-    recipe: the new tasks, their data and how to train; the network itself and the old tasks are the run's
+    recipe: the new tasks, their data and how to train; the network itself and the old tasks are the run's. Where the
+    run's own ``data.root`` does not hold its validation pictures (any more), the recipe's is taken for these too
     method: see `Growing`. strength: of the old network's teaching, beside the new losses
 
     Writes grow.json and grow.html: the old tasks on the old run's validation pictures before and after, and the new
@@ -42,12 +43,13 @@ def grow(run: Path, recipe: Recipe, out: Path, *, method: Method = "frozen", str
     old, teacher = runs.open_run(run)
     merged, added = merge(recipe, old, run, method)
     with locked(out):
-        before = _before(teacher, old, out)
+        measured = _with_pictures(old, recipe.data.root) if old.data.validation else old
+        before = _before(teacher, measured, out)
         network = Growing(merged, teacher, method, strength)
         resume = checkpoint.has_checkpoints(out)
         runs.train(merged, out, resume=resume, model=network, sources=sources_of(merged, added, method))
         _, grown = runs.open_run(out, tasks=tuple(old.tasks))
-        after = _measured(grown, old) if before is not None else None
+        after = _measured(grown, measured) if before is not None else None
         result = conclude(teacher, before, after, _new_metrics(out, added), method)
         result = {"run": str(run), "added": added, **result, "facts": runs.machine_facts()}
         checkpoint.write_atomically(out / RESULT, json.dumps(result, indent=2, allow_nan=False) + "\n")
@@ -106,6 +108,25 @@ def sources_of(recipe: Recipe, added: Sequence[str], method: Method) -> list[Sou
     for name in added:
         check_labelled(name, classes[name], sources)
     return sources
+
+
+def _with_pictures(old: Recipe, root: str) -> Recipe:
+    """The run's recipe with a root where its validation pictures are: its own, or else another one.
+
+    Raises ConfigError where they are in neither.
+    """
+    problems = []
+    for place in dict.fromkeys((old.data.root, root)):
+        found = dataclasses.replace(old, data=dataclasses.replace(old.data, root=place))
+        try:
+            recipes.validation_sources(found)
+            return found
+        except (ConfigError, DataError) as error:
+            problems.append(f"{place}: {error}")
+    raise ConfigError(
+        "The old tasks are measured on the run's validation pictures, which are not at hand. Put them back, or give "
+        "data.root=... of a folder that holds them and the new ones. Looked in\n  " + "\n  ".join(problems)
+    )
 
 
 def _before(teacher: Perception, old: Recipe, out: Path) -> dict[str, float] | None:
