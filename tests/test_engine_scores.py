@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 from test_engine import Died, dying, events, fit
 from test_studies_compare import RECIPE
 
-from perception import checkpoint, runs
+from perception import checkpoint, exporting, runs
 from perception import recipe as recipes
 from perception.engine.evaluate import Evaluation, score, task_scores
 from perception.engine.train import TrainConfig
-from perception.exporting import export
 from perception.studies.compare import make_plan
 from perception.types import ConfigError
 
@@ -175,7 +174,7 @@ def test_the_numbers_of_a_run_are_those_of_all_pictures_and_of_the_weights_it_ke
     assert {key: kept[key] for key in again} == pytest.approx(again, nan_ok=True)
 
 
-def test_an_auxiliary_task_is_trained_and_measured_but_neither_scored_nor_exported(run, tmp_path):
+def test_an_auxiliary_task_is_trained_and_measured_but_neither_scored_nor_exported(run, tmp_path, monkeypatch):
     folder, recipe, evaluation = run
     assert recipe.scored == ("depth", "classification")
     assert "hints/miou" in evaluation.metrics
@@ -187,10 +186,11 @@ def test_an_auxiliary_task_is_trained_and_measured_but_neither_scored_nor_export
     assert list(runs.open_run(folder)[1].tasks) == ["hints", "depth", "classification"]
     assert list(runs.open_network(folder)[1].tasks) == ["depth", "classification"]
     assert list(runs.open_network(folder, ["hints"])[1].tasks) == ["hints"], "asked for by name"
-    report = export(folder, tmp_path / "model.onnx")
-    assert report is not None
-    manifest = json.loads((tmp_path / "model.json").read_text())
-    assert list(manifest["tasks"]) == ["depth", "classification"]
+    written = []
+    monkeypatch.setattr(exporting, "write", lambda model, *_, **__: written.append(list(model.tasks)))
+    exporting.export(folder, tmp_path / "model.onnx")
+    exporting.export(folder, tmp_path / "model.onnx", tasks=["hints", "depth"])
+    assert written == [["depth", "classification"], ["hints", "depth"]]
 
 
 def test_an_auxiliary_task_has_no_control(street, tmp_path):
