@@ -39,7 +39,7 @@ def demo(out: Path, overrides: Sequence[str] = ()) -> None:
     _say(f"2/5 {verb} {', '.join(recipe.tasks)} together, {recipe.train.steps} steps")
     evaluation = runs.train(recipe, out, resume=resume, force=resume)
     _say("3/5 Exporting to one ONNX file and comparing it with torch")
-    _, model = runs.open_run(out)
+    _, model = runs.open_network(out)
     _say(str(export(model, out / "model.onnx", size=recipe.data.size, images=runs.some_pictures(recipe))))
     _say("4/5 Predicting a made drive with the ONNX file alone")
     film = out / "drive.mp4"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -42,6 +41,7 @@ def export(
 ) -> ExportReport:
     """Export a run folder or checkpoint to ``out`` (its own folder's ``model.onnx`` by default).
 
+    tasks:       None = all but auxiliary ones
     size:        the only (height, width) that the network takes, or "dynamic". None = dynamic, or where the graph
         letterboxes inside, the recipe's
     budget:      what each task's metric may lose by fp16 or int8, absolutely: 0.01 is a point
@@ -57,7 +57,7 @@ def export(
     out = out or (run if run.is_dir() else run.parent) / "model.onnx"
     if out.suffix != ".onnx" or out.is_dir():
         raise ConfigError(f"--out {out}: expected a file whose name ends in .onnx; its manifest lies beside it.")
-    recipe, model = runs.open_run(run, tasks=tasks)
+    recipe, model = runs.open_network(run, tasks)
     fixed = recipe.data.size if size is None or size == "dynamic" else size
     recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, size=fixed))
     reduction = None
@@ -87,8 +87,7 @@ def _reduction(
     Raises PerceptionError where there are none at hand.
     """
     held_out = recipes.validation_sources(recipe)
-    step = max(1, -(-sum(map(len, held_out)) // pictures))
-    chosen = [_thinned(source, step) for source in held_out]
+    chosen = recipes.thinned(held_out, pictures)
 
     def evaluate(run: Run) -> Mapping[str, float]:
         network: Any = ExportedNetwork(model, run)
@@ -106,13 +105,6 @@ def _reduction(
         speed_up=1.0 if precision == "int8" else None,
         say=lambda text: print(text, file=sys.stderr),  # noqa: T201
     )
-
-
-def _thinned(source: Source, step: int) -> Source:
-    """Every ``step``-th picture of a source."""
-    found = copy.copy(source)
-    found.pictures = source.pictures[::step]
-    return found
 
 
 def letterboxed(sources: Sequence[Source], count: int, size: tuple[int, int]) -> list[NDArray[np.uint8]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import re
 from collections.abc import Collection, Sequence
@@ -73,6 +74,17 @@ class Recipe:
             for i, source in enumerate(getattr(self.data, part)):
                 for k, reader in enumerate(source.labels):
                     self._check_labels(reader, f"data.{part}.{i}.labels.{k}")
+        self._check_auxiliary()
+
+    def _check_auxiliary(self) -> None:
+        auxiliary = [name for name in self.tasks if name not in self.scored]
+        if not self.scored:
+            raise ConfigError(f"tasks.{auxiliary[0]}.auxiliary: no task is left to score and export. Set it to false.")
+        if auxiliary and self.model.fusion.name != "none":
+            raise ConfigError(
+                f"tasks.{auxiliary[0]}.auxiliary with model.fusion.name={self.model.fusion.name}: the other tasks read "
+                "its features, so without it they would say something else. Take one of the two out."
+            )
 
     def _check_labels(self, reader: Any, where: str) -> None:
         for name in reader.tasks if getattr(reader, "multi_label", False) else ():
@@ -81,6 +93,11 @@ class Recipe:
                     f"{where}.multi_label is true, but tasks.{name} gives a picture one class. Set tasks.{name}."
                     "multi_label: true, or leave it out of the reader."
                 )
+
+    @property
+    def scored(self) -> tuple[str, ...]:
+        """The tasks that are scored, compared and exported: all but the auxiliary ones."""
+        return tuple(name for name, task in self.tasks.items() if not task.auxiliary)
 
     @property
     def classes(self) -> dict[str, tuple[str, ...]]:
@@ -184,6 +201,23 @@ def build_mixture(recipe: Recipe, sources: Sequence[Source] | None = None) -> Mi
 
 def validation_sources(recipe: Recipe) -> list[Source]:
     return open_sources(recipe.data.validation, recipe.data.root, recipe.classes)
+
+
+def thinned(sources: Sequence[Source], most: int) -> list[Source]:
+    """The sources with at most ``most`` pictures, at least one each: as many of each as there are, shared evenly, and
+    spread evenly over it."""
+    lengths = [len(source) for source in sources]
+    left, found = most, [0] * len(sources)
+    for place, i in enumerate(sorted(range(len(sources)), key=lengths.__getitem__)):
+        found[i] = min(lengths[i], max(1, left // (len(sources) - place)))
+        left -= found[i]
+    return [_spread(source, count) for source, count in zip(sources, found, strict=True)]
+
+
+def _spread(source: Source, count: int) -> Source:
+    thin = copy.copy(source)
+    thin.pictures = [source.pictures[i * len(source) // count] for i in range(count)]
+    return thin
 
 
 def with_other_data(recipe: Recipe, path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -78,6 +78,11 @@ def train(
         def evaluate_now(network: Perception) -> Evaluation:
             return evaluate_model(network, recipe, held_out, calibrate=True)
 
+        def quick(network: Perception) -> Evaluation:
+            return evaluate_model(network, recipe, recipes.thinned(held_out, few), calibrate=True)
+
+        few = recipe.train.quick_images
+
         result = training.train(
             model,
             batches,
@@ -88,6 +93,7 @@ def train(
             schedule=Schedule(recipe.schedule, tuple(recipe.tasks)),
             data={source.name: source.fingerprint() for source in mixture.sources},
             evaluate=evaluate_now if held_out else None,
+            quick=quick if 0 < few < sum(map(len, held_out)) else None,
             seed=recipe.seed,
             resume=resume,
             force=force,
@@ -99,7 +105,7 @@ def train(
         best = checkpoint.load(run, "best")
         if evaluation is None or best.step != result.step:
             checkpoint.fit(model, best)
-            evaluation = evaluate_now(model)
+            evaluation = evaluate_model(model, recipe, held_out)  # as they are saved, calibrated when they were
         if not distributed.is_main():
             return None
         finish(run, recipe, model, evaluation, best.step, left_out(mixture))
@@ -166,6 +172,12 @@ def open_run(
     return recipe, model.eval()
 
 
+def open_network(path: str | Path, tasks: Collection[str] | None = None) -> tuple[Recipe, Perception]:
+    """As `open_run`, to be used: holds the auxiliary tasks only where ``tasks`` names them."""
+    recipe, model = open_run(path, tasks=tasks)
+    return recipe, model if tasks is not None else model.keep(recipe.scored)
+
+
 def evaluate(
     path: Path,
     *,
@@ -213,13 +225,14 @@ def finish(
     """Write metrics.json and the report of an evaluation. notes: further facts for the report."""
     write_metrics(run / "metrics.json", {"step": step, "score": evaluation.score, **evaluation.metrics})
     log = run / "metrics.jsonl"
+    events = read_events(log) if log.is_file() else []
     write_report(
         run / "report.html",
         title=recipe.name,
         specs=model.specs,
         metrics=evaluation.metrics,
         tables=evaluation.tables,
-        events=read_events(log) if log.is_file() else [],
+        events=events,
         examples=[
             Example(example.id, name, example.quality, example.image, example.prediction, example.target)
             for name, shelves in evaluation.examples.items()
@@ -227,9 +240,17 @@ def finish(
             for example in shelf
         ],
         recipe=config.dump(recipe),
-        facts={**facts(evaluation, step), **notes},
+        facts={**facts(evaluation, step), **_curves(recipe, events), **notes},
+        auxiliary=[name for name in recipe.tasks if name not in recipe.scored],
         protocols={name: task.metric().protocol for name, task in model.tasks.items()},  # type: ignore[operator,union-attr]
     )
+
+
+def _curves(recipe: Recipe, events: Sequence[Mapping[str, object]]) -> dict[str, str]:
+    """What the curves of the validation are of."""
+    if not any(event.get("kind") == "quick_evaluation" for event in events):
+        return {}
+    return {"curves of the validation": f"{recipe.train.quick_images} of its pictures, the same at every evaluation"}
 
 
 def facts(evaluation: Evaluation, step: int) -> dict[str, str]:

@@ -44,7 +44,7 @@ CLASSES = ("dark", "bright")
 class DepthHead(nn.Module):
     """``usual``: the running mean of the labels' means, of which a rank without labels knows nothing by itself."""
 
-    score, score_sign = "abs_rel", -1
+    score, score_sign, auxiliary = "abs_rel", -1, False
     statistics = ("usual",)
     usual: Tensor
     spec = TaskSpec("depth", "dense", ("depth",), (), "m", (0.1, 10.0))
@@ -63,7 +63,7 @@ class DepthHead(nn.Module):
 
 
 class ClassificationHead(nn.Module):
-    score, score_sign = "top1", 1
+    score, score_sign, auxiliary = "top1", 1, False
     spec = TaskSpec("classification", "label", ("probabilities",), CLASSES)
 
     def __init__(self) -> None:

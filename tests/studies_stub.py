@@ -15,7 +15,8 @@ import json, math, os, re, signal, sys, time
 folder, kind = sys.argv[1], sys.argv[2]
 recipe = open(f"{folder}/recipe.yaml").read()
 def setting(key):
-    return float(re.search(rf"^  {key}: (.*)$", recipe, re.M).group(1))
+    text = re.search(rf"^  {key}: (.*)$", recipe, re.M).group(1)
+    return 0.0 if text == "null" else float(text)
 steps, every, lr = int(setting("steps")), int(setting("evaluate_every")), setting("lr")
 os.makedirs(f"{folder}/checkpoints", exist_ok=True)
 stop = []

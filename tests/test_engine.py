@@ -30,7 +30,7 @@ NAN = float("nan")
 
 
 def fit(run: Path, model: nn.Module | None = None, stream=batches, **options):
-    names = {"evaluate", "resume", "force", "recipe", "balancer", "schedule", "data"}
+    names = {"evaluate", "quick", "resume", "force", "recipe", "balancer", "schedule", "data"}
     given = {"recipe": "name: a\n", "balancer": balancer(), **{k: v for k, v in options.items() if k in names}}
     settings = config(**{k: v for k, v in options.items() if k not in names})
     return train(model or network(), stream, settings, run=run, **given)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from types import SimpleNamespace
 
 import engine_stub
 import numpy as np
 import pytest
 import torch
 
-from perception.engine.evaluate import Example, Gallery, evaluate, score
+from perception.engine.evaluate import Example, Gallery, evaluate
 from perception.types import DataError
 
 
@@ -84,16 +83,3 @@ def test_a_gallery_is_bounded_and_does_not_depend_on_the_order():
         shelves.append({name: [item.id for item in shelf] for name, shelf in gallery.sorted().items()})
     assert shelves[0] == shelves[1] == shelves[2]
     assert not Gallery(4).wants(math.nan)
-
-
-def test_the_score_maps_every_task_to_higher_is_better():
-    tasks = {
-        "detection": SimpleNamespace(score="ap", score_sign=1),
-        "depth": SimpleNamespace(score="abs_rel", score_sign=-1),
-        "classification": SimpleNamespace(score="top1", score_sign=1),
-    }
-    model = SimpleNamespace(tasks=tasks)
-    metrics = {"detection/ap": 0.4, "depth/abs_rel": 0.25, "classification/top1": math.nan}
-    assert score(model, metrics) == pytest.approx((0.4 + 0.8) / 2)
-    assert score(model, {**metrics, "depth/abs_rel": 0.1}) > score(model, metrics)
-    assert math.isnan(score(model, {}))

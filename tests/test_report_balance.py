@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from test_report import parsed, written
 
-from perception.mtl.see_saw import LEAST, see_saws
 from perception.report.balance import advise, balance_section, heat_map, pairs_of
 
 TASKS = ["detection", "depth", "free_space"]
@@ -81,36 +79,3 @@ def test_advice_begins_with_see_saws():
     assert advice([*log(cosine=-0.4), alarm, {**alarm, "step": 40}])[0].startswith(
         "See-saw: depth fell in validation while free space rose, beyond noise, at step 30, 40."
     )
-
-
-# --- the alarm itself ------------------------------------------------------------------------------------------------
-
-
-def course(seed: int, length: int = 12, noise: float = 0.01, turn: float = 0.0) -> list[float]:
-    """A score that grows and levels off, with noise; ``turn`` is added to its last two values."""
-    steps = np.arange(length)
-    values = 0.5 - 0.3 * np.exp(-steps / 4) + np.random.default_rng(seed).normal(0, noise, length)
-    values[-2:] += turn
-    return values.tolist()
-
-
-def test_a_see_saw_beyond_noise_is_found_and_signed():
-    found = see_saws({"depth": course(0, turn=-0.12), "detection": course(1, turn=0.12), "other": course(2)})
-    assert [(one.falling, one.rising) for one in found] == [("depth", "detection")]
-    assert found[0].fall == pytest.approx(-0.12, abs=0.03)
-    assert found[0].rise == pytest.approx(0.13, abs=0.03)
-
-
-def test_noise_alone_hardly_ever_raises_an_alarm():
-    runs = [{task: course(10 * seed + k, 20, turn=0.0) for k, task in enumerate(TASKS)} for seed in range(300)]
-    assert sum(bool(see_saws(scores)) for scores in runs) <= 3
-
-
-def test_one_task_that_falls_alone_is_no_see_saw():
-    assert not see_saws({"depth": course(0, turn=-0.2), "detection": course(1)})
-
-
-def test_few_evaluations_and_missing_ones_say_nothing():
-    up, down = [0.1 * k for k in range(LEAST - 1)], [-0.1 * k for k in range(LEAST - 1)]
-    assert not see_saws({"depth": down, "detection": up})
-    assert not see_saws({"depth": [float("nan")] * 20, "detection": course(0, 20, turn=0.2)})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 
 from perception import cli, runs
 from perception import recipe as recipes
-from perception.studies.grow import drop, grow, merge, sources_of
+from perception.studies.grow import _with_pictures, drop, grow, merge, sources_of
 from perception.studies.growing import Growing
 from perception.types import CheckpointError, ConfigError, DataError
 
@@ -66,6 +67,40 @@ def test_a_frozen_network_forgets_nothing_and_learns_the_new_task(old, new, tmp_
     assert list(recipes.load(tmp_path / "grown" / "recipe.yaml").tasks) == [*tasks, "depth"]
     assert predictions(tmp_path / "grown", ("depth",))
     assert "depth" in (tmp_path / "grown" / "grow.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def moved(street, tmp_path_factory):
+    """A run whose data are no longer where they were: a folder that they were moved to, and the run."""
+    folder = tmp_path_factory.mktemp("moved")
+    shutil.copytree(street, folder / "before")
+    runs.train(recipes.parse(OLD, [f"data.root={folder / 'before'}", "train.steps=2"]), folder / "run")
+    (folder / "before").rename(folder / "now")
+    return folder / "now", folder / "run"
+
+
+def test_the_old_tasks_are_measured_where_their_pictures_are_now(moved, tmp_path, capsys):
+    """data.root=... of the command line is where the run's pictures are too, unless they are where they were."""
+    root, run = moved
+    file = tmp_path / "new.yaml"
+    file.write_text(f"name: new{NEW}")
+    command = ["grow", str(run), str(file), "train.steps=2", "--out", str(tmp_path / "out")]
+    assert cli.main([*command, f"data.root={root}"]) == 0
+    result = json.loads((tmp_path / "out" / "grow.json").read_text())
+    assert all("every metric is what it was" in its["verdict"] for its in result["old"].values())
+    assert recipes.load(tmp_path / "out" / "recipe.yaml").data.root == str(root)
+    (tmp_path / "empty").mkdir()
+    assert cli.main([*command[:-1], str(tmp_path / "other"), f"data.root={tmp_path / 'empty'}"]) == 2
+    said = capsys.readouterr().err
+    assert "not at hand" in said
+    assert str(root.with_name("before")) in said
+    assert str(tmp_path / "empty") in said
+
+
+def test_the_runs_own_root_comes_first(old, street, tmp_path):
+    """The new tasks' data may lie elsewhere, without the old ones'."""
+    recipe = runs.open_run(old)[0]
+    assert _with_pictures(recipe, str(tmp_path)).data.root == str(street)
 
 
 def growing(old: Path, new, method):

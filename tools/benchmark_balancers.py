@@ -1,9 +1,11 @@
 """Trains every balancer by one recipe, several seeds each, and tells what it was worth: make bench-balance.
 
     python tools/benchmark_balancers.py configs/street.yaml [key=value ...] [--balancers a,b] [--seeds 3] [--steps N]
+        [--space params] [--weights recipe|none]
 
-Safe to interrupt: the same command goes on. --page FILE puts the table between the lines "<!-- begin NAME -->" and
-"<!-- end NAME -->" of a page, where NAME is the recipe's.
+Static weights are trained twice, the same but for rounding: the noise floor. Safe to interrupt: the same command goes
+on. --page FILE puts the table between the lines "<!-- begin NAME -->" and "<!-- end NAME -->" of a page, where NAME is
+the recipe's.
 """
 
 import argparse
@@ -34,6 +36,11 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, default=3, metavar="N")
     parser.add_argument("--steps", type=int, metavar="N", help="instead of the recipe's")
+    parser.add_argument("--space", metavar="S", help="where gradients are compared (default: each balancer's)")
+    parser.add_argument(
+        "--weights", choices=("recipe", "none"), default="recipe",
+        help="recipe: the recipe's static weights, to all that take weights (default); none: equal ones",
+    )  # fmt: skip
     parser.add_argument("--jobs", type=int, metavar="N", help="trainings at a time")
     parser.add_argument("--turns", type=int, default=5, metavar="N", help="of the measurement of a step's cost")
     parser.add_argument("--out", type=Path, help="folder of the runs (default: runs/<name of the recipe>_balancers)")
@@ -43,7 +50,7 @@ def main() -> None:
     recipe = recipes.load(given.config, overrides)
     out = given.out or Path("runs") / f"{recipe.name}_balancers"
     options = {"seeds": given.seeds, "jobs": given.jobs, "turns": given.turns}
-    benchmark(recipe, out, balancers=given.balancers, **options)
+    benchmark(recipe, out, balancers=given.balancers, space=given.space, weights=given.weights, **options)
     text = (out / TABLE).read_text("utf-8")
     print(text)
     if given.page:

@@ -133,7 +133,7 @@ def _opened(path: Path, tasks: Sequence[str] | None, wanted: tuple[int, int] | N
             return [form]
 
         return wanted if wanted and rules.dynamic else rules.size, named
-    recipe, model = runs.open_run(path, tasks=tasks)
+    recipe, model = runs.open_network(path, tasks)
     shown = wanted or recipe.data.size
 
     def prepared(kinds: Sequence[str], notes: dict[str, str], prefix: str) -> list[Any]:

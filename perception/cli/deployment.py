@@ -132,7 +132,7 @@ def _perceiver(parsed: argparse.Namespace, threads: int) -> Any:
 
     if parsed.providers:
         raise ConfigError("--providers: a run folder is run by torch. Leave it out, or give the exported network.")
-    recipe, model = runs.open_run(parsed.model, tasks=parsed.tasks)
+    recipe, model = runs.open_network(parsed.model, parsed.tasks)
     return TorchPerceiver(model, size=recipe.data.size, threads=threads)
 
 

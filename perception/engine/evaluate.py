@@ -45,7 +45,7 @@ class Evaluation:
     """metrics:  "<task>/<name>" -> number; NaN where nothing was labelled
     tables:   task -> class -> column -> number
     examples: task -> {"worst": [...], "best": [...]}, on rank 0
-    score:    one number in [0, 1] that picks the best checkpoint, see `score`
+    score:    one number that picks the best checkpoint, see `score`
     pictures: number of different pictures
     """
 
@@ -197,17 +197,31 @@ def _share_buffers(module: Any) -> None:
         buffer.copy_(found[name])
 
 
-def score(model: Any, metrics: Mapping[str, float]) -> float:
-    """One number in [0, 1], higher is better: the mean of the tasks' scores; NaN where no task has one.
+SMALLEST = 1e-6
+"""What a metric counts for at least in the score: so much that a task at zero costs dearly, and not everything."""
 
-    Tasks without a number (nothing labelled) are left out.
+
+def score(model: Any, metrics: Mapping[str, float]) -> float:
+    """One number, higher is better: the geometric mean of the metrics that the tasks name, of 1 / x where lower is
+    better. NaN where no task has one; tasks without a number (nothing labelled) and auxiliary ones are left out.
+
+    It orders evaluations as the mean of each task's score relative to its best, in logarithms, would, whatever that
+    best is: so neither a task with large numbers nor the unit of a metric decides, nothing must be remembered, and the
+    order of two evaluations does not change when a later one is better. It is no share of anything: compare it only
+    between evaluations of the same tasks on the same pictures.
     """
-    goods = [value for value in task_scores(model, metrics).values() if not math.isnan(value)]
-    return sum(goods) / len(goods) if goods else math.nan
+    logs = [
+        task.score_sign * math.log(max(metrics[key], SMALLEST))
+        for name, task in model.tasks.items()
+        if not task.auxiliary and not math.isnan(metrics.get(key := f"{name}/{task.score}", math.nan))
+    ]
+    return math.exp(math.fsum(logs) / len(logs)) if logs else math.nan
 
 
 def task_scores(model: Any, metrics: Mapping[str, float]) -> dict[str, float]:
     """Task -> its score, higher is better: the metric that its class names, or 1 / (1 + x) of one for which lower is
-    better; NaN where it was not measured."""
-    values = {name: metrics.get(f"{name}/{task.score}", math.nan) for name, task in model.tasks.items()}
+    better; NaN where it was not measured. Without auxiliary tasks."""
+    values = {
+        name: metrics.get(f"{name}/{task.score}", math.nan) for name, task in model.tasks.items() if not task.auxiliary
+    }
     return {name: value if model.tasks[name].score_sign > 0 else 1 / (1 + value) for name, value in values.items()}

@@ -34,9 +34,9 @@ class Log:
     """Events of one run, one JSON object a line, flushed at once.
 
     Every event has "step" (optimiser steps done), "time" (seconds of training so far) and "kind" ("train",
-    "evaluation", "skipped"). NaN is written as null. Opening at ``step`` drops the lines after it: the file of a
-    resumed run equals that of an uninterrupted one, but for times. Where ``active`` is false (ranks other than 0)
-    nothing happens. Without a terminal, lines are printed instead of a bar.
+    "evaluation", "quick_evaluation", "skipped"). NaN is written as null. Opening at ``step`` drops the lines after it:
+    the file of a resumed run equals that of an uninterrupted one, but for times. Where ``active`` is false (ranks other
+    than 0) nothing happens. Without a terminal, lines are printed instead of a bar.
     """
 
     def __init__(

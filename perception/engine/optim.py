@@ -44,14 +44,15 @@ def build(
     lr: float,
     weight_decay: float,
     backbone_lr_scale: float,
+    extra_lr_scale: float = 1.0,
     backbone: str = "backbone",
 ) -> torch.optim.Optimizer:
     """An optimiser over the trainable parameters: torch's fused AdamW (Loshchilov and Hutter 2019), or by its name one
     of timm's. Raises ConfigError where there is none such.
 
     Biases, norms and other parameters of one dimension are not decayed, nor are ``extra`` ones (a balancer's).
-    Parameters whose dotted name has ``backbone`` as a part learn at ``backbone_lr_scale`` times the rate. Each group
-    keeps its factor as "scale"; `set_learning_rate` applies it.
+    Parameters whose dotted name has ``backbone`` as a part learn at ``backbone_lr_scale`` times the rate, ``extra``
+    ones at ``extra_lr_scale`` times. Each group keeps its factor as "scale"; `set_learning_rate` applies it.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for path, parameter in model.named_parameters():
@@ -61,7 +62,7 @@ def build(
     own = [parameter for parameter in extra if parameter.requires_grad]
     plain = [{"params": items, "scale": scale, "weight_decay": decay} for (scale, decay), items in groups.items()]
     if own:
-        plain.append({"params": own, "scale": 1.0, "weight_decay": 0.0})
+        plain.append({"params": own, "scale": extra_lr_scale, "weight_decay": 0.0})
     if name == "adamw":
         return torch.optim.AdamW(plain, lr=lr, fused=True)
     require_known(name)

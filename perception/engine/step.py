@@ -31,7 +31,8 @@ class Training:
     skipped: steps skipped in a row, and in all
     window:  sums since the last log event: name -> [sum, count]
     first:   task -> mean loss of the first log event that had one
-    scores:  task -> its score at each evaluation
+    best:    the highest score of an evaluation that checkpoints are compared by
+    scores:  task -> its score at each of these evaluations
     cosines: "cosine/<task>/<task>" -> those of the last looks at the gradients
     """
 

@@ -28,12 +28,16 @@ from perception.engine.precision import Precision, explain_out_of_memory, move, 
 from perception.engine.step import Step, Training, seed_step, take_step
 from perception.mtl.balancers import Balancer
 from perception.mtl.schedule import Schedule, ScheduleConfig
-from perception.mtl.see_saw import see_saws
+from perception.mtl.see_saw import LEAST, see_saws
 from perception.types import Batch, CheckpointError, ConfigError, DataError, PerceptionError
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+EVALUATIONS, LEAST_INTERVAL = 12, 10
+"""Evaluations of a run that does not say how many, and the fewest steps between two of them."""
 
 
 @configuration
@@ -43,13 +47,20 @@ class TrainConfig:
     optimizer: "adamw", or one of timm's by name: sgd, lamb, adopt, lion, muon, nadamw, ...
     lr, weight_decay: of the optimiser; the backbone learns at ``lr * backbone_lr_scale``: slower than what begins
         without weights. Give 1 where the backbone does, too.
+    balance_lr_scale: what a balancer learns by this optimiser (noise levels of `uncertainty`, scales of `imtl_l` and
+        `imtl`) learns at ``lr * balance_lr_scale``. It moves by about that a step, so in a short training by too
+        little to matter unless this is more than 1.
     warmup_steps: of linear warm-up; then half a cosine down to ``lr * lr_floor`` at the last step.
     clip_norm: largest gradient norm; 0 = no clipping.
     ema_decay: of the moving average that is evaluated, saved and exported; reached by a warm-up, 1 - (1 + step)^(-2/3).
     sync_batchnorm: BatchNorm in training normalises over the pictures of all ranks, not over each rank's own.
     precision: "auto" = bfloat16 where the device multiplies it in hardware.
     threads: of the CPU per process; None = torch's default.
-    log_every, evaluate_every, checkpoint_every: steps; 0 = only at the end.
+    log_every, evaluate_every, checkpoint_every: steps; 0 = only at the end. evaluate_every: None = about 12 times a
+        run, at least 10 steps apart; a see-saw of the tasks is told from the 5th evaluation on.
+    quick_images: where there are more held-out pictures, evaluations on the way take so many, spread evenly over each
+        source, the same ones each time: they pick the best checkpoint. The last step's weights and the best ones are
+        also measured on all. 0 = every evaluation takes all.
     look_every: steps between two looks at the tasks' gradients (norms, cosines, conflicts) for the log; 0 = none.
     keep_checkpoints: how many of the newest stay, at least 2; the best one always does.
     max_skipped: so many steps in a row without finite losses and gradients end the training.
@@ -61,6 +72,7 @@ class TrainConfig:
     lr: Amount = 3e-3
     weight_decay: Amount = 0.05
     backbone_lr_scale: Amount = 0.33
+    balance_lr_scale: Amount = 1.0
     warmup_steps: Count = 100
     lr_floor: Annotated[float, Field(ge=0, le=1)] = 0.01
     clip_norm: Amount = 10.0
@@ -70,7 +82,8 @@ class TrainConfig:
     threads: Positive | None = None
     log_every: Count = 10
     look_every: Count = 20
-    evaluate_every: Count = 0
+    evaluate_every: Count | None = None
+    quick_images: Count = 128
     checkpoint_every: Count = 500
     keep_checkpoints: Annotated[int, Field(ge=2)] = 2
     max_skipped: Positive = 10
@@ -78,6 +91,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         optim.require_known(self.optimizer)
+
+    @property
+    def evaluation_interval(self) -> int:
+        """Steps from one evaluation to the next; 0 = only at the end."""
+        every = self.evaluate_every
+        return max(LEAST_INTERVAL, math.ceil(self.steps / EVALUATIONS)) if every is None else every
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +120,7 @@ def train(
     schedule: Schedule | None = None,
     data: Mapping[str, str] | None = None,
     evaluate: Callable[[Any], Evaluation] | None = None,
+    quick: Callable[[Any], Evaluation] | None = None,
     seed: int = 0,
     resume: bool = False,
     force: bool = False,
@@ -116,6 +136,8 @@ def train(
     warnings: sentences for the log and the report of a new run
     evaluate: measures the moving average (a network like ``model``); its ``score`` picks the best checkpoint, whose
               metrics go to metrics.json
+    quick:    measures it on fewer pictures instead, and by its ``score`` alone checkpoints are compared; ``evaluate``
+              follows at the last step
 
     Raises CheckpointError (nothing or too much in ``run``, another recipe, full disk), PerceptionError (too many steps
     without finite losses, out of memory), SystemExit with 143 or 130 after SIGTERM or Ctrl-C, when the step is done and
@@ -139,14 +161,16 @@ def train(
             for sentence in () if resume else warnings:
                 log.event(training.step, "warning", {"text": sentence})
                 log.say(f"Warning: {sentence}")
+            if evaluate is not None and not training.step:
+                _say_what_evaluations_tell(training, config, log)
             for batch in stream:
                 losses_of, tasks = follow(training.step, batch)
                 step = _one_step(training, losses_of, tasks, move(batch, device), config, seed, interruption, log)
                 stop = exit_code(step.flags)
                 best = False
-                if evaluate is not None and _due(training.step, config.evaluate_every, config.steps):
-                    evaluation = evaluate(training.ema.module)
-                    best = _note_evaluation(training, evaluation, run, log)
+                if evaluate is not None and _due(training.step, config.evaluation_interval, config.steps):
+                    last = training.step == config.steps
+                    evaluation, best = _evaluate(training, evaluate, quick, last, run, log)
                     log.lap()
                 if stop or best or _due(training.step, config.checkpoint_every, config.steps):
                     _save(training, run, recipe, best, config, log)
@@ -169,6 +193,7 @@ def _prepare(model: nn.Module, balancer: Balancer, config: TrainConfig) -> Train
         lr=config.lr,
         weight_decay=config.weight_decay,
         backbone_lr_scale=config.backbone_lr_scale,
+        extra_lr_scale=config.balance_lr_scale,
     )
     return Training(model, balancer, optimizer, ModelEmaV3(model, decay=config.ema_decay, use_warmup=True))
 
@@ -297,24 +322,54 @@ def _note_skip(training: Training, step: Step, batch: Batch, config: TrainConfig
         )
 
 
-def _note_evaluation(training: Training, evaluation: Evaluation, run: Path, log: Log) -> bool:
-    """Log an evaluation. Returns whether it is the best so far; then its metrics become the run's metrics.json."""
-    log.event(training.step, "evaluation", {**evaluation.metrics, "score": evaluation.score})
+def _say_what_evaluations_tell(training: Training, config: TrainConfig, log: Log) -> None:
+    """A line where the run has too few evaluations to tell a see-saw."""
+    count = math.ceil(config.steps / (config.evaluation_interval or config.steps))
+    scored = [task for task in training.model.tasks.values() if not task.auxiliary]  # type: ignore[operator,union-attr]
+    if count < LEAST and len(scored) > 1:
+        log.say(
+            f"{count} evaluation{'s' * (count != 1)} in this run: whether one task falls while another rises is told "
+            f"from {LEAST} on. For that, set train.evaluate_every to {max(1, config.steps // LEAST)} or less."
+        )
+
+
+def _evaluate(
+    training: Training,
+    evaluate: Callable[[Any], Evaluation],
+    quick: Callable[[Any], Evaluation] | None,
+    last: bool,
+    run: Path,
+    log: Log,
+) -> tuple[Evaluation, bool]:
+    """An evaluation, quick where there is a quick one, and whether it is the best so far; at the last step on all."""
+    found = (quick or evaluate)(training.ema.module)
+    best = _note_evaluation(training, found, run, log, quick is not None)
+    if quick and last:
+        found = evaluate(training.ema.module)
+        log.event(training.step, "evaluation", {**found.metrics, "score": found.score})
+    return found, best
+
+
+def _note_evaluation(training: Training, evaluation: Evaluation, run: Path, log: Log, quick: bool) -> bool:
+    """Log an evaluation. Returns whether it is the best so far; then its metrics become the run's metrics.json, for as
+    long as the run lasts also those of a quick one, which names its number of pictures."""
+    kind = "quick_evaluation" if quick else "evaluation"
+    log.event(training.step, kind, {**evaluation.metrics, "score": evaluation.score})
     for task, value in task_scores(training.model, evaluation.metrics).items():
         training.scores.setdefault(task, []).append(value)
     for found in see_saws(training.scores):
         log.event(training.step, "see_saw", found._asdict())
         log.say(
-            f"Warning: see-saw: {found.falling} falls (score {found.fall:+.3f}) while {found.rising} rises "
-            f"({found.rise:+.3f}), both beyond noise. The report says what may help."
+            f"Warning: see-saw: since its best evaluation {found.falling} fell (score {found.fall:+.3f}) while "
+            f"{found.rising} rose ({found.rise:+.3f}), both beyond noise. The report says what may help."
         )
     best = evaluation.score > training.best
     if best:
         training.best = evaluation.score
         if distributed.is_main():
-            write_metrics(
-                run / "metrics.json", {"step": training.step, "score": evaluation.score, **evaluation.metrics}
-            )
+            pictures = {"quick_images": evaluation.pictures} if quick else {}
+            numbers = {"step": training.step, "score": evaluation.score, **pictures, **evaluation.metrics}
+            write_metrics(run / "metrics.json", numbers)
     return best
 
 

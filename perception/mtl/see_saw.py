@@ -1,24 +1,24 @@
-"""The see-saw: one task's validation falls while another's rises, and both by more than noise."""
+"""The see-saw, a sign of negative transfer: one task's score falls while another's rises, both beyond noise."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
-SPAN = 2
-"""Evaluations in each of the two means that are compared."""
-LEAST = 3 + 2 * SPAN
-"""Evaluations before anything is said: noise is read off their second differences."""
-LIMIT = 3.0
-"""Standard deviations that a change must exceed."""
+LEAST = 5
+"""Evaluations before anything is said: fewer leave too few second differences to read the noise off."""
+TAIL = 2e-3
+"""Of Student's distribution, for each task at each evaluation: many are looked at in a run."""
 
 
 class SeeSaw(NamedTuple):
-    """falling, rising: tasks. fall, rise: of the mean of their last scores against that of those before, signed."""
+    """falling, rising: tasks. fall, rise: of their scores since the best of the falling one, signed."""
 
     falling: str
     rising: str
@@ -27,26 +27,37 @@ class SeeSaw(NamedTuple):
 
 
 def see_saws(scores: Mapping[str, Sequence[float]]) -> list[SeeSaw]:
-    """The pairs of tasks of which one has fallen and the other has risen.
+    """The pairs of tasks of which one has fallen from its best while the other has risen.
 
     scores: task -> its score at each evaluation so far, higher is better; NaN where it was not measured
 
-    The noise of a score is estimated from how it bends (a steady trend does not bend): the median of its absolute
-    second differences, which few true changes of course do not move. It is at least a thousandth of the score.
+    Scores are averaged over two evaluations in a row. The last average of the one must lie below its highest, and that
+    of the other above its own at that time, by more than t times the noise: the standard deviation by the median
+    absolute second difference (a steady trend has none; at least a thousandth of the score), t of Student's
+    distribution with (n - 2) / 2 degrees of freedom, about what n - 2 second differences that overlap are worth.
+
+    Simulated, 4 tasks and 12 evaluations with independent Gaussian noise (``tests/test_see_saw.py``): a run without
+    negative transfer raises a false alarm in 0.1 % of the cases where scores are level or rise and level off, and in
+    5 % where one rises steadily while three stay level, the worst case. A task that falls by one standard deviation of
+    the noise at each of the last six evaluations, beside one that rises, is found in 45 % of the runs, by two in 92 %.
+    Noise that wanders (is correlated from one evaluation to the next) raises more false alarms.
     """
-    changes = {}
-    for task, values in scores.items():
-        known = np.array([value for value in values if math.isfinite(value)])
-        if len(known) >= LEAST:
-            changes[task] = _change(known)
-    falling = [task for task, (change, limit) in changes.items() if change < -limit]
-    rising = [task for task, (change, limit) in changes.items() if change > limit]
-    return [SeeSaw(one, other, changes[one][0], changes[other][0]) for one in falling for other in rising]
+    found = []
+    for falling, rising in itertools.permutations(scores, 2):
+        pair = np.array([scores[falling], scores[rising]], float)
+        pair = pair[:, np.isfinite(pair).all(0)]
+        if pair.shape[1] >= LEAST:
+            smooth = (pair[:, 1:] + pair[:, :-1]) / 2
+            best = int(smooth[0, :-2].argmax())  # not of the two that share an evaluation with the last
+            fall, rise = smooth[:, -1] - smooth[:, best]
+            limits = [_limit(values) for values in pair]
+            if fall < -limits[0] and rise > limits[1]:
+                found.append(SeeSaw(falling, rising, float(fall), float(rise)))
+    return found
 
 
-def _change(values: NDArray) -> tuple[float, float]:
-    """The change between the last two means, and what it must exceed."""
-    change = float(values[-SPAN:].mean() - values[-2 * SPAN : -SPAN].mean())
-    bends = np.abs(np.diff(values, 2))
-    noise = max(1.4826 * float(np.median(bends)) / math.sqrt(6), 1e-3 * float(np.abs(values).mean()))
-    return change, LIMIT * noise * math.sqrt(2 / SPAN)
+def _limit(values: NDArray) -> float:
+    """What a change between two averages must exceed; its standard deviation is that of one value."""
+    noise = 1.4826 * float(np.median(np.abs(np.diff(values, 2)))) / math.sqrt(6)
+    t = float(stdtrit((len(values) - 2) / 2, 1 - TAIL))
+    return t * max(noise, 1e-3 * float(np.abs(values).mean()))

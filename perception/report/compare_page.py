@@ -35,7 +35,7 @@ def write_page(path: Path, result: Mapping[str, Any]) -> None:
         parts.append(_section("What it costs to run", _cost(result["cost"])))
     for kind, against in result["controls"].items():
         parts.append(_section(f"Every metric, controls of equal {kind}", _metrics(against)))
-    facts = {"judged by": result["judged_by"], **result["facts"]}
+    facts = {"changes": result["changes_are"], "judged by": result["judged_by"], **result["facts"]}
     parts.append(_section("How it was made", _facts(facts)))
     path.write_text(_document(title, _STYLE + "".join(parts)), "utf-8")
 
@@ -44,7 +44,11 @@ def _against(against: Mapping[str, Any]) -> str:
     rows = [(name, its["change"]) for name, its in against["tasks"].items()]
     verdicts = "".join(f"<li>{escape(its['verdict'])}" for its in against["tasks"].values())
     left_out = against["left_out"]
-    note = f"<p class=note>Not in Delta_m, for want of a score: {escape(', '.join(left_out))}.</p>" if left_out else ""
+    note = (
+        f"<p class=note>Not in Delta_m, for want of two scores above zero: {escape(', '.join(left_out))}.</p>"
+        if left_out
+        else ""
+    )
     return (
         f"<p class=lead>{escape(against['verdict'])}</p>{forest([*rows, ('Delta_m', against['delta_m'])])}"
         f"<p class=note>Change against the control of the same seed, positive is better. Bar: Student's 95 % interval. "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from perception.types import TaskSpec
 COUNTS = ("count", "pixels", "predicted")
 """Columns of a per-class table that count; the others are scores from 0 to 1."""
 
+AUXILIARY = "Auxiliary: trained and measured, but not scored and not exported."
+
 
 def write_report(
     path: Path,
@@ -32,6 +34,7 @@ def write_report(
     recipe: str,
     facts: Mapping[str, str],
     protocols: Mapping[str, str] | None = None,
+    auxiliary: Collection[str] = (),
 ) -> None:
     """Write one self-contained HTML page (no scripts, no links, pictures inline) to ``path``.
 
@@ -43,8 +46,11 @@ def write_report(
     recipe:    the resolved recipe as YAML
     facts:     how the run was made: command, hardware, versions, date
     protocols: task name -> `Metric.protocol`, printed beside the numbers
+    auxiliary: tasks that are trained, but neither scored nor exported: said beside their numbers
     """
-    protocols = protocols or {}
+    protocols = dict(protocols or {})
+    for name in auxiliary:
+        protocols[name] = " ".join([AUXILIARY, protocols.get(name, "")]).strip()
     charts = training_charts(events)
     parts = [
         _header(title, facts),

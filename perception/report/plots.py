@@ -63,7 +63,9 @@ def training_charts(events: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def metric_charts(events: Sequence[Mapping[str, Any]], task: str) -> list[str]:
     """A task's metrics over the steps; those that belong together in one chart."""
-    evaluations = [event for event in events if event.get("kind") == "evaluation"]
+    kinds = [event.get("kind") for event in events]
+    wanted = "quick_evaluation" if "quick_evaluation" in kinds else "evaluation"  # not both: of other pictures
+    evaluations = [event for event, kind in zip(events, kinds, strict=True) if kind == wanted]
     names = [key.removeprefix(f"{task}/") for key in keys(evaluations, f"{task}/")]
     groups = [[name for name in group if name in names] for group in TOGETHER]
     grouped = {name for group in groups for name in group}

@@ -1,14 +1,20 @@
-"""Does it matter how tasks are balanced? Every balancer by one recipe over several seeds, against static weights."""
+"""Does it matter how tasks are balanced? Every balancer by one recipe over several seeds, against static weights.
+
+Each is made able to act within the run: windows are a tenth of it, what is learned by the optimiser gets a rate by
+which a weight can change a hundredfold, and the recipe's static weights are given to all that take weights. Static
+weights are trained a second time, the same but for rounding: by how much they differ is the noise floor.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -16,9 +22,10 @@ from perception import config, runs
 from perception import recipe as recipes
 from perception.checkpoint import write_atomically
 from perception.data.loader import train_batches
+from perception.engine.optim import learning_rate
 from perception.engine.precision import move
 from perception.mtl.balancers import BALANCERS, BalanceConfig, build_balancer
-from perception.mtl.compare import delta_m, estimate, relative_change
+from perception.mtl.compare import MOST_SEEDS, delta_m, detectable, estimate, gain, seeds_to_tell
 from perception.ops.denormals import flushed_denormals
 from perception.recipe import Recipe
 from perception.studies.children import Run, default_jobs, last_metrics, locked, train_all, with_threads
@@ -26,8 +33,16 @@ from perception.studies.progress import told
 from perception.studies.step_cost import StepCost, measure_steps, training_step
 from perception.types import ConfigError
 
-STATIC = "static"
+STATIC, AGAIN = "static", "static_again"
+ROUNDING = 1e-6
+"""By which the weights of `AGAIN` are larger: the optimiser's step does not change with the size of the loss, but each
+number is rounded anew."""
+REACH = math.log(100)
+"""How far a log-variance must be able to move within the run."""
+EFFECT, POWER = 0.02, 0.8
+"""What is asked of a benchmark: to tell a difference of 2 % four times out of five."""
 RESULT, TABLE = "balancers.json", "balancers.md"
+Weights = Literal["recipe", "none"]
 Plan = dict[str, dict[int, Run]]
 """Balancer -> seed -> run."""
 BySeed = Mapping[int, Mapping[str, float]]
@@ -35,20 +50,30 @@ BySeed = Mapping[int, Mapping[str, float]]
 
 
 def benchmark(
-    recipe: Recipe, out: Path, *, balancers: Sequence[str] = (), seeds: int = 3, jobs: int | None = None, turns: int = 5
+    recipe: Recipe,
+    out: Path,
+    *,
+    balancers: Sequence[str] = (),
+    seeds: int = 3,
+    jobs: int | None = None,
+    turns: int = 5,
+    space: str | None = None,
+    weights: Weights = "recipe",
 ) -> dict[str, Any]:
     """Train what is not trained yet under ``out``, and write balancers.json and balancers.md there.
 
-    balancers: their names, all by default; static weights (the recipe's, where it is static) are always among them
+    balancers: their names, all by default; static weights, once and once again, are always among them
     seeds: how many, counted from the recipe's. jobs: trainings at a time; None = one for each ``train.threads`` cores,
     on a GPU one. turns: of the measurement of a step's cost; 0 = none
+    space: where gradients are compared, of all that compare them; None = each config's default
+    weights: "recipe" = those of the recipe's balance, to all that take some; "none" = to none
 
     Returns what balancers.json holds. A balancer of which a training fails has no numbers, but the reason.
     """
     if not recipe.data.validation:
         raise ConfigError(f"The recipe '{recipe.name}' has no data.validation. A comparison needs held-out pictures.")
     with locked(out) as lock:
-        plan = make_plan(recipe, out, balancers, seeds)
+        plan = make_plan(recipe, out, balancers, seeds, space, weights)
         every = [its[seed] for seed in next(iter(plan.values())) for its in plan.values()]
         jobs = jobs or default_jobs(every[0].recipe.train.threads, len(every))
         with told(every, jobs) as advance:
@@ -59,11 +84,18 @@ def benchmark(
         return result
 
 
-def make_plan(recipe: Recipe, out: Path, balancers: Sequence[str], seeds: int) -> Plan:
+def make_plan(
+    recipe: Recipe,
+    out: Path,
+    balancers: Sequence[str],
+    seeds: int,
+    space: str | None = None,
+    weights: Weights = "recipe",
+) -> Plan:
     """Every run, its folder under ``out``; static weights first. Raises ConfigError where there is no such balancer."""
-    recipe = with_threads(recipe)
-    names = dict.fromkeys((STATIC, *(balancers or BALANCERS)))
-    chosen = {name: _with_balancer(recipe, name) for name in names}
+    recipe = _able_to_learn(with_threads(recipe))
+    names = dict.fromkeys((STATIC, AGAIN, *(balancers or BALANCERS)))
+    chosen = {name: _with_balancer(recipe, name, space, weights) for name in names}
     return {
         name: {
             seed: Run(f"{name}, seed {seed}", dataclasses.replace(its, seed=seed), out / name / f"seed_{seed}")
@@ -73,11 +105,33 @@ def make_plan(recipe: Recipe, out: Path, balancers: Sequence[str], seeds: int) -
     }
 
 
-def _with_balancer(recipe: Recipe, name: str) -> Recipe:
-    """The recipe with a balancer as it comes; a balancer that the recipe sets keeps its settings."""
+def _able_to_learn(recipe: Recipe) -> Recipe:
+    """The recipe whose rate lets a number that a balancer learns move by `REACH`: by about the rate at each step."""
+    train = recipe.train
+    factors = (learning_rate(step, train.steps, train.warmup_steps, train.lr_floor) for step in range(train.steps))
+    reached = train.lr * math.fsum(factors)
+    scale = max(train.balance_lr_scale, REACH / reached if reached else 0.0)
+    return dataclasses.replace(recipe, train=dataclasses.replace(train, balance_lr_scale=scale))
+
+
+def _with_balancer(recipe: Recipe, name: str, space: str | None, weights: Weights) -> Recipe:
+    """The recipe with a balancer; one that the recipe sets keeps its settings, others come as they are but for a window
+    that fits the run."""
+    given = dict(getattr(recipe.balance, "weights", {})) if weights == "recipe" else {}
+    if name == AGAIN:
+        name, given = STATIC, {task: given.get(task, 1.0) * (1 + ROUNDING) for task in recipe.tasks}
+    kind = BALANCERS.get(name)
+    settings = {field.name for field in dataclasses.fields(kind.Config)} if kind else set()
+    chosen: dict[str, Any] = {"name": name}
     if recipe.balance.name == name:
-        return recipe
-    return dataclasses.replace(recipe, balance=config.build(BalanceConfig, {"name": name}, path="balance"))
+        chosen = config.to_plain(recipe.balance)
+    elif "window" in settings:
+        chosen["window"] = max(1, recipe.train.steps // 10)
+    if "weights" in settings:
+        chosen["weights"] = given
+    if space is not None and "space" in settings:
+        chosen["space"] = space
+    return dataclasses.replace(recipe, balance=config.build(BalanceConfig, chosen, path="balance"))
 
 
 def step_costs(plan: Plan, turns: int) -> dict[str, StepCost]:
@@ -100,6 +154,7 @@ def step_costs(plan: Plan, turns: int) -> dict[str, StepCost]:
                     )
                     for name, its in plan.items()
                     for run in list(its.values())[:1]
+                    if name != AGAIN
                 },
                 turns,
             )
@@ -120,6 +175,8 @@ def conclude(plan: Plan, failures: Mapping[str, str], costs: Mapping[str, StepCo
         else:
             metrics[name] = {seed: last_metrics(run) for seed, run in its.items()}
     rows = {name: _row(found, metrics.get(STATIC, {}), scores) for name, found in metrics.items()}
+    balances: dict[str, Any] = {name: next(iter(its.values())).recipe.balance for name, its in plan.items()}
+    judge(rows)
     return {
         "recipe": recipe.name,
         "seeds": list(plan[STATIC]),
@@ -127,7 +184,12 @@ def conclude(plan: Plan, failures: Mapping[str, str], costs: Mapping[str, StepCo
         "batch_size": recipe.train.batch_size,
         "size": list(recipe.data.size),
         "metrics": {key: sign > 0 for key, sign in scores.items()},
+        "weights": balances[STATIC].weights,
+        "take_no_weights": [name for name, its in balances.items() if not hasattr(its, "weights")],
+        "spaces": sorted({its.space for its in balances.values() if hasattr(its, "space")}),
+        "balance_lr_scale": recipe.train.balance_lr_scale,
         "balancers": rows,
+        "power": power(rows),
         "failed": failed,
         "cost": {
             name: {
@@ -137,7 +199,7 @@ def conclude(plan: Plan, failures: Mapping[str, str], costs: Mapping[str, StepCo
             }
             for name, its in costs.items()
         },
-        "conclusion": conclusion(rows, len(plan[STATIC])),
+        "conclusion": conclusion(rows, len(plan[STATIC]), recipe.train.steps),
         "facts": {**runs.machine_facts(), "command": " ".join(["python", *sys.argv])},
     }
 
@@ -145,26 +207,52 @@ def conclude(plan: Plan, failures: Mapping[str, str], costs: Mapping[str, StepCo
 def _row(found: BySeed, static: BySeed, scores: Mapping[str, int]) -> dict[str, Any]:
     """What balancers.json says of one balancer. scores: metric -> 1, or -1 where less is better"""
     values = {key: [its.get(key, math.nan) for its in found.values()] for key in scores}
-    changes = {
-        key: [
-            relative_change(its.get(key, math.nan), static[seed].get(key, math.nan), sign)
-            for seed, its in found.items()
-        ]
+    gains = {
+        key: [gain(its.get(key, math.nan), static[seed].get(key, math.nan), sign) for seed, its in found.items()]
         for key, sign in scores.items()
         if static and found is not static
     }
-    gains = delta_m(changes)
+    whole = delta_m(gains)
     return {
         "scores": {key: _mean(column) for key, column in values.items()},
         "by_seed": {key: [_known(value) for value in column] for key, column in values.items()},
-        "delta_m": dataclasses.asdict(estimate(gains)) if gains else None,
+        "log_gains": list(whole),
+        "delta_m": dataclasses.asdict(estimate(whole)) if whole else None,
     }
+
+
+def judge(rows: Mapping[str, dict[str, Any]]) -> None:
+    """Set each row's "told": "better" or "worse" than static weights, "noise floor", or that it cannot be told.
+
+    Student's intervals are widened for so many comparisons (Bonferroni): 95 % hold all of them together.
+    """
+    compared = [name for name, row in rows.items() if row["log_gains"] and name != AGAIN]
+    for name, row in rows.items():
+        span = estimate(row["log_gains"], 1 - 0.05 / max(1, len(compared))).t
+        row["told"] = "cannot be told"
+        if name in (STATIC, AGAIN):
+            row["told"] = "noise floor" if name == AGAIN else ""
+        elif span is not None and (span[0] > 0 or span[1] < 0):
+            row["told"] = "better" if span[0] > 0 else "worse"
+
+
+def power(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
+    """How far differences spread over the seeds, and what follows for a paired t-test; None with one seed.
+
+    The spread is pooled over all balancers: of one with few seeds it would be too uncertain to plan by.
+    """
+    found = [row["log_gains"] for row in rows.values() if len(row["log_gains"]) > 1]
+    if not found:
+        return None
+    spread = math.sqrt(math.fsum(statistics.variance(values) for values in found) / len(found))
+    return {"spread": spread, "detectable": detectable(spread, len(found[0]), power=POWER),
+            "seeds": seeds_to_tell(spread, EFFECT, power=POWER)}  # fmt: skip
 
 
 def _score_keys(recipe: Recipe) -> dict[str, int]:
     """The metric that each task is judged by -> 1, or -1 where less is better."""
     tasks: Mapping[str, Any] = dict(recipes.build_model(recipe, weights=False).tasks.items())
-    return {f"{name}/{task.score}": task.score_sign for name, task in tasks.items()}
+    return {f"{name}/{task.score}": task.score_sign for name, task in tasks.items() if name in recipe.scored}
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -175,32 +263,38 @@ def _known(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def conclusion(rows: Mapping[str, Mapping[str, Any]], seeds: int) -> str:
-    """Plain sentences. Student's intervals are widened for so many comparisons (Bonferroni)."""
-    gains = {name: row["delta_m"]["values"] for name, row in rows.items() if row["delta_m"]}
-    if not gains:
-        return "Nothing to compare: static weights, or all others, have no score."
-    found = {name: estimate(values, 1 - 0.05 / len(gains)) for name, values in gains.items()}
-    best = max(found, key=lambda name: found[name].mean)
-    said = f"The best of {len(found)} against static weights is {best}: Delta_m {found[best].mean:+.1%}"
-    span = found[best].t
-    if span is None:
-        return f"{said} with one seed, which nothing tells from noise."
-    worse = ", ".join(name for name, its in found.items() if its.t and its.t[1] < 0) or "none"
-    proven = "a gain beyond noise" if span[0] > 0 else "no gain over static weights is proven"
-    over = f"over {seeds} seeds, widened for {len(found)} comparisons"
-    return f"{said} ({span[0]:+.1%} to {span[1]:+.1%} {over}): {proven}. Worse beyond noise: {worse}."
+def conclusion(rows: Mapping[str, Mapping[str, Any]], seeds: int, steps: int) -> str:
+    """Plain sentences: who is told from static weights, the noise floor, and what it would take to tell 2 %."""
+    names = {verdict: ", ".join(n for n, row in rows.items() if row["told"] == verdict) or "none"
+             for verdict in ("better", "worse", "cannot be told")}  # fmt: skip
+    sentences = [
+        f"Against static weights, {seeds} seed{'s' * (seeds != 1)} of {steps} steps, Student's intervals widened for "
+        f"all comparisons together: better: {names['better']}; worse: {names['worse']}; cannot be told at this length: "
+        f"{names['cannot be told']}."
+    ]
+    if AGAIN in rows and rows[AGAIN]["delta_m"]:
+        sentences.append(f"The same static weights, trained again, differ by {_gain(rows[AGAIN]['delta_m'])}.")
+    found = power(rows)
+    if found is None:
+        return " ".join([*sentences, "One seed tells nothing from noise."])
+    count = f"{found['seeds']} seeds" if found["seeds"] else f"more than {MOST_SEEDS} seeds"
+    sentences.append(
+        f"With this spread over the seeds ({found['spread']:.1%}, pooled), {seeds} seeds tell "
+        f"{found['detectable']:.1%} or more with a power of {POWER:.0%}; to tell {EFFECT:.0%} takes {count} of this "
+        "length."
+    )
+    return " ".join(sentences)
 
 
 def table(result: Mapping[str, Any]) -> str:
     """The result as Markdown: a row for each balancer."""
     keys, cost, facts = list(result["metrics"]), result["cost"], result["facts"]
     heads = ["balancer", *(f"{key}{'' if up else ' (less is better)'}" for key, up in result["metrics"].items())]
-    heads += ["Delta_m against static, 95 %", "ms a step", "x static", "MiB"]
+    heads += ["Delta_m against static, 95 %", "told", "ms a step", "x static", "MiB"]
     lines = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
     for name, row in result["balancers"].items():
         its = cost.get(name, {})
-        cells = [name, *(_number(row["scores"][key], ".4f") for key in keys), _gain(row["delta_m"])]
+        cells = [name, *(_number(row["scores"][key], ".4f") for key in keys), _gain(row["delta_m"]), row["told"] or "–"]
         cells += [
             _number(its.get(k), form)
             for k, form in (("milliseconds", ".0f"), ("over_static", ".2f"), ("memory", ".0f"))
@@ -210,8 +304,11 @@ def table(result: Mapping[str, Any]) -> str:
     height, width = result["size"]
     made = (
         f"Recipe {result['recipe']}, {height} x {width}, {result['steps']} steps of {result['batch_size']} pictures, "
-        f"{len(result['seeds'])} seeds; means over the seeds, the moving average at the last step. {facts['date']}, "
-        f"{facts['hardware']}. `{facts['command']}`"
+        f"{len(result['seeds'])} seeds; means over the seeds, the moving average at the last step; Delta_m from the "
+        f"mean log-ratio. Weights {result['weights'] or 'equal'}, not taken by "
+        f"{', '.join(result['take_no_weights']) or 'none'}; gradients compared in "
+        f"{', '.join(result['spaces']) or '–'}; "
+        f"balance_lr_scale {result['balance_lr_scale']:.3g}. {facts['date']}, {facts['hardware']}. `{facts['command']}`"
     )
     return "\n".join([result["conclusion"], "", *lines, "", made, ""])
 

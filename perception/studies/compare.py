@@ -16,7 +16,7 @@ from perception.checkpoint import write_atomically
 from perception.data.loader import evaluation_batches
 from perception.engine.log import plain
 from perception.model import Perception
-from perception.mtl.compare import delta_m, estimate, relative_change
+from perception.mtl.compare import delta_m, estimate, gain
 from perception.recipe import Recipe
 from perception.report.compare_page import write_page
 from perception.studies.children import Run, default_jobs, last_metrics, locked, train_all, with_threads
@@ -68,8 +68,8 @@ def compare(
 
     Returns what compare.json holds. Raises PerceptionError naming the trainings that failed.
     """
-    if len(recipe.tasks) < 2:
-        raise ConfigError(f"The recipe '{recipe.name}' has one task. A comparison needs at least two.")
+    if len(recipe.scored) < 2:
+        raise ConfigError(f"The recipe '{recipe.name}' scores one task. A comparison needs at least two.")
     if not recipe.data.validation:
         raise ConfigError(f"The recipe '{recipe.name}' has no data.validation. A comparison needs held-out pictures.")
     with locked(out) as lock:
@@ -91,7 +91,7 @@ def make_plan(recipe: Recipe, out: Path, seeds: int, kinds: Sequence[Control]) -
     """Every run of the comparison, its folder under ``out``. Opens the training sources."""
     recipe = with_threads(recipe)
     sources = recipes.training_sources(recipe)
-    alone = {task: control(recipe, task, sources) for task in recipe.tasks}
+    alone = {task: control(recipe, task, sources) for task in recipe.scored}
     numbers = range(recipe.seed, recipe.seed + seeds)
     return Plan(
         recipe,
@@ -115,7 +115,7 @@ def measured_cost(plan: Plan, turns: int) -> dict[str, Cost]:
     seed = plan.recipe.seed
     folders = {JOINT: plan.joint[seed].folder}
     folders |= {task: its[seed].folder for task, its in next(iter(plan.controls.values())).items()}
-    models = {name: runs.open_run(folder)[1] for name, folder in folders.items()}
+    models = {name: runs.open_network(folder)[1] for name, folder in folders.items()}
     sources, data = recipes.validation_sources(plan.recipe), plan.recipe.data
     picture = next(iter(evaluation_batches(sources, tuple(plan.recipe.tasks), data.size, 1))).images
     return measure(models, picture, turns)
@@ -129,6 +129,8 @@ def conclude(plan: Plan, cost: Mapping[str, Cost] | None) -> dict[str, Any]:
         "recipe": plan.recipe.name,
         "seeds": list(plan.joint),
         "steps": plan.recipe.train.steps,
+        "changes_are": "exp(mean over the seeds of the log-ratio against the control of the same seed) - 1; Delta_m is "
+        "that of the mean over the tasks",
         "judged_by": "the moving average of the weights at the last step; nothing is picked by looking at the held-out "
         "pictures",
         "controls": {kind: _against(kind, its, network, joint) for kind, its in plan.controls.items()},
@@ -143,14 +145,14 @@ def _against(
     network: Perception,
     joint: Mapping[int, Mapping[str, float]],
 ) -> dict[str, Any]:
-    tasks, changes = {}, {}
+    tasks, gains = {}, {}
     for name, its in controls.items():
         task: Any = network.tasks[name]
         key = f"{name}/{task.score}"
         alone = {seed: last_metrics(run) for seed, run in its.items()}
         pairs = [(joint[seed].get(key, math.nan), alone[seed].get(key, math.nan)) for seed in joint]
-        changes[name] = [relative_change(*pair, task.score_sign) for pair in pairs]
-        found = estimate(changes[name])
+        gains[name] = [gain(*pair, task.score_sign) for pair in pairs]
+        found = estimate(gains[name])
         some = next(iter(its.values())).recipe.train
         tasks[name] = {
             "metric": key,
@@ -167,12 +169,12 @@ def _against(
                 if other.startswith(f"{name}/")
             },
         }
-    found = estimate(delta_m(changes))
+    found = estimate(delta_m(gains))
     return {
         "held_equal": HELD_EQUAL[kind],
         "tasks": tasks,
         "delta_m": dataclasses.asdict(found),
-        "left_out": [name for name, values in changes.items() if any(map(math.isnan, values))],
+        "left_out": [name for name, values in gains.items() if any(map(math.isnan, values))],
         "verdict": overall(found),
     }
 

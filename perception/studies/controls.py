@@ -106,7 +106,9 @@ def stretched(recipe: Recipe, factor: float) -> Recipe:
             train,
             steps=max(1, round(train.steps * factor)),
             warmup_steps=round(train.warmup_steps * min(factor, 1.0)),
-            evaluate_every=max(1, round(train.evaluate_every * factor)) if train.evaluate_every else 0,
+            evaluate_every=max(1, round(train.evaluate_every * factor))
+            if train.evaluate_every
+            else train.evaluate_every,
         ),
     )
 

@@ -46,6 +46,11 @@ def group(recipe: Recipe, out: Path, *, networks: int = 2, every: int = EVERY) -
         raise ConfigError(
             f"The recipe '{recipe.name}' has {len(tasks)} tasks. Grouping needs 2 to {affinities.MOST_TASKS}."
         )
+    if auxiliary := [name for name in tasks if name not in recipe.scored]:
+        raise ConfigError(
+            f"tasks.{auxiliary[0]}.auxiliary: grouping is of the tasks that are exported. Leave it out by --tasks "
+            f"{','.join(recipe.scored)}, or set auxiliary to false."
+        )
     with locked(out):
         run = Run("joint", recipe, out / "joint")
         if not is_finished(run):

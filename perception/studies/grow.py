@@ -16,7 +16,7 @@ from perception.data.dataset import Source
 from perception.engine import distributed
 from perception.engine.log import plain
 from perception.model import Perception
-from perception.mtl.compare import relative_change
+from perception.mtl.compare import change, gain
 from perception.mtl.schedule import ScheduleConfig
 from perception.nn.sharing import SharingConfig
 from perception.nn.sharing.groups import GroupsConfig
@@ -25,7 +25,7 @@ from perception.report.grow_page import write_page
 from perception.studies.children import locked
 from perception.studies.growing import Growing, Method, differing_tasks
 from perception.tasks import Task
-from perception.types import CheckpointError, ConfigError
+from perception.types import CheckpointError, ConfigError, DataError
 
 RESULT, PAGE, BEFORE = "grow.json", "grow.html", "before.json"
 
@@ -33,7 +33,8 @@ RESULT, PAGE, BEFORE = "grow.json", "grow.html", "before.json"
 def grow(run: Path, recipe: Recipe, out: Path, *, method: Method = "frozen", strength: float = 1.0) -> dict[str, Any]:
     """Train the tasks of ``recipe`` that the network of ``run`` lacks, in a new run folder ``out``.
 
-    recipe: the new tasks, their data and how to train; the network itself and the old tasks are the run's
+    recipe: the new tasks, their data and how to train; the network itself and the old tasks are the run's. Where the
+    run's own ``data.root`` does not hold its validation pictures (any more), the recipe's is taken for these too
     method: see `Growing`. strength: of the old network's teaching, beside the new losses
 
     Writes grow.json and grow.html: the old tasks on the old run's validation pictures before and after, and the new
@@ -42,12 +43,13 @@ def grow(run: Path, recipe: Recipe, out: Path, *, method: Method = "frozen", str
     old, teacher = runs.open_run(run)
     merged, added = merge(recipe, old, run, method)
     with locked(out):
-        before = _before(teacher, old, out)
+        measured = _with_pictures(old, recipe.data.root) if old.data.validation else old
+        before = _before(teacher, measured, out)
         network = Growing(merged, teacher, method, strength)
         resume = checkpoint.has_checkpoints(out)
         runs.train(merged, out, resume=resume, model=network, sources=sources_of(merged, added, method))
         _, grown = runs.open_run(out, tasks=tuple(old.tasks))
-        after = _measured(grown, old) if before is not None else None
+        after = _measured(grown, measured) if before is not None else None
         result = conclude(teacher, before, after, _new_metrics(out, added), method)
         result = {"run": str(run), "added": added, **result, "facts": runs.machine_facts()}
         checkpoint.write_atomically(out / RESULT, json.dumps(result, indent=2, allow_nan=False) + "\n")
@@ -108,6 +110,25 @@ def sources_of(recipe: Recipe, added: Sequence[str], method: Method) -> list[Sou
     return sources
 
 
+def _with_pictures(old: Recipe, root: str) -> Recipe:
+    """The run's recipe with a root where its validation pictures are: its own, or else another one.
+
+    Raises ConfigError where they are in neither.
+    """
+    problems = []
+    for place in dict.fromkeys((old.data.root, root)):
+        found = dataclasses.replace(old, data=dataclasses.replace(old.data, root=place))
+        try:
+            recipes.validation_sources(found)
+            return found
+        except (ConfigError, DataError) as error:
+            problems.append(f"{place}: {error}")
+    raise ConfigError(
+        "The old tasks are measured on the run's validation pictures, which are not at hand. Put them back, or give "
+        "data.root=... of a folder that holds them and the new ones. Looked in\n  " + "\n  ".join(problems)
+    )
+
+
 def _before(teacher: Perception, old: Recipe, out: Path) -> dict[str, float] | None:
     """The old tasks' metrics, measured once; None where the old run has no validation pictures."""
     if not old.data.validation:
@@ -150,16 +171,18 @@ def conclude(
 def _kept(name: str, task: Task, before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, Any]:
     """One old task before and after."""
     key, own = f"{name}/{task.score}", [key for key in before if key.startswith(f"{name}/")]
-    change = relative_change(after[key], before[key], task.score_sign)
+    moved = change(gain(after[key], before[key], task.score_sign))
     same = all(_equal(before[k], after[k]) for k in own)
     return {
         "metric": key,
         "before": plain(before[key]),
         "after": plain(after[key]),
-        "change": plain(change),
+        "change": plain(moved),
         "verdict": f"{name}: every metric is what it was."
         if same
-        else f"{name}: {key} changed by {change:+.2%} (positive is better).",
+        else f"{name}: {key} was {before[key]:.4f} and is {after[key]:.4f}."
+        if math.isnan(moved)
+        else f"{name}: {key} changed by {moved:+.2%} (positive is better).",
         "metrics": {k: {"before": plain(before[k]), "after": plain(after[k])} for k in own},
     }
 

@@ -190,7 +190,8 @@ def _coded(dimension: Dimension, value: Any) -> Any:
 
 
 def _scores(folder: Path) -> dict[int, float]:
-    """Step -> score, as far as the log goes."""
+    """Step -> score, as far as the log goes: on the pictures of quick evaluations, at the last step on all."""
     log = folder / FILE
     events = read_events(log) if log.is_file() else []
-    return {e["step"]: e["score"] for e in events if e.get("kind") == "evaluation" and e.get("score") is not None}
+    kinds = ("quick_evaluation", "evaluation")  # at the last step the second follows the first
+    return {e["step"]: e["score"] for e in events if e.get("kind") in kinds and e.get("score") is not None}

@@ -24,7 +24,7 @@ from perception.types import ConfigError
 
 DATABASE, RESULT, PAGE = "study.db", "tune.json", "tune.html"
 EVALUATIONS = 5
-"""So often a trial is evaluated where the recipe does not say: nothing can be stopped early without scores."""
+"""So often a trial is evaluated that would be only at its end: nothing can be stopped early without scores."""
 
 
 def tune(recipe: Recipe, space: Space, out: Path, *, trials: int = 30, jobs: int | None = None) -> dict[str, Any]:
@@ -57,7 +57,9 @@ def tune(recipe: Recipe, space: Space, out: Path, *, trials: int = 30, jobs: int
 
 
 def _evaluated(recipe: Recipe) -> Recipe:
-    every = recipe.train.evaluate_every or max(1, recipe.train.steps // EVALUATIONS)
+    if 0 < recipe.train.evaluation_interval < recipe.train.steps:
+        return recipe
+    every = max(1, recipe.train.steps // EVALUATIONS)
     return dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, evaluate_every=every))
 
 

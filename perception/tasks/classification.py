@@ -14,12 +14,12 @@ from perception.config import configuration
 from perception.metrics.classification import ClassificationMetric
 from perception.nn.blocks import Width, conv_norm_act
 from perception.nn.necks import check_strides
-from perception.tasks.task import Part, Pyramid, Task, check_classes, of_rows
+from perception.tasks.task import Part, Pyramid, Task, TaskConfig, check_classes, of_rows
 from perception.types import Annotation, Camera, ConfigError, ImageLabel, TaskSpec
 
 
 @configuration
-class ClassificationConfig:
+class ClassificationConfig(TaskConfig):
     """classes: names. multi_label: a picture may carry several. threshold: of a multi-label score that is shown.
 
     label_smoothing: share of a label that is spread over all classes (or, of several labels, between yes and no).

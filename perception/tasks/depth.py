@@ -18,7 +18,7 @@ from perception.nn.decoder import DenseDecoder
 from perception.nn.necks import check_strides
 from perception.ops.losses import gradient_match, laplace, mean_of, silog
 from perception.ops.upsample import at_pixels
-from perception.tasks.task import Part, Pyramid, Task, Weight, of_rows
+from perception.tasks.task import Part, Pyramid, Task, TaskConfig, Weight, of_rows
 from perception.types import Annotation, Camera, ConfigError, DenseMap, TaskSpec
 
 LOG_ERRORS = math.log(0.005), math.log(1.0)
@@ -30,7 +30,7 @@ balanced by their size. It changes nothing else, for no other parameter sees its
 
 
 @configuration
-class DepthConfig:
+class DepthConfig(TaskConfig):
     """limits: nearest and farthest distance in metres that is trained, predicted and evaluated.
 
     canonical_focal: the network sees every picture as if taken with this focal length (pixels of the input): something

@@ -19,7 +19,7 @@ from perception.ops import boxes as geometry
 from perception.ops.assignment import Grid, Objects, sim_ota, task_aligned
 from perception.ops.detection_losses import distribution_focal, expected_bin, quality_focal
 from perception.ops.nms import select
-from perception.tasks.task import Part, Pyramid, Task, Weight, check_classes, of_rows
+from perception.tasks.task import Part, Pyramid, Task, TaskConfig, Weight, check_classes, of_rows
 from perception.types import Annotation, Camera, ConfigError, Instances, TaskSpec
 
 ASSIGNMENTS = {"task_aligned": task_aligned, "sim_ota": sim_ota}
@@ -33,7 +33,7 @@ own: all of them can say its box.
 
 
 @configuration
-class DetectionConfig:
+class DetectionConfig(TaskConfig):
     """classes: names, in the order of the labels.
 
     strides: levels of the pyramid; add 4 for very small objects.

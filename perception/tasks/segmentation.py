@@ -18,7 +18,7 @@ from perception.nn.decoder import DenseDecoder
 from perception.nn.necks import check_strides
 from perception.ops.losses import balanced_weights, dice, lovasz, near_borders
 from perception.ops.upsample import at_pixels, most_likely
-from perception.tasks.task import Part, Pyramid, Task, Weight, check_classes, of_rows
+from perception.tasks.task import Part, Pyramid, Task, TaskConfig, Weight, check_classes, of_rows
 from perception.types import Annotation, Camera, ConfigError, DenseMap, TaskSpec
 
 MOMENTUM = 0.01
@@ -26,7 +26,7 @@ MOMENTUM = 0.01
 
 
 @configuration
-class SegmentationConfig:
+class SegmentationConfig(TaskConfig):
     """classes: names, in the order of the ids.
 
     strides: levels of the pyramid that are fused, the finest first.

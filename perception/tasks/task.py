@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from perception.config import configuration
 from perception.metrics.metric import Metric
 from perception.nn.auxiliary import InitialPrediction
 from perception.types import Annotation, Camera, ConfigError, TaskSpec
@@ -20,6 +21,17 @@ Pyramid = Mapping[int, Tensor]
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 """Of a part of a loss."""
+
+
+@configuration
+class TaskConfig:
+    """What every task's config has.
+
+    auxiliary: the task is trained and measured, and teaches what tasks share, but picks no checkpoint, has no control
+        in a comparison, and is left out of exports and of all that uses the network, unless it is asked for by name.
+    """
+
+    auxiliary: bool = False
 
 
 def check_classes(classes: Sequence[str]) -> None:
@@ -71,6 +83,10 @@ class Task(nn.Module, ABC):
         """Subclasses are built from name, config and {stride: channels}."""
         super().__init__()
         self.auxiliary = None
+
+    @property
+    def auxiliary(self) -> bool:
+        return self.config.auxiliary
 
     @abstractmethod
     def forward(self, pyramid: Pyramid) -> NamedTuple:
