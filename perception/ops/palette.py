@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from perception.types import IGNORE_INDEX, DenseMap
+
 CITYSCAPES: dict[str, tuple[int, int, int]] = {
     "road": (128, 64, 128),
     "sidewalk": (244, 35, 232),
@@ -58,3 +60,19 @@ def palette(classes: Sequence[str]) -> NDArray[np.uint8]:
         mixed = colorsys.hsv_to_rgb(hue, *TONES[k % len(TONES)])
         colors.append(known or tuple(round(255 * part) for part in mixed))
     return np.array(colors, np.uint8).reshape(-1, 3)
+
+
+def in_classes(label_map: DenseMap, classes: Sequence[str]) -> tuple[DenseMap, tuple[str, ...]]:
+    """The map with ids of the task's classes, and the names of its ids: those of sets of classes come after the
+    classes'. As it is where its ids are the classes; pixels beyond what bytes can name become void."""
+    space = label_map.classes
+    if space is None:
+        return label_map, tuple(classes)
+    names = list(classes)
+    table = np.full(256, IGNORE_INDEX, np.uint8)
+    for k, (name, each) in enumerate(zip(space.names, space.sets, strict=True)):
+        if len(each) > 1:
+            names.append(name or "other")
+        table[k] = min(each[0] if len(each) == 1 else len(names) - 1, IGNORE_INDEX)
+    values = table[np.asarray(label_map.values)]
+    return DenseMap(values, np.asarray(label_map.valid, np.bool_) & (values != IGNORE_INDEX)), tuple(names)

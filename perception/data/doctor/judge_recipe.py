@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from perception.data.doctor import judge_classes
 from perception.data.doctor.findings import Finding, Severity, plain
 from perception.data.doctor.plan import PARTS, Plan
 from perception.data.doctor.state import SourceState
@@ -26,6 +27,7 @@ def findings(states: Sequence[SourceState], plan: Plan, quick: bool) -> list[Fin
         unsure = {state.part for state in known} | plan.unknown | {s.part for s in states if s.planned.broken}
         found += _task(states, plan, task, unsure)
         found += _classes(states, plan, task, unsure, quick)
+        found += judge_classes.never_told_apart(states, plan, task)
     return found + list(_weights(states, plan))
 
 

@@ -122,7 +122,7 @@ def _box_facts(found: BoxStatistics) -> dict[str, str]:
 
 
 def _map_facts(found: MapStatistics) -> dict[str, str]:
-    void = percent(found.void, found.void + int(found.pixels.sum()))
+    void = percent(found.void, found.void + found.known)
     return {
         "labelled": f"{found.pictures:,} pictures, {found.empty:,} of them void",
         "void": f"{void} of the pixels",
