@@ -74,7 +74,7 @@ class Source:
         for task in self.tasks:
             if len({maps[task].space for maps in (reader.class_maps for reader in readers) if task in maps}) > 1:
                 raise DataError(
-                    f"Source '{name}': the ids of its label maps of task '{task}' mean different classes in two readers "
+                    f"Source '{name}': the label maps of task '{task}' mean different classes in two of its readers "
                     "(labels_only, coarse). Give both the same, or make two sources."
                 )
 

@@ -180,9 +180,7 @@ class Segmentation(Task):
         return weights
 
     @torch.no_grad()
-    def _counts(
-        self, logs: Tensor, labels: Tensor, valid: Tensor, weights: Tensor, space: LabelSpace | None
-    ) -> Tensor:
+    def _counts(self, logs: Tensor, labels: Tensor, valid: Tensor, weights: Tensor, space: LabelSpace | None) -> Tensor:
         """Pixels of each class, as they are and as they are weighted [2, C]."""
         pixels = torch.stack([valid.to(weights), weights])
         if space is not None:

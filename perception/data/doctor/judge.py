@@ -146,7 +146,12 @@ def _small_boxes(state: SourceState, plan: Plan, task: str, found: BoxStatistics
 def _maps(state: SourceState, plan: Plan, task: str, found: MapStatistics) -> Iterator[Finding]:
     present = np.flatnonzero(found.pixels)
     void = found.void / max(1, found.void + found.known)
-    if len(present) == 1 and found.pixels[present[0]] == found.known and len(plan.classes[task]) > 1 and found.pictures > 1:
+    if (
+        len(present) == 1
+        and found.pixels[present[0]] == found.known
+        and len(plan.classes[task]) > 1
+        and found.pictures > 1
+    ):
         what = f"All label maps of '{task}' hold one class only, '{plain(plan.classes[task][present[0]], 60)}'"
         what += f", and void ({percent(void, 1)})." if found.void else "."
         mend = "Is 255 (void) meant as a class, or are these masks of single objects? Convert them to class ids."

@@ -39,7 +39,7 @@ def never_told_apart(states: Sequence[SourceState], plan: Plan, task: str) -> It
     names = plan.classes[task]
     if all(found.space is None for found in maps):
         return
-    rows = np.array([row for found in maps for row in _rows(found, len(names))], bool)
+    rows = np.array([row for found in maps for row in found.sets(len(names))], bool)
     groups: dict[bytes, list[str]] = {}
     for k, name in enumerate(names):
         if rows[:, k].any():
@@ -64,18 +64,8 @@ def class_maps(state: SourceState, task: str) -> list[ClassMap]:
     return unlike
 
 
-def _rows(found: ClassMap, classes: int) -> NDArray[np.bool_]:
-    """The sets of classes that the source's ids stand for: bool [K, C]."""
-    if found.space is None:
-        return np.eye(classes, dtype=bool)[slice(None) if found.classes is None else found.classes]
-    rows = np.zeros((len(found.space.sets), classes), bool)
-    for k, each in enumerate(found.space.sets):
-        rows[k, list(each)] = True
-    return rows
-
-
 def _listed(names: Sequence[str], which: NDArray[np.bool_]) -> str:
-    chosen = [plain(names[k], 60) for k in np.flatnonzero(which)]
+    chosen = [plain(name, 60) for name, known in zip(names, which.tolist(), strict=True) if known]
     return ", ".join(chosen[:_SHOWN]) + (f" and {len(chosen) - _SHOWN} more" if len(chosen) > _SHOWN else "")
 
 
@@ -85,7 +75,9 @@ def _of_sets(found: ClassMap, names: Sequence[str]) -> str:
         return ""
     sets = zip(found.space.names, found.space.sets, strict=True)
     several = [
-        f"{plain(name, 60)} ({', '.join(plain(names[k], 60) for k in each)})" for name, each in sets if name and each[1:]
+        f"{plain(name, 60)} ({', '.join(plain(names[k], 60) for k in each)})"
+        for name, each in sets
+        if name and each[1:]
     ]
     words = f" Super-classes: {', '.join(several[:_SHOWN])}." if several else ""
     return words + (" Other labels say only what a pixel is not." if "" in found.space.names else "")

@@ -46,6 +46,26 @@ class ClassMap:
         index = self.index[name]
         return index >= 0 and (self.space is not None or self.classes is None or bool(self.classes[index]))
 
+    def sets(self, classes: int) -> NDArray[np.bool_]:
+        """Of label maps: for each id the recipe's classes that its pixels may be, bool [K, C]."""
+        if self.space is None:
+            return np.eye(classes, dtype=bool)[slice(None) if self.classes is None else self.classes]
+        rows = np.zeros((len(self.space.sets), classes), bool)
+        for k, each in enumerate(self.space.sets):
+            rows[k, list(each)] = True
+        return rows
+
+
+def by_exclusion(maps: Iterable[ClassMap], classes: int) -> NDArray[np.bool_]:
+    """Classes that some label maps' ids hold and that all of them together tell from every other class: bool [C].
+
+    So a class can be learned that no source names: what one source labels as anything but a car, and another as
+    anything but a truck, is neither.
+    """
+    columns = np.concatenate([np.zeros((1, classes), bool), *(found.sets(classes) for found in maps)]).T
+    _, which, counts = np.unique(columns, axis=0, return_inverse=True, return_counts=True)
+    return (counts[which.reshape(-1)] == 1) & columns.any(1)
+
 
 def map_classes(
     names: Iterable[str],
@@ -103,6 +123,7 @@ def map_pixels(
             sets[name] = rest
         elif name not in sets and name in coarse:
             raise DataError(f"{where}: coarse gives {shown(name)} the rest, but the other names take all classes.")
+    sets = {name: sets[name] for name in names if name in sets}
     called = {classes: "" if classes == rest else _name_of(classes, sets, recipe) for classes in sets.values()}
     mask = None if labelled.all() else labelled
     if all(len(classes) == 1 and classes != rest for classes in called):

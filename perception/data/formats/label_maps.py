@@ -80,7 +80,10 @@ class LabelMapsReader:
         self.images = list(self._pairs)
 
     def annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, DenseMap]:
-        """values uint8 [H, W], the recipe's classes or sets of them. Raises DataError where an id is no line of ``classes.txt``."""
+        """values uint8 [H, W], the recipe's classes or sets of them.
+
+        Raises DataError where an id is no line of ``classes.txt``.
+        """
         picture = self.images[index]
         path = self._pairs[picture]
         label_map = read_label_map(path, self._table, self.names, space=self.class_map.space)
