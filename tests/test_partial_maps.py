@@ -340,6 +340,9 @@ def test_a_reader_says_what_its_ids_may_be(tmp_path):
     assert sets_at(label_map, (10, 10), (10, 40), (45, 60)) == [(3,), (0,), (1, 2)]
     assert label_map.classes.names == ("sky", "road", "car")
     assert not label_map.valid[0].any()
+    assert opened(tmp_path, {**given, "coarse": {"car": ["truck"]}}, TREE[:2] + ("truck",)).classes is None
+    named = opened(tmp_path, {**given, "coarse": {"car": ["truck"], "sky": ["sky", "car"]}}, classes).classes
+    assert named == LabelSpace(("sky", "road", "car"), ((1, 3), (0,), (2,))), "super-classes keep the source's names"
     label_map = opened(tmp_path, {**given, "labels_only": ["car"]}, classes)
     assert sets_at(label_map, (10, 10), (10, 40), (45, 60)) == [(0, 2, 3), (0, 2, 3), (1,)]
     assert (label_map.classes.names, label_map.valid[1:].all()) == (("", "car"), True)

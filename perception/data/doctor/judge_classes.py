@@ -57,11 +57,7 @@ def class_maps(state: SourceState, task: str) -> list[ClassMap]:
     if state.source is None or not isinstance(state.tasks.get(task), MapStatistics):
         return []
     maps = [reader.class_maps[task] for reader in state.source.readers if task in reader.class_maps]
-    unlike: list[ClassMap] = []
-    for found in maps:
-        if not any(found.space == one.space and np.array_equal(found.classes, one.classes) for one in unlike):
-            unlike.append(found)
-    return unlike
+    return list({(m.space, None if m.classes is None else m.classes.tobytes()): m for m in maps}.values())
 
 
 def _listed(names: Sequence[str], which: NDArray[np.bool_]) -> str:

@@ -124,7 +124,10 @@ def map_pixels(
         elif name not in sets and name in coarse:
             raise DataError(f"{where}: coarse gives {shown(name)} the rest, but the other names take all classes.")
     sets = {name: sets[name] for name in names if name in sets}
-    called = {classes: "" if classes == rest else _name_of(classes, sets, recipe) for classes in sets.values()}
+    called: dict[tuple[int, ...], str] = {}
+    for name, classes in sets.items():
+        own = recipe[index[name]] if index.get(name, IGNORED) >= 0 else name
+        called.setdefault(classes, "" if classes == rest else own)
     mask = None if labelled.all() else labelled
     if all(len(classes) == 1 and classes != rest for classes in called):
         return ClassMap({name: sets[name][0] if name in sets else IGNORED for name in names}, mask, stated=True)
@@ -141,10 +144,6 @@ def _only(labels_only: Sequence[str] | None, recipe: Sequence[str], where: str) 
                 f"{where}: labels_only names '{name}', which is no class of the recipe.{near(name, recipe)}"
             )
     return np.array([labels_only is None or name in labels_only for name in recipe], bool)
-
-
-def _name_of(classes: tuple[int, ...], sets: Mapping[str, tuple[int, ...]], recipe: Sequence[str]) -> str:
-    return recipe[classes[0]] if len(classes) == 1 else next(name for name, own in sets.items() if own == classes)
 
 
 def _check_coarse(
