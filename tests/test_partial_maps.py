@@ -31,10 +31,11 @@ from perception.ops.draw import draw_labels
 from perception.ops.image import letterbox_frame, warp
 from perception.ops.losses import merge_classes, shares_within
 from perception.ops.palette import in_classes, palette
+from perception.report.examples import Example, gallery
 from perception.tasks import join
 from perception.tasks import segmentation as segmentation_task
 from perception.tasks.segmentation import Raw, Segmentation, SegmentationConfig
-from perception.types import DataError, DenseMap, LabelSpace, Sample
+from perception.types import DataError, DenseMap, LabelSpace, Sample, TaskSpec
 
 CLASSES = ("road", "car", "truck", "tree", "sky")
 VEHICLES = LabelSpace(("ground", "vehicle", "far"), ((0,), (1, 2), (3, 4)))
@@ -232,6 +233,19 @@ def test_sets_have_colours_of_their_own_and_single_classes_the_tasks():
     assert len({tuple(color) for color in drawn}) == 4
     moved, names = in_classes(DenseMap(values, values < 3, classes=VEHICLES), CLASSES)
     assert [names[k] for k in moved.values[0, :3]] == ["road", "vehicle", "far"]
+
+
+def test_the_report_names_the_super_classes_of_the_truth():
+    space = LabelSpace(("ground", "vehicle", "<far>"), ((0,), (1, 2), (3, 4)))
+    values = np.array([[0, 1], [2, 255]], np.uint8).repeat(40, 0).repeat(40, 1)
+    truth = DenseMap(values, values < 3, classes=space)
+    said = DenseMap(np.zeros(values.shape, np.uint8), np.ones(values.shape, bool))
+    shown = Example("a/1", "s", 0.5, np.full((*values.shape, 3), 90, np.uint8), {"s": said}, {"s": truth})
+    page = gallery([shown], TaskSpec("s", "dense", ("label_map",), classes=CLASSES))
+    color = ",".join(map(str, palette([*CLASSES, "vehicle"])[-1].tolist()))
+    assert f'<i style="background:rgb({color})"></i>vehicle' in page
+    assert "&lt;far&gt;" in page
+    assert page.count(">road<") == 1
 
 
 def pictures(source: str, space: LabelSpace | None, count: int, seed: int) -> list[tuple[str, DenseMap, DenseMap]]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.types import IGNORE_INDEX, DenseMap
+from perception.types import IGNORE_INDEX, DenseMap, LabelSpace
 
 CITYSCAPES: dict[str, tuple[int, int, int]] = {
     "road": (128, 64, 128),
@@ -62,17 +62,22 @@ def palette(classes: Sequence[str]) -> NDArray[np.uint8]:
     return np.array(colors, np.uint8).reshape(-1, 3)
 
 
+def names_in(space: LabelSpace | None, classes: Sequence[str]) -> tuple[str, ...]:
+    """The task's classes, then the names of the sets of several classes that a source's ids stand for."""
+    sets = () if space is None else zip(space.names, space.sets, strict=True)
+    return (*classes, *(name or "other" for name, each in sets if len(each) > 1))
+
+
 def in_classes(label_map: DenseMap, classes: Sequence[str]) -> tuple[DenseMap, tuple[str, ...]]:
-    """The map with ids of the task's classes, and the names of its ids: those of sets of classes come after the
-    classes'. As it is where its ids are the classes; pixels beyond what bytes can name become void."""
+    """The map with ids of the task's classes, or of sets of them, and the names of these ids. As it is where its ids
+    are the classes; what bytes cannot number becomes void."""
     space = label_map.classes
     if space is None:
         return label_map, tuple(classes)
-    names = list(classes)
+    sets = iter(range(len(classes), IGNORE_INDEX))
+    ids = [each[0] if len(each) == 1 else next(sets, IGNORE_INDEX) for each in space.sets]
     table = np.full(256, IGNORE_INDEX, np.uint8)
-    for k, (name, each) in enumerate(zip(space.names, space.sets, strict=True)):
-        if len(each) > 1:
-            names.append(name or "other")
-        table[k] = min(each[0] if len(each) == 1 else len(names) - 1, IGNORE_INDEX)
+    table[: len(ids)] = ids
     values = table[np.asarray(label_map.values)]
-    return DenseMap(values, np.asarray(label_map.valid, np.bool_) & (values != IGNORE_INDEX)), tuple(names)
+    known = np.asarray(label_map.valid, np.bool_) & (values != IGNORE_INDEX)
+    return DenseMap(values, known), names_in(space, classes)
