@@ -43,6 +43,21 @@ class Instances:
 
 
 @dataclass(frozen=True, slots=True)
+class LabelSpace:
+    """What the ids of a source's label maps mean, where they are not the task's classes one by one.
+
+    sets:  for every id the task's classes that a pixel of it may be, ascending, at least one: of one class, of a
+           super-class ("vehicle": car, truck or bus), or of whatever the source does not label
+    names: of the ids; "" for what the source does not label: no class of its own, so no metric averages over it
+
+    Plain tuples: equal ones compare and hash equal, and no batch has to move them.
+    """
+
+    names: tuple[str, ...]
+    sets: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class DenseMap:
     """A value for every pixel: class ids (integer) or a quantity (float32; depth in metres).
 
@@ -50,11 +65,14 @@ class DenseMap:
     valid:  bool [H, W], False where nothing is known
     error:  float32 [H, W], how wrong a predicted quantity expects to be, as a share of its value (0.1 = 10 %): the
             scale of a Laplace distribution over its logarithm. None = not told, and in targets
+    classes: which of the task's classes an id stands for, where the source knows only some classes or super-classes;
+            None = id k is class k
     """
 
     values: Array
     valid: Array
     error: Array | None = None
+    classes: LabelSpace | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,5 +250,5 @@ class CheckpointError(PerceptionError):
 
 __all__ = [
     "IGNORE_INDEX", "Annotation", "Array", "Batch", "Camera", "CheckpointError", "ConfigError", "DataError", "DenseMap",
-    "Frame", "ImageLabel", "Instances", "PerceptionError", "Prediction", "Sample", "Shape", "TaskSpec",
+    "Frame", "ImageLabel", "Instances", "LabelSpace", "PerceptionError", "Prediction", "Sample", "Shape", "TaskSpec",
 ]  # fmt: skip

@@ -98,6 +98,23 @@ def kitti(root: Path) -> None:
         text(root / f"kitti/object/ImageSets/{split}.txt", f"{name}\n")
 
 
+def camvid_idd(root: Path) -> None:
+    """Names as in the two sets; each picture is one band of every id."""
+    for name, ids in (("camvid", CAMVID), ("idd", IDD)):
+        text(root / f"{name}/classes.txt", "\n".join(ids) + "\n")
+        for split in ("train", "val"):
+            for i in range(2):
+                write(root / f"{name}/images/{split}/{i}.png", picture(i))
+                bands = np.linspace(0, len(ids) - 1, 64).round().astype(np.uint8)
+                write(root / f"{name}/masks/{split}/{i}.png", np.tile(bands, (48, 1)))
+
+
+CAMVID = (
+    "sky", "building", "pole", "road", "pavement", "tree", "sign_symbol", "fence", "car", "pedestrian", "bicyclist",
+)  # fmt: skip
+IDD = ("drivable", "non_drivable", "living_thing", "vehicle", "roadside_object", "far_object", "sky")
+
+
 def both(root: Path) -> None:
     coco(root)
     cityscapes(root)
@@ -111,6 +128,7 @@ TREES = {
     "bdd100k": bdd100k,
     "nyuv2": nyuv2,
     "kitti": kitti,
+    "camvid_idd": camvid_idd,
 }
 
 

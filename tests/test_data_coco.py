@@ -393,12 +393,16 @@ def test_masks_have_classes_of_their_own(tmp_path):
     assert found["segmentation"].values[47, 0] == VOID
     assert found["detection"].ignore.tolist() == [False, False, True, True]
     only = masks(tmp_path, **options, segmentation_labels_only=["sky"]).annotations(0)["segmentation"]
-    assert only.values[12, 5] == VOID
-    assert only.values[8, 56] == SKY
-    road = masks(tmp_path, segmentation_labels_only=["road"]).annotations(0)["segmentation"]
-    assert set(np.unique(road.values).tolist()) == {ROAD, VOID}
+    assert sets_at(only, (12, 5), (8, 56)) == [(ROAD, CAR), (SKY,)]
     cars = masks(tmp_path, segmentation_labels_only=["car"]).annotations(0)["segmentation"]
-    assert set(np.unique(cars.values).tolist()) == {CAR, VOID}
+    assert {cars.classes.sets[k] for k in np.unique(cars.values[cars.valid])} == {(CAR,), (ROAD, SKY)}
+    rest = masks(tmp_path, **options, outside="rest").annotations(0)["segmentation"]
+    assert sets_at(rest, (47, 0), (8, 56), (12, 5)) == [(ROAD,), (SKY,), (CAR,)], "outside of all masks: none of theirs"
+
+
+def sets_at(label_map, *pixels):
+    """What the pixels (row, column) may be."""
+    return [label_map.classes.sets[label_map.values[pixel]] for pixel in pixels]
 
 
 def test_only_what_the_recipe_trains_is_read(tmp_path):

@@ -237,8 +237,14 @@ def test_labels_only_marks_the_other_classes_as_unlabelled(tree):
                     assert classes.tolist() == [c == index for c in range(len(CLASSES[task]))]
                     assert len(boxes) == 0 or (labels[~ignore] == index).all() if ignore is not None else True
                     met += 1
-                case DenseMap(values):
-                    assert set(np.unique(values)) <= {index, 255}
+                case DenseMap(values, valid, _, space):
+                    before = whole.sample(i).annotations[task]
+                    others = tuple(k for k in range(len(CLASSES[task])) if k != index)
+                    assert (valid == before.valid).all(), "what had a label has one still: what it is not"
+                    sets = [(k,) for k in range(len(CLASSES[task]))] if space is None else space.sets
+                    mine = np.array([each == (index,) for each in sets])[values[valid]]
+                    assert {sets[k] for k in np.unique(values[valid])} <= {(index,), others}
+                    assert (mine == (before.values[valid] == index)).all()
                     met += 1
                 case ImageLabel(values):
                     assert not np.delete(values, index).any()
@@ -246,6 +252,41 @@ def test_labels_only_marks_the_other_classes_as_unlabelled(tree):
         assert met
         with pytest.raises(DataError, match="qqqqq"):
             open_tree(root, {**config, name: ["qqqqq"]})
+
+
+def test_a_coarse_name_is_a_set_of_classes_in_every_reader_of_label_maps(tree):
+    root, config = tree
+    whole = open_tree(root, config)
+    for name in options(config, "coarse", whole.tasks):
+        task = task_of(config, name, "coarse")
+        class_map = next(reader.class_maps[task] for reader in whole.readers if task in reader.class_maps)
+        there = {k for i in range(len(whole)) for k in labels_in(whole.annotations(i).get(task))}
+        theirs = [own for own, k in class_map.index.items() if k in there]
+        if len(theirs) < 2:
+            continue
+        ending = name.removesuffix("coarse")
+        given = config.get(f"{ending}rename") or {}
+        plain = {**config, f"{ending}rename": {k: v for k, v in given.items() if k != theirs[0]}}
+        both = [CLASSES[task][k] for k in sorted({class_map.index[own] for own in theirs[:2]})]
+        source = open_tree(root, {**plain, name: {theirs[0]: both}})
+        met = 0
+        for i in range(len(source)):
+            label_map, before = source.annotations(i).get(task), whole.annotations(i).get(task)
+            if label_map is None:
+                continue
+            assert (label_map.valid == before.valid).all()
+            for k in np.unique(label_map.values[label_map.valid]).tolist():
+                here = label_map.valid & (label_map.values == k)
+                assert set(np.unique(before.values[here]).tolist()) <= set(label_map.classes.sets[k])
+                met += label_map.classes.sets[k] == tuple(CLASSES[task].index(one) for one in both)
+        assert met
+        with pytest.raises(DataError, match=r"(?s)coarse names.*qqqqq.*(Did you mean|Known: )"):
+            open_tree(root, {**config, name: {"qqqqq": both}})
+        near = rf"(?s)coarse gives.*{both[0]}x.*Did you mean.*{both[0]}"
+        with pytest.raises(DataError, match=near):
+            open_tree(root, {**plain, name: {theirs[0]: [f"{both[0]}x"]}})
+        with pytest.raises(DataError, match="no class"):
+            open_tree(root, {**plain, name: {theirs[0]: []}})
 
 
 def labels_in(annotation: Any) -> list[int]:

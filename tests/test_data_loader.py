@@ -138,7 +138,7 @@ class Trap:
     tasks = ("classification",)
 
     def __init__(self, images: list[Path], deed: str) -> None:
-        self.images, self.deed, self.problems = images, deed, {}
+        self.images, self.deed, self.problems, self.class_maps = images, deed, {}, {}
 
     def annotations(self, index, size=None):
         if index == 1:

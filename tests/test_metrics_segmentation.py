@@ -1,4 +1,4 @@
-"""SegmentationMetric against Cityscapes' evaluation script and torchmetrics."""
+"""SegmentationMetric against Cityscapes' evaluation script, torchmetrics and scikit-learn."""
 
 import math
 
@@ -7,10 +7,11 @@ import pytest
 import torch
 from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as cityscapes
 from cityscapesscripts.helpers.labels import trainId2label
+from sklearn.metrics import jaccard_score
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from perception.metrics.segmentation import SegmentationMetric
-from perception.types import DenseMap
+from perception.types import DenseMap, LabelSpace
 
 NAMES = [trainId2label[k].name for k in range(19)]
 
@@ -91,7 +92,7 @@ def test_state_is_small():
     truth[:32] = 149
     metric = filled([str(k) for k in range(150)], [(full(truth), full(truth))])
     (counts,) = metric.state().values()
-    assert [len(part) for part in counts] == [2, 2]
+    assert [len(part) for part in counts[:2]] == [2, 2]
     assert metric.compute()["miou"] == 1
 
 
@@ -101,3 +102,105 @@ def test_wrong_size_and_wrong_ids_are_refused():
         metric.update("frame-7", full([[0, 1]]), full([[0], [1]]))
     with pytest.raises(ValueError, match=r"frame-7.*Expected 0 to 1"):
         metric.update("frame-7", full([[0, 1]]), full([[0, 2]]))
+
+
+FIVE = ("road", "car", "truck", "tree", "sky")
+VEHICLES = LabelSpace(("ground", "vehicle", "far"), ((0,), (1, 2), (3, 4)))
+CARS = LabelSpace(("car", ""), ((1,), (0, 2, 3, 4)))
+IDENTITY = LabelSpace(FIVE, tuple((k,) for k in range(5)))
+
+
+def pictures(source: str, space: LabelSpace | None, count: int, seed: int) -> list[tuple[str, DenseMap, DenseMap]]:
+    """(id, prediction, truth): three pixels in five are right."""
+    random = np.random.default_rng(seed)
+    found = []
+    for i in range(count):
+        fine = random.integers(0, 5, (20, 30))
+        predicted = np.where(random.random(fine.shape) < 0.6, fine, random.integers(0, 5, fine.shape)).astype(np.uint8)
+        truth = fine.astype(np.uint8)
+        if space is not None:
+            owner = np.array([next(k for k, each in enumerate(space.sets) if c in each) for c in range(5)], np.uint8)
+            truth = owner[fine]
+        truth[random.random(truth.shape) < 0.1] = 255
+        everywhere = np.ones(truth.shape, bool)
+        found.append((f"{source}/{i}", DenseMap(predicted, everywhere), DenseMap(truth, truth != 255, classes=space)))
+    return found
+
+
+def metric_of(records: list[tuple[str, DenseMap, DenseMap]]) -> SegmentationMetric:
+    metric = SegmentationMetric(FIVE)
+    for record in records:
+        metric.update(*record)
+    return metric
+
+
+def merged_ious(records: list[tuple[str, DenseMap, DenseMap]], space: LabelSpace) -> list[float]:
+    """scikit-learn's Jaccard index of each id, predictions merged by the sets."""
+    owner = np.array([next(k for k, each in enumerate(space.sets) if c in each) for c in range(5)])
+    true = np.concatenate([truth.values[truth.valid] for _, _, truth in records])
+    predicted = np.concatenate([owner[p.values[t.valid]] for _, p, t in records])
+    return jaccard_score(true, predicted, labels=range(len(space.sets)), average=None).tolist()
+
+
+def test_a_source_is_judged_in_its_own_label_space_as_scikit_learn_does_on_merged_labels():
+    full, vehicles, cars = pictures("a", None, 4, 0), pictures("b", VEHICLES, 3, 1), pictures("c", CARS, 2, 2)
+    metric = metric_of([*full, *vehicles, *cars])
+    numbers, table = metric.compute(), metric.table()
+    expected = {
+        "a": np.mean(merged_ious(full, IDENTITY)),
+        "b": np.mean(merged_ious(vehicles, VEHICLES)),
+        "c": merged_ious(cars, CARS)[0],  # "no car" is no class of its own
+    }
+    for source, value in expected.items():
+        assert numbers[f"{source}/miou"] == pytest.approx(value, abs=1e-12)
+    assert numbers["miou"] == pytest.approx(np.mean(list(expected.values())), abs=1e-12)
+    assert [table[f"b: {name}"]["iou"] for name in VEHICLES.names] == pytest.approx(merged_ious(vehicles, VEHICLES))
+    assert {name for name in table if ":" in name} == {"b: ground", "b: vehicle", "b: far", "c: car"}
+
+
+def test_the_iou_of_a_class_is_over_the_pixels_where_it_can_be_decided():
+    full, vehicles, cars = pictures("a", None, 4, 0), pictures("b", VEHICLES, 3, 1), pictures("c", CARS, 2, 2)
+    table = metric_of([*full, *vehicles, *cars]).table()
+    for k, name in enumerate(FIVE):
+        true, predicted = [], []
+        for _, prediction, truth in (*full, *vehicles, *cars):
+            sets = (IDENTITY if truth.classes is None else truth.classes).sets
+            decides = [each == (k,) or k not in each for each in sets]
+            seen = truth.valid & np.array([*decides, *[False] * (256 - len(sets))])[truth.values]
+            is_it = np.array([each == (k,) for each in sets])
+            true.append(is_it[truth.values[seen]])
+            predicted.append(prediction.values[seen] == k)
+        assert table[name]["iou"] == pytest.approx(jaccard_score(np.concatenate(true), np.concatenate(predicted)))
+        assert table[name]["pixels"] == np.concatenate(true).sum()
+
+
+def test_sources_of_one_label_space_share_a_matrix_and_full_ones_give_one_figure():
+    first, second = pictures("a", None, 3, 0), pictures("b", None, 4, 1)
+    numbers = metric_of([*first, *second]).compute()
+    assert set(numbers) == {"miou", "pixel_accuracy"}
+    assert numbers["miou"] == pytest.approx(np.mean(merged_ious([*first, *second], IDENTITY)), abs=1e-12)
+    partial = pictures("c", VEHICLES, 2, 2)
+    both = metric_of([*first, *second, *partial]).compute()
+    assert both["miou"] == pytest.approx((numbers["miou"] + both["c/miou"]) / 2)
+
+
+def test_numbers_do_not_depend_on_order_nor_on_ranks():
+    records = [*pictures("a", None, 4, 0), *pictures("b", VEHICLES, 3, 1), *pictures("c", CARS, 2, 2)]
+    whole = metric_of(records)
+    ranks = [metric_of(records[i::3] + records[:1]) for i in range(3)]
+    united = SegmentationMetric(FIVE)
+    united.merge([rank.state() for rank in ranks])
+    backwards = metric_of(records[::-1])
+    assert whole.compute() == united.compute() == backwards.compute()
+    assert list(whole.table()) == list(united.table()) == list(backwards.table())
+
+
+def test_where_sets_overlap_a_prediction_that_the_label_allows_is_right_and_never_wrong():
+    space = LabelSpace(("living", "vehicle"), ((1, 2), (2, 3)))
+    truth = DenseMap(np.array([[0, 0, 1, 1]], np.uint8), np.ones((1, 4), bool), classes=space)
+    said = DenseMap(np.array([[2, 3, 2, 0]], np.uint8), np.ones((1, 4), bool))
+    rows = metric_of([("a/1", said, truth)]).table()
+    assert rows["a: living"]["iou"] == 1 / 2  # one right, one said to be a vehicle
+    assert rows["a: vehicle"]["iou"] == 1 / 3  # one right, one missed, one that was living
+    assert metric_of([("a/1", said, truth)]).compute()["pixel_accuracy"] == 0.5
+    assert metric_of([]).quality(said, truth) == pytest.approx((1 / 2 + 1 / 3) / 2)

@@ -14,7 +14,7 @@ from perception.config import configuration
 from perception.data.dataset import Reader, Source
 from perception.data.formats.bdd100k import Bdd100kConfig, Bdd100kReader
 from perception.data.formats.cityscapes import CityscapesConfig, CityscapesReader
-from perception.data.formats.class_names import near
+from perception.data.formats.class_names import by_exclusion, near
 from perception.data.formats.coco import CocoConfig, CocoReader
 from perception.data.formats.coco_panoptic import CocoPanopticConfig, CocoPanopticReader
 from perception.data.formats.depth_maps import DepthMapsConfig, DepthMapsReader, check_camera
@@ -174,8 +174,9 @@ def check_labelled(task: str, names: Sequence[str], sources: Sequence[Source]) -
     maps = [reader.class_maps[task] for source in mine for reader in source.readers if task in reader.class_maps]
     if any(found.classes is None for found in maps) or not maps:
         return
+    excluded = by_exclusion([found for found in maps if found.space is not None], len(names))
     for index, name in enumerate(names):
-        if not any(found.classes is not None and found.classes[index] for found in maps):
+        if not excluded[index] and not any(found.classes is not None and found.classes[index] for found in maps):
             theirs = sorted({theirs for found in maps for theirs in found.index})
             raise DataError(
                 f"Class '{name}' of task '{task}' is labelled by none of the sources "

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from perception.types import Annotation, Batch, DataError, DenseMap, ImageLabel, Instances, Sample
+from perception.types import Annotation, Batch, DataError, DenseMap, ImageLabel, Instances, LabelSpace, Sample
 
 
 @dataclass
@@ -25,13 +25,13 @@ class Packed:
     """A batch on its way from a worker.
 
     samples: without their images and maps
-    maps:    task -> (numbers of the labelled samples, their values stacked, their valid stacked)
+    maps:    task -> (numbers of the labelled samples, their values stacked, their valid stacked, what their ids mean)
     skipped: what the worker's mixture skipped so far
     """
 
     images: Tensor
     samples: list[Sample]
-    maps: dict[str, tuple[list[int], Tensor, Tensor]] = field(default_factory=dict)
+    maps: dict[str, tuple[list[int], Tensor, Tensor, list[LabelSpace | None]]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
 
 
@@ -60,7 +60,7 @@ def pack(samples: Sequence[Sample], tasks: Sequence[str]) -> Packed:
         }
         if maps:
             values, valid = (_stacked([getattr(m, part) for m in maps.values()]) for part in ("values", "valid"))
-            packed.maps[task] = list(maps), values, valid
+            packed.maps[task] = list(maps), values, valid, [m.classes for m in maps.values()]
             for i in maps:
                 packed.samples[i].annotations[task] = None
     return packed
@@ -92,9 +92,9 @@ def unpack(packed: Packed, tasks: Sequence[str]) -> Batch:
     """The training process's half of `collate`. Label maps stay bytes: the device widens them faster."""
     samples = packed.samples
     annotations = {task: [_as_tensors(sample, task) for sample in samples] for task in tasks}
-    for task, (numbers, values, valid) in packed.maps.items():
+    for task, (numbers, values, valid, spaces) in packed.maps.items():
         for place, i in enumerate(numbers):
-            annotations[task][i] = DenseMap(values[place], valid[place])
+            annotations[task][i] = DenseMap(values[place], valid[place], classes=spaces[place])
     return Batch(
         images=packed.images,
         annotations=annotations,

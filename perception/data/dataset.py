@@ -71,6 +71,12 @@ class Source:
         self.pictures = [Picture(path, tuple(p.get(path) for p in positions)) for path in paths]
         if not self.pictures:
             raise DataError(f"Source '{name}' has no pictures. Correct its paths in the recipe, or data.root.")
+        for task in self.tasks:
+            if len({maps[task].space for maps in (reader.class_maps for reader in readers) if task in maps}) > 1:
+                raise DataError(
+                    f"Source '{name}': the label maps of task '{task}' mean different classes in two of its readers "
+                    "(labels_only, coarse). Give both the same, or make two sources."
+                )
 
     @property
     def problems(self) -> Counter[str]:
@@ -94,7 +100,7 @@ class Source:
             size = picture.path.stat().st_size if picture.path.is_file() else -1
             found.update(repr((self.id(index), size, picture.indices)).encode())
         for reader in self.readers:
-            maps = {task: (classes.index, classes.classes) for task, classes in reader.class_maps.items()}
+            maps = {task: (m.index, m.classes, m.space) for task, m in reader.class_maps.items()}
             found.update(repr((reader.tasks, maps, sorted(reader.problems.items()))).encode())
         return found.hexdigest()
 

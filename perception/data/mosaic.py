@@ -101,7 +101,8 @@ def _focal_factors(samples: Sequence[Sample]) -> list[float | None]:
 def _dense_map(
     parts: Sequence[Annotation | None], tiles: Sequence[Tile], size: tuple[int, int], factors: Sequence[float | None]
 ) -> DenseMap:
-    """Values of the tiles, invalid where a tile has none. Floating point values are metres, others class ids."""
+    """Values of the tiles, invalid where a tile has none. Floating point values are metres, others class ids, which
+    mean the same in all pictures of a source."""
     known = [part for part in parts if isinstance(part, DenseMap)]
     kind = np.result_type(*(part.values.dtype for part in known))
     values = np.zeros((*known[0].values.shape[:-2], *size), kind)
@@ -116,7 +117,7 @@ def _dense_map(
         elif factor is not None:
             np.multiply(part.values, factor, out=values[..., *inside], casting="same_kind")
             valid[inside] = part.valid
-    return DenseMap(values, valid)
+    return DenseMap(values, valid, classes=known[0].classes)
 
 
 def _instances(parts: Sequence[Annotation | None], tiles: Sequence[Tile]) -> Instances:

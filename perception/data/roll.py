@@ -45,6 +45,7 @@ def rolled(sample: Sample, degrees: float, min_visible: float, rng: np.random.Ge
         annotations[task] = DenseMap(
             np.ascontiguousarray(np.moveaxis(values, -1, 0)) if dense.values.ndim == 3 else values,
             turned[f"valid_{i}"].astype(bool),
+            classes=dense.classes,
         )
     at = 0
     for task, target in sample.annotations.items():

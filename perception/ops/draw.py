@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perception.ops.legend import color_bar
-from perception.ops.palette import palette
+from perception.ops.palette import in_classes, palette
 from perception.ops.writing import Area, Color, Picture, Writing, bright, text_scale
 from perception.types import Annotation, DenseMap, ImageLabel, Instances, Prediction, TaskSpec
 
@@ -66,11 +66,12 @@ def draw(
 
 
 def draw_labels(label_map: DenseMap, classes: Sequence[str]) -> Picture:
-    """A label map in its classes' colours; black where it is not valid."""
+    """A label map in its classes' colours; black where it is not valid. Sets of classes have colours of their own."""
+    label_map, classes = in_classes(label_map, classes)
     values = np.asarray(label_map.values)
     if values.dtype != np.uint8:
         values = np.where((values >= 0) & (values < len(classes)), values, 255).astype(np.uint8)
-    picture = np.asarray(cv2.applyColorMap(values, _color_table(tuple(classes))), np.uint8)
+    picture = np.asarray(cv2.applyColorMap(values, _color_table(classes)), np.uint8)
     valid = np.asarray(label_map.valid, np.bool_)
     if not valid.all():
         picture[~valid] = VOID
@@ -193,7 +194,7 @@ def _turbo() -> Picture:
 def _color_table(classes: tuple[str, ...]) -> Picture:
     """[256, 1, 3]: the colour of each value of a label map."""
     table = np.full((256, 1, 3), VOID, np.uint8)
-    table[: len(classes), 0] = palette(classes)
+    table[: len(classes), 0] = palette(classes)[:256]
     return table
 
 

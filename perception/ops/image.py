@@ -130,11 +130,11 @@ def warp(annotation: Annotation, frame: Frame, min_visible: float = 0.25) -> Ann
     match annotation:
         case Instances():
             return _warp_instances(annotation, frame, min_visible)
-        case DenseMap(values, valid):
+        case DenseMap(values=values, valid=valid, classes=classes):
             seen = warp_map(valid.view(np.uint8), frame, 0).view(bool)
             planes = values if values.ndim == 3 else values[None]
             moved = np.stack([warp_map(plane, frame, 0) for plane in planes])
-            return DenseMap(moved if values.ndim == 3 else moved[0], seen)
+            return DenseMap(moved if values.ndim == 3 else moved[0], seen, classes=classes)
         case ImageLabel():
             return annotation
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+NEVER = -1e4
+"""The log-probability of what cannot be: its exponential is 0 in float32."""
 
 
 def mean_of(values: Tensor, valid: Tensor) -> Tensor:
@@ -47,6 +52,40 @@ def balanced_weights(labels: Tensor, valid: Tensor, classes: int, balance: float
     counts = known.new_zeros(len(labels), classes).scatter_add_(1, labels.flatten(1), known)
     weights = torch.where(counts > 0, counts.clamp(min=1).pow(-balance), 0.0)
     return weights * counts.sum(1, keepdim=True) / (weights * counts).sum(1, keepdim=True).clamp(min=1e-9)
+
+
+def merge_classes(log_probabilities: Tensor, sets: Sequence[tuple[int, ...]], labels: Tensor) -> Tensor:
+    """Log-probabilities that a pixel is of each set of classes, the log-sum-exp over the set: [B, C, H, W] ->
+    [B, K, H, W]. A set of one class keeps its log-probability exactly.
+
+    Where sets overlap, a pixel labelled j is of another set k with the probability of what is in k but not in j: what
+    its own label allows is never wrong. sets: of classes, K of them, none empty; labels: int64 [B, H, W], below K.
+    """
+    if sum(map(len, sets)) == len(set().union(*sets)):
+        return torch.stack([log_probabilities[:, list(each)].logsumexp(1) for each in sets], 1)
+    members = log_probabilities.new_zeros(len(sets), log_probabilities.shape[1], dtype=torch.bool)
+    for k, each in enumerate(sets):
+        members[k, list(each)] = True
+    merged = []
+    for k in range(len(sets)):
+        allowed = members[k] & ~members
+        allowed[k] = members[k]
+        outside = ~allowed[labels].movedim(-1, 1)
+        merged.append(log_probabilities.masked_fill(outside, NEVER).logsumexp(1))
+    return torch.stack(merged, 1)
+
+
+def shares_within(log_probabilities: Tensor, sets: Sequence[tuple[int, ...]], labels: Tensor, pixels: Tensor) -> Tensor:
+    """Expected pixels of each class, where a label is a set of classes: the E-step of expectation-maximisation, each
+    pixel shared out within its set as the network sees it. A set of one class is counted whole.
+
+    log_probabilities [B, C, H, W], labels int64 [B, H, W], pixels [N, B, H, W]: N weights of each -> [N, C].
+    """
+    counts = pixels.new_zeros(len(pixels), log_probabilities.shape[1])
+    for k, each in enumerate(sets):
+        within = log_probabilities[:, list(each)].softmax(1)
+        counts[:, list(each)] += torch.einsum("nbhw,bchw->nc", pixels * (labels == k), within)
+    return counts
 
 
 def dice(log_probabilities: Tensor, labels: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from perception.types import IGNORE_INDEX, DenseMap, LabelSpace
+
 CITYSCAPES: dict[str, tuple[int, int, int]] = {
     "road": (128, 64, 128),
     "sidewalk": (244, 35, 232),
@@ -58,3 +60,24 @@ def palette(classes: Sequence[str]) -> NDArray[np.uint8]:
         mixed = colorsys.hsv_to_rgb(hue, *TONES[k % len(TONES)])
         colors.append(known or tuple(round(255 * part) for part in mixed))
     return np.array(colors, np.uint8).reshape(-1, 3)
+
+
+def names_in(space: LabelSpace | None, classes: Sequence[str]) -> tuple[str, ...]:
+    """The task's classes, then the names of the sets of several classes that a source's ids stand for."""
+    sets = () if space is None else zip(space.names, space.sets, strict=True)
+    return (*classes, *(name or "other" for name, each in sets if len(each) > 1))
+
+
+def in_classes(label_map: DenseMap, classes: Sequence[str]) -> tuple[DenseMap, tuple[str, ...]]:
+    """The map with ids of the task's classes, or of sets of them, and the names of these ids. As it is where its ids
+    are the classes; what bytes cannot number becomes void."""
+    space = label_map.classes
+    if space is None:
+        return label_map, tuple(classes)
+    sets = iter(range(len(classes), IGNORE_INDEX))
+    ids = [each[0] if len(each) == 1 else next(sets, IGNORE_INDEX) for each in space.sets]
+    table = np.full(256, IGNORE_INDEX, np.uint8)
+    table[: len(ids)] = ids
+    values = table[np.asarray(label_map.values)]
+    known = np.asarray(label_map.valid, np.bool_) & (values != IGNORE_INDEX)
+    return DenseMap(values, known), names_in(space, classes)

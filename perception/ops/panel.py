@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from perception.ops.draw import Annotations, Specs, draw, draw_depth, draw_labels, drawable, scale_limits
 from perception.ops.legend import GROUND, color_bar, legend, legend_rows, line_height
+from perception.ops.palette import in_classes
 from perception.ops.writing import INK, Picture, text_scale, write
 from perception.types import DenseMap, Instances, TaskSpec
 
@@ -70,8 +71,9 @@ def _fill_tile(tile: Picture, annotation: object, spec: TaskSpec, size: tuple[in
         annotation = DenseMap(np.ones(size, np.float32), np.zeros(size, np.bool_))
     map_ = _shrunk(annotation, size)
     if spec.classes:
-        tile[:height] = draw_labels(map_, spec.classes)
-        tile[height:] = legend(map_, spec.classes, (width, strip), scale)
+        map_, names = in_classes(map_, spec.classes)
+        tile[:height] = draw_labels(map_, names)
+        tile[height:] = legend(map_, names, (width, strip), scale)
     else:
         values = np.asarray(map_.values)[np.asarray(map_.valid, np.bool_)] if spec.limits is None else np.empty(0)
         limits = scale_limits(values, spec.limits)
@@ -88,7 +90,7 @@ def _shrunk(dense: DenseMap, size: tuple[int, int]) -> DenseMap:
         values = values.astype(np.float32)
     parts = (cv2.resize(part, size[::-1], interpolation=cv2.INTER_NEAREST) for part in (values, valid.view(np.uint8)))
     values, valid = (np.asarray(part) for part in parts)
-    return DenseMap(values, valid.view(np.bool_))
+    return DenseMap(values, valid.view(np.bool_), classes=dense.classes)
 
 
 def _write_counts(strip: Picture, annotations: Annotations, specs: Specs, scale: float) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from perception.ops import draw
 from perception.ops.image import warp, warp_boxes, warp_image
-from perception.ops.palette import palette
+from perception.ops.palette import names_in, palette
 from perception.types import Annotation, DenseMap, Frame, ImageLabel, Instances, TaskSpec
 
 WIDTH = 440
@@ -53,7 +53,9 @@ def gallery(examples: Sequence[Example], spec: TaskSpec) -> str:
             kind = "labels" if spec.shape == "label" else "rows"
             parts.append(f"<h4>{title}</h4><div class={kind}>{rows}</div>")
     if parts and spec.shape == "dense" and spec.classes:
-        parts.append(_legend(spec.classes))
+        truths = [example.truth.get(spec.name) for example in judged.values()]
+        spaces = dict.fromkeys(truth.classes for truth in truths if isinstance(truth, DenseMap))
+        parts += [_legend(spec.classes), *(_legend(names_in(s, spec.classes), len(spec.classes)) for s in spaces if s)]
     return "".join(parts)
 
 
@@ -113,9 +115,9 @@ def _picture(image: NDArray, name: str) -> str:
     return f'<img width={width} height={height} alt="{name}" loading=lazy src="data:image/jpeg;base64,{text}">'
 
 
-def _legend(classes: Sequence[str]) -> str:
+def _legend(classes: Sequence[str], start: int = 0) -> str:
     swatches = (
         f'<span><i style="background:rgb({",".join(map(str, color))})"></i>{escape(name)}</span>'
-        for name, color in zip(classes, palette(classes).tolist(), strict=True)
+        for name, color in list(zip(classes, palette(classes).tolist(), strict=True))[start:]
     )
     return f"<p class=legend>{''.join(swatches)}</p>"

@@ -16,10 +16,10 @@ from perception.metrics.segmentation import SegmentationMetric
 from perception.nn.blocks import Width
 from perception.nn.decoder import DenseDecoder
 from perception.nn.necks import check_strides
-from perception.ops.losses import balanced_weights, dice, lovasz, near_borders
+from perception.ops.losses import balanced_weights, dice, lovasz, merge_classes, near_borders, shares_within
 from perception.ops.upsample import at_pixels, most_likely
 from perception.tasks.task import Part, Pyramid, Task, TaskConfig, Weight, check_classes, of_rows
-from perception.types import Annotation, Camera, ConfigError, DenseMap, TaskSpec
+from perception.types import Annotation, Camera, ConfigError, DenseMap, LabelSpace, TaskSpec
 
 MOMENTUM = 0.01
 """Of a batch in the running shares of the classes."""
@@ -84,6 +84,9 @@ class Raw(NamedTuple):
 class Segmentation(Task):
     """Cross-entropy, and Dice or Lovasz-Softmax, over the labelled pixels.
 
+    Where ids stand for sets of classes (`DenseMap.classes`), the probability of an id is the sum over its set: the
+    cross-entropy is the marginal loss, -log of that sum, and Dice and Lovasz-Softmax count the merged classes.
+
     With `prior_correction`, ``shares`` [2, C] are running means of each class's share of the labelled pixels, as they
     are and as they are weighted. What `corrected` adds to the logits is the logarithm of their ratio: from the prior
     that was taught to the one that is (Saerens et al. 2002). The losses do not depend on it.
@@ -122,33 +125,62 @@ class Segmentation(Task):
     def losses(
         self, raw: Raw, targets: Sequence[Annotation | None], cameras: Sequence[Camera | None]
     ) -> dict[str, Part]:
-        rows = [i for i, target in enumerate(targets) if isinstance(target, DenseMap)]
-        maps = [target for target in targets if isinstance(target, DenseMap)]
-        stride = self.config.loss_stride
-        labels = torch.stack([target.values[::stride, ::stride] for target in maps]).long()
-        valid = torch.stack([target.valid[::stride, ::stride] for target in maps]) & (labels < len(self.config.classes))
-        labels = torch.where(valid, labels, 0)
-        logits = at_pixels(of_rows(raw.logits, rows), min(self.strides), stride)
-        logs = logits.log_softmax(1)
-        entropy = F.nll_loss(logs, labels, reduction="none")
-        weights = self._weights(labels, valid)
-        if self.config.prior_correction and self.training:
-            self._count(labels, valid, weights)
-        losses = {"cross_entropy": Part((entropy * weights).sum(), weights.sum())}
-        if self.config.dice_weight:
-            total, count = dice(logs, labels, valid)
-            losses["dice"] = Part(self.config.dice_weight * total, count)
-        if self.config.lovasz_weight:
-            total, count = lovasz(logs.exp(), labels, valid)
-            losses["lovasz"] = Part(self.config.lovasz_weight * total, count)
+        spaces: dict[LabelSpace | None, list[int]] = {}
+        for i, target in enumerate(targets):
+            if isinstance(target, DenseMap):
+                spaces.setdefault(target.classes, []).append(i)
+        losses: dict[str, Part] = {}
+        counts = []
+        for space, rows in spaces.items():
+            labels, valid = self._labels([targets[i] for i in rows], space)
+            logs = at_pixels(of_rows(raw.logits, rows), min(self.strides), self.config.loss_stride).log_softmax(1)
+            merged = logs if space is None else merge_classes(logs, space.sets, labels)
+            weights = self._weights(labels, valid, space)
+            if self.config.prior_correction and self.training:
+                counts.append(self._counts(logs.detach(), labels, valid, weights, space))
+            for name, part in self._parts(merged, labels, valid, weights).items():
+                before = losses.get(name)
+                losses[name] = part if before is None else Part(*(a + b for a, b in zip(before, part, strict=True)))
+        if counts:
+            self._count(torch.stack(counts).sum(0))
         return losses
 
-    def _weights(self, labels: Tensor, valid: Tensor) -> Tensor:
-        """What each pixel counts in the cross-entropy [B, H, W]; 0 where it is not labelled."""
+    def _labels(self, targets: Sequence[Any], space: LabelSpace | None) -> tuple[Tensor, Tensor]:
+        """Ids int64 (0 where void) and validity [B, H', W'] at every ``loss_stride``-th pixel. A pixel that may be of
+        any class says nothing: it is void."""
+        stride, classes = self.config.loss_stride, len(self.config.classes)
+        labels = torch.stack([target.values[::stride, ::stride] for target in targets]).long()
+        valid = torch.stack([target.valid[::stride, ::stride] for target in targets])
+        valid &= labels < (classes if space is None else len(space.sets))
+        labels = torch.where(valid, labels, 0)
+        if space is not None:
+            says = torch.tensor([len(each) < classes for each in space.sets], device=labels.device)
+            valid &= says[labels]
+        return labels, valid
+
+    def _parts(self, logs: Tensor, labels: Tensor, valid: Tensor, weights: Tensor) -> dict[str, Part]:
+        """The losses of pictures whose ids mean the same. logs [B, K, H, W]: log-probabilities of these ids."""
+        config = self.config
+        entropy = F.nll_loss(logs, labels, reduction="none")
+        losses = {"cross_entropy": Part((entropy * weights).sum(), weights.sum())}
+        if config.dice_weight:
+            total, count = dice(logs, labels, valid)
+            losses["dice"] = Part(config.dice_weight * total, count)
+        if config.lovasz_weight:
+            total, count = lovasz(logs.exp(), labels, valid)
+            losses["lovasz"] = Part(config.lovasz_weight * total, count)
+        return losses
+
+    def _weights(self, labels: Tensor, valid: Tensor, space: LabelSpace | None) -> Tensor:
+        """What each pixel counts in the cross-entropy [B, H, W]; 0 where it is not labelled. Balance and borders are of
+        the map's own ids; the factor of a set of classes is the mean of theirs."""
         classes, own = self.config.classes, self.config.class_weights
-        table = balanced_weights(labels, valid, len(classes), self.config.class_balance)
+        factors = [own.get(name, 1.0) for name in classes]
+        if space is not None:
+            factors = [sum(factors[k] for k in each) / len(each) for each in space.sets]
+        table = balanced_weights(labels, valid, len(factors), self.config.class_balance)
         if own:
-            table = table * torch.tensor([own.get(name, 1.0) for name in classes], device=labels.device)
+            table = table * torch.tensor(factors, device=labels.device)
         weights = valid * table.gather(1, labels.flatten(1)).view(labels.shape)
         if self.config.border_weight:
             distance = max(1, round(self.config.border_width / self.config.loss_stride))
@@ -156,9 +188,16 @@ class Segmentation(Task):
         return weights
 
     @torch.no_grad()
-    def _count(self, labels: Tensor, valid: Tensor, weights: Tensor) -> None:
-        pixels = torch.stack([valid.to(weights), weights]).flatten(1).to(self.shares)
-        counts = torch.zeros_like(self.shares).scatter_add_(1, labels.flatten().expand(2, -1), pixels)
+    def _counts(self, logs: Tensor, labels: Tensor, valid: Tensor, weights: Tensor, space: LabelSpace | None) -> Tensor:
+        """Pixels of each class, as they are and as they are weighted [2, C]."""
+        pixels = torch.stack([valid.to(weights), weights])
+        if space is not None:
+            return shares_within(logs, space.sets, labels, pixels).to(self.shares)
+        counts = torch.zeros_like(self.shares)
+        return counts.scatter_add_(1, labels.flatten().expand(2, -1), pixels.flatten(1).to(self.shares))
+
+    @torch.no_grad()
+    def _count(self, counts: Tensor) -> None:
         self.shares.lerp_(counts / counts.sum(1, keepdim=True).clamp(min=1e-9), MOMENTUM)
 
     def decode(self, raw: Raw, size: Sequence[Any]) -> dict[str, Tensor]:

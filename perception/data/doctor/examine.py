@@ -161,8 +161,9 @@ def _fault(annotation: Annotation, size: tuple[int, int] | None, classes: tuple[
             if values.shape[-2:] != valid.shape or (size is not None and valid.shape != size):
                 return f"a map {values.shape} with validity {valid.shape}"
             known = values[..., valid] if classes else values[:0]
-            if known.size and not 0 <= known.min() <= known.max() < len(classes):
-                return f"ids from {known.min()} to {known.max()} for {len(classes)} classes"
+            ids = len(classes) if annotation.classes is None else len(annotation.classes.sets)
+            if known.size and not 0 <= known.min() <= known.max() < ids:
+                return f"ids from {known.min()} to {known.max()} for {ids} classes"
         case ImageLabel():
             if np.shape(annotation.values) != (len(classes),):
                 return f"values {np.shape(annotation.values)} for {len(classes)} classes"

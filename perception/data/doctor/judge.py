@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from perception.data.doctor import judge_depth
+from perception.data.doctor import judge_classes, judge_depth
 from perception.data.doctor.findings import Finding, percent, plain
 from perception.data.doctor.plan import Plan
 from perception.data.doctor.state import SourceState
@@ -25,7 +25,8 @@ def findings(state: SourceState, plan: Plan) -> list[Finding]:
         if isinstance(statistics, BoxStatistics):
             found += _boxes(state, plan, task, statistics)
         elif isinstance(statistics, MapStatistics):
-            found += [*_maps(state, plan, task, statistics), *_label_ids(state, task)]
+            found += _maps(state, plan, task, statistics)
+            found += [*judge_classes.findings(state, plan, task), *_label_ids(state, task)]
         elif isinstance(statistics, DepthStatistics):
             found += judge_depth.findings(state, plan, task, statistics)
     return found
@@ -144,8 +145,13 @@ def _small_boxes(state: SourceState, plan: Plan, task: str, found: BoxStatistics
 
 def _maps(state: SourceState, plan: Plan, task: str, found: MapStatistics) -> Iterator[Finding]:
     present = np.flatnonzero(found.pixels)
-    void = found.void / max(1, found.void + int(found.pixels.sum()))
-    if len(present) == 1 and len(plan.classes[task]) > 1 and found.pictures > 1:
+    void = found.void / max(1, found.void + found.known)
+    if (
+        len(present) == 1
+        and found.pixels[present[0]] == found.known
+        and len(plan.classes[task]) > 1
+        and found.pictures > 1
+    ):
         what = f"All label maps of '{task}' hold one class only, '{plain(plan.classes[task][present[0]], 60)}'"
         what += f", and void ({percent(void, 1)})." if found.void else "."
         mend = "Is 255 (void) meant as a class, or are these masks of single objects? Convert them to class ids."

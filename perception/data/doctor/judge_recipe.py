@@ -8,10 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perception.data.co_labels import void_space
+from perception.data.doctor import judge_classes
 from perception.data.doctor.findings import Finding, Severity, plain
 from perception.data.doctor.plan import PARTS, Plan
 from perception.data.doctor.state import SourceState
 from perception.data.doctor.statistics import DepthStatistics
+from perception.data.formats.class_names import by_exclusion
 from perception.data.order import shares
 
 RARE = 10
@@ -27,6 +29,7 @@ def findings(states: Sequence[SourceState], plan: Plan, quick: bool) -> list[Fin
         unsure = {state.part for state in known} | plan.unknown | {s.part for s in states if s.planned.broken}
         found += _task(states, plan, task, unsure)
         found += _classes(states, plan, task, unsure, quick)
+        found += judge_classes.never_told_apart(states, plan, task)
     return [*found, *_weights(states, plan), *_space(plan)]
 
 
@@ -75,8 +78,10 @@ def _classes(states: Sequence[SourceState], plan: Plan, task: str, unsure: set[s
     train, held_out = (_amounts(states, task, part, len(names)) for part in PARTS)
     if train is None:
         return
-    unlabelled = ~_labelled(states, task, len(names))
-    absent = (train == 0) & ~unlabelled
+    labelled = _labelled(states, task, len(names))
+    maps = [found for state in states if state.part == "train" for found in judge_classes.class_maps(state, task)]
+    unlabelled = ~labelled & ~by_exclusion([found for found in maps if found.space is not None], len(names))
+    absent = (train == 0) & labelled
     nowhere = absent if held_out is None else absent & (held_out == 0)
     only = absent & ~nowhere
     pictures = _amounts(states, task, "train", len(names), "in_pictures")

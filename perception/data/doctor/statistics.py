@@ -87,7 +87,8 @@ class BoxStatistics:
 
 @dataclass
 class MapStatistics:
-    """pixels, in_pictures: per class [C]. void, void_pictures: pixels and whole maps without a class.
+    """pixels, in_pictures: per class [C]; what is of a super-class counts for each class in it, and what a source does
+    not label for none. known, void: pixels with and without a label. empty: whole maps without one.
 
     changes: places where the class changes along a line; thin: of them, where it is but one or two pixels wide and
     between two others
@@ -96,6 +97,7 @@ class MapStatistics:
     pixels: NDArray[np.int64]
     in_pictures: NDArray[np.int64]
     pictures: int = 0
+    known: int = 0
     void: int = 0
     empty: int = 0
     changes: int = 0
@@ -196,6 +198,11 @@ def _boxes(instances: Instances, classes: int, frame: Frame) -> BoxStatistics:
 def _map(label_map: DenseMap, classes: int) -> MapStatistics:
     values, valid = np.asarray(label_map.values), np.asarray(label_map.valid, bool)
     pixels = np.bincount(values[valid].ravel(), minlength=classes)
+    if (space := label_map.classes) is not None:
+        of_id, pixels = pixels, np.zeros(classes, np.int64)
+        for k, each in enumerate(space.sets):
+            if space.names[k] and k < len(of_id):
+                pixels[list(each)] += of_id[k]
     lines = values[..., ::4, :]
     left, middle, next, right = lines[..., :-3], lines[..., 1:-2], lines[..., 2:-1], lines[..., 3:]
     begins = (left != middle) & valid[..., ::4, 1:-2]
@@ -204,6 +211,7 @@ def _map(label_map: DenseMap, classes: int) -> MapStatistics:
         pixels=pixels,
         in_pictures=(pixels > 0).astype(np.int64),
         pictures=1,
+        known=int(valid.sum()),
         void=int(valid.size - valid.sum()),
         empty=int(not valid.any()),
         changes=int((left != middle).sum()),

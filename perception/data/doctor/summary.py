@@ -122,11 +122,14 @@ def _box_facts(found: BoxStatistics) -> dict[str, str]:
 
 
 def _map_facts(found: MapStatistics) -> dict[str, str]:
-    void = percent(found.void, found.void + int(found.pixels.sum()))
-    return {
+    void = percent(found.void, found.void + found.known)
+    facts = {
         "labelled": f"{found.pictures:,} pictures, {found.empty:,} of them void",
         "void": f"{void} of the pixels",
     }
+    if found.pixels.sum() > found.known:
+        facts["super-classes"] = "their pixels count for each class in them"
+    return facts
 
 
 def _depth_facts(found: DepthStatistics) -> dict[str, str]:

@@ -20,7 +20,7 @@ from perception.data.files.folders import existing_folder, inside, list_pictures
 from perception.data.files.images import PictureError, read_size
 from perception.data.formats.bdd100k_maps import DRIVABLE_KIND, SEMANTIC_KIND, Maps, find_maps, lane_kind
 from perception.data.formats.boxes import HUGE, BoxTable, labels_and_doubts
-from perception.data.formats.class_names import ClassMap, Names, map_classes
+from perception.data.formats.class_names import ClassMap, Coarse, Names, map_classes, map_pixels
 from perception.data.formats.scalabel import ATTRIBUTES, Frames, open_frames
 from perception.types import Annotation, Camera, ConfigError, DataError, ImageLabel
 
@@ -71,15 +71,18 @@ class Bdd100kConfig:
     drivable_rename: dict[str, str] | None = None
     drivable_ignore: Names = ()
     drivable_labels_only: tuple[str, ...] | None = None
+    drivable_coarse: Coarse | None = None
     lane_task: str | None = "lane"
     lane: Literal["category", "direction", "style"] = "category"
     lane_rename: dict[str, str] | None = None
     lane_ignore: Names = ()
     lane_labels_only: tuple[str, ...] | None = None
+    lane_coarse: Coarse | None = None
     segmentation_task: str | None = "segmentation"
     segmentation_rename: dict[str, str] | None = None
     segmentation_ignore: Names = ()
     segmentation_labels_only: tuple[str, ...] | None = None
+    segmentation_coarse: Coarse | None = None
     classification_task: str | None = "classification"
     attribute: Literal["weather", "scene", "timeofday"] | None = None
     classification_rename: dict[str, str] | None = None
@@ -209,7 +212,8 @@ class Bdd100kReader:
             maps = find_maps(kind, self.root, config.split) if task in classes else None
             if task is None or maps is None or not maps.stems & stems:
                 continue
-            result[task] = maps, self._class_map(name, kind.classes, classes[task], str(maps.folder))
+            options = (getattr(config, f"{name}_{key}") for key in ("rename", "ignore", "labels_only", "coarse"))
+            result[task] = maps, map_pixels(kind.classes, classes[task], f"{maps.folder}, keys {name}_...", *options)
             for problem, number in (
                 (f"pictures without a {name} map", len(stems - maps.stems)),
                 (f"{name} maps without a picture", len(maps.stems - stems)),

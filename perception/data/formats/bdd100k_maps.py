@@ -65,7 +65,7 @@ class Maps:
         if self.kind.check is not None and (fault := self.kind.check(values)):
             raise DataError(f"{path}: {fault} {self.kind.hint}")
         values = cv2.LUT(values, lookup_table(dict(enumerate(self.kind.classes)), class_map))
-        return path, DenseMap(values, values != IGNORE_INDEX)
+        return path, DenseMap(values, values != IGNORE_INDEX, classes=class_map.space)
 
 
 def find_maps(kind: Kind, root: Path, split: str) -> Maps | None:

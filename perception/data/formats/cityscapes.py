@@ -32,7 +32,7 @@ from perception.data.formats.cityscapes_ids import (
     read_instance_ids,
     read_label_ids,
 )
-from perception.data.formats.class_names import ClassMap, Names, map_classes
+from perception.data.formats.class_names import ClassMap, Coarse, Names, map_classes, map_pixels
 from perception.data.formats.depth_maps import check_camera, metres
 from perception.data.formats.label_maps import lookup_table
 from perception.types import IGNORE_INDEX, Annotation, Camera, ConfigError, DataError, DenseMap
@@ -44,7 +44,7 @@ class CityscapesConfig:
 
     segmentation_task, depth_task, detection_task: names in the recipe; None = not read
     fine:        "gtFine" or "gtCoarse"
-    rename, ignore, labels_only: of label maps: from the 19 names to the recipe's, as in `LabelMapsConfig`
+    rename, ignore, labels_only, coarse: of label maps: from the 19 names to the recipe's, as in `LabelMapsConfig`
     detection_rename, ...: of boxes: from the names of `THINGS` to the recipe's, as in `CocoConfig`
     max_depth:   metres beyond which a disparity is not trusted; None = none
     far:         of the 19 names, those that are farther than anything (sky): their pixels are ``max_depth`` away, where
@@ -61,6 +61,7 @@ class CityscapesConfig:
     rename: dict[str, str] | None = None
     ignore: Names = ()
     labels_only: tuple[str, ...] | None = None
+    coarse: Coarse | None = None
     detection_rename: dict[str, str] | None = None
     detection_ignore: Names = ()
     detection_background: Names = ()
@@ -111,10 +112,10 @@ class CityscapesReader:
         self.class_maps: dict[str, ClassMap] = {}
         if config.segmentation_task in self.tasks:
             names = classes[config.segmentation_task]
-            class_map = map_classes(
-                CLASSES, names, str(self.root), config.rename, config.ignore, labels_only=config.labels_only
+            class_map = self.class_maps[config.segmentation_task] = map_pixels(
+                CLASSES, names, str(self.root), config.rename, config.ignore, config.labels_only, config.coarse
             )
-            self.class_maps[config.segmentation_task] = class_map
+            self._space = class_map.space
             void = tuple(id for id in range(34) if id not in LABEL_IDS)
             self._table = lookup_table(LABEL_IDS, class_map, void)
             self._train_table = lookup_table(dict(enumerate(CLASSES)), class_map)
@@ -189,7 +190,7 @@ class CityscapesReader:
     def _label_map(self, picture: Path, path: Path) -> DenseMap:
         training = picture not in self._maps
         values = cv2.LUT(read_label_ids(path, training), self._train_table if training else self._table)
-        return DenseMap(values, values != IGNORE_INDEX)
+        return DenseMap(values, values != IGNORE_INDEX, classes=self._space)
 
     def _check_agreement(self, path: Path, ids: NDArray[np.uint16], label_map: DenseMap) -> None:
         """Raise DataError where instances and label map are of different pictures."""

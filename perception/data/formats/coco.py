@@ -15,7 +15,7 @@ from perception.config import configuration
 from perception.data.dataset import check_size
 from perception.data.files.folders import existing_file, existing_folder
 from perception.data.formats.boxes import BoxTable
-from perception.data.formats.class_names import BACKGROUND, ClassMap, Names, map_classes, near
+from perception.data.formats.class_names import BACKGROUND, ClassMap, Coarse, Names, map_classes, map_pixels, near
 from perception.data.formats.coco_index import Arrays, category_names, existing_pictures, read_instances
 from perception.data.formats.masks import FAULTS, MaskTable
 from perception.types import IGNORE_INDEX, Annotation, Camera, ConfigError, DataError, DenseMap
@@ -37,9 +37,10 @@ class CocoConfig:
     allow_missing: largest fraction of the listed pictures that may be missing
 
     segmentation_task: task that gets the masks as a label map, small ones on top; None = masks are left alone
-    outside:           class of the pixels without a mask; None = void
-    segmentation_rename, segmentation_ignore, segmentation_labels_only: the same for the masks; the keys above are for
-                       the boxes alone. ``segmentation_ignore: rest`` makes void what the label map's classes lack
+    outside:           class of the pixels without a mask; "rest" = any that the masks do not label; None = void
+    segmentation_rename, segmentation_ignore, segmentation_labels_only, segmentation_coarse: for the masks, as in
+                       `LabelMapsConfig`; the keys above are for the boxes alone. ``segmentation_ignore: rest`` makes
+                       void what the label map's classes lack
     """
 
     images: str
@@ -56,10 +57,11 @@ class CocoConfig:
     segmentation_rename: dict[str, str] | None = None
     segmentation_ignore: Names = ()
     segmentation_labels_only: tuple[str, ...] | None = None
+    segmentation_coarse: Coarse | None = None
 
     def __post_init__(self) -> None:
-        given = self.outside, self.segmentation_rename, self.segmentation_ignore, self.segmentation_labels_only
-        if self.segmentation_task is None and any(given):
+        keys = ("outside", *(f"segmentation_{key}" for key in ("rename", "ignore", "labels_only", "coarse")))
+        if self.segmentation_task is None and any(getattr(self, key) for key in keys):
             raise ConfigError("coco: outside and segmentation_* are given without segmentation_task. Name the task.")
         if self.segmentation_task == self.task:
             raise ConfigError(f"coco: task and segmentation_task are both '{self.task}'. Name two tasks.")
@@ -120,7 +122,8 @@ class CocoReader:
         if self.segmentation_class_map is not None and self.config.segmentation_task is not None:
             outside = IGNORE_INDEX if self.config.outside is None else map_value(self.segmentation_class_map, OUTSIDE)
             values = self._masks.label_map(int(self._rows[index]), self.sizes[index], outside)
-            result[self.config.segmentation_task] = DenseMap(values, values != IGNORE_INDEX)
+            space = self.segmentation_class_map.space
+            result[self.config.segmentation_task] = DenseMap(values, values != IGNORE_INDEX, classes=space)
         return result
 
     def camera(self, index: int) -> Camera | None:
@@ -128,17 +131,19 @@ class CocoReader:
 
     def _map_of_pixels(self, classes: Sequence[str]) -> ClassMap:
         config, names = self.config, list(self.categories.values())
-        rename = dict(config.segmentation_rename or {})
-        if config.outside is not None:
+        rename, coarse = dict(config.segmentation_rename or {}), dict(config.segmentation_coarse or {})
+        if config.outside == "rest" and "rest" not in classes:
+            names, coarse = [*names, OUTSIDE], {**coarse, OUTSIDE: "rest"}
+        elif config.outside is not None:
             if config.outside not in classes:
                 known = near(config.outside, classes)
                 raise DataError(
                     f"{self.path}: outside names '{config.outside}', which is no class of the recipe.{known}"
                 )
             names, rename = [*names, OUTSIDE], {**rename, OUTSIDE: config.outside}
-        return map_classes(
+        return map_pixels(
             names, classes, f"{self.path}, keys segmentation_...", rename, config.segmentation_ignore,
-            labels_only=config.segmentation_labels_only,
+            config.segmentation_labels_only, coarse,
         )  # fmt: skip
 
     def _mask_table(self, index: Arrays, places: NDArray, names: list[str], class_map: ClassMap) -> MaskTable:

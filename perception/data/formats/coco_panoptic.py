@@ -19,7 +19,7 @@ from perception.data.dataset import check_size
 from perception.data.files.folders import existing_file, existing_folder, inside
 from perception.data.files.images import PictureError, read_image
 from perception.data.files.index_cache import unpack_texts
-from perception.data.formats.class_names import Names, map_classes
+from perception.data.formats.class_names import Coarse, Names, map_classes, map_pixels
 from perception.data.formats.coco import box_table, map_value
 from perception.data.formats.coco_index import Arrays, category_names, existing_pictures, read_panoptic
 from perception.types import IGNORE_INDEX, Annotation, Camera, ConfigError, DataError, DenseMap
@@ -49,6 +49,7 @@ class CocoPanopticConfig:
     segmentation_rename: dict[str, str] | None = None
     segmentation_ignore: Names = ()
     segmentation_labels_only: tuple[str, ...] | None = None
+    segmentation_coarse: Coarse | None = None
     allow_missing: float = 0.01
 
     def __post_init__(self) -> None:
@@ -87,9 +88,10 @@ class CocoPanopticReader:
                 config.detection_ignore, config.detection_background, config.detection_labels_only,
             )  # fmt: skip
         if config.segmentation_task is not None and config.segmentation_task in classes:
-            self.segmentation_class_map = map_classes(
+            self.segmentation_class_map = map_pixels(
                 names, classes[config.segmentation_task], f"{self.path}, keys segmentation_...",
-                config.segmentation_rename, config.segmentation_ignore, labels_only=config.segmentation_labels_only,
+                config.segmentation_rename, config.segmentation_ignore, config.segmentation_labels_only,
+                config.segmentation_coarse,
             )  # fmt: skip
         maps = {config.detection_task: self.class_map, config.segmentation_task: self.segmentation_class_map}
         self.class_maps = {task: found for task, found in maps.items() if task is not None and found is not None}
@@ -128,7 +130,8 @@ class CocoPanopticReader:
             ids = read_ids(path)
             check_size(str(path), ids.shape, picture, self.sizes[index])
             values = self._label_map(ids, index, path)
-            result[self.config.segmentation_task] = DenseMap(values, values != IGNORE_INDEX)
+            space = self.segmentation_class_map.space
+            result[self.config.segmentation_task] = DenseMap(values, values != IGNORE_INDEX, classes=space)
         return result
 
     def camera(self, index: int) -> Camera | None:

@@ -16,8 +16,8 @@ from perception.data.dataset import check_size
 from perception.data.files.folders import existing_file, existing_folder, list_pictures, pair
 from perception.data.files.images import read_map
 from perception.data.files.text_files import read_text
-from perception.data.formats.class_names import ClassMap, Names, map_classes
-from perception.types import IGNORE_INDEX, Camera, DataError, DenseMap
+from perception.data.formats.class_names import ClassMap, Coarse, Names, map_pixels
+from perception.types import IGNORE_INDEX, Camera, DataError, DenseMap, LabelSpace
 
 _UNKNOWN = 254
 
@@ -29,7 +29,9 @@ class LabelMapsConfig:
     classes:     text file, one name per line; the line's number from 0 is the id. 255 = void
     rename:      name -> class of the recipe; several may become one
     ignore:      names whose pixels become void; ``rest`` = all that are not in the recipe
-    labels_only: classes of the recipe that this source labels; the pixels of others become void
+    labels_only: classes of the recipe that this source labels; a pixel of another name is any class but these
+    coarse:      name -> the classes of the recipe that its pixels may be: a super-class (``vehicle: [car, truck]``),
+                 or ``rest``: any that no other name of the source stands for
     """
 
     images: str
@@ -41,6 +43,7 @@ class LabelMapsConfig:
     rename: dict[str, str] | None = None
     ignore: Names = ()
     labels_only: tuple[str, ...] | None = None
+    coarse: Coarse | None = None
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -67,8 +70,8 @@ class LabelMapsReader:
             raise DataError(
                 f"{path}: {len(names)} names, {len(set(names))} different. Expected 1 to {_UNKNOWN - 1}, each once."
             )
-        self.class_map = map_classes(
-            names, classes[config.task], str(path), config.rename, config.ignore, labels_only=config.labels_only
+        self.class_map = map_pixels(
+            names, classes[config.task], str(path), config.rename, config.ignore, config.labels_only, config.coarse
         )
         self.class_maps = {config.task: self.class_map}
         self.names = dict(enumerate(names))
@@ -77,10 +80,13 @@ class LabelMapsReader:
         self.images = list(self._pairs)
 
     def annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, DenseMap]:
-        """values uint8 [H, W], the recipe's classes. Raises DataError where an id is no line of ``classes.txt``."""
+        """values uint8 [H, W], the recipe's classes or sets of them.
+
+        Raises DataError where an id is no line of ``classes.txt``.
+        """
         picture = self.images[index]
         path = self._pairs[picture]
-        label_map = read_label_map(path, self._table, self.names)
+        label_map = read_label_map(path, self._table, self.names, space=self.class_map.space)
         check_size(str(path), label_map.values.shape, picture, size)
         return {self.config.task: label_map}
 
@@ -91,7 +97,7 @@ class LabelMapsReader:
 def lookup_table(
     names: Mapping[int, str], class_map: ClassMap, void: tuple[int, ...] = (IGNORE_INDEX,)
 ) -> NDArray[np.uint8]:
-    """uint8 [256]: stored id -> the recipe's class, 255 = void, 254 = no id at all.
+    """uint8 [256]: stored id -> the recipe's class (or the id in its ``space``), 255 = void, 254 = no id at all.
 
     Raises DataError where a class of the recipe is beyond what a label map of bytes can hold.
     """
@@ -105,7 +111,9 @@ def lookup_table(
     return table
 
 
-def read_label_map(path: Path, table: NDArray[np.uint8], names: Mapping[int, str], hint: str = "") -> DenseMap:
+def read_label_map(
+    path: Path, table: NDArray[np.uint8], names: Mapping[int, str], hint: str = "", space: LabelSpace | None = None
+) -> DenseMap:
     """A stored label map through a `lookup_table`. Raises DataError with the histogram where an id has no meaning."""
     stored = read_map(path)
     narrow = stored.astype(np.uint8) if stored.dtype != np.uint8 else stored
@@ -117,7 +125,7 @@ def read_label_map(path: Path, table: NDArray[np.uint8], names: Mapping[int, str
             f"{path} holds ids without a name. Expected {_ranges(sorted(names))} or {IGNORE_INDEX} (void), found "
             f"{{id: pixels}} {{{histogram}}}. {hint or 'Convert the map, or correct the list of classes.'}"
         )
-    return DenseMap(values, values != IGNORE_INDEX)
+    return DenseMap(values, values != IGNORE_INDEX, classes=space)
 
 
 def _ranges(ids: list[int]) -> str:

@@ -15,7 +15,7 @@ from perception.data.dataset import check_size
 from perception.data.files.folders import existing_file, existing_folder, inside, list_pictures, present
 from perception.data.files.images import PictureError, read_size
 from perception.data.files.text_files import MAX_LIST_BYTES, floats, list_files, read_text, rows
-from perception.data.formats.class_names import ClassMap, Names, map_classes
+from perception.data.formats.class_names import ClassMap, Coarse, Names, map_pixels
 from perception.data.formats.depth_maps import check_camera, intrinsics, metres, read_depth
 from perception.data.formats.label_maps import lookup_table, read_label_map
 from perception.types import Annotation, Camera, ConfigError, DataError
@@ -48,7 +48,7 @@ class Nyuv2Config:
     labels:  folder of label maps, relative to the data root: <scene>/rgb_00045.png, label_00045.png or 00045.png
     classes: how many classes the label maps have: 40 or 13
     first_id: the first class's id in the label maps: 1 (0 is void) or 0. 255 is void in any case
-    rename, ignore, labels_only: from these classes to the recipe's, as in `LabelMapsConfig`
+    rename, ignore, labels_only, coarse: from these classes to the recipe's, as in `LabelMapsConfig`
     scale:   metres per stored unit. max: metres beyond which a value is invalid; None = none
     camera:  intrinsics in pixels of the pictures; default: the official ones, scaled to pictures of the shape 4:3,
              unknown for others. A focal length in the list counts more
@@ -66,6 +66,7 @@ class Nyuv2Config:
     rename: dict[str, str] | None = None
     ignore: Names = ()
     labels_only: tuple[str, ...] | None = None
+    coarse: Coarse | None = None
     scale: float = 0.001
     max: float | None = None
     camera: Camera | None = None
@@ -107,11 +108,11 @@ class Nyuv2Reader:
         self.class_maps: dict[str, ClassMap] = {}
         if config.segmentation_task in self.tasks:
             first, names = config.first_id, {13: CLASSES_13, 40: CLASSES_40}[config.classes]
-            class_map = map_classes(
+            class_map = self.class_maps[config.segmentation_task] = map_pixels(
                 names, classes[config.segmentation_task], f"nyuv2, {config.classes} classes", config.rename,
-                config.ignore, labels_only=config.labels_only,
+                config.ignore, config.labels_only, config.coarse,
             )  # fmt: skip
-            self.class_maps[config.segmentation_task] = class_map
+            self._space = class_map.space
             self._names = dict(enumerate(names, first))
             self._table = lookup_table(self._names, class_map, (0, 255) if first else (255,))
         self.images = [p for p in pictures if any(p in labelled[task] for task in self.tasks)]
@@ -126,7 +127,7 @@ class Nyuv2Reader:
             result[config.depth_task] = metres(stored, config.max, config.scale)
         if config.segmentation_task in self.tasks and (path := self._maps.get(picture)) is not None:
             hint = "Correct classes (13 or 40) or first_id (0 or 1) of this reader, or convert the map."
-            label_map = read_label_map(path, self._table, self._names, hint)
+            label_map = read_label_map(path, self._table, self._names, hint, self._space)
             check_size(str(path), label_map.values.shape, picture, size)
             result[config.segmentation_task] = label_map
         return result

@@ -22,7 +22,7 @@ from perception.data.files.index_cache import unpack_texts
 from perception.data.files.strict_json import shown
 from perception.data.files.text_files import MAX_LIST_BYTES, read_text, rows
 from perception.data.formats.boxes import HUGE, BoxTable, labels_and_doubts
-from perception.data.formats.class_names import ClassMap, Names, map_classes, near
+from perception.data.formats.class_names import ClassMap, Coarse, Names, map_classes, map_pixels, near
 from perception.data.formats.label_maps import lookup_table, read_label_map
 from perception.data.formats.voc_xml import read_objects
 from perception.types import Annotation, Camera, ConfigError, DataError
@@ -70,6 +70,7 @@ class VocConfig:
     segmentation_rename: dict[str, str] | None = None
     segmentation_ignore: Names = ()
     segmentation_labels_only: tuple[str, ...] | None = None
+    segmentation_coarse: Coarse | None = None
     allow_missing: float = 0.01
 
     @property
@@ -104,12 +105,12 @@ class VocReader:
             self._sizes, self._boxes = self._read_boxes(classes[config.detection_task or ""])
         if masks:
             ids = dict(enumerate(("background", *self.names)))
-            class_map = map_classes(
+            class_map = self.class_maps[config.segmentation_task or ""] = map_pixels(
                 ids.values(), classes[config.segmentation_task or ""], f"{self.root}, keys segmentation_...",
-                config.segmentation_rename, config.segmentation_ignore, labels_only=config.segmentation_labels_only,
+                config.segmentation_rename, config.segmentation_ignore, config.segmentation_labels_only,
+                config.segmentation_coarse,
             )  # fmt: skip
-            self.class_maps[config.segmentation_task or ""] = class_map
-            self._ids, self._table = ids, lookup_table(ids, class_map)
+            self._ids, self._table, self._space = ids, lookup_table(ids, class_map), class_map.space
 
     def annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, Annotation]:
         """Boxes clipped to the picture and segmentation uint8 [H, W], whichever the picture has."""
@@ -119,7 +120,7 @@ class VocReader:
             check_size(str(xml), self._sizes[index], picture, size)
             result[self.config.detection_task] = self._boxes.instances(index)
         if mask is not None and self.config.segmentation_task:
-            label_map = read_label_map(mask, self._table, self._ids)
+            label_map = read_label_map(mask, self._table, self._ids, space=self._space)
             check_size(str(mask), label_map.values.shape, picture, size)
             result[self.config.segmentation_task] = label_map
         return result
