@@ -100,6 +100,14 @@ def test_nash_mtl_is_the_bargaining_solution(seed):
     assert ((products / products.norm()) @ weights * weights).tolist() == pytest.approx([1.0] * 3, abs=1e-4)
 
 
+@pytest.mark.parametrize("name", BALANCERS)
+def test_heads_are_weighted_only_where_a_recipe_asks(name):
+    assert not make(name).weighs_heads
+    if name in ("nash_mtl", "fairgrad"):
+        assert make(name, heads="weighted").weighs_heads
+        assert make(name, heads="weighted").weighs
+
+
 def test_imtl_is_g_on_the_gradients_of_the_losses_that_l_scales():
     balancer, products = make("imtl"), gramian(4)
     scales = torch.tensor([0.5, 1.0, 3.0]).double()

@@ -41,7 +41,7 @@ class GramianMemory:
         positive semi-definite matrix by setting negative eigenvalues to zero. Lengths of gradients stay.
         """
         sums, counts = self._sums[_pairs(places)], self._counts[_pairs(places)]
-        products = sums / (1 - self.decay**counts).where(counts > 0, 1.0)
+        products = sums / (1 - self.decay ** counts.double()).where(counts > 0, 1.0)
         lengths = products.diagonal().sqrt()
         cosines = products / torch.outer(lengths, lengths)
         values, vectors = torch.linalg.eigh(cosines)
