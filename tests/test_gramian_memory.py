@@ -119,6 +119,15 @@ def test_a_task_that_was_never_seen_asks_for_a_gramian():
     assert balancer.wants_gramian((TASKS[0], TASKS[2]), 2)
 
 
+def test_a_task_of_weight_zero_does_not_ask_for_gramians():
+    balancer, without = make("upgrad", memory=0.9, every=100, weights={TASKS[1]: 0}), MEAN.clone()
+    without[1] = without[:, 1] = 0
+    balancer.compare(without, losses(1.0, 2.0, 3.0), 0)
+    assert not balancer.wants_gramian(TASKS[:2], 1)
+    assert balancer.shared_weights(TASKS[:2]).tolist() == pytest.approx([1.0, 1.0])
+    assert balancer.shared_weights(TASKS[1:2]) is None
+
+
 @pytest.mark.parametrize("name", CONFLICT)
 def test_memory_comes_back_bit_for_bit(name):
     balancer, other = make(name, memory=0.8), make(name, memory=0.8)

@@ -83,7 +83,7 @@ class GramianBalancer(Balancer):
         found = self._found.get(_key(present))
         if self._memory is None or found is not None:
             return found is None or step - found[0] >= self.config.every
-        return not self._memory.knows(self._places(present)) or step - self._newest >= self.config.every
+        return not self._memory.knows(self._learning(present)) or step - self._newest >= self.config.every
 
     def compare(self, gramian: Gramian, losses: Mapping[str, Tensor], step: int) -> None:
         names, diagonal = list(losses), gramian.diagonal()
@@ -103,15 +103,20 @@ class GramianBalancer(Balancer):
         return self.solve(gramian / gramian.diagonal().mean(), names, step).double()
 
     def shared_weights(self, present: tuple[str, ...]) -> Tensor | None:
-        key, places = _key(present), self._places(present)
-        if key not in self._found and self._memory is not None and self._memory.knows(places):
-            weights = self._solved(self._memory.average(places), present, self._newest)
-            self._found[key] = (self._newest, weights.tolist())
+        key, places = _key(present), self._learning(present)
+        if key not in self._found and self._memory is not None and places and self._memory.knows(places):
+            names = [self.tasks[place] for place in places]
+            solved = dict(zip(names, self._solved(self._memory.average(places), names, self._newest), strict=True))
+            self._found[key] = (self._newest, [float(solved.get(name, 1.0)) for name in present])
         found = self._found.get(key)  # none where all that tasks share is frozen
         return None if found is None else torch.tensor(found[1], dtype=torch.float64)
 
     def _places(self, names: Sequence[str]) -> list[int]:
         return [self.tasks.index(name) for name in names]
+
+    def _learning(self, names: Sequence[str]) -> list[int]:
+        """Places of the tasks that have a say, and so a gradient."""
+        return self._places([name for name in names if self.factors[name]])
 
     def get_extra_state(self) -> dict[str, Any]:
         memory = {} if self._memory is None else {"memory": self._memory.state(), "newest": self._newest}
