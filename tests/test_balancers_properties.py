@@ -263,6 +263,15 @@ def test_fairgrad_is_alpha_fair(problem, alpha):
     assert (np.abs(gap) <= 1e-8 * lengths * (lengths @ weights)).all()
 
 
+@pytest.mark.parametrize("alpha", [0.001, 0.02, 10.0, 50.0])
+@settings(deadline=None, max_examples=20)
+@given(problem=problems())
+def test_fairgrad_is_finite_and_positive_at_any_alpha(alpha, problem):
+    weights = weights_of("fairgrad", problem.gramian, alpha=alpha)
+    assert np.isfinite(weights).all()
+    assert weights.min() > 0
+
+
 @settings(deadline=None, max_examples=40)
 @given(independent())
 def test_imtl_g_has_equal_positive_projections(problem):
