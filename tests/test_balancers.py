@@ -124,6 +124,103 @@ def test_gradnorm_steps_against_its_l1_distance_and_keeps_the_sum():
     assert slow.sign().tolist() == [-1, 1, 1]  # the first loss has not fallen at all: its weight goes up
 
 
+SCALE_FREE = ("geometric_mean", "log_sum")
+"""A factor on a loss would change nothing."""
+
+
+@pytest.mark.parametrize("name", [name for name in BALANCERS if name not in SCALE_FREE])
+def test_weights_scale_losses_before_the_balancer_looks(name):
+    """A recipe with factors is one without whose losses and gradients are so much larger, for a few steps."""
+    factors = torch.tensor([0.5, 1.0, 3.0]).double()
+    weighted, plain = (
+        make(name, **extra, **({"window": 2} if name == "dwa" else {}))
+        for extra in ({"weights": {"detection": 0.5, "classification": 3.0}}, {})
+    )
+    for step in range(5):
+        values = torch.tensor([1.0 + step, 2.0, 3.0 - 0.5 * step]).double()
+        products = gramian(step)
+        found = weights_of(weighted, losses(*values.tolist()), step=step, products=products)
+        scaled = products * torch.outer(factors, factors)
+        expected = weights_of(plain, losses(*(values * factors).tolist()), step=step, products=scaled)
+        assert found == pytest.approx((torch.tensor(expected).double() * factors).tolist(), rel=1e-4)
+        after = values * torch.tensor([0.9, 0.99, 1.05])
+        weighted.look_back(losses(*after.tolist()))
+        plain.look_back(losses(*(after * factors).tolist()))
+    assert not any("weight" in key for key in set(weighted.state_dict()) ^ set(plain.state_dict()))
+
+
+@pytest.mark.parametrize("name", [name for name in BALANCERS if name not in SCALE_FREE])
+def test_a_task_of_weight_zero_is_as_if_absent(name):
+    balancer, smaller = make(name, weights={"depth": 0}), make(name, (TASKS[0], TASKS[2]))
+    for step in range(3):
+        whole = gramian(step)
+        some = whole[[0, 2]][:, [0, 2]]
+        here = losses(1.0, 2.0 + step, 3.0)
+        found = weights_of(balancer, here, step=step, products=whole)
+        others = {key: here[key] for key in (TASKS[0], TASKS[2])}
+        expected = weights_of(smaller, others, tuple(others), step, some)
+        assert found == pytest.approx([expected[0], 0.0, expected[1]], rel=1e-6)
+        balancer.look_back(losses(0.9, 1.0, 3.1))
+        smaller.look_back({key: loss for key, loss in losses(0.9, 1.0, 3.1).items() if key in others})
+
+
+GRAMIAN = [name for name, kind in BALANCERS.items() if kind.weighs]
+
+
+@pytest.mark.parametrize("name", [name for name in GRAMIAN if name != "imtl"])
+def test_log_works_on_gradients_divided_by_their_loss(name):
+    values = torch.tensor([0.5, 2.0, 8.0]).double()
+    products = gramian(1)
+    found = weights_of(make(name, log=True, weights={"depth": 3.0}), losses(*values.tolist()), products=products)
+    scales = torch.tensor([1.0, 3.0, 1.0]).double() / values  # factors multiply logarithms
+    expected = weights_of(make(name), losses(1.0, 1.0, 1.0), products=products * torch.outer(scales, scales))
+    assert found == pytest.approx((torch.tensor(expected).double() * scales).tolist(), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in GRAMIAN if name != "imtl"])
+def test_log_leaves_out_a_loss_of_exactly_zero(name):
+    here, products, some = losses(0.5, 0.0, 8.0), gramian(1), (TASKS[0], TASKS[2])
+    balancer = make(name, log=True)
+    found = weights_of(balancer, here, products=products)
+    others = {key: here[key] for key in some}
+    expected = weights_of(make(name, some, log=True), others, some, 0, products[[0, 2]][:, [0, 2]])
+    assert found == pytest.approx([expected[0], 0.0, expected[1]], rel=1e-6)
+    balancer(here, TASKS, 0).backward()
+    assert here["depth"].grad == 0  # still in the graph
+    assert not make(name, log=True)(losses(1.0, math.nan, 1.0), TASKS, 0).isfinite()
+
+
+def test_famo_leaves_out_a_loss_of_exactly_zero():
+    """A depth map without a valid pixel: the others go on as without the task, which learns nothing from it."""
+    balancer, smaller = make("famo", lr=0.1), make("famo", (TASKS[0], TASKS[2]), lr=0.1)
+    for step in range(4):
+        here = losses(1.0 + step, 0.0, 3.0)
+        others = {key: here[key] for key in (TASKS[0], TASKS[2])}
+        found, expected = (
+            weights_of(balancer, here, step=step),
+            weights_of(smaller, others, tuple(others), step),
+        )
+        assert found == pytest.approx([expected[0], 0.0, expected[1]], rel=1e-6)
+        balancer.look_back(losses(0.9, 0.0, 2.0))
+        smaller.look_back({key: loss for key, loss in losses(0.9, 0.0, 2.0).items() if key in others})
+    assert balancer.logits.of(TASKS).ne(0).tolist() == [True, False, True]
+    total = balancer(losses(0.0, 0.0, 0.0), TASKS, 9)
+    assert total == 0
+    assert total.requires_grad
+
+
+def test_gradnorm_leaves_out_a_task_without_gradient():
+    balancer, smaller = make("gradnorm", lr=0.1), make("gradnorm", (TASKS[0], TASKS[2]), lr=0.1)
+    products = torch.diag(torch.tensor([1.0, 0.0, 16.0])).double()
+    for step in range(4):
+        here = losses(1.0, 0.0, 3.0)
+        others = {key: here[key] for key in (TASKS[0], TASKS[2])}
+        found = weights_of(balancer, here, step=step, products=products)
+        expected = weights_of(smaller, others, tuple(others), step, products[[0, 2]][:, [0, 2]])
+        assert found == pytest.approx([expected[0], 1.0, expected[1]], rel=1e-6)
+    assert "depth" not in balancer.first  # its first loss is the first that it learns from
+
+
 # --- torchjd ---------------------------------------------------------------------------------------------------------
 
 
@@ -296,6 +393,12 @@ def test_state_comes_back_whole(name):
         ({"name": "static", "weights": {"depth": float("nan")}}, "weights.depth"),
         ({"name": "static", "weight": {}}, "weight: unknown key"),
         ({"name": "static", "weights": {"lanes": 1}}, "no task 'lanes'"),
+        ({"name": "pcgrad", "weights": {"lanes": 1}}, "no task 'lanes'"),
+        ({"name": "famo", "weights": {"depth": -1}}, "weights.depth"),
+        ({"name": "log_sum", "weights": {"depth": 2}}, "weights: unknown key"),
+        ({"name": "imtl", "log": True}, "log"),
+        ({"name": "fairgrad", "heads": "own"}, "heads"),
+        ({"name": "upgrad", "heads": "weighted"}, "heads: unknown key"),
         ({"name": "upgrad", "space": "heads"}, "space"),
         ({"name": "famo", "lr": -1}, "lr"),
         ({"name": "mgda", "every": 0}, "every"),

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from perception.config import configuration
-from perception.mtl.balancer import Balancer, Gramian, Space
+from perception.mtl.balancer import Balancer, Gramian, Space, WeightsConfig, without_zeros
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -18,8 +18,11 @@ Count = Annotated[int, Field(gt=0)]
 
 
 @configuration
-class DWAConfig:
-    """temperature: higher = more equal weights. window: steps over which losses are averaged, an epoch in the paper."""
+class DWAConfig(WeightsConfig):
+    """temperature: higher = more equal weights. window: steps over which losses are averaged, an epoch in the paper.
+
+    A factor on a loss multiplies its weight: rates of loss do not depend on it.
+    """
 
     name: Literal["dwa"] = "dwa"
     temperature: Positive = 2.0
@@ -35,8 +38,7 @@ class DWA(Balancer):
     Config = DWAConfig
 
     def __init__(self, config: DWAConfig, tasks: Sequence[str], seed: int = 0) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config, tasks, seed)
         self.window = 0
         self.sums: dict[str, list[float]] = {name: [0.0, 0] for name in tasks}
         self.averages: dict[str, list[float]] = {name: [] for name in tasks}
@@ -101,8 +103,11 @@ class Learner:
 
 
 @configuration
-class FAMOConfig:
-    """lr, weight_decay: of the Adam that learns the logits of the weights."""
+class FAMOConfig(WeightsConfig):
+    """lr, weight_decay: of the Adam that learns the logits of the weights.
+
+    FAMO works on logarithms: a factor on a loss changes the length of the update, not how the tasks share it.
+    """
 
     name: Literal["famo"] = "famo"
     lr: Amount = 0.025
@@ -113,14 +118,15 @@ class FAMO(Balancer):
     """Fast adaptive multitask optimisation (Liu et al. 2023): all losses fall at about the same relative rate.
 
     c sum of z log L with z = softmax(w); w goes up where the update lowered the loss of the batch least. This takes the
-    losses of the same batch after the update: one more forward pass a step.
+    losses of the same batch after the update: one more forward pass a step. A task whose loss is exactly zero takes no
+    part in the step, as if it were absent.
     """
 
     Config = FAMOConfig
     looks_back = True
 
     def __init__(self, config: FAMOConfig, tasks: Sequence[str], seed: int = 0) -> None:
-        super().__init__()
+        super().__init__(config, tasks, seed)
         self.logits = Learner(tasks, 0.0, config.lr, config.weight_decay)
         self._before: dict[str, Tensor] = {}
 
@@ -128,21 +134,27 @@ class FAMO(Balancer):
         self._before = {name: loss.detach().cpu() for name, loss in losses.items()}
 
     def combine(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
-        values = torch.stack(list(losses.values())) + _TINY
-        weights = self.logits.of(losses).softmax(0).detach().to(values)
+        above, rest = without_zeros(losses)
+        if not above:
+            return rest
+        values = torch.stack(list(above.values())) + _TINY
+        weights = self.logits.of(above).softmax(0).detach().to(values)
         scale = (weights / values.detach()).sum()
-        return (weights / scale * values.log()).sum()
+        return (weights / scale * values.log()).sum() + rest
 
     def look_back(self, losses: Mapping[str, Tensor]) -> None:
-        before = torch.stack([self._before[name] for name in losses])
-        after = torch.stack([loss.detach().cpu() for loss in losses.values()])
+        learning = [name for name in losses if self._before[name] > 0 and self.factors[name]]
+        if not learning:
+            return
+        before = torch.stack([self._before[name] for name in learning])
+        after = torch.stack([losses[name].detach().cpu() for name in learning])
         progress = (before + _TINY).log() - (after + _TINY).log()
         if not progress.isfinite().all():  # the update broke the network: the next step finds out
             return
         with torch.enable_grad():
-            logits = self.logits.of(losses).detach().requires_grad_()
+            logits = self.logits.of(learning).detach().requires_grad_()
             gradient = torch.autograd.grad(logits.softmax(0), logits, progress.to(logits))[0]
-        self.logits.step(dict(zip(losses, gradient, strict=True)))
+        self.logits.step(dict(zip(learning, gradient, strict=True)))
 
     def get_extra_state(self) -> dict[str, Any]:
         return self.logits.state()
@@ -155,10 +167,11 @@ _TINY = 1e-8
 
 
 @configuration
-class GradNormConfig:
+class GradNormConfig(WeightsConfig):
     """alpha: how strongly tasks that learn slowly are pulled up; 0 = equal gradient norms. lr: of the weights' Adam.
 
-    space: where gradients are measured. every: steps between two measurements.
+    space: where gradients are measured. every: steps between two measurements. A factor on a loss changes where its
+    weight starts; the gradients' targets make up for it.
     """
 
     name: Literal["gradnorm"] = "gradnorm"
@@ -173,14 +186,14 @@ class GradNorm(Balancer):
     mean norm * (relative inverse training rate)^alpha. The paper measures at the last shared layer: ``last_shared``.
 
     The L1 distance is minimised by Adam, a step for each measurement; then the weights of the present tasks are scaled
-    back to the sum that they had.
+    back to the sum that they had. A task without a gradient at the step (its loss is exactly zero) takes no part in it.
     """
 
     Config = GradNormConfig
 
     def __init__(self, config: GradNormConfig, tasks: Sequence[str], seed: int = 0) -> None:
-        super().__init__()
-        self.config, self.space = config, config.space
+        super().__init__(config, tasks, seed)
+        self.space = config.space
         self.weights = Learner(tasks, 1.0, config.lr)
         self.first: dict[str, float] = {}
 
@@ -188,18 +201,22 @@ class GradNorm(Balancer):
         return step % self.config.every == 0
 
     def compare(self, gramian: Gramian, losses: Mapping[str, Tensor], step: int) -> None:
-        values = {name: float(loss.detach()) for name, loss in losses.items()}
-        self.first = {**values, **self.first}
-        weights = self.weights.of(losses).detach()
-        gradient = self.gradient(weights.double(), gramian.diagonal().clamp(min=0).sqrt(), values)
-        self.weights.step(dict(zip(losses, gradient, strict=True)))
-        found = self.weights.of(losses).detach().clamp(min=_LEAST)
-        self.weights.set(losses, found * (weights.sum() / found.sum()))
+        norms = gramian.diagonal().clamp(min=0).sqrt()
+        moving = norms.gt(0)
+        values = {n: float(loss.detach()) for (n, loss), moves in zip(losses.items(), moving, strict=True) if moves}
+        if not values:
+            return
+        self.first = {**{name: value for name, value in values.items() if value > 0}, **self.first}
+        weights = self.weights.of(values).detach()
+        gradient = self.gradient(weights.double(), norms[moving], values)
+        self.weights.step(dict(zip(values, gradient, strict=True)))
+        found = self.weights.of(values).detach().clamp(min=_LEAST)
+        self.weights.set(values, found * (weights.sum() / found.sum()))
 
     def gradient(self, weights: Tensor, norms: Tensor, losses: Mapping[str, float]) -> Tensor:
         """Of the sum of |norm - target| by the weights, in units of the mean norm. norms: of the weighted gradients."""
         norms = norms / norms.mean().clamp(min=torch.finfo(norms.dtype).tiny)
-        rates = torch.tensor([loss / (self.first[name] or 1.0) for name, loss in losses.items()], dtype=norms.dtype)
+        rates = torch.tensor([loss / self.first.get(name, 1.0) for name, loss in losses.items()], dtype=norms.dtype)
         relative = rates / rates.mean().clamp(min=torch.finfo(norms.dtype).tiny)
         target = norms.mean() * relative**self.config.alpha
         return (norms - target).sign() * norms / weights

@@ -7,13 +7,18 @@ only added so that every parameter takes part in the backward pass.
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
-from typing import Any, ClassVar, Literal, TypeAlias
+from collections.abc import Collection, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
+
+from perception.config import configuration
+from perception.types import ConfigError
 
 Space: TypeAlias = Literal["features", "last_shared", "late", "params"]
 """Where the tasks' gradients are compared.
@@ -30,10 +35,24 @@ Gramian: TypeAlias = Tensor
 the losses. A task's term is its loss times what the scalar multiplies its gradient with."""
 
 
+@configuration
+class WeightsConfig:
+    """weights: task -> factor (>= 0) on its loss before the balancer looks at it; 1 where a task is not named. A task
+    of weight 0 has no say, as if it were absent.
+    """
+
+    weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = dataclasses.field(default_factory=dict)
+
+
 class Balancer(nn.Module, ABC):
     """Turns the losses of a step into one scalar and, if it asks for their gradients, weighs these where they meet.
 
-    Its parameters are trained and saved with the network's; any other state is saved through `get_extra_state`.
+    Its parameters are trained and saved with the network's; any other state is saved through `get_extra_state`. Raises
+    ConfigError where the config weighs a task that is not among ``tasks``.
+
+    config: of the class; its `weights`, where it has any, are applied here (`WeightsConfig`)
+    tasks:  the recipe's, in its order
+    seed:   of what is random, together with the step
     """
 
     Config: ClassVar[Any]
@@ -42,9 +61,18 @@ class Balancer(nn.Module, ABC):
     weighs: bool = False
     """Whether `shared_weights` weighs the gradients where they meet."""
     weighs_heads: bool = False
-    """Whether `shared_weights` weighs the heads, too."""
+    """Whether `shared_weights` multiplies each task's whole gradient, that of its own head too, as minimising the
+    weighted sum of the losses would. False: heads descend the scalar of `forward`, whatever the shared weights."""
     looks_back: bool = False
     """Whether `look_back` wants the losses of the same batch once more, after the update."""
+
+    def __init__(self, config: Any, tasks: Sequence[str], seed: int = 0) -> None:
+        super().__init__()
+        self.config, self.tasks, self.seed = config, tuple(tasks), seed
+        given = getattr(config, "weights", {})
+        if unknown := sorted(set(given) - set(tasks)):
+            raise ConfigError(f"balance.weights: no task '{unknown[0]}' in this recipe. Its tasks: {', '.join(tasks)}.")
+        self.factors: dict[str, float] = {name: given.get(name, 1.0) for name in tasks}
 
     def forward(self, losses: Mapping[str, Tensor], present: Collection[str], step: int) -> Tensor:
         """The scalar to differentiate.
@@ -53,16 +81,17 @@ class Balancer(nn.Module, ABC):
         present: the tasks that at least one picture labels, over all ranks
         step:    number of the step, from 0; anything random is a function of it
         """
-        here = {name: loss for name, loss in losses.items() if name in present}
-        absent = sum(loss * 0.0 for name, loss in losses.items() if name not in present)
+        chosen = [name for name in losses if name in present and self.factors[name]]
+        here = {name: losses[name] * self.factors[name] for name in chosen}
+        absent = sum(loss * 0.0 for name, loss in losses.items() if name not in here)
         return (self.combine(here, step) if here else 0.0) + absent  # type: ignore[return-value]
 
     @abstractmethod
     def combine(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
-        """The scalar of the present losses (at least one)."""
+        """The scalar of the present losses (at least one), each times its factor of the config's weights."""
 
     def observe(self, losses: Mapping[str, Tensor], step: int) -> None:
-        """Take in the present losses; once a step, before `forward`."""
+        """Take in the present losses, without the config's weights; once a step, before `forward`."""
 
     def wants_gramian(self, present: tuple[str, ...], step: int) -> bool:
         """Whether `compare` is wanted at this step."""
@@ -73,11 +102,20 @@ class Balancer(nn.Module, ABC):
 
     def shared_weights(self, present: tuple[str, ...]) -> Tensor | None:
         """What the gradient of each present task's term is multiplied with where the gradients meet and from there on
-        down, [T] float64, while heads descend the unweighted scalar. None: the scalar's gradient is the update."""
+        down (`weighs_heads`: everywhere), [T] float64. None: the scalar's gradient is the update."""
         return None
 
     def look_back(self, losses: Mapping[str, Tensor]) -> None:
         """Take in the present losses of the same batch after the update."""
+
+
+def without_zeros(losses: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+    """The losses above zero, for their logarithms, and a zero that keeps the others in the graph (NaN where one is). A
+    loss of exactly zero is labelled, but there is nothing to learn from it: a depth map without a valid pixel."""
+    positive = torch.stack([loss.detach() for loss in losses.values()]).gt(0).tolist()
+    above = {name: loss for (name, loss), known in zip(losses.items(), positive, strict=True) if known}
+    rest = [loss * 0.0 for name, loss in losses.items() if name not in above]
+    return above, torch.stack(rest).sum() if rest else next(iter(losses.values())).new_zeros(())
 
 
 def effective_weights(total: Tensor, losses: Mapping[str, Tensor]) -> dict[str, float]:

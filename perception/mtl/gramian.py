@@ -1,15 +1,22 @@
 """Balancers that weigh the tasks' gradients by their inner products, against conflict.
 
-The weights act where the gradients meet and below, on what tasks share; each head learns by its own loss, as in the
-papers. The solvers are torchjd's wherever it needs nothing but scipy. They see the Gramian scaled to a mean diagonal of
-1 (gradients at features are tiny numbers, and some solvers take tiny for zero) and without the rows of tasks whose
-gradient is exactly zero, which would stop all others in MGDA and CAGrad.
+The weights act where the gradients meet and below, on what tasks share; each head learns by its own loss, as in most
+of the papers (`Balancer.weighs_heads`). Methods see the Gramian scaled to a mean diagonal of 1 and without the rows of
+tasks whose gradient is zero, which would stop all others in MGDA and CAGrad. For gradients whose lengths differ by up
+to 1e5 and whose Gramian may be of float32, whatever their directions, every method keeps to this:
+
+* weights are finite and do not depend on the unit of the gradients; but for PCGrad and GradVac, which draw an order,
+  nor on the order of the tasks;
+* the update is zero only where a convex combination of the unit gradients is (`perception.mtl.solvers.are_balanced`):
+  there no update lowers all losses (a Pareto-stationary point), and gradients that balance each other cancel;
+* where the method promises to raise no loss, a gradient's product with the update is not below -2e-6 times its length
+  times the sum of the weighted gradients' lengths.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -18,22 +25,32 @@ from torch import Tensor, nn
 
 from perception.config import configuration
 from perception.mtl import solvers
-from perception.mtl.balancer import Balancer, Gramian, Space, seeded
+from perception.mtl.balancer import Balancer, Gramian, Space, WeightsConfig, seeded, without_zeros
 from perception.mtl.losses_only import scaled_losses
+from perception.mtl.memory import GramianMemory
 
 Count = Annotated[int, Field(gt=0)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Heads = Literal["plain", "weighted"]
+"""Whether heads descend their own loss, or their loss times the weight that the shared part gives the task."""
 
 
 @configuration
-class GramianConfig:
+class GramianConfig(WeightsConfig):
     """space: where gradients are compared: at the "features" that tasks share (for one more backward pass through the
     heads), in the "last_shared" layers, or in all shared "params" (exact, for one more backward pass for each task).
     every: steps for which weights are kept before they are computed anew.
+    memory: how much of a moving average of the Gramian is kept from one Gramian to the next, [0, 1); 0 = none. Weights
+    are then solved from the average, for any set of tasks that have all been seen, and ``every`` counts whatever tasks
+    are present.
+    log: the method works on the logarithms of the losses, that is, on gradients divided by their loss; ``weights`` then
+    multiply the logarithms. A loss of exactly zero is left out.
     """
 
     space: Space = "features"
     every: Count = 1
+    memory: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    log: bool = False
 
 
 class GramianBalancer(Balancer):
@@ -42,40 +59,78 @@ class GramianBalancer(Balancer):
     weighs = True
 
     def __init__(self, config: Any, tasks: Sequence[str], seed: int = 0) -> None:
-        super().__init__()
-        self.config, self.tasks, self.seed = config, tuple(tasks), seed
+        super().__init__(config, tasks, seed)
         self.space = config.space
         self._found: dict[str, tuple[int, list[float]]] = {}
+        self._memory = GramianMemory(len(self.tasks), config.memory) if config.memory else None
+        self._newest = 0
 
     @abstractmethod
     def solve(self, gramian: Gramian, names: Sequence[str], step: int) -> Tensor:
         """Weights [T] from inner products of non-zero gradients, their mean square 1."""
+
+    def forward(self, losses: Mapping[str, Tensor], present: Collection[str], step: int) -> Tensor:
+        if self.config.log:
+            here = {name: loss for name, loss in losses.items() if name in present}
+            present = without_zeros(here)[0] if here else here
+            losses = {name: loss.log() if name in present else loss for name, loss in losses.items()}
+        return super().forward(losses, present, step)
 
     def combine(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
         return torch.stack(list(losses.values())).sum()
 
     def wants_gramian(self, present: tuple[str, ...], step: int) -> bool:
         found = self._found.get(_key(present))
-        return found is None or step - found[0] >= self.config.every
+        if self._memory is None or found is not None:
+            return found is None or step - found[0] >= self.config.every
+        return not self._memory.knows(self._learning(present)) or step - self._newest >= self.config.every
 
     def compare(self, gramian: Gramian, losses: Mapping[str, Tensor], step: int) -> None:
-        weights = torch.ones(len(gramian), dtype=gramian.dtype)
-        moving = gramian.diagonal().gt(0).nonzero()[:, 0]
-        if len(moving):
-            some = gramian[moving][:, moving]
-            names = [list(losses)[i] for i in moving.tolist()]
-            weights[moving] = self.solve(some / some.diagonal().mean(), names, step).to(weights)
+        names, diagonal = list(losses), gramian.diagonal()
+        moving = diagonal.gt(_NO_GRADIENT * diagonal.max()).nonzero()[:, 0].tolist()
+        weights = torch.ones(len(gramian), dtype=torch.float64)
+        if moving:
+            some, kept = gramian[moving][:, moving].double(), [names[i] for i in moving]
+            if self._memory is not None:
+                self._memory.update(self._places(kept), some)
+                some = self._memory.average(self._places(kept))
+            weights[moving] = self._solved(some, kept, step)
+        if self._memory is not None:
+            self._found, self._newest = {}, step  # what other sets of tasks had is of an older average
         self._found[_key(losses)] = (step, weights.tolist())
 
+    def _solved(self, gramian: Gramian, names: Sequence[str], step: int) -> Tensor:
+        return self.solve(gramian / gramian.diagonal().mean(), names, step).double()
+
     def shared_weights(self, present: tuple[str, ...]) -> Tensor | None:
-        found = self._found.get(_key(present))  # none where all that tasks share is frozen
+        key, places = _key(present), self._learning(present)
+        if key not in self._found and self._memory is not None and places and self._memory.knows(places):
+            names = [self.tasks[place] for place in places]
+            solved = dict(zip(names, self._solved(self._memory.average(places), names, self._newest), strict=True))
+            self._found[key] = (self._newest, [float(solved.get(name, 1.0)) for name in present])
+        found = self._found.get(key)  # none where all that tasks share is frozen
         return None if found is None else torch.tensor(found[1], dtype=torch.float64)
 
+    def _places(self, names: Sequence[str]) -> list[int]:
+        return [self.tasks.index(name) for name in names]
+
+    def _learning(self, names: Sequence[str]) -> list[int]:
+        """Places of the tasks that have a say, and so a gradient."""
+        return self._places([name for name in names if self.factors[name]])
+
     def get_extra_state(self) -> dict[str, Any]:
-        return {"found": dict(self._found)}
+        memory = {} if self._memory is None else {"memory": self._memory.state(), "newest": self._newest}
+        return {"found": dict(self._found), **memory}
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         self._found = dict(state["found"])
+        if self._memory is not None:
+            self._memory.load(state["memory"])
+            self._newest = state["newest"]
+
+
+_NO_GRADIENT = 1e-30
+"""Squared length, against the greatest, at which a gradient counts as zero."""
 
 
 def _key(names: Sequence[str] | Mapping[str, Any]) -> str:
@@ -89,16 +144,15 @@ class PCGradConfig(GramianConfig):
 
 class PCGrad(GramianBalancer):
     """Gradient surgery (Yu et al. 2020): each gradient is projected off those that it conflicts with, in an order that
-    is a function of seed and step."""
+    is a function of seed and step.
+
+    For two tasks the update raises no loss; for more it may. It is dominated by the longest gradients.
+    """
 
     Config = PCGradConfig
 
     def solve(self, gramian: Gramian, names: Sequence[str], step: int) -> Tensor:
-        from torchjd.aggregation import PCGradWeighting
-
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seeded(self.seed, step))
-            return PCGradWeighting()(gramian)
+        return solvers.pcgrad(gramian, torch.Generator().manual_seed(seeded(self.seed, step)))
 
 
 @configuration
@@ -111,7 +165,10 @@ class GradVacConfig(GramianConfig):
 
 class GradVac(GramianBalancer):
     """Gradient vaccine (Wang et al. 2021): gradients whose cosine is below its moving target are turned up to it, in an
-    order that is a function of seed and step. The target of a pair rests while one of the two is absent."""
+    order that is a function of seed and step. The target of a pair rests while one of the two is absent.
+
+    It promises nothing: a target may be a conflict. It is dominated by the longest gradients.
+    """
 
     Config = GradVacConfig
 
@@ -120,17 +177,9 @@ class GradVac(GramianBalancer):
         self.targets = torch.zeros(len(self.tasks), len(self.tasks), dtype=torch.float64)
 
     def solve(self, gramian: Gramian, names: Sequence[str], step: int) -> Tensor:
-        from torchjd.aggregation import GradVacWeighting
-
-        places = torch.tensor([self.tasks.index(name) for name in names])
-        weighting = GradVacWeighting(self.config.beta)
-        # torchjd keeps the targets of one fixed set of tasks; ours come and go.
-        weighting._phi_t = self.targets[places[:, None], places].clone()
-        weighting._state_key = (len(names), gramian.dtype)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seeded(self.seed, step))
-            weights = weighting(gramian)
-        self.targets[places[:, None], places] = weighting._phi_t
+        places = torch.tensor(self._places(names))
+        pairs, generator = (places[:, None], places), torch.Generator().manual_seed(seeded(self.seed, step))
+        weights, self.targets[pairs] = solvers.gradvac(gramian, self.targets[pairs], self.config.beta, generator)
         return weights
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -151,7 +200,12 @@ class CAGradConfig(GramianConfig):
 
 class CAGrad(GramianBalancer):
     """Conflict-averse gradient descent (Liu et al. 2021): near the mean gradient, the update that helps the worst-off
-    task most."""
+    task most.
+
+    For c >= 1 the update raises no loss. For c < 1 it is zero only where the mean gradient is, even where the paper's
+    own formula divides by zero (balanced gradients): of the best updates it is the one nearest to the mean. The task
+    that gains least is mostly the one with the shortest gradient.
+    """
 
     Config = CAGradConfig
 
@@ -166,52 +220,74 @@ class MGDAConfig(GramianConfig):
 
 class MGDA(GramianBalancer):
     """Multiple-gradient descent (Desideri 2012, solved as Sener and Koltun 2018): the shortest convex combination of
-    the gradients. It follows the shortest gradient, so a task that has converged slows all others."""
+    the gradients. It follows the shortest gradient, so a task that has converged slows all others.
+
+    The update raises no loss, and lowers each by at least its own squared length; it is zero where the gradients are
+    balanced. The solution is exact, at any ratio of lengths.
+    """
 
     Config = MGDAConfig
 
     def solve(self, gramian: Gramian, names: Sequence[str], step: int) -> Tensor:
-        from torchjd.aggregation import MGDAWeighting
-
-        return MGDAWeighting()(gramian)
+        return solvers.shortest_mean(gramian)
 
 
 @configuration
 class NashMTLConfig(GramianConfig):
+    """heads: "plain" = heads descend their own loss; "weighted" = their loss times the task's weight, as the authors'
+    code has it (github.com/AvivNavon/nash-mtl minimises the weighted sum of the losses, heads and all).
+    """
+
     name: Literal["nash_mtl"] = "nash_mtl"
+    heads: Heads = "plain"
 
 
 class NashMTL(GramianBalancer):
     """The bargaining solution of Nash-MTL (Navon et al. 2022): weights a > 0 with (G a) a = 1, G in units of its norm.
 
-    It is proportional fairness, FairGrad at alpha 1 (Ban and Ji 2024), and is solved as such.
+    It is proportional fairness, FairGrad at alpha 1 (Ban and Ji 2024), and is solved as such. All losses fall, and all
+    tasks' shares of the update, (G a) a, are the same whatever the scales of the losses: a task with a short gradient
+    gets a large weight, its head too where heads are weighted. Where gradients are balanced there is no bargain: these
+    cancel, the others go on.
     """
 
     Config = NashMTLConfig
 
-    def solve(self, gramian: Gramian, names: Sequence[str], step: int) -> Tensor:
-        from torchjd.aggregation import FairGradWeighting
+    def __init__(self, config: NashMTLConfig, tasks: Sequence[str], seed: int = 0) -> None:
+        super().__init__(config, tasks, seed)
+        self.weighs_heads = config.heads == "weighted"
 
-        return FairGradWeighting(1.0)(gramian / gramian.norm())
+    def solve(self, gramian: Gramian, names: Sequence[str], step: int) -> Tensor:
+        return solvers.fair(gramian / gramian.norm(), 1.0)
 
 
 @configuration
 class FairGradConfig(GramianConfig):
-    """alpha: 0 = the mean, 1 = proportional fairness, the larger the more the worst-off task counts."""
+    """alpha: 0 = the mean, 1 = proportional fairness, the larger the more the worst-off task counts.
+    heads: "plain" = heads descend their own loss, as in the authors' code (github.com/OptMN-Lab/fairgrad overwrites the
+    gradients of what is shared alone); "weighted" = their loss times the task's weight, as LibMTL has it.
+    """
 
     name: Literal["fairgrad"] = "fairgrad"
     alpha: Amount = 1.0
+    heads: Heads = "plain"
 
 
 class FairGrad(GramianBalancer):
-    """Fair resource allocation (Ban and Ji 2024): weights x with G x = x^(-1 / alpha)."""
+    """Fair resource allocation (Ban and Ji 2024): weights x with G x = x^(-1 / alpha).
+
+    For alpha > 0 all losses fall; where gradients are balanced, these cancel and the others go on. At alpha 1 the
+    scales of the losses do not matter; below, long gradients count more, above it short ones.
+    """
 
     Config = FairGradConfig
 
-    def solve(self, gramian: Gramian, names: Sequence[str], step: int) -> Tensor:
-        from torchjd.aggregation import FairGradWeighting
+    def __init__(self, config: FairGradConfig, tasks: Sequence[str], seed: int = 0) -> None:
+        super().__init__(config, tasks, seed)
+        self.weighs_heads = config.heads == "weighted"
 
-        return FairGradWeighting(self.config.alpha)(gramian)
+    def solve(self, gramian: Gramian, names: Sequence[str], step: int) -> Tensor:
+        return solvers.fair(gramian, self.config.alpha)
 
 
 @configuration
@@ -224,14 +300,17 @@ class AlignedMTLConfig(GramianConfig):
 
 class AlignedMTL(GramianBalancer):
     """Independent component alignment (Senushkin et al. 2023): the principal components of the gradients are made
-    equally long, then the mean is taken."""
+    equally long, then the mean is taken.
+
+    It promises nothing to any one task: where gradients are collinear the update is their mean. It is zero only where
+    the mean gradient is. With ``scale: min`` it is as long as the shortest component, at large ratios of lengths tiny.
+    Weights may be negative.
+    """
 
     Config = AlignedMTLConfig
 
     def solve(self, gramian: Gramian, names: Sequence[str], step: int) -> Tensor:
-        from torchjd.aggregation import AlignedMTLWeighting
-
-        return AlignedMTLWeighting(scale_mode=self.config.scale)(gramian)
+        return solvers.aligned(gramian, self.config.scale)
 
 
 @configuration
@@ -241,7 +320,11 @@ class UPGradConfig(GramianConfig):
 
 class UPGrad(GramianBalancer):
     """Unconflicting projection (Quinton and Rey 2024): the mean of the gradients, each projected to where it raises no
-    loss."""
+    loss.
+
+    The update raises no loss, at any ratio of lengths. Long gradients count more: a factor on a loss scales its
+    projection.
+    """
 
     Config = UPGradConfig
 
@@ -256,19 +339,25 @@ class IMTLGConfig(GramianConfig):
 
 
 class IMTLG(GramianBalancer):
-    """The gradient balance of IMTL (Liu et al. 2021): the update has equal projections onto all gradients."""
+    """The gradient balance of IMTL (Liu et al. 2021): the update has equal projections onto all gradients.
+
+    The projections are positive, so where there are equal ones (gradients that are linearly independent) all losses
+    fall. Weights may be negative. Their sum is 1 as in the paper, unless negative ones nearly outweigh the others
+    (short gradients between long ones): there the paper's update may be of any length and go against all tasks.
+    """
 
     Config = IMTLGConfig
 
     def solve(self, gramian: Gramian, names: Sequence[str], step: int) -> Tensor:
-        from torchjd.aggregation import IMTLGWeighting
-
-        return IMTLGWeighting()(gramian)
+        return solvers.equal_projections(gramian)
 
 
 @configuration
 class IMTLConfig(GramianConfig):
+    """log: no; its scales are for the losses themselves."""
+
     name: Literal["imtl"] = "imtl"
+    log: Literal[False] = False
 
 
 class IMTL(IMTLG):

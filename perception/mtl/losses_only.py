@@ -5,25 +5,21 @@ Kurin et al. 2022 and Xin et al. 2022 find that a tuned static weighting ties th
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from perception.config import configuration
-from perception.mtl.balancer import Balancer, seeded
-from perception.types import ConfigError
+from perception.mtl.balancer import Balancer, WeightsConfig, seeded, without_zeros
 
 
 @configuration
-class StaticConfig:
+class StaticConfig(WeightsConfig):
     """weights: task -> weight (>= 0); tasks that are not named weigh 1."""
 
     name: Literal["static"] = "static"
-    weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = dataclasses.field(default_factory=dict)
 
 
 class Static(Balancer):
@@ -31,19 +27,16 @@ class Static(Balancer):
 
     Config = StaticConfig
 
-    def __init__(self, config: StaticConfig, tasks: Sequence[str], seed: int = 0) -> None:
-        super().__init__()
-        if unknown := sorted(set(config.weights) - set(tasks)):
-            raise ConfigError(f"balance.weights: no task '{unknown[0]}' in this recipe. Its tasks: {', '.join(tasks)}.")
-        self.weights = {name: config.weights.get(name, 1.0) for name in tasks}
-
     def combine(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
-        return torch.stack([loss * self.weights[name] for name, loss in losses.items()]).sum()
+        return torch.stack(list(losses.values())).sum()
 
 
 @configuration
-class UncertaintyConfig:
-    """initial: the log-variance to start from; 0 = weight 1."""
+class UncertaintyConfig(WeightsConfig):
+    """initial: the log-variance to start from; 0 = weight 1.
+
+    A factor on a loss changes where its weight starts; at rest it is made up for.
+    """
 
     name: Literal["uncertainty"] = "uncertainty"
     initial: float = 0.0
@@ -58,7 +51,7 @@ class Uncertainty(Balancer):
     Config = UncertaintyConfig
 
     def __init__(self, config: UncertaintyConfig, tasks: Sequence[str], seed: int = 0) -> None:
-        super().__init__()
+        super().__init__(config, tasks, seed)
         self.log_variances = nn.ParameterDict({name: torch.tensor(config.initial) for name in tasks})
 
     def combine(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
@@ -69,8 +62,8 @@ class Uncertainty(Balancer):
 
 
 @configuration
-class IMTLLConfig:
-    """Has no settings."""
+class IMTLLConfig(WeightsConfig):
+    """A factor on a loss changes where its scale starts; at rest it is made up for."""
 
     name: Literal["imtl_l"] = "imtl_l"
 
@@ -84,7 +77,7 @@ class IMTLL(Balancer):
     Config = IMTLLConfig
 
     def __init__(self, config: IMTLLConfig, tasks: Sequence[str], seed: int = 0) -> None:
-        super().__init__()
+        super().__init__(config, tasks, seed)
         self.log_scales = nn.ParameterDict({name: torch.tensor(0.0) for name in tasks})
 
     def combine(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
@@ -98,7 +91,7 @@ def scaled_losses(losses: Mapping[str, Tensor], log_scales: nn.ParameterDict) ->
 
 @configuration
 class GeometricMeanConfig:
-    """Has no settings: the geometric mean needs no weights (a factor on a loss scales the whole)."""
+    """Has no settings: a factor on a loss would scale the whole mean and favour no task."""
 
     name: Literal["geometric_mean"] = "geometric_mean"
 
@@ -112,17 +105,14 @@ class GeometricMean(Balancer):
 
     Config = GeometricMeanConfig
 
-    def __init__(self, config: GeometricMeanConfig, tasks: Sequence[str], seed: int = 0) -> None:
-        super().__init__()
-
     def combine(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
-        logs, rest = _logarithms(losses)
-        return logs.mean().exp() + rest if len(logs) else rest
+        above, rest = without_zeros(losses)
+        return torch.stack(list(above.values())).log().mean().exp() + rest if above else rest
 
 
 @configuration
 class LogSumConfig:
-    """Has no settings: a factor on a loss changes nothing."""
+    """Has no settings: a factor on a loss would add a constant and change nothing."""
 
     name: Literal["log_sum"] = "log_sum"
 
@@ -133,26 +123,14 @@ class LogSum(Balancer):
 
     Config = LogSumConfig
 
-    def __init__(self, config: LogSumConfig, tasks: Sequence[str], seed: int = 0) -> None:
-        super().__init__()
-
     def combine(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
-        logs, rest = _logarithms(losses)
-        return logs.sum() + rest
-
-
-def _logarithms(losses: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """The logarithms of the losses that are not zero, and a zero that keeps the others in the graph."""
-    zeros = [loss * 0.0 for loss in losses.values() if not loss.detach() > 0]
-    others = [loss for loss in losses.values() if loss.detach() > 0]
-    some = next(iter(losses.values()))
-    logs = torch.stack(others).log() if others else some.new_zeros(0)
-    return logs, torch.stack(zeros).sum() if zeros else some.new_zeros(())
+        above, rest = without_zeros(losses)
+        return torch.stack(list(above.values())).log().sum() + rest if above else rest
 
 
 @configuration
-class RLWConfig:
-    """Has no settings."""
+class RLWConfig(WeightsConfig):
+    """The factors on the losses multiply the random weights."""
 
     name: Literal["rlw"] = "rlw"
 
@@ -162,10 +140,6 @@ class RLW(Balancer):
     `torchjd.scalarization.Random` draws them; here they are a function of seed and step, the same on all ranks."""
 
     Config = RLWConfig
-
-    def __init__(self, config: RLWConfig, tasks: Sequence[str], seed: int = 0) -> None:
-        super().__init__()
-        self.seed = seed
 
     def combine(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
         generator = torch.Generator().manual_seed(seeded(self.seed, step))

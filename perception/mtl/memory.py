@@ -1,0 +1,62 @@
+"""A moving average of the tasks' Gramian: what single batches say of cosines is mostly noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from perception.mtl.balancer import Gramian
+
+
+class GramianMemory:
+    """Averages each pair of tasks over the steps at which both had a gradient, corrected for its short past as Adam
+    corrects its moments. Absent tasks keep theirs.
+
+    size:  number of tasks in the recipe
+    decay: what of the average is left after a step, [0, 1)
+    """
+
+    def __init__(self, size: int, decay: float) -> None:
+        self.decay = decay
+        self._sums = torch.zeros(size, size, dtype=torch.float64)
+        self._counts = torch.zeros(size, size, dtype=torch.int64)
+
+    def update(self, places: Sequence[int], gramian: Gramian) -> None:
+        """Take in the Gramian [n, n] of the tasks at ``places`` in the recipe's order."""
+        at = _pairs(places)
+        self._sums[at] = self.decay * self._sums[at] + (1 - self.decay) * gramian
+        self._counts[at] += 1
+
+    def knows(self, places: Sequence[int]) -> bool:
+        """Whether each of these tasks has had a gradient."""
+        return bool((self._counts.diagonal()[list(places)] > 0).all())
+
+    def average(self, places: Sequence[int]) -> Gramian:
+        """The average [n, n] for tasks that are all known. Pairs that were never seen together count as orthogonal.
+
+        Pairs come from different steps, so their cosines may contradict each other: they are taken to the nearest
+        positive semi-definite matrix by setting negative eigenvalues to zero. Lengths of gradients stay.
+        """
+        sums, counts = self._sums[_pairs(places)], self._counts[_pairs(places)]
+        products = sums / (1 - self.decay ** counts.double()).where(counts > 0, 1.0)
+        lengths = products.diagonal().sqrt()
+        cosines = products / torch.outer(lengths, lengths)
+        values, vectors = torch.linalg.eigh(cosines)
+        if values[0] < 0:
+            cosines = (vectors * values.clamp(min=0)) @ vectors.T
+            lengths = lengths / cosines.diagonal().sqrt()
+        return cosines * torch.outer(lengths, lengths)
+
+    def state(self) -> dict[str, Any]:
+        return {"sums": self._sums.clone(), "counts": self._counts.clone()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self._sums, self._counts = state["sums"].clone(), state["counts"].clone()
+
+
+def _pairs(places: Sequence[int]) -> tuple[Tensor, Tensor]:
+    rows = torch.tensor(places)
+    return rows[:, None], rows[None, :]
