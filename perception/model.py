@@ -147,7 +147,7 @@ class Perception(nn.Module):
         predictions, which only training needs."""
         self.tasks = nn.ModuleDict(dict(self._chosen(tasks)))
         for task in self._chosen(None).values():
-            task.auxiliary = None
+            task.initial_prediction = None
         self.sharing.keep(self.tasks.keys())
         self.fusion.keep(self.tasks.keys())
         return self

@@ -476,7 +476,7 @@ def test_an_initial_prediction_learns_and_is_for_the_loss_alone(kind):
     task = AUXILIARY[kind](0.4)
     state, own = plain.state_dict(), task.state_dict()
     assert all(torch.equal(value, own[name]) for name, value in state.items()), "the rest starts alike"
-    assert {name.partition(".")[0] for name in own.keys() - state.keys()} == {"auxiliary"}
+    assert {name.partition(".")[0] for name in own.keys() - state.keys()} == {"initial_prediction"}
     assert plain.initial(features()) is None
     optimizer, losses = torch.optim.AdamW(task.parameters(), 1e-2), []
     for _ in range(40):
@@ -488,7 +488,7 @@ def test_an_initial_prediction_learns_and_is_for_the_loss_alone(kind):
     assert sum(losses[-1]) < 0.9 * sum(losses[0])
     assert not [name for name, value in task.named_parameters() if value.grad is None or not value.grad.any()]
     ran = []
-    task.auxiliary.register_forward_hook(lambda *_: ran.append(1))
+    task.initial_prediction.register_forward_hook(lambda *_: ran.append(1))
     task.decode(task(features()), SIZE)
     assert not ran
 
@@ -499,7 +499,7 @@ def test_an_initial_prediction_that_is_not_labelled_is_a_connected_zero(kind):
     parts = task.loss(task(features()), [None, None], [None, None], task.initial(features()))
     assert tuple(parts) == task.parts
     join(parts).backward()
-    assert all(p.grad is not None and not p.grad.any() for p in task.auxiliary.parameters())
+    assert all(p.grad is not None and not p.grad.any() for p in task.initial_prediction.parameters())
 
 
 def test_an_initial_prediction_is_not_counted_among_the_classes():
@@ -516,5 +516,5 @@ def test_a_checkpoint_with_an_initial_prediction_fits_a_network_without_one(kind
     plain, task = AUXILIARY[kind](0.0), AUXILIARY[kind](0.4)
     fit(plain, Checkpoint(Path("run"), task.state_dict(), "", 1))
     assert all(torch.equal(value, task.state_dict()[name]) for name, value in plain.state_dict().items())
-    with pytest.raises(CheckpointError, match=r"lacks auxiliary\.output\.32\.weight"):
+    with pytest.raises(CheckpointError, match=r"lacks initial_prediction\.output\.32\.weight"):
         fit(task, Checkpoint(Path("run"), plain.state_dict(), "", 1))

@@ -9,7 +9,7 @@ what is there before it (Linux). Prints a table in Markdown, and where it was ma
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from timm.utils.model_ema import ModelEmaV3
@@ -17,6 +17,7 @@ from torchjd.aggregation import PCGrad
 from torchjd.autojac import jac_to_grad, mtl_backward
 
 from perception.model import ModelConfig, Perception
+from perception.mtl.balancer import Space
 from perception.mtl.balancers import BALANCERS, build_balancer
 from perception.nn.backbone import BackboneConfig
 from perception.runs import hardware
@@ -107,7 +108,7 @@ def contenders(model: Perception, given: Batch, names: Sequence[str]) -> dict[st
     for name in names:
         if name not in steps:
             steps[name] = balanced(name, model, given)
-        for space in ("last_shared", "params") if name in SPACES else ():
+        for space in get_args(Space) if name in SPACES else ():
             steps[f"{name}, {space}"] = balanced(name, model, given, space=space)
     return {
         **steps,

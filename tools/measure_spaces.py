@@ -5,9 +5,10 @@
 A training with static weights. At ``looks`` steps, in bursts of four neighbours spread over the last three quarters,
 the gradients of the tasks are taken at the features and, layer group by layer group, in all shared parameters; inner
 products of a suffix of the groups (the neck, the neck and the last stage of the backbone, ...) are sums of those of its
-groups. Prints, for each candidate space, how its cosines relate to those over all parameters: correlation over looks and
-pairs, the share of equal signs where the latter are at least 0.05, the mean cosine of each pair; and what a step costs
-that takes the Gramian there. Below: how well a Gramian that is some steps old, or a moving average, predicts a step's.
+groups. Prints, for each candidate space, how its cosines relate to those over all parameters: correlation over looks
+and pairs, the share of equal signs where the latter are at least 0.05, the mean cosine of each pair; and what a step
+costs that takes the Gramian there. Below: how well a Gramian that is some steps old, or a moving average, predicts a
+step's.
 """
 
 from __future__ import annotations

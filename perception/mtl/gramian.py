@@ -37,8 +37,7 @@ Heads = Literal["plain", "weighted"]
 
 @configuration
 class GramianConfig(WeightsConfig):
-    """space: where gradients are compared: at the "features" that tasks share (for one more backward pass through the
-    heads), in the "last_shared" layers, or in all shared "params" (exact, for one more backward pass for each task).
+    """space: where gradients are compared, see `perception.mtl.balancer.Space`.
     every: steps for which weights are kept before they are computed anew.
     memory: how much of a moving average of the Gramian is kept from one Gramian to the next, [0, 1); 0 = none. Weights
     are then solved from the average, for any set of tasks that have all been seen, and ``every`` counts whatever tasks
@@ -47,8 +46,8 @@ class GramianConfig(WeightsConfig):
     multiply the logarithms. A loss of exactly zero is left out.
     """
 
-    space: Space = "features"
-    every: Count = 1
+    space: Space = "late"
+    every: Count = 2
     memory: Annotated[float, Field(ge=0, lt=1)] = 0.0
     log: bool = False
 

@@ -130,9 +130,9 @@ class Depth(Task):
         return Raw(self._log_depth(found), low + (high - low) * self.error(features.detach()).float().sigmoid())
 
     def initial(self, early: Pyramid) -> Raw | None:
-        if self.auxiliary is None:
+        if self.initial_prediction is None:
             return None
-        log_depth = self._log_depth(self.auxiliary(early))
+        log_depth = self._log_depth(self.initial_prediction(early))
         return Raw(log_depth, torch.zeros_like(log_depth))
 
     def _log_depth(self, found: Tensor) -> Tensor:

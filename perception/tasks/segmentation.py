@@ -120,7 +120,7 @@ class Segmentation(Task):
         return Raw(self.decoder(pyramid).float())
 
     def initial(self, early: Pyramid) -> Raw | None:
-        return None if self.auxiliary is None else Raw(self.auxiliary(early).float())
+        return None if self.initial_prediction is None else Raw(self.initial_prediction(early).float())
 
     def losses(
         self, raw: Raw, targets: Sequence[Annotation | None], cameras: Sequence[Camera | None]

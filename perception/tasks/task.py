@@ -77,12 +77,12 @@ class Task(nn.Module, ABC):
     """Names of the buffers that `losses` estimates in training: ranks set them to their mean."""
     initial_parts: tuple[str, ...] = ()
     """Those of the parts that the initial prediction has a share in, see `add_auxiliary`."""
-    auxiliary: InitialPrediction | None
+    initial_prediction: InitialPrediction | None
 
     def __init__(self, *_: Any) -> None:
         """Subclasses are built from name, config and {stride: channels}."""
         super().__init__()
-        self.auxiliary = None
+        self.initial_prediction = None
 
     @property
     def auxiliary(self) -> bool:
@@ -134,7 +134,7 @@ class Task(nn.Module, ABC):
         ``(head + a * initial) / (1 + a)``, so that the task weighs the same with and without it."""
         if self.config.auxiliary_weight:
             with torch.random.fork_rng(devices=()):  # with and without it, all else starts from the same weights
-                self.auxiliary = InitialPrediction(channels, outputs)
+                self.initial_prediction = InitialPrediction(channels, outputs)
             self.initial_parts = tuple(parts)
             self.parts = (*self.parts, *(f"auxiliary_{name}" for name in parts))
 
