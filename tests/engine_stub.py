@@ -252,7 +252,9 @@ def on_ranks(function: Callable[[Path], None], world: int, folder: Path) -> list
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     before, os.environ["PYTHONPATH"] = os.environ.get("PYTHONPATH", ""), str(Path(__file__).parent)
-    started = [context.Process(target=_rank, args=(function, rank, world, port, folder)) for rank in range(world)]
+    started = [
+        context.Process(target=_rank, args=(function, rank, world, port, folder), daemon=True) for rank in range(world)
+    ]
     try:
         for process in started:
             process.start()

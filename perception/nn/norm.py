@@ -191,7 +191,7 @@ class _Normalise(torch.autograd.Function):
         area = x[0, 0].numel()
         own = values.mean(places) if places else values
         squares = (values - _over(own, x)).square_().sum(places) if places else torch.zeros_like(own)
-        member = nn.functional.one_hot(rows, len(running_means)).to(kind)  # [B, S]
+        member = _members(rows, running_means).to(kind)
         found = _pool(member * area, own[:, None], member[..., None] * squares[:, None])
         if over_ranks:
             found = _pool(*_every_rank(*found))
@@ -219,7 +219,7 @@ class _Normalise(torch.autograd.Function):
         own = sums.sum(0)
         found: list[Any] = [None, own[1].to(weight.dtype), own[0].to(weight.dtype), *[None] * 5]
         if ctx.needs_input_grad[0]:
-            member = nn.functional.one_hot(rows, len(counts)).to(sums)
+            member = _members(rows, counts).to(sums)
             by_group = (member[:, :, None, None] * sums[:, None]).sum(0)  # [S, 2, C]
             if ctx.over_ranks:
                 dist.all_reduce(by_group)
@@ -228,6 +228,11 @@ class _Normalise(torch.autograd.Function):
             centred = (gradient - _over(mean, x)).sub_(normal.mul_(_over(slope, x)))
             found[0] = centred.mul_(_over(scales[rows] * weight.to(means.dtype), x)).to(x.dtype)
         return tuple(found)
+
+
+def _members(rows: Tensor, groups: Tensor) -> Tensor:
+    """Whether each picture is of each group, bool [B, S]; waits for no GPU."""
+    return rows[:, None] == torch.arange(len(groups), device=rows.device)
 
 
 def _over(values: Tensor, like: Tensor) -> Tensor:
