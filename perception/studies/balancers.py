@@ -278,10 +278,10 @@ def conclusion(rows: Mapping[str, Mapping[str, Any]], seeds: int, steps: int) ->
     if found is None:
         return " ".join([*sentences, "One seed tells nothing from noise."])
     count = f"{found['seeds']} seeds" if found["seeds"] else f"more than {MOST_SEEDS} seeds"
+    least = f"{found['detectable']:.1%} or more" if found["detectable"] < 1 else "no change of less than 100 %"
     sentences.append(
-        f"With this spread over the seeds ({found['spread']:.1%}, pooled), {seeds} seeds tell "
-        f"{found['detectable']:.1%} or more with a power of {POWER:.0%}; to tell {EFFECT:.0%} takes {count} of this "
-        "length."
+        f"With this spread over the seeds ({found['spread']:.1%}, pooled), {seeds} seeds tell {least} "
+        f"with a power of {POWER:.0%}; to tell {EFFECT:.0%} takes {count} of this length."
     )
     return " ".join(sentences)
 
