@@ -178,7 +178,9 @@ def fit(model: nn.Module, checkpoint: Checkpoint) -> None:
     """Load the weights into ``model``, without those of initial predictions (`perception.nn.auxiliary`) that it has
     not, for they only train. Raises CheckpointError naming the first tensors that do not fit."""
     own = model.state_dict()
-    needed = {name: x for name, x in checkpoint.weights.items() if name in own or "initial_prediction" not in name.split(".")}
+    needed = {
+        name: x for name, x in checkpoint.weights.items() if name in own or "initial_prediction" not in name.split(".")
+    }
     problems = [f"lacks {name}" for name in own if name not in needed]
     problems += [f"has {name}, which the network has not" for name in needed if name not in own]
     problems += [

@@ -163,7 +163,7 @@ def check(model: Perception, truth: Any, name: str, **options: Any) -> None:
     wanted = expected(model, scaled, shared)
     assert error(plain, wanted) < 1e-4
     assert trunk_error(plain, wanted) < 1e-4
-    assert done.total == pytest.approx(logged.total)
+    assert float(done.total) == pytest.approx(float(logged.total))
 
 
 def test_every_step_of_a_loss_balancer_is_plain_autograd_of_the_weighted_sum(model, truth):

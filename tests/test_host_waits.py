@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import engine_stub
 import pytest
 import torch
 from sharing_networks import CONFIGS, SIZE, network
+from timm.utils.model_ema import ModelEmaV3
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from perception.engine import distributed
+from perception.engine.step import Training, take_step
 from perception.tasks import Task, join
 from perception.types import Camera, DenseMap, ImageLabel, Instances
 
@@ -97,3 +101,24 @@ def test_a_loss_waits_as_seldom_as_it_can_whatever_the_batch(name):
     for given in (targets()[name], targets()[name] * 3):
         assert waits(task, given).total() == ALLOWED[name]
     assert waits(task, targets()[name][:1]).total() <= ALLOWED[name]
+
+
+def test_a_step_of_the_engine_waits_twice_beside_the_losses(monkeypatch):
+    """Once for what decides whether there is a backward pass, once for what decides whether there is an update."""
+    reads: list[int] = []
+    listed = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: reads.append(1) or listed(tensor))
+    network = engine_stub.network()
+    balancer = engine_stub.balancer("uncertainty")
+    optimizer = torch.optim.SGD([{"params": [*network.parameters(), *balancer.parameters()], "scale": 1.0}], lr=0.1)
+    training = Training(network, balancer, optimizer, ModelEmaV3(network))
+    losses_of = distributed.LossesOf(network)
+    batch = next(engine_stub.batches(0))
+    options = {"lr": 0.1, "clip_norm": 1.0, "precision": "float32", "flags": {}, "with_weights": False}
+    with Waits() as losses:
+        torch.stack([join(parts) for parts in losses_of(batch).parts.values()]).sum().backward()
+    network.zero_grad()
+    reads.clear()
+    with Waits() as whole:
+        assert not take_step(training, losses_of, batch, **options).problem
+    assert len(reads) + whole.found["reads"] - losses.found["reads"] == 2

@@ -148,7 +148,9 @@ def report(recipe: Any, seen: dict[int, dict], names: Sequence[str], groups: dic
         if members:
             spaces["params" if k == len(upwards) else members[-1] + " and up"] = members
     found = {
-        space: [cosines(sum(one["products"][m] for m in members), names, one["present"]) for one in seen.values()]
+        space: [
+            cosines(np.sum([one["products"][m] for m in members], 0), names, one["present"]) for one in seen.values()
+        ]
         for space, members in spaces.items()
     }
     truth = found["params"]

@@ -36,13 +36,13 @@ LOOKED_AT: Space = "late"
 class Differentiated:
     """What the backward pass came to.
 
-    total:   the scalar that heads descend, penalties included
+    total:   the scalar that heads descend, penalties included; on the device
     weights: "weight/<task>": what each task's gradient was multiplied with where tasks share; empty unless asked for
     looks:   of the tasks' gradients, see `perception.mtl.task_gradients.describe`; empty where they were not taken
     problem: the gradient that is not finite; "" if all are
     """
 
-    total: float = 0.0
+    total: Tensor = field(default_factory=lambda: torch.zeros(()))
     weights: dict[str, float] = field(default_factory=dict)
     looks: dict[str, float] = field(default_factory=dict)
     problem: str = ""
@@ -73,7 +73,7 @@ def differentiate(
     if present:
         balancer.observe(losses, step)
     total = balancer(learning, present, step)
-    result = Differentiated(float(torch.stack([total.detach(), *map(torch.detach, joint.penalties.values())]).sum()))
+    result = Differentiated(torch.stack([total.detach(), *map(torch.detach, joint.penalties.values())]).sum())
     wants = bool(present) and balancer.wants_gramian(present, step)
     space: Space = (balancer.space if wants else None) or LOOKED_AT
     places = _places(model, found, space, required=wants) if present and (wants or look) else []

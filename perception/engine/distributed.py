@@ -6,6 +6,7 @@ Every function works without a process group, where it does nothing. The group e
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -128,6 +129,7 @@ class JointLosses(NamedTuple):
                number of ranks: the average that DistributedDataParallel takes is then the gradient of any balancer's
                total over the joint batch
     penalties: name -> scalar: the mean over the ranks, in the same sense
+    numbers:   "loss of <task>", "penalty <name>" -> value
     parts:     "<task>/<part>" -> value
     labelled:  task -> number of labelled pictures
     flags:     name -> number
@@ -135,15 +137,17 @@ class JointLosses(NamedTuple):
 
     losses: dict[str, Tensor]
     penalties: dict[str, Tensor]
+    numbers: dict[str, float]
     parts: dict[str, float]
     labelled: dict[str, int]
     flags: dict[str, int]
 
 
-def joint_losses(found: Losses, labelled: Mapping[str, int], flags: Mapping[str, int]) -> JointLosses:
+def joint_losses(found: Losses, labelled: Mapping[str, int], flags: Mapping[str, int | Tensor]) -> JointLosses:
     """Join what each rank found in its share of a batch, by one sum over the ranks. All ranks get the same values.
 
-    labelled: task -> number of this rank's labelled pictures. flags: name -> number, summed on the way
+    labelled: task -> number of this rank's labelled pictures. flags: name -> number, summed on the way; those that are
+        on a device stay there, for the host waits for it once
 
     A part of a loss is the sum of all totals over the sum of all counts, so a loss is exactly that of one process on
     the joint batch, however unlike the ranks' labels are. What is not finite on one rank is not finite on any.
@@ -151,8 +155,10 @@ def joint_losses(found: Losses, labelled: Mapping[str, int], flags: Mapping[str,
     parts = {f"{task}/{name}": part for task, own in found.parts.items() for name, part in own.items()}
     totals = [part.total for part in parts.values()]
     scalars = [*totals, *(part.count for part in parts.values()), *found.penalties.values()]
-    table = torch.stack([scalar.detach().double() for scalar in scalars])
-    table = torch.cat([table, table.new_tensor([*labelled.values(), *flags.values()])])
+    there = [flag for flag in flags.values() if isinstance(flag, Tensor)]
+    here = [flag for flag in flags.values() if not isinstance(flag, Tensor)]
+    table = torch.stack([scalar.detach().double() for scalar in (*scalars, *there)])
+    table = torch.cat([table, table.new_tensor([*here, *labelled.values()])])
     if world() > 1:
         dist.all_reduce(table)
     n = len(parts)
@@ -166,13 +172,19 @@ def joint_losses(found: Losses, labelled: Mapping[str, int], flags: Mapping[str,
     losses = {task: torch.stack([joined[f"{task}/{name}"] for name in own]).sum() for task, own in found.parts.items()}
     sums = dict(zip(found.penalties, table[2 * n :], strict=False))
     penalties = {name: _with_value(own, sums[name] / world()) for name, own in found.penalties.items()}
-    whole = [round(number) for number in table[2 * n + len(sums) :].tolist()]
+    scalars = torch.stack([scalar.detach().double() for scalar in (*losses.values(), *penalties.values())])
+    names = [*(f"loss of {name}" for name in losses), *(f"penalty {name}" for name in penalties)]
+    numbers = torch.cat([scalars, values, table[2 * n + len(sums) :]]).tolist()  # the host waits here
+    whole = [round(number) if math.isfinite(number) else 1 for number in numbers[len(names) + n :]]
+    flagged = [name for name, flag in flags.items() if isinstance(flag, Tensor)]
+    flagged += [name for name in flags if name not in flagged]
     return JointLosses(
         losses,
         penalties,
-        dict(zip(parts, values.tolist(), strict=True)),
-        dict(zip(labelled, whole, strict=False)),
-        dict(zip(flags, whole[len(labelled) :], strict=True)),
+        dict(zip(names, numbers, strict=False)),
+        dict(zip(parts, numbers[len(names) :], strict=False)),
+        dict(zip(labelled, whole[len(flags) :], strict=True)),
+        dict(zip(flagged, whole, strict=False)),
     )
 
 

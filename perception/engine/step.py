@@ -154,8 +154,13 @@ def take_step(
         problem = done.problem
     if not problem:
         norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-        values |= {"loss": done.total, "gradient_norm": float(norm), **done.looks}
-        problem = _gradient_problem(training, values, list(joint.losses))
+        own = [p.grad for p in training.balancer.parameters() if p.grad is not None]
+        ends = [done.total, norm, nn.utils.get_total_norm(own) if own else torch.zeros_like(norm)]
+        total, length, owned = torch.stack(
+            [end.double().to(norm.device) for end in ends]
+        ).tolist()  # the host waits here
+        values |= {"loss": total, "gradient_norm": length, **done.looks}
+        problem = _gradient_problem(training, values, list(joint.losses), owned)
     if problem:
         _restore(model, buffers)
         training.balancer.load_state_dict(balance)
@@ -200,10 +205,7 @@ def _set_randomness(device: torch.device, state: list[Tensor]) -> None:
 
 def _values(joint: distributed.JointLosses, present: list[str]) -> tuple[dict[str, float], str]:
     """The numbers to log, and which of them is not finite; "" where all are. The same on all ranks."""
-    scalars = {f"loss of {name}": loss for name, loss in joint.losses.items()}
-    scalars |= {f"penalty {name}": penalty for name, penalty in joint.penalties.items()}
-    numbers = torch.stack([scalar.detach().float() for scalar in scalars.values()]).tolist()
-    named = dict(zip(scalars, numbers, strict=True))
+    named = joint.numbers
     problem = ", ".join(f"{name} is {number}" for name, number in named.items() if not math.isfinite(number))
     if joint.flags["statistics"] and not problem:
         problem = "BatchNorm statistics are not finite"
@@ -214,22 +216,25 @@ def _values(joint: distributed.JointLosses, present: list[str]) -> tuple[dict[st
     return values, problem
 
 
-def _statistics_broke(model: nn.Module) -> bool:
-    """Whether a forward pass left a floating-point buffer (BatchNorm's running statistics) that is not finite."""
+def _statistics_broke(model: nn.Module) -> Tensor | int:
+    """Whether a forward pass left a floating-point buffer (BatchNorm's running statistics) that is not finite: 1 or 0,
+    on the device."""
     statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
-    return bool(statistics) and not math.isfinite(float(nn.utils.get_total_norm(statistics)))
+    return (~nn.utils.get_total_norm(statistics).isfinite()).double() if statistics else 0
 
 
-def _gradient_problem(training: Training, values: Mapping[str, float], tasks: list[str]) -> str:
-    """Where the total or a gradient stopped being finite; "" where all is well. The same on all ranks."""
+def _gradient_problem(training: Training, values: Mapping[str, float], tasks: list[str], owned: float) -> str:
+    """Where the total or a gradient stopped being finite; "" where all is well. The same on all ranks.
+
+    owned: norm of the gradients of the balancer's own parameters
+    """
     if not math.isfinite(values["loss"]):
         return f"total loss is {values['loss']}"
     if not math.isfinite(values["gradient_norm"]):
         wrong = [n for n, p in training.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
         heads = [task for task in tasks if any(f"tasks.{task}." in name for name in wrong)]
         return f"gradient of {', '.join(heads or wrong[:1] or ['all parameters together'])} is not finite"
-    owned = [p.grad for p in training.balancer.parameters() if p.grad is not None]
-    return "" if all(gradient.isfinite().all() for gradient in owned) else "gradient of the balancer is not finite"
+    return "" if math.isfinite(owned) else "gradient of the balancer is not finite"
 
 
 def _copies(tensors: Iterable[Tensor]) -> list[Tensor]:

@@ -62,8 +62,8 @@ def pairs_of(events: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> list[
     found = []
     for one, other in itertools.combinations(tasks, 2):
         cosines = np.array(series(events, f"cosine/{one}/{other}").values)
-        if len(cosines):
-            mean = float(cosines.mean())
+        if cosines:
+            mean = float(np.mean(cosines))
             low, high = t_interval(cosines) if len(cosines) > 1 else (-math.inf, math.inf)
             found.append(Pair(one, other, mean, low, high, in_conflict(cosines), len(cosines)))
     return found
