@@ -59,12 +59,7 @@ def zipped(data: bytes) -> bytes:
 
 
 def squeezed(kind: str, tar: bytes) -> bytes:
-    by = {
-        "tar": bytes,
-        "tar.gz": lambda data: gzip.compress(data, 1, mtime=0),
-        "tar.bz2": bz2.compress,
-        "tar.xz": lzma.compress,
-    }
+    by = {"tar": bytes, "tar.gz": zipped, "tar.bz2": bz2.compress, "tar.xz": lzma.compress}
     return by[kind](tar)
 
 

@@ -141,8 +141,8 @@ def take_step(
     with autocast(precision, batch.images.device):
         found = losses_of(batch, tasks)
     counts = {name: sum(a is not None for a in batch.annotations[name]) for name in found.parts}
-    flags = {**flags, "statistics": _statistics_broke(model), "pictures": len(batch)}
-    joint = distributed.joint_losses(found, counts, flags)
+    summed = {**flags, "statistics": _statistics_broke(model), "pictures": len(batch)}
+    joint = distributed.joint_losses(found, counts, summed)
     present = [name for name in joint.losses if joint.labelled[name]]
     values, problem = _values(joint, present)
     training.step += 1

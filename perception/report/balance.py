@@ -61,7 +61,7 @@ def pairs_of(events: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> list[
     """Every two tasks whose gradients were seen together."""
     found = []
     for one, other in itertools.combinations(tasks, 2):
-        cosines = np.array(series(events, f"cosine/{one}/{other}").values)
+        cosines = list(series(events, f"cosine/{one}/{other}").values)
         if cosines:
             mean = float(np.mean(cosines))
             low, high = t_interval(cosines) if len(cosines) > 1 else (-math.inf, math.inf)
