@@ -24,7 +24,8 @@ SOURCES = ("boxes", "maps")
 PARTS: dict[str, dict[str, Any]] = {
     "fpn": {"neck": NECKS["fpn"].Config()},
     "pan": {"neck": NECKS["pan"].Config()},
-    "experts": {"sharing": SHARINGS["experts"].Config()},
+    "experts": {"sharing": SHARINGS["experts"].Config(noise=0.0)},  # each picture draws its own, as with dropout
+    "experts by task": {"sharing": SHARINGS["experts"].Config(route="task")},  # one draw for all pictures of all ranks
     "per_source": {"norm": PerSourceConfig()},
 }
 VARIANTS = [
@@ -71,10 +72,10 @@ def batch(numbers: range | list[int]) -> Batch:
     return Batch(images, annotations, camera, [None] * count, [str(n) for n in numbers], sources)  # type: ignore
 
 
-def batches(size: int, steps: int = 3) -> Iterator[Batch]:
+def batches(size: int, steps: int = 3, first: int = 0) -> Iterator[Batch]:
     """This rank's share of each step's pictures: on two ranks, one has all boxes and the other all maps, in turn."""
     rank, world = distributed.rank(), distributed.world()
-    for step in range(steps):
+    for step in range(first, first + steps):
         yield batch(range(step * size + rank, (step + 1) * size, world))
 
 
@@ -89,7 +90,9 @@ def updates(part: str, name: str, space: str | None) -> dict[str, Tensor]:
     """
     model = network(part)
     start = {key: value.clone() for key, value in model.state_dict().items()}
-    numbers = engine_stub.descend(model, balancer(name, space), batches(6 if part == "experts" else 5))
+    # Heads return float32: at some kinks of the losses one rounding decides, as in the third step of experts from 0.
+    given = batches(6, first=4) if "experts" in part else batches(5)
+    numbers = engine_stub.descend(model, balancer(name, space), given)
     return {**numbers, **{key: value - start[key] for key, value in model.state_dict().items()}}
 
 

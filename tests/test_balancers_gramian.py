@@ -317,7 +317,7 @@ def test_without_shared_features_parameters_are_weighed_themselves(name):
     for key, gradient in expected.items():
         torch.testing.assert_close(found[key], gradient, rtol=1e-5, atol=1e-6)
     with pytest.raises(ConfigError, match=r"space is 'features'.*share no features.*space 'params'"):
-        step_of(name, Apart())
+        step_of(name, Apart(), space="features")
 
 
 def test_a_frozen_trunk_leaves_heads_to_their_own_loss():

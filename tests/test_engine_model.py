@@ -10,11 +10,12 @@ import torch
 
 from perception import checkpoint
 from perception.engine import distributed
+from perception.engine.balance import differentiate
 from perception.engine.train import TrainConfig, train
 from perception.model import ModelConfig, Perception
 from perception.mtl.balancers import BALANCERS, build_balancer
 from perception.nn.backbone import BackboneConfig
-from perception.tasks import TASKS, join
+from perception.tasks import TASKS
 from perception.types import Batch, DenseMap, ImageLabel, Instances
 
 SIZE = (64, 96)
@@ -76,6 +77,8 @@ def test_every_parameter_takes_part_whatever_is_labelled():
     """DistributedDataParallel waits for a gradient of every parameter."""
     for batch in (next(batches(0)), next(batches(1))):
         model = network().train()
-        parts = distributed.LossesOf(model)(batch).parts
-        torch.stack([join(own) for own in parts.values()]).sum().backward()
+        found = distributed.LossesOf(model)(batch)
+        counts = {name: sum(a is not None for a in batch.annotations[name]) for name in found.parts}
+        joint = distributed.joint_losses(found, counts, {})
+        differentiate(build_balancer(BALANCERS["static"].Config(), tuple(TASKS)), model, found, joint, 0)
         assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []

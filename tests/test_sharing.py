@@ -231,7 +231,7 @@ COMPARING = [name for name, kind in BALANCERS.items() if "space" in kind.Config.
 def test_balancers_find_groups_at_right_angles(grouped, name, tasks):
     """Also where it is the turn of a task that shares with none."""
     grouped.zero_grad()
-    found = grouped.loss_parts(batch(), tasks)
+    found = grouped.loss_parts(batch(), tasks, divided=True)
     joint = joint_losses(found, dict.fromkeys(found.parts, 2), {})
     balancer = build_balancer(BALANCERS[name].Config(), tuple(CONFIGS))
     done = differentiate(balancer, grouped, found, joint, 0, with_weights=True)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
 
 from perception.data.formats.cityscapes import CityscapesReader
 from perception.data.formats.coco import CocoReader
@@ -172,7 +173,7 @@ def test_projection_agrees_with_opencv(pitch, yaw, roll, height, x, y, z):
     view = make_view(camera, (256, 512), height, 0.0, 0.0, (pitch, yaw, roll))
     ours = view.project(view.to_camera(np.array([[x, y, z]])))[0]
     matrix = np.array([[400.0, 0, 250], [0, 410.0, 130], [0, 0, 1]])
-    turn = cv2.Rodrigues(view.rotation)[0]
+    turn = Rotation.from_matrix(view.rotation).as_rotvec()  # OpenCV's inverse takes 1e-5 for no turn at all
     shift = view.rotation @ np.array([0.0, height, 0.0])
     theirs = cv2.projectPoints(np.array([[x, -y, z]]), turn, shift, matrix, np.zeros(4))[0].ravel()
     np.testing.assert_allclose(ours, theirs, atol=1e-6)

@@ -188,12 +188,12 @@ def costs(model: Any, batch: Any, names: Sequence[str], groups: dict, turns: int
     order = [key for key in reversed(list(groups)) if key != "neck"]
     shared = list(model.shared_parameters())
     steps = {"static": training_step(model, build_balancer(BALANCERS["static"].Config(), names), batch)}
-    steps["features"] = training_step(model, build_balancer(BALANCERS["upgrad"].Config(space="features"), names), batch)
+    steps["features"] = training_step(model, build_balancer(BALANCERS["upgrad"].Config(space="features", every=1), names), batch)
     plain = type(model).shared_parameters
 
     def within(members: list[str]) -> Any:
         wanted = {key for member in members for key in every[member]}
-        step = training_step(model, build_balancer(BALANCERS["upgrad"].Config(space="params"), names), batch)
+        step = training_step(model, build_balancer(BALANCERS["upgrad"].Config(space="params", every=1), names), batch)
 
         def run() -> None:
             type(model).shared_parameters = lambda self: iter([p for p in shared if id(p) in wanted])

@@ -47,7 +47,7 @@ class GramianConfig(WeightsConfig):
     """
 
     space: Space = "late"
-    every: Count = 2
+    every: Count = 1
     memory: Annotated[float, Field(ge=0, lt=1)] = 0.0
     log: bool = False
 

@@ -142,7 +142,8 @@ def _newton(slopes: Callable[[Array], Array], curvature: Callable[[Array], Array
     with np.errstate(over="ignore"):  # a step far too long has a slope of infinity
         for _ in range(_MOST_STEPS):
             here = slopes(x)
-            step = -np.linalg.solve(curvature(x), here) / units
+            bent = curvature(x)
+            step = -np.linalg.solve(bent + 1e-13 * np.diag(np.diag(bent)), here) / units  # equal gradients bend alike
             falls = -float(here @ (units * step))
             size = min(1.0, 0.9 / max(float((-step / x).max()), 1e-300))
             while size > 1e-12 and float(slopes(x + size * step) @ (units * step)) > 0.1 * falls:
