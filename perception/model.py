@@ -21,8 +21,8 @@ from perception.tasks import TASKS, Part, Task, join, task_class
 from perception.types import Batch, ConfigError, TaskSpec
 
 LATE = 0.25
-"""The part of a backbone's parameters, counted from its end, that balance.space "late" compares gradients in: as much as
-a step of 1.25 times the time of the summed loss can pay for (docs/balancers.md has what more would show)."""
+"""The part of a backbone's parameters, counted from its end, that balance.space "late" compares gradients in: as much
+as a step of 1.25 times the time of the summed loss can pay for (docs/balancers.md has what more would show)."""
 
 
 @configuration

@@ -10,7 +10,8 @@ DEMO = Path(__file__).parents[1] / "perception" / "demo.yaml"
 SMALL = (
     "model.backbone={name: test_efficientnet, weights: none}",
     "data.size=[64,128]",
-    "train={steps: 20, batch_size: 4, warmup_steps: 4, checkpoint_every: 10, evaluate_every: 0, threads: 1, tensorboard: false}",
+    "train={steps: 20, batch_size: 4, warmup_steps: 4, checkpoint_every: 10, evaluate_every: 0, threads: 1, "
+    "tensorboard: false}",
 )
 
 

@@ -208,6 +208,21 @@ def test_every_balancer_in_every_space_makes_one_update_in_every_kind_of_step(mo
         check(model, truth, name, **({"space": space} if space else {}))
 
 
+@pytest.mark.parametrize("name", ["nash_mtl", "fairgrad"])
+@pytest.mark.parametrize("model", marked(FEW, FEW[:1]), indirect=True)
+def test_heads_are_weighted_too_where_asked(model, truth, name):
+    """The update is then the gradient of the weighted sum of the losses, everywhere."""
+    done, found, balancer = step(name, model, batch(), heads="weighted", with_weights=True)
+    weights = {key.removeprefix("weight/"): weight for key, weight in done.weights.items()}
+    assert balancer.weighs_heads
+    assert max(weights.values()) > 1.1 * min(weights.values())
+    scaled = {
+        task: {key: g if g is None else g * weights.get(task, 1.0) for key, g in gradients.items()}
+        for task, gradients in truth.items()
+    }
+    assert error(found, expected(model, scaled, {})) < 1e-4
+
+
 def test_a_whole_graph_is_what_it_was():
     """Without division one backward reaches every parameter, as in plain PyTorch."""
     model = network("hard", neck="pan").train()

@@ -109,7 +109,7 @@ def contenders(model: Perception, given: Batch, names: Sequence[str]) -> dict[st
         if name not in steps:
             steps[name] = balanced(name, model, given)
         for space in get_args(Space) if name in SPACES else ():
-            steps[f"{name}, {space}"] = balanced(name, model, given, space=space, every=1)
+            steps[f"{name}, {space}"] = balanced(name, model, given, space=space)
     return {
         **steps,
         "a backward pass for each task": libmtl_style(model, given),

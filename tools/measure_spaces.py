@@ -38,6 +38,8 @@ from perception.runs import hardware
 from perception.studies.step_cost import measure_steps, training_step
 
 BURST = 4
+SKETCH = 4096
+"""Numbers of a random projection of a gradient."""
 
 
 def groups_of(model: Any) -> dict[str, list[torch.nn.Parameter]]:
@@ -66,9 +68,20 @@ def look(model: Any, batch: Any, groups: dict[str, list[torch.nn.Parameter]], we
     for key, own in places.items():
         products[key] = gramian([g[start : start + len(own)] for g in gradients]).numpy()
         start += len(own)
+    count = len(places["features"])
+    products["sketch"] = gramian([(sketched(g[count:]),) for g in gradients]).numpy()
     model.zero_grad()
     present = [name for name, count in joint.labelled.items() if count]
     return {"products": products, "present": present}
+
+
+def sketched(gradient: Sequence[torch.Tensor | None]) -> torch.Tensor:
+    """A random projection of a gradient (count sketch, Charikar et al. 2002): inner products stay, on average."""
+    flat = torch.cat([g.reshape(-1) for g in gradient if g is not None])
+    generator = torch.Generator().manual_seed(0)
+    bins = torch.randint(SKETCH, (len(flat),), generator=generator)
+    signs = torch.randint(2, (len(flat),), generator=generator) * 2.0 - 1
+    return torch.zeros(SKETCH).index_add_(0, bins, flat * signs)
 
 
 def cosines(products: NDArray, names: Sequence[str], present: Sequence[str]) -> dict[tuple[str, str], float]:
@@ -141,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def report(recipe: Any, seen: dict[int, dict], names: Sequence[str], groups: dict) -> None:
     order = list(groups)
-    spaces = {"features": ["features"]}
+    spaces = {"features": ["features"], "random projection of params": ["sketch"]}
     upwards = [key for key in reversed(order) if key != "neck"]
     for k in range(len(upwards) + 1):
         members = (["neck"] if "neck" in order else []) + upwards[:k]
@@ -188,12 +201,12 @@ def costs(model: Any, batch: Any, names: Sequence[str], groups: dict, turns: int
     order = [key for key in reversed(list(groups)) if key != "neck"]
     shared = list(model.shared_parameters())
     steps = {"static": training_step(model, build_balancer(BALANCERS["static"].Config(), names), batch)}
-    steps["features"] = training_step(model, build_balancer(BALANCERS["upgrad"].Config(space="features", every=1), names), batch)
+    steps["features"] = training_step(model, build_balancer(BALANCERS["upgrad"].Config(space="features"), names), batch)
     plain = type(model).shared_parameters
 
     def within(members: list[str]) -> Any:
         wanted = {key for member in members for key in every[member]}
-        step = training_step(model, build_balancer(BALANCERS["upgrad"].Config(space="params", every=1), names), batch)
+        step = training_step(model, build_balancer(BALANCERS["upgrad"].Config(space="params"), names), batch)
 
         def run() -> None:
             type(model).shared_parameters = lambda self: iter([p for p in shared if id(p) in wanted])
