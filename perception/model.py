@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import accumulate, chain
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from perception.nn.necks import AutoNeckConfig, NeckConfig
 from perception.nn.norm import BatchConfig, FrozenConfig, NormConfig, PerSourceConfig, by_source, convert
 from perception.nn.sharing import Features, HardConfig, Pyramids, SharingConfig, build_sharing
 from perception.tasks import TASKS, Part, Task, join, task_class
-from perception.types import Batch, ConfigError, TaskSpec
+from perception.types import Batch, ConfigError, LabelSpace, TaskSpec
 
 LATE = 0.25
 """The part of a backbone's parameters, counted from its end, that balance.space "late" compares gradients in: as much
@@ -130,9 +131,22 @@ class Perception(nn.Module):
         }
         return Losses(parts, features.shared, features.penalties, cuts)
 
-    def predict(self, images: Tensor, tasks: Collection[str] | None = None) -> dict[str, Tensor]:
-        """Decoded outputs, "<task>.<output>" -> tensor in input pixels. This is the graph that is exported."""
-        return self.decode(self(images, tasks), images.shape[-2:])
+    def predict(
+        self,
+        images: Tensor,
+        tasks: Collection[str] | None = None,
+        spaces: Mapping[str, Sequence[LabelSpace | None]] = MappingProxyType({}),
+    ) -> dict[str, Tensor]:
+        """Decoded outputs, "<task>.<output>" -> tensor in input pixels. This is the graph that is exported.
+
+        spaces: task -> the label space that each picture is to be read in, see `Task.decode_within`; for evaluation
+        """
+        raws = self(images, tasks)
+        outputs = self.decode(raws, images.shape[-2:])
+        for name, own in spaces.items():
+            found = self._chosen(None)[name].decode_within(raws[name], own)
+            outputs |= {f"{name}.{key}": value for key, value in found.items()}
+        return outputs
 
     def decode(self, raws: Mapping[str, NamedTuple], size: Sequence[Any]) -> dict[str, Tensor]:
         """As `predict`, from the raw outputs of heads, for pictures of ``size`` (height, width)."""

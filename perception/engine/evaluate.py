@@ -20,7 +20,7 @@ from perception.engine.precision import Precision, autocast
 from perception.metrics.metric import Metric
 from perception.ops import image as geometry
 from perception.ops.restore import restore
-from perception.types import Annotation, Batch, DataError
+from perception.types import Annotation, Batch, DataError, DenseMap, LabelSpace
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +82,21 @@ def evaluate(
     try:
         with torch.no_grad(), autocast(precision, device):
             for batch in batches:
-                outputs = model.predict(batch.images.to(device))
+                spaces = _spaces(batch)
+                outputs = model.predict(batch.images.to(device), **({"spaces": spaces} if spaces else {}))
                 arrays = {key: _to_numpy(value) for key, value in outputs.items()}
                 for index in range(len(batch)):
                     ids.add(_measure(index, batch, arrays, model.specs, metrics, gallery))
     finally:
         model.train(training)
     return _conclude(model, metrics, gallery, ids, calibrate)
+
+
+def _spaces(batch: Batch) -> dict[str, list[LabelSpace | None]]:
+    """Task -> the label space of each picture, of the tasks where a source has its own."""
+    maps = {name: [a if isinstance(a, DenseMap) else None for a in own] for name, own in batch.annotations.items()}
+    spaces = {name: [None if a is None else a.classes for a in own] for name, own in maps.items()}
+    return {name: own for name, own in spaces.items() if any(space is not None for space in own)}
 
 
 def _to_numpy(values: torch.Tensor) -> NDArray:

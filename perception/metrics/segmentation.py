@@ -47,7 +47,7 @@ class SegmentationMetric(Records[_Counts]):
     protocol = (
         "One confusion matrix over the labelled pixels of all pictures (as Cityscapes), at source resolution; "
         "classes absent from the truth are in no mean. Sources of unlike label spaces have a matrix each, in their own "
-        "classes and super-classes, and the mean is over these."
+        "classes and super-classes, by the sums of the probabilities, and the mean is over these."
     )
 
     def __init__(self, classes: Sequence[str]) -> None:

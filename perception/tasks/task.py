@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from perception.config import configuration
 from perception.metrics.metric import Metric
 from perception.nn.auxiliary import InitialPrediction
-from perception.types import Annotation, Camera, ConfigError, TaskSpec
+from perception.types import Annotation, Camera, ConfigError, LabelSpace, TaskSpec
 
 Pyramid = Mapping[int, Tensor]
 """Stride -> features [B, C, H / stride, W / stride]."""
@@ -110,6 +110,10 @@ class Task(nn.Module, ABC):
         shape "instances": boxes [B, K, 4] input pixels, scores [B, K] (0 = padding), labels [B, K], best first.
         shape "dense": one map [B, H, W] at input size. shape "label": probabilities [B, C].
         """
+
+    def decode_within(self, raw: Any, spaces: Sequence[LabelSpace | None]) -> dict[str, Tensor]:
+        """The outputs that are others where a picture is judged in the label space of its source; by default none."""
+        return {}
 
     @abstractmethod
     def metric(self) -> Metric:
