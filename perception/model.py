@@ -21,7 +21,7 @@ from perception.nn.sharing import Features, HardConfig, Pyramids, SharingConfig,
 from perception.tasks import TASKS, Part, Task, join, task_class
 from perception.types import Batch, ConfigError, LabelSpace, TaskSpec
 
-LATE = 0.25
+LATE = 0.2
 """The part of a backbone's parameters, counted from its end, that balance.space "late" compares gradients in: as much
 as a step of 1.25 times the time of the summed loss can pay for (docs/balancers.md has what more would show)."""
 

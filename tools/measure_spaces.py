@@ -69,15 +69,17 @@ def look(model: Any, batch: Any, groups: dict[str, list[torch.nn.Parameter]], we
         products[key] = gramian([g[start : start + len(own)] for g in gradients]).numpy()
         start += len(own)
     count = len(places["features"])
-    products["sketch"] = gramian([(sketched(g[count:]),) for g in gradients]).numpy()
+    params = every[count:]
+    products["sketch"] = gramian([(sketched(g[count:], params),) for g in gradients]).numpy()
     model.zero_grad()
     present = [name for name, count in joint.labelled.items() if count]
     return {"products": products, "present": present}
 
 
-def sketched(gradient: Sequence[torch.Tensor | None]) -> torch.Tensor:
+def sketched(gradient: Sequence[torch.Tensor | None], places: Sequence[torch.Tensor]) -> torch.Tensor:
     """A random projection of a gradient (count sketch, Charikar et al. 2002): inner products stay, on average."""
-    flat = torch.cat([g.reshape(-1) for g in gradient if g is not None])
+    dense = [torch.zeros_like(p) if g is None else g for g, p in zip(gradient, places, strict=True)]
+    flat = torch.cat([g.reshape(-1) for g in dense])
     generator = torch.Generator().manual_seed(0)
     bins = torch.randint(SKETCH, (len(flat),), generator=generator)
     signs = torch.randint(2, (len(flat),), generator=generator) * 2.0 - 1
