@@ -1,4 +1,4 @@
-"""The gradient of each task where they meet: their inner products, norms and cosines."""
+"""The gradient of each task where they are compared: their inner products, norms and cosines."""
 
 from __future__ import annotations
 

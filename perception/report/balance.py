@@ -48,7 +48,7 @@ def balance_section(events: Sequence[Mapping[str, Any]]) -> str:
     curves = [
         chart(title, [series(train, key, key.removeprefix(prefix)) for key in keys(train, prefix)], unit, smooth=True)
         for prefix, title, unit in (
-            ("gradient/", "Gradient norms where tasks meet", "norm"),
+            ("gradient/", "Gradient norms where they are compared", "norm"),
             ("cosine/", "Cosines between the tasks' gradients", "cosine"),
             ("pace/", "What is left of each task's first loss", "part of the loss"),
         )
@@ -80,7 +80,7 @@ def heat_map(tasks: Sequence[str], pairs: Sequence[Pair]) -> str:
     table = f"<table class=heat><thead><tr><th>{head}<tbody>{''.join(rows)}</table>"
     note = (
         "Mean over the last half of training and its 95 % interval. Blue: the tasks pull together, red: apart. "
-        "A frame marks a conflict: a mean below zero beyond the noise of single steps."
+        "A frame marks a conflict: a mean below -0.02 beyond the noise of single steps."
     )
     title = "Mean cosine between the tasks' gradients"
     return f"<figure class=chart><figcaption>{title}</figcaption>{table}<p class=note>{note}</p></figure>"
@@ -129,7 +129,7 @@ def _conflicts(pairs: Sequence[Pair]) -> list[str]:
     return [
         f"{_name(pair.one).capitalize()} and {_name(pair.other)} pull what they share apart: cosine {pair.cosine:+.2f} "
         f"(95 % interval {pair.low:+.2f} to {pair.high:+.2f}) over {pair.looks} looks. "
-        "Try balance.name=upgrad or pcgrad, or let them share less; perception group tells whether they help."
+        "Try balance.name=upgrad or cagrad, or let them share less; perception group tells whether they help."
         for pair in sorted(bad, key=lambda pair: pair.cosine)
     ]
 

@@ -44,7 +44,8 @@ def _note(result: Mapping[str, Any]) -> str:
     size = "x".join(map(str, result["size"]))
     measured = f" The recipe's own network took {base:.1f} ms for a picture of {size} pixels." if base else ""
     return (
-        "<p class=note>Score: mean of the tasks' scores at the last step. Time: of one decoded picture on one thread, "
+        "<p class=note>Score: geometric mean of the tasks' metrics (1 / x where less is better) at the last step. "
+        "Time: of one decoded picture on one thread, "
         f"as a multiple of the recipe's own network, measured in turns.{escape(measured)} Green: no trial is better in "
         "both. A trial is one seed: before a choice between neighbours, confirm it with more.</p>"
     )
