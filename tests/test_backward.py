@@ -22,6 +22,7 @@ from perception.nn.fusion import FUSIONS
 from perception.nn.necks import NECKS
 from perception.nn.sharing import SHARINGS
 from perception.tasks import Part, join
+from perception.types import ConfigError
 
 SPACES = get_args(Space)
 COMPARING = [name for name, kind in BALANCERS.items() if "space" in kind.Config.__dataclass_fields__]
@@ -206,6 +207,40 @@ FEW = [("pan", "experts", "attention"), ("bifpn", "hard", "none"), ("fpn", "task
 def test_every_balancer_in_every_space_makes_one_update_in_every_kind_of_step(model, truth, name):
     for space in SPACES if name in COMPARING else (None,):
         check(model, truth, name, **({"space": space} if space else {}))
+
+
+@pytest.mark.parametrize("sharing", SHARINGS)
+@pytest.mark.parametrize("parts", [("backbone",), ("backbone", "neck")], ids="-".join)
+def test_what_is_shared_may_rest_after_it_was_weighed(sharing, parts):
+    """The weights of the last step are still there, and then have nothing to act on; heads go on by their own loss."""
+    model = awake(network(sharing, noise=0.0)).train()
+    space = "params" if list(model.shared_parameters()) else None
+    name = "upgrad" if space else "static"
+    _, _, balancer = step(name, model, batch(), **({"space": space} if space else {}))
+    for key, parameter in model.named_parameters():
+        parameter.requires_grad_(not set(parts) & set(key.split(".")))
+    _, found, _ = step(name, model, batch(), step=1, balancer=balancer)
+    assert {key for key in found if key.startswith("tasks.")} == {
+        key for key, _ in model.named_parameters() if key.startswith("tasks.")
+    }
+
+
+def test_looks_between_two_gramians_are_taken_in_the_balancers_space():
+    model = network("hard").train()
+    _, _, balancer = step("upgrad", model, batch(), space="features", every=5)
+    first, _, _ = step("upgrad", model, batch(), step=5, balancer=balancer, look=True)
+    between, _, _ = step("upgrad", model, batch(), step=6, balancer=balancer, look=True)
+    assert between.looks == first.looks
+
+
+def test_weighted_heads_do_not_weigh_what_else_is_asked_of_them():
+    model = network("hard").train()
+    found = model.loss_parts(batch(), divided=True)
+    asked = found._replace(penalties={"distil_depth": join(found.parts["depth"])})
+    joint = joint_losses(asked, dict.fromkeys(found.parts, 2), {})
+    balancer = build_balancer(BALANCERS["nash_mtl"].Config(heads="weighted"), tuple(CONFIGS))
+    with pytest.raises(ConfigError, match="heads: plain"):
+        differentiate(balancer, model, asked, joint, 0)
 
 
 @pytest.mark.parametrize("name", ["nash_mtl", "fairgrad"])

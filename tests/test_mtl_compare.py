@@ -28,8 +28,15 @@ def test_positive_is_better_whatever_the_metric():
     assert change(gain(0.6, 0.5)) == pytest.approx(0.2)
     assert change(gain(0.6, 0.3, -1)) == pytest.approx(-0.5)  # twice the error is half as good
     assert gain(0.5, 0.6) == pytest.approx(-gain(0.6, 0.5))
-    for none in ((0.1, 0.0), (0.0, 0.1), (-0.1, 0.1), (math.nan, 0.1), (0.1, math.nan)):
+    for none in ((0.1, 0.0), (0.1, -0.1), (math.nan, 0.1), (0.1, math.nan)):
         assert math.isnan(gain(*none))
+
+
+def test_a_task_that_joint_training_loses_is_a_loss():
+    """Left out of the mean, it would leave the gain of the others."""
+    assert gain(0.0, 0.3) == pytest.approx(math.log(1e-3)) == gain(1e-9, 0.3)
+    lost = {"detection": [gain(0.0, 0.3), gain(0.29, 0.3)], "segmentation": [gain(0.61, 0.6)] * 2}
+    assert estimate(delta_m(lost)).mean < -0.5
 
 
 def test_delta_m_is_the_mean_over_tasks_of_each_seed():

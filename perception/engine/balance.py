@@ -2,8 +2,8 @@
 
 With tasks t, losses L_t, the balancer's scalar S(L_1, ...) and its weights w_t, the update is
 
-    heads, and whatever one task alone depends on:   dS/dL_t * dL_t/dp
-    what several tasks depend on:                     sum_t  w_t * dS/dL_t * dL_t/dp       (w_t = 1: the gradient of S)
+    heads, and what sharing gives to one task alone:  dS/dL_t * dL_t/dp
+    all else (`shared_parameters` of the network):    sum_t  w_t * dS/dL_t * dL_t/dp       (w_t = 1: the gradient of S)
 
 The graph is divided (`perception.nn.cut`): one pass through the heads leaves each task's gradient at the features that
 its head reads, and these go down, weighted, in one pass through the rest. So the tasks' gradients at the features cost
@@ -29,7 +29,7 @@ from perception.nn.cut import Cuts
 from perception.types import ConfigError
 
 LOOKED_AT: Space = "late"
-"""Where the gradients are taken for the log, if the balancer does not ask for them elsewhere."""
+"""Where the gradients are taken for the log, where the balancer has no space of its own."""
 
 
 @dataclass(slots=True)
@@ -63,7 +63,8 @@ def differentiate(
     found: of this rank's divided pass. joint: the same, joined. look: take the tasks' gradients for the log, where the
     balancer does not ask for them itself
 
-    Raises ConfigError where the balancer compares gradients of tasks that share nothing.
+    Raises ConfigError where the balancer compares gradients of tasks that share nothing, or would weigh the
+    distillation of old tasks with their heads.
     """
     assert found.cuts is not None, "expected a divided pass: loss_parts(..., divided=True)"
     present = tuple(name for name, count in joint.labelled.items() if count)
@@ -75,9 +76,14 @@ def differentiate(
     total = balancer(learning, present, step)
     result = Differentiated(torch.stack([total.detach(), *map(torch.detach, joint.penalties.values())]).sum())
     wants = bool(present) and balancer.wants_gramian(present, step)
-    space: Space = (balancer.space if wants else None) or LOOKED_AT
+    space: Space = balancer.space or LOOKED_AT
     places = _places(model, found, space, required=wants) if present and (wants or look) else []
     factors = _factors(total, losses) if places or balancer.weighs or with_weights else torch.ones(len(present))
+    if balancer.weighs_heads and set(joint.penalties) - found.cuts.between:
+        raise ConfigError(
+            "balance.heads is 'weighted', and this training distils old tasks in their heads: their strength would be "
+            "weighted, too. Take heads: plain."
+        )
     backward = BackwardPass(found.cuts, total, joint.penalties)
     if places:
         products = _gramian([backward.gradient(name, places) for name in present], places, space)
@@ -195,7 +201,8 @@ class BackwardPass:
         own, shared = ([place for place in some if place.requires_grad] for some in (own, shared))
         if own:
             _up(*self._roots({}), inputs=own, retain_graph=True)
-            _up(*self._roots(weights), inputs=[*reads, *shared])
+            if reads or shared:  # else all that is shared rests
+                _up(*self._roots(weights), inputs=[*reads, *shared])
         else:
             _up(*self._roots(weights))
         reached = [(made, read.grad) for made, read in self.cuts.lower if read.grad is not None]

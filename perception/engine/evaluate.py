@@ -205,8 +205,9 @@ def _share_buffers(module: Any) -> None:
         buffer.copy_(found[name])
 
 
-SMALLEST = 1e-6
-"""What a metric counts for at least in the score: so much that a task at zero costs dearly, and not everything."""
+LEAST_SCORE, LEAST_ERROR = 0.01, 1e-6
+"""What a metric counts for at least in the score, where more and where less is better: a task near zero costs dearly,
+but its noise there (an AP of 0.001 or 0.003) does not decide between checkpoints."""
 
 
 def score(model: Any, metrics: Mapping[str, float]) -> float:
@@ -219,7 +220,7 @@ def score(model: Any, metrics: Mapping[str, float]) -> float:
     between evaluations of the same tasks on the same pictures.
     """
     logs = [
-        task.score_sign * math.log(max(metrics[key], SMALLEST))
+        task.score_sign * math.log(max(metrics[key], LEAST_SCORE if task.score_sign > 0 else LEAST_ERROR))
         for name, task in model.tasks.items()
         if not task.auxiliary and not math.isnan(metrics.get(key := f"{name}/{task.score}", math.nan))
     ]

@@ -33,7 +33,7 @@ class Training:
     first:   task -> mean loss of the first log event that had one
     best:    the highest score of an evaluation that checkpoints are compared by
     scores:  task -> its score at each of these evaluations
-    cosines: "cosine/<task>/<task>" -> those of the last looks at the gradients
+    cosines: "cosine/<task>/<task>" -> those of the last looks at the gradients, ``train.look_every`` steps apart
     """
 
     model: nn.Module
@@ -168,7 +168,8 @@ def take_step(
         return Step(values, done.weights, joint.flags, problem)
     if clip_norm:
         nn.utils.clip_grads_with_norm_(model.parameters(), clip_norm, norm)
-    remember(training.cosines, done.looks)
+    if look and training.balancer.space != "features":  # where the cosines say nothing of conflict
+        remember(training.cosines, done.looks)
     training.optimizer.step()
     training.optimizer.zero_grad(set_to_none=True)
     if training.balancer.looks_back and present:

@@ -177,7 +177,7 @@ class GradNormConfig(WeightsConfig):
     name: Literal["gradnorm"] = "gradnorm"
     alpha: Amount = 1.5
     lr: Amount = 0.025
-    space: Space = "features"
+    space: Space = "last_shared"
     every: Count = 1
 
 

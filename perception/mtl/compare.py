@@ -22,6 +22,7 @@ _ENUMERATED = 6
 """Up to so many seeds the bootstrap goes through every resample; beyond, it draws."""
 _DRAWS = 20_000
 MOST_SEEDS = 1000
+LEAST_RATIO = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +45,14 @@ class Estimate:
 
 
 def gain(joint: float, control: float, sign: int = 1) -> float:
-    """The log-ratio ``sign * log(joint / control)``; NaN where one of them is not above zero: zero has no ratio.
+    """The log-ratio ``sign * log(joint / control)``; NaN where there is no number, or the control has nothing to divide
+    by. A joint score of zero counts as `LEAST_RATIO` of the control's: a task that was lost is a loss, not left out.
 
     sign: -1 for a metric of which less is better: half the error is as much as twice the accuracy
     """
-    return sign * math.log(joint / control) if joint > 0 and control > 0 else math.nan
+    if not control > 0 or math.isnan(joint):
+        return math.nan
+    return sign * math.log(max(joint / control, LEAST_RATIO))
 
 
 def change(gain: float) -> float:
