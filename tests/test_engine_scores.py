@@ -27,8 +27,9 @@ MODEL = SimpleNamespace(
         "hints": SimpleNamespace(score="miou", score_sign=1, auxiliary=True),
     }
 )
-values = st.floats(1e-3, 10)
+values = st.floats(0.11, 10)
 candidates = st.lists(st.tuples(values, values), min_size=2, max_size=6)
+"""Above the floors by the smallest factor below."""
 
 
 def metrics(ap: float, rmse: float, miou: float = 0.5) -> dict[str, float]:

@@ -45,7 +45,7 @@ def _against(against: Mapping[str, Any]) -> str:
     verdicts = "".join(f"<li>{escape(its['verdict'])}" for its in against["tasks"].values())
     left_out = against["left_out"]
     note = (
-        f"<p class=note>Not in Delta_m, for want of two scores above zero: {escape(', '.join(left_out))}.</p>"
+        f"<p class=note>Not in Delta_m, for want of a control's score above zero: {escape(', '.join(left_out))}.</p>"
         if left_out
         else ""
     )

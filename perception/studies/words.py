@@ -13,7 +13,7 @@ from perception.report.tune_page import values
 def verdict(task: str, change: Estimate) -> str:
     """One sentence about a task. Only what Student's interval bears out is called a transfer."""
     if math.isnan(change.mean):
-        return f"{task}: no two scores above zero to compare."
+        return f"{task}: no score of the control above zero to compare with."
     size = f"{abs(change.mean):.1%}"
     way = "better" if change.mean > 0 else "worse"
     if change.t is None:
