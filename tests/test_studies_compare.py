@@ -170,7 +170,7 @@ def test_costs_are_measured_in_turns(recipe):
         ((0.1, 0.11, 0.09), "positive transfer, 10.5% better than alone"),
         ((0.1, -0.2, 0.05), "within the noise"),
         ((0.1,), "one seed"),
-        ((math.nan, 0.1), "no two scores"),
+        ((math.nan, 0.1), "no score of the control"),
     ],
 )
 def test_negative_transfer_is_named_only_where_the_seeds_bear_it_out(values, said):
