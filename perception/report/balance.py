@@ -83,7 +83,8 @@ def heat_map(tasks: Sequence[str], pairs: Sequence[Pair]) -> str:
         "A frame marks a conflict: a mean below -0.02 beyond the noise of single steps."
     )
     title = "Mean cosine between the tasks' gradients"
-    return f"<figure class=chart><figcaption>{title}</figcaption>{table}<p class=note>{note}</p></figure>"
+    inside = f"<figcaption>{title}</figcaption><div class=wide>{table}</div><p class=note>{note}</p>"
+    return f'<figure class="chart broad">{inside}</figure>'
 
 
 def _cell(pair: Pair | None, diagonal: bool) -> str:

@@ -21,6 +21,8 @@ COLORS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444", "#eab308", "#14
 INK, FAINT = "#010203", "#040506"
 """Stand-ins that `_svg` replaces by the page's own colours."""
 POINTS = 300
+LONG_NAME = 16
+"""Letters of a line's name beyond which a row of the legend holds two, not four: it would take the plot's place."""
 STEPS = (1, 2, 5, 10)
 TOGETHER = (
     ("ap", "ap50", "ap75"),
@@ -102,8 +104,9 @@ def chart(
             axes.plot(line.steps, values, color=color, linewidth=1.7, marker=dots, markersize=3.2, label=line.name)
         _dress(axes, unit, zero)
         if len(lines) > 1:
+            columns = 4 if max(len(line.name) for line in lines) <= LONG_NAME else 2
             axes.legend(
-                loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False, fontsize=8.5, labelcolor=INK,
+                loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False, fontsize=8.5, labelcolor=INK,
                 borderaxespad=0, handlelength=1.2, columnspacing=1.2,
             )  # fmt: skip
         return f"<figure class=chart><figcaption>{escape(title)}</figcaption>{_svg(figure, title)}</figure>"

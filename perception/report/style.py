@@ -34,7 +34,7 @@ small{font-size:11px;opacity:.75}
 .chart svg{display:block;width:100%;height:auto;color:var(--soft);font-family:inherit}
 .chart figcaption{color:var(--ink);font-size:14px;font-weight:600;margin-bottom:4px}
 details{margin:16px 0}
-@media(min-width:800px){.charts details{grid-column:span 2}}
+@media(min-width:800px){.charts details,.charts .broad{grid-column:span 2}}
 summary{cursor:pointer;font-weight:600;font-size:14px}
 .wide{overflow-x:auto}
 .classes{margin-top:4px;font-size:14px}
