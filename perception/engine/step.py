@@ -156,9 +156,8 @@ def take_step(
         norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
         own = [p.grad for p in training.balancer.parameters() if p.grad is not None]
         ends = [done.total, norm, nn.utils.get_total_norm(own) if own else torch.zeros_like(norm)]
-        total, length, owned = torch.stack(
-            [end.double().to(norm.device) for end in ends]
-        ).tolist()  # the host waits here
+        # The host waits here, once for all three.
+        total, length, owned = torch.stack([end.double().to(norm.device) for end in ends]).tolist()
         values |= {"loss": total, "gradient_norm": length, **done.looks}
         problem = _gradient_problem(training, values, list(joint.losses), owned)
     if problem:
