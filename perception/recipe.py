@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,6 +21,7 @@ from perception.engine.train import TrainConfig
 from perception.model import ModelConfig, Perception
 from perception.mtl.balancers import BALANCERS, BalanceConfig, StaticConfig
 from perception.mtl.schedule import ScheduleConfig
+from perception.ops.names import TASK_NAME
 from perception.tasks import TASKS
 from perception.types import ConfigError
 
@@ -34,7 +34,7 @@ def _task_configs(value: Any) -> Any:
 
 
 def _task_config(name: Any, given: Any) -> Any:
-    if not isinstance(name, str) or not re.fullmatch("[a-z][a-z0-9_]*", name):
+    if not isinstance(name, str) or not TASK_NAME.fullmatch(name):
         raise ConfigError(f"tasks: a task is called {name!r}. Expected lower-case letters, digits and '_'.")
     kind = given.get("type", name) if isinstance(given, dict) else name
     if not isinstance(kind, str) or kind not in TASKS:

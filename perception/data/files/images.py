@@ -50,7 +50,7 @@ class StoredPicture:
     size: (height, width) upright
     """
 
-    path: Path
+    path: Path | str
     size: tuple[int, int]
     reducible: bool = False
     """Whether it can be decoded smaller: it is an upright JPEG."""
@@ -82,7 +82,21 @@ def open_image(path: Path) -> StoredPicture:
 
     Raises PictureError where the file is missing, damaged or no picture; DataError where it is over `MAX_PIXELS`.
     """
-    data = read_bytes(path)
+    return _check(read_bytes(path), path)
+
+
+def decode_image(data: bytes, where: str) -> NDArray[np.uint8]:
+    """The encoded picture ``data`` of a stream or a recording, by the same rules as `read_image`: uint8 RGB [H, W, 3].
+
+    Its size is checked before it is decoded. Raises PictureError naming ``where`` if it is damaged or no picture,
+    DataError if it is over `MAX_PIXELS`.
+    """
+    if not data:
+        raise PictureError(f"{where} is empty.")
+    return _check(data, where).decode()
+
+
+def _check(data: bytes, path: Path | str) -> StoredPicture:
     image = None
     if data.startswith(JPEG):
         header = check_jpeg(data, path)
@@ -151,7 +165,7 @@ def read_map(path: Path) -> NDArray:
         raise DataError(str(error)) from error
 
 
-def _read_palette(data: bytes, path: Path) -> NDArray[np.uint8]:
+def _read_palette(data: bytes, path: Path | str) -> NDArray[np.uint8]:
     from PIL import Image
 
     check_png_rows(data, path)
@@ -172,7 +186,7 @@ def _colours(data: bytes) -> str:
     return " with colours " + ", ".join(f"{tuple(colours[i].tolist())}: {counts[i] / counts.sum():.0%}" for i in most)
 
 
-def _decode(data: bytes, flags: int, path: Path) -> NDArray:
+def _decode(data: bytes, flags: int, path: Path | str) -> NDArray:
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
@@ -185,7 +199,7 @@ def _decode(data: bytes, flags: int, path: Path) -> NDArray:
 _stderr_lock = threading.Lock()
 
 
-def _decode_jpeg(data: bytes, flags: int, path: Path) -> NDArray[np.uint8]:
+def _decode_jpeg(data: bytes, flags: int, path: Path | str) -> NDArray[np.uint8]:
     """RGB. libjpeg says that data is corrupt only by a line on the error stream, so the stream is watched meanwhile."""
     with _stderr_lock:
         try:
@@ -255,7 +269,7 @@ def _orient(image: NDArray, data: bytes) -> NDArray:
     return np.ascontiguousarray(image)
 
 
-def _read_by_pillow(data: bytes, path: Path) -> NDArray[np.uint8]:
+def _read_by_pillow(data: bytes, path: Path | str) -> NDArray[np.uint8]:
     try:
         from PIL import Image, ImageOps, UnidentifiedImageError
     except ImportError:

@@ -50,7 +50,7 @@ def read_bytes(path: Path, limit: int | None = None) -> bytes:
     return data
 
 
-def check_size(width: int, height: int, path: Path) -> None:
+def check_size(width: int, height: int, path: Path | str) -> None:
     if width * height > MAX_PIXELS:
         raise DataError(
             f"{path} says it has {width} x {height} = {width * height / 1e6:.0f} Mpx. At most {MAX_PIXELS // 10**6} "
@@ -69,7 +69,7 @@ class JpegHeader:
     turn: int
 
 
-def check_jpeg(data: bytes, path: Path) -> JpegHeader:
+def check_jpeg(data: bytes, path: Path | str) -> JpegHeader:
     """What a JPEG's header says, after checking the size and that the data goes on to its end marker."""
     header = jpeg_header(data, path)
     if header is None or data.rfind(b"\xff\xd9") < 0 or data.rfind(b"\xff\xd9") < data.find(b"\xff\xda"):
@@ -79,7 +79,7 @@ def check_jpeg(data: bytes, path: Path) -> JpegHeader:
     return header
 
 
-def jpeg_header(data: bytes, path: Path) -> JpegHeader | None:
+def jpeg_header(data: bytes, path: Path | str) -> JpegHeader | None:
     """What the segments before a JPEG's first scan say; None where ``data`` ends before it, or is none."""
     position, channels, size, turns = 2, 0, (0, 0), []
     for _ in range(MAX_SEGMENTS):
@@ -129,7 +129,7 @@ class PngHeader:
     chunks: set[bytes]
 
 
-def check_png(data: bytes, path: Path) -> PngHeader:
+def check_png(data: bytes, path: Path | str) -> PngHeader:
     """What a PNG's header says, after checking the size and every chunk's check sum."""
     position, names = len(PNG), set()
     width = height = depth = colour = 0
@@ -151,7 +151,7 @@ def check_png(data: bytes, path: Path) -> PngHeader:
     raise PictureError(f"{path} is a truncated or damaged PNG, wrong from byte {position} on. Fetch the file again.")
 
 
-def check_png_rows(data: bytes, path: Path) -> None:
+def check_png_rows(data: bytes, path: Path | str) -> None:
     """Raise PictureError where a sound PNG, not interlaced, holds other than all its rows. Pillow does not say."""
     header, position, parts = check_png(data, path), len(PNG), []
     while position + 12 <= len(data):
