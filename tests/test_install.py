@@ -7,11 +7,14 @@ import subprocess
 import sys
 import types
 import venv
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from perception.cli import missing
+from perception.deploy.one_engine import check_one_engine
+from perception.types import PerceptionError
 
 ROOT = Path(__file__).parents[1]
 
@@ -123,3 +126,29 @@ def test_each_missing_package_has_its_own_mend():
     assert "python3-opencv" in missing("cv2")
     assert "[robots]" in missing("rosbags.highlevel")
     assert "[train]" in missing("torch")
+
+
+@pytest.mark.parametrize(
+    ("folders", "conflict"),
+    [
+        ({"onnxruntime": "a"}, False),
+        ({"onnxruntime": "a", "onnxruntime-gpu": "a"}, True),
+        ({"onnxruntime": "system", "onnxruntime-gpu": "environment"}, False),
+    ],
+)
+def test_two_engines_in_one_folder_are_an_error_with_its_mend(tmp_path, monkeypatch, folders, conflict):
+    for name, folder in folders.items():
+        path = tmp_path / folder / f"{name.replace('-', '_')}-1.23.0.dist-info"
+        path.mkdir(parents=True)
+        (path / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.23.0\n", "utf-8")
+    monkeypatch.setattr(sys, "path", sorted({str(tmp_path / folder) for folder in folders.values()}))
+    check_one_engine.cache_clear()
+    try:
+        with (
+            pytest.raises(PerceptionError, match="pip uninstall -y onnxruntime onnxruntime-gpu && pip install")
+            if (conflict)
+            else nullcontext()
+        ):
+            check_one_engine()
+    finally:
+        check_one_engine.cache_clear()
