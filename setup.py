@@ -34,7 +34,7 @@ def requirements() -> list[str]:
         there = json.loads(survey.stdout)
     except (OSError, ValueError, subprocess.SubprocessError):
         there = {}
-    found = ["numpy>=1.21", "PyYAML>=5.4"]
+    found = ["numpy>=1.21", "PyYAML>=5.4", "simplejpeg>=1.8"]
     if not there.get("onnxruntime"):
         found.append("onnxruntime>=1.20")
     if not there.get("cv2"):
