@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from perception import config
 from perception import recipe as recipes
+from perception.engine import optim
 from perception.types import ConfigError
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -102,9 +105,39 @@ def test_s2_a_huge_file_and_one_that_is_no_text_are_refused(tmp_path):
         config.load_yaml(tmp_path / "absent.yaml")
 
 
-def test_s4_a_class_path_names_nothing():
-    with pytest.raises(ConfigError, match="unknown task"):
-        recipes.load(DEMO, ["tasks={os: {type: os.system}}"])
+CHOICES = (
+    "tasks={{os: {{type: {}}}}}",
+    "balance={{name: {}}}",
+    "schedule.turns={}",
+    "model.neck.name={}",
+    "model.norm={{name: {}}}",
+    "model.fusion.name={}",
+    "model.sharing={{name: {}}}",
+    "model.backbone.name={}",
+    "train.optimizer={}",
+    "train.precision={}",
+    "data.train.0.labels.0={{format: {}, images: i, annotations: a}}",
+    "tasks.detection.box_loss={}",
+)
+"""Every setting that chooses code by its name."""
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("name", ["os.system", "hf-hub:someone/network", "local-dir:/tmp", "../x", "canary.Bird"])
+def test_s4_a_class_path_names_nothing(tmp_path, monkeypatch, choice, name):
+    """Only names of the literals, timm's models and its optimisers: nothing is imported, fetched or read for others."""
+    (tmp_path / "canary.py").write_text("class Bird: ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def build():
+        recipe = recipes.load(DEMO, [choice.format(f"'{name}'")])
+        recipes.build_model(recipe, weights=False)
+        optim.build(recipe.train.optimizer, torch.nn.Linear(1, 1), (), lr=1, weight_decay=0, backbone_lr_scale=1)
+
+    with pytest.raises(ConfigError) as caught:
+        build()
+    assert name in str(caught.value)
+    assert "canary" not in sys.modules
 
 
 def test_other_data_for_an_evaluation(tmp_path):
