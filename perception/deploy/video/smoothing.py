@@ -119,7 +119,7 @@ class Smoother:
         grown = cv2.copyTo(cv2.divide(seen - carried, seen + carried), calm)  # half of it: noise of either has no mean
         grown = cv2.resize(grown, parts, interpolation=cv2.INTER_AREA)
         rate = np.where(share > LEAST, 1 + 2 * grown / np.maximum(share, LEAST), past.rate)
-        rate = past.rate + np.float32(weight) * (rate - past.rate).astype(np.float32)
+        rate = (past.rate + weight * (rate - past.rate)).astype(np.float32)
         self._depths[name] = Depth(seen + drawn, valid, rate)
         smoothed = metres + cv2.resize(drawn, metres.shape[::-1], interpolation=cv2.INTER_LINEAR)
         return dataclasses.replace(found, values=np.asarray(smoothed, np.float32))
