@@ -78,9 +78,9 @@ class Writing:
         height, width = self.canvas.shape[:2]
         these = np.array(areas, np.int64).reshape(-1, 1, 4)
         blocked = np.array([*self._taken, *self.small], np.int64).reshape(1, -1, 4)
-        inside = (these[..., :2] >= 0).all(2) & (these[..., 2:] <= (width, height)).all(2)
+        inside = np.logical_and(these[:, 0, :2] >= 0, these[:, 0, 2:] <= (width, height)).all(axis=-1)
         covers = np.logical_and(these[..., :2] < blocked[..., 2:], blocked[..., :2] < these[..., 2:]).all(2)
-        free = np.logical_and(inside[:, 0], np.logical_not(covers.any(axis=-1)))
+        free = np.logical_and(inside, np.logical_not(covers.any(axis=-1)))
         return [area for area, its in zip(areas, free.tolist(), strict=True) if its]
 
     def _is_free(self, area: Area) -> bool:
