@@ -229,7 +229,7 @@ def test_m2_the_doubt_about_good_pictures_is_the_share_that_are_less_odd():
 
 
 def of_other_places(kind: str) -> list[np.ndarray]:
-    """Pictures of no street: real ones of anything, or made ones: patterns, colour fields, a street seen from too near."""
+    """Pictures of no street: real ones of anything, or made: patterns, colour fields, a street from too near."""
     if kind == "camvid":
         return [read_image(path) for path in sorted((DATA / "coco128").rglob("*.jpg"))[:30]]
     patterns = [
