@@ -1,14 +1,17 @@
 """Pictures: what is drawn, what is not, and sizes that a video can rely on."""
 
+import dataclasses
 import subprocess
 import sys
 
+import cv2
 import numpy as np
 import pytest
 
 from perception.ops.draw import UNKNOWN, VOID, caption, draw, draw_depth, draw_labels
-from perception.ops.palette import CITYSCAPES, palette
+from perception.ops.palette import NAMED, apart, palette
 from perception.ops.panel import panel
+from perception.ops.writing import bright
 from perception.types import DenseMap, ImageLabel, Instances, TaskSpec
 
 SPECS = {
@@ -127,7 +130,7 @@ def test_void_pixels_show_the_picture():
     valid[:, :80] = True
     picture = draw(gray(), {"segmentation": DenseMap(np.zeros((120, 160), np.uint8), valid)}, SPECS)
     assert (picture[:, 80:] == 90).all()
-    expected = (90 + np.array(CITYSCAPES["road"])) / 2
+    expected = (90 + np.array(NAMED["road"])) / 2
     assert np.abs(picture[:, :80] - expected).max() <= 1
 
 
@@ -135,7 +138,7 @@ def test_label_map_colors():
     found = draw_labels(
         DenseMap(np.array([[0, 1, 255, 0]], np.uint8), np.array([[True, True, True, False]])), ["a", "sky"]
     )
-    assert found[0].tolist() == [palette(["a"])[0].tolist(), [70, 130, 180], list(VOID), list(VOID)]
+    assert found[0].tolist() == [palette(["a", "sky"])[0].tolist(), list(NAMED["sky"]), list(VOID), list(VOID)]
 
 
 def test_depth_alone_becomes_the_picture_and_beside_others_it_does_not():
@@ -161,12 +164,91 @@ def test_depth_limits_may_be_missing_or_equal(limits):
         assert draw_depth(DenseMap(values, values > 0), limits).shape == (4, 5, 3)
 
 
-def test_palette_is_cityscapes_for_its_names_and_distinct_otherwise():
-    assert palette(["Traffic_Light", "tree", "vehicle"]).tolist() == [[250, 170, 30], [107, 142, 35], [0, 0, 142]]
-    colors = palette([f"class {k}" for k in range(24)]).astype(int)
-    differences = np.abs(colors[:, None] - colors[None]).sum(2) + 1000 * np.eye(24, dtype=int)
-    assert differences.min() > 40
+STREET = ("person", "cyclist", "car", "truck", "traffic light", "traffic sign")
+VOC = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
+    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+CAMVID = (
+    "Sky", "Building", "Pole", "Road", "Pavement", "Tree", "SignSymbol", "Fence", "Car", "Pedestrian", "Bicyclist",
+)  # fmt: skip
+UNBOXED = ("road", "building", "wall", "sky", "vegetation", "tree", "pavement", "pole", "fence")
+KITTI = ["Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc"]
+
+
+@pytest.mark.parametrize("brightened", [False, True])
+@pytest.mark.parametrize(
+    ("classes", "least"),
+    [
+        (STREET, 0.13), (list(NAMED), 0.11), (VOC, 0.09), (CAMVID, 0.1), (KITTI, 0.13),
+        ([f"class {k}" for k in range(24)], 0.09), ([f"class {k}" for k in range(80)], 0.04),
+        (["car", "vehicle", "Car", "person", "pedestrian"], 0.13),
+    ],
+    ids=["street", "cityscapes", "voc", "camvid", "kitti", "24", "80", "synonyms"],
+)  # fmt: skip
+def test_every_eye_tells_the_colours_of_classes_apart(classes, least, brightened):
+    """A tenth of OKLab is plain to see, with and without a receptor for green; thin lines are brightened."""
+    colors = palette(classes)
+    if brightened:
+        boxed = [k for k, name in enumerate(classes) if name.lower() not in UNBOXED]
+        colors = np.array([bright(color) for color in colors[boxed]])
+    distances = np.array([apart(colors, color) for color in colors]) + 9 * np.eye(len(colors))
+    assert distances.min() > least
+
+
+def test_a_class_keeps_its_colour():
+    assert palette(["Traffic_Light", "tree", "vehicle"]).tolist() == [
+        list(NAMED[name]) for name in ("traffic light", "vegetation", "car")
+    ]
+    few, many = palette([f"class {k}" for k in range(5)]), palette([f"class {k}" for k in range(50)])
+    assert (few == many[:5]).all()
     assert palette([]).shape == (0, 3)
+
+
+def crowd(size: tuple[int, int], side: float) -> Instances:
+    """Twelve rows of small boxes, closer to each other than a label is wide."""
+    height, width = size
+    x, y = np.meshgrid(np.linspace(side, width - 3 * side, 16), np.linspace(2 * side, height - 3 * side, 8))
+    corners = np.stack([x, y, x + side, y + side], -1).reshape(-1, 4)
+    return boxes(*corners)
+
+
+@pytest.mark.parametrize("size", [(120, 160), (380, 640), (1440, 2560)])
+def test_no_text_covers_a_small_box(size):
+    found = crowd(size, size[1] / 50)
+    picture = draw(gray(size), {"detection": found}, SPECS)
+    line = max(1, round(min(size) / 200))
+    for x1, y1, x2, y2 in np.rint(found.boxes).astype(int).tolist():
+        assert (picture[y1 + line + 1 : y2 - line - 1, x1 + line + 1 : x2 - line - 1] == 90).all()
+        assert (picture[y1 : y2 + 1, (x1, x2)] != 90).any(2).all()
+
+
+def test_a_small_box_without_room_beside_it_has_a_label_with_a_line_to_it():
+    close = boxes((300, 200, 312, 212), (314, 200, 326, 212), (300, 214, 312, 226), (314, 214, 326, 226))
+    picture = draw(gray((380, 640)), {"detection": close}, SPECS)
+    count, *_ = cv2.connectedComponentsWithStats((picture == picture[200, 300]).all(2).astype(np.uint8))
+    alone = draw(gray((380, 640)), {"detection": boxes(close.boxes[0])}, SPECS)
+    assert (picture != 90).any(2).sum() > 3.2 * (alone != 90).any(2).sum()
+    assert count > 1
+
+
+def test_text_grows_with_the_picture():
+    heights = {}
+    for size in ((380, 640), (720, 1280), (1440, 2560), (2160, 3840)):
+        height, width = size
+        picture = draw(gray(size), {"detection": boxes((width * 0.3, height * 0.5, width * 0.8, height * 0.9))}, SPECS)
+        rows = np.flatnonzero((picture[: round(height * 0.5) - round(height / 200)] != 90).any((1, 2)))
+        heights[size] = (rows.max() + 1 - rows.min()) / np.sqrt(height * width)
+        strip = panel(gray(size), everything(size), SPECS).shape[0] - height
+        assert strip / np.sqrt(height * width) == pytest.approx(0.08, rel=0.2)
+    assert max(heights.values()) < 1.15 * min(heights.values())
+
+
+def test_text_does_not_cover_a_small_picture():
+    found = boxes(*[(10 + 24 * k, 10 + 24 * j, 28 + 24 * k, 28 + 24 * j) for k in range(6) for j in range(4)])
+    plain = draw(gray(), {"detection": dataclasses.replace(found, ignore=np.ones(24, bool))}, SPECS)
+    covered = ((draw(gray(), {"detection": found}, SPECS) != 90).any(2) & (plain == 90).all(2)).mean()
+    assert covered < 0.25
 
 
 @pytest.mark.parametrize(

@@ -42,11 +42,44 @@ def test_changes_are_counted_and_the_largest_is_found(tool, maps):
 
 
 def test_it_says_so(tool, maps, capsys):
-    tool.main(str(maps), str(ROAD))
+    tool.main([str(maps), str(ROAD)])
     told = capsys.readouterr().out
     assert "3 frames: 4.0% of the pixels change" in told
     assert "4.0% at most\n" in told
     assert "5.0% at most; more than 0.5% in 1 frames" in told
+
+
+@pytest.fixture
+def moving(tmp_path) -> tuple[Path, Path]:
+    """A film that moves three pixels a frame, and label maps that go with it, but for a block in every other one."""
+    ground = np.random.default_rng(0).integers(0, 255, (30, 60, 3), np.uint8)
+    ground = cv2.resize(ground, (240, 120), interpolation=cv2.INTER_CUBIC)
+    labels = np.repeat(np.arange(240) // 10 % 2, 120).reshape(240, 120).T.astype(np.uint8)
+    film, folder = tmp_path / "film.avi", tmp_path / "maps"
+    folder.mkdir()
+    writer = cv2.VideoWriter(str(film), cv2.VideoWriter.fourcc(*"MJPG"), 25, (160, 96))
+    for k in range(6):
+        map_ = labels[:96, 3 * k : 3 * k + 160].copy()
+        map_[40:50, 60:90] = np.where(k % 2, 5, map_[40:50, 60:90])
+        writer.write(np.ascontiguousarray(ground[:96, 3 * k : 3 * k + 160]))
+        cv2.imwrite(str(folder / f"{k:06d}.segmentation.png"), map_)
+    writer.release()
+    return film, folder
+
+
+def test_along_the_motion_of_the_film_only_what_flickers_is_counted(tool, moving, capsys):
+    film, folder = moving
+    found = tool.measure(folder, film=film)
+    assert found.changed.min() > 0.25
+    assert found.flickered == pytest.approx(300 / (96 * 157), rel=0.25)
+    assert np.isnan(tool.measure(folder).flickered).all()
+    tool.main([str(folder), "--film", str(film)])
+    assert "along the motion of the film" in capsys.readouterr().out
+    cv2.imwrite(str(folder / "000006.segmentation.png"), np.zeros((96, 160), np.uint8))
+    with pytest.raises(DataError, match=r"ends before .*000006"):
+        tool.measure(folder, film=film)
+    with pytest.raises(DataError, match="cannot be read"):
+        tool.measure(folder, film=folder / "nothing.mp4")
 
 
 def test_what_is_no_film_of_label_maps_is_refused(tool, maps):

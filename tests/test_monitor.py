@@ -13,7 +13,9 @@ from sklearn.metrics import roc_auc_score
 from street_samples import street
 
 from perception.data.files.images import read_image
-from perception.data.street.picture import CLASSES
+from perception.data.street.picture import CLASSES, SCENES
+from perception.data.street.render import render
+from perception.data.street.video import frames
 from perception.deploy.sources import Shot
 from perception.deploy.video.agreement import contradictions, kinds_of
 from perception.deploy.video.doubt import LIMIT, Collect, Doubt, fit, load
@@ -106,7 +108,12 @@ def test_m1_a_new_size_begins_anew():
 
 
 @cache
-def real(kind: str) -> list[np.ndarray]:
+def clean(kind: str) -> list[np.ndarray]:
+    """Pictures with nothing wrong: made streets of every weather and time of day, or real ones."""
+    if kind == "made":
+        return [render(5, index, (256, 512)).image for index in range(150)]
+    if kind in SCENES:
+        return [picture.image for picture in frames(3, 10, (256, 512), scene=kind)]
     if kind == "highway":
         video = cv2.VideoCapture(str(DATA / "video" / "solidWhiteRight.mp4"))
         return [np.ascontiguousarray(video.read()[1][:, :, ::-1]) for _ in range(120)][::3]
@@ -115,12 +122,16 @@ def real(kind: str) -> list[np.ndarray]:
     return [read_image(p) for p in paths[:: max(1, len(paths) // 40)]]
 
 
-@REAL
-@pytest.mark.parametrize("kind", ["highway", "carla", "camvid"])
+VIDEOS = ("highway", *SCENES)
+
+
+@pytest.mark.parametrize(
+    "kind", ["made", *SCENES, *(pytest.param(kind, marks=REAL) for kind in ("highway", "carla", "camvid"))]
+)
 def test_m1_no_false_alarm_on_clean_pictures_and_every_bad_one_is_found(kind):
-    images = real(kind)
+    images = clean(kind)
     assert [faults(small_gray(image)) for image in images] == [[]] * len(images)
-    if kind == "highway":
+    if kind in VIDEOS:
         assert flags_of(images) == [()] * len(images)
     for image in images[::15]:
         assert "blurred" in faults(small_gray(blurred(image)))
@@ -217,12 +228,26 @@ def test_m2_the_doubt_about_good_pictures_is_the_share_that_are_less_odd():
     assert calibration.odd_features(calibration.mean + np.eye(6)[3] * 100, 1) == ["f3"]
 
 
-@REAL
-def test_m2_corrupted_and_foreign_pictures_are_told_from_good_ones():
+def of_other_places(kind: str) -> list[np.ndarray]:
+    """Pictures of no street: real ones of anything, or made: patterns, colour fields, a street from too near."""
+    if kind == "camvid":
+        return [read_image(path) for path in sorted((DATA / "coco128").rglob("*.jpg"))[:30]]
+    patterns = [
+        np.kron(textured(i, (256 // n, 512 // n)), np.ones((n, n, 1), np.uint8)) for i, n in enumerate((2, 8, 32))
+    ]
+    fields = [cv2.resize(textured(i, (3, 4)), (512, 256), interpolation=cv2.INTER_CUBIC) for i in range(6)]
+    near = [cv2.resize(image[100:132, 200:264], (512, 256)) for image in clean("made")[3::24]]
+    return [*patterns, *fields, *near]
+
+
+@pytest.mark.parametrize("kind", ["made", pytest.param("camvid", marks=REAL)])
+def test_m2_corrupted_and_foreign_pictures_are_told_from_good_ones(kind):
     """By the features of the picture alone: what the network adds needs one that has been trained."""
     specs: dict[str, TaskSpec] = {}
-    camvid = sorted((DATA / "camvid" / "images").rglob("*.png")) + sorted((DATA / "camvid" / "images").rglob("*.jpg"))
-    images = [read_image(path) for path in camvid[:: max(1, len(camvid) // 120)]]
+    images = clean(kind)
+    if kind == "camvid":
+        paths = sorted(p for p in (DATA / "camvid" / "images").rglob("*") if p.suffix in (".jpg", ".png"))
+        images = [read_image(path) for path in paths[:: max(1, len(paths) // 120)]]
     rows = [features(image, Prediction({}, image.shape[:2]), specs) for image in images]
     known, held = rows[::2] + rows[1::4], rows[3::4]
     calibration = fit(np.array(known), feature_names(specs))
@@ -237,8 +262,28 @@ def test_m2_corrupted_and_foreign_pictures_are_told_from_good_ones():
     odd = [
         features(change(image), Prediction({}, image.shape[:2]), specs) for change in changes for image in images[3::8]
     ]
-    foreign = [read_image(path) for path in sorted((DATA / "coco128").rglob("*.jpg"))[:30]]
-    odd += [features(image, Prediction({}, image.shape[:2]), specs) for image in foreign]
+    odd += [features(image, Prediction({}, image.shape[:2]), specs) for image in of_other_places(kind)]
+    scores = [calibration.doubt(row) for row in held + odd]
+    assert roc_auc_score([0] * len(held) + [1] * len(odd), scores) > 0.9
+
+
+def test_m2_predictions_that_cannot_be_are_told_from_good_ones_by_the_calibrated_score():
+    """All features: made streets with their truth as predictions, and the same with a task that saw something else."""
+    found = [truth(index) for index in range(120)]
+    rows = [features(image, prediction, specs) for image, prediction, specs in found]
+    known, held = rows[::2] + rows[1::4], rows[3::4]
+    calibration = fit(np.array(known), feature_names(found[0][2]))
+    odd = []
+    for image, prediction, specs in found[3::4]:
+        parts = prediction.annotations
+        for name in ("segmentation", "depth"):
+            turned = DenseMap(parts[name].values[::-1].copy(), parts[name].valid[::-1].copy())
+            odd.append(features(image, dataclasses.replace(prediction, annotations={**parts, name: turned}), specs))
+        boxes = dataclasses.replace(parts["detection"], boxes=parts["detection"].boxes * np.float32(0.5))
+        if len(boxes.boxes):
+            odd.append(
+                features(image, dataclasses.replace(prediction, annotations={**parts, "detection": boxes}), specs)
+            )
     scores = [calibration.doubt(row) for row in held + odd]
     assert roc_auc_score([0] * len(held) + [1] * len(odd), scores) > 0.9
 

@@ -204,8 +204,24 @@ def test_charts_show_what_was_logged():
 
 
 def test_a_metric_of_a_new_task_has_a_chart():
-    found = metric_charts([{"step": 1, "kind": "evaluation", "pose/pck": 0.5}], "pose")
-    assert ["pck" in drawn for drawn in found] == [True]
+    found = metric_charts([{"step": step, "kind": "evaluation", "pose/pck": 0.5} for step in (1, 2, 3)], "pose")
+    assert ["<svg" in drawn and "pck" in drawn for drawn in found] == [True]
+
+
+@pytest.mark.parametrize("kind", ["evaluation", "quick_evaluation"])
+def test_fewer_than_three_evaluations_are_one_table_of_every_number(kind):
+    logged = [
+        {"step": step, "kind": kind, "depth/abs_rel": step / 1000, "depth/sq_rel": 0.2, "depth/ause": math.nan}
+        for step in (50, 100, 150)
+    ]
+    for few in (logged[:1], logged[:2]):
+        (table,) = metric_charts([*few, *few], "depth")  # a resumed run logs a step twice
+        assert "<svg" not in table
+        told = parsed(table).text
+        assert [f"step {event['step']}" in told for event in logged] == [event in few for event in logged]
+        assert all(words in told for words in ("abs rel", "sq rel (m)", "AUSE", "0.050", "0.200", "–")), told
+    assert [drawn.count("<svg") for drawn in metric_charts(logged, "depth")] == [1]
+    assert metric_charts(logged[:1], "pose") == []
 
 
 def test_a_chart_is_labelled_and_takes_its_ink_from_the_page():

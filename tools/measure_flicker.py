@@ -1,12 +1,14 @@
 """How steady label maps are from frame to frame, and how often a class stands where it cannot be.
 
 perception predict RUN FILM --tasks segmentation --maps --out OUT
-python tools/measure_flicker.py OUT/maps/FILM [CLASS [UPPER]]
+python tools/measure_flicker.py OUT/maps/FILM [CLASS [UPPER]] [--film FILM]
 
-CLASS, an id, is looked for in the UPPER part of each picture (default 0.4): on a road film, road in the sky.
+CLASS, an id, is looked for in the UPPER part of each picture (default 0.4): on a road film, road in the sky. With the
+film, changes are also counted along its motion: not those that come from the camera's and the things' own way.
 """
 
-import sys
+import argparse
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from perception.deploy.video.motion import Eye, kept_size
 from perception.types import IGNORE_INDEX, DataError
 
 NOTICED = 0.005
@@ -23,25 +26,35 @@ NOTICED = 0.005
 class Flicker(NamedTuple):
     """frames: label maps that were read
     changed: per frame but the first, share of the pixels that are of another class than in the frame before
+    flickered: the same, against the place in the frame before that a pixel comes from, of those whose place is known;
+        NaN after a cut, and without the film
     largest: per frame but the first, share of the picture that its largest connected change covers
     above: per frame, share of the upper part that is of the class
     """
 
     frames: int
     changed: NDArray[np.float64]
+    flickered: NDArray[np.float64]
     largest: NDArray[np.float64]
     above: NDArray[np.float64]
 
 
-def measure(folder: Path, label: int | None = None, upper: float = 0.4) -> Flicker:
-    """Of the label maps in ``folder``, in the order of their names. Raises DataError where there are fewer than two."""
-    changed, largest, above, before = [], [], [], None
-    frames = 0
+def measure(folder: Path, label: int | None = None, upper: float = 0.4, film: Path | None = None) -> Flicker:
+    """Of the label maps in ``folder``, in the order of their names, which are those of the frames of ``film``.
+
+    Raises DataError where there are fewer than two, where they are of several sizes, or more than the film's frames.
+    """
+    changed, flickered, largest, above, before = [], [], [], [], None
+    frames, eye, pictures = 0, Eye(), _pictures(film) if film else None
     for path in sorted(folder.glob("*.png")):
         labels = _read(path)
         if labels.dtype != np.uint8:  # depth, beside the label maps
             continue
         frames += 1
+        picture = next(pictures, None) if pictures else None
+        if film and picture is None:
+            raise DataError(f"{film} ends before {path}. Expected the film that the maps are of.")
+        motion = None if picture is None else eye(_fitting(picture, labels.shape))
         if before is not None:
             if labels.shape != before.shape:
                 raise DataError(
@@ -51,12 +64,41 @@ def measure(folder: Path, label: int | None = None, upper: float = 0.4) -> Flick
             areas = cv2.connectedComponentsWithStats(change.astype(np.uint8))[2][1:, cv2.CC_STAT_AREA]
             changed.append(change.mean())
             largest.append(areas.max(initial=0) / change.size)
+            flickered.append(_flickered(labels, before, motion))
         if label is not None:
             above.append((labels[: round(upper * len(labels))] == label).mean())
         before = labels
     if frames < 2:
         raise DataError(f"{folder} has {frames} label maps (8-bit PNG). Expected two or more: predict FILM --maps.")
-    return Flicker(frames, np.array(changed), np.array(largest), np.array(above))
+    return Flicker(frames, *(np.array(numbers) for numbers in (changed, flickered, largest, above)))
+
+
+def _flickered(labels: NDArray[np.uint8], before: NDArray[np.uint8], motion) -> float:
+    """Share of the pixels of known motion whose class is not that of the place that they come from."""
+    if motion is None or not motion.known.any():
+        return np.nan
+    now, past = (
+        cv2.resize(part, motion.known.shape[::-1], interpolation=cv2.INTER_NEAREST) for part in (labels, before)
+    )
+    past = motion.moved(past, cv2.INTER_NEAREST)
+    known = (motion.known > 0) & (now != IGNORE_INDEX) & (past != IGNORE_INDEX)
+    return float((now != past)[known].mean()) if known.any() else np.nan
+
+
+def _pictures(film: Path) -> Iterator[NDArray[np.uint8]]:
+    video = cv2.VideoCapture(str(film))
+    if not video.isOpened():
+        raise DataError(f"{film} cannot be read. Expected the film that the maps are of.")
+    while True:
+        found, picture = video.read()
+        if not found:
+            return
+        yield np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def _fitting(picture: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """In the size in which motion is measured in a map of ``shape``."""
+    return np.asarray(cv2.resize(picture, kept_size(shape)[::-1], interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _read(path: Path) -> NDArray:
@@ -66,18 +108,26 @@ def _read(path: Path) -> NDArray:
     return picture
 
 
-def main(folder: str, label: str | None = None, upper: str = "0.4") -> None:
-    found = measure(Path(folder), None if label is None else int(label), float(upper))
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("maps", type=Path)
+    parser.add_argument("label", nargs="?", type=int, metavar="CLASS")
+    parser.add_argument("upper", nargs="?", type=float, default=0.4, metavar="UPPER")
+    parser.add_argument("--film", type=Path)
+    parsed = parser.parse_args(arguments)
+    found = measure(parsed.maps, parsed.label, parsed.upper, parsed.film)
     print(
         f"{found.frames} frames: {found.changed.mean():.1%} of the pixels change from one to the next; the largest "
         f"connected change covers {found.largest.mean():.1%} on average, {found.largest.max():.1%} at most"
     )
-    if label is not None:
+    if np.isfinite(found.flickered).any():
+        print(f"along the motion of the film {np.nanmean(found.flickered):.2%} of the pixels change: they flicker")
+    if parsed.label is not None:
         print(
-            f"class {label} covers {found.above.mean():.2%} of the upper {float(upper):.0%} on average, "
+            f"class {parsed.label} covers {found.above.mean():.2%} of the upper {parsed.upper:.0%} on average, "
             f"{found.above.max():.1%} at most; more than {NOTICED:.1%} in {(found.above > NOTICED).sum()} frames"
         )
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -54,7 +54,7 @@ def _train(parsed: argparse.Namespace) -> int:
     evaluation = runs.train(recipe, run, resume=parsed.resume is not None, force=parsed.force)
     if evaluation is not None:
         _show(evaluation)
-        print(f"Report: {run / 'report.html'}")  # noqa: T201
+        print(f"Report: {run / 'report.html'}, weights: {run / 'checkpoints'}, every number: {run / 'metrics.jsonl'}")  # noqa: T201
     return 0
 
 

@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,8 +16,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from perception.checkpoint import write_atomically
+from perception.engine.lines import evaluation_line, short, training_line
+from perception.ops.names import printable
 
 FILE = "metrics.jsonl"
+COLUMNS = 100
+"""Of a line on a stderr that is no terminal."""
 
 
 @contextmanager
@@ -82,29 +85,32 @@ class Log:
         return self._lap - before
 
     def event(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
-        """Write one event; numbers go to TensorBoard too, and a line to a stderr that is no terminal."""
+        """Write one event, its numbers to TensorBoard too; an evaluation, or without a bar any, is a line on stderr."""
         if not self._active:
             return
         record = {"step": step, "time": round(self.seconds, 3), "kind": kind, **values}
         self._file.write(json.dumps({key: plain(value) for key, value in record.items()}, allow_nan=False) + "\n")
         self._file.flush()
         numbers = {key: value for key, value in values.items() if isinstance(value, (int, float))}
+        at, columns = f"{step}/{self._steps}", self._console.width if self._console.is_terminal else COLUMNS
         if self._board is not None:
             for key, value in numbers.items():
                 self._board.add_scalar(key if kind == "train" else f"{kind}/{key}", value, step)
-        if self._bar.disable or kind != "train":
-            shown = "  ".join(f"{key} {_short(value)}" for key, value in numbers.items())
-            self.say(f"step {step}/{self._steps}  {kind}  {shown}  ETA {self._remaining(step)}")
+        if kind in ("evaluation", "quick_evaluation"):
+            self.say(evaluation_line(at, kind, numbers, columns))
+        elif kind == "train" and self._bar.disable:
+            self.say(training_line(at, numbers, self._remaining(step), columns))
 
     def advance(self, step: int, loss: float) -> None:
         """Move the bar."""
         if self._active:
-            self._bar.update(self._task, completed=step, text=f"loss {_short(loss)}")
+            self._bar.update(self._task, completed=step, text=f"loss {short(loss)}")
 
     def say(self, text: str) -> None:
-        """A line on stderr, above the bar."""
+        """A sentence on stderr, above the bar; a terminal gets it broken between words."""
         if self._active:
-            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+            whole = not self._console.is_terminal
+            self._console.print(printable(text), markup=False, highlight=False, soft_wrap=whole)
 
     def sync(self) -> None:
         """Everything logged so far is on the disk: a checkpoint must not be newer than its log."""
@@ -113,10 +119,9 @@ class Log:
             if self._board is not None:
                 self._board.flush()
 
-    def _remaining(self, step: int) -> str:
+    def _remaining(self, step: int) -> float | None:
         done = step - self._first
-        left = (time.monotonic() - self._opened) / max(1, done) * (self._steps - step)
-        return str(timedelta(seconds=round(left))) if done > 0 else "?"
+        return (time.monotonic() - self._opened) / done * (self._steps - step) if done > 0 else None
 
     def __enter__(self) -> Log:
         return self
@@ -147,10 +152,6 @@ def truncate(path: Path, step: int) -> None:
 def plain(value: Any) -> Any:
     """A value as JSON can hold it: a number that is not finite becomes null."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _short(value: float) -> str:
-    return f"{value:.4g}"
 
 
 def write_metrics(path: Path, values: Mapping[str, Any]) -> None:

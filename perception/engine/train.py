@@ -354,7 +354,8 @@ def _note_evaluation(training: Training, evaluation: Evaluation, run: Path, log:
     """Log an evaluation. Returns whether it is the best so far; then its metrics become the run's metrics.json, for as
     long as the run lasts also those of a quick one, which names its number of pictures."""
     kind = "quick_evaluation" if quick else "evaluation"
-    log.event(training.step, kind, {**evaluation.metrics, "score": evaluation.score})
+    highest = max(training.best, evaluation.score)
+    log.event(training.step, kind, {**evaluation.metrics, "score": evaluation.score, "best": highest})
     for task, value in task_scores(training.model, evaluation.metrics).items():
         training.scores.setdefault(task, []).append(value)
     for found in see_saws(training.scores):

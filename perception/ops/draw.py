@@ -156,14 +156,14 @@ def _draw_instances(writing: Writing, instances: Instances, spec: TaskSpec, note
     for i in order:
         if ignore[i]:
             continue
-        words = [spec.classes[int(labels[i])]]
+        words = [name := spec.classes[int(labels[i])]]
         if instances.tracks is not None and int(instances.tracks[i]) >= 0:
             words.append(f"#{int(instances.tracks[i])}")
         if scores is not None:
             words.append(f"{scores[i]:.2f}")
         if i < len(notes) and notes[i]:
             words.append(notes[i])
-        writing.beside(" ".join(words), corners[i], colors[int(labels[i])])
+        writing.beside((" ".join(words), name), corners[i], colors[int(labels[i])])
 
 
 def _corners(box: NDArray[np.float64], canvas: Picture) -> Area:

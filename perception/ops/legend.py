@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from perception.ops.palette import palette
-from perception.ops.writing import FONT, INK, Color, Picture, write
+from perception.ops.writing import FONT, INK, Color, Picture, stroke, write
 from perception.types import DenseMap
 
 GROUND: Color = (48, 48, 48)
@@ -49,7 +49,7 @@ def _swatches(names: tuple[str, ...], classes: tuple[str, ...], size: tuple[int,
         if y + side > height:
             break
         cv2.rectangle(strip, (x, y), (x + side, y + side), colors[name], cv2.FILLED)
-        cv2.rectangle(strip, (x, y), (x + side, y + side), INK, 1)
+        cv2.rectangle(strip, (x, y), (x + side, y + side), INK, stroke(scale))
         write(strip, name, (x + side + side // 2, y), side, scale, INK)
     strip.flags.writeable = False
     return strip
@@ -58,11 +58,13 @@ def _swatches(names: tuple[str, ...], classes: tuple[str, ...], size: tuple[int,
 @lru_cache(64)
 def _layout(names: tuple[str, ...], width: int, scale: float) -> tuple[tuple[str, int, int], ...]:
     """Each name with the x in pixels and the row of its swatch."""
-    side, x, row, places = round(13 * scale / 0.4), 6, 0, []
+    side = round(13 * scale / 0.4)
+    left, row, places = side // 2, 0, []
+    x = left
     for name in names:
-        needed = cv2.getTextSize(name, FONT, scale, 1)[0][0] + 2 * side + side // 2
-        if x > 6 and x + needed > width:
-            x, row = 6, row + 1
+        needed = cv2.getTextSize(name, FONT, scale, stroke(scale))[0][0] + 2 * side + side // 2
+        if x > left and x + needed > width:
+            x, row = left, row + 1
         places.append((name, x, row))
         x += needed
     return tuple(places)
@@ -79,11 +81,11 @@ def color_bar(size: tuple[int, int], limits: tuple[float, float], unit: str, sca
     for value in [part * 10.0**power for power in range(-2, 5) for part in (1, 2, 5)]:
         x = round(np.log(value / limits[0]) / np.log(limits[1] / limits[0]) * (width - 1))
         text = f"{value:g} {unit}"
-        length = cv2.getTextSize(text, FONT, scale, 1)[0][0]
+        length = cv2.getTextSize(text, FONT, scale, stroke(scale))[0][0]
         left = min(max(2, x - length // 2), width - length - 2)
         if 0 <= x < width and left > end:
-            cv2.line(bar, (x, 0), (x, height // 3), INK, 1)
+            cv2.line(bar, (x, 0), (x, height // 3), INK, stroke(scale))
             write(bar, text, (left, height // 3), height - height // 3, scale, INK)
-            end = left + length + 6
+            end = left + length + round(15 * scale)
     bar.flags.writeable = False
     return bar

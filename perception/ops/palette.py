@@ -1,37 +1,39 @@
-"""The colours of classes, the same in pictures, legends and reports. numpy only."""
+"""The colours of classes, the same in pictures, legends and reports, and told apart by all eyes. numpy only."""
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from perception.types import IGNORE_INDEX, DenseMap, LabelSpace
 
-CITYSCAPES: dict[str, tuple[int, int, int]] = {
-    "road": (128, 64, 128),
-    "sidewalk": (244, 35, 232),
-    "building": (70, 70, 70),
-    "wall": (102, 102, 156),
-    "fence": (190, 153, 153),
-    "pole": (153, 153, 153),
-    "traffic light": (250, 170, 30),
-    "traffic sign": (220, 220, 0),
-    "vegetation": (107, 142, 35),
-    "terrain": (152, 251, 152),
-    "sky": (70, 130, 180),
-    "person": (220, 20, 60),
-    "rider": (255, 0, 0),
-    "car": (0, 0, 142),
-    "truck": (0, 0, 70),
-    "bus": (0, 60, 100),
-    "train": (0, 80, 100),
-    "motorcycle": (0, 0, 230),
-    "bicycle": (119, 11, 32),
+NAMED: dict[str, tuple[int, int, int]] = {
+    "road": (137, 61, 113),
+    "sidewalk": (246, 17, 250),
+    "building": (69, 71, 66),
+    "wall": (45, 89, 152),
+    "fence": (241, 165, 178),
+    "pole": (166, 156, 135),
+    "traffic light": (251, 170, 12),
+    "traffic sign": (225, 232, 25),
+    "vegetation": (57, 122, 38),
+    "terrain": (81, 249, 144),
+    "sky": (97, 132, 170),
+    "person": (205, 72, 115),
+    "rider": (254, 104, 24),
+    "car": (49, 122, 255),
+    "truck": (42, 241, 251),
+    "bus": (129, 89, 194),
+    "train": (21, 180, 195),
+    "motorcycle": (241, 141, 250),
+    "bicycle": (178, 109, 25),
 }
-"""Colours of the Cityscapes classes (Cordts et al. 2016)."""
+"""Colours of the classes of Cityscapes: its own (Cordts et al. 2016) where these can be told apart, which its vehicles
+cannot, and what stands on a road light enough for a thin line. Any two are 0.13 apart in OKLab, 0.088 as those see them
+who have no receptor for green (every twelfth man sees red and green poorly)."""
 SYNONYMS = {
     "pavement": "sidewalk",
     "tree": "vegetation",
@@ -39,6 +41,7 @@ SYNONYMS = {
     "sign symbol": "traffic sign",
     "pedestrian": "person",
     "bicyclist": "rider",
+    "cyclist": "rider",
     "vehicle": "car",
     "motorbike": "motorcycle",
     "motobike": "motorcycle",
@@ -46,20 +49,69 @@ SYNONYMS = {
 }
 """Names that other data sets give to Cityscapes' classes."""
 
-TONES = ((0.85, 0.95), (0.55, 0.7), (0.95, 0.6), (0.4, 0.95), (0.75, 0.42))
-"""Saturation and value."""
+LIGHT = 112
+"""Luminance that a colour for any other class has at least."""
+_TO_CONES = np.array(
+    [[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566],
+     [0.0883024619, 0.2817188376, 0.6299787005]]
+)  # fmt: skip
+_TO_LAB = np.array(
+    [[0.2104542553, 0.793617785, -0.0040720468], [1.9779984951, -2.428592205, 0.4505937099],
+     [0.0259040371, 0.7827717662, -0.808675766]]
+)  # fmt: skip
+_WITHOUT_GREEN = np.array(
+    [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]]
+)
 
 
 def palette(classes: Sequence[str]) -> NDArray[np.uint8]:
-    """One RGB colour per class [C, 3]: Cityscapes' for its names, otherwise hues a golden angle apart."""
-    colors = []
+    """One RGB colour per class [C, 3]: that of its name (`NAMED`), otherwise the one farthest from all before."""
+    return _palette(tuple(classes)).copy()
+
+
+@lru_cache(64)
+def _palette(classes: tuple[str, ...]) -> NDArray[np.uint8]:
+    found: dict[int, tuple[int, int, int]] = {}
     for k, name in enumerate(classes):
         plain = name.lower().replace("_", " ").replace("-", " ").strip()
-        known = CITYSCAPES.get(SYNONYMS.get(plain, plain))
-        hue = (0.08 + k * 0.6180339887) % 1.0  # close hues are 8, 13 or 21 places apart: never of one of the five tones
-        mixed = colorsys.hsv_to_rgb(hue, *TONES[k % len(TONES)])
-        colors.append(known or tuple(round(255 * part) for part in mixed))
-    return np.array(colors, np.uint8).reshape(-1, 3)
+        known = NAMED.get(SYNONYMS.get(plain, plain))
+        if known is not None and known not in found.values():
+            found[k] = known
+    choices = _choices()
+    room = np.full(len(choices), np.inf)
+    for taken in ((0, 0, 0), (255, 255, 255), *found.values()):
+        room = np.minimum(room, apart(choices, np.array(taken)))
+    for k in range(len(classes)):
+        if k not in found:
+            chosen = choices[int(room.argmax())]
+            room = np.minimum(room, apart(choices, chosen))
+            found[k] = tuple(chosen.tolist())
+    return np.array([found[k] for k in range(len(classes))], np.uint8).reshape(-1, 3)
+
+
+def apart(colors: NDArray, other: NDArray) -> NDArray[np.float64]:
+    """How different RGB colours [..., 3] are to the eye: the distance in OKLab (Ottosson 2020), or one and a half times
+    that without the receptor for green (Machado et al. 2009), whichever is less."""
+    ordinary, poor = (
+        np.linalg.norm(_lab(colors, without_green) - _lab(other, without_green), axis=-1)
+        for without_green in (False, True)
+    )
+    return np.minimum(ordinary, 1.5 * poor)
+
+
+def _lab(colors: NDArray, without_green: bool) -> NDArray[np.float64]:
+    parts = np.asarray(colors, np.float64) / 255
+    light = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    light = np.clip(light @ _WITHOUT_GREEN.T, 0, 1) if without_green else light
+    return np.cbrt(light @ _TO_CONES.T) @ _TO_LAB.T
+
+
+@lru_cache(1)
+def _choices() -> NDArray[np.int64]:
+    """[N, 3]: colours over all of RGB that are light enough."""
+    steps = np.linspace(0, 255, 12).round().astype(np.int64)
+    grid = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
+    return grid[grid @ np.array([0.299, 0.587, 0.114]) >= LIGHT]
 
 
 def names_in(space: LabelSpace | None, classes: Sequence[str]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from perception.ops.draw import Annotations, Specs, draw, draw_depth, draw_labels, drawable, scale_limits
 from perception.ops.legend import GROUND, color_bar, legend, legend_rows, line_height
 from perception.ops.palette import in_classes
-from perception.ops.writing import INK, Picture, text_scale, write
+from perception.ops.writing import INK, SMALLEST, Picture, text_scale, write
 from perception.types import DenseMap, Instances, TaskSpec
 
 GAP = 255
@@ -40,7 +40,7 @@ def panel(
     across = len(dense) if compact else 1
     scale, gap = text_scale(image), max(2, width // 200)
     size = max(1, height // max(1, across)), max(1, (width - gap * (across - 1)) // max(1, across))
-    small = max(0.35, scale / max(1, across))
+    small = max(SMALLEST, scale / max(1, across))
     line = line_height(small)
     rows = max((legend_rows(spec.classes, size[1], small) for spec in dense), default=1)
     strip = line * rows + line // 3
@@ -102,4 +102,4 @@ def _write_counts(strip: Picture, annotations: Annotations, specs: Specs, scale:
             if found.scores is not None:
                 shown = shown[np.asarray(found.scores) >= specs[name].threshold]
             words += [f"{(shown == k).sum()} {specs[name].classes[k]}" for k in np.unique(shown)] or ["no boxes"]
-    write(strip, ", ".join(words), (6, 0), line_height(scale), scale, INK)
+    write(strip, ", ".join(words), (round(15 * scale), 0), line_height(scale), scale, INK)

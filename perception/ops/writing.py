@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import cv2
@@ -17,10 +18,16 @@ Area: TypeAlias = tuple[int, int, int, int]
 INK: Color = (235, 235, 235)
 ALARM: Color = (200, 20, 20)
 FONT = cv2.FONT_HERSHEY_SIMPLEX
+SMALLEST = 0.35
+"""Scale of the font under which letters run together."""
+MOST = 0.2
+"""Share of the picture that labels of boxes cover together at most."""
+INSIDE = 8
+"""A label stands inside a box that is so many times its size."""
 
 
 class Writing:
-    """Text on a canvas that keeps clear of the text already there and, where it can, of small boxes."""
+    """Text on a canvas that keeps clear of the text already there, of small boxes, and of most of the picture."""
 
     def __init__(self, canvas: Picture) -> None:
         self.canvas = canvas
@@ -28,64 +35,119 @@ class Writing:
         self.small: list[Area] = []
         self._taken: list[Area] = []
         self._bottom = 0
+        self._left = round(MOST * canvas.shape[0] * canvas.shape[1])
 
     def alarm(self, text: str) -> None:
         """A red band over the whole width, under the captions before it, with as much of the text as fits."""
         height, width = self._size(text)[1], self.canvas.shape[1]
         while text and self._size(text)[0] > width:
             text = text[:-1]
-        if text and self._put(text, (0, self._bottom, width, self._bottom + height), ALARM):
+        if text and self._is_free((0, self._bottom, width, self._bottom + height)):
+            self._put(text, (0, self._bottom, width, self._bottom + height), ALARM)
             self._bottom += height
 
     def caption(self, text: str) -> None:
         """A line at the top left, under those before it."""
         width, height = self._size(text)
-        if self._put(text, (0, self._bottom, width, self._bottom + height), (24, 24, 24)):
+        if self._is_free((0, self._bottom, width, self._bottom + height)):
+            self._put(text, (0, self._bottom, width, self._bottom + height), (24, 24, 24))
             self._bottom += height
 
-    def beside(self, text: str, box: Area, color: Color) -> None:
-        """Above, below or inside a box (x1, y1, x2, y2): the first place that is free; nowhere where none is."""
-        width, height = self._size(text)
-        x1, y1, x2, y2 = box
-        left = max(0, min(x1, self.canvas.shape[1] - width))
-        right = max(0, x2 - width)
-        places = ((left, y1 - height), (left, y2), (right, y1 - height), (right, y2), (left, y1))
-        areas = [(x, y, x + width, y + height) for x, y in places]
-        clear = [area for area in areas if not any(_overlap(area, other) for other in self.small)]
-        for area in (*clear, *areas):
-            if self._put(text, area, color):
-                return
+    def beside(self, texts: Sequence[str], box: Area, color: Color) -> None:
+        """The first of the texts, the longest one, for which there is room above, below or inside a box (x1, y1, x2,
+        y2), else some way off with a line to it; nowhere where there is none."""
+        for near in (True, False):
+            for text in texts:
+                width, height = self._size(text)
+                if width * height > self._left:
+                    continue
+                places = _beside(box, width, height, self.canvas.shape[1]) if near else _around(box, width, height)
+                for area in self._free(places):
+                    if not near and not self._lead(area, box, color):
+                        continue
+                    self._put(text, area, color)
+                    self._left -= width * height
+                    return
 
     def _size(self, text: str) -> tuple[int, int]:
-        (width, height), baseline = cv2.getTextSize(text, FONT, self.scale, 1)
-        return width + height // 2, height + baseline + 2
+        (width, height), baseline = cv2.getTextSize(text, FONT, self.scale, stroke(self.scale))
+        return width + height // 2, height + baseline + round(5 * self.scale)
 
-    def _put(self, text: str, area: Area, color: Color) -> bool:
-        x1, y1, x2, y2 = area
+    def _free(self, areas: Sequence[Area]) -> list[Area]:
+        """Those within the picture that cover neither text nor a small box."""
         height, width = self.canvas.shape[:2]
-        if x1 < 0 or y1 < 0 or x2 > width or y2 > height:
-            return False
-        if any(_overlap(area, other) for other in self._taken):
-            return False
+        these = np.array(areas, np.int64).reshape(-1, 1, 4)
+        blocked = np.array([*self._taken, *self.small], np.int64).reshape(1, -1, 4)
+        inside = np.logical_and(these[:, 0, :2] >= 0, these[:, 0, 2:] <= (width, height)).all(axis=-1)
+        covers = np.logical_and(these[..., :2] < blocked[..., 2:], blocked[..., :2] < these[..., 2:]).all(2)
+        free = np.logical_and(inside, np.logical_not(covers.any(axis=-1)))
+        return [area for area, its in zip(areas, free.tolist(), strict=True) if its]
+
+    def _is_free(self, area: Area) -> bool:
+        return bool(self._free([area]))
+
+    def _lead(self, area: Area, box: Area, color: Color) -> bool:
+        """Draw a thin line from a label to its box, unless it would cross text or another small box."""
+        ends = [
+            (min(max(middle, low), high), middle)
+            for low, high, middle in (
+                (area[0], area[2] - 1, (box[0] + box[2]) // 2),
+                (area[1], area[3] - 1, (box[1] + box[3]) // 2),
+            )
+        ]
+        start = ends[0][0], ends[1][0]
+        end = min(max(start[0], box[0]), box[2]), min(max(start[1], box[1]), box[3])
+        for x1, y1, x2, y2 in (*self._taken, *(other for other in self.small if other != box)):
+            if cv2.clipLine((x1, y1, x2 - x1, y2 - y1), start, end)[0]:
+                return False
+        cv2.line(self.canvas, start, end, color, max(1, stroke(self.scale) // 2), cv2.LINE_AA)
+        return True
+
+    def _put(self, text: str, area: Area, color: Color) -> None:
+        x1, y1, x2, y2 = area
         self._taken.append(area)
         cv2.rectangle(self.canvas, (x1, y1), (x2 - 1, y2 - 1), color, cv2.FILLED)
         write(self.canvas, text, (x1 + (y2 - y1) // 5, y1), y2 - y1, self.scale, _readable_on(color))
-        return True
 
 
-def _overlap(first: Area, second: Area) -> bool:
-    return first[0] < second[2] and second[0] < first[2] and first[1] < second[3] and second[1] < first[3]
+def _beside(box: Area, width: int, height: int, whole: int) -> list[Area]:
+    """Above, below, and, where the box is many times as large, inside it."""
+    x1, y1, x2, y2 = box
+    left, right = max(0, min(x1, whole - width)), max(0, x2 - width)
+    places = [(left, y1 - height), (left, y2 + 1), (right, y1 - height), (right, y2 + 1)]
+    if INSIDE * width * height <= (x2 - x1) * (y2 - y1) and width < x2 - x1:
+        places.append((x1, y1))
+    return [(x, y, x + width, y + height) for x, y in places]
+
+
+def _around(box: Area, width: int, height: int) -> list[Area]:
+    """Places one to three lines off, the nearest first."""
+    x1, y1, x2, y2 = box
+    places = []
+    for step in (1, 2, 3):
+        off = step * height
+        for x in ((x1 + x2 - width) // 2, x1 - width // 2, x2 - width // 2, x1 - width - off, x2 + off):
+            places += [(x, y1 - height - off), (x, y2 + off)]
+        places += [(x1 - width - off, (y1 + y2 - height) // 2), (x2 + off, (y1 + y2 - height) // 2)]
+    return [(x, y, x + width, y + height) for x, y in places]
 
 
 def write(canvas: Picture, text: str, corner: tuple[int, int], line: int, scale: float, color: Color) -> None:
     """Text from ``corner`` (left, top of the line), vertically in the middle of a line of ``line`` pixels."""
-    height = cv2.getTextSize("M", FONT, scale, 1)[0][1]
-    cv2.putText(canvas, text, (corner[0], corner[1] + (line + height) // 2), FONT, scale, color, 1, cv2.LINE_AA)
+    thickness = stroke(scale)
+    height = cv2.getTextSize("M", FONT, scale, thickness)[0][1]
+    at = corner[0], corner[1] + (line + height) // 2
+    cv2.putText(canvas, text, at, FONT, scale, color, thickness, cv2.LINE_AA)
 
 
 def text_scale(canvas: Picture) -> float:
-    """Of cv2's font: readable on small pictures, in proportion on large ones (0.4 is about 11 pixels high)."""
-    return max(0.4, float(np.sqrt(canvas.shape[0] * canvas.shape[1])) / 1500)
+    """Of cv2's font: in proportion to the picture (0.4, about 11 pixels high, on 640x380) while it can be read."""
+    return max(SMALLEST, 0.4 * float(np.sqrt(canvas.shape[0] * canvas.shape[1] / (640 * 380))))
+
+
+def stroke(scale: float) -> int:
+    """Pixels of the lines of text at cv2's font ``scale``."""
+    return max(1, round(1.7 * scale))
 
 
 def bright(color: NDArray[np.uint8]) -> Color:

@@ -13,13 +13,17 @@ import numpy as np
 from perception.mtl.compare import t_interval
 from perception.mtl.conflict import LEAST, in_conflict
 from perception.report.events import keys, series
-from perception.report.plots import chart
-from perception.report.words import number
+from perception.report.plots import COLORS, chart
+from perception.report.words import number, spaced
 
 LATER = 0.5
 """Advice rests on this last part of the training; what the first steps do is another matter."""
 DOMINANT, LAGGING = 10.0, 3.0
 """Ratios of weighted gradients, and of the remaining parts of losses, that are worth a word."""
+
+
+BROAD = 4
+"""Tasks whose table of cosines has room in two columns of the page; more get a row of their own."""
 
 
 class Pair(NamedTuple):
@@ -45,12 +49,16 @@ def balance_section(events: Sequence[Mapping[str, Any]]) -> str:
         return ""
     later = train[int(len(train) * LATER) :]
     pairs = pairs_of(later, tasks)
+    strongest = sorted(pairs, key=lambda pair: -abs(pair.cosine))[: len(COLORS)]
+    seen = {f"cosine/{pair.one}/{pair.other}" for pair in strongest}
+    cosines = [key for key in keys(train, "cosine/") if key in seen]
+    of = f", the {len(strongest)} farthest from 0 of {len(pairs)}" if len(strongest) < len(pairs) else ""
     curves = [
-        chart(title, [series(train, key, key.removeprefix(prefix)) for key in keys(train, prefix)], unit, smooth=True)
-        for prefix, title, unit in (
-            ("gradient/", "Gradient norms where they are compared", "norm"),
-            ("cosine/", "Cosines between the tasks' gradients", "cosine"),
-            ("pace/", "What is left of each task's first loss", "part of the loss"),
+        chart(title, [series(train, key, key.removeprefix(prefix)) for key in chosen], unit, smooth=True)
+        for prefix, chosen, title, unit in (
+            ("gradient/", keys(train, "gradient/"), "Gradient norms where they are compared", "norm"),
+            ("cosine/", cosines, f"Cosines between the tasks' gradients{of}", "cosine"),
+            ("pace/", keys(train, "pace/"), "What is left of each task's first loss", "part of the loss"),
         )
     ]
     advice = "".join(f"<li>{escape(sentence)}" for sentence in advise(events, later, tasks, pairs))
@@ -72,11 +80,11 @@ def pairs_of(events: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> list[
 def heat_map(tasks: Sequence[str], pairs: Sequence[Pair]) -> str:
     """Mean cosines as a table with coloured cells, each with the half of its 95 % interval."""
     known = {(pair.one, pair.other): pair for pair in pairs} | {(pair.other, pair.one): pair for pair in pairs}
-    head = "".join(f"<th>{escape(_name(task))}" for task in tasks)
+    head = "".join(f"<th>{escape(spaced(task))}" for task in tasks)
     rows = []
     for one in tasks:
         cells = "".join(_cell(known.get((one, other)), one == other) for other in tasks)
-        rows.append(f"<tr><th>{escape(_name(one))}{cells}")
+        rows.append(f"<tr><th>{escape(spaced(one))}{cells}")
     table = f"<table class=heat><thead><tr><th>{head}<tbody>{''.join(rows)}</table>"
     note = (
         "Mean over the last half of training and its 95 % interval. Blue: the tasks pull together, red: apart. "
@@ -84,7 +92,7 @@ def heat_map(tasks: Sequence[str], pairs: Sequence[Pair]) -> str:
     )
     title = "Mean cosine between the tasks' gradients"
     inside = f"<figcaption>{title}</figcaption><div class=wide>{table}</div><p class=note>{note}</p>"
-    return f'<figure class="chart broad">{inside}</figure>'
+    return f'<figure class="chart {"broad" if len(tasks) <= BROAD else "whole"}">{inside}</figure>'
 
 
 def _cell(pair: Pair | None, diagonal: bool) -> str:
@@ -119,8 +127,8 @@ def _see_saws(events: Sequence[Mapping[str, Any]]) -> list[str]:
         if event.get("kind") == "see_saw":
             seen.setdefault((event["falling"], event["rising"]), []).append(event["step"])
     return [
-        f"See-saw: {_name(falling)} fell in validation while {_name(rising)} rose, beyond noise, at step "
-        f"{', '.join(map(str, steps))}. Give {_name(falling)} more weight, or a balancer against conflict."
+        f"See-saw: {spaced(falling)} fell in validation while {spaced(rising)} rose, beyond noise, at step "
+        f"{', '.join(map(str, steps))}. Give {spaced(falling)} more weight, or a balancer against conflict."
         for (falling, rising), steps in seen.items()
     ]
 
@@ -128,8 +136,8 @@ def _see_saws(events: Sequence[Mapping[str, Any]]) -> list[str]:
 def _conflicts(pairs: Sequence[Pair]) -> list[str]:
     bad = [pair for pair in pairs if pair.conflict]
     return [
-        f"{_name(pair.one).capitalize()} and {_name(pair.other)} pull what they share apart: cosine {pair.cosine:+.2f} "
-        f"(95 % interval {pair.low:+.2f} to {pair.high:+.2f}) over {pair.looks} looks. "
+        f"{spaced(pair.one).capitalize()} and {spaced(pair.other)} pull what they share apart: cosine "
+        f"{pair.cosine:+.2f} (95 % interval {pair.low:+.2f} to {pair.high:+.2f}) over {pair.looks} looks. "
         "Try balance.name=upgrad or cagrad, or let them share less; perception group tells whether they help."
         for pair in sorted(bad, key=lambda pair: pair.cosine)
     ]
@@ -149,8 +157,8 @@ def _dominance(later: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> list
     if ratio < DOMINANT:
         return []
     return [
-        f"{_name(strong).capitalize()} decides what is shared: its weighted gradient is {ratio:.0f} times that of "
-        f"{_name(weak)}. Try balance.name=log_sum or uncertainty, or balance.weights.{weak} above 1."
+        f"{spaced(strong).capitalize()} decides what is shared: its weighted gradient is {ratio:.0f} times that of "
+        f"{spaced(weak)}. Try balance.name=log_sum or uncertainty, or balance.weights.{weak} above 1."
     ]
 
 
@@ -164,10 +172,6 @@ def _pace(later: Sequence[Mapping[str, Any]]) -> list[str]:
     if parts[slow] / parts[fast] < LAGGING or parts[slow] < 0.5:
         return []
     return [
-        f"{_name(slow).capitalize()} lags: {number(parts[slow])} of its first loss is left, of {_name(fast)}'s "
+        f"{spaced(slow).capitalize()} lags: {number(parts[slow])} of its first loss is left, of {spaced(fast)}'s "
         f"{number(parts[fast])}. Try balance.name=dwa or famo, or balance.weights.{slow} above 1."
     ]
-
-
-def _name(task: str) -> str:
-    return task.replace("_", " ")

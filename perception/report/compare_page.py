@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from perception.report.page import _document, _facts, _section
-from perception.report.words import label, number
+from perception.report.words import label, number, spaced, wide
 
-_WIDTH, _ROW, _NAME, _MARGIN = 720, 34, 150, 20
+_WIDTH, _ROW, _USED = 560, 30, 0.84
+"""Pixels of an estimate's drawing, and the share of it that the widest interval takes."""
 _STYLE = """<style>
-.forest{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:12px;width:100%;height:auto;
-max-width:820px;font-size:13px}
-.forest text{fill:var(--ink)}.forest .soft{fill:var(--soft)}.forest line{stroke:var(--ink)}
+.forest{background:var(--card);border:1px solid var(--line);border-collapse:separate;border-spacing:0;
+border-radius:10px;padding:10px 16px;max-width:820px;font-size:13.5px}
+.forest th{width:30%}.forest td{padding:0}
+.forest svg{display:block;width:100%;height:auto}.forest line{stroke:var(--ink)}
 .forest .axis{stroke:var(--line)}.forest .seed{fill:var(--soft);opacity:.6}
+.ticks{position:relative;height:20px;font-size:12px;color:var(--soft)}
+.ticks span{position:absolute;transform:translateX(-50%)}
 .better{fill:#10b981;stroke:#10b981}.worse{fill:#ef4444;stroke:#ef4444}.unsure{fill:#6b7280;stroke:#6b7280}
 .forest line.better{stroke:#10b981}.forest line.worse{stroke:#ef4444}.forest line.unsure{stroke:#6b7280}
+@media(max-width:640px){.forest th,.forest td{display:block;width:auto}.ticks{font-size:10px}}
 ul.verdicts{padding-left:20px}.lead{font-size:17px;font-weight:600}
 </style>"""
 
@@ -41,7 +46,7 @@ def write_page(path: Path, result: Mapping[str, Any]) -> None:
 
 
 def _against(against: Mapping[str, Any]) -> str:
-    rows = [(name, its["change"]) for name, its in against["tasks"].items()]
+    rows = [(spaced(name), its["change"]) for name, its in against["tasks"].items()]
     verdicts = "".join(f"<li>{escape(its['verdict'])}" for its in against["tasks"].values())
     left_out = against["left_out"]
     note = (
@@ -58,35 +63,35 @@ def _against(against: Mapping[str, Any]) -> str:
 
 
 def forest(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
-    """Estimates below each other as inline SVG: the mean, its interval, the seeds. Relative changes, 0 marked."""
+    """Estimates below each other, as a table of names and inline SVGs: the mean, its interval, the seeds. Relative
+    changes, 0 marked."""
     known = [(name, change) for name, change in rows if not math.isnan(change["mean"])]
     if not known:
         return ""
     numbers = [0.0, *(value for _, change in known for value in (*change["values"], *(change["t"] or ())))]
     reach = max(map(abs, numbers)) or 0.01
-    left, right = _NAME, _WIDTH - _MARGIN
-    centre = (left + right) / 2
 
     def x(value: float) -> float:
-        return centre + value / reach * (right - left) / 2 * 0.95
+        return _WIDTH / 2 * (1 + value / reach * _USED)
 
-    height = _ROW * (len(known) + 1)
-    parts = [f"<line class=axis x1={centre} x2={centre} y1=0 y2={height - _ROW + 4} />"]
-    parts += [
-        f"<text class=soft x={x(value):.1f} y={height - 8} text-anchor=middle>{value:+.1%}</text>"
+    body = "".join(f"<tr><th>{escape(name)}<td>{_estimate(name, change, x)}" for name, change in known)
+    ticks = "".join(
+        f'<span style="left:{x(value) / _WIDTH:.1%}">{value:+.1%}</span>'
         for value in (-reach, -reach / 2, 0.0, reach / 2, reach)
-    ]
-    for i, (name, change) in enumerate(known):
-        y = _ROW * (i + 0.5)
-        parts.append(f"<text x=0 y={y + 4}>{escape(name)}</text>")
-        parts += [f"<circle class=seed cx={x(value):.1f} cy={y + 7} r=2.5 />" for value in change["values"]]
-        kind = _kind(change)
-        if change["t"]:
-            low, high = change["t"]
-            parts.append(f"<line class={kind} x1={x(low):.1f} x2={x(high):.1f} y1={y} y2={y} stroke-width=3 />")
-        parts.append(f"<circle class={kind} cx={x(change['mean']):.1f} cy={y} r=5 />")
-    names = f'role="img" aria-label="Relative changes" viewBox="0 0 {_WIDTH} {height}"'
-    return f"<svg class=forest {names}>{''.join(parts)}</svg>"
+    )
+    return f"<table class=forest>{body}<tr><th><td><div class=ticks>{ticks}</div></table>"
+
+
+def _estimate(name: str, change: Mapping[str, Any], x: Callable[[float], float]) -> str:
+    y, kind, middle = _ROW / 2, _kind(change), x(0.0)
+    parts = [f"<line class=axis x1={middle} x2={middle} y1=0 y2={_ROW} />"]
+    parts += [f"<circle class=seed cx={x(value):.1f} cy={y + 7} r=2.5 />" for value in change["values"]]
+    if change["t"]:
+        low, high = change["t"]
+        parts.append(f"<line class={kind} x1={x(low):.1f} x2={x(high):.1f} y1={y} y2={y} stroke-width=3 />")
+    parts.append(f"<circle class={kind} cx={x(change['mean']):.1f} cy={y} r=5 />")
+    label = escape(f"{name}: {change['mean']:+.1%}", quote=True)
+    return f'<svg role="img" aria-label="{label}" viewBox="0 0 {_WIDTH} {_ROW}">{"".join(parts)}</svg>'
 
 
 def _kind(change: Mapping[str, Any]) -> str:
@@ -101,14 +106,14 @@ def _cost(cost: Mapping[str, Any]) -> str:
         ("one network", cost["networks"]["joint"], cost["ratio"]),
         ("the controls in sequence", cost["sum_of_controls"], None),
     ]
-    rows += [(f"{name} alone", its, None) for name, its in cost["networks"].items() if name != "joint"]
+    rows += [(f"{spaced(name)} alone", its, None) for name, its in cost["networks"].items() if name != "joint"]
     body = "".join(
         f"<tr><th>{escape(name)}<td>{its['parameters']:,}<td>{its['milliseconds']:.1f} ms<td>{_ratio(ratio)}"
         for name, its, ratio in rows
     )
     size = "x".join(map(str, cost["size"]))
     return (
-        f"<table class=classes><thead><tr><th>network<th>parameters<th>time<th>ratio<tbody>{body}</table>"
+        f"{wide(f'<thead><tr><th>network<th>parameters<th>time<th>ratio<tbody>{body}')}"
         f"<p class=note>{escape(cost['how'])}, {size} pixels. The ratio of times is taken turn by turn.</p>"
     )
 
@@ -119,9 +124,9 @@ def _ratio(ratio: Mapping[str, float] | None) -> str:
 
 def _metrics(against: Mapping[str, Any]) -> str:
     body = "".join(
-        f"<tr><th>{escape(name.partition('/')[0])}, {escape(label(name.partition('/')[2]))}"
+        f"<tr><th>{escape(spaced(name.partition('/')[0]))}, {escape(label(name.partition('/')[2]))}"
         f"<td>{number(both['control'])}<td>{number(both['joint'])}"
         for its in against["tasks"].values()
         for name, both in its["metrics"].items()
     )
-    return f"<table class=classes><thead><tr><th>metric, mean of the seeds<th>alone<th>joint<tbody>{body}</table>"
+    return wide(f"<thead><tr><th>metric, mean of the seeds<th>alone<th>joint<tbody>{body}")

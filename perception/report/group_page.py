@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from perception.report.page import _document, _facts, _section
+from perception.report.words import spaced, wide
 
 _STYLE = """<style>
 .heat{border-collapse:separate;border-spacing:4px;font-size:14px}
-.heat th{color:var(--soft);font-weight:600;padding:4px 10px;text-align:right}
-.heat thead th{text-align:center}
-.heat td{padding:10px 14px;border-radius:8px;text-align:center;min-width:96px;
+.heat th{color:var(--soft);font-weight:600}.heat th:first-child{background:var(--page)}
+.heat td{padding:10px 6px;border:0;border-radius:8px;
 background:color-mix(in srgb,var(--hue) calc(var(--share)*70%),var(--card))}
 .heat small{display:block;color:var(--soft)}
 .lead{font-size:17px;font-weight:600}
@@ -45,7 +45,7 @@ def _groupings(result: Mapping[str, Any]) -> str:
     body = "".join(
         f"<tr><th>{escape(name)}<td>{escape(_words(groups))}<td>{score:+.3%}" for name, groups, score in rows
     )
-    return f"<table class=classes><thead><tr><th>grouping<th>networks<th>score<tbody>{body}</table>{_note(result)}"
+    return wide(f"<thead><tr><th>grouping<th>networks<th>score<tbody>{body}") + _note(result)
 
 
 def _note(result: Mapping[str, Any]) -> str:
@@ -69,16 +69,17 @@ def _trunks(result: Mapping[str, Any]) -> str:
 
 
 def _words(groups: Sequence[Sequence[str]]) -> str:
-    return " | ".join(" + ".join(chosen) for chosen in groups)
+    return " | ".join(" + ".join(map(spaced, chosen)) for chosen in groups)
 
 
 def _heat(result: Mapping[str, Any]) -> str:
     tasks, matrix, errors = result["tasks"], result["affinity"], result["standard_error"]
     others = [abs(matrix[i][j]) for i in tasks for j in tasks if i != j and matrix[i][j] is not None]
     most = max(others, default=0.0) or 1.0
-    head = "".join(f"<th>{escape(name)}" for name in tasks)
+    head = "".join(f"<th>{escape(spaced(name))}" for name in tasks)
     rows = "".join(
-        f"<tr><th>{escape(i)}" + "".join(_cell(matrix[i][j], errors[i][j], most, i == j) for j in tasks) for i in tasks
+        f"<tr><th>{escape(spaced(i))}" + "".join(_cell(matrix[i][j], errors[i][j], most, i == j) for j in tasks)
+        for i in tasks
     )
     return (
         f"<div class=wide><table class=heat><thead><tr><th>a step of ↓ takes from the loss of →{head}<tbody>{rows}"

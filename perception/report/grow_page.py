@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from perception.report.page import _document, _facts, _section
-from perception.report.words import label, number
+from perception.report.words import label, number, spaced, wide
 
 METHODS = {
     "frozen": "All that the old network had was fixed; only what the new task adds was trained.",
@@ -36,9 +36,11 @@ def write_page(path: Path, result: Mapping[str, Any]) -> None:
 
 def _table(rows: str, *columns: str) -> str:
     head = "".join(f"<th>{column}" for column in columns)
-    return f"<table class=classes><thead><tr><th>metric{head}<tbody>{rows}</table>"
+    return wide(f"<thead><tr><th>metric{head}<tbody>{rows}")
 
 
 def _row(name: str, *values: float | None) -> str:
     task, _, metric = name.partition("/")
-    return f"<tr><th>{escape(task)}, {escape(label(metric))}" + "".join(f"<td>{number(value)}" for value in values)
+    return f"<tr><th>{escape(spaced(task))}, {escape(label(metric))}" + "".join(
+        f"<td>{number(value)}" for value in values
+    )

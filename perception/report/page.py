@@ -8,12 +8,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from perception.metrics.metric import LOWER_IS_BETTER
 from perception.report.balance import balance_section
 from perception.report.examples import Example, gallery
 from perception.report.plots import metric_charts, training_charts
 from perception.report.style import STYLE
-from perception.report.words import label, number
+from perception.report.words import label, named, number, spaced, wide
 from perception.types import TaskSpec
 
 COUNTS = ("count", "pixels", "predicted")
@@ -62,7 +61,7 @@ def write_report(
         curves = "".join(metric_charts(events, name)) + _table(tables.get(name, {}))
         content = f"<div class=charts>{curves}</div>" if curves else ""
         pictures = gallery([example for example in examples if example.task == name], spec)
-        parts.append(_section(name.replace("_", " ").capitalize(), content + pictures))
+        parts.append(_section(spaced(name).capitalize(), content + pictures))
     parts.append(_section("How it was made", _facts(facts) + _recipe(recipe)))
     path.write_text(_document(title, "".join(parts)), "utf-8")
 
@@ -96,8 +95,8 @@ def _cards(specs: Mapping[str, TaskSpec], metrics: Mapping[str, float], protocol
         first = next(iter(own))
         note = f"<p class=note>{escape(protocols[task])}</p>" if task in protocols else ""
         cards.append(
-            f"<article><h3>{escape(task.replace('_', ' '))}</h3>"
-            f"<p class=big>{number(own[first])}<span>{_metric(first)}</span></p>{_numbers(own, first)}{note}</article>"
+            f"<article><h3>{escape(spaced(task))}</h3>"
+            f"<p class=big>{number(own[first])}<span>{named(first)}</span></p>{_numbers(own, first)}{note}</article>"
         )
     unnamed = {key: value for key, value in metrics.items() if key.partition("/")[0] not in specs}
     if unnamed:
@@ -115,13 +114,8 @@ def _numbers(own: Mapping[str, float], first: str) -> str:
         if name.endswith("_aligned") or (name == first and not aligned):
             continue
         beside = f"<td>{number(own.get(f'{name}_aligned', math.nan))}" if aligned else ""
-        rows.append(f"<tr><th>{_metric(name)}<td>{number(value)}{beside}")
+        rows.append(f"<tr><th>{named(name)}<td>{number(value)}{beside}")
     return f"<table>{head}<tbody>{''.join(rows)}</table>" if rows else ""
-
-
-def _metric(name: str) -> str:
-    direction, arrow = ("lower", "↓") if name in LOWER_IS_BETTER else ("higher", "↑")
-    return f"{escape(label(name))} <small title='{direction} is better'>{arrow}</small>"
 
 
 def _table(rows: Mapping[str, Mapping[str, float]]) -> str:
@@ -138,7 +132,7 @@ def _table(rows: Mapping[str, Mapping[str, float]]) -> str:
         body.append(f"<tr{' class=absent' if missing else ''}><th>{escape(name)}{cells}")
     verb = "class is" if absent == 1 else "classes are"
     note = f"<p class=note>{absent} {verb} absent from the truth (–) and in no mean.</p>" if absent else ""
-    table = f"<div class=wide><table class=classes><thead><tr><th>class{head}<tbody>{''.join(body)}</table></div>{note}"
+    table = wide(f"<thead><tr><th>class{head}<tbody>{''.join(body)}") + note
     opened = " open" if len(rows) <= 20 else ""
     return f"<details class=chart{opened}><summary>Per class</summary>{table}</details>"
 

@@ -15,14 +15,16 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 
 from perception.metrics.metric import LOWER_IS_BETTER
 from perception.report.events import Series, keys, series, smoothed, thinned
-from perception.report.words import label
+from perception.report.words import label, named, number, spaced, wide
 
 COLORS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444", "#eab308", "#14b8a6", "#ec4899")
+DASHES = ("solid", "dashed", "dotted")
+"""The first lines are solid, those for which the colours come round again are not."""
 INK, FAINT = "#010203", "#040506"
 """Stand-ins that `_svg` replaces by the page's own colours."""
 POINTS = 300
-LONG_NAME = 16
-"""Letters of a line's name beyond which a row of the legend holds two, not four: it would take the plot's place."""
+FEWEST = 3
+"""Evaluations of which a curve can be drawn; fewer are told as numbers."""
 STEPS = (1, 2, 5, 10)
 TOGETHER = (
     ("ap", "ap50", "ap75"),
@@ -51,7 +53,7 @@ def training_charts(events: Sequence[Mapping[str, Any]]) -> list[str]:
         parts = [name for name in names if name.startswith(f"{task}/")]
         lines = [series(train, task, "sum"), *(series(train, part, part.rpartition("/")[2]) for part in parts)]
         chosen = lines if len(parts) > 1 else lines[:1]
-        charts.append(chart(f"Loss, {task.removeprefix('loss/')}", chosen, "loss", smooth=True))
+        charts.append(chart(f"Loss, {spaced(task.removeprefix('loss/'))}", chosen, "loss", smooth=True))
     weights = [series(train, key, key.removeprefix("weight/")) for key in keys(train, "weight/")]
     if any(len(set(weight.values)) > 1 for weight in weights):
         charts.append(chart("Weights of the tasks", weights, "weight"))
@@ -64,11 +66,14 @@ def training_charts(events: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def metric_charts(events: Sequence[Mapping[str, Any]], task: str) -> list[str]:
-    """A task's metrics over the steps; those that belong together in one chart."""
+    """A task's metrics over the steps, those that belong together in one chart; a table of fewer than `FEWEST`."""
     kinds = [event.get("kind") for event in events]
     wanted = "quick_evaluation" if "quick_evaluation" in kinds else "evaluation"  # not both: of other pictures
-    evaluations = [event for event, kind in zip(events, kinds, strict=True) if kind == wanted]
+    evaluations = {event["step"]: event for event, kind in zip(events, kinds, strict=True) if kind == wanted}
+    evaluations = [evaluations[step] for step in sorted(evaluations)]
     names = [key.removeprefix(f"{task}/") for key in keys(evaluations, f"{task}/")]
+    if names and len(evaluations) < FEWEST:
+        return [_table(evaluations, task, names)]
     groups = [[name for name in group if name in names] for group in TOGETHER]
     grouped = {name for group in groups for name in group}
     groups += [[name] for name in names if name not in grouped and name not in TABLE_ONLY]
@@ -79,6 +84,17 @@ def metric_charts(events: Sequence[Mapping[str, Any]], task: str) -> list[str]:
             better = "lower is better" if group[0] in LOWER_IS_BETTER else "higher is better"
             charts.append(chart(f"{label(group[0])}, {better}", lines, label(group[0]), zero=True, marks=True))
     return [drawn for drawn in charts if drawn]
+
+
+def _table(evaluations: Sequence[Mapping[str, Any]], task: str, names: Sequence[str]) -> str:
+    """A task's metrics by the steps of the evaluations."""
+    head = "".join(f"<th>step {event['step']:,}" for event in evaluations)
+    rows = [
+        f"<tr><th>{named(name)}" + "".join(f"<td>{number(event.get(f'{task}/{name}'))}" for event in evaluations)
+        for name in names
+    ]
+    inside = f"<thead><tr><th>metric{head}<tbody>{''.join(rows)}"
+    return f"<figure class=chart><figcaption>During training</figcaption>{wide(inside)}</figure>"
 
 
 def chart(
@@ -95,21 +111,27 @@ def chart(
         figure = Figure(figsize=(4.6, 2.7), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
-        for line, color in zip(lines, COLORS * len(lines), strict=False):
+        for k, line in enumerate(lines):
+            color, dashes = COLORS[k % len(COLORS)], DASHES[k // len(COLORS) % len(DASHES)]
             window = len(line.values) // 20 if smooth else 0
-            dots = "o" if marks and len(line.values) <= 40 else ""
+            dots = "o" if len(line.values) == 1 or (marks and len(line.values) <= 40) else ""
             if window > 1:
                 axes.plot(line.steps, line.values, color=color, linewidth=0.8, alpha=0.3)
             values = smoothed(line.values, window) if window > 1 else line.values
-            axes.plot(line.steps, values, color=color, linewidth=1.7, marker=dots, markersize=3.2, label=line.name)
+            axes.plot(line.steps, values, color=color, linewidth=1.7, linestyle=dashes, marker=dots, markersize=3.2)
         _dress(axes, unit, zero)
-        if len(lines) > 1:
-            columns = 4 if max(len(line.name) for line in lines) <= LONG_NAME else 2
-            axes.legend(
-                loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False, fontsize=8.5, labelcolor=INK,
-                borderaxespad=0, handlelength=1.2, columnspacing=1.2,
-            )  # fmt: skip
-        return f"<figure class=chart><figcaption>{escape(title)}</figcaption>{_svg(figure, title)}</figure>"
+        names = _names([line.name for line in lines]) if len(lines) > 1 else ""
+        return f"<figure class=chart><figcaption>{escape(title)}</figcaption>{names}{_svg(figure, title)}</figure>"
+
+
+def _names(lines: Sequence[str]) -> str:
+    """What the lines of a chart are, as text of the page: however many and long, the plot keeps its place."""
+    items = (
+        f'<span><i style="background:{COLORS[k % len(COLORS)]}"{" class=dashed" * (k >= len(COLORS))}></i>'
+        f"{escape(spaced(name))}</span>"
+        for k, name in enumerate(lines)
+    )
+    return f"<p class=lines>{''.join(items)}</p>"
 
 
 def _dress(axes: Any, unit: str, zero: bool) -> None:

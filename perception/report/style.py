@@ -8,6 +8,8 @@ STYLE = """
 body{margin:0;background:var(--page);color:var(--ink);
 font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
 main{max-width:1180px;margin:0 auto;padding:40px 24px 80px}
+h1,h2,h3,li{overflow-wrap:anywhere}
+th{overflow-wrap:break-word}
 h1{font-size:30px;line-height:1.2;letter-spacing:-.02em;margin:0 0 4px}
 h2{font-size:20px;letter-spacing:-.01em;margin:52px 0 16px;padding-top:16px;border-top:1px solid var(--line)}
 h3{font-size:14px;margin:0;color:var(--soft);font-weight:600}
@@ -35,6 +37,7 @@ small{font-size:11px;opacity:.75}
 .chart figcaption{color:var(--ink);font-size:14px;font-weight:600;margin-bottom:4px}
 details{margin:16px 0}
 @media(min-width:800px){.charts details,.charts .broad{grid-column:span 2}}
+.charts .whole{grid-column:1/-1}
 summary{cursor:pointer;font-weight:600;font-size:14px}
 .wide{overflow-x:auto}
 .classes{margin-top:4px;font-size:14px}
@@ -43,6 +46,11 @@ summary{cursor:pointer;font-weight:600;font-size:14px}
 .classes thead th:first-child,.classes tbody th{text-align:left;padding-left:0}
 .classes tr:last-child>*{border-bottom:0}
 .bar{min-width:110px;background:linear-gradient(var(--bar),var(--bar)) 0 50%/calc(var(--share)*100%) 68% no-repeat}
+.lines{display:flex;flex-wrap:wrap;gap:0 12px;font-size:12px;line-height:1.5;margin:0 0 4px;color:var(--soft)}
+.lines i{display:inline-block;width:14px;height:3px;border-radius:2px;margin-right:5px;vertical-align:3px}
+.lines .dashed{width:6px;outline:2px dotted var(--card)}
+.heat th:first-child{position:sticky;left:0;background:var(--card);min-width:6em;max-width:11em}
+.heat thead th{min-width:4em;max-width:9em;vertical-align:bottom}
 .heat td,.heat th{padding:6px 8px;text-align:center;font-size:13px}
 .heat th:first-child{text-align:left}
 .heat td{border:2px solid var(--card);border-radius:6px}

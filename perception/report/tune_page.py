@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from perception.report.page import _document, _facts, _section
-from perception.report.words import number
+from perception.report.words import number, wide
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 720, 360, 60, 40
 _STYLE = """<style>
 .scatter{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:12px;width:100%;height:auto;
-max-width:820px;font-size:12px}
+min-width:560px;max-width:820px;font-size:12px}
 .scatter text{fill:var(--soft)}.scatter .axis{stroke:var(--line)}.scatter .other{fill:var(--soft);opacity:.55}
 .scatter .front{fill:#10b981}.scatter polyline{fill:none;stroke:#10b981;stroke-width:1.5;opacity:.7}
 td.values{text-align:left;font-family:ui-monospace,SFMono-Regular,Menlo,monospace;font-size:12px}
@@ -33,7 +33,7 @@ def write_page(path: Path, result: Mapping[str, Any]) -> None:
         f"{escape(result['facts']['hardware'])}</p></header>",
         _section("Score against time", scatter(result) + _note(result)),
         _section("The front", _table(chosen)),
-        _section("Every trial", f"<div class=wide>{_table(result['trials'])}</div>"),
+        _section("Every trial", _table(result["trials"])),
         _section("How it was made", _facts(result["facts"])),
     ]
     path.write_text(_document(title, _STYLE + "".join(parts)), "utf-8")
@@ -77,7 +77,7 @@ def scatter(result: Mapping[str, Any]) -> str:
         f"<text x={_LEFT - 6} y={y(max(scores)):.1f} text-anchor=end>{max(scores):.3f}</text>",
     ]
     names = f'role="img" aria-label="Score against time" viewBox="0 0 {_WIDTH} {_HEIGHT}"'
-    return f"<svg class=scatter {names}>{''.join(drawn)}</svg>"
+    return f"<div class=wide><svg class=scatter {names}>{''.join(drawn)}</svg></div>"
 
 
 def _axis(low: float, high: float, start: float, end: float) -> Any:
@@ -93,7 +93,7 @@ def _table(trials: Sequence[Mapping[str, Any]]) -> str:
         f"<td class=values>{escape(values(trial))}"
         for trial in trials
     )
-    return f"<table class=classes><thead><tr><th>trial<th>score<th>time<th>state<th>values<tbody>{rows}</table>"
+    return wide(f"<thead><tr><th>trial<th>score<th>time<th>state<th>values<tbody>{rows}")
 
 
 def values(trial: Mapping[str, Any]) -> str:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from html import escape
+
+from perception.metrics.metric import LOWER_IS_BETTER
 
 LABELS = {
     "ap": "AP",
@@ -37,6 +40,22 @@ def label(name: str) -> str:
     plain = name.removesuffix("_aligned")
     text = LABELS.get(plain, plain.replace("_", " "))
     return f"{text}, aligned" if plain != name else text
+
+
+def named(metric: str) -> str:
+    """A metric's name as HTML, with an arrow to where it is better."""
+    direction, arrow = ("lower", "↓") if metric in LOWER_IS_BETTER else ("higher", "↑")
+    return f"{escape(label(metric))} <small title='{direction} is better'>{arrow}</small>"
+
+
+def spaced(task: str) -> str:
+    """A task's name that can be broken into lines."""
+    return task.replace("_", " ")
+
+
+def wide(rows: str) -> str:
+    """A table of the page, of its inner HTML: scrolls within its place where that is narrower."""
+    return f"<div class=wide><table class=classes>{rows}</table></div>"
 
 
 def number(value: float | None) -> str:

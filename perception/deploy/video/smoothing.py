@@ -1,33 +1,46 @@
 """Label maps and depth that do not flicker from frame to frame, and do not lag behind what moves.
 
-Labels are kept along the motion of the picture (optical flow, Kroeger et al. 2016) until another has been seen there
-for about the time constant; where the picture is not what the flow says, and after a cut, the past counts for nothing.
-Depth is an exponential mean at each pixel, begun anew where it changes by more than `JUMP`.
+The past is carried along the motion of the picture (`motion.py`): of label maps, how much each class was seen at each
+pixel, as an exponential mean of which the strongest class is told; of depth, an exponential mean beside the rate at
+which it changes in each part of the picture (Holt's double smoothing), so that what comes nearer is not told too far.
+Where a pixel's way is not sure, and after a cut, the past counts for nothing.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from perception.deploy.sources import Shot
+from perception.deploy.video.motion import Eye, Motion, kept_size
 from perception.types import DenseMap, Prediction, TaskSpec
 
-WIDTH = 256
-"""Pixels of the longer side at which motion is measured and labels are remembered."""
-CUT = 40.0
-"""Mean change of the gray values that no motion explains: another scene."""
+FRAMES = 6
+"""The past counts for so many frames at most: further back the way of a pixel is not exact enough for thin things."""
 PAUSE = 1.0
 """Seconds between frames after which the past counts for nothing."""
-UNLIKE = 24
-"""Difference in gray values to where the flow says a pixel came from, over which it did not."""
 JUMP = 0.15
 """Relative change of depth that is none of noise but of another thing."""
+PARTS = 16
+"""Columns of the picture's parts in which the rate of change of depth is measured; as many rows as are square."""
+LEAST = 0.2
+"""Share of a part whose change is known, from which on its rate is measured."""
+
+Planes = dict[int, NDArray[np.uint8]]
+"""Class -> uint8 [h, w]: 255 where nothing else was seen, 0 where it was not."""
+
+
+class Depth(NamedTuple):
+    """metres: float32 [h, w]; valid: uint8 [h, w], 0 or 1; rate: float32 [rows, columns], change from frame to frame"""
+
+    metres: NDArray[np.float32]
+    valid: NDArray[np.uint8]
+    rate: NDArray[np.float32]
 
 
 class Smoother:
@@ -35,89 +48,105 @@ class Smoother:
 
     def __init__(self, specs: Mapping[str, TaskSpec], seconds: float) -> None:
         self._specs, self._seconds = specs, seconds
-        self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+        self._eye = Eye()
         self.reset()
 
     def reset(self) -> None:
         """Forget the past."""
-        self._gray: NDArray[np.uint8] | None = None
+        self._eye.forget()
         self._time = 0.0
-        self._labels: dict[str, tuple[NDArray[np.uint8], NDArray[np.float32]]] = {}
-        self._depths: dict[str, DenseMap] = {}
+        self._labels: dict[str, Planes] = {}
+        self._depths: dict[str, Depth] = {}
 
     def __call__(self, shot: Shot, prediction: Prediction) -> Prediction:
-        if not prediction.valid or shot.time is None:
+        dense = {name: a for name, a in prediction.annotations.items() if isinstance(a, DenseMap)}
+        if not prediction.valid or shot.time is None or not dense:
             self.reset()
             return prediction
-        gray = _small_gray(shot.image)
         passed = shot.time - self._time
-        weight = 1 - math.exp(-passed / self._seconds)
-        motion = self._motion(gray) if passed < PAUSE else None
-        if motion is None:
+        if not 0 <= passed < PAUSE:
             self.reset()
-        self._gray, self._time = gray, shot.time
+        self._time = shot.time
+        weight = max(passed / (self._seconds + passed), 1 / FRAMES)
+        motion = self._eye(shot.image)
         annotations = dict(prediction.annotations)
-        for name, found in prediction.annotations.items():
-            if isinstance(found, DenseMap):
-                smooth = self._smooth_labels if self._specs[name].classes else self._smooth_depth
-                annotations[name] = smooth(name, found, motion, weight)
+        for name, found in dense.items():
+            smooth = self._smooth_labels if self._specs[name].classes else self._smooth_depth
+            annotations[name] = smooth(name, found, motion, weight)
         return dataclasses.replace(prediction, annotations=annotations)
 
-    def _motion(self, gray: NDArray[np.uint8]) -> tuple[NDArray, NDArray[np.bool_]] | None:
-        """Where each pixel was before [h, w, 2], and whether it was seen there; None after a cut."""
-        before = self._gray
-        if before is None or before.shape != gray.shape or cv2.norm(gray, before, cv2.NORM_L1) / gray.size > CUT:
-            return None
-        flow = self._flow.calc(gray, before, np.zeros((*gray.shape, 2), np.float32))
-        rows, columns = np.indices(gray.shape, np.float32)
-        places = flow + np.dstack([columns, rows])
-        expected = _moved(before, places, cv2.INTER_LINEAR)
-        inside = (places >= 0).all(2) & (places[..., 0] < gray.shape[1]) & (places[..., 1] < gray.shape[0])
-        return places, inside & (cv2.absdiff(gray, expected) <= UNLIKE)
-
-    def _smooth_labels(self, name: str, found: DenseMap, motion: tuple | None, weight: float) -> DenseMap:
-        """A label that was held loses weight where another is seen, and gives way once that would outvote it."""
+    def _smooth_labels(self, name: str, found: DenseMap, motion: Motion | None, weight: float) -> DenseMap:
+        """The class that was seen most at each pixel, of late and along its way."""
         values = np.asarray(found.values, np.uint8)
-        height, width = self._gray.shape  # type: ignore[union-attr]
-        seen = np.asarray(cv2.resize(values, (width, height), interpolation=cv2.INTER_NEAREST), np.uint8)
-        if motion is None or name not in self._labels:
-            self._labels[name] = seen, np.full(seen.shape, 0.5, np.float32)
+        size, past = kept_size(values.shape), self._labels.get(name)
+        seen = _planes(values)
+        if motion is None or past is None or motion.known.shape != size:
+            self._labels[name] = {k: _sized(plane, size) for k, plane in seen.items()}
             return found
-        places, known = motion
-        labels, weights = self._labels[name]
-        held = _moved(labels, places, cv2.INTER_NEAREST)
-        trust = np.where(known, _moved(weights, places, cv2.INTER_LINEAR), np.float32(0))
-        same = held == seen
-        trust = np.where(same, trust + weight * (1 - trust), trust * (1 - weight))
-        keep = ~same & (trust > 0.9 * (1 - weight) / (2 - weight))
-        labels = np.where(keep, held, seen)
-        self._labels[name] = labels, np.where(same | keep, trust, 0.5).astype(np.float32)
-        if not keep.any():
+        carried, kept = _carried(past, motion), {}
+        nothing, anew = np.zeros(size, np.uint8), cv2.bitwise_not(motion.known)
+        most, best = np.zeros(values.shape, np.uint8), values.copy()
+        for k in {**seen, **carried}:
+            before, now = carried.get(k, nothing), seen.get(k)
+            small = nothing if now is None else _sized(now, size)
+            mean = _mixed(before, small, weight)
+            if now is not None or cv2.countNonZero(mean):
+                kept[k] = np.asarray(cv2.copyTo(small, anew, mean.copy()), np.uint8)
+            if values.shape != size:  # the past as it was kept, what is seen in all its detail
+                mean = _mixed(_sized(before, values.shape), np.zeros_like(values) if now is None else now, weight)
+            np.putmask(best, mean > most, k)
+            most = np.asarray(cv2.max(most, mean), np.uint8)
+        self._labels[name] = kept
+        return dataclasses.replace(found, values=best, valid=best < len(self._specs[name].classes))
+
+    def _smooth_depth(self, name: str, found: DenseMap, motion: Motion | None, weight: float) -> DenseMap:
+        """Metres as they were and have changed since, drawn towards those that are seen; where these jump, the seen."""
+        metres, size = np.asarray(found.values, np.float32), kept_size(found.values.shape)
+        seen = np.asarray(cv2.resize(metres, size[::-1], interpolation=cv2.INTER_NEAREST), np.float32)
+        valid = np.asarray(found.valid, np.bool_).view(np.uint8)
+        valid = np.asarray(cv2.resize(valid, size[::-1], interpolation=cv2.INTER_NEAREST), np.uint8)
+        parts = PARTS, max(1, round(PARTS * size[0] / size[1]))
+        past = self._depths.get(name)
+        if motion is None or past is None or motion.known.shape != size:
+            self._depths[name] = Depth(seen, valid, np.ones(parts[::-1], np.float32))
             return found
-        large = values.shape[1], values.shape[0]
-        override = cv2.resize(keep.astype(np.uint8), large, interpolation=cv2.INTER_NEAREST)
-        smoothed = values.copy()
-        cv2.copyTo(cv2.resize(labels, large, interpolation=cv2.INTER_NEAREST), override, smoothed)
-        return dataclasses.replace(found, values=smoothed, valid=smoothed < len(self._specs[name].classes))
-
-    def _smooth_depth(self, name: str, found: DenseMap, motion: tuple | None, weight: float) -> DenseMap:
-        before = self._depths.get(name)
-        if motion is not None and before is not None and before.values.shape == found.values.shape:
-            change = found.values - before.values
-            calm = (np.abs(change) < JUMP * before.values) & before.valid & found.valid
-            values = found.values - np.float32(1 - weight) * np.where(calm, change, np.float32(0))
-            found = dataclasses.replace(found, values=values)
-        self._depths[name] = found
-        return found
+        carried = motion.moved(past.metres)
+        calm = motion.moved(past.valid, cv2.INTER_NEAREST) & valid & motion.known
+        change = carried * cv2.resize(past.rate, size[::-1], interpolation=cv2.INTER_LINEAR) - seen
+        calm &= np.asarray(cv2.compare(cv2.absdiff(change, 0), seen * np.float32(JUMP), cv2.CMP_LT), np.uint8)  # type: ignore[call-overload]
+        drawn = cv2.copyTo(change, calm) * np.float32(1 - weight)
+        share = cv2.resize(calm.astype(np.float32), parts, interpolation=cv2.INTER_AREA)
+        grown = cv2.copyTo(cv2.divide(seen - carried, seen + carried), calm)  # half of it: noise of either has no mean
+        grown = cv2.resize(grown, parts, interpolation=cv2.INTER_AREA)
+        rate = np.where(share > LEAST, 1 + 2 * grown / np.maximum(share, LEAST), past.rate)
+        rate = (past.rate + weight * (rate - past.rate)).astype(np.float32)
+        self._depths[name] = Depth(seen + drawn, valid, rate)
+        smoothed = metres + cv2.resize(drawn, metres.shape[::-1], interpolation=cv2.INTER_LINEAR)
+        return dataclasses.replace(found, values=np.asarray(smoothed, np.float32))
 
 
-def _moved(values: NDArray, places: NDArray, interpolation: int) -> NDArray:
-    """[h, w]: of each pixel, what was at its place before."""
-    return np.asarray(cv2.remap(values, places[..., 0], places[..., 1], interpolation, borderMode=cv2.BORDER_REPLICATE))
+def _planes(values: NDArray[np.uint8]) -> Planes:
+    """Of each class that is there, where it is."""
+    counts = np.asarray(cv2.calcHist([values], [0], None, [256], [0, 256])).ravel()
+    return {k: (values == k).view(np.uint8) * np.uint8(255) for k in np.flatnonzero(counts).tolist()}
 
 
-def _small_gray(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    scale = min(1.0, WIDTH / max(image.shape[:2]))
-    size = max(16, round(image.shape[1] * scale)), max(16, round(image.shape[0] * scale))
-    gray = cv2.cvtColor(cv2.resize(image, size, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
-    return np.asarray(gray, np.uint8)
+def _carried(planes: Planes, motion: Motion) -> Planes:
+    """The planes along the motion, 0 where the way is not known. Four take as long as one."""
+    found, names = {}, list(planes)
+    for i in range(0, len(names), 4):
+        four = [*names[i : i + 4], *[names[i]] * (i + 4 - len(names))]
+        found |= dict(zip(four, cv2.split(motion.moved(cv2.merge([planes[k] for k in four]))), strict=True))
+    return {k: np.asarray(cv2.bitwise_and(plane, motion.known), np.uint8) for k, plane in found.items()}
+
+
+def _mixed(before: NDArray, now: NDArray, weight: float) -> NDArray[np.uint8]:
+    return np.asarray(cv2.addWeighted(before, 1 - weight, now, weight, 0), np.uint8)
+
+
+def _sized(plane: NDArray[np.uint8], size: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Of another size: the mean of the pixels that it covers, or what lies between them."""
+    if plane.shape == tuple(size):
+        return plane
+    way = cv2.INTER_AREA if plane.shape[0] > size[0] else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(plane, size[::-1], interpolation=way), np.uint8)

@@ -1,0 +1,93 @@
+"""Where each pixel of a frame was in the frame before: optical flow, and whether it can be believed. numpy and cv2."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+WIDTH = 640
+"""Pixels of the longer side at which motion is measured, at most: things of two pixels have a motion of their own."""
+CUT = 40.0
+"""Mean change of the gray values that no motion explains: another scene."""
+UNLIKE = 8
+"""Difference in gray values to where the flow says a pixel came from, over which it did not."""
+RETURN, PART = 1.0, 0.1
+"""There and back a pixel ends where it began, but for so many pixels, at half the size, and this part of its way."""
+
+
+class Motion(NamedTuple):
+    """Where the pixels of a frame, or of what is as large as `kept_size` says, were in the frame before.
+
+    columns, rows: float32 [h, w]; known: uint8 [h, w], 255 where the same thing was seen there, else 0
+    """
+
+    columns: NDArray[np.float32]
+    rows: NDArray[np.float32]
+    known: NDArray[np.uint8]
+
+    def moved(self, values: NDArray, interpolation: int = cv2.INTER_LINEAR) -> NDArray:
+        """[h, w] or [h, w, 2 to 4]: of each pixel, what was at its place before."""
+        return _moved(values, self.columns, self.rows, interpolation)
+
+
+class Eye:
+    """Looks at one frame after the other and tells the motion since the last. Source: Kroeger et al. 2016."""
+
+    def __init__(self) -> None:
+        self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+        self._seen: list[NDArray[np.uint8]] = []
+
+    def forget(self) -> None:
+        """The next frame is the first one."""
+        self._seen = []
+
+    def __call__(self, image: NDArray[np.uint8]) -> Motion | None:
+        """The motion since the last frame, uint8 RGB [H, W, 3], as large as `kept_size`; None after a cut."""
+        before, self._seen = self._seen, _grays(image)
+        if not before or before[0].shape != self._seen[0].shape:
+            return None
+        (gray, small), (old, small_old) = self._seen, before
+        if cv2.norm(gray, old, cv2.NORM_L1) / gray.size > CUT:
+            return None
+        columns, rows = self._places(gray, old)[:2]
+        like = cv2.compare(cv2.absdiff(gray, _moved(old, columns, rows)), UNLIKE, cv2.CMP_LE)  # type: ignore[call-overload]
+        known = cv2.bitwise_and(like, cv2.resize(self._agreed(small, small_old), gray.shape[::-1], interpolation=0))
+        return Motion(columns, rows, np.asarray(known, np.uint8))
+
+    def _places(self, gray: NDArray[np.uint8], old: NDArray[np.uint8]) -> tuple[NDArray, NDArray, NDArray]:
+        """Column and row in ``old`` of each pixel, and the flow [h, w, 2]."""
+        flow = np.asarray(self._flow.calc(gray, old, None))  # type: ignore[call-overload]
+        height, width = gray.shape
+        columns = flow[..., 0] + np.arange(width, dtype=np.float32)
+        return columns, flow[..., 1] + np.arange(height, dtype=np.float32)[:, None], flow
+
+    def _agreed(self, gray: NDArray[np.uint8], old: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """255 where the flow there and back leads to the pixel again, within the picture; at half the size."""
+        columns, rows, back = self._places(gray, old)
+        forth = self._places(old, gray)[2]
+        off, far = (cv2.magnitude(*cv2.split(part)) for part in (_moved(forth, columns, rows) + back, back))
+        agreed = cv2.compare(off, cv2.addWeighted(far, PART, far, 0, RETURN), cv2.CMP_LE)
+        inside = (columns >= -0.5) & (rows >= -0.5) & (columns < gray.shape[1] - 0.5) & (rows < gray.shape[0] - 0.5)
+        return np.asarray(cv2.copyTo(agreed, inside.view(np.uint8)), np.uint8)
+
+
+def kept_size(shape: tuple[int, ...]) -> tuple[int, int]:
+    """(height, width) at which motion is measured in pictures, and the past kept of maps, of (height, width, ...)."""
+    scale = min(1.0, WIDTH / max(shape[:2]))
+    return max(16, round(shape[0] * scale)), max(16, round(shape[1] * scale))
+
+
+def _grays(image: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+    """Gray of `kept_size`, and of half of it."""
+    size = kept_size(image.shape)
+    shrunk = image if image.shape[:2] == size else cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
+    gray = cv2.cvtColor(shrunk, cv2.COLOR_RGB2GRAY)
+    half = max(16, size[1] // 2), max(16, size[0] // 2)
+    return [np.asarray(part, np.uint8) for part in (gray, cv2.resize(gray, half, interpolation=cv2.INTER_AREA))]
+
+
+def _moved(values: NDArray, columns: NDArray, rows: NDArray, interpolation: int = cv2.INTER_LINEAR) -> NDArray:
+    return np.asarray(cv2.remap(values, columns, rows, interpolation, borderMode=cv2.BORDER_REPLICATE))
