@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,9 +31,13 @@ from recordings import (
 )
 from rosbags.highlevel import AnyReader
 
+from perception.deploy.result import Result
 from perception.deploy.robots.bags import Bag, is_bag
 from perception.deploy.robots.definitions import typestore
+from perception.deploy.robots.messages import Stamp, image
 from perception.deploy.robots.replay import replay
+from perception.deploy.video.run import Options
+from perception.types import Instances, PerceptionError, Prediction, TaskSpec
 
 METADATA = "rosbag2_bagfile_information:\n  version: 9\n  storage_identifier: ''\n  relative_file_paths: [{}]\n"
 HALVES = (lambda p: write_mcap(p, drive()[:COUNT]), lambda p: write_mcap(p, drive()[COUNT:]))
@@ -71,17 +78,12 @@ class Seer:
     """Stands in for a network: sees one object, whose class is told by nothing."""
 
     def __init__(self) -> None:
-        from perception.types import TaskSpec
-
         self.specs = {"detection": TaskSpec("detection", "instances", ("boxes", "scores", "labels"), ("car",))}
         self.cameras = []
 
     def placed(self, size) -> None: ...
 
     def __call__(self, image, camera, size):
-        from perception.deploy.result import Result
-        from perception.types import Instances, Prediction
-
         self.cameras.append(camera)
         boxes = np.array([[1, 2, 3, 4]], np.float32)
         found = Instances(boxes, np.array([0]), np.array([0.9], np.float32))
@@ -187,7 +189,7 @@ def spoil(path: Path, number: int, how: Callable[[bytes], bytes] = lambda data: 
 def spoil_length(path: Path, number: int) -> Path:
     """The message says that its picture is longer than it is."""
     data = path.read_bytes()
-    at = data.index(pixels(number).tobytes()) - 4
+    at = data.index(pixels(number).tobytes()[:100]) - 4
     path.write_bytes(data[:at] + b"\xff\xff\xff\x7f" + data[at + 4 :])
     return path
 
@@ -212,7 +214,7 @@ def test_damage_in_the_middle_costs_what_is_damaged_and_is_counted(write, words,
     assert report.frames == COUNT - 1
     assert words in str(report)
     assert "1 x " in str(report)
-    assert [n for n in seen(path)[0]] == [0, 1, 3, 4, 5]
+    assert seen(path)[0] == [0, 1, 3, 4, 5]
 
 
 def test_a_file_of_a_split_bag_that_cannot_be_read_is_told_and_the_others_are_read(tmp_path):
@@ -277,9 +279,7 @@ def test_a_recording_is_not_loaded_whole(tmp_path):
 def test_a_chunk_that_says_it_is_huge_is_not_unpacked(tmp_path):
     path = write_mcap(tmp_path / "drive.mcap", compression="zstd", enable_crcs=False)
     data = path.read_bytes()
-    at = data.index(b"\x06", 40)
-    place = data.index(b"zstd") - 4 - 4 - 8
-    assert at < place
+    place = data.index(b"zstd") - 4 - 4 - 8  # of the size in the head of the first chunk
     path.write_bytes(data[:place] + struct.pack("<Q", 50 << 30) + data[place + 8 :])
     numbers, damage = seen(path)
     assert numbers == [1, 2, 3, 4, 5]
@@ -289,8 +289,6 @@ def test_a_chunk_that_says_it_is_huge_is_not_unpacked(tmp_path):
 def test_each_topic_has_its_own_limit_and_empty_topics_are_told(tmp_path):
     late = [("/rear/image", image(pixels(n), "rgb8", stamp(n)), stamp(n).nanoseconds + 10**9) for n in range(4)]
     path = write_ros2(tmp_path / "in", drive() + late)
-    from perception.deploy.video.run import Options
-
     report = replay(Seer(), path, tmp_path / "out", options=Options(frames=2))
     assert report.frames == 4
     with AnyReader([tmp_path / "out"], default_typestore=typestore()) as reader:
@@ -299,8 +297,6 @@ def test_each_topic_has_its_own_limit_and_empty_topics_are_told(tmp_path):
 
 
 def test_stamps_of_zero_are_replaced_by_the_time_of_recording_and_told(tmp_path):
-    from perception.deploy.robots.messages import Stamp
-
     messages = [(IMAGE, image(pixels(n), "rgb8", Stamp(0, "cam")), stamp(n).nanoseconds) for n in range(3)]
     with Bag(write_ros2(tmp_path / "in", messages)) as bag:
         frames = list(bag.frames())
@@ -309,9 +305,6 @@ def test_stamps_of_zero_are_replaced_by_the_time_of_recording_and_told(tmp_path)
 
 
 def test_a_recording_whose_pictures_change_their_size_and_whose_time_jumps_is_run(tmp_path):
-    from perception.deploy.robots.messages import Stamp
-    from perception.deploy.video.run import Options
-
     times = [0, 1, 2, 2, 1, 10**6, 10**6 + 1]
     sizes = [(48, 64), (48, 64), (24, 32), (24, 32), (48, 64), (64, 48), (48, 64)]
     messages = []
@@ -328,7 +321,7 @@ import sys
 
 class Blocked:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("rich", "pydantic", "torch", "PIL", "matplotlib", "scipy", "google", "supervision"):
+        if name.partition(".")[0] in ("rich", "pydantic", "torch", "PIL", "matplotlib", "scipy", "google", "tqdm"):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Blocked())
@@ -341,6 +334,6 @@ def test_recordings_need_the_packages_of_their_extra_only(tmp_path, exported):
     for n, path in enumerate([write_mcap(tmp_path / "a.mcap"), write_ros1(tmp_path / "b.bag")]):
         out = tmp_path / f"out{n}"
         command = ["predict", str(exported), str(path), "--out", str(out), "--frames", "1"]
-        done = subprocess.run([sys.executable, "-c", BLOCKED, *command], capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-c", BLOCKED, *command], check=False, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert f"1 frames of {IMAGE}" in done.stderr
