@@ -30,14 +30,14 @@ from recordings import (
     write_zstd,
 )
 from rosbags.highlevel import AnyReader
+from seer import Seer
 
-from perception.deploy.result import Result
 from perception.deploy.robots.bags import Bag, is_bag
 from perception.deploy.robots.definitions import typestore
 from perception.deploy.robots.messages import Stamp, image
 from perception.deploy.robots.replay import replay
 from perception.deploy.video.run import Options
-from perception.types import Instances, PerceptionError, Prediction, TaskSpec
+from perception.types import PerceptionError
 
 METADATA = "rosbag2_bagfile_information:\n  version: 9\n  storage_identifier: ''\n  relative_file_paths: [{}]\n"
 HALVES = (lambda p: write_mcap(p, drive()[:COUNT]), lambda p: write_mcap(p, drive()[COUNT:]))
@@ -72,22 +72,6 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
     "damaged metadata": lambda p: write_folder(p / "drive", write_mcap, metadata="rosbag2_bagfile_information: ]["),
     "with another suffix": lambda p: write_mcap(p / "drive.db3"),
 }
-
-
-class Seer:
-    """Stands in for a network: sees one object, whose class is told by nothing."""
-
-    def __init__(self) -> None:
-        self.specs = {"detection": TaskSpec("detection", "instances", ("boxes", "scores", "labels"), ("car",))}
-        self.cameras = []
-
-    def placed(self, size) -> None: ...
-
-    def __call__(self, image, camera, size):
-        self.cameras.append(camera)
-        boxes = np.array([[1, 2, 3, 4]], np.float32)
-        found = Instances(boxes, np.array([0]), np.array([0.9], np.float32))
-        return Result(Prediction({"detection": found}, image.shape[:2]), self.specs, image, camera)
 
 
 @pytest.mark.parametrize("kind", WRITERS)

@@ -9,6 +9,7 @@ from io import BytesIO
 from pathlib import Path
 from struct import error as StructError
 from struct import unpack_from
+from typing import Any
 
 from perception.deploy.robots.recorded import Channel, DamageError, Found, in_time, ros2_type, unpack
 from perception.types import PerceptionError
@@ -20,9 +21,9 @@ MAX_DEFINITION = 64 << 20
 
 
 class McapFile:
-    """Implements `RecordingFile`. Raises DamageError where nothing of it can be read."""
+    """Implements `RecordingFile`. shown: the file's name for people. Raises DamageError where nothing can be read."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, shown: Path) -> None:
         try:
             import mcap.records as records
             from mcap.data_stream import ReadDataStream
@@ -30,8 +31,15 @@ class McapFile:
             raise PerceptionError(
                 "MCAP files need the package mcap. Install it: pip install 'dense-perception[robots]'"
             ) from error
-        self._parse = lambda kind, data: getattr(records, kind).read(ReadDataStream(BytesIO(data)))
-        self._path, self._file, self._size = path, path.open("rb"), path.stat().st_size
+
+        def parse(kind: str, data: bytes | memoryview) -> Any:
+            try:
+                return getattr(records, kind).read(ReadDataStream(BytesIO(data)))
+            except Exception as error:  # whatever its parser meets in damaged bytes
+                raise DamageError(f"a record of its index is damaged ({error})") from error
+
+        self._parse = parse
+        self._path, self._file, self._size = shown, path.open("rb"), path.stat().st_size
         self.damage: list[str] = []
         try:
             self._reset()
@@ -132,16 +140,13 @@ class McapFile:
             self._define_from(kind, self._content(place, length))
 
     def _define_from(self, kind: int, data: bytes | memoryview) -> None:
-        try:
-            if kind == SCHEMA:
-                schema = self._parse("Schema", data)
-                self._schemas[schema.id] = schema.name
-            elif kind == CHANNEL:
-                found = self._parse("Channel", data)
-                name = ros2_type(self._schemas.get(found.schema_id, ""))
-                self.channels[found.id] = Channel(found.topic, name, found.message_encoding, 0)
-        except Exception as error:  # whatever its parser meets in damaged bytes
-            raise DamageError(f"a definition is damaged ({error})") from error
+        if kind == SCHEMA:
+            schema = self._parse("Schema", data)
+            self._schemas[schema.id] = schema.name
+        elif kind == CHANNEL:
+            found = self._parse("Channel", data)
+            name = ros2_type(self._schemas.get(found.schema_id, ""))
+            self.channels[found.id] = Channel(found.topic, name, found.message_encoding, 0)
 
     def _records(self, place: int, end: int) -> Iterator[tuple[int, int, int]]:
         """Kind, place of the content and its length. Raises DamageError where a record goes over ``end``; but a cut

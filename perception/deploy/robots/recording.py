@@ -22,7 +22,7 @@ PACKED = (".zstd", ".zst")
 """Of a whole file that rosbag2 has compressed: ``drive_0.db3.zstd``."""
 METADATA = "metadata.yaml"
 MAX_METADATA = 8 << 20
-READERS: dict[bytes, Callable[[Path], RecordingFile]] = {
+READERS: dict[bytes, Callable[[Path, Path], RecordingFile]] = {
     mcap_file.MAGIC: mcap_file.McapFile,
     ros1_file.MAGIC: ros1_file.Ros1File,
     sqlite_file.MAGIC: sqlite_file.SqliteFile,
@@ -151,16 +151,16 @@ class Recording:
 
 def _open(path: Path, stack: ExitStack) -> RecordingFile:
     """By what the file begins with, whatever it is called."""
-    head = _head(path)
+    head, plain = _head(path), path
     if not head:
         raise PerceptionError(f"{path} is empty: nothing was recorded, or it was not copied whole. Copy it again.")
     if head.startswith(ZSTD):
-        path = _unpacked(path, Path(stack.enter_context(tempfile.TemporaryDirectory())))
-        head = _head(path)
+        plain = _unpacked(path, Path(stack.enter_context(tempfile.TemporaryDirectory())))
+        head = _head(plain)
     for magic, reader in READERS.items():
         if head.startswith(magic):
             try:
-                return reader(path)
+                return reader(plain, path)
             except DamageError as error:
                 raise PerceptionError(f"{path} cannot be read as a bag: {error}. Copy it again.") from error
     raise PerceptionError(

@@ -32,10 +32,10 @@ class _Chunk:
 
 
 class Ros1File:
-    """Implements `RecordingFile`. Raises DamageError where nothing of it can be read."""
+    """Implements `RecordingFile`. shown: the file's name for people. Raises DamageError where nothing can be read."""
 
-    def __init__(self, path: Path) -> None:
-        self._path, self._file, self._size = path, path.open("rb"), path.stat().st_size
+    def __init__(self, path: Path, shown: Path) -> None:
+        self._path, self._file, self._size = shown, path.open("rb"), path.stat().st_size
         self.channels: dict[int, Channel] = {}
         self.damage: list[str] = []
         self._chunks: list[_Chunk] = []

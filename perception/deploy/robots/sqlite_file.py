@@ -13,10 +13,10 @@ MAGIC = b"SQLite format 3\0"
 
 
 class SqliteFile:
-    """Implements `RecordingFile`. Raises DamageError where nothing of it can be read."""
+    """Implements `RecordingFile`. shown: the file's name for people. Raises DamageError where nothing can be read."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, shown: Path) -> None:
+        self._path = shown
         self.damage: list[str] = []
         self._base = _connect(path)
         try:
