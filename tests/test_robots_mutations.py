@@ -124,7 +124,7 @@ def check(kind: str, count: int) -> None:
 
 @pytest.mark.parametrize("kind", WRITERS)
 def test_a_damaged_recording_is_run_or_told(kind):
-    check(kind, 60)
+    check(kind, 25)
 
 
 @pytest.mark.slow

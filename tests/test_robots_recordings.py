@@ -321,3 +321,20 @@ def test_recordings_need_the_packages_of_their_extra_only(tmp_path, exported):
         done = subprocess.run([sys.executable, "-c", BLOCKED, *command], check=False, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert f"1 frames of {IMAGE}" in done.stderr
+
+
+FULL = """
+import resource, signal, sys
+from perception import cli
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_a_full_disk_ends_in_a_sentence(tmp_path, exported):
+    command = ["predict", str(exported), str(write_mcap(tmp_path / "a.mcap")), "--out", str(tmp_path / "out")]
+    done = subprocess.run([sys.executable, "-c", FULL, *command], check=False, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert "cannot be written: File too large. Make room" in done.stderr

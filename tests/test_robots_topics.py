@@ -37,6 +37,7 @@ def topics(*names: str) -> list[Channel]:
     [
         (["/a/image_raw", "/a/image_raw/compressed"], ["/a/image_raw"], {"/a/image_raw/compressed": "/a/image_raw in"}),
         (["/a/image_raw/compressed"], ["/a/image_raw/compressed"], {}),
+        (["/a/image", "/a/image/zstd_compressed"], ["/a/image"], {"/a/image/zstd_compressed": "/a/image in"}),
         (["/a/image_raw", "/a/image_rect_color"], ["/a/image_raw", "/a/image_rect_color"], {}),
         (["/s/left/image_raw", "/s/right/image_raw"], ["/s/left/image_raw", "/s/right/image_raw"], {}),
         (
@@ -94,8 +95,10 @@ def test_no_two_topics_share_the_place_of_their_results(names, places):
 
 def test_the_camera_of_a_topic_is_its_neighbour():
     infos = ["/a/camera_info", "/b/calibration", "/c/x_info", "/c/y_info", "/d/image/camera_info"]
+    infos += ["/device_0/sensor_1/Color_0/info/camera_info", "/device_0/sensor_0/Depth_0/info/camera_info"]
     wanted = {"/a/image/compressed": "/a/camera_info", "/b/image": "/b/calibration", "/c/image": None}
     wanted |= {"/d/image/compressed": "/d/image/camera_info", "/e/image": None, "/a/b/image": None}
+    wanted |= {"/device_0/sensor_1/Color_0/image/data": "/device_0/sensor_1/Color_0/info/camera_info"}
     assert {topic: info_topic(topic, infos) for topic in wanted} == wanted
 
 

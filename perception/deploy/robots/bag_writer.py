@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,9 +28,10 @@ class BagWriter:
         self.path = Path(path)
         if self.path.exists():
             raise PerceptionError(f"{self.path} exists already. Nothing is overwritten: give another name.")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._writer = Writer(self.path, version=8, storage_plugin=StoragePlugin.MCAP)
-        self._writer.open()
+        with self._told():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._writer = Writer(self.path, version=8, storage_plugin=StoragePlugin.MCAP)
+            self._writer.open()
         self._connections: dict[tuple[str, str], Any] = {}
         self.count = 0
 
@@ -38,7 +41,8 @@ class BagWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        with suppress(Exception) if error is not None else nullcontext():
+            self.close()
 
     def write(self, topic: str, message: Message, nanoseconds: int) -> None:
         """Record ``message`` on ``topic`` at a time."""
@@ -54,16 +58,29 @@ class BagWriter:
 
     def write_cdr(self, topic: str, type: str, data: bytes, nanoseconds: int) -> None:
         """Record a message of a standard type as it is."""
-        connection = self._connections.get((topic, type))
-        if connection is None:
-            connection = self._writer.add_connection(topic, type, typestore=self._store)
-            self._connections[topic, type] = connection
-        self._writer.write(connection, nanoseconds, data)
+        with self._told():
+            connection = self._connections.get((topic, type))
+            if connection is None:
+                connection = self._writer.add_connection(topic, type, typestore=self._store)
+                self._connections[topic, type] = connection
+            self._writer.write(connection, nanoseconds, data)
         self.count += 1
 
     def close(self) -> None:
         """Complete the file. Without this (a kill) it can be read up to the last chunk that was written."""
-        self._writer.close()
+        with self._told():
+            self._writer.close()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """A disk that is full or cannot be written is an error of ours."""
+        try:
+            yield
+        except OSError as error:
+            raise PerceptionError(
+                f"{self.path} cannot be written: {error.strerror}. Make room, or check the permissions. What was "
+                "written before can be read up to its last chunk."
+            ) from error
 
 
 def to_store(value: Any, store: Any) -> Any:

@@ -166,7 +166,7 @@ class Bag:
         time = header.stamp.sec * 10**9 + header.stamp.nanosec
         problems = []
         if not 0 < time < LAST:
-            time = raw.logged
+            time = min(raw.logged, LAST - 1)
             problems.append("no usable time in its header: that of the recording is taken.")
         stamp = Stamp(time, header.frame_id)
         try:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -41,10 +42,14 @@ class McapFile:
         self._parse = parse
         self._path, self._file, self._size = shown, path.open("rb"), path.stat().st_size
         self.damage: list[str] = []
+        self.channels: dict[int, Channel] = {}
+        self._schemas: dict[int, str] = {}
+        self._chunks: list[tuple[int, int, set[int]]] = []
+        """Time of the first message, place, numbers of the channels (empty = unknown). A place may also be that of the
+        first of messages which follow each other outside of chunks."""
         try:
-            self._reset()
             if not self._read_summary():
-                self._reset()
+                self._chunks.clear()
                 self._scan()
         except BaseException:
             self._file.close()
@@ -52,14 +57,6 @@ class McapFile:
 
     def close(self) -> None:
         self._file.close()
-
-    def _reset(self) -> None:
-        self.channels: dict[int, Channel] = {}
-        self._schemas: dict[int, str] = {}
-        self._counts: dict[int, int] = {}
-        self._chunks: list[tuple[int, int, set[int]]] = []
-        """Time of the first message, place, numbers of the channels (empty = unknown). A place may also be that of the
-        first of messages which follow each other outside of chunks."""
 
     def _read_summary(self) -> bool:
         """Take channels and chunks from the end of the file; False where they are not (all) there."""
@@ -85,24 +82,25 @@ class McapFile:
             return False
         if statistics is None or len(self._chunks) != statistics.chunk_count or not self._chunks:
             return False
-        if not set(statistics.channel_message_counts) <= set(self.channels):
+        counts = statistics.channel_message_counts
+        if not set(counts) <= set(self.channels) or sum(counts.values()) != statistics.message_count:
             return False
-        self._count(statistics.channel_message_counts)
+        self._count(counts)
         return True
 
     def _scan(self) -> None:
         """Find channels and chunks by going through the file."""
-        loose = False
+        loose, counts = False, Counter[int]()
         try:
             for kind, place, length in self._records(len(MAGIC), self._size):
                 if kind in (FOOTER, DATA_END):
                     return
                 if kind == CHUNK:
                     loose = False
-                    self._scan_chunk(place)
+                    counts += self._scan_chunk(place)
                 elif kind == MESSAGE:
                     channel, time = _stamp(self._content(place, min(length, 22)))
-                    self._counts[channel] = self._counts.get(channel, 0) + 1
+                    counts[channel] += 1
                     if not loose:
                         self._chunks.append((time, place - 9, set()))
                     loose = True
@@ -112,25 +110,25 @@ class McapFile:
         except DamageError as error:
             self.damage.append(f"{self._path}: {error}. What follows is lost (`mcap recover` may find more of it)")
         finally:
-            self._count(self._counts)
+            self._count(counts)
 
-    def _scan_chunk(self, place: int) -> None:
-        times, counts = [], dict[int, int]()
+    def _scan_chunk(self, place: int) -> Counter[int]:
+        """Take its channels. Returns how many messages each has."""
+        times, counts = [], Counter[int]()
         try:
             for kind, data in self._chunk_records(place):
                 if kind == MESSAGE:
                     channel, time = _stamp(data)
-                    counts[channel] = counts.get(channel, 0) + 1
+                    counts[channel] += 1
                     times.append(time)
                 else:
                     self._define_from(kind, data)
         except DamageError:
             pass  # told when it is read
         self._chunks.append((min(times, default=0), place - 9, set(counts)))
-        for channel, count in counts.items():
-            self._counts[channel] = self._counts.get(channel, 0) + count
+        return counts
 
-    def _count(self, counts: dict[int, int]) -> None:
+    def _count(self, counts: Mapping[int, int]) -> None:
         self.channels = {n: Channel(c.topic, c.type, c.encoding, counts.get(n, 0)) for n, c in self.channels.items()}
 
     def _define(self, kind: int, place: int, length: int) -> None:

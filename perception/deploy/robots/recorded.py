@@ -46,7 +46,9 @@ class RecordingFile(Protocol):
 
 
 def ros2_type(name: str) -> str:
-    """ "sensor_msgs/Image", as ROS 1 names it, -> "sensor_msgs/msg/Image"."""
+    """ "sensor_msgs/Image" of ROS 1, "sensor_msgs::msg::dds_::Image_" of DDS -> "sensor_msgs/msg/Image"."""
+    if "::" in name:
+        name = name.replace("::", "/").replace("/dds_/", "/").removesuffix("_")
     package, slash, kind = name.partition("/")
     return f"{package}/msg/{kind}" if slash and "/" not in kind else name
 

@@ -10,6 +10,8 @@ from urllib.parse import quote
 from perception.deploy.robots.recorded import Channel, DamageError, Found, ros2_type
 
 MAGIC = b"SQLite format 3\0"
+ERRORS = (sqlite3.Error, ValueError, TypeError, OverflowError)
+"""What damage leads to: also names that are not UTF-8, and numbers that are none."""
 
 
 class SqliteFile:
@@ -21,7 +23,7 @@ class SqliteFile:
         self._base = _connect(path)
         try:
             self.channels = self._channels()
-        except (sqlite3.Error, TypeError, ValueError, OverflowError) as error:
+        except ERRORS as error:
             self.close()
             raise DamageError(str(error)) from error
 
@@ -50,13 +52,13 @@ class SqliteFile:
                     yield max(time, 0), number, data
                 else:
                     self.damage.append(f"{self._path}: messages are damaged")
-        except sqlite3.Error as error:
+        except ERRORS as error:
             self.damage.append(f"{self._path} is damaged: {error}. What follows is lost (`sqlite3 FILE .recover`)")
 
     def _data(self, row: int) -> object:
         try:
             found = self._base.execute("SELECT data FROM messages WHERE id = ?", (row,)).fetchone()
-        except (sqlite3.Error, OverflowError):
+        except ERRORS:
             return None
         return found and found[0]
 
@@ -74,7 +76,7 @@ def _connect(path: Path) -> sqlite3.Connection:
             base.execute("PRAGMA locking_mode = EXCLUSIVE")
             base.execute("SELECT count(*) FROM sqlite_master").fetchone()
             return base
-        except sqlite3.Error as error:
+        except ERRORS as error:
             last = error
             if base is not None:
                 base.close()

@@ -55,6 +55,7 @@ def choose(
     for channel in channels:
         counts[channel.topic] += channel.count if is_image(channel) else 0
     images = sorted({channel.topic for channel in channels if is_image(channel)})
+    packed = {channel.topic for channel in channels if KINDS.get(channel.type) == COMPRESSED}
     left_out = {c.topic: why for c in channels if c.topic not in images and (why := _unread(c))}
     if missing := sorted(set(asked or ()) - set(images)):
         known = ", ".join(map(printable, images)) or "none"
@@ -65,7 +66,7 @@ def choose(
     for topic in images:
         if NO_PICTURES & set(topic.lower().replace("_", "/").split("/")):
             left_out[topic] = "no pictures by its name; --topics reads it"
-        elif (raw := image_topic(topic)) != topic and counts[raw]:
+        elif topic in packed and counts[raw := topic.rpartition("/")[0]]:
             left_out[topic] = f"the images of {raw} in compressed form"
     topics = [topic for topic in images if topic not in left_out]
     if not topics:
@@ -102,8 +103,8 @@ def prefixes(topics: Iterable[str]) -> dict[str, str]:
 
 def info_topic(topic: str, infos: Collection[str]) -> str | None:
     """Of the topics of CameraInfo the one that belongs to an image topic: its neighbour ``camera_info``, or else the
-    only one of its namespace."""
-    for place in (namespace(topic), topic.rpartition("/")[0]):
+    only one of its namespace. librealsense records ``Color_0/image/data`` and ``Color_0/info/camera_info``."""
+    for place in (namespace(topic), topic.rpartition("/")[0], topic.removesuffix("/image/data") + "/info"):
         if f"{place}/camera_info" in infos:
             return f"{place}/camera_info"
     beside = [info for info in infos if info.rpartition("/")[0] == namespace(topic)]
