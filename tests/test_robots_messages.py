@@ -341,6 +341,27 @@ def test_the_node_publishes_each_picture_with_its_own_stamp_and_frame(ros, expor
     node.destroy_node()
 
 
+def test_the_node_goes_by_p_on_a_rectified_topic_and_says_why_a_camera_is_not_used(ros, exported):
+    from importlib import import_module
+
+    ros.parameters, ros.remapped = {"model": str(exported)}, {"image": "/front/image_rect_color"}
+    node = import_module("perception_ros.node").PerceptionNode()
+    found = camera_info(Camera(100, 100, 80, 48), (96, 160), STAMP)
+    whole = info_of(found, p=found.fields["p"] * 1.5)
+    for done, info in enumerate([whole, info_of(found, binning_x=2)], start=1):
+        ros.subscriptions["camera_info"][1](info)
+        ros.subscriptions["image"][1](image_message())
+        wait_for(lambda done=done: node._queue.done == done)
+        ros.timers[0][1]()
+        if info is whole:
+            used = [m for topic, _, m in ros.published if topic == "perception/depth/camera_info"]
+            assert used[-1].k[0] == 150
+    status = ros.published[-1][2].status[0]
+    assert "binned" in status.message
+    assert "default focal length" in status.message
+    node.destroy_node()
+
+
 def test_the_node_outlives_a_bad_picture_and_says_so(ros, exported):
     from importlib import import_module
 

@@ -35,9 +35,13 @@ def topics(*names: str) -> list[Channel]:
 @pytest.mark.parametrize(
     ("names", "chosen", "left_out"),
     [
-        (["/a/image_raw", "/a/image_raw/compressed"], ["/a/image_raw"], {"/a/image_raw/compressed": "/a/image_raw in"}),
+        (
+            ["/a/image_raw", "/a/image_raw/compressed"],
+            ["/a/image_raw"],
+            {"/a/image_raw/compressed": "are in /a/image_raw;"},
+        ),
         (["/a/image_raw/compressed"], ["/a/image_raw/compressed"], {}),
-        (["/a/image", "/a/image/zstd_compressed"], ["/a/image"], {"/a/image/zstd_compressed": "/a/image in"}),
+        (["/a/image", "/a/image/zstd_compressed"], ["/a/image"], {"/a/image/zstd_compressed": "are in /a/image;"}),
         (["/a/image_raw", "/a/image_rect_color"], ["/a/image_raw", "/a/image_rect_color"], {}),
         (["/s/left/image_raw", "/s/right/image_raw"], ["/s/left/image_raw", "/s/right/image_raw"], {}),
         (
@@ -54,9 +58,10 @@ def test_each_image_is_run_once_and_what_is_left_out_is_named(names, chosen, lef
     assert all(left_out[topic] in reason for topic, reason in why.items())
 
 
-def test_an_empty_raw_topic_does_not_hide_its_compressed_form():
-    some = [Channel("/a/image", IMAGES, "cdr", 0), Channel("/a/image/compressed", PACKED, "cdr", 9)]
-    assert "/a/image/compressed" in choose(some, None, "drive")[0]
+@pytest.mark.parametrize(("count", "chosen"), [(0, "/compressed"), (3, "/compressed"), (8, ""), (20, "")])
+def test_a_raw_topic_with_few_images_does_not_hide_its_compressed_form(count, chosen):
+    some = [Channel("/a/image", IMAGES, "cdr", count), Channel("/a/image/compressed", PACKED, "cdr", 9)]
+    assert f"/a/image{chosen}" in choose(some, None, "drive")[0]
 
 
 @pytest.mark.parametrize(
@@ -117,7 +122,7 @@ def test_topics_of_one_namespace_do_not_mix_and_what_is_not_carried_over_is_told
     path = write_ros2(tmp_path / "in", messages)
     assert cli.main(["predict", str(exported), str(path), "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().err
-    assert f"left out: {IMAGE}/compressed: the images of {IMAGE} in compressed form" in said
+    assert f"left out: {IMAGE}/compressed: 3 images, 3 of the same camera are in {IMAGE}; --topics reads it" in said
     assert "not copied: /imu" in said
     with AnyReader([tmp_path / "out" / "in"]) as reader:
         counts = {c.topic: c.msgcount for c in reader.connections}

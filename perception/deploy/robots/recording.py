@@ -17,9 +17,9 @@ from perception.deploy.robots.recorded import ZSTD, Channel, DamageError, Record
 from perception.ops.names import printable
 from perception.types import PerceptionError
 
-SUFFIXES = (".mcap", ".bag", ".db3", ".bag.active")
-PACKED = (".zstd", ".zst")
-"""Of a whole file that rosbag2 has compressed: ``drive_0.db3.zstd``."""
+SUFFIXES = (".mcap", ".bag", ".db3")
+ADDED = (".zstd", ".zst", ".active")
+"""To the name of a file that rosbag2 has compressed whole, or whose recorder was killed."""
 METADATA = "metadata.yaml"
 MAX_METADATA = 8 << 20
 READERS: dict[bytes, Callable[[Path, Path], RecordingFile]] = {
@@ -40,8 +40,8 @@ def is_bag(path: str | Path) -> bool:
 
 def _has_suffix(name: str) -> bool:
     name = name.lower()
-    for packed in PACKED:
-        name = name.removesuffix(packed)
+    for added in ADDED:
+        name = name.removesuffix(added)
     return name.endswith(SUFFIXES)
 
 

@@ -67,7 +67,11 @@ def choose(
         if NO_PICTURES & set(topic.lower().replace("_", "/").split("/")):
             left_out[topic] = "no pictures by its name; --topics reads it"
         elif topic in packed and counts[raw := topic.rpartition("/")[0]]:
-            left_out[topic] = f"the images of {raw} in compressed form"
+            few = 2 * counts[raw] < counts[topic]
+            worse, better = (raw, topic) if few else (topic, raw)
+            left_out[worse] = (
+                f"{counts[worse]} images, {counts[better]} of the same camera are in {better}; --topics reads it"
+            )
     topics = [topic for topic in images if topic not in left_out]
     if not topics:
         there = sorted({channel.topic for channel in channels})
