@@ -197,5 +197,5 @@ class Bag:
             message = store.deserialize_cdr(data, kind)
         except Exception as error:  # whatever its generated code meets in bytes that are no such message
             what = printable(f"{channel.topic}: a message is damaged or no {channel.type} ({channel.encoding})")
-            return None, None, f"{what}: {type(error).__name__}"
+            return None, None, f"{what}: {printable(str(error))[:120] or type(error).__name__}"
         return message, Raw(channel.topic, kind, logged, data), ""

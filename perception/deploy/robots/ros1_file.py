@@ -53,6 +53,8 @@ class Ros1File:
         try:
             while place < self._size:
                 header, at, length = self._record(place)
+                if b"op" not in header:
+                    raise DamageError(f"it is damaged at byte {place}")
                 kind = _number(header, b"op", 1)
                 place = at + length
                 if kind == BAG:
