@@ -11,8 +11,9 @@ import pytest
 
 from perception.deploy.result import Result
 from perception.deploy.robots.definitions import VISION_MSGS, typestore
-from perception.deploy.robots.messages import Message, Stamp, all_messages, diagnostics
-from perception.deploy.robots.pictures import COMPRESSED, IMAGE, decode, lens
+from perception.deploy.robots.lenses import lens
+from perception.deploy.robots.messages import Message, Stamp, all_messages, camera_info, diagnostics
+from perception.deploy.robots.pictures import COMPRESSED, IMAGE, decode
 from perception.types import Camera, DenseMap, ImageLabel, Instances, PerceptionError, Prediction, TaskSpec
 
 pytest.importorskip("rosbags")
@@ -129,11 +130,16 @@ def test_points_are_those_that_depth_image_proc_computes_from_depth_and_camera_i
     assert cloud["row_step"] == len(cloud["data"])
 
 
+def info_of(message: Message, **changes) -> SimpleNamespace:
+    """A CameraInfo as rosbags and ROS give it."""
+    fields = {**message.fields, "roi": SimpleNamespace(**message.fields["roi"].fields), **changes}
+    return SimpleNamespace(**fields)
+
+
 def test_camera_info_goes_round():
-    info = SimpleNamespace(**all_messages(result(), STAMP)["depth/camera_info"].fields)
-    assert lens(info, SIZE) == CAMERA
-    assert lens(info, (480, 640)) is None
-    assert lens(SimpleNamespace(height=6, width=8, k=np.zeros(9)), SIZE) is None
+    info = info_of(all_messages(result(), STAMP)["depth/camera_info"])
+    assert lens(info, SIZE) == (CAMERA, "")
+    assert lens(info, (480, 640))[0] is None
 
 
 def test_a_subset_of_tasks_gives_a_subset_of_topics():
@@ -171,7 +177,7 @@ def test_grey_sixteen_bit_bayer_and_yuv_pictures():
     for kind, data, big in (
         ("mono8", grey, 0),
         ("mono16", grey.astype("<u2") << 8, 0),
-        ("16UC1", (grey.astype("<u2") << 8).astype(">u2"), 1),
+        ("mono16", (grey.astype("<u2") << 8).astype(">u2"), 1),
     ):
         found = decode(picture(kind, data.tobytes(), 6, 4, data.nbytes // 4, big), IMAGE, "x")
         np.testing.assert_array_equal(found, np.repeat(grey[..., None], 3, 2))
@@ -218,7 +224,8 @@ def test_what_is_no_picture_is_named(message, kind, words):
 @pytest.fixture
 def ros(monkeypatch):
     """A stand-in for ROS: what was subscribed, published and remapped. ROS itself cannot be installed by pip."""
-    made = SimpleNamespace(subscriptions={}, published=[], qualities={}, parameters={}, timers=[], errors=[])
+    made = SimpleNamespace(subscriptions={}, published=[], qualities={}, parameters={}, remapped={})
+    made.timers, made.errors = [], []
 
     class Any_:
         def __init__(self):
@@ -240,6 +247,9 @@ def ros(monkeypatch):
 
         def create_timer(self, period, callback):
             made.timers.append((period, callback))
+
+        def resolve_topic_name(self, name):
+            return made.remapped.get(name, f"/{name}")
 
         def get_clock(self):
             return SimpleNamespace(now=lambda: SimpleNamespace(nanoseconds=STAMP.nanoseconds + 10**8))
@@ -299,7 +309,7 @@ def test_the_node_publishes_each_picture_with_its_own_stamp_and_frame(ros, expor
     kind, take, quality = ros.subscriptions["image"]
     assert (kind.__name__, quality) == ("Image", "sensor data")
     assert ros.subscriptions["camera_info"][2] == "sensor data"
-    info = SimpleNamespace(height=96, width=160, k=np.array([100, 0, 79.5, 0, 100, 47.5, 0, 0, 1.0]))
+    info = info_of(camera_info(Camera(100, 100, 80, 48), (96, 160), STAMP))
     ros.subscriptions["camera_info"][1](info)
     take(image_message())
     wait_for(lambda: node._queue.done == 1)
@@ -328,6 +338,27 @@ def test_the_node_publishes_each_picture_with_its_own_stamp_and_frame(ros, expor
     diagnose()
     status = ros.published[-1][2].status[0]
     assert (status.level, status.message) == (b"\x02", "picture: black"), "in the second of a row"
+    node.destroy_node()
+
+
+def test_the_node_goes_by_p_on_a_rectified_topic_and_says_why_a_camera_is_not_used(ros, exported):
+    from importlib import import_module
+
+    ros.parameters, ros.remapped = {"model": str(exported)}, {"image": "/front/image_rect_color"}
+    node = import_module("perception_ros.node").PerceptionNode()
+    found = camera_info(Camera(100, 100, 80, 48), (96, 160), STAMP)
+    whole = info_of(found, p=found.fields["p"] * 1.5)
+    for done, info in enumerate([whole, info_of(found, binning_x=2)], start=1):
+        ros.subscriptions["camera_info"][1](info)
+        ros.subscriptions["image"][1](image_message())
+        wait_for(lambda done=done: node._queue.done == done)
+        ros.timers[0][1]()
+        if info is whole:
+            used = [m for topic, _, m in ros.published if topic == "perception/depth/camera_info"]
+            assert used[-1].k[0] == 150
+    status = ros.published[-1][2].status[0]
+    assert "binned" in status.message
+    assert "default focal length" in status.message
     node.destroy_node()
 
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from perception.deploy.video.progress import Progress
+
 
 def add_command(commands: Any, name: str, run: Callable, text: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
@@ -81,11 +83,9 @@ def say(lines: Iterable[str]) -> None:
 
 @contextmanager
 def bar(text: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Like `perception.engine.log.progress_bar`, without torch."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn(f"{text:8}"), BarColumn(), MofNCompleteColumn(), TextColumn("ETA"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(text, total=total)
-        yield lambda done: progress.update(task, completed=done)
+    """Progress on stderr without torch and rich: yields what is to be told how much is done."""
+    line = Progress(sys.stderr, "", total, unit=text)
+    try:
+        yield line.reach
+    finally:
+        line.done()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from perception.deploy.result import Result
-from perception.deploy.robots.bags import BagWriter
+from perception.deploy.robots.bag_writer import BagWriter
 from perception.deploy.robots.messages import Stamp, image
 from perception.deploy.sources import Shot
 

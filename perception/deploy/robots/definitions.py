@@ -1,4 +1,4 @@
-"""The definitions of vision_msgs 4 (ROS 2 Humble and later), which recordings carry with them."""
+"""The definitions of messages that are written (vision_msgs 4, of ROS 2 Humble and later) and read (foxglove_msgs)."""
 
 from __future__ import annotations
 
@@ -21,9 +21,21 @@ VISION_MSGS = {
 }
 """Name -> fields, as its maintainers define them (Apache-2.0); a test compares the hashes that ROS computes of them."""
 
+FOXGLOVE_MSGS = {
+    "RawImage": "builtin_interfaces/Time timestamp\nstring frame_id\nuint32 width\nuint32 height\nstring encoding\n"
+    "uint32 step\nuint8[] data\n",
+    "CompressedImage": "builtin_interfaces/Time timestamp\nstring frame_id\nuint8[] data\nstring format\n",
+    "CameraCalibration": "builtin_interfaces/Time timestamp\nstring frame_id\nuint32 width\nuint32 height\n"
+    "string distortion_model\nfloat64[] d\nfloat64[9] k\nfloat64[9] r\nfloat64[12] p\n",
+}
+"""Likewise (MIT), of what is read."""
+
 
 def typestore() -> Any:
-    """All standard messages of ROS 2 and `VISION_MSGS`. Raises PerceptionError where rosbags is not installed."""
+    """All standard messages of ROS 2, `VISION_MSGS` and `FOXGLOVE_MSGS`.
+
+    Raises PerceptionError where rosbags is not installed.
+    """
     try:
         from rosbags.typesys import Stores, get_types_from_msg, get_typestore
     except ModuleNotFoundError as error:
@@ -34,5 +46,7 @@ def typestore() -> Any:
     types: dict[str, Any] = {}
     for name, text in VISION_MSGS.items():
         types |= get_types_from_msg(text, f"vision_msgs/msg/{name}")
+    for name, text in FOXGLOVE_MSGS.items():
+        types |= get_types_from_msg(text, f"foxglove_msgs/msg/{name}")
     store.register(types)
     return store

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,32 +15,57 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perception.deploy.result import Result
-from perception.deploy.robots.bags import Bag, BagFrame, BagWriter, namespace
+from perception.deploy.robots.bag_writer import BagWriter
+from perception.deploy.robots.bags import Bag, BagFrame, Raw
+from perception.deploy.robots.topics import prefixes
 from perception.deploy.runtime import check_camera
 from perception.deploy.sources import Shot
 from perception.deploy.video.clock import Clock
 from perception.deploy.video.run import Options, steps
+from perception.ops.names import printable
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """A progress bar: text and total to a function of how much is done."""
+MOST = 20
+"""Kinds of problems that are told apart."""
 
 
 @dataclass
 class ReplayReport:
-    """What `replay` did. problems: sentence -> count, of pictures that could not be used, had no usable camera, or
-    whose results are flagged."""
+    """What `replay` did.
+
+    problems: sentence -> count, of pictures that could not be used, had no usable camera, or whose results are flagged
+    left_out: topics of images that were not read -> why. others: topics that have no images
+    damage:   what of the recording could not be read: sentence -> count
+    """
 
     out: Path
     topics: list[str]
+    left_out: dict[str, str] = field(default_factory=dict)
+    others: list[str] = field(default_factory=list)
     frames: int = 0
     seconds: float = 0.0
     interrupted: bool = False
     problems: dict[str, int] = field(default_factory=dict)
+    damage: dict[str, int] = field(default_factory=dict)
+    _kinds: dict[tuple[str, str], str] = field(default_factory=dict, repr=False)
+
+    def count(self, topic: str, problem: str) -> None:
+        """One more picture of ``topic`` with a problem; sentences that differ in numbers only are of one kind."""
+        kind = topic, re.sub(r"\d+", "0", problem)
+        if kind not in self._kinds:
+            self._kinds[kind] = problem if len(self._kinds) < MOST else "other problems"
+        shown = self._kinds[kind]
+        self.problems[shown] = self.problems.get(shown, 0) + 1
 
     def __str__(self) -> str:
         rate = f", {self.frames / self.seconds:.1f} frames/s" if self.seconds else ""
-        lines = [f"{self.out}: {self.frames} frames of {', '.join(self.topics)}{rate}"]
-        lines += [f"{count} x {text}" for text, count in self.problems.items()]
+        lines = [f"{self.out}: {self.frames} frames of {', '.join(map(printable, self.topics))}{rate}"]
+        lines += [f"{count} x {text}" for text, count in [*self.problems.items(), *self.damage.items()]]
+        lines += [f"left out: {printable(topic)}: {why}" for topic, why in self.left_out.items()]
+        if self.others:
+            more = f" and {len(self.others) - MOST} more" if len(self.others) > MOST else ""
+            lines.append(f"not copied: {', '.join(map(printable, self.others[:MOST]))}{more} (no images)")
         return "\n".join([*lines, "Stopped before the end."] if self.interrupted else lines)
 
 
@@ -58,33 +83,41 @@ def replay(
     """Run ``network`` over the pictures of ``bag`` and write a new bag at ``out``.
 
     network: `runtime.Perceiver` or anything that is called like it
-    topics:  image topics; None = all
-    options: size, camera (of pictures without CameraInfo), frames, monitor, track, smooth and calibration; each topic
-        is a video of its own
+    topics:  image topics; None = all of pictures, each once (see `bags.Bag`)
+    options: size, camera (of pictures without CameraInfo), frames (of each topic), monitor, track, smooth and
+        calibration; each topic is a video of its own
     copy:    also carry over the pictures and their CameraInfo, so that the new bag shows everything by itself
     point_step: rows and columns between the cloud's points; 0 = no cloud
 
-    Results of ``/front/image_raw`` are in ``/front/perception/...``, with the stamp and frame_id of their picture, at
-    the time when it was recorded. A picture that cannot be decoded is counted and left out. Ctrl-C keeps what was
-    written. Raises PerceptionError where the bag cannot be read or ``out`` exists.
+    Results of ``/front/image_raw`` are in ``/front/perception/...`` (in ``/front/image_raw/perception/...`` where
+    another image topic is in ``/front``), with the stamp and frame_id of their picture, at the time when it was
+    recorded. What cannot be read or decoded is counted and left out. Ctrl-C keeps what was written. Raises
+    PerceptionError where the bag cannot be read or ``out`` exists.
     """
     options = options or Options()
     check_camera(options.camera)
     network.placed(options.size)
     with Bag(bag, topics) as source, BagWriter(out) as sink:
-        views = {topic: _View(options, network, source.rate(topic)) for topic in source.topics}
-        report, begin = ReplayReport(Path(out), source.topics), time.perf_counter()
-        with bar("frames", len(source)) as advance_to:
+        report = ReplayReport(Path(out), source.topics, source.left_out, source.others)
+        places, begin = prefixes(source.topics), time.perf_counter()
+        views = {topic: _View(options, network, fps) for topic, fps in source.rates().items()}
+
+        def carry(raw: Raw | None) -> None:
+            if copy and raw is not None:
+                sink.write_cdr(raw.topic, raw.type, raw.data, raw.logged)
+
+        wanted = [min(source.count(topic), options.frames or source.count(topic)) for topic in source.topics]
+        with bar("frames", sum(wanted)) as advance_to:
             try:
-                if copy:
-                    for raw in source.infos():
-                        sink.copy(raw)
-                for number, frame in enumerate(islice(source.frames(), options.frames)):
-                    _one(views[frame.topic], frame, sink, report, copy, point_step)
+                for number, frame in enumerate(source.frames(options.frames, carry)):
+                    carry(frame.raw)
+                    _one(views[frame.topic], frame, places[frame.topic], sink, report, point_step)
                     advance_to(number + 1)
             except KeyboardInterrupt:
                 report.interrupted = True
-        report.seconds = time.perf_counter() - begin
+        report.seconds, report.damage = time.perf_counter() - begin, source.damage()
+    if not (report.frames or report.problems or report.interrupted):
+        report.count("", "nothing was recorded on these topics")
     return report
 
 
@@ -106,19 +139,12 @@ class _View:
         return dataclasses.replace(result, prediction=prediction)
 
 
-def _one(view: _View, frame: BagFrame, sink: BagWriter, report: ReplayReport, copy: bool, point_step: int) -> None:
-    problems = [frame.problem.partition(": ")[2] or frame.problem] if frame.problem else []
-    if copy:
-        sink.copy(frame.raw)
+def _one(view: _View, frame: BagFrame, place: str, sink: BagWriter, report: ReplayReport, point_step: int) -> None:
+    problems = [frame.problem] if frame.problem else []
     if frame.image is not None:
         result = view(frame.image, frame)
-        sink.write_result(prefix(frame.topic), result, frame.stamp, frame.logged, point_step)
+        sink.write_result(place, result, frame.stamp, frame.logged, point_step)
         report.frames += 1
-        problems += result.flags
+        problems += [f"{printable(frame.topic)}: {flag}" for flag in result.flags]
     for text in problems:
-        report.problems[text] = report.problems.get(text, 0) + 1
-
-
-def prefix(topic: str) -> str:
-    """Where the results of an image topic are published."""
-    return f"{namespace(topic)}/perception"
+        report.count(frame.topic, text)

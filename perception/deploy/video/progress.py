@@ -7,20 +7,27 @@ from typing import TextIO
 
 
 class Progress:
-    """stream: None = silent; length: frames that are expected, None = unknown; prefix: before each line."""
+    """stream: None = silent; length: frames that are expected, None = unknown; prefix: before each line; unit: of what
+    is counted."""
 
-    def __init__(self, stream: TextIO | None, name: str, length: int | None, prefix: str = "") -> None:
-        self.stream, self.name, self.length, self.prefix = stream, name, length, prefix
+    def __init__(
+        self, stream: TextIO | None, name: str, length: int | None, prefix: str = "", unit: str = "frames"
+    ) -> None:
+        self.stream, self.name, self.length, self.prefix, self.unit = stream, name, length, prefix, unit
         self._begin, self._shown, self._count, self._text = time.monotonic(), 0.0, 0, ""
 
     def step(self) -> None:
         """One more frame."""
-        self._count += 1
+        self.reach(self._count + 1)
+
+    def reach(self, count: int) -> None:
+        """So many frames are done."""
+        self._count = count
         now = time.monotonic()
         rate = self._count / max(now - self._begin, 1e-6)
         known = self.length is not None and self._count <= self.length
         of = f"/{self.length}" if known else ""
-        self._text = f"{self.prefix}{self.name} {self._count}{of} frames, {rate:.1f}/s"
+        self._text = f"{self.prefix}{self.name} {self._count}{of} {self.unit}, {rate:.1f}/s".lstrip()
         if known and self.length is not None:
             left = round((self.length - self._count) / rate)
             self._text += f", {left // 60}:{left % 60:02d} left"

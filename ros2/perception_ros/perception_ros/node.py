@@ -7,8 +7,9 @@ from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
+from perception.deploy.robots.lenses import is_rectified, lens
 from perception.deploy.robots.messages import ERROR, OK, WARN, Stamp, all_messages, diagnostics
-from perception.deploy.robots.pictures import COMPRESSED, IMAGE, decode, lens
+from perception.deploy.robots.pictures import COMPRESSED, IMAGE, decode
 from perception.deploy.runtime import Perceiver
 from perception.deploy.sources import Shot
 from perception.deploy.video.monitor import Monitor
@@ -17,6 +18,7 @@ from perception_ros.newest import NewestOnly
 
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL, reliability=ReliabilityPolicy.RELIABLE)
 """Of label_info, which does not change: who comes later gets it too."""
+DEFAULT = "Metres assume the default focal length."
 
 
 class PerceptionNode(Node):
@@ -35,7 +37,7 @@ class PerceptionNode(Node):
         self._kind = COMPRESSED if setting("compressed", False) else IMAGE
         self._point_step, self._deadline = setting("point_step", 4), setting("deadline", 0.2)
         self._stale = setting("stale", 1.0)
-        self._info, self._camera_known = None, False
+        self._info, self._lens_trouble = None, f"no camera_info. {DEFAULT}"
         self._missed, self._last, self._trouble = 0, self._now(), ""
         self._monitor, self._flags = Monitor(), ()
         self._before: dict[str, int] = {}
@@ -44,6 +46,7 @@ class PerceptionNode(Node):
         message = CompressedImage if self._kind == COMPRESSED else Image
         self.create_subscription(message, "image", self._take, qos_profile_sensor_data)
         self.create_subscription(CameraInfo, "camera_info", self._take_info, qos_profile_sensor_data)
+        self._rectified = is_rectified(self.resolve_topic_name("image"))
         self._diagnostics = self.create_publisher(ros_class("diagnostic_msgs/msg/DiagnosticArray"), "/diagnostics", 1)
         self.create_timer(1.0, self._diagnose)
 
@@ -61,8 +64,10 @@ class PerceptionNode(Node):
         time = message.header.stamp
         stamp = Stamp(time.sec * 10**9 + time.nanosec, message.header.frame_id)
         image = decode(message, self._kind, f"picture at {stamp.nanoseconds / 1e9:.3f}")
-        camera = None if self._info is None else lens(self._info, image.shape[:2])
-        self._camera_known = camera is not None
+        camera = None
+        if self._info is not None:
+            camera, trouble = lens(self._info, image.shape[:2], self._rectified)
+            self._lens_trouble = trouble if camera else f"{trouble} {DEFAULT}"
         result = self._perceiver(image, camera)
         prediction = self._monitor(Shot(image, stamp.nanoseconds / 1e9), result.prediction)
         result = dataclasses.replace(result, prediction=prediction)
@@ -99,8 +104,8 @@ class PerceptionNode(Node):
             level, text = ERROR, "; ".join(self._flags)
         elif news["dropped"] or news["deadlines missed"]:
             level, text = WARN, f"{news['dropped']} pictures dropped, {news['deadlines missed']} late"
-        elif not self._camera_known:
-            level, text = WARN, "no usable camera_info: metres assume the default focal length"
+        elif self._lens_trouble:
+            level, text = WARN, self._lens_trouble
         else:
             level, text = OK, "running"
         low, high = queue.latencies()

@@ -1,0 +1,340 @@
+"""Recordings of every kind: read the same, carried over as ROS 2, and never lost in silence."""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rosbags")
+pytest.importorskip("mcap")
+from recordings import (
+    CAMERA,
+    COUNT,
+    IMAGE,
+    INFO,
+    SIZE,
+    drive,
+    pixels,
+    stamp,
+    write_folder,
+    write_mcap,
+    write_ros1,
+    write_ros2,
+    write_wal,
+    write_zstd,
+)
+from rosbags.highlevel import AnyReader
+from seer import Seer
+
+from perception.deploy.robots.bags import Bag, is_bag
+from perception.deploy.robots.definitions import typestore
+from perception.deploy.robots.messages import Stamp, image
+from perception.deploy.robots.replay import replay
+from perception.deploy.video.run import Options
+from perception.types import PerceptionError
+
+METADATA = "rosbag2_bagfile_information:\n  version: 9\n  storage_identifier: ''\n  relative_file_paths: [{}]\n"
+HALVES = (lambda p: write_mcap(p, drive()[:COUNT]), lambda p: write_mcap(p, drive()[COUNT:]))
+
+WRITERS: dict[str, Callable[[Path], Path]] = {
+    "ROS 1": lambda p: write_ros1(p / "drive.bag"),
+    "ROS 1, bz2": lambda p: write_ros1(p / "drive.bag", kind="bz2", size=20_000),
+    "ROS 1, lz4": lambda p: write_ros1(p / "drive.BAG", kind="lz4"),
+    "SQLite": lambda p: write_ros2(p / "drive", plugin="sqlite3"),
+    "SQLite, messages compressed": lambda p: write_ros2(p / "drive", plugin="sqlite3", packed="message"),
+    "SQLite, file compressed": lambda p: write_ros2(p / "drive", plugin="sqlite3", packed="file"),
+    "SQLite, one file": lambda p: next(write_ros2(p / "b", plugin="sqlite3").glob("*.db3")).rename(p / "50%? #1.db3"),
+    "SQLite, write-ahead log": lambda p: write_wal(p / "drive"),
+    "MCAP": lambda p: write_ros2(p / "drive"),
+    "MCAP, one file": lambda p: write_mcap(p / "drive.mcap", chunk_size=20_000),
+    "MCAP, lz4": lambda p: write_mcap(p / "drive.mcap", compression="lz4"),
+    "MCAP, zstd": lambda p: write_mcap(p / "drive.mcap", compression="zstd"),
+    "MCAP, file compressed": lambda p: write_zstd(p / "drive.mcap.zstd", write_mcap(p / "drive.mcap")),
+    "MCAP, no chunks": lambda p: write_mcap(p / "drive.mcap", use_chunking=False),
+    "MCAP, no message index": lambda p: write_mcap(p / "drive.mcap", without=("MESSAGE",)),
+    "MCAP, no chunk index": lambda p: write_mcap(p / "drive.mcap", without=("CHUNK",)),
+    "MCAP, no statistics": lambda p: write_mcap(p / "drive.mcap", use_statistics=False),
+    "MCAP, no channels in its summary": lambda p: write_mcap(p / "drive.mcap", repeat_channels=False),
+    "MCAP of ROS 1": lambda p: write_mcap(p / "drive.mcap", encoding="ros1"),
+    "MCAP, protobuf": lambda p: write_mcap(p / "drive.mcap", encoding="protobuf"),
+    "MCAP, JSON": lambda p: write_mcap(p / "drive.mcap", encoding="json"),
+    "MCAP, foxglove_msgs": lambda p: write_mcap(p / "drive.mcap", encoding="cdr of foxglove_msgs"),
+    "split": lambda p: write_folder(p / "d", *HALVES, metadata=METADATA.format("d/drive_0.mcap, drive_1.mcap")),
+    "split, no metadata": lambda p: write_folder(p / "drive", *HALVES),
+    "split, of other names": lambda p: write_folder(p / "drive", *HALVES, metadata=METADATA.format("old_0.mcap")),
+    "no metadata": lambda p: write_folder(p / "drive", write_mcap),
+    "damaged metadata": lambda p: write_folder(p / "drive", write_mcap, metadata="rosbag2_bagfile_information: ]["),
+    "with another suffix": lambda p: write_mcap(p / "drive.db3"),
+}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_every_kind_of_recording_gives_the_same_pictures_and_a_bag_that_others_read(kind, tmp_path):
+    path = WRITERS[kind](tmp_path)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    assert is_bag(path)
+    with Bag(path) as bag:
+        assert (bag.topics, len(bag)) == ([IMAGE], COUNT)
+        frames = list(bag.frames())
+        assert [text for text in bag.damage() if "old_0.mcap" not in text] == []
+    assert [(f.stamp, f.logged, f.camera) for f in frames] == [
+        (stamp(n), stamp(n).nanoseconds + 3_000_000, CAMERA) for n in range(COUNT)
+    ]
+    for n, frame in enumerate(frames):
+        np.testing.assert_array_equal(frame.image, pixels(n))
+    assert replay(Seer(), path, tmp_path / "out").frames == COUNT
+    assert {p: p.read_bytes() for p in before} == before, "nobody's file is changed"
+    counts: dict[str, int] = {}
+    with AnyReader([tmp_path / "out"], default_typestore=typestore()) as reader:
+        for connection, _, data in reader.messages():
+            message = reader.deserialize(data, connection.msgtype)
+            n = counts[connection.topic] = counts.get(connection.topic, -1) + 1
+            if connection.topic == IMAGE:
+                np.testing.assert_array_equal(message.data, pixels(n).ravel())
+            assert message.header.frame_id == "front_optical"
+    assert counts == dict.fromkeys((IMAGE, INFO, "/front/perception/detections"), COUNT - 1)
+    _check_by_mcap(next((tmp_path / "out").glob("*.mcap")))
+
+
+def _check_by_mcap(path: Path) -> None:
+    from mcap.reader import make_reader
+    from mcap_ros2.decoder import DecoderFactory
+
+    with path.open("rb") as file:
+        found = list(make_reader(file, decoder_factories=[DecoderFactory()]).iter_decoded_messages([IMAGE, INFO]))
+    assert [m.height for *_, m in found] == [SIZE[0]] * 2 * COUNT
+    assert bytes(found[0][3].data) == pixels(0).tobytes()
+
+
+def seen(path: Path) -> tuple[list[int], list[str]]:
+    """The numbers of the pictures that are read, and what is told of damage."""
+    numbers = {pixels(n).tobytes(): n for n in range(COUNT)}
+    with Bag(path) as bag:
+        found = [numbers[frame.image.tobytes()] for frame in bag.frames() if frame.image is not None]
+        return found, list(bag.damage())
+
+
+def kill_ros1(path: Path) -> Path:
+    """As rosbag leaves it: no index at its end, its header not filled in; a chunk that is not whole."""
+    data = bytearray(path.read_bytes())
+    head = 13 + 4 + data[13:].index(b"index_pos=") - 4
+    place = struct.unpack_from("<Q", data, head + 10)[0]
+    data[head + 10 : head + 18] = bytes(8)
+    out = path.with_name("drive.bag.active")
+    out.write_bytes(data[:place])
+    return out
+
+
+def cut(path: Path, share: float) -> Path:
+    data = path.read_bytes()
+    path.write_bytes(data[: int(share * len(data))])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("write", "least"),
+    [
+        (lambda p: kill_ros1(write_ros1(p / "drive.bag")), COUNT),
+        (lambda p: kill_ros1(write_ros1(p / "drive.bag", kind="lz4", size=30_000)), COUNT),
+        (lambda p: cut(kill_ros1(write_ros1(p / "drive.bag")), 0.7), 3),
+        (lambda p: cut(write_ros1(p / "drive.bag"), 0.7), 3),
+        (lambda p: cut(write_ros1(p / "drive.bag", size=10**6), 0.7), 3),
+        (lambda p: cut(write_mcap(p / "drive.mcap"), 0.7), 3),
+        (lambda p: cut(write_mcap(p / "drive.mcap", chunk_size=10**6), 0.7), 3),
+        (lambda p: cut(write_mcap(p / "drive.mcap", compression="lz4"), 0.7), 3),
+        (lambda p: cut(write_mcap(p / "drive.mcap", compression="zstd", chunk_size=20_000), 0.7), 3),
+        (lambda p: cut(write_mcap(p / "drive.mcap", use_chunking=False), 0.7), 3),
+    ],
+)
+def test_what_a_killed_recorder_left_is_read_up_to_its_end_and_told(write, least, tmp_path):
+    path = write(tmp_path)
+    assert is_bag(path)
+    numbers, damage = seen(path)
+    assert numbers == list(range(len(numbers)))
+    assert len(numbers) >= least
+    assert damage
+    assert str(path) in damage[0]
+
+
+def spoil(path: Path, number: int, how: Callable[[bytes], bytes] = lambda data: bytes(len(data))) -> Path:
+    """Change 16 bytes in the middle of a picture."""
+    data, part = path.read_bytes(), pixels(number).tobytes()[4000:4016]
+    assert data.count(part) == 1
+    path.write_bytes(data.replace(part, how(part)))
+    return path
+
+
+def spoil_length(path: Path, number: int) -> Path:
+    """The message says that its picture is longer than it is."""
+    data = path.read_bytes()
+    at = data.index(pixels(number).tobytes()[:100]) - 4
+    path.write_bytes(data[:at] + b"\xff\xff\xff\x7f" + data[at + 4 :])
+    return path
+
+
+def spoil_file(path: Path, n: int = 0) -> Path:
+    next(path.glob(f"*_{n}.*")).write_bytes(b"\x89MCAP0\r\n" + bytes(100))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("write", "words"),
+    [
+        (lambda p: spoil(write_mcap(p / "drive.mcap"), 2), "checksum"),
+        (lambda p: spoil_length(write_mcap(p / "drive.mcap", enable_crcs=False), 2), "damaged"),
+        (lambda p: spoil_length(write_ros1(p / "drive.bag"), 2), "damaged"),
+        (lambda p: spoil_length(next(write_ros2(p / "drive", plugin="sqlite3").glob("*.db3")), 2), "damaged"),
+    ],
+)
+def test_damage_in_the_middle_costs_what_is_damaged_and_is_counted(write, words, tmp_path):
+    path = write(tmp_path)
+    report = replay(Seer(), path, tmp_path / "out")
+    assert report.frames == COUNT - 1
+    assert words in str(report)
+    assert "1 x " in str(report)
+    assert seen(path)[0] == [0, 1, 3, 4, 5]
+
+
+def test_a_file_of_a_split_bag_that_cannot_be_read_is_told_and_the_others_are_read(tmp_path):
+    path = spoil_file(write_folder(tmp_path / "drive", *HALVES, metadata=METADATA.format("drive_0.mcap,drive_1.mcap")))
+    numbers, damage = seen(path)
+    assert numbers == [3, 4, 5]
+    assert "drive_0.mcap" in damage[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is empty"),
+        (b"#ROSBAG V1.2\n" + bytes(99), "rosbag migrate"),
+        (b"<html>", "begins with"),
+        (b"SQLite format 3\0" + bytes(4096), "copy it again"),
+    ],
+)
+def test_what_is_no_recording_is_told_with_the_mend(content, words, tmp_path):
+    path = tmp_path / "drive.bag"
+    path.write_bytes(content)
+    with pytest.raises(PerceptionError, match=rf"(?i)drive\.bag.*{words}"):
+        Bag(path)
+
+
+def test_a_folder_without_recordings_is_none_and_one_whose_files_are_missing_is_told(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"x")
+    (tmp_path / "metadata.yaml").write_text("name: x")
+    assert not is_bag(tmp_path)
+    (tmp_path / "metadata.yaml").write_text(METADATA.format("drive_0.mcap"))
+    assert is_bag(tmp_path)
+    with pytest.raises(PerceptionError, match=r"not its files \(drive_0\.mcap\)"):
+        Bag(tmp_path)
+
+
+def test_messages_come_in_the_order_of_recording_whatever_that_of_the_file(tmp_path):
+    shuffled = [drive()[i] for i in (8, 2, 10, 0, 4, 6)]
+    for path in (write_mcap(tmp_path / "a.mcap", shuffled), write_ros1(tmp_path / "a.bag", shuffled)):
+        assert seen(path) == (list(range(COUNT)), [])
+
+
+def test_a_recording_is_not_loaded_whole(tmp_path):
+    import tracemalloc
+
+    many = [
+        (IMAGE, image(np.full((400, 500, 3), n, np.uint8), "rgb8", stamp(n)), stamp(n).nanoseconds) for n in range(60)
+    ]
+    for path in (
+        write_mcap(tmp_path / "a.mcap", many, chunk_size=1 << 20),
+        write_mcap(tmp_path / "b.mcap", many, use_chunking=False),
+        write_ros1(tmp_path / "a.bag", many),
+        write_ros2(tmp_path / "c", many, plugin="sqlite3"),
+    ):
+        tracemalloc.start()
+        with Bag(path) as bag:
+            assert sum(frame.image is not None for frame in bag.frames()) == 60
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 12e6, f"{path}: {peak / 1e6:.0f} MB of {60 * 0.6:.0f}"
+
+
+def test_a_chunk_that_says_it_is_huge_is_not_unpacked(tmp_path):
+    path = write_mcap(tmp_path / "drive.mcap", compression="zstd", enable_crcs=False)
+    data = path.read_bytes()
+    place = data.index(b"zstd") - 4 - 4 - 8  # of the size in the head of the first chunk
+    path.write_bytes(data[:place] + struct.pack("<Q", 50 << 30) + data[place + 8 :])
+    numbers, damage = seen(path)
+    assert numbers == [1, 2, 3, 4, 5]
+    assert "GB unpacked" in damage[0]
+
+
+def test_each_topic_has_its_own_limit_and_empty_topics_are_told(tmp_path):
+    late = [("/rear/image", image(pixels(n), "rgb8", stamp(n)), stamp(n).nanoseconds + 10**9) for n in range(4)]
+    path = write_ros2(tmp_path / "in", drive() + late)
+    report = replay(Seer(), path, tmp_path / "out", options=Options(frames=2))
+    assert report.frames == 4
+    with AnyReader([tmp_path / "out"], default_typestore=typestore()) as reader:
+        counts = {c.topic: c.msgcount for c in reader.connections}
+    assert counts["/front/perception/detections"] == counts["/rear/perception/detections"] == 2
+
+
+def test_stamps_of_zero_are_replaced_by_the_time_of_recording_and_told(tmp_path):
+    messages = [(IMAGE, image(pixels(n), "rgb8", Stamp(0, "cam")), stamp(n).nanoseconds) for n in range(3)]
+    with Bag(write_ros2(tmp_path / "in", messages)) as bag:
+        frames = list(bag.frames())
+    assert [frame.stamp for frame in frames] == [Stamp(stamp(n).nanoseconds, "cam") for n in range(3)]
+    assert all("no usable time" in frame.problem for frame in frames)
+
+
+def test_a_recording_whose_pictures_change_their_size_and_whose_time_jumps_is_run(tmp_path):
+    times = [0, 1, 2, 2, 1, 10**6, 10**6 + 1]
+    sizes = [(48, 64), (48, 64), (24, 32), (24, 32), (48, 64), (64, 48), (48, 64)]
+    messages = []
+    for n, (seconds, size) in enumerate(zip(times, sizes, strict=True)):
+        picture = np.random.default_rng(n).integers(0, 255, (*size, 3), np.uint8)
+        when = stamp(0).nanoseconds + seconds * 10**9
+        messages.append((IMAGE, image(picture, "rgb8", Stamp(when, "cam")), when))
+    report = replay(Seer(), write_ros2(tmp_path / "in", messages), tmp_path / "out", options=Options(smooth=0.3))
+    assert (report.frames, report.problems) == (7, {})
+
+
+BLOCKED = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("rich", "pydantic", "torch", "PIL", "matplotlib", "scipy", "google", "tqdm"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Blocked())
+from perception import cli
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_recordings_need_the_packages_of_their_extra_only(tmp_path, exported):
+    for n, path in enumerate([write_mcap(tmp_path / "a.mcap"), write_ros1(tmp_path / "b.bag")]):
+        out = tmp_path / f"out{n}"
+        command = ["predict", str(exported), str(path), "--out", str(out), "--frames", "1"]
+        done = subprocess.run([sys.executable, "-c", BLOCKED, *command], check=False, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert f"1 frames of {IMAGE}" in done.stderr
+
+
+FULL = """
+import resource, signal, sys
+from perception import cli
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_a_full_disk_ends_in_a_sentence(tmp_path, exported):
+    command = ["predict", str(exported), str(write_mcap(tmp_path / "a.mcap")), "--out", str(tmp_path / "out")]
+    done = subprocess.run([sys.executable, "-c", FULL, *command], check=False, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert "cannot be written: File too large. Make room" in done.stderr
