@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from perception.data.files.images import PictureError, read_image, read_map
+from perception.data.files.images import PictureError, read_image
+from perception.data.files.map_files import read_map
 from perception.types import DataError
 
 
