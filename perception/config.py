@@ -11,11 +11,19 @@ import difflib
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
 from perception.types import ConfigError
+
+if TYPE_CHECKING:
+    from typing_extensions import dataclass_transform
+else:  # typing has it from Python 3.11 on, and only type checkers look at it
+
+    def dataclass_transform(**_):
+        return lambda function: function
+
 
 T = TypeVar("T")
 

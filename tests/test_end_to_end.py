@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import DEMO, SMALL, perception, training
+from commands import DEMO, perception, training
 
 
 def _require_close(first: dict, second: dict) -> None:
@@ -44,33 +44,6 @@ def test_evaluation_does_not_depend_on_the_batch_size_and_takes_other_data(demo_
     alone = json.loads((tmp_path / "two" / "metrics.json").read_text())
     assert alone["segmentation/miou"] == pytest.approx(mine["segmentation/miou"], abs=1e-3)
     assert not [key for key in alone if key.startswith(("depth", "detection"))]
-
-
-def test_s5_no_command_attempts_a_connection(demo_run, demo_street, tmp_path):
-    """With every internet socket refused and recorded. (Worker processes talk through local sockets.)"""
-    log = tmp_path / "connections.txt"
-    (tmp_path / "sitecustomize.py").write_text(
-        "import socket\n"
-        "connect = socket.socket.connect\n"
-        "def refuse(self, address):\n"
-        "    if self.family == socket.AF_UNIX:\n"
-        "        return connect(self, address)\n"
-        f"    open({str(log)!r}, 'a').write(f'{{address}}\\n')\n"
-        "    raise OSError('no network')\n"
-        "socket.socket.connect = socket.socket.connect_ex = refuse\n"
-        "def resolve(*address, **options):\n"
-        f"    open({str(log)!r}, 'a').write(f'{{address}}\\n')\n"
-        "    raise OSError('no network')\n"
-        "socket.getaddrinfo = resolve\n"
-    )
-    alone = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    short = "train={steps: 2, batch_size: 2, threads: 1}"
-    perception("train", DEMO, *SMALL[:2], short, f"data.root={demo_street}", "--out", tmp_path / "run", env=alone)
-    perception("evaluate", tmp_path / "run", env=alone)
-    perception(
-        "predict", demo_run, demo_street / "leftImg8bit" / "val" / "street", "--out", tmp_path / "out", env=alone
-    )
-    assert not log.exists(), log.read_text()
 
 
 def test_two_ranks_train_and_evaluate_the_whole_network(demo_street, tmp_path):

@@ -22,14 +22,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "perception":
             raise
-        print(  # noqa: T201
-            f"perception {parsed.command}: the package {error.name} is not installed. "
-            "Install all that training needs: pip install 'dense-perception[train]'",
-            file=sys.stderr,
-        )
+        print(f"perception {parsed.command}: {missing(error.name or '')}", file=sys.stderr)  # noqa: T201
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+INSTALL = {
+    "onnxruntime": "Install one engine: pip install onnxruntime, or for CUDA and TensorRT: pip install onnxruntime-gpu",
+    "cv2": "Install OpenCV: pip install opencv-python-headless; for ROS's Python: apt install python3-opencv.",
+    "rosbags": "Install what reads recordings: pip install 'dense-perception[robots]'",
+    "mcap": "Install what reads recordings: pip install 'dense-perception[robots]'",
+    "optuna": "Install what searches recipes: pip install 'dense-perception[tune]'",
+    "rerun": "Install what writes .rrd files: pip install 'dense-perception[rerun]'",
+    **dict.fromkeys(("numpy", "yaml"), "Install it: pip install dense-perception"),
+}
+"""Module -> how it is installed, where that is not with all that training needs."""
+
+
+def missing(module: str) -> str:
+    """What to say where ``module`` cannot be imported because nothing installed provides it."""
+    name = module.partition(".")[0]
+    default = "Install all that training needs: pip install 'dense-perception[train]'"
+    return f"the package {name} is not installed. {INSTALL.get(name, default)}"
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

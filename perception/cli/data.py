@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from importlib import metadata
+from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,12 @@ def _doctor(parsed: argparse.Namespace) -> int:
     try:
         from perception.data import doctor
         from perception.report import doctor_page
-    except (ImportError, AttributeError) as error:  # numpy, cv2 or pydantic is missing, broken or there twice
-        providers = metadata.packages_distributions()
-        found = "; ".join(f"{m} from {', '.join(providers.get(m, ['nowhere']))}" for m in ("numpy", "cv2", "pydantic"))
-        print(f"perception doctor: {error}. Reinstall what is broken: {found}.", file=sys.stderr)  # noqa: T201
-        return 1
+    except ModuleNotFoundError as error:
+        if not _is_there(error.name or ""):
+            raise  # the base install has no doctor
+        return _broken(error)
+    except (ImportError, AttributeError) as error:
+        return _broken(error)
     diagnosis = doctor.diagnose(
         parsed.config,
         parsed.overrides,
@@ -59,6 +60,21 @@ def _doctor(parsed: argparse.Namespace) -> int:
     say(doctor.report_lines(diagnosis))
     say([doctor_page.write(parsed.out or Path("doctor") / doctor_page.folder_name(diagnosis), diagnosis)])
     return diagnosis.exit_code
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return util.find_spec(module.partition(".")[0]) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _broken(error: Exception) -> int:
+    """numpy, cv2 or pydantic is broken, or there twice."""
+    providers = metadata.packages_distributions()
+    found = "; ".join(f"{m} from {', '.join(providers.get(m, ['nowhere']))}" for m in ("numpy", "cv2", "pydantic"))
+    print(f"perception doctor: {error}. Reinstall what is broken: {found}.", file=sys.stderr)  # noqa: T201
+    return 1
 
 
 def _check_recipe(state: None, mapping: dict) -> dict[str, dict] | str:

@@ -112,10 +112,10 @@ def _dense_map(
             continue
         inside = slice(y, y + height), slice(x, x + width)
         if kind.kind != "f":
-            values[..., *inside] = part.values
+            values[(..., *inside)] = part.values
             valid[inside] = part.valid
         elif factor is not None:
-            np.multiply(part.values, factor, out=values[..., *inside], casting="same_kind")
+            np.multiply(part.values, factor, out=values[(..., *inside)], casting="same_kind")
             valid[inside] = part.valid
     return DenseMap(values, valid, classes=known[0].classes)
 

@@ -189,7 +189,7 @@ class Detection(Task):
         )
         place, truth, mass = (found.pictures, found.cells), objects.boxes[found.objects], found.share.sum()
         wanted = torch.zeros_like(branch.logits)
-        wanted[*place, objects.labels[found.objects]] = found.quality
+        wanted[(*place, objects.labels[found.objects])] = found.quality
         class_loss = quality_focal(branch.logits, wanted) * (counted | (wanted > 0))
         box_loss = (1 - OVERLAPS[config.box_loss](predicted[place], truth)) * found.share
         parts = {
