@@ -21,9 +21,9 @@ _KINDS: tuple[tuple[bytes, str, str], ...] = (
     (rb"\0\0[\1\2]\0[^\0]\0", "an icon", _CONVERT),
     (rb"\x93NUMPY", "a numpy array", "cv2.imwrite"),
     (rb"%PDF", "a PDF", "pdftoppm -png IN OUT"),
-    (rb"(?i)\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*(<!doctype svg[^>]*>\s*)?<svg", "a drawing (SVG)", _CONVERT),
+    (rb"(?i)\s*(<\?xml[^>]*>\s*)?(<!--(?:(?!-->).)*-->\s*)*(<!doctype svg[^>]*>\s*)?<svg", "a drawing (SVG)", _CONVERT),
 )
-_WEB = re.compile(rb"(?i)(\xef\xbb\xbf)?\s*(<!--.*?-->\s*)*<(!doctype html|html|head|body|\?xml)", re.DOTALL)
+_WEB = re.compile(rb"(?i)(\xef\xbb\xbf)?\s*(<!--(?:(?!-->).)*-->\s*)*<(!doctype html|html|head|body|\?xml)", re.DOTALL)
 _PATTERNS = [(re.compile(pattern, re.DOTALL), what, mend) for pattern, what, mend in _KINDS]
 _RAW_SUFFIXES = frozenset(
     (
