@@ -111,9 +111,13 @@ def fetch(answer: http.client.HTTPResponse, head: bytes, shown: str, name: str, 
     except OSError as error:
         raise PerceptionError(f"{shown} cannot be kept in {folder.path.parent}: {error}. Set TMPDIR.") from error
     if not whole or (length is not None and got < length):
-        of = "" if length is None else f" of {length:,}"
-        raise PerceptionError(f"{shown}: the server stopped after {got:,} bytes{of}. Try again, or fetch it first.")
+        raise stopped(shown, got, length)
     return path, folder
+
+
+def stopped(shown: str, got: int, length: int | None = None) -> PerceptionError:
+    of = "" if length is None else f" of {length:,}"
+    return PerceptionError(f"{shown}: the server stopped after {got:,} bytes{of}. Try again, or fetch it first.")
 
 
 def copy(stream: BinaryIO, name: str, what: str) -> tuple[Path, Temporary]:

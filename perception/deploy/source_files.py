@@ -59,7 +59,7 @@ def find_files(text: str) -> list[Found]:
     root = _common_folder(paths)
     found = [item for path in paths if (item := _classified(path, os.path.relpath(path, root)))]
     if not found:
-        raise PerceptionError(f"No picture or video at {printable(text)}: {_seen(paths)}. {_GIVE}")
+        raise PerceptionError(f"No picture or video at {printable(text)[:300]}: {_seen(paths)}. {_GIVE}")
     return found
 
 
@@ -112,6 +112,8 @@ def _told(path: str, name: str, kind: Kind, trouble: str = "") -> Found:
     except UnicodeEncodeError:  # the operating system's bytes, which neither JSON nor OpenCV takes
         trouble = f"{printable(path)} has a name that is not UTF-8. Rename it (convmv --notest -f latin1 -t utf8 FILE)."
         return Found(_escaped(name), _escaped(path), "picture", trouble)
+    if kind == "video" and os.path.isfile(path) and not os.path.getsize(path):  # noqa: PTH113, PTH202
+        kind, trouble = "picture", f"{printable(path)} is empty. Copy it again."
     return Found(name.replace(os.sep, "/"), path, kind, trouble)
 
 

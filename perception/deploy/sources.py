@@ -90,8 +90,8 @@ def find(source: str | Path | int, timeout: float = 5.0) -> list[Source]:
     Raises PerceptionError where it names nothing that can be read.
     """
     text = str(source)
-    if not text.strip() or (isinstance(source, str) and "\0" in source):
-        raise PerceptionError("The source is empty. Give an image, folder, glob, video, camera or URL.")
+    if not text.strip() or "\0" in text:
+        raise PerceptionError(f"{text!r} is no source. Give an image, folder, glob, video, camera or URL.")
     if text == "-":
         return [_piped(sys.stdin.buffer, "standard input", "stdin")]
     if text.isdecimal() and text.isascii() and not os.path.lexists(text):
@@ -129,7 +129,10 @@ def _of_file(item: source_files.Found, timeout: float) -> Source:
 
 def _at_address(address: str, timeout: float) -> list[Source]:
     """Asks what is there, if it is an http(s) address. Where nobody answers it is a stream that may come."""
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+    except ValueError as error:
+        raise PerceptionError(f"{printable(address)} is no address: {error}. Correct it.") from None
     scheme = parts.scheme.lower()
     if scheme == "file":
         if parts.netloc not in ("", "localhost"):
@@ -150,12 +153,15 @@ def _answered(answer: http.client.HTTPResponse, address: str) -> Source | None:
     """The picture or film that an answer holds, fetched; None where it is a stream."""
     if answer.headers.get_content_maintype() == "multipart":
         return None
-    head = b""
-    while len(head) < HEAD and (piece := answer.read1(HEAD - len(head))):
-        head += piece
-        if head.startswith(b"--"):
-            return None
-    shown, kind = addresses.without_secrets(address), kind_of(head)
+    shown, head = addresses.without_secrets(address), b""
+    try:
+        while len(head) < HEAD and (piece := answer.read1(HEAD - len(head))):
+            head += piece
+            if head.startswith(b"--"):
+                return None
+    except (http.client.HTTPException, ConnectionError):
+        raise addresses.stopped(shown, len(head)) from None
+    kind = kind_of(head)
     if other := unread(head):
         raise PerceptionError(f"{shown} {other}.")
     if kind == "playlist" or (kind != "picture" and answer.length is None):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,35 +24,78 @@ def undecodable(codec: str) -> str:
     return f"opened but has no frame that can be decoded.{coded} Convert it: ffmpeg -i IN -c:v libx264 OUT.mp4"
 
 
-def is_exact(path: str) -> bool:
-    """Whether the container counts its frames: MP4 and MOV, AVI. Others tell a duration, which may be the sound's."""
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """exact: the container counts its frames, as MP4, MOV and AVI do; others tell a duration, maybe the sound's.
+
+    seconds: that an MP4 or MOV shows of its frames, which is less than all where it was trimmed; 0 = unknown
+    """
+
+    exact: bool = False
+    seconds: float = 0.0
+
+
+def read_claim(path: str) -> Claim:
     try:
         with Path(path).open("rb") as file:
             head = file.read(12)
             if head.startswith(b"RIFF"):
-                return True
-            return head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip") and not _in_fragments(file)
+                return Claim(True)
+            if head[4:8] not in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
+                return Claim()
+            seconds = 0.0
+            for kind, begin, end in _boxes(file, 0, file.seek(0, os.SEEK_END)):
+                if kind in (b"moof", b"sidx"):  # in fragments: no frame is counted
+                    return Claim()
+                if kind == b"moov":
+                    seconds = _shown(file, begin, end)
+            return Claim(True, seconds)
     except OSError:
-        return False
+        return Claim()
 
 
-def _in_fragments(file: BinaryIO) -> bool:
-    return any(kind in (b"moof", b"sidx") for kind in _boxes(file))
-
-
-def _boxes(file: BinaryIO) -> Iterator[bytes]:
-    end, place = file.seek(0, os.SEEK_END), 0
+def _boxes(file: BinaryIO, begin: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """(kind, begin and end of its content) of each box between two places."""
     for _ in range(_BOXES):
-        if place + 8 > end:
+        if begin + 8 > end:
             return
-        file.seek(place)
+        file.seek(begin)
         head = file.read(16)
-        size = int.from_bytes(head[:4], "big")
-        size = int.from_bytes(head[8:], "big") if size == 1 else size
-        yield head[4:8]
+        size, width = int.from_bytes(head[:4], "big"), 8
+        if size == 1:
+            size, width = int.from_bytes(head[8:], "big"), 16
+        yield head[4:8], begin + width, min(begin + size, end)
         if size < 8:
             return
-        place += size
+        begin += size
+
+
+def _shown(file: BinaryIO, begin: int, end: int) -> float:
+    """Seconds that the first track of images is shown, by a ``moov`` box; 0 where that is not to be found."""
+    scale = 0
+    for kind, inner, last in _boxes(file, begin, end):
+        if kind == b"mvhd":
+            scale = _field(file, inner, 12, 20, 4)
+        if kind == b"trak":
+            duration, handler = 0, b""
+            for part, at, stop in _boxes(file, inner, last):
+                if part == b"tkhd":
+                    duration = _field(file, at, 20, 28, 0)
+                for name, where, _ in _boxes(file, at, stop) if part == b"mdia" else ():
+                    if name == b"hdlr":
+                        file.seek(where + 8)
+                        handler = file.read(4)
+            if handler == b"vide":
+                return duration / scale if scale else 0.0
+    return 0.0
+
+
+def _field(file: BinaryIO, box: int, at: int, wide_at: int, width: int) -> int:
+    """A number of a box of version 0 (4 bytes) or 1 (``width`` bytes, 0 = 8), each at its place."""
+    file.seek(box)
+    wide = file.read(1) == b"\1"
+    file.seek(box + (wide_at if wide else at))
+    return int.from_bytes(file.read((width or 8) if wide else 4), "big")
 
 
 def is_whole(path: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 
 from perception.deploy.addresses import request
@@ -96,10 +97,8 @@ def connect(address: str, timeout: float) -> Stream | None:
     if answer.headers.get_content_maintype() == "multipart":
         boundary = answer.headers.get_boundary()
     if not boundary:  # cameras that do not tell, or tell another type
-        try:
+        with contextlib.suppress(OSError, http.client.HTTPException):
             head = answer.read1(CHUNK)
-        except (OSError, http.client.HTTPException):
-            pass
         if head.startswith(b"--"):
             boundary = head.partition(b"\n")[0].strip().decode("latin-1")
     if boundary:

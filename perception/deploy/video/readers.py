@@ -19,7 +19,7 @@ from perception.data.files.picture_files import JPEG, check_size
 from perception.deploy.contents import jpegs
 from perception.deploy.sources import Source
 from perception.deploy.video import mjpeg
-from perception.deploy.video.claims import is_exact, is_whole
+from perception.deploy.video.claims import Claim, is_whole, read_claim
 from perception.types import DataError, PerceptionError
 
 MISSES = 300
@@ -143,7 +143,8 @@ class CaptureReader:
         self.length: int = int(claimed) if 0 < claimed < 1 << 40 else 0
         self.live = live and not (self.length and path)
         self._path = "" if live else path
-        self._exact = bool(self._path) and is_exact(self._path)
+        self._claim = read_claim(self._path) if self._path else Claim()
+        self._last = 0.0
         self._seen = self._misses = 0
         self._waiting: deque[Picture | None] = deque()
         self._over = False
@@ -180,7 +181,9 @@ class CaptureReader:
                 return None
         self._over = True
         seen = self._seen - MISSES
-        if self._exact:
+        if self._claim.seconds and self._last + 2 / self.fps >= self._claim.seconds:
+            self.length = seen  # all that is shown of it
+        elif self._claim.exact:
             self._waiting.extend([None] * min(MISSES, self.length - seen))
         elif is_whole(self._path):
             self.length = seen
@@ -201,7 +204,9 @@ class CaptureReader:
         else:
             image = to_rgb(image)
         milliseconds = self._capture.get(cv2.CAP_PROP_POS_MSEC)
-        return Picture(image, milliseconds / 1000 if np.isfinite(milliseconds) and milliseconds >= 0 else None)
+        seconds = milliseconds / 1000 if np.isfinite(milliseconds) and milliseconds >= 0 else None
+        self._last = seconds or self._last
+        return Picture(image, seconds)
 
     def close(self) -> None:
         self._capture.release()
