@@ -109,12 +109,13 @@ def test_the_answer_of_a_server_that_refuses_is_told(status):
     assert "hidden" not in str(raised.value)
 
 
-def test_the_password_in_an_address_opens_and_is_not_told():
-    with FileServer({"/x.jpg": Answer(PICTURE, secret="me:se cret")}) as url:
+@pytest.mark.parametrize("digest", [False, True])
+def test_the_password_in_an_address_opens_and_is_not_told(digest):
+    with FileServer({"/x.jpg": Answer(PICTURE, secret="me:se cret", digest=digest)}) as url:
         (source,) = find(f"{url.replace('//', '//me:se%20cret@')}/x.jpg")
         assert read_picture(source).image.shape == (48, 80, 3)
         assert "cret" not in source.shown
-        with pytest.raises(PerceptionError, match="401 Unauthorized. Give the user and the password"):
+        with pytest.raises(PerceptionError, match=r"401 Unauthorized\. Give the user and the password"):
             find(f"{url}/x.jpg")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -72,13 +74,18 @@ class JpegServer:
         self._server.server_close()
 
 
+def md5(text: str) -> str:
+    return hashlib.md5(text.encode()).hexdigest()
+
+
 @dataclass
 class Answer:
     """What a `FileServer` says to a path.
 
     length: as it is told; None = not told, the connection closes at the end
     chunked: in pieces, of which the last says so unless ``cut``
-    secret: "user:password" that it asks for (Basic)
+    secret: "user:password" that it asks for
+    digest: by a digest and not in clear
     """
 
     body: bytes = b""
@@ -89,6 +96,7 @@ class Answer:
     cut: bool = False
     location: str = ""
     secret: str = ""
+    digest: bool = False
 
 
 class FileServer:
@@ -107,14 +115,14 @@ class FileServer:
             def do_GET(self) -> None:
                 outer.asked.append(self.path)
                 answer = answers.get(unquote(self.path.partition("?")[0]), Answer(status=404))
-                wanted = f"Basic {base64.b64encode(answer.secret.encode()).decode()}"
-                if answer.secret and self.headers.get("Authorization") != wanted:
+                ask = "Digest" if answer.digest else "Basic"
+                if answer.secret and not self._knows(answer):
                     answer = Answer(status=401)
                 self.send_response(answer.status)
                 self.send_header("Content-Type", answer.kind)
                 self.send_header("Connection", "close")
                 if answer.status == 401:
-                    self.send_header("WWW-Authenticate", 'Basic realm="cameras"')
+                    self.send_header("WWW-Authenticate", f'{ask} realm="cameras", nonce="7", qop="auth"')
                 if answer.location:
                     self.send_header("Location", answer.location)
                 if answer.chunked:
@@ -131,6 +139,16 @@ class FileServer:
                     else:
                         self.wfile.write(answer.body)
                 self.close_connection = True
+
+            def _knows(self, answer: Answer) -> bool:
+                told = self.headers.get("Authorization", "")
+                if not answer.digest:
+                    return told == f"Basic {base64.b64encode(answer.secret.encode()).decode()}"
+                user, _, password = answer.secret.partition(":")
+                fields = dict(re.findall(r'(\w+)="?([^",]*)', told))
+                first, second = md5(f"{user}:cameras:{password}"), md5(f"GET:{self.path}")
+                middle = ":".join(fields.get(name, "") for name in ("nonce", "nc", "cnonce", "qop"))
+                return fields.get("response") == md5(f"{first}:{middle}:{second}")
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True

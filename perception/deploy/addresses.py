@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import re
 import shutil
@@ -11,7 +12,7 @@ import weakref
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 from urllib.error import HTTPError
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit, urlunsplit
 
 from perception.types import PerceptionError
 
@@ -47,27 +48,27 @@ def request(address: str, timeout: float) -> http.client.HTTPResponse:
     """
     parts = urlsplit(address)
     plain = quote(urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])), safe="%/:?#[]@!$&'()*+,;=~")
-    handlers: list[urllib.request.BaseHandler] = [
-        urllib.request.ProxyHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
-        urllib.request.HTTPRedirectHandler(),
-        urllib.request.HTTPDefaultErrorHandler(),
-        urllib.request.HTTPErrorProcessor(),
-    ]
-    if parts.username is not None:
-        secrets = urllib.request.HTTPPasswordMgrWithDefaultRealm()
-        secrets.add_password(None, plain, unquote(parts.username), unquote(parts.password or ""))
-        handlers += [
-            urllib.request.HTTPDigestAuthHandler(secrets),
-            urllib.request.HTTPBasicAuthHandler(secrets),
-        ]
     opener = urllib.request.OpenerDirector()
-    for handler in handlers:
-        opener.add_handler(handler)
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPRedirectHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.HTTPErrorProcessor,
+    ):
+        opener.add_handler(handler())
     wanted = urllib.request.Request(plain, headers={"User-Agent": "perception", "Accept": "*/*"})
     try:
-        answer = opener.open(wanted, timeout=timeout)
+        try:
+            answer = opener.open(wanted, timeout=timeout)
+        except HTTPError as error:
+            if error.code != 401 or parts.username is None:
+                raise
+            asked = error.headers.get_all("WWW-Authenticate", [])
+            error.close()
+            wanted.add_unredirected_header("Authorization", _authorization(wanted, asked, parts))
+            answer = opener.open(wanted, timeout=timeout)
     except HTTPError as error:
         with error:
             mend = _MENDS.get(error.code, "Try again later, or fetch it by other means and give the file.")
@@ -77,6 +78,19 @@ def request(address: str, timeout: float) -> http.client.HTTPResponse:
     if not isinstance(answer, http.client.HTTPResponse):
         raise ValueError("no answer over HTTP")
     return answer
+
+
+def _authorization(wanted: urllib.request.Request, asked: list[str], parts: SplitResult) -> str:
+    """User and password, in the way that the server asks for: Digest where it knows it, else Basic."""
+    user, password = unquote(parts.username or ""), unquote(parts.password or "")
+    for challenge in asked:
+        scheme, _, rest = challenge.partition(" ")
+        if scheme.lower() == "digest":
+            known = urllib.request.HTTPPasswordMgrWithDefaultRealm()
+            known.add_password(None, wanted.full_url, user, password)
+            fields = urllib.request.parse_keqv_list(urllib.request.parse_http_list(rest))
+            return f"Digest {urllib.request.HTTPDigestAuthHandler(known).get_authorization(wanted, fields)}"
+    return f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"
 
 
 def name_of(address: str) -> str:

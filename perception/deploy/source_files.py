@@ -110,6 +110,8 @@ def _told(path: str, name: str, kind: Kind, trouble: str = "") -> Found:
     try:
         f"{path}{name}".encode()
     except UnicodeEncodeError:  # the operating system's bytes, which neither JSON nor OpenCV takes
+        if kind == "picture":
+            return Found(_escaped(name), path, kind, trouble)
         trouble = f"{printable(path)} has a name that is not UTF-8. Rename it (convmv --notest -f latin1 -t utf8 FILE)."
         return Found(_escaped(name), _escaped(path), "picture", trouble)
     if kind == "video" and os.path.isfile(path) and not os.path.getsize(path):  # noqa: PTH113, PTH202
@@ -149,7 +151,7 @@ def _of_folder(root: str) -> list[Found]:
             seen[path] += 1
             continue
         found.append(item)
-        if not item.trouble:
+        if not item.trouble and not _is_photo(path):
             stems.add(os.path.splitext(path)[0])  # noqa: PTH122
     # A camera's raw picture beside its JPEG is the same picture.
     found = [item for item in found if not (_is_photo(item.path) and os.path.splitext(item.path)[0] in stems)]  # noqa: PTH122

@@ -195,8 +195,10 @@ def read_picture(source: Source) -> Shot:
     """The picture file. Raises PerceptionError where it is damaged or needs a decoder that is not installed."""
     if source.trouble:
         raise PerceptionError(source.trouble)
-    shown = source.shown
+    path, shown = Path(str(source.address)), source.shown
     try:
-        return Shot(decode_image(read_bytes(Path(str(source.address))), shown), arrived=time.monotonic())
+        return Shot(decode_image(read_bytes(path), shown), arrived=time.monotonic())
     except ModuleNotFoundError as error:
         raise PerceptionError(f"{shown} needs {error.name} to be decoded. Install it, or convert to PNG.") from error
+    except PerceptionError as error:
+        raise type(error)(str(error).replace(str(path), shown)) from error
