@@ -17,7 +17,8 @@ import pytest
 from data_trees import coco_content, coco_tree, open_tree, picture, write
 from PIL import Image, ImageOps
 
-from perception.data.files.images import read_image, read_map, read_size
+from perception.data.files.images import decode_image, read_image, read_size
+from perception.data.files.map_files import read_map
 from perception.data.files.picture_files import PictureError
 from perception.data.transforms import for_evaluation
 from perception.types import DataError
@@ -275,10 +276,43 @@ def test_D3_whatever_is_appended_to_a_jpeg_or_said_before_its_size_is_passed_ove
         assert read_size(path) == (48, 64)
 
 
-def test_D1_a_drawing_is_no_picture(tmp_path):
-    path = write_bytes(tmp_path / "a.png", b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>')
-    with pytest.raises(PictureError, match="no picture"):
-        read_image(path)
+OTHERS = {
+    "HEIC": b"\0\0\0\x18ftypheic\0\0\0\0",
+    "raw picture": b"II*\0\x10\0\0\0CR\2\0",
+    "JPEG XL": b"\xff\x0a\xfa\x7f",
+    "JPEG 2000": b"\0\0\0\x0cjP  \r\n\x87\n",
+    "Photoshop": b"8BPS\0\1",
+    "OpenEXR": b"v/1\1\2\0\0\0",
+    "DICOM": bytes(128) + b"DICM",
+    "PDF": b"%PDF-1.7",
+    "SVG": b'<?xml version="1.0"?>\n<!-- a drawing -->\n<svg xmlns="http://www.w3.org/2000/svg"/>',
+    "web page": b"<!DOCTYPE html><html>",
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_D3_what_is_not_read_is_told_by_its_name_and_the_mend(tmp_path, kind):
+    with pytest.raises(PictureError, match=rf"a\.jpg is an? .*{kind}.*(Convert|Fetch)"):
+        read_image(write_bytes(tmp_path / "a.jpg", OTHERS[kind] + bytes(100)))
+
+
+def test_D3_the_preview_of_a_raw_picture_is_not_taken_for_it(tmp_path):
+    """DNG, NEF and ARW are TIFFs whose first picture is small, and the camera's own in a directory below."""
+    Image.fromarray(picture(0)).save(tmp_path / "a.tif", tiffinfo={254: 1, 330: 8})
+    with pytest.raises(PictureError, match=r"raw picture, of which only the preview"):
+        read_image(tmp_path / "a.tif")
+    Image.fromarray(picture(0)).save(tmp_path / "a.nef", "TIFF")
+    with pytest.raises(PictureError, match=r"raw picture, which is not read"):
+        read_image(tmp_path / "a.nef")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "AVIF"])
+def test_D3_content_counts_and_not_the_name(tmp_path, kind):
+    buffer = io.BytesIO()
+    Image.fromarray(picture(0)).save(buffer, kind)
+    named, other = (write_bytes(tmp_path / name, buffer.getvalue()) for name in (f"a.{kind.lower()}", "a.dat"))
+    assert np.array_equal(read_image(named), read_image(other))
+    assert read_size(other) == (48, 64)
 
 
 def hidden_size() -> bytes:
@@ -299,7 +333,8 @@ BOMBS = """
 import resource, sys, time
 from pathlib import Path
 resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
-from perception.data.files.images import read_image, read_map, read_size
+from perception.data.files.images import read_image, read_size
+from perception.data.files.map_files import read_map
 from perception.types import DataError
 for path in sorted(Path(sys.argv[1]).iterdir()):
     for read in (read_image, read_size, read_map):
@@ -390,3 +425,65 @@ def test_D4_bombs_are_refused_in_little_memory_and_time(tmp_path):
     assert not wrong, "\n".join(map(str, wrong))
     assert int(peak) < 1500, f"{peak} MB"
     assert time.monotonic() - begun < 120
+
+
+FORMATS = {
+    "jpeg": {"quality": 90},
+    "jpeg progressive": {"progressive": True},
+    "jpeg restarts": {"restart_marker_blocks": 4},
+    "png": {},
+    "webp": {},
+    "avif": {},
+    "gif": {},
+    "tiff": {"compression": "tiff_lzw"},
+    "bmp": {},
+    "ppm": {},
+}
+
+
+def mutated(data: bytes, chance: random.Random) -> bytes:
+    changed = bytearray(data)
+    for _ in range(chance.choice((1, 1, 2, 8))):
+        at = chance.randrange(max(1, len(changed)))
+        deed = chance.randrange(6)
+        if deed == 0:
+            del changed[at : at + chance.choice((1, 4, 100))]
+        elif deed == 1:
+            changed[at:at] = chance.randbytes(chance.choice((1, 4, 100)))
+        elif deed == 2:
+            changed[at : at + 40] = bytes(len(changed[at : at + 40]))
+        elif deed == 3:
+            del changed[max(20, at) :]
+        else:
+            changed[at : at + 1] = chance.randbytes(1)
+    return bytes(changed)
+
+
+def survive(kind: str, seeds: range) -> None:
+    """Each mutated picture is a picture, or an error that names it; no word to the error stream, no wait."""
+    buffer, what = io.BytesIO(), kind.split()[0]
+    Image.fromarray(picture(1, (96, 128))).save(buffer, what, **FORMATS[kind])
+    begun = time.monotonic()
+    for seed in seeds:
+        data = mutated(buffer.getvalue(), random.Random(f"{kind} {seed}"))
+        try:
+            image = decode_image(data, "here")
+        except DataError as error:
+            assert "here" in str(error), f"{kind} {seed}"  # noqa: PT017
+            continue
+        assert image.dtype == np.uint8, f"{kind} {seed}"
+        assert image.ndim == 3, f"{kind} {seed}"
+    assert time.monotonic() - begun < 0.1 * len(seeds)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_D1_no_mutation_leads_to_a_traceback_or_a_word(kind, capfd):
+    survive(kind, range(150))
+    if kind != "tiff":  # libtiff says what it finds wrong, before Pillow does
+        assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", FORMATS)
+def test_D1_nor_do_three_thousand(kind):
+    survive(kind, range(3000))

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from typing import BinaryIO
 
 import numpy as np
 import onnx
@@ -49,11 +50,10 @@ sys.meta_path.insert(0, Blocker())
 """
 
 
-def without_torch(code: str, *arguments: str) -> str:
+def without_torch(code: str, *arguments: str, stdin: BinaryIO | None = None) -> str:
     """Standard output of ``code`` in a Python that has only the base install."""
-    done = subprocess.run(
-        [sys.executable, "-c", BLOCKER + code, *arguments], capture_output=True, text=True, timeout=60, check=False
-    )
+    command = [sys.executable, "-c", BLOCKER + code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, stdin=stdin)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -19,7 +19,7 @@ SAVE = (
 def add_commands(commands: Any) -> None:
     predict = add_command(commands, "predict", _predict, "run a network on pictures or video")
     predict.add_argument("model", type=Path, metavar="MODEL", help="run folder or .onnx file (which needs no torch)")
-    predict.add_argument("source", help="picture, folder, glob, video file, camera number, stream URL, ROS bag")
+    predict.add_argument("source", help="picture, folder, glob, list, video, camera number, URL, - (stdin), ROS bag")
     add_tasks(predict)
     predict.add_argument("--out", type=Path, help="folder for what is written, new or empty (default: runs/predict)")
     predict.add_argument("--save", type=names, metavar="A,B", help=SAVE)

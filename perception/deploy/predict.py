@@ -42,7 +42,7 @@ def predict(
     options = options or Options()
     check_camera(options.camera)
     network.placed(options.size)
-    sources, writers = find(source), make_writers(set(options.save))
+    sources, writers = find(source, options.timeout), make_writers(set(options.save))
     stream = None if quiet else sys.stderr
     report = Report(out_folder(out), journal=Journal(lambda text: say(stream, text)))
     run = Run(network, options, report, writers, stream)

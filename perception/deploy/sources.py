@@ -1,22 +1,33 @@
-"""Where pictures come from: files, folders, globs, videos, cameras and streams. No torch."""
+"""Where pictures come from: files, folders, globs, lists, addresses, standard input, cameras and streams. No torch."""
 
 from __future__ import annotations
 
-import glob
+import dataclasses
+import http.client
+import os
 import re
+import stat
+import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit
+from urllib.request import url2pathname
 
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.data.files.images import PICTURE_SUFFIXES, read_image
+from perception.data.files.images import decode_image
+from perception.data.files.other_formats import unread
+from perception.data.files.picture_files import read_bytes
+from perception.deploy import addresses, source_files
+from perception.deploy.contents import HEAD, kind_of, moves
+from perception.ops.names import printable
 from perception.types import PerceptionError
 
-VIDEO_SUFFIXES = frozenset((".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv"))
+MOST = 64 << 20
+"""Bytes of a picture at an address that tells no length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +52,18 @@ class Shot:
 class Source:
     """One picture file, video file, camera or stream.
 
-    id: unique within a run and usable as a relative path; ``address`` is what is opened
+    id:      unique within a run and usable as a relative path; ``address`` is what is opened
+    trouble: why it cannot be read, where that is known before; it is then of the kind "picture"
+    origin:  where a file was fetched from
+    held:    keeps what was fetched on the disk
     """
 
     id: str
     address: str | int
     kind: Literal["picture", "video", "live"]
+    trouble: str = ""
+    origin: str = ""
+    held: object = field(default=None, repr=False, compare=False)
 
     @property
     def is_video(self) -> bool:
@@ -57,60 +74,131 @@ class Source:
         """The address as it may be told: a URL without its password."""
         if isinstance(self.address, int):
             return f"camera {self.address}"
-        if self.kind != "live":
-            return self.address
-        parts = urlsplit(self.address)
-        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+        if self.origin or self.kind == "live":
+            return printable(self.origin or addresses.without_secrets(self.address))
+        return printable(self.address)
 
 
-def find(source: str | Path | int) -> list[Source]:
-    """What ``source`` names: a file, all files of a folder (and its folders), of a glob, a camera index or a URL.
+def find(source: str | Path | int, timeout: float = 5.0) -> list[Source]:
+    """What ``source`` names.
 
+    A file; all files of a folder and its folders, of a glob, of a numbered pattern (``%04d``) or of a list (.txt,
+    .csv, .m3u: one path or address a line); a camera's number; an address; ``-`` for standard input, read to its end.
+    A picture or a film at an http(s) address is fetched whole, and what never ends is live.
+
+    timeout: seconds that a server may be silent
     Raises PerceptionError where it names nothing that can be read.
     """
     text = str(source)
-    if text.isdigit() and not Path(text).exists():
+    if not text.strip() or "\0" in text:
+        raise PerceptionError(f"{text!r} is no source. Give an image, folder, glob, video, camera or URL.")
+    if text == "-":
+        return [_piped(sys.stdin.buffer, "standard input", "stdin")]
+    if text.isdecimal() and text.isascii() and not os.path.lexists(text):
         return [Source(f"camera{text}", int(text), "live")]
-    if "://" in text:
-        return [Source("stream", text, "live")]
-    path = Path(text)
-    if path.is_char_device() and (number := re.fullmatch(r"/dev/video(\d+)", text)):
-        return [Source(f"camera{number[1]}", int(number[1]), "live")]
-    if path.is_dir():
-        root, paths = path, sorted(p for p in path.rglob("*") if p.is_file())
-    elif path.is_file():
-        root, paths = path.parent, [path]
-    else:
-        paths = sorted(Path(p) for p in glob.glob(text, recursive=True) if Path(p).is_file())  # noqa: PTH207 - absolute too
-        root = _common_folder(paths)
-    files = [Source(p.relative_to(root).as_posix(), str(p), kind) for p in paths if (kind := _kind(p))]
-    if not files:
-        seen = f"{len(paths)} files, none with a suffix of a picture or video" if paths else "nothing there"
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
+        return _at_address(text, timeout)
+    state = _state(text)
+    if state is not None and not (stat.S_ISREG(state) or stat.S_ISDIR(state)):
+        if number := re.fullmatch(r"/dev/video(\d+)", text):
+            return [Source(f"camera{number[1]}", int(number[1]), "live")]
+        with open(text, "rb") as pipe:  # noqa: PTH123
+            return [_piped(pipe, printable(text), "pipe")]
+    if state is None and text.startswith("~"):
+        text = os.path.expanduser(text)  # noqa: PTH111
+    found = [_of_file(item, timeout) for item in source_files.find_files(text)]
+    return list({item.id: item for item in found}.values())
+
+
+def _state(path: str) -> int | None:
+    try:
+        return os.stat(path).st_mode  # noqa: PTH116
+    except (OSError, ValueError):
+        return None
+
+
+def _of_file(item: source_files.Found, timeout: float) -> Source:
+    if item.kind == "address":
+        try:
+            there = _at_address(item.path, timeout)[0]
+            return dataclasses.replace(there, id=f"{item.id}/{there.id}")
+        except PerceptionError as error:
+            return Source(item.id, item.path, "picture", str(error), addresses.without_secrets(item.path))
+    return Source(item.id, item.path, item.kind, item.trouble)
+
+
+def _at_address(address: str, timeout: float) -> list[Source]:
+    """Asks what is there, if it is an http(s) address. Where nobody answers it is a stream that may come."""
+    try:
+        parts = urlsplit(address)
+    except ValueError as error:
+        raise PerceptionError(f"{printable(address)} is no address: {error}. Correct it.") from None
+    scheme = parts.scheme.lower()
+    if scheme == "file":
+        if parts.netloc not in ("", "localhost"):
+            raise PerceptionError(f"{printable(address)} is on another machine, {parts.netloc}. Mount or copy it.")
+        path = url2pathname(address.partition("://")[2].removeprefix(parts.netloc).partition("#")[0].partition("?")[0])
+        return find(Path(path if os.path.lexists(path) else unquote(address.partition("://")[2])))
+    stream = Source("stream", address, "live")
+    if scheme not in ("http", "https"):
+        return [stream]
+    try:
+        with addresses.request(address, timeout) as answer:
+            return [_answered(answer, address) or stream]
+    except (OSError, http.client.HTTPException, ValueError):
+        return [stream]
+
+
+def _answered(answer: http.client.HTTPResponse, address: str) -> Source | None:
+    """The picture or film that an answer holds, fetched; None where it is a stream."""
+    if answer.headers.get_content_maintype() == "multipart":
+        return None
+    shown, head = addresses.without_secrets(address), b""
+    try:
+        while len(head) < HEAD and (piece := answer.read1(HEAD - len(head))):
+            head += piece
+            if head.startswith(b"--"):
+                return None
+    except (http.client.HTTPException, ConnectionError):
+        raise addresses.stopped(shown, len(head)) from None
+    kind = kind_of(head)
+    if other := unread(head):
+        raise PerceptionError(f"{shown} {other}.")
+    if kind == "playlist" or (kind != "picture" and answer.length is None):
+        return None
+    if kind is None and answer.headers.get_content_maintype() not in ("video", "image", "application"):
         raise PerceptionError(
-            f"No picture or video at {text}: {seen}. Give an image, folder, glob, video, camera or URL."
+            f"{shown} is {answer.headers.get_content_type()}, beginning with {head[:16]!r}. Expected a picture, a film "
+            "or a stream."
         )
-    return files
+    path, held = addresses.fetch(answer, head, shown, addresses.name_of(address), MOST)
+    return _fetched(path, held, shown, path.name, kind)
 
 
-def _common_folder(paths: list[Path]) -> Path:
-    if not paths:
-        return Path()
-    folder = paths[0].parent
-    while not all(path.is_relative_to(folder) for path in paths):
-        folder = folder.parent
-    return folder
+def _piped(stream: object, what: str, name: str) -> Source:
+    if getattr(stream, "isatty", bool)():
+        raise PerceptionError(f"{what} is a terminal. Pipe a picture or a film into it: perception predict M - < FILE")
+    path, held = addresses.copy(stream, name, what)  # type: ignore[arg-type]
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+    if other := unread(head):
+        raise PerceptionError(f"{what} {other}.")
+    return _fetched(path, held, what, name, kind_of(head))
 
 
-def _kind(path: Path) -> Literal["picture", "video"] | None:
-    suffix = path.suffix.lower()
-    return "picture" if suffix in PICTURE_SUFFIXES else "video" if suffix in VIDEO_SUFFIXES else None
+def _fetched(path: Path, held: object, shown: str, name: str, kind: str | None) -> Source:
+    is_picture = kind == "picture" and not moves(path)
+    return Source(name, str(path), "picture" if is_picture else "video", origin=shown, held=held)
 
 
 def read_picture(source: Source) -> Shot:
     """The picture file. Raises PerceptionError where it is damaged or needs a decoder that is not installed."""
+    if source.trouble:
+        raise PerceptionError(source.trouble)
+    path, shown = Path(str(source.address)), source.shown
     try:
-        return Shot(read_image(Path(str(source.address))), arrived=time.monotonic())
+        return Shot(decode_image(read_bytes(path), shown), arrived=time.monotonic())
     except ModuleNotFoundError as error:
-        raise PerceptionError(
-            f"{source.address} needs {error.name} to be decoded. Install it, or convert to PNG."
-        ) from error
+        raise PerceptionError(f"{shown} needs {error.name} to be decoded. Install it, or convert to PNG.") from error
+    except PerceptionError as error:
+        raise type(error)(str(error).replace(str(path), shown)) from error

@@ -1,15 +1,12 @@
 """Reading picture files safely: whatever the file, uint8 RGB [H, W, 3] upright, or an error that names it.
 
-Decoders are lenient: libjpeg fills what is missing with gray and only prints a warning, PIL clips 16 bit to 8. Here a
-damaged file is an error, 16 bit is rescaled, and the size is known before anything is decoded.
+Decoders are lenient: libjpeg fills what is missing with gray, PIL clips 16 bit to 8. Here a damaged file is an error,
+16 bit is rescaled, and the size is known before anything is decoded.
 """
 
 from __future__ import annotations
 
-import contextlib
 import io
-import os
-import threading
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,26 +15,27 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from perception.data.files.jpeg import JpegHeader, check_jpeg, decode_jpeg, jpeg_header
+from perception.data.files.other_formats import RAW, is_raw, unread
 from perception.data.files.picture_files import (
     JPEG,
     MAX_PIXELS,
     PNG,
     PictureError,
-    check_jpeg,
+    PngHeader,
     check_png,
-    check_png_rows,
     check_size,
-    jpeg_header,
     read_bytes,
 )
 from perception.types import DataError
 
-PICTURE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"))
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
-
-REDUCTIONS = {1: cv2.IMREAD_COLOR_RGB, **{n: cv2.IMREAD_COLOR_RGB | 8 * n for n in (2, 4, 8)}}
-"""By how much a JPEG can be decoded smaller -> cv2's flags. Its own names for 16, 32 and 64 (reduced) say BGR too."""
-
+PICTURE_SUFFIXES = frozenset(
+    (
+        ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".bmp", ".dib", ".webp", ".avif", ".tif", ".tiff",
+        ".gif", ".ppm", ".pgm", ".pbm", ".pnm",
+    )
+)  # fmt: skip
+FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "AVIF", "TIFF", "GIF", "PPM")
 
 _HEAD = 1 << 17
 """Bytes in which the size of nearly every picture is found."""
@@ -54,7 +52,8 @@ class StoredPicture:
     size: tuple[int, int]
     reducible: bool = False
     """Whether it can be decoded smaller: it is an upright JPEG."""
-    _data: bytes | None = None
+    _data: bytes = b""
+    _header: JpegHeader | PngHeader | None = None
     _decoded: NDArray[np.uint8] | None = None
 
     def decode(self, reduction: int = 1) -> NDArray[np.uint8]:
@@ -64,17 +63,16 @@ class StoredPicture:
         (libjpeg's scaled inverse transform), the last row and column of fewer. Raises PictureError where the file is
         damaged.
         """
-        if self._data is None:
+        header = self._header
+        if header is None:
             assert self._decoded is not None
             return self._decoded
-        decode = _decode_jpeg if self.reducible else _decode
-        image = np.asarray(decode(self._data, REDUCTIONS[reduction], self.path), np.uint8)
-        if image.shape[:2] != tuple(-(-side // reduction) for side in self.size):
-            raise PictureError(
-                f"{self.path} says it has {self.size[1]} x {self.size[0]} pixels but decodes to {image.shape[1]} x "
-                f"{image.shape[0]} at 1/{reduction}. Save it again with a picture editor."
-            )
-        return image
+        decoded = (
+            decode_jpeg(self._data, self.path, header, reduction)
+            if isinstance(header, JpegHeader)
+            else _decode_png(self._data, self.path, header)
+        )
+        return np.asarray(upright(decoded, header.turn), np.uint8)
 
 
 def open_image(path: Path) -> StoredPicture:
@@ -97,22 +95,19 @@ def decode_image(data: bytes, where: str) -> NDArray[np.uint8]:
 
 
 def _check(data: bytes, path: Path | str) -> StoredPicture:
-    image = None
     if data.startswith(JPEG):
         header = check_jpeg(data, path)
-        if header.channels in (1, 3) and header.turn == 1:
-            return StoredPicture(path, header.size, True, data)
-        image = _decode_jpeg(data, REDUCTIONS[1], path)
-        image = image if header.channels in (1, 3) else None  # Pillow knows CMYK better, but not when it is damaged
-    elif data.startswith(PNG):
+        reducible = header.turn == 1 and len(header.components) in (1, 3)
+        return StoredPicture(path, _turned(header.size, header.turn), reducible, data, header)
+    if data.startswith(PNG):
         header = check_png(data, path)
-        if header.depth == 16:
-            image = _orient(_rgb(_decode(data, cv2.IMREAD_UNCHANGED, path)), data)
-        elif b"eXIf" not in header.chunks:
-            return StoredPicture(path, header.size, False, data)
-    if image is None:
-        image = _read_by_pillow(data, path)
+        return StoredPicture(path, _turned(header.size, header.turn), False, data, header)
+    image = _read_by_pillow(data, path)
     return StoredPicture(path, image.shape[:2], _decoded=image)
+
+
+def _turned(size: tuple[int, int], turn: int) -> tuple[int, int]:
+    return size if turn < 5 else (size[1], size[0])
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -131,9 +126,8 @@ def read_size(path: Path) -> tuple[int, int]:
     head = read_bytes(path, _HEAD)
     if head.startswith(JPEG):
         header = jpeg_header(head, path) or jpeg_header(read_bytes(path), path)
-        if header is not None and header.turn:
-            height, width = header.size
-            return (width, height) if header.turn in (5, 6, 7, 8) else (height, width)
+        if header is not None:
+            return _turned(header.size, header.turn)
     elif head.startswith(PNG) and head[12:16] == b"IHDR" and b"eXIf" not in head:
         width, height = (int.from_bytes(head[at : at + 4], "big") for at in (16, 20))
         check_size(width, height, path)
@@ -141,49 +135,14 @@ def read_size(path: Path) -> tuple[int, int]:
     return open_image(path).size
 
 
-def read_map(path: Path) -> NDArray:
-    """A picture of numbers as stored, [H, W] uint8 or uint16: label map, depth, disparity. Palettes give the index.
-
-    Raises DataError where the file is missing, damaged, not a PNG, or has more than one channel.
-    """
-    try:
-        data = read_bytes(path)
-        if not data.startswith(PNG):
-            raise DataError(f"{path} is not a PNG. Maps must be stored without loss: convert it to a gray PNG.")
-        header = check_png(data, path)
-        depth, colour = header.depth, header.colour
-        if colour not in (0, 3) or (colour == 0 and depth in (2, 4)):
-            kind = {2: "RGB", 4: "gray with alpha", 6: "RGBA"}.get(colour, f"{depth}-bit gray")
-            raise DataError(
-                f"{path} is a {kind} PNG{_colours(data)}. Expected one channel of ids or distances: gray, 8 or 16 bit, "
-                "or a palette whose index is the id. Convert colours to ids first."
-            )
-        if colour == 0 and depth >= 8:
-            return _decode(data, cv2.IMREAD_UNCHANGED, path)
-        return _read_palette(data, path)
-    except PictureError as error:
-        raise DataError(str(error)) from error
-
-
-def _read_palette(data: bytes, path: Path | str) -> NDArray[np.uint8]:
-    from PIL import Image
-
-    check_png_rows(data, path)
-    try:
-        return np.asarray(Image.open(io.BytesIO(data), formats=("PNG",))).astype(np.uint8)
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise DataError(f"{path} is a damaged PNG: {error}. Fetch the file again.") from error
-
-
-def _colours(data: bytes) -> str:
-    """The most frequent colours of an RGB map, for the message."""
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    if image is None:
-        return ""
-    pixels = image.reshape(-1, 3)[:: 1 + image.size // 600_000, ::-1]
-    colours, counts = np.unique(pixels, axis=0, return_counts=True)
-    most = counts.argsort()[::-1][:5]
-    return " with colours " + ", ".join(f"{tuple(colours[i].tolist())}: {counts[i] / counts.sum():.0%}" for i in most)
+def _decode_png(data: bytes, path: Path | str, header: PngHeader) -> NDArray[np.uint8]:
+    flags = cv2.IMREAD_UNCHANGED if header.depth == 16 else cv2.IMREAD_COLOR_RGB
+    image = _decode(data, flags | cv2.IMREAD_IGNORE_ORIENTATION, path)
+    if image.shape[:2] != header.size:
+        raise PictureError(
+            f"{path} says it has {header.size[::-1]} pixels but decodes to {image.shape[1::-1]}. Save it again."
+        )
+    return _rgb(image) if header.depth == 16 else np.asarray(image, np.uint8)
 
 
 def _decode(data: bytes, flags: int, path: Path | str) -> NDArray:
@@ -196,54 +155,6 @@ def _decode(data: bytes, flags: int, path: Path | str) -> NDArray:
     return image
 
 
-_stderr_lock = threading.Lock()
-
-
-def _decode_jpeg(data: bytes, flags: int, path: Path | str) -> NDArray[np.uint8]:
-    """RGB. libjpeg says that data is corrupt only by a line on the error stream, so the stream is watched meanwhile."""
-    with _stderr_lock:
-        try:
-            kept = os.dup(2)
-        except OSError:  # a daemon without an error stream
-            return _decode(data, flags, path)
-        reader, writer = os.pipe()
-        os.set_blocking(reader, False)
-        os.set_blocking(writer, False)
-        try:
-            os.dup2(writer, 2)
-            try:
-                image = _decode(data, flags, path)
-            finally:
-                os.dup2(kept, 2)
-            try:
-                said = os.read(reader, 1 << 16)
-            except BlockingIOError:
-                return image
-        finally:
-            for descriptor in (kept, reader, writer):
-                os.close(descriptor)
-    if b"Corrupt JPEG data" in said or b"Premature end of JPEG" in said:
-        raise PictureError(f"{path} is damaged: {said.decode(errors='replace').strip()}. Fetch the file again.")
-    if b"JFIF" in said or b"Adobe" in said:  # only the first warning is printed: look what this one hides
-        plain = _without_applications(data)
-        if plain != data:
-            _decode_jpeg(plain, flags, path)
-        return image
-    os.write(2, said)  # somebody else's words
-    return image
-
-
-def _without_applications(data: bytes) -> bytes:
-    """A JPEG without the segments of applications (JFIF, EXIF, Adobe ...) before its first scan."""
-    parts, position = [data[:2]], 2
-    while position + 4 <= len(data) and data[position] == 0xFF and data[position + 1] != 0xDA:
-        end = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-        if not 0xE0 <= data[position + 1] <= 0xEF:
-            parts.append(data[position:end])
-        position = end
-    return b"".join([*parts, data[position:]])
-
-
 def _rgb(image: NDArray) -> NDArray[np.uint8]:
     """16-bit gray [H, W] or BGR(A) [H, W, C] rescaled to 8-bit RGB."""
     if image.ndim == 2 or image.shape[2] in (1, 2):
@@ -252,24 +163,20 @@ def _rgb(image: NDArray) -> NDArray[np.uint8]:
     return np.ascontiguousarray(scaled, np.uint8)
 
 
-def _orient(image: NDArray, data: bytes) -> NDArray:
-    """Apply the EXIF orientation of ``data``; one that cannot be read is none."""
-    from PIL import Image
-
-    orientation = 1
-    with warnings.catch_warnings(), contextlib.suppress(Exception):  # Pillow raises anything where EXIF is damaged
-        warnings.simplefilter("ignore")
-        orientation = Image.open(io.BytesIO(data)).getexif().get(0x0112, 1)
-    if orientation in (5, 6, 7, 8):
+def upright(image: NDArray, turn: int) -> NDArray:
+    """The picture [H, W, ...] turned and mirrored as the EXIF orientation says."""
+    if turn in (5, 6, 7, 8):
         image = image.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
+    if turn in (3, 4, 7, 8):
         image = image[::-1]
-    if orientation in (2, 3, 6, 7):
+    if turn in (2, 3, 6, 7):
         image = image[:, ::-1]
     return np.ascontiguousarray(image)
 
 
 def _read_by_pillow(data: bytes, path: Path | str) -> NDArray[np.uint8]:
+    if other := unread(data[:4096], path):
+        raise PictureError(f"{path} {other}.")
     try:
         from PIL import Image, ImageOps, UnidentifiedImageError
     except ImportError:
@@ -279,13 +186,15 @@ def _read_by_pillow(data: bytes, path: Path | str) -> NDArray[np.uint8]:
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             check_size(*image.size, path)
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I;16") or (image.format == "PPM" and upright.mode == "I"):
-                return _rgb(np.asarray(upright).astype(np.uint16))
-            if upright.mode in ("I", "F"):
-                raise DataError(f"{path} has 32 bits per pixel (mode {upright.mode}). Expected 8 or 16. Convert it.")
+            if image.format == "TIFF" and is_raw(dict(getattr(image, "tag_v2", {}))):
+                raise PictureError(f"{path} {RAW}.")
+            turned = ImageOps.exif_transpose(image)
+            if turned.mode.startswith("I;16") or (image.format == "PPM" and turned.mode == "I"):
+                return _rgb(np.asarray(turned).astype(np.uint16))
+            if turned.mode in ("I", "F"):
+                raise DataError(f"{path} has 32 bits per pixel (mode {turned.mode}). Expected 8 or 16. Convert it.")
             return np.asarray(
-                upright.convert("RGBA").convert("RGB") if upright.mode in ("P", "PA") else upright.convert("RGB")
+                turned.convert("RGBA").convert("RGB") if turned.mode in ("P", "PA") else turned.convert("RGB")
             )
     except DataError:
         raise

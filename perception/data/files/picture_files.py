@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import stat
 import zlib
 from dataclasses import dataclass
@@ -14,14 +13,12 @@ MAX_PIXELS = 100_000_000
 MAX_BYTES = 8 * MAX_PIXELS
 """What the largest picture takes where nothing is compressed: four channels of 16 bit."""
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
-_SIZE_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
 class PictureError(DataError):
     """A picture file that is missing or damaged: skipped and counted in training, an error anywhere else."""
 
 
-MAX_SCANS = 500
 MAX_SEGMENTS = 100_000
 """More parts than this no JPEG or PNG has before its picture."""
 
@@ -60,78 +57,33 @@ def check_size(width: int, height: int, path: Path | str) -> None:
         raise PictureError(f"{path} says it has {width} x {height} pixels. Fetch the file again.")
 
 
-@dataclass(frozen=True, slots=True)
-class JpegHeader:
-    """size: (height, width) as stored. turn: the EXIF orientation; 1 = upright, 0 = unclear."""
-
-    size: tuple[int, int]
-    channels: int
-    turn: int
-
-
-def check_jpeg(data: bytes, path: Path | str) -> JpegHeader:
-    """What a JPEG's header says, after checking the size and that the data goes on to its end marker."""
-    header = jpeg_header(data, path)
-    if header is None or data.rfind(b"\xff\xd9") < 0 or data.rfind(b"\xff\xd9") < data.find(b"\xff\xda"):
-        raise PictureError(f"{path} is a truncated or damaged JPEG ({len(data)} bytes). Fetch the file again.")
-    if data.count(b"\xff\xda") > MAX_SCANS:
-        raise PictureError(f"{path} goes over its pixels more than {MAX_SCANS} times. Save it again as a plain JPEG.")
-    return header
-
-
-def jpeg_header(data: bytes, path: Path | str) -> JpegHeader | None:
-    """What the segments before a JPEG's first scan say; None where ``data`` ends before it, or is none."""
-    position, channels, size, turns = 2, 0, (0, 0), []
-    for _ in range(MAX_SEGMENTS):
-        if position + 4 > len(data) or data[position] != 0xFF:
-            return None
-        marker = data[position + 1]
-        if marker == 0xFF:
-            filled = re.compile(rb"\xff*").match(data, position)
-            position = filled.end() - 1 if filled else position + 1
-            continue
-        if marker == 0x01 or 0xD0 <= marker <= 0xD8:  # they have no length
-            position += 2
-            continue
-        end = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-        if marker in _SIZE_MARKERS and position + 10 <= len(data):
-            height, width = (int.from_bytes(data[at : at + 2], "big") for at in (position + 5, position + 7))
-            size, channels = (height, width), data[position + 9]
-            check_size(width, height, path)
-        if marker == 0xE1 and data.startswith(b"Exif\0\0", position + 4) and end <= len(data):
-            turns.append(_turn(data[position + 10 : end]))
-        if marker == 0xDA:
-            return JpegHeader(size, channels, turns[0] if len(turns) == 1 else int(not turns)) if channels else None
-        position = end
-    return None
-
-
-def _turn(exif: bytes) -> int:
-    """The orientation that EXIF data (a TIFF header and its first directory) gives; 1 = upright, 0 = unclear."""
+def exif_turn(exif: bytes) -> int:
+    """The orientation, 1 to 8, that EXIF data (a TIFF header and its first directory) gives; 1 where it gives none."""
     if exif[:4] not in (b"II*\0", b"MM\0*"):
-        return 0
+        return 1
     order = "little" if exif.startswith(b"II") else "big"
     number = lambda at, count: int.from_bytes(exif[at : at + count], order)  # noqa: E731
     start = number(4, 4)
-    entries = range(start + 2, start + 2 + 12 * number(start, 2), 12)
-    if not entries or entries[-1] + 12 > len(exif):
-        return 0
-    return next((number(at + 8, 2) for at in entries if number(at, 2) == 0x0112), 1)
+    for at in range(start + 2, min(start + 2 + 12 * number(start, 2), len(exif) - 11), 12):
+        if number(at, 2) == 0x0112:
+            turn = number(at + 8, {3: 2, 4: 4}.get(number(at + 2, 2), 0))
+            return turn if 1 <= turn <= 8 else 1
+    return 1
 
 
 @dataclass(frozen=True, slots=True)
 class PngHeader:
-    """size: (height, width). depth: bits per channel. colour: PNG's number for the kind. chunks: their names."""
+    """size: (height, width) as stored. depth: bits per channel. colour: PNG's number for the kind. turn: as EXIF's."""
 
     size: tuple[int, int]
     depth: int
     colour: int
-    chunks: set[bytes]
+    turn: int = 1
 
 
 def check_png(data: bytes, path: Path | str) -> PngHeader:
     """What a PNG's header says, after checking the size and every chunk's check sum."""
-    position, names = len(PNG), set()
+    position, turn = len(PNG), 1
     width = height = depth = colour = 0
     for _ in range(MAX_SEGMENTS):
         if position + 12 > len(data):
@@ -144,9 +96,10 @@ def check_png(data: bytes, path: Path | str) -> PngHeader:
             width, height = (int.from_bytes(data[at : at + 4], "big") for at in (position + 8, position + 12))
             depth, colour = data[position + 16], data[position + 17]
             check_size(width, height, path)
-        names.add(name)
+        if name == b"eXIf":
+            turn = exif_turn(data[position + 8 : end])
         if name == b"IEND" and depth:
-            return PngHeader((height, width), depth, colour, names)
+            return PngHeader((height, width), depth, colour, turn)
         position = end + 4
     raise PictureError(f"{path} is a truncated or damaged PNG, wrong from byte {position} on. Fetch the file again.")
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from perception.config import configuration
 from perception.data.dataset import check_size
 from perception.data.files.folders import existing_folder, list_pictures
-from perception.data.files.images import read_map
+from perception.data.files.map_files import read_map
 from perception.data.files.strict_json import read_json, shown
 from perception.data.files.text_files import files_in
 from perception.data.formats.cityscapes_ids import (

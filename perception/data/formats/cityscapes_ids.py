@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.data.files.images import read_map
+from perception.data.files.map_files import read_map
 from perception.data.formats.boxes import BoxTable
 from perception.data.formats.class_names import IGNORED, ClassMap
 from perception.data.formats.instance_ids import id_boxes, region_boxes

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from perception.config import configuration
 from perception.data.dataset import check_size
 from perception.data.files.folders import by_stem, existing_folder, list_pictures, pair
-from perception.data.files.images import read_map
+from perception.data.files.map_files import read_map
 from perception.data.files.picture_files import MAX_PIXELS
 from perception.data.files.text_files import floats, list_files, read_text
 from perception.data.formats.class_names import ClassMap

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from perception.config import configuration
 from perception.data.dataset import check_size
 from perception.data.files.folders import existing_file, existing_folder, list_pictures, pair
-from perception.data.files.images import read_map
+from perception.data.files.map_files import read_map
 from perception.data.files.text_files import read_text
 from perception.data.formats.class_names import ClassMap, Coarse, Names, map_pixels
 from perception.types import IGNORE_INDEX, Camera, DataError, DenseMap, LabelSpace

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import base64
+import contextlib
 import http.client
-from urllib.parse import unquote, urlsplit
+
+from perception.deploy.addresses import request
+from perception.types import PerceptionError
 
 MAX_BYTES = 64 << 20
 """Of one picture."""
@@ -15,10 +17,9 @@ CHUNK = 1 << 16
 class Stream:
     """An opened stream. Every read takes at most the timeout of its connection for each piece that arrives."""
 
-    def __init__(self, connection: http.client.HTTPConnection, answer: http.client.HTTPResponse, boundary: str) -> None:
-        self._connection, self._answer = connection, answer
-        self._boundary = b"--" + boundary.removeprefix("--").encode()
-        self._rest = b""
+    def __init__(self, answer: http.client.HTTPResponse, boundary: str, head: bytes = b"") -> None:
+        self._answer, self._rest = answer, head
+        self._boundary = b"--" + boundary.removeprefix("--").encode("latin-1", "replace")
 
     def read(self) -> bytes | None:
         """The next part; None at the end, and where what arrives is no such stream. Raises TimeoutError."""
@@ -34,7 +35,6 @@ class Stream:
 
     def close(self) -> None:
         self._answer.close()
-        self._connection.close()
 
     def _header(self) -> int | None:
         """Content-Length of the next part, -1 where it is not told, None at the end."""
@@ -89,30 +89,19 @@ class Stream:
 
 def connect(address: str, timeout: float) -> Stream | None:
     """The stream at an http(s) URL; None where there is none, or something else (a film, a playlist)."""
-    parts = urlsplit(address)
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    headers = {"Accept": "multipart/x-mixed-replace, */*"}
-    if parts.username is not None:
-        secret = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-        headers["Authorization"] = f"Basic {base64.b64encode(secret.encode()).decode()}"
     try:
-        connection = kind(parts.hostname or "", parts.port, timeout=timeout)
-    except (ValueError, http.client.HTTPException):
+        answer = request(address, timeout)
+    except (PerceptionError, OSError, http.client.HTTPException, ValueError):
         return None
-    try:
-        connection.request("GET", (parts.path or "/") + (f"?{parts.query}" if parts.query else ""), headers=headers)
-        answer = connection.getresponse()
-    except (OSError, http.client.HTTPException, ValueError):
-        connection.close()
-        return None
-    boundary = answer.headers.get_boundary()
-    if answer.status == 200 and answer.headers.get_content_type() == "multipart/x-mixed-replace" and boundary:
-        return Stream(connection, answer, boundary)
+    head, boundary = b"", None
+    if answer.headers.get_content_maintype() == "multipart":
+        boundary = answer.headers.get_boundary()
+    if not boundary:  # cameras that do not tell, or tell another type
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            head = answer.read1(CHUNK)
+        if head.startswith(b"--"):
+            boundary = head.partition(b"\n")[0].strip().decode("latin-1")
+    if boundary:
+        return Stream(answer, boundary, head)
     answer.close()
-    connection.close()
     return None
-
-
-def is_whole(data: bytes) -> bool:
-    """Whether a JPEG begins and ends: OpenCV fills what is missing with gray and says nothing."""
-    return data.startswith(b"\xff\xd8") and data.rstrip(b"\0\r\n").endswith(b"\xff\xd9")

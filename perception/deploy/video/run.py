@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from perception.deploy.sources import Shot, Source, read_picture
+from perception.deploy.video.claims import undecodable
 from perception.deploy.video.doubt import Calibration, Doubt
 from perception.deploy.video.journal import Status
 from perception.deploy.video.monitor import Monitor
@@ -121,7 +123,7 @@ class Run:
             video.stop()
             report.dropped += video.dropped
         if not video.frames:
-            raise PerceptionError(f"{source.shown} opened but has no frame that can be decoded. Check the file.")
+            raise PerceptionError(f"{source.shown} {undecodable(video.codec)}")
         if report.journal.status(source.id) == Status.LOST:
             raise PerceptionError(f"{source.shown} was lost after {video.frames} frames.")
 
@@ -203,6 +205,5 @@ def _named(video: Video, frames: int | None, name: str) -> Generator[Shot]:
 def output_names(sources: Sequence[Source]) -> dict[str, str]:
     """Source id -> relative path of its output without suffix; a suffix is kept where names would meet otherwise."""
     bare = [Path(source.id).with_suffix("").as_posix() for source in sources]
-    return {
-        s.id: s.id if bare.count(name) > 1 or s.kind == "live" else name for s, name in zip(sources, bare, strict=True)
-    }
+    count = Counter(bare)
+    return {s.id: s.id if count[name] > 1 or s.kind == "live" else name for s, name in zip(sources, bare, strict=True)}

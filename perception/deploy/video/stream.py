@@ -36,6 +36,7 @@ class Video:
     timeout:  seconds in which the source must open, and deliver each frame
     attempts: times that a live source is opened again, after ``backoff`` seconds, then twice as many, ...
     fps, length: frames per second and frames that the source claims; 30 and 0 where it claims nothing sensible
+    codec: its four letters, "" where unknown
     frames, bad, dropped: that were delivered, that could not be decoded, that nobody used in time
     """
 
@@ -50,7 +51,7 @@ class Video:
     ) -> None:
         self.source, self.timeout, self.attempts, self.backoff = source, timeout, attempts, backoff
         self.journal, self.timings = journal or Journal(), timings or Timings()
-        self.live = source.kind == "live"
+        self.live = source.kind == "live"  # until it is open
         self.frames = self.bad = self.dropped = 0
         self._sound = self._attempt = 0
         self._stopped = threading.Event()
@@ -63,7 +64,7 @@ class Video:
             )
             raise PerceptionError(f"{source.shown} did not open within {timeout:g} s. Expected {wanted}")
         self._reader: Reader = reader
-        self.fps, self.length = reader.fps, reader.length
+        self.fps, self.length, self.live, self.codec = reader.fps, reader.length, reader.live, reader.codec
         self._clock = Clock(1 / self.fps, self.live)
         self._channel = self._begin()
 
@@ -134,8 +135,8 @@ class Video:
         if not self.live:
             if trouble.startswith("no frame"):
                 self.journal.note(name, Status.LOST, trouble)
-            elif self.frames < COMPLETE * self.length:
-                self.journal.note(name, Status.DEGRADED, f"ended after {self.frames} of {self.length} frames")
+            elif self.frames < COMPLETE * self._reader.length:
+                self.journal.note(name, Status.DEGRADED, f"ended after {self.frames} of {self._reader.length} frames")
             return False
         self.journal.note(name, Status.DEGRADED, trouble)
         while self._attempt < self.attempts:
@@ -152,18 +153,21 @@ class Video:
 
 
 def open_within(source: Source, seconds: float, stopped: threading.Event) -> Reader | None:
-    """The opened source, or None where that fails, takes longer, or is not wanted any more.
+    """The opened source, or None where that fails, takes longer, or is not wanted any more. Raises PerceptionError.
 
     Its thread is then left behind, for OpenCV cannot be stopped; what it opens too late is closed.
     """
-    found: list[Reader | None] = []
+    found: list[Reader | PerceptionError | None] = []
     lock, done, late = threading.Lock(), threading.Event(), threading.Event()
 
     def work() -> None:
-        reader = open_reader(source, seconds)
+        try:
+            reader = open_reader(source, seconds)
+        except PerceptionError as error:
+            reader = error
         with lock:
             found.append(reader)
-            if late.is_set() and reader is not None:
+            if late.is_set() and not isinstance(reader, PerceptionError | None):
                 reader.close()
         done.set()
 
@@ -173,4 +177,7 @@ def open_within(source: Source, seconds: float, stopped: threading.Event) -> Rea
         pass
     with lock:
         late.set()
-        return found[0] if found else None
+        opened = found[0] if found else None
+    if isinstance(opened, PerceptionError):
+        raise opened
+    return opened

@@ -1,0 +1,148 @@
+"""What is at an http(s) address: asked once, and fetched where it is a picture or a film with an end."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import re
+import shutil
+import tempfile
+import urllib.request
+import weakref
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+from urllib.error import HTTPError
+from urllib.parse import SplitResult, quote, unquote, urlsplit, urlunsplit
+
+from perception.types import PerceptionError
+
+CHUNK = 1 << 18
+_MENDS = {
+    401: "Give the user and the password in the address: http://USER:PASSWORD@HOST/...",
+    403: "The server does not let you have it: look whether it asks for a user, a password or a token.",
+    404: "Check the address.",
+    410: "Check the address.",
+}
+_SECRET = re.compile(r"(?i)((?:^|[&;])[^=&;]*(?:pass|pwd|token|key|secret|auth|sig|credential)[^=&;]*=)[^&;]*")
+
+
+class Temporary:
+    """A folder of its own that is removed with this object, or at the end of the program."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="perception-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+
+def without_secrets(address: str) -> str:
+    """The address as it may be told: without user and password, the values of ``token=`` and the like left out."""
+    parts = urlsplit(address)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=_SECRET.sub(r"\1***", parts.query)))
+
+
+def request(address: str, timeout: float) -> http.client.HTTPResponse:
+    """The opened answer, after redirects. timeout: seconds for connecting and for each piece that arrives.
+
+    Raises PerceptionError where the server answers with an error; OSError, HTTPException or ValueError where there is
+    no server, or no answer.
+    """
+    parts = urlsplit(address)
+    plain = quote(urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])), safe="%/:?#[]@!$&'()*+,;=~")
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPRedirectHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.HTTPErrorProcessor,
+    ):
+        opener.add_handler(handler())
+    wanted = urllib.request.Request(plain, headers={"User-Agent": "perception", "Accept": "*/*"})
+    try:
+        try:
+            answer = opener.open(wanted, timeout=timeout)
+        except HTTPError as error:
+            if error.code != 401 or parts.username is None:
+                raise
+            asked = error.headers.get_all("WWW-Authenticate", [])
+            error.close()
+            wanted.add_unredirected_header("Authorization", _authorization(wanted, asked, parts))
+            answer = opener.open(wanted, timeout=timeout)
+    except HTTPError as error:
+        with error:
+            mend = _MENDS.get(error.code, "Try again later, or fetch it by other means and give the file.")
+            raise PerceptionError(
+                f"{without_secrets(address)}: the server answers {error.code} {error.reason}. {mend}"
+            ) from None
+    if not isinstance(answer, http.client.HTTPResponse):
+        raise ValueError("no answer over HTTP")
+    return answer
+
+
+def _authorization(wanted: urllib.request.Request, asked: list[str], parts: SplitResult) -> str:
+    """User and password, in the way that the server asks for: Digest where it knows it, else Basic."""
+    user, password = unquote(parts.username or ""), unquote(parts.password or "")
+    for challenge in asked:
+        scheme, _, rest = challenge.partition(" ")
+        if scheme.lower() == "digest":
+            known = urllib.request.HTTPPasswordMgrWithDefaultRealm()
+            known.add_password(None, wanted.full_url, user, password)
+            fields = urllib.request.parse_keqv_list(urllib.request.parse_http_list(rest))
+            return f"Digest {urllib.request.HTTPDigestAuthHandler(known).get_authorization(wanted, fields)}"
+    return f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"
+
+
+def name_of(address: str) -> str:
+    """The last part of the address' path where it can be the name of a file; else ``download``."""
+    name = PurePosixPath(unquote(urlsplit(address).path)).name
+    return name if re.fullmatch(r"[\w][\w .()+,=@-]{0,100}", name) else "download"
+
+
+def fetch(answer: http.client.HTTPResponse, head: bytes, shown: str, name: str, limit: int) -> tuple[Path, Temporary]:
+    """The whole answer, of which ``head`` was read already, as a file.
+
+    limit: bytes, where the server tells no length
+    Raises PerceptionError where not all of it comes, or there is no room for it.
+    """
+    length = None if answer.length is None else answer.length + len(head)
+    folder = Temporary()
+    if length is not None and length > shutil.disk_usage(folder.path).free:
+        raise PerceptionError(
+            f"{shown} has {length / 1e9:.1f} GB and {folder.path.parent} has no room for it. Free some, or set TMPDIR."
+        )
+    path, got, whole = folder.path / name, len(head), True
+    try:
+        with path.open("wb") as file:
+            file.write(head)
+            while piece := answer.read1(CHUNK):
+                got += len(piece)
+                if length is None and got > limit:
+                    raise PerceptionError(f"{shown} does not end after {limit >> 20} MB. Expected a picture.")
+                file.write(piece)
+    except (http.client.HTTPException, ConnectionError, TimeoutError):
+        whole = False
+    except OSError as error:
+        raise PerceptionError(f"{shown} cannot be kept in {folder.path.parent}: {error}. Set TMPDIR.") from error
+    if not whole or (length is not None and got < length):
+        raise stopped(shown, got, length)
+    return path, folder
+
+
+def stopped(shown: str, got: int, length: int | None = None) -> PerceptionError:
+    of = "" if length is None else f" of {length:,}"
+    return PerceptionError(f"{shown}: the server stopped after {got:,} bytes{of}. Try again, or fetch it first.")
+
+
+def copy(stream: BinaryIO, name: str, what: str) -> tuple[Path, Temporary]:
+    """All that comes from a pipe, as a file. Raises PerceptionError where there is nothing, or no room."""
+    folder = Temporary()
+    path = folder.path / name
+    try:
+        with path.open("wb") as file:
+            shutil.copyfileobj(stream, file, CHUNK)
+    except OSError as error:
+        raise PerceptionError(f"{what} cannot be kept in {folder.path.parent}: {error}. Set TMPDIR.") from error
+    if not path.stat().st_size:
+        raise PerceptionError(f"{what} is empty. Expected a picture or a film.")
+    return path, folder

@@ -1,0 +1,246 @@
+"""What is at an address: a picture or a film with an end is a file, each frame once; what never ends is live."""
+
+import io
+import socket
+from itertools import islice
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from films import noise_film, records, summary
+from PIL import Image
+from test_runtime import without_torch
+from video_server import Answer, FileServer, JpegServer, frames, jpeg, wait_until
+
+from perception.deploy.addresses import without_secrets
+from perception.deploy.predict import Options, predict
+from perception.deploy.runtime import Perceiver
+from perception.deploy.sources import find, read_picture
+from perception.deploy.video.stream import Video
+from perception.types import PerceptionError
+
+PICTURE = jpeg(np.full((48, 80, 3), 200, np.uint8))
+COUNT = 45
+"""More than the frames after which a live source counts as sound, and would be opened for ever."""
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory) -> bytes:
+    return noise_film(tmp_path_factory.mktemp("film") / "drive.mp4", COUNT, 25).read_bytes()
+
+
+def test_a_picture_is_one_record_and_a_film_each_frame_once(exported, film, tmp_path):
+    perceiver, server = (
+        Perceiver(exported, threads=1),
+        FileServer({"/a b.jpg": Answer(PICTURE), "/f.mp4": Answer(film)}),
+    )
+    with server as url:
+        for name, ids in (("a b.jpg", ["a b.jpg"]), ("f.mp4", [f"f.mp4#{i}" for i in range(COUNT)])):
+            report = predict(perceiver, f"{url}/{name}", tmp_path / name, Options(save=("jsonl",)), quiet=True)
+            assert [record["id"] for record in records(report.out)] == ids
+            assert (report.failures, report.dropped, summary(report.out)["worst_status"]) == ([], 0, "OK")
+    assert len(server.asked) == 2
+
+
+ANSWERS = {
+    "told as something else": Answer(kind="text/plain"),
+    "told as nothing": Answer(kind=""),
+    "told as a picture": Answer(kind="image/png"),
+    "in pieces": Answer(chunked=True),
+    "without its length": Answer(length=None),
+}
+
+
+@pytest.mark.parametrize("how", ANSWERS)
+def test_a_picture_is_one_however_it_is_told(how):
+    answer = ANSWERS[how]
+    answer.body = PICTURE
+    with FileServer({"/x": answer}) as url:
+        (source,) = find(f"{url}/x?time=1")
+        assert (source.id, source.kind) == ("x", "picture")
+        assert read_picture(source).image.shape == (48, 80, 3)
+
+
+@pytest.mark.parametrize("kind", ["video/mp4", "text/plain", "application/octet-stream"])
+def test_a_film_is_fetched_whole_and_removed_again(film, kind):
+    with FileServer({"/x.mp4": Answer(film, kind), "/moved": Answer(status=302, location="/x.mp4")}) as url:
+        (source,) = find(f"{url}/moved")
+    path = Path(str(source.address))
+    assert path.read_bytes() == film
+    video = Video(source)
+    assert (sum(1 for _ in video), video.live, video.dropped) == (COUNT, False, 0)
+    video.stop()
+    del source, video
+    assert wait_until(lambda: not path.parent.exists())
+
+
+def test_a_film_without_a_length_is_a_file_where_its_container_tells_one(film, tmp_path):
+    data = moov_first(film)
+    with FileServer({"/x.mp4": Answer(data, chunked=True)}) as url:
+        (source,) = find(f"{url}/x.mp4")
+        video = Video(source)
+        assert (sum(1 for _ in video), video.live) == (COUNT, False)
+
+
+def moov_first(film: bytes) -> bytes:
+    """The index before the frames, as the web wants it."""
+    boxes, at = {}, 0
+    while at < len(film):
+        size = int.from_bytes(film[at : at + 4], "big")
+        boxes[film[at + 4 : at + 8]] = film[at : at + size]
+        at += size
+    moov = bytearray(boxes[b"moov"])
+    at = moov.index(b"stco")
+    for entry in range(at + 12, at + 12 + 4 * int.from_bytes(moov[at + 8 : at + 12], "big"), 4):
+        moved = int.from_bytes(moov[entry : entry + 4], "big") + len(moov)
+        moov[entry : entry + 4] = moved.to_bytes(4, "big")
+    return b"".join([boxes[b"ftyp"], moov, *(boxes[name] for name in boxes if name not in (b"ftyp", b"moov"))])
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 500])
+def test_the_answer_of_a_server_that_refuses_is_told(status):
+    with (
+        FileServer({"/x.mp4": Answer(status=status)}) as url,
+        pytest.raises(PerceptionError, match=rf"/x\.mp4\?token=\*\*\*: the server answers {status} ") as raised,
+    ):
+        find(f"{url.replace('//', '//me:secret@')}/x.mp4?token=hidden")
+    assert "secret" not in str(raised.value)
+    assert "hidden" not in str(raised.value)
+
+
+@pytest.mark.parametrize("digest", [False, True])
+def test_the_password_in_an_address_opens_and_is_not_told(digest):
+    with FileServer({"/x.jpg": Answer(PICTURE, secret="me:se cret", digest=digest)}) as url:
+        (source,) = find(f"{url.replace('//', '//me:se%20cret@')}/x.jpg")
+        assert read_picture(source).image.shape == (48, 80, 3)
+        assert "cret" not in source.shown
+        with pytest.raises(PerceptionError, match=r"401 Unauthorized\. Give the user and the password"):
+            find(f"{url}/x.jpg")
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("rtsp://me:pw@cam/front", "rtsp://cam/front"),
+        ("http://cam/v.cgi?user=me&pwd=pw&fps=5", "http://cam/v.cgi?user=me&pwd=***&fps=5"),
+        ("https://s3/x.mp4?X-Amz-Signature=pw;b=1", "https://s3/x.mp4?X-Amz-Signature=***;b=1"),
+    ],
+)
+def test_no_address_is_told_with_its_secrets(address, told):
+    assert without_secrets(address) == told
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer(length=10**5),
+        Answer(chunked=True, cut=True),
+    ],
+    ids=["a length", "pieces"],
+)
+@pytest.mark.parametrize("size", [1, 50])
+def test_a_server_that_stops_early_is_told(answer, size):
+    answer.body = PICTURE * size
+    with (
+        FileServer({"/x.jpg": answer}) as url,
+        pytest.raises(PerceptionError, match=rf"the server stopped after {len(answer.body):,} bytes"),
+    ):
+        find(f"{url}/x.jpg")
+
+
+def test_a_film_larger_than_the_disk_is_told_before_it_is_fetched(film):
+    with (
+        FileServer({"/x.mp4": Answer(film, length=10**18)}) as url,
+        pytest.raises(PerceptionError, match=r"has 1000000000\.0 GB and .* has no room"),
+    ):
+        find(f"{url}/x.mp4")
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"<!DOCTYPE html><html>", "is a web page"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "is a HEIC picture"),
+        (b"hello", "beginning with b'hello'"),
+    ],
+)
+def test_what_is_neither_picture_nor_film_is_told(body, words):
+    with FileServer({"/x": Answer(body, "text/html")}) as url, pytest.raises(PerceptionError, match=words):
+        find(f"{url}/x")
+
+
+@pytest.mark.parametrize("content", ["multipart/x-mixed-replace; boundary=--cut", "multipart/mixed", "text/plain", ""])
+def test_a_stream_of_jpegs_is_live_whatever_its_server_calls_it(content):
+    with JpegServer(lambda number: frames(40), content=content) as url:
+        (source,) = find(url)
+        assert (source.id, source.kind) == ("stream", "live")
+        video = Video(source, attempts=0)
+        assert [shot.image.shape for shot in islice(video, 3)] == [(48, 80, 3)] * 3
+        video.stop()
+
+
+def test_a_server_that_is_not_there_may_come_and_one_that_is_silent_is_left_in_time():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        assert find(f"http://127.0.0.1:{server.getsockname()[1]}/x.mp4", 0.5)[0].kind == "live"
+        server.listen()
+        assert find(f"http://127.0.0.1:{server.getsockname()[1]}/x.mp4", 0.5)[0].kind == "live"
+    assert find("rtsp://robot/front")[0].kind == "live"
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_playlist_is_a_film_if_it_has_an_end(tmp_path, ends):
+    path = tmp_path / "0.ts"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 25, (160, 96))
+    for i in range(COUNT):
+        writer.write(np.full((96, 160, 3), 3 * i, np.uint8))
+    writer.release()
+    text = "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:2\n#EXT-X-MEDIA-SEQUENCE:0\n#EXTINF:1.8,\n0.ts\n"
+    text += "#EXT-X-ENDLIST\n" if ends else ""
+    with FileServer({"/a.m3u8": Answer(text.encode()), "/0.ts": Answer(path.read_bytes(), "video/mp2t")}) as url:
+        video = Video(find(f"{url}/a.m3u8")[0], timeout=2, attempts=0)
+        assert video.live is not ends
+        if ends:
+            assert sum(1 for _ in video) == COUNT
+            assert video.dropped == 0
+        video.stop()
+
+
+def test_a_file_address_is_its_path(tmp_path):
+    (tmp_path / "a b").mkdir()
+    path = tmp_path / "a b" / "c.jpg"
+    path.write_bytes(PICTURE)
+    for address in (
+        f"file://{tmp_path}/a%20b/c.jpg",
+        f"file://localhost{tmp_path}/a b/c.jpg",
+        f"FILE://{tmp_path}/a%20b",
+    ):
+        (source,) = find(address)
+        assert (source.id, Path(str(source.address)), source.kind) == ("c.jpg", path, "picture")
+    with pytest.raises(PerceptionError, match="another machine, robot"):
+        find("file://robot/c.jpg")
+    with pytest.raises(PerceptionError, match="no address"):
+        find("http://[::1/x")
+
+
+def test_standard_input_is_a_picture_a_film_or_jpegs(exported, film, tmp_path):
+    code = """
+from perception.deploy.sources import find, read_picture
+from perception.deploy.video.stream import Video
+(source,) = find("-")
+print(source.kind, source.shown, *([read_picture(source).image.shape] if source.kind == "picture" else
+      [sum(1 for _ in Video(source))]), sep="|")
+"""
+    buffer = io.BytesIO()
+    Image.new("RGB", (80, 48)).save(buffer, "PNG")
+    cut = PICTURE[: len(PICTURE) // 2]
+    for content, said in (
+        (PICTURE, "picture|standard input|(48, 80, 3)"),
+        (buffer.getvalue(), "picture|standard input|(48, 80, 3)"),
+        (film, f"video|standard input|{COUNT}"),
+        (PICTURE * 3 + cut + PICTURE * 2, "video|standard input|5"),
+    ):
+        (tmp_path / "in").write_bytes(content)
+        with (tmp_path / "in").open("rb") as stream:
+            assert without_torch(code, stdin=stream).strip() == said
