@@ -158,6 +158,16 @@ def metres(values: NDArray, limit: float | None = None, scale: float = 1.0) -> D
     return DenseMap(np.where(valid, distances, np.float32(0)), valid)
 
 
+_UNITS = (
+    (1e-3, "millimetres"), (1e-2, "centimetres"), (1 / 256, "1/256 m"), (2e-4, "1/5000 m"), (1e3, "kilometres"),
+)  # fmt: skip
+
+
+def likely_unit(median: float, limits: tuple[float, float]) -> tuple[float, str] | None:
+    """(metres, name) of the unit in which a median distance would lie within limits in metres; None where in none."""
+    return next(((size, name) for size, name in _UNITS if limits[0] <= median * size <= limits[1]), None)
+
+
 def check_camera(camera: Camera | None, where: str) -> None:
     """Raise ConfigError where focal lengths are not positive numbers."""
     if camera is not None and not (
