@@ -50,7 +50,7 @@ def list_pictures(folder: Path, pattern: str = "**/*") -> list[Path]:
     return paths
 
 
-def list_maps(folder: Path, suffixes: Collection[str]) -> list[Path]:
+def files_under(folder: Path, suffixes: Collection[str]) -> list[Path]:
     """The files under a folder that end in any of ``suffixes``, as `list_pictures` gives them; it may be empty."""
     return _files(folder, "**/*", suffixes)
 

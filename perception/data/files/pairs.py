@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from perception.data.files.folders import existing_folder, list_maps, list_pictures
+from perception.data.files.folders import existing_folder, files_under, list_pictures
 from perception.data.files.map_files import MAP_SUFFIXES
 from perception.data.files.strict_json import shown
 from perception.types import ConfigError, DataError
@@ -63,11 +63,13 @@ def pair(root: Path, names: Names, problems: Counter[str]) -> dict[Path, Path]:
     """
     images = existing_folder(root, names.images, "pictures")
     maps = existing_folder(root, names.maps, f"{names.what}s")
-    of_picture, of_map = _keys(names.image, "", images), _keys(names.map, names.suffix, maps)
-    pictures = [path for path in list_pictures(images) if of_picture(path) is not None]
-    files = [path for path in list_maps(maps, MAP_SUFFIXES) if of_map(path) is not None]
+    of_picture, of_map = _keys(names.image, ""), _keys(names.map, names.suffix)
+    found = {path: path.relative_to(images).as_posix() for path in list_pictures(images)}
+    beside = {path: path.relative_to(maps).as_posix() for path in files_under(maps, MAP_SUFFIXES)}
+    pictures = {path: key for path, name in found.items() if (key := of_picture(name)) is not None}
+    files = {path: key for path, name in beside.items() if (key := of_map(name)) is not None}
     pictures, files = _apart(pictures, files, images, maps, names)
-    partners, stems = _by_key(files, of_map, prefer_lossless=True), _by_key(pictures, of_picture)
+    partners, stems = _by_key(files, prefer_lossless=True), _by_key(pictures)
     pairs = {picture: partners[key] for key, picture in stems.items() if key in partners}
     if not pairs:
         raise DataError(_no_pairs(names, len(stems), images, maps, files))
@@ -80,62 +82,61 @@ def pair(root: Path, names: Names, problems: Counter[str]) -> dict[Path, Path]:
     return pairs
 
 
-def _keys(pattern: str | None, suffix: str, folder: Path) -> Callable[[Path], Key | None]:
-    """A function: file under ``folder`` -> what its partner has in common with it; None where it is none."""
-    inside = "([^/]*)"
-    expression = re.compile(inside.join(map(re.escape, (pattern or "").split("*"))), re.DOTALL)
+def _keys(pattern: str | None, suffix: str) -> Callable[[str], Key | None]:
+    """A function: path under a folder -> what its partner has in common with it; None where it is none."""
+    expression = re.compile("([^/]*)".join(map(re.escape, (pattern or "").split("*"))), re.DOTALL)
     whole = "/" in (pattern or "")
 
-    def key(path: Path) -> Key | None:
-        head, _, name = path.relative_to(folder).as_posix().rpartition("/")
+    def key(path: str) -> Key | None:
+        head, _, name = path.rpartition("/")
         above = (head,) if head else ()
         if pattern is None:
             stem = name[: name.rfind(".")]
             return (*above, stem.removesuffix(suffix)) if stem.endswith(suffix) else None
-        found = expression.fullmatch(f"{head}/{name}" if whole and head else name)
+        found = expression.fullmatch(path if whole else name)
         return None if found is None else (*(() if whole else above), *found.groups())
 
     return key
 
 
 def _apart(
-    pictures: list[Path], files: list[Path], images: Path, maps: Path, names: Names
-) -> tuple[list[Path], list[Path]]:
-    """Pictures and maps, each file in one of the two lists."""
-    both = set(pictures) & set(files)
+    pictures: dict[Path, Key], files: dict[Path, Key], images: Path, maps: Path, names: Names
+) -> tuple[dict[Path, Key], dict[Path, Key]]:
+    """Pictures and maps, each file in one of the two."""
+    both = pictures.keys() & files.keys()
     if not both:
         return pictures, files
-    if images == maps and names.map is None and not names.suffix:  # a.jpg with a.png
-        by_name = names.image is not None
-        maps_of = [p for p in files if (p not in pictures if by_name else p.suffix.lower() not in _LOSSY)]
-        if len(maps_of) == len(files) or not maps_of:
-            raise DataError(
-                f"{images} holds pictures and {names.what}s, and nothing says which is which. Give patterns, for "
-                f"example image: '*_image.png', {names.key}: '*_{names.key}.png', or a suffix."
-            )
-        return [path for path in pictures if path not in set(maps_of)], maps_of
-    if names.image is not None and names.map is None and not names.suffix:
-        return pictures, [path for path in files if path not in both]
-    if images != maps and images.is_relative_to(maps):
-        return pictures, [path for path in files if path not in both]
-    return [path for path in pictures if path not in both], files
+    if names.map is not None or names.suffix or (images != maps and not images.is_relative_to(maps)):
+        return _without(pictures, both), files
+    if names.image is not None or images != maps:
+        return pictures, _without(files, both)
+    jpegs = {path for path in both if path.suffix.lower() in _LOSSY}  # a.jpg with a.png
+    if not jpegs or jpegs == files.keys():
+        raise DataError(
+            f"{images} holds pictures and {names.what}s, and nothing says which is which. Give patterns, for "
+            f"example image: '*_image.png', {names.key}: '*_{names.key}.png', or a suffix."
+        )
+    return _without(pictures, both - jpegs), _without(files, jpegs)
 
 
-def _by_key(paths: Iterable[Path], key: Callable[[Path], Key | None], prefer_lossless: bool = False) -> dict[Key, Path]:
+def _without(keys: dict[Path, Key], paths: Collection[Path]) -> dict[Path, Key]:
+    return {path: key for path, key in keys.items() if path not in paths}
+
+
+def _by_key(keys: dict[Path, Key], prefer_lossless: bool = False) -> dict[Key, Path]:
     """Raises DataError for two files of one key; ``prefer_lossless`` passes over a JPEG beside a map."""
+    lossy = {path for path in keys if prefer_lossless and path.suffix.lower() in _LOSSY}
     found: dict[Key, Path] = {}
-    lossy = (lambda path: path.suffix.lower() in _LOSSY) if prefer_lossless else lambda path: False
-    for path in sorted(paths, key=lossy):
-        at = key(path)
-        if at is None or (at in found and lossy(path) and not lossy(found[at])):
+    for path, key in sorted(keys.items(), key=lambda item: item[0] in lossy):
+        if key in found and path in lossy and found[key] not in lossy:
             continue
-        if at in found:
-            raise DataError(f"{path} and {found[at]} differ only in their extension. Keep one of them.")
-        found[at] = path
+        if key in found:
+            raise DataError(f"{path} and {found[key]} differ only in their extension. Keep one of them.")
+        found[key] = path
     return dict(sorted(found.items()))
 
 
-def _no_pairs(names: Names, count: int, images: Path, maps: Path, files: Sequence[Path]) -> str:
+def _no_pairs(names: Names, count: int, images: Path, maps: Path, files: Collection[Path]) -> str:
     ways = (
         f"image {names.image!r}, {names.key} {names.map!r}" if names.image or names.map else f"suffix {names.suffix!r}"
     )
@@ -147,7 +148,7 @@ def _no_pairs(names: Names, count: int, images: Path, maps: Path, files: Sequenc
         end, number = unread[0]
         hint = f"{number} files there end in {shown(end)}, which is not read: convert them to PNG or .npy."
     elif files:
-        hint = f"The first is {shown(files[0].relative_to(maps).as_posix(), 120)}. {hint}"
+        hint = f"The first is {shown(next(iter(files)).name, 120)}. {hint}"
     return (
         f"None of the {count} pictures under {images} has a {names.what} of the same name under {maps} "
         f"({len(files)} files, {ways}). {hint}"

@@ -108,7 +108,9 @@ class LabelMapsReader:
         self.config = config
         self.tasks = config.tasks
         self.problems: Counter[str] = Counter()
-        colours, where = _colours(config, root), "label_maps"
+        colours, where = _colours(config, root), f"label_maps, {config.masks}"
+        if isinstance(config.colours, str) and config.colours != "voc":
+            where = str(root / config.colours)
         if config.classes is not None:
             where = str(existing_file(root, config.classes, "class names"))
             listed = read_class_list(Path(where))
@@ -129,7 +131,7 @@ class LabelMapsReader:
         self.class_maps = {config.task: self.class_map}
         self._legend = self._table = None
         if colours is not None:
-            self._legend = ColourLegend.of(colours, self.class_map, _void_colours(config))
+            self._legend = ColourLegend.of(colours, self.class_map, _void_colours(config), where)
         else:
             void = {id for id in config.void if isinstance(id, int)} | {IGNORE_INDEX} - set(self.names)
             void |= {id for id, name in self.names.items() if unnamed and name == "void"}

@@ -46,8 +46,10 @@ class ColourLegend:
     names: tuple[str, ...]
 
     @classmethod
-    def of(cls, colours: Mapping[str, Sequence[Colour]], class_map: ClassMap, void: Sequence[Colour]) -> ColourLegend:
-        """Raises DataError where two classes have one colour."""
+    def of(
+        cls, colours: Mapping[str, Sequence[Colour]], class_map: ClassMap, void: Sequence[Colour], where: str
+    ) -> ColourLegend:
+        """Raises DataError that begins with ``where`` if two classes have one colour."""
         meaning: dict[int, tuple[int, str]] = {}
         for name, own in [*colours.items(), ("void", void)]:
             listed = name in class_map.index and own is not void
@@ -55,7 +57,7 @@ class ColourLegend:
             for colour in own:
                 code = colour[0] << 16 | colour[1] << 8 | colour[2]
                 if meaning.setdefault(code, (value, name))[0] != value:
-                    raise DataError(f"The colour {colour} is both '{meaning[code][1]}' and '{name}'. Keep one of them.")
+                    raise DataError(f"{where}: {colour} is both '{meaning[code][1]}' and '{name}'. Keep one of them.")
         codes = sorted(meaning)
         return cls(
             np.array(codes, np.int32),
