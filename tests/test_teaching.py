@@ -34,9 +34,7 @@ SOURCES = {"hall 0": "", "hall 1": ""}
 
 
 def test_depth_that_never_counts_is_told_and_then_an_error(tmp_path, capsys):
-    with pytest.raises(
-        DataError, match=r"None of the \d+ images of hall 0, hall 1 that label 'depth' so far"
-    ):
+    with pytest.raises(DataError, match=r"None of the \d+ images of hall 0, hall 1 that label 'depth' so far"):
         fit(tmp_path, stream=millimetres, steps=20, evaluate=engine_stub.measure, evaluate_every=18, data=SOURCES)
     told = [event["text"] for event in events(tmp_path, "warning")]
     assert len(told) == 2

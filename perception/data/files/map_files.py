@@ -40,9 +40,10 @@ _LOSSY = (
     "is a JPEG, or compressed like one, which changes the numbers at every border. Make it again from the originals, "
     "as a PNG."
 )
-_PACKED = (
-    "If distances are packed into colours (CARLA: 1000 m * (R + 256 G + 65536 B) / 16777215), unpack them first, into "
-    ".npy or a 16-bit PNG."
+_COLOURS = (
+    "Where colours are classes, give label_maps their list: colours: ...; where all channels are equal, what their "
+    "values are: values: {0: ..., 255: ...}. If distances are packed into colours (CARLA: 1000 m * (R + 256 G + "
+    "65536 B) / 16777215), unpack them first, into .npy or a 16-bit PNG."
 )
 
 
@@ -115,8 +116,7 @@ def _read_png(data: bytes, path: Path, merge: bool) -> NDArray:
     kind = {2: "RGB", 4: "gray with alpha", 6: "RGBA"}.get(colour, f"{depth}-bit gray")
     raise DataError(
         f"{path} is a {kind} PNG{_most_frequent(data)}. Expected one channel of ids or distances: gray, 8 or 16 bit, "
-        f"or a palette whose index is the id. Where colours are classes, give label_maps their list: colours: ... "
-        f"{_PACKED}"
+        f"or a palette whose index is the id. {_COLOURS}"
     )
 
 
@@ -139,7 +139,7 @@ def _one_channel(values: NDArray, path: Path, merge: bool) -> NDArray:
         return np.ascontiguousarray(channels[..., 0])
     raise DataError(
         f"{path} has {values.shape[2]} channels{' that differ' if merge else ''}. Expected one, of ids or distances. "
-        f"Where colours are classes, give label_maps their list: colours: ... {_PACKED}"
+        f"{_COLOURS}"
     )
 
 
