@@ -268,6 +268,15 @@ def test_any_value_stands_for_the_class_that_it_is_given(kind, tmp_path):
         assert labels(tmp_path, {**config, "void": [9]})[3, 3] == 255
 
 
+@pytest.mark.parametrize(("suffix", "format"), [(".png", "PNG"), (".tif", "TIFF"), (".bmp", "BMP")])
+def test_one_bit_is_0_and_1_or_0_and_255_as_it_is_named(suffix, format, tmp_path):
+    config = masks(tmp_path, suffix, encoded(Image.fromarray(IDS == 1), format))
+    for value in (1, 255):
+        keys = {"classes": None, "values": {0: "sky", value: "road"}}
+        assert np.array_equal(labels(tmp_path, {**config, **keys}), np.where(IDS == 1, 0, 1))
+    assert np.array_equal(labels(tmp_path, config), np.where(IDS == 1, 0, 1))
+
+
 def test_masks_in_equal_channels_are_read_where_their_values_are_given(tmp_path):
     for channels in (3, 4, 2):
         layers = [BINARY] * (channels - (channels != 3)) + [np.full_like(BINARY, 255)] * (channels != 3)

@@ -48,7 +48,9 @@ _COLOURS = (
 
 
 def read_map(path: Path, array: str | None = None, merge: bool = False) -> NDArray:
-    """Numbers as stored, [H, W], of any kind: ids, distances, disparities. Palettes give the index.
+    """Numbers as stored, [H, W], of any kind: ids, distances, disparities.
+
+    Palettes give the index, files of one bit truth values.
 
     array: name in a .npz
     merge: whether channels that are all equal count as one, and transparency is left out
@@ -120,12 +122,12 @@ def _read_png(data: bytes, path: Path, merge: bool) -> NDArray:
     )
 
 
-def _read_palette(data: bytes, path: Path) -> NDArray[np.uint8]:
+def _read_palette(data: bytes, path: Path) -> NDArray:
     from PIL import Image
 
     check_png_rows(data, path)
     try:
-        return np.asarray(Image.open(io.BytesIO(data), formats=("PNG",))).astype(np.uint8)
+        return np.array(Image.open(io.BytesIO(data), formats=("PNG",)))
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise DataError(f"{path} is a damaged PNG: {error}. Fetch the file again.") from error
 

@@ -155,6 +155,8 @@ class LabelMapsReader:
         else:
             assert self._table is not None
             stored = read_map(path, self.config.array, merge=self.config.values is not None)
+            if stored.dtype == np.bool_ and 1 not in self.names and 255 in self.names:
+                stored = stored.astype(np.uint8) * 255  # as every viewer shows one bit
             label_map = to_label_map(stored, path, self._table, self.names, space=self.class_map.space)
         check_size(str(path), label_map.values.shape, picture, size)
         return {self.config.task: label_map}
