@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perception.data.files.archives import extract
+from perception.data.files.array_files import read_array
 from perception.data.files.text_files import floats, read_text
-from perception.data.formats.depth_maps import read_array
 from perception.data.formats.nyuv2 import CLASSES_13, CLASSES_40
 from perception.types import DataError
 

@@ -17,7 +17,8 @@ from trees_kitti import text
 
 from perception.config import build
 from perception.data import DepthMapsConfig
-from perception.data.formats.depth_maps import FARTHEST, metres, read_array, read_intrinsics
+from perception.data.files.array_files import read_array
+from perception.data.formats.depth_maps import FARTHEST, metres, read_intrinsics
 from perception.types import Camera, ConfigError, DataError
 
 SLOW = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -44,9 +45,9 @@ def ramp(kind: str) -> np.ndarray:
     "kind", ["<f2", "<f4", "<f8", ">f4", ">f8", "<f16", "<u1", "<u2", ">u2", "<i2", "<i4", "<i8", "<u8"]
 )
 def test_metres_of_every_kind_of_number_are_what_numpy_reads(kind, tmp_path):
-    arrays = ramp(kind), np.asfortranarray(ramp(kind)), ramp(kind)[..., None]
+    arrays = ramp(kind), np.asfortranarray(ramp(kind)), ramp(kind)[..., None], ramp(kind)[None]
     source = open_tree(tmp_path, npy_tree(tmp_path, *arrays))
-    for i in range(3):
+    for i in range(4):
         depth = source.sample(i).annotations["depth"]
         expected = np.load(tmp_path / f"depth/depths/{i:03d}.npy").reshape(48, 64).astype(np.float32)
         assert depth.values.dtype == np.float32
@@ -129,7 +130,7 @@ WRONG = {
     "one axis": saved(np.ones(48 * 64)),
     "no axis": saved(np.float32(3)),
     "three channels": saved(np.ones((48, 64, 3), np.float32)),
-    "channel first": saved(np.ones((1, 48, 64), np.float32)),
+    "channels first": saved(np.ones((3, 48, 64), np.float32)),
     "four axes": saved(np.ones((1, 48, 64, 1), np.float32)),
     "no pixels": saved(np.ones((0, 64), np.float32)),
     "truth values": saved(np.ones((48, 64), bool)),

@@ -267,5 +267,5 @@ def test_D15_rgb_map_is_refused_with_its_colours(tmp_path):
     image[:2] = 128, 64, 128
     with pytest.raises(DataError, match=r"RGB PNG with colours \(0, 0, 0\): 75%, \(128, 64, 128\): 25%"):
         read_map(data_trees.write(tmp_path / "a.png", image))
-    with pytest.raises(DataError, match="not a PNG"):
+    with pytest.raises(DataError, match="is a JPEG"):
         read_map(jpeg(tmp_path / "b.jpg"))

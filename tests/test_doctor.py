@@ -99,6 +99,10 @@ def bad_camera(at: Path) -> None:
     next(at.rglob("*camera.json")).write_text('{"intrinsic": 3}')
 
 
+def no_car(ids: np.ndarray) -> np.ndarray:
+    return np.where(ids == 2, 1, ids).astype(np.uint8)
+
+
 BOX, MASK, DEPTH = "train/coco/images/001.jpg", "train/maps/masks/001.png", "train/depth/depths/001.png"
 CLASSES, CAMERA = ("tasks", "detection", "classes"), ("data", "train", 2, "labels", 0, "camera")
 ERRORS: dict[str, tuple[Change, str]] = {
@@ -114,6 +118,11 @@ ERRORS: dict[str, tuple[Change, str]] = {
     "mask with unknown ids": (image(MASK, lambda: np.full((48, 64), 7, np.uint8)), "wrong_labels"),
     "mask in colours": (image(MASK, lambda: picture(3)), "wrong_labels"),
     "truncated mask": (cut(MASK), "wrong_labels"),
+    "masks of 0 and 255": (every("train/maps/masks", lambda m: (255 * (m != 1)).astype(np.uint8)), "cannot_open"),
+    "a class that no mask shows": (
+        lambda root, m: [every(f"{part}/maps/masks", no_car)(root, m) for part in ("train", "validation")],
+        "absent_classes",
+    ),
     "depth of 8 bits": (image(DEPTH, lambda: np.full((48, 64), 9, np.uint8)), "wrong_labels"),
     "broken JSON": (content("train/coco/boxes.json", b'{"images": [{"id": 1'), "cannot_open"),
     "JSON not UTF-8": (content("train/coco/boxes.json", b'{"\xff": 1}'), "cannot_open"),
@@ -132,7 +141,7 @@ ERRORS: dict[str, tuple[Change, str]] = {
     "no data folder": (setting("data", "root", value="/nowhere"), "no_root"),
     "no training source": (setting("data", "train", value=[]), "no_sources"),
     "unknown format": (setting("data", "train", 1, "labels", 0, "format", value="pascal"), "recipe"),
-    "unknown key": (setting("data", "train", 1, "labels", 0, "mask", value="x"), "recipe"),
+    "unknown key": (setting("data", "train", 1, "labels", 0, "maks", value="x"), "recipe"),
     "sources are no list": (setting("data", "train", value={"name": "x"}), "recipe"),
     "classes that YAML took for something else": (setting(*CLASSES, value=[True, "b"]), "recipe"),
     "classes given twice": (setting(*CLASSES, value=["vehicle", "pedestrian", "vehicle"]), "recipe"),
@@ -148,7 +157,7 @@ WARNINGS: dict[str, tuple[Change, str]] = {
     "one colour": (image(BOX, lambda: np.full((48, 64, 3), 90, np.uint8)), "blank_picture"),
     "half grey": (half_grey, "half_grey_picture"),
     "void mask": (image(MASK, lambda: np.full((48, 64), 255, np.uint8)), "void_map"),
-    "masks of one class": (every("train/maps/masks", lambda m: (255 * (m != 1)).astype(np.uint8)), "one_class_maps"),
+    "masks of one class": (every("train/maps/masks", lambda m: np.where(m < 255, 1, m)), "one_class_maps"),
     "constant depth": (image(DEPTH, png16), "constant_depth"),
     "depth without a value": (image(DEPTH, lambda: png16(value=0)), "empty_depth"),
     "depth with full scale": (every("train/depth/depths", lambda d: np.where(d > 2900, 65535, d)), "saturated_depth"),

@@ -79,3 +79,5 @@ def _show(evaluation) -> None:
     print(f"{evaluation.pictures} pictures")  # noqa: T201
     for name, value in evaluation.metrics.items():
         print(f"{name:36s} {value:.4f}")  # noqa: T201
+    for note in evaluation.notes:
+        print(note)  # noqa: T201

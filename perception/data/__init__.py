@@ -25,6 +25,7 @@ from perception.data.formats.label_maps import LabelMapsConfig, LabelMapsReader
 from perception.data.formats.nyuv2 import Nyuv2Config, Nyuv2Reader
 from perception.data.formats.voc import VocConfig, VocReader
 from perception.data.formats.yolo import YoloConfig, YoloReader
+from perception.data.formats.yolo_masks import YoloMasksConfig, YoloMasksReader
 from perception.data.order import MixConfig
 from perception.data.transforms import AugmentConfig
 from perception.types import Camera, ConfigError, DataError
@@ -40,6 +41,7 @@ DATASETS = {
     "kitti_depth": KittiDepthReader,
     "nyuv2": Nyuv2Reader,
     "yolo": YoloReader,
+    "yolo_masks": YoloMasksReader,
     "voc": VocReader,
     "bdd100k": Bdd100kReader,
 }
@@ -57,6 +59,7 @@ ReaderConfig: TypeAlias = Annotated[
     | KittiDepthConfig
     | Nyuv2Config
     | YoloConfig
+    | YoloMasksConfig
     | CocoConfig
     | CocoPanopticConfig
     | LabelMapsConfig

@@ -55,6 +55,20 @@ class Evaluation:
     score: float
     pictures: int
 
+    @property
+    def notes(self) -> list[str]:
+        """Sentences about the classes that are in no mean, for the truth has nothing of them."""
+        found = []
+        for task, rows in self.tables.items():
+            for column, what in (("pixels", "pixel"), ("count", "example")):
+                names = [name for name, row in rows.items() if row.get(column) == 0]
+                shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+                found += [f"{task}: no {what} of {shown} in the truth: not in the mean."] if names else []
+        return found
+
+
+_SHOWN = 20
+
 
 def evaluate(
     model: Any,

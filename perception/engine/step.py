@@ -34,6 +34,7 @@ class Training:
     best:    the highest score of an evaluation that checkpoints are compared by
     scores:  task -> its score at each of these evaluations
     cosines: "cosine/<task>/<task>" -> those of the last looks at the gradients, ``train.look_every`` steps apart
+    taught:  "<task>/<source>" -> images that label it, and those of them with something that counts
     """
 
     model: nn.Module
@@ -51,6 +52,7 @@ class Training:
     first: dict[str, float] = field(default_factory=dict)
     scores: dict[str, list[float]] = field(default_factory=dict)
     cosines: dict[str, list[float]] = field(default_factory=dict)
+    taught: dict[str, list[int]] = field(default_factory=dict)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -59,6 +61,7 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict() if self.schedule else {},
             "data": self.data,
+            "taught": self.taught,
             **{name: getattr(self, name) for name in _NUMBERS},
         }
 
@@ -67,6 +70,7 @@ class Training:
             getattr(self, name).load_state_dict(state[name])
         if self.schedule and state.get("schedule"):
             self.schedule.load_state_dict(state["schedule"])
+        self.taught = state.get("taught", {})
         for name in _NUMBERS:
             setattr(self, name, state[name])
 
@@ -98,7 +102,7 @@ class Step:
     """What a step did.
 
     values:  "loss", "loss/<task>" and "loss/<task>/<part>" of the labelled tasks, "penalty/<name>",
-             "seen/<task>": the part of the pictures that label the task, "gradient_norm" before clipping
+             "gradient_norm" before clipping
     weights: "weight/<task>": what each task's gradient was multiplied with; empty unless asked for
     flags:   summed over the ranks
     problem: why the step was skipped, "" if it was not
@@ -212,7 +216,6 @@ def _values(joint: distributed.JointLosses, present: list[str]) -> tuple[dict[st
     values = {f"loss/{name}": named[f"loss of {name}"] for name in present}
     values |= {f"loss/{part}": value for part, value in joint.parts.items() if part.partition("/")[0] in present}
     values |= {f"penalty/{name}": named[f"penalty {name}"] for name in joint.penalties}
-    values |= {f"seen/{name}": number / joint.flags["pictures"] for name, number in joint.labelled.items()}
     return values, problem
 
 

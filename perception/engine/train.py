@@ -22,10 +22,11 @@ from perception.config import configuration
 from perception.engine import distributed, optim
 from perception.engine.evaluate import Evaluation, task_scores
 from perception.engine.following import Following
-from perception.engine.interrupt import Interruption, exit_code, interruptible
+from perception.engine.interrupt import exit_code, interruptible
 from perception.engine.log import Log, write_metrics
 from perception.engine.precision import Precision, explain_out_of_memory, move, reproducible
 from perception.engine.step import Step, Training, seed_step, take_step
+from perception.engine.teaching import Teaching
 from perception.mtl.balancers import Balancer
 from perception.mtl.schedule import Schedule, ScheduleConfig
 from perception.mtl.see_saw import LEAST, see_saws
@@ -156,6 +157,7 @@ def train(
         follow = Following(training.schedule, model)
         training.data = dict(data or {})
         _begin(training, run, recipe, resume, force)
+        teaching = Teaching(model.tasks, training.data, training.taught)
         stream = _exactly(batches, training.step, config.steps)
         with closing(stream), _open_log(training, run, config) as log:
             for sentence in () if resume else warnings:
@@ -165,9 +167,12 @@ def train(
                 _say_what_evaluations_tell(training, config, log)
             for batch in stream:
                 losses_of, tasks = follow(training.step, batch)
-                step = _one_step(training, losses_of, tasks, move(batch, device), config, seed, interruption, log)
+                flags = {**interruption.flags, **teaching.look(batch, tasks)}
+                step = _one_step(training, losses_of, tasks, move(batch, device), config, seed, flags, teaching, log)
                 stop = exit_code(step.flags)
                 best = False
+                if not training.scores and _due(training.step, config.evaluation_interval, config.steps):
+                    teaching.require()
                 if evaluate is not None and _due(training.step, config.evaluation_interval, config.steps):
                     last = training.step == config.steps
                     evaluation, best = _evaluate(training, evaluate, quick, last, run, log)
@@ -271,7 +276,8 @@ def _one_step(
     batch: Batch,
     config: TrainConfig,
     seed: int,
-    interruption: Interruption,
+    flags: Mapping[str, int],
+    teaching: Teaching,
     log: Log,
 ) -> Step:
     """A step and its log events. Raises PerceptionError after too many skipped steps in a row."""
@@ -287,11 +293,15 @@ def _one_step(
             lr=lr,
             clip_norm=config.clip_norm,
             precision=config.precision,
-            flags=interruption.flags,
+            flags=flags,
             with_weights=logged,
             look=config.look_every > 0 and index % config.look_every == 0,
             tasks=tasks,
         )
+    seen, sentences = teaching.note(step.flags)
+    for sentence in sentences:
+        log.event(training.step, "warning", {"text": sentence})
+        log.say(f"Warning: {sentence}")
     if step.problem:
         _note_skip(training, step, batch, config, log)
     else:
@@ -299,7 +309,7 @@ def _one_step(
         if training.schedule:
             losses = {name: step.values.get(f"loss/{name}") for name in training.schedule.all}
             training.schedule.observe({name: loss for name, loss in losses.items() if loss is not None})
-        training.count({**step.values, "seconds_per_step": log.lap()})
+        training.count({**step.values, **seen, "seconds_per_step": log.lap()})
         log.advance(training.step, step.values["loss"])
     if logged:
         means = training.take_window()

@@ -154,7 +154,7 @@ def _maps(state: SourceState, plan: Plan, task: str, found: MapStatistics) -> It
     ):
         what = f"All label maps of '{task}' hold one class only, '{plain(plan.classes[task][present[0]], 60)}'"
         what += f", and void ({percent(void, 1)})." if found.void else "."
-        mend = "Is 255 (void) meant as a class, or are these masks of single objects? Convert them to class ids."
+        mend = "Is a value meant as another class? Give the reader values: {0: ..., 255: ...}."
         yield Finding("warning", "one_class_maps", state.where, what, mend, found.pictures)
     elif void > 0.5 and found.empty < found.pictures:
         what = f"{percent(void, 1)} of the pixels of '{task}' are void."

@@ -9,12 +9,10 @@ from perception.data.doctor.findings import Finding, number, percent, plain
 from perception.data.doctor.plan import Plan
 from perception.data.doctor.state import SourceState
 from perception.data.doctor.statistics import DepthStatistics
+from perception.data.formats.depth_maps import likely_unit
 
 PLAUSIBLE = 0.02, 1000.0
 """Metres between which the median of a source lies."""
-_UNITS = (
-    (1e-3, "millimetres"), (1e-2, "centimetres"), (1 / 256, "1/256 m"), (2e-4, "1/5000 m"), (1e3, "kilometres"),
-)  # fmt: skip
 
 
 def findings(state: SourceState, plan: Plan, task: str, found: DepthStatistics) -> Iterator[Finding]:
@@ -70,20 +68,21 @@ def _limits(given: Any) -> tuple[float, float] | None:
 
 def _scales(state: SourceState, task: str) -> list[float]:
     """Metres per stored unit of the readers that label a task."""
-    scales = [getattr(label, "scale", None) for label in state.planned.config.labels if task in label.tasks]
+    given = [getattr(label, "scale", None) for label in state.planned.config.labels if task in label.tasks]
+    scales = [scale for one in given for scale in (one.values() if isinstance(one, dict) else [one])]
     return [float(scale) for scale in scales if isinstance(scale, (int, float)) and scale > 0]
 
 
 def _better_scale(state: SourceState, task: str, middle: float, limits: tuple[float, float] | None) -> str:
     """The scale that would make the distances plausible, as advice."""
-    low, high = limits or (0.3, 200.0)
-    for factor, unit in _UNITS:
-        if low <= middle * factor <= high:
-            would = f"the median would be {number(middle * factor)} m"
-            for scale in _scales(state, task):
-                return f"With scale: {scale * factor:.3g} instead of {scale:g} ({unit}?) {would}."
-            return f"Were they {unit}, {would}."
-    return "Check the unit of the files."
+    found = likely_unit(middle, limits or (0.3, 200.0))
+    if found is None:
+        return "Check the unit of the files."
+    factor, unit = found
+    would = f"the median would be {number(middle * factor)} m"
+    for scale in _scales(state, task):
+        return f"With scale: {scale * factor:.3g} instead of {scale:g} ({unit}?) {would}."
+    return f"Were they {unit}, {would}: scale: {factor:.3g}."
 
 
 def _cameras(state: SourceState, plan: Plan, task: str) -> Iterator[Finding]:

@@ -12,7 +12,7 @@ from perception.data.doctor import judge_classes
 from perception.data.doctor.findings import Finding, Severity, plain
 from perception.data.doctor.plan import PARTS, Plan
 from perception.data.doctor.state import SourceState
-from perception.data.doctor.statistics import DepthStatistics
+from perception.data.doctor.statistics import DepthStatistics, MapStatistics
 from perception.data.formats.class_names import by_exclusion
 from perception.data.order import shares
 
@@ -90,10 +90,12 @@ def _classes(states: Sequence[SourceState], plan: Plan, task: str, unsure: set[s
     measured = np.ones(len(names), bool) if held_out is None or "validation" in unsure else held_out > 0
     unmeasured = (train > 0) & ~measured
     doubt: Severity = "note" if quick else "warning"
+    pixels = any(isinstance(state.tasks.get(task), MapStatistics) for state in states)
+    certain: Severity = "error" if pixels and not quick and "validation" not in unsure else doubt
     rows: tuple[tuple[NDArray[np.bool_], Severity, str, str, str], ...] = (
         (unlabelled, "error", "unlabelled_classes", "labelled by no training source", "Add a source, or remove them."),
         (only, doubt, "untrained_classes", "in validation only, never in training", "Move pictures, or remove them."),
-        (nowhere, doubt, "absent_classes", "nowhere to be found", "Look at rename and ignore."),
+        (nowhere, certain, "absent_classes", "nowhere to be found", "Look at rename and ignore, or remove them."),
         (rare, doubt, "rare_classes", f"in fewer than {RARE} training pictures", "Add some, or join classes."),
         (unmeasured, doubt, "unmeasured_classes", "in training but not in validation", "They will not be measured."),
     )  # fmt: skip

@@ -50,6 +50,11 @@ def list_pictures(folder: Path, pattern: str = "**/*") -> list[Path]:
     return paths
 
 
+def files_under(folder: Path, suffixes: Collection[str]) -> list[Path]:
+    """The files under a folder that end in any of ``suffixes``, as `list_pictures` gives them; it may be empty."""
+    return _files(folder, "**/*", suffixes)
+
+
 def _files(folder: Path, pattern: str, suffixes: Collection[str]) -> list[Path]:
     *levels, last = pattern.split("/")
     anywhere = levels == ["**"]
@@ -189,29 +194,3 @@ def by_stem(paths: Iterable[Path], folder: Path, suffix: str = "") -> dict[str, 
             raise DataError(f"{path} and {stems[stem]} differ only in their extension. Keep one of them.")
         stems[stem] = path
     return stems
-
-
-def pair(
-    pictures: Sequence[Path], images: Path, labels: Path, suffix: str, what: str, problems: Counter[str]
-) -> dict[Path, Path]:
-    """Picture -> the file under ``labels`` of the same stem plus ``suffix``.
-
-    Pictures without a partner are not labelled; they and partners without a picture are counted in ``problems``.
-    Raises DataError where nothing fits together.
-    """
-    files = _files(labels, "**/*", (".png", ".npy"))
-    partners = by_stem(files, labels, suffix)
-    stems = by_stem(pictures, images)
-    pairs = {picture: partners[stem] for stem, picture in stems.items() if stem in partners}
-    if not pairs:
-        raise DataError(
-            f"None of the {len(stems)} pictures under {images} has a {what} of the same name under {labels} "
-            f"({len(files)} files, suffix {suffix!r}). Correct the folders or the suffix."
-        )
-    for kind, number in (
-        (f"pictures without a {what}", len(stems) - len(pairs)),
-        (f"{what}s without a picture", len(partners) - len(pairs)),
-    ):
-        if number:
-            problems[kind] += number
-    return pairs

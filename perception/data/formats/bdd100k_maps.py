@@ -15,7 +15,8 @@ from perception.data.files.folders import existing_folder
 from perception.data.files.text_files import files_in
 from perception.data.formats.cityscapes_ids import CLASSES as SEMANTIC
 from perception.data.formats.class_names import ClassMap
-from perception.data.formats.label_maps import lookup_table, read_label_map
+from perception.data.formats.label_maps import read_label_map
+from perception.data.formats.legend import lookup_table
 from perception.types import IGNORE_INDEX, DataError, DenseMap
 
 DRIVABLE = ("direct", "alternative", "background")

@@ -34,7 +34,7 @@ from perception.data.formats.cityscapes_ids import (
 )
 from perception.data.formats.class_names import ClassMap, Coarse, Names, map_classes, map_pixels
 from perception.data.formats.depth_maps import check_camera, metres
-from perception.data.formats.label_maps import lookup_table
+from perception.data.formats.legend import lookup_table
 from perception.types import IGNORE_INDEX, Annotation, Camera, ConfigError, DataError, DenseMap
 
 

@@ -1,10 +1,7 @@
-"""A folder of depth maps: 16-bit PNG, or .npy in metres, one per picture."""
+"""A folder of depth maps: whole numbers with a scale, or metres in floats, one per picture."""
 
 from __future__ import annotations
 
-import math
-import tokenize
-import warnings
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,9 +12,10 @@ from numpy.typing import NDArray
 
 from perception.config import configuration
 from perception.data.dataset import check_size
-from perception.data.files.folders import by_stem, existing_folder, list_pictures, pair
+from perception.data.files.array_files import ARRAY_SUFFIXES
+from perception.data.files.folders import by_stem, existing_folder
 from perception.data.files.map_files import read_map
-from perception.data.files.picture_files import MAX_PIXELS
+from perception.data.files.pairs import Names, pair
 from perception.data.files.text_files import floats, list_files, read_text
 from perception.data.formats.class_names import ClassMap
 from perception.types import Camera, ConfigError, DataError, DenseMap
@@ -25,18 +23,19 @@ from perception.types import Camera, ConfigError, DataError, DenseMap
 FARTHEST = 1e5
 """Metres from which on a value is a program's word for "nothing there", not a distance."""
 
-_DAMAGE = (
-    ValueError, KeyError, EOFError, SyntaxError, TypeError, MemoryError, RecursionError, OverflowError,
-    tokenize.TokenError,
-)  # fmt: skip
-"""What numpy raises for headers that are none."""
+LEAST_OF_BYTES = 0.3
+"""Metres that the farthest of 256 steps must be away for 8 bits to be distances."""
 
 
 @configuration
 class DepthMapsConfig:
     """images, depths: folders, relative to the data root; a depth map has its picture's name (plus ``suffix``).
 
-    scale:   metres per stored unit (0.001 for millimetres); needed for PNG, 1 by default for .npy. 0 is invalid
+    image, depth: patterns instead, where names differ otherwise: "*_color.jpg" and "*_depth.png"; "*" is what is equal.
+             Without "/" they are of the file's name. One folder may hold both
+    scale:   metres per stored unit (0.001 for millimetres); needed for pictures of whole numbers, 1 by default for
+             arrays and floats. 0 is invalid. For files of several kinds: {png: 0.001, npy: 1}
+    array:   name of the array in a .npz that holds several
     max:     metres beyond which a value is invalid; None = none
     camera:  intrinsics in pixels of the pictures; None = unknown
     cameras: folder of ``<picture's name>.txt`` with intrinsics of single pictures, in their pixels: a 3x3 (or 4x4)
@@ -45,10 +44,13 @@ class DepthMapsConfig:
 
     images: str
     depths: str
-    scale: float | None = None
+    scale: float | dict[str, float] | None = None
     format: Literal["depth_maps"] = "depth_maps"
     task: str = "depth"
     suffix: str = ""
+    image: str | None = None
+    depth: str | None = None
+    array: str | None = None
     max: float | None = None
     camera: Camera | None = None
     cameras: str | None = None
@@ -58,8 +60,22 @@ class DepthMapsConfig:
         """Names of the tasks that it may label."""
         return (self.task,)
 
+    @property
+    def names(self) -> Names:
+        """How pictures and depth maps are called."""
+        return Names(self.images, self.depths, self.suffix, self.image, self.depth, "depth", "depth map")
+
+    def scale_of(self, path: Path) -> float | None:
+        """Metres per stored unit of a file; None where it is not given."""
+        if not isinstance(self.scale, dict):
+            return self.scale
+        scales = {end.lower().lstrip("."): scale for end, scale in self.scale.items()}
+        return scales.get(path.suffix.lower().lstrip("."))
+
     def __post_init__(self) -> None:
-        if self.scale is not None and not 0 < self.scale < float("inf"):
+        self.names.check("depth_maps")
+        scales = [] if self.scale is None else self.scale.values() if isinstance(self.scale, dict) else [self.scale]
+        if not all(0 < scale < float("inf") for scale in scales):
             raise ConfigError(f"depth_maps: scale is {self.scale}. Expected metres per stored unit, for example 0.001.")
         if self.max is not None and not self.max > 0:
             raise ConfigError(f"depth_maps: max is {self.max}. Expected metres, more than 0.")
@@ -76,25 +92,40 @@ class DepthMapsReader:
         self.tasks = config.tasks
         self.problems: Counter[str] = Counter()
         self.class_maps: dict[str, ClassMap] = {}
-        images = existing_folder(root, config.images, "pictures")
-        depths = existing_folder(root, config.depths, "depth maps")
-        self._pairs = pair(list_pictures(images), images, depths, config.suffix, "depth map", self.problems)
+        self._pairs = pair(root, config.names, self.problems)
         self.images = list(self._pairs)
-        png = next((path for path in self._pairs.values() if path.suffix.lower() != ".npy"), None)
-        if config.scale is None and png is not None:
-            raise ConfigError(
-                f"depth_maps: {png} is a PNG of whole numbers, and scale is not given. Add scale: metres per stored "
-                "unit, for example 0.001 for millimetres (Kinect, RealSense), 0.0002 for TUM, 0.00390625 for KITTI."
-            )
+        firsts = {path.suffix.lower(): path for path in reversed(self._pairs.values())}
+        for path in firsts.values():
+            self._check_scale(path)
+        images = existing_folder(root, config.images, "pictures")
         self._cameras = {} if config.cameras is None else self._read_cameras(images, root, config.cameras)
 
     def annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, DenseMap]:
         """values float32 [H, W] in metres, 0 where invalid. Raises DataError where the file is no depth map."""
         picture = self.images[index]
         path = self._pairs[picture]
-        stored = read_depth(path)
+        scale = self.config.scale_of(path)
+        stored = read_map(path, self.config.array, merge=scale is not None)
+        _check_kind(stored, path, scale)
         check_size(str(path), stored.shape, picture, size)
-        return {self.config.task: metres(stored, self.config.max, self.config.scale or 1.0)}
+        return {self.config.task: metres(stored, self.config.max, scale or 1.0)}
+
+    def _check_scale(self, path: Path) -> None:
+        """Raise ConfigError where a file holds whole numbers, as a picture does, and no scale is given for it."""
+        if self.config.scale_of(path) is not None or path.suffix.lower() in (*ARRAY_SUFFIXES, ".pfm", ".exr"):
+            return
+        if path.suffix.lower() in (".tif", ".tiff"):
+            try:
+                stored = read_map(path)
+            except DataError:  # told where it is used
+                return
+            if stored.dtype.kind == "f":
+                return
+        end = path.suffix.lower().lstrip(".")
+        raise ConfigError(
+            f"depth_maps: {path} is a {end.upper()} of whole numbers, and scale is not given. Add scale: metres per "
+            "stored unit, for example 0.001 for millimetres (Kinect, RealSense), 0.0002 for TUM, 0.00390625 for KITTI."
+        )
 
     def camera(self, index: int) -> Camera | None:
         return self._cameras.get(self.images[index], self.config.camera)
@@ -125,6 +156,16 @@ def metres(values: NDArray, limit: float | None = None, scale: float = 1.0) -> D
         if limit is not None:
             valid &= distances <= limit
     return DenseMap(np.where(valid, distances, np.float32(0)), valid)
+
+
+_UNITS = (
+    (1e-3, "millimetres"), (1e-2, "centimetres"), (1 / 256, "1/256 m"), (2e-4, "1/5000 m"), (1e3, "kilometres"),
+)  # fmt: skip
+
+
+def likely_unit(median: float, limits: tuple[float, float]) -> tuple[float, str] | None:
+    """(metres, name) of the unit in which a median distance would lie within limits in metres; None where in none."""
+    return next(((size, name) for size, name in _UNITS if limits[0] <= median * size <= limits[1]), None)
 
 
 def check_camera(camera: Camera | None, where: str) -> None:
@@ -163,47 +204,18 @@ def read_intrinsics(path: Path) -> Camera:
 
 
 def read_depth(path: Path) -> NDArray:
-    """Numbers [H, W] as stored in a 16-bit PNG or a .npy. Raises DataError where it is neither."""
-    if path.suffix.lower() == ".npy":
-        stored = read_array(path)
-        stored = stored[..., 0] if stored.ndim == 3 and stored.shape[2] == 1 else stored
-        if stored.ndim != 2 or stored.size > MAX_PIXELS:
-            raise DataError(f"{path} is {stored.dtype} {stored.shape}. Expected a number for every pixel, [H, W].")
-        return stored
+    """Numbers [H, W] as stored in a picture of more than 8 bits, or an array. Raises DataError where it is neither."""
     stored = read_map(path)
-    if stored.dtype != np.uint16:
-        raise DataError(
-            f"{path} has 8 bits per pixel. Expected a 16-bit PNG of distances; 8 bits are a picture, not depth."
-        )
+    _check_kind(stored, path)
     return stored
 
 
-def read_array(path: Path) -> NDArray:
-    """A plain .npy array of numbers with 1 to 3 axes, at most 4 values for each of `MAX_PIXELS` pixels.
-
-    The header is checked against the file's size before memory is taken; pickles are refused. Raises DataError.
-    """
-    expected = "Expected a plain .npy array of numbers; save it anew with numpy.save."
-    if not path.is_file():
-        raise DataError(f"No array at {path}. Restore the file.")
-    try:
-        with path.open("rb") as file:
-            version = np.lib.format.read_magic(file)
-            read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-            with warnings.catch_warnings():  # of headers that Python 2 wrote
-                warnings.simplefilter("ignore")
-                shape, by_column, kind = read(file)
-            held = path.stat().st_size - file.tell()
-            if kind.hasobject:
-                raise DataError(f"{path} cannot be read: it holds pickled objects. {expected}")
-            count = math.prod(shape)
-            if kind.kind not in "fiu" or len(shape) > 3 or min(shape, default=0) < 1 or count > 4 * MAX_PIXELS:
-                raise DataError(f"{path} is {kind} {shape}. {expected}")
-            if held != count * kind.itemsize:
-                raise DataError(f"{path} is {kind} {shape} by its header, but holds {held} bytes. It is damaged.")
-            data = np.frombuffer(file.read(held), kind)
-    except (OSError, *_DAMAGE) as error:
-        raise DataError(f"{path} cannot be read: {error}. {expected}") from error
-    if data.size != count:
-        raise DataError(f"{path} changed while it was read. Read it again.")
-    return data.reshape(shape, order="F" if by_column else "C")
+def _check_kind(stored: NDArray, path: Path, scale: float | None = None) -> None:
+    """Raise DataError where numbers are truth values, or 8 bits of a picture that ``scale`` makes no distances."""
+    expected = "Expected a 16-bit PNG of distances, or an array of numbers"
+    if stored.dtype == np.bool_:
+        raise DataError(f"{path} holds truth values. {expected}.")
+    array = path.suffix.lower() in ARRAY_SUFFIXES
+    if stored.dtype == np.uint8 and not array and (scale is None or 255 * scale < LEAST_OF_BYTES):
+        far = "" if scale is None else f" With scale {scale:g} the farthest would be {255 * scale:.3g} m."
+        raise DataError(f"{path} has 8 bits per pixel. {expected}; 8 bits are a picture, not depth.{far}")

@@ -17,7 +17,8 @@ from perception.data.files.images import PictureError, read_size
 from perception.data.files.text_files import MAX_LIST_BYTES, floats, list_files, read_text, rows
 from perception.data.formats.class_names import ClassMap, Coarse, Names, map_pixels
 from perception.data.formats.depth_maps import check_camera, intrinsics, metres, read_depth
-from perception.data.formats.label_maps import lookup_table, read_label_map
+from perception.data.formats.label_maps import read_label_map
+from perception.data.formats.legend import lookup_table
 from perception.types import Annotation, Camera, ConfigError, DataError
 
 CLASSES_40 = (

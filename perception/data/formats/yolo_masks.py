@@ -1,0 +1,126 @@
+"""Polygons in YOLO's layout as label maps: a text file per picture with lines ``class x1 y1 x2 y2 x3 y3 ...``.
+
+The files lie as those of boxes do (see `perception.data.formats.yolo`). Numbers are fractions of the picture's sides.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perception.config import configuration
+from perception.data.files.folders import existing_file
+from perception.data.files.images import read_size
+from perception.data.files.text_files import floats, read_text, rows
+from perception.data.formats.class_names import Coarse, Names, map_pixels, near
+from perception.data.formats.masks import FAULTS, draw, encode
+from perception.data.formats.yolo_tree import YoloTree, label_files, read_data_file
+from perception.types import IGNORE_INDEX, Camera, DataError, DenseMap
+
+OUTSIDE = "(outside of all polygons)"
+"""The pixels without a polygon, as a class of the source."""
+
+
+@configuration
+class YoloMasksConfig:
+    """data: the data set's YAML file, relative to the data root. split: train, val or test in it.
+
+    path:    folder that the YAML's own paths start from, instead of its ``path``, as in `YoloConfig`
+    outside: class of the recipe that pixels without a polygon have; "rest" = none of the polygons' classes; None = void
+    rename, ignore, labels_only, coarse: from the YAML's names to the recipe's, as in `LabelMapsConfig`
+    allow_missing: largest fraction of the pictures in a list (.txt) that may be missing
+    """
+
+    data: str
+    split: Literal["train", "val", "test"] = "train"
+    format: Literal["yolo_masks"] = "yolo_masks"
+    task: str = "segmentation"
+    path: str | None = None
+    outside: str | None = None
+    rename: dict[str, str] | None = None
+    ignore: Names = ()
+    labels_only: tuple[str, ...] | None = None
+    coarse: Coarse | None = None
+    allow_missing: float = 0.01
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks that it may label."""
+        return (self.task,)
+
+
+class YoloMasksReader:
+    """Every picture is labelled: one without a label file, or with an empty one, as a picture without polygons.
+
+    Where polygons overlap, the smaller is on top. A line of a box, without a polygon, makes its pixels void.
+    """
+
+    Config = YoloMasksConfig
+
+    def __init__(self, config: YoloMasksConfig, root: Path, classes: Mapping[str, tuple[str, ...]]) -> None:
+        self.config = config
+        self.tasks = config.tasks
+        self.problems: Counter[str] = Counter()
+        path = existing_file(root, config.data, "YOLO's data.yaml")
+        content = read_data_file(path)
+        names, recipe = list(content.names), classes[config.task]
+        rename, coarse = dict(config.rename or {}), dict(config.coarse or {})
+        if config.outside == "rest" and "rest" not in recipe:
+            names, coarse = [*names, OUTSIDE], {**coarse, OUTSIDE: "rest"}
+        elif config.outside is not None:
+            if config.outside not in recipe:
+                known = near(config.outside, recipe)
+                raise DataError(f"{path}: outside names '{config.outside}', which is no class of the recipe.{known}")
+            names, rename = [*names, OUTSIDE], {**rename, OUTSIDE: config.outside}
+        self.class_map = map_pixels(names, recipe, str(path), rename, config.ignore, config.labels_only, coarse)
+        self.class_maps = {config.task: self.class_map}
+        values = [self.class_map.index[name] if self.class_map.labels(name) else IGNORE_INDEX for name in names]
+        self._values, self._outside = values[: len(content.names)], IGNORE_INDEX
+        if len(names) > len(content.names):
+            self._outside = values[-1]
+        tree = YoloTree(path, content, root, config.path)
+        pictures = tree.pictures(config.split, config.allow_missing, self.problems)
+        self.images = [picture.path for picture in pictures]
+        self._labels = label_files(pictures, tree.boundary, self.problems, tree.names_folders(config.split))
+
+    def annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, DenseMap]:
+        """values uint8 [H, W]. Without ``size`` the picture's header is read. Raises DataError with the line."""
+        height, width = read_size(self.images[index]) if size is None else size
+        path, masks = self._labels[index], []
+        for number, words in () if path is None else rows(read_text(path)):
+            where = f"{path}, line {number}"
+            kind, *points = floats(words, where, "numbers: a class and a polygon x1 y1 x2 y2 x3 y3 ...")
+            if not (0 <= kind < len(self._values) and kind.is_integer()):
+                raise DataError(f"{where}: class {words[0][:40]!r}. Expected 0 to {len(self._values) - 1}.")
+            value = self._values[int(kind)]
+            if len(points) == 4:
+                points, value = _corners(points), IGNORE_INDEX
+            outside = max((max(-point, point - 1) for point in points), default=0.0)
+            if not all(map(math.isfinite, points)) or outside > 0.5:
+                raise DataError(
+                    f"{where}: its numbers reach {outside:.3g} outside 0 to 1. Expected fractions of the picture's "
+                    "width and height, not pixels."
+                )
+            pixels = (np.array(points) * np.resize([width, height], len(points))).tolist()
+            text, count, fault = encode([pixels], height, width)
+            if fault and FAULTS[fault] != "no pixel":
+                raise DataError(f"{where}: {FAULTS[fault]}. Expected a class and three or more points x y.")
+            masks.append((-count, text, value))
+        ordered = [(text, value) for _, text, value in sorted(masks, key=lambda mask: mask[0]) if text]
+        values: NDArray[np.uint8] = draw(ordered, height, width, self._outside)
+        return {self.config.task: DenseMap(values, values != IGNORE_INDEX, classes=self.class_map.space)}
+
+    def camera(self, index: int) -> Camera | None:
+        return None
+
+
+def _corners(box: list[float]) -> list[float]:
+    """The polygon of a box cx cy width height."""
+    x, y, w, h = box[0], box[1], box[2] / 2, box[3] / 2
+    return [x - w, y - h, x + w, y - h, x + w, y + h, x - w, y + h]

@@ -1,0 +1,58 @@
+"""YOLO's polygons as label maps."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from data_trees import CLASSES, open_tree
+from trees_kitti import text
+from trees_maps import yolo_masks_tree
+
+from perception.types import DataError
+
+SKY, ROAD, CAR = (CLASSES["segmentation"].index(name) for name in ("sky", "road", "car"))
+LABEL = "seg/labels/000.txt"
+
+
+def label_map(root, index=0, **keys):
+    return open_tree(root, {**yolo_masks_tree(root), **keys}).sample(index).annotations["segmentation"]
+
+
+def test_polygons_are_a_label_map_with_the_smaller_on_top(tmp_path):
+    values = label_map(tmp_path).values
+    assert values.shape == (48, 64)
+    assert (values[:, :8] == SKY).all()
+    assert (values[12:24, 8:16] == CAR).all()
+    assert (values == CAR).sum() == 12 * 8
+    assert (values[:, 32:] == 255).all()  # nothing, and a box of which no pixel is certain
+    outside = label_map(tmp_path, outside="road").values
+    assert (outside[24 + 12 + 1 :, 33:] == ROAD).all()
+    assert (outside[13:35, 41:55] == 255).all()
+    assert (label_map(tmp_path, 2, outside="road").values == ROAD).all()
+    assert (label_map(tmp_path, 2).values == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("9 0 0 1 0 1 1", r"line 1: class '9'\. Expected 0 to 2"),
+        ("0 0 0 1", "fewer than 6 numbers"),
+        ("0 0 0 1 1 0 1 0.5", "odd number"),
+        ("0 0 0 nan 0 1 1", "outside 0 to 1"),
+        ("0 10 10 200 10 200 200", r"reach 199 outside 0 to 1\. Expected fractions"),
+        ("a 0 0 1 0 1 1", "not all numbers"),
+    ],
+)
+def test_a_line_that_is_no_polygon_is_named(line, message, tmp_path):
+    config = yolo_masks_tree(tmp_path)
+    text(tmp_path / LABEL, line)
+    with pytest.raises(DataError, match=message):
+        open_tree(tmp_path, config).sample(0)
+
+
+def test_outside_names_a_class_of_the_recipe(tmp_path):
+    with pytest.raises(DataError, match="outside names 'moon'"):
+        label_map(tmp_path, outside="moon")
+    rest = label_map(tmp_path, outside="rest", rename={"road": "sky"}, ignore=["car"])
+    assert rest.classes is not None
+    assert np.unique(rest.values).size >= 2
