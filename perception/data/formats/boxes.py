@@ -4,15 +4,61 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from perception.data.formats.class_names import BACKGROUND, ClassMap
-from perception.types import Instances
+from perception.types import DataError, Instances
 
 HUGE = 1e5
 """A coordinate beyond this many pixels is no coordinate."""
+
+
+TURNED = "turned boxes: the box around them taken"
+
+Unlabelled: TypeAlias = Literal["skip", "empty"] | None
+"""What a picture without annotations is: left out (nobody has labelled it), or one that shows nothing; None = nothing,
+and the doctor asks."""
+
+
+def labelled_rows(
+    annotated: NDArray[np.bool_], unlabelled: Unlabelled, where: str, problems: Counter[str]
+) -> tuple[list[int], int]:
+    """The pictures that ``unlabelled`` leaves, and how many without annotations the doctor should ask about.
+
+    Raises DataError where it leaves none.
+    """
+    without = int((~annotated).sum())
+    if unlabelled != "skip":
+        return list(range(len(annotated))), 0 if unlabelled else without
+    if without == len(annotated):
+        raise DataError(
+            f"{where}: none of its {without} pictures has an annotation, and unlabelled: skip leaves them out. Label "
+            "some, or take unlabelled: empty."
+        )
+    if without:
+        problems["pictures without annotations left out (unlabelled: skip)"] += without
+    return np.flatnonzero(annotated).tolist(), 0
+
+
+class KnownClasses:
+    """Which classes are labelled in pictures 0 to ``pictures - 1``.
+
+    pairs: int [K, 2], picture and class that is labelled in it. count: number of the recipe's classes
+    """
+
+    def __init__(self, pairs: NDArray[np.int64], pictures: int, count: int) -> None:
+        pairs = pairs[pairs[:, 0].argsort(kind="stable")]
+        self._starts, self._labels = np.searchsorted(pairs[:, 0], np.arange(pictures + 1)), pairs[:, 1].copy()
+        self._count = count
+
+    def of(self, picture: int) -> NDArray[np.bool_]:
+        """bool [C]"""
+        classes = np.zeros(self._count, bool)
+        classes[self._labels[self._starts[picture] : self._starts[picture + 1]]] = True
+        return classes
 
 
 class BoxTable:
@@ -24,6 +70,7 @@ class BoxTable:
                of every class) or `BACKGROUND` (dropped)
     ignore:    bool [M], regions that are neither object nor background
     sizes:     (height, width) of every picture
+    known:     which classes are labelled in each picture; None = those of ``class_map`` in all
 
     Boxes without area, outside, or with numbers that are none are dropped; these and clipped ones are counted in
     ``problems``.
@@ -38,6 +85,7 @@ class BoxTable:
         sizes: Sequence[tuple[int, int]],
         class_map: ClassMap,
         problems: Counter[str],
+        known: KnownClasses | None = None,
     ) -> None:
         place, label = np.asarray(positions, np.int64), np.asarray(labels, np.int64)
         corners = np.asarray(corners, np.float64).reshape(-1, 4)
@@ -49,7 +97,7 @@ class BoxTable:
         self._starts = np.searchsorted(place[order], np.arange(len(sizes) + 1))
         self._boxes = clipped[order].astype(np.float32)
         self._labels, self._ignore = label[order], unsure[order]
-        self._classes = class_map.classes
+        self._classes, self._known = class_map.classes, known
 
     def __len__(self) -> int:
         return len(self._boxes)
@@ -62,8 +110,22 @@ class BoxTable:
             boxes=self._boxes[rows],
             labels=self._labels[rows],
             ignore=ignore if ignore.any() else None,
-            classes=self._classes,
+            classes=self._classes if self._known is None else self._known.of(picture),
         )
+
+
+def around_turned(
+    centres: NDArray[np.float64], sides: NDArray[np.float64], angles: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Corners [N, 4] of the boxes around rectangles of ``sides`` [N, 2], turned about ``centres`` [N, 2].
+
+    angles: [N], in radians
+    """
+    cosine, sine = np.abs(np.cos(angles)), np.abs(np.sin(angles))
+    width = sides[:, 0] * cosine + sides[:, 1] * sine
+    height = sides[:, 0] * sine + sides[:, 1] * cosine
+    half = np.stack([width, height], 1) / 2
+    return np.concatenate([centres - half, centres + half], 1)
 
 
 def labels_and_doubts(names: Sequence[str], class_map: ClassMap) -> tuple[list[int], list[bool]]:
