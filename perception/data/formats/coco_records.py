@@ -98,11 +98,13 @@ def categories_of(categories: list[dict], path: Path, used: set[int] | None) -> 
     """
     ids = ids_of(categories, path, "categories")
     names = [text(category, "name", f"{path}: categories {id}") for id, category in zip(ids, categories, strict=True)]
+    parents = [shown(category.get("supercategory")) for category in categories]
+    below, counts = Counter(parents), Counter(names)
     idle = [
-        used is not None and id not in used and (name in _NOTHING or _is_parent(name, row, categories))
+        used is not None and id not in used
+        and (name in _NOTHING or 0 < len(names) - 1 == below[shown(name)] - (parents[row] == shown(name)))
         for row, (id, name) in enumerate(zip(ids, names, strict=True))
-    ]
-    counts = Counter(names)
+    ]  # fmt: skip
     kept = [row for row, name in enumerate(names) if not (idle[row] and counts[name] > 1)]
     name, count = Counter(names[row] for row in kept).most_common(1)[0] if kept else (names[0], len(names))
     if count > 1:
@@ -112,11 +114,6 @@ def categories_of(categories: list[dict], path: Path, used: set[int] | None) -> 
         "category_ids": np.array([ids[row] for row in kept], np.int64), "category_names": blob,
         "category_name_offsets": offsets, "category_idle": np.array([idle[row] for row in kept], bool),
     }  # fmt: skip
-
-
-def _is_parent(name: str, row: int, categories: list[dict]) -> bool:
-    others = [category.get("supercategory") for place, category in enumerate(categories) if place != row]
-    return bool(others) and all(other == name for other in others)
 
 
 def ids_of(records: list[dict], path: Path, part: str) -> list[int]:

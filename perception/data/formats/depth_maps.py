@@ -78,7 +78,8 @@ class DepthMapsReader:
         self.class_maps: dict[str, ClassMap] = {}
         images = existing_folder(root, config.images, "pictures")
         depths = existing_folder(root, config.depths, "depth maps")
-        self._pairs = pair(list_pictures(images), images, depths, config.suffix, "depth map", self.problems)
+        named = list_pictures(images, root=root)
+        self._pairs = pair(named, images, depths, config.suffix, "depth map", self.problems, root)
         self.images = list(self._pairs)
         png = next((path for path in self._pairs.values() if path.suffix.lower() != ".npy"), None)
         if config.scale is None and png is not None:
@@ -86,7 +87,7 @@ class DepthMapsReader:
                 f"depth_maps: {png} is a PNG of whole numbers, and scale is not given. Add scale: metres per stored "
                 "unit, for example 0.001 for millimetres (Kinect, RealSense), 0.0002 for TUM, 0.00390625 for KITTI."
             )
-        self._cameras = {} if config.cameras is None else self._read_cameras(images, root, config.cameras)
+        self._cameras = {} if config.cameras is None else self._read_cameras(named, images, root, config.cameras)
 
     def annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, DenseMap]:
         """values float32 [H, W] in metres, 0 where invalid. Raises DataError where the file is no depth map."""
@@ -99,11 +100,11 @@ class DepthMapsReader:
     def camera(self, index: int) -> Camera | None:
         return self._cameras.get(self.images[index], self.config.camera)
 
-    def _read_cameras(self, images: Path, root: Path, name: str) -> dict[Path, Camera]:
+    def _read_cameras(self, named: Mapping[Path, str], images: Path, root: Path, name: str) -> dict[Path, Camera]:
         """Picture -> intrinsics. All files are read now, so that a fault shows at once."""
         folder = existing_folder(root, name, "intrinsics")
-        files = by_stem(list_files(folder, ".txt"), folder)
-        stems = by_stem(self.images, images)
+        files = by_stem(list_files(folder, ".txt", root), folder)
+        stems = by_stem({picture: named[picture] for picture in self.images}, images)
         found = {picture: read_intrinsics(files[stem]) for stem, picture in stems.items() if stem in files}
         if not found:
             raise DataError(f"No picture has intrinsics of its name under {folder}. Expected {next(iter(stems))}.txt.")

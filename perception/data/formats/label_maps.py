@@ -76,7 +76,9 @@ class LabelMapsReader:
         self.class_maps = {config.task: self.class_map}
         self.names = dict(enumerate(names))
         self._table = lookup_table(self.names, self.class_map)
-        self._pairs = pair(list_pictures(images), images, masks, config.suffix, "label map", self.problems)
+        self._pairs = pair(
+            list_pictures(images, root=root), images, masks, config.suffix, "label map", self.problems, root
+        )
         self.images = list(self._pairs)
 
     def annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, DenseMap]:
