@@ -44,21 +44,24 @@ def labelled_rows(
 
 
 class KnownClasses:
-    """Which classes are labelled in pictures 0 to ``pictures - 1``.
+    """Which classes are labelled in pictures 0 to ``pictures - 1``, whole or in part.
 
-    pairs: int [K, 2], picture and class that is labelled in it. count: number of the recipe's classes
+    labelled, partly: int [K, 2], picture and class that is labelled in it; those of which not all objects are
+    count:            number of the recipe's classes
     """
 
-    def __init__(self, pairs: NDArray[np.int64], pictures: int, count: int) -> None:
-        pairs = pairs[pairs[:, 0].argsort(kind="stable")]
-        self._starts, self._labels = np.searchsorted(pairs[:, 0], np.arange(pictures + 1)), pairs[:, 1].copy()
-        self._count = count
+    def __init__(self, labelled: NDArray[np.int64], partly: NDArray[np.int64], pictures: int, count: int) -> None:
+        self._count, self._kinds = count, []
+        for pairs in (labelled, partly):
+            sorted = pairs[pairs[:, 0].argsort(kind="stable")]
+            self._kinds.append((np.searchsorted(sorted[:, 0], np.arange(pictures + 1)), sorted[:, 1].copy()))
 
-    def of(self, picture: int) -> NDArray[np.bool_]:
-        """bool [C]"""
-        classes = np.zeros(self._count, bool)
-        classes[self._labels[self._starts[picture] : self._starts[picture + 1]]] = True
-        return classes
+    def of(self, picture: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """bool [C] and [C]: what is labelled, and what of it in part."""
+        masks = np.zeros((2, self._count), bool)
+        for mask, (starts, labels) in zip(masks, self._kinds, strict=True):
+            mask[labels[starts[picture] : starts[picture + 1]]] = True
+        return masks[0], masks[1]
 
 
 class BoxTable:
@@ -105,12 +108,16 @@ class BoxTable:
     def instances(self, picture: int) -> Instances:
         """The boxes of one picture; empty where it has none."""
         rows = slice(self._starts[picture], self._starts[picture + 1])
-        ignore = self._ignore[rows]
+        ignore, partial = self._ignore[rows], None
+        classes = self._classes
+        if self._known is not None:
+            classes, partial = self._known.of(picture)
         return Instances(
             boxes=self._boxes[rows],
             labels=self._labels[rows],
             ignore=ignore if ignore.any() else None,
-            classes=self._classes if self._known is None else self._known.of(picture),
+            classes=classes,
+            partial=partial if partial is not None and partial.any() else None,
         )
 
 

@@ -119,7 +119,9 @@ class CocoReader:
         annotated = np.zeros(len(index["image_ids"]), bool)
         annotated[index["image_of"][~index["absent"]]] = True
         annotated[index.get("negatives", index["image_sizes"][:0])[:, 0]] = True
-        rows, self.unannotated = labelled_rows(annotated, config.unlabelled, str(self.path), self.problems)
+        partial = "negatives" in index and self.segmentation_class_map is None  # nothing is known of the others
+        unlabelled = "skip" if partial else config.unlabelled
+        rows, self.unannotated = labelled_rows(annotated, unlabelled, str(self.path), self.problems)
         records = existing_pictures(index, rows, names, self.path, config.allow_missing, self.problems)
         self.images = [path for path, _, _ in records]
         self.sizes = [size for _, size, _ in records]
@@ -190,10 +192,10 @@ class CocoReader:
         known = None
         if "negatives" in index:
             labelled, partly = (
-                np.stack([positions[pairs[:, 0]], pairs[:, 1]], 1)
+                np.stack([positions[pairs[:, 0]], pairs[:, 1]], 1)[positions[pairs[:, 0]] >= 0]
                 for pairs in labelled_classes(index, names, class_map, count)
             )
-            known = KnownClasses(labelled[labelled[:, 0] >= 0], len(self.sizes), count), partly[partly[:, 0] >= 0]
+            known = KnownClasses(labelled, partly, len(self.sizes), count)
         return box_table(index, places, regions, names, class_map, self.sizes, self.problems, known)
 
     def _map_of_pixels(self, classes: Sequence[str]) -> ClassMap:
@@ -236,13 +238,12 @@ class CocoReader:
 
 def box_table(
     index: Arrays, places: NDArray, regions: NDArray[np.bool_], names: Sequence[str], class_map: ClassMap,
-    sizes: Sequence[tuple[int, int]], problems: Counter[str], known: tuple[KnownClasses, NDArray] | None = None,
+    sizes: Sequence[tuple[int, int]], problems: Counter[str], known: KnownClasses | None = None,
 ) -> BoxTable:  # fmt: skip
     """The boxes of an index; ``places`` [M] tells the picture of each, ``names`` [C] the category's.
 
     ``regions`` [M], and categories that are not labelled, become ignore regions; categories that are not in
-    ``class_map`` go. known: which classes are labelled in each picture, and those in part, int [L, 2] (picture, class):
-    the whole picture becomes an ignore region of these
+    ``class_map`` go. known: which classes are labelled in each picture; None = those of ``class_map``
     """
     label_of = np.array([class_map.index.get(name, BACKGROUND) for name in names])
     doubtful = np.array([name in class_map.index and not class_map.labels(name) for name in names])
@@ -251,15 +252,7 @@ def box_table(
         corners[:, 2:] += corners[:, :2]
     category_of = index["category_of"]
     labels, ignore = label_of[category_of], doubtful[category_of] | regions
-    if known is None:
-        return BoxTable(places, corners, labels, ignore, sizes, class_map, problems)
-    pictures, classes = known[1].T
-    whole = np.array(sizes, np.float64).reshape(-1, 2)[pictures][:, [1, 0]]
-    return BoxTable(
-        np.concatenate([places, pictures]), np.concatenate([corners, np.hstack([np.zeros_like(whole), whole])]),
-        np.concatenate([labels, classes]), np.concatenate([ignore, np.ones(len(whole), bool)]), sizes, class_map,
-        problems, known[0],
-    )  # fmt: skip
+    return BoxTable(places, corners, labels, ignore, sizes, class_map, problems, known)
 
 
 def map_value(class_map: ClassMap, name: str) -> int:
