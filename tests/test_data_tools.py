@@ -372,7 +372,7 @@ def test_D14_linked_folders_are_entered_once_and_never_out_of_the_root(tmp_path)
     write(root / "images/b.jpg", picture(1))
     (root / "images/more").symlink_to(root / "pool")
     (root / "pool/deep/again").symlink_to(root / "pool")
-    (root / "pool/up").symlink_to(root)
+    (root / "pool/up").symlink_to(root / "images")
     found = list_pictures((root / "images").resolve(), root=root)
     assert {path.name for path in found} == {"a.jpg", "b.jpg"}
     (root / "images/out").symlink_to(tmp_path)

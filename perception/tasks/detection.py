@@ -204,7 +204,7 @@ class Detection(Task):
         return parts
 
     def _counted(self, points: Tensor, target: Instances) -> Tensor:
-        """bool [P, C]: which scores are trained: not in ignore regions, nor of classes labelled in part or not at all."""
+        """bool [P, C]: which scores are trained: not in ignore regions, nor of classes labelled in part or not."""
         counted = torch.ones(len(points), len(self.config.classes), dtype=torch.bool, device=points.device)
         if target.classes is not None:
             counted &= target.classes
