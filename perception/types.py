@@ -32,6 +32,7 @@ class Instances:
     ignore:  bool [N], regions that are neither object nor background (crowds); None = no such region
     classes: bool [C], which classes this picture's source labels; None = all of them
     tracks:  int64 [N], identity of each object through a video; None = unknown
+    partial: bool [C], which of ``classes`` are labelled in part: where none is labelled there may be more; None = none
     """
 
     boxes: Array
@@ -40,6 +41,7 @@ class Instances:
     ignore: Array | None = None
     classes: Array | None = None
     tracks: Array | None = None
+    partial: Array | None = None
 
 
 @dataclass(frozen=True, slots=True)

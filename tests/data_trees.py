@@ -170,7 +170,7 @@ def check_annotation(annotation: Annotation, size: tuple[int, int], classes: tup
     """
     height, width = size
     match annotation:
-        case Instances(boxes, labels, scores, ignore, known, tracks):
+        case Instances(boxes, labels, scores, ignore, known, tracks, partial):
             count = len(boxes)
             assert boxes.dtype == np.float32
             assert boxes.shape == (count, 4)
@@ -183,6 +183,7 @@ def check_annotation(annotation: Annotation, size: tuple[int, int], classes: tup
             assert ((labels >= (0 if ignore is None else -ignore.astype(int))) & (labels < len(classes))).all()
             assert scores is None
             assert ignore is None or (ignore.dtype == np.bool_ and ignore.shape == (count,))
+            assert partial is None or (partial.shape == (len(classes),) and known is not None and known[partial].all())
             assert tracks is None or (tracks.dtype == np.int64 and tracks.shape == (count,))
             sure = labels if ignore is None else labels[~ignore]
             assert known is None or known[sure].all()

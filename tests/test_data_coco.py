@@ -111,7 +111,7 @@ def test_D6_size_differs_from_the_file(tmp_path, height, width, word):
 
 def test_D6_a_size_that_is_no_size(tmp_path):
     with pytest.raises(DataError, match="image 11: height and width"):
-        reader(tmp_path, changed("images", 1, height=None))
+        reader(tmp_path, changed("images", 1, height="tall"))
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_D7_invalid_boxes_are_skipped_and_counted(tmp_path, box):
     assert found.annotations(0)["detection"].boxes.tolist() == [[4, 15, 16, 24]]
 
 
-@pytest.mark.parametrize("box", [None, [1, 2, 3], "[1,2,3,4]", ["1", "2", "3", "4"], [1, 2, 3, None]])
+@pytest.mark.parametrize("box", [None, [1, 2, 3], "[1,2,3,4]", ["1", "2", "3", "x"], [1, 2, 3, None]])
 def test_D7_what_is_no_box_is_refused(tmp_path, box):
     content = coco_content(4)
     content["annotations"][2]["bbox"] = box
@@ -190,13 +190,15 @@ def test_D11_gaps_are_mapped_and_the_map_is_kept(tmp_path):
     ("part", "values", "words"),
     [
         ("annotations", {"category_id": 5}, "category_id 5 is not among"),
-        ("annotations", {"category_id": "3"}, "category_id '3'"),
+        ("annotations", {"category_id": "three"}, "category_id 'three'"),
         ("annotations", {"category_id": None}, "category_id None"),
         ("annotations", {"image_id": 99}, "image_id 99 is not among"),
-        ("annotations", {"image_id": "10"}, "image_id '10'"),
+        ("annotations", {"image_id": "000.jpg"}, "image_id '000.jpg'"),
+        ("annotations", {"image_id": 10.5}, "image_id 10.5"),
         ("annotations", {"image_id": [1]}, r"image_id \[1\]"),
-        ("images", {"id": "10"}, "id '10'. Expected an integer"),
-        ("categories", {"id": "3"}, "id '3'. Expected an integer"),
+        ("images", {"id": "ten"}, "id 'ten'. Expected an integer"),
+        ("images", {"id": "11"}, "id 11 is given twice in images"),
+        ("categories", {"id": "3.5"}, "id '3.5'. Expected an integer"),
         ("categories", {"id": True}, "id True. Expected an integer"),
         ("categories", {"name": None}, "name None"),
         ("categories", {"name": "pedestrian"}, "given twice"),
@@ -251,12 +253,12 @@ def test_D14_names_that_lead_out(tmp_path, name):
 
 
 def test_D14_a_link_that_leads_out(tmp_path):
-    config = coco_tree(tmp_path)
+    config = coco_tree(tmp_path / "root")
     outside = data_trees.write(tmp_path / "secret.jpg", data_trees.picture(0))
-    (tmp_path / "coco/images/000.jpg").unlink()
-    (tmp_path / "coco/images/000.jpg").symlink_to(outside)
+    (tmp_path / "root/coco/images/000.jpg").unlink()
+    (tmp_path / "root/coco/images/000.jpg").symlink_to(outside)
     with pytest.raises(DataError, match="leads out of"):
-        open_tree(tmp_path, config)
+        open_tree(tmp_path / "root", config)
 
 
 def test_D14_a_linked_folder_is_the_users_own(tmp_path):

@@ -300,8 +300,8 @@ def evil_files(root: Path) -> None:
         (root / f"loop.{ending}").symlink_to(f"loop.{ending}")
 
 
-OPENED = {"sound.json", "many.json", "infinite.json", "digits.json"}
-"""Sound but for boxes that are none: these are counted."""
+OPENED = {"sound.json", "many.json", "infinite.json", "digits.json", "width_4.json", "utf16.txt"}
+"""Sound, but for boxes that are none, which are counted; a number as text, UTF-16 with its mark."""
 
 
 def test_D13_evil_label_files_are_refused_in_little_memory_and_time(tmp_path):

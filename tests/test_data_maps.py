@@ -69,11 +69,11 @@ def test_D6_a_map_of_another_size(tmp_path):
 
 
 def test_D14_a_mask_that_links_out(tmp_path):
-    config = label_maps_tree(tmp_path)
-    outside = (tmp_path / "maps/masks/000.png").rename(tmp_path / "secret.png")
-    (tmp_path / "maps/masks/000.png").symlink_to(outside)
+    config = label_maps_tree(tmp_path / "root")
+    outside = (tmp_path / "root/maps/masks/000.png").rename(tmp_path / "secret.png")
+    (tmp_path / "root/maps/masks/000.png").symlink_to(outside)
     with pytest.raises(DataError, match=r"refused|leads out"):
-        open_tree(tmp_path, config)
+        open_tree(tmp_path / "root", config)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])

@@ -159,15 +159,16 @@ def test_D16_and_D6_depth_maps_that_are_none(tmp_path):
 
 
 def test_D14_links_that_lead_out(tmp_path):
-    config = nyuv2_tree(tmp_path)
-    path = tmp_path / "nyu/kitchen_0028b/sync_depth_00045.png"
+    root = tmp_path / "root"
+    config = nyuv2_tree(root)
+    path = root / "nyu/kitchen_0028b/sync_depth_00045.png"
     shutil.move(path, tmp_path / "secret.png")
     path.symlink_to(tmp_path / "secret.png")
     with pytest.raises(DataError, match="leads out of"):
-        open_tree(tmp_path, config)
-    text(tmp_path / "train.txt", LINE)
+        open_tree(root, config)
+    text(root / "train.txt", LINE)
     with pytest.raises(DataError, match="leads out of"):
-        open_tree(tmp_path, {**config, "list": "train.txt"})
+        open_tree(root, {**config, "list": "train.txt"})
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from perception.config import build
 from perception.data import YoloConfig
 from perception.data.files.strict_json import read_json
 from perception.data.formats.yolo import YoloReader, read_boxes
-from perception.data.formats.yolo_tree import read_data_file
+from perception.data.formats.yolo_data import read_data_file
 from perception.types import DataError
 
 REAL = os.environ.get("PERCEPTION_TEST_DATA")
@@ -298,9 +298,10 @@ def test_lists_of_pictures(tmp_path):
         ("images/train/000.txt", "is no picture"),
         ("images/train/9.jpg\nimages/train/000.jpg\nimages/train/8.jpg\n", "2 of its 3 pictures are not under"),
         ("a" * 300 + "/b.jpg", "none of its 1 pictures|cannot be read"),
-        (b"\xff\xfe", "not UTF-8"),
+        (b"\xff\xfd", "not UTF-8"),
         ("a\0.jpg", "holds a NUL"),
-        ("images\\train\\000.jpg", "none of its 1 pictures"),
+        ("images\\val\\000.jpg", "none of its 1 pictures"),
+        ("..\\..\\secret\\x.jpg", "none of its 1 pictures"),
     ],
 )
 def test_D14_lists_that_lead_out_or_nowhere(lines, words, tmp_path):
@@ -437,7 +438,7 @@ def test_what_is_written_is_read(tmp_path, boxes):
         expected.add((kind, round(x1, 5), round(y1, 5), round(x2, 5), round(y2, 5)))
     found = read_boxes(text(tmp_path / "x.txt", "\n".join(lines)), 3)
     assert all(off < 1e-6 for *_, off in found)
-    corners = {(k, x - w / 2, y - h / 2, x + w / 2, y + h / 2) for k, x, y, w, h, _ in found}
+    corners = {(k, x - w / 2, y - h / 2, x + w / 2, y + h / 2) for k, x, y, w, h, *_ in found}
     assert len(found) == len(boxes)
     for kind, *box in corners:
         assert any(kind == k and np.allclose(box, b, atol=2e-5) for k, *b in expected)

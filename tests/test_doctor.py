@@ -56,6 +56,30 @@ def test_healthy_data_has_no_findings(case):
     assert "1 to 3 m" in depth.facts["distance"]
 
 
+def unlabelled(root: Path, mapping: dict[str, Any]) -> None:
+    boxes(lambda data: data.update(annotations=data["annotations"][:2]))(root, mapping)
+
+
+def brushed(data: dict[str, Any]) -> None:
+    for annotation in data["annotations"]:
+        annotation |= {"iscrowd": 1, "segmentation": {"size": [48, 64], "counts": [500, 20, 28, 20, 2504]}}
+
+
+def test_half_labelled_and_brushed_sets_are_asked_about_with_the_key_that_answers(case):
+    root, mapping = case
+    unlabelled(root, mapping)
+    (finding,) = (f for f in examined(root, mapping).findings if f.kind == "half_labelled")
+    assert finding.what.startswith("3 of 4 pictures have no annotation (75 %): background, or not labelled yet?")
+    assert "unlabelled: skip" in finding.mend
+    for answer in ("skip", "empty"):
+        mapping["data"]["train"][0]["labels"][0]["unlabelled"] = answer
+        assert "half_labelled" not in kinds(examined(root, mapping), "warning")
+    boxes(brushed)(root, mapping)
+    (finding,) = (f for f in examined(root, mapping).findings if f.kind == "brushed_objects")
+    assert finding.count == 2
+    assert "crowds: objects" in finding.mend
+
+
 def scale_boxes(data: dict[str, Any]) -> None:
     for annotation in data["annotations"]:
         x, y, width, height = annotation["bbox"]

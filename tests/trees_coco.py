@@ -118,4 +118,25 @@ def coco_panoptic_tree(root: Path, count: int = 3, content: dict | None = None) 
     }  # fmt: skip
 
 
-TREES = {"coco": coco_masks_tree, "coco_panoptic": coco_panoptic_tree}
+def coco_tools_tree(root: Path, count: int = 3) -> dict[str, Any]:
+    """Masks as tools write them: ids as text, names of another system, flags, turned boxes, sizes that are absent,
+    images that name what they label."""
+    content = masks_content(count)
+    content["categories"] = [{"id": 0, "name": "things"}, *({**c, "supercategory": "things"} for c in CATEGORIES)]
+    for image in content["images"]:
+        image |= {"id": str(image["id"]), "file_name": f"..\\upload\\{image['file_name']}", "width": -1, "height": -1}
+        image |= {"neg_category_ids": [3], "not_exhaustive_category_ids": [7]}
+    for annotation in content["annotations"]:
+        annotation |= {
+            "image_id": f"{annotation['image_id']}.0",
+            "iscrowd": str(annotation["iscrowd"]),
+            "ignore": False,
+        }
+        annotation["attributes"] = {"rotation": 30.0, "occluded": False}
+        if isinstance(annotation["segmentation"], list):
+            annotation |= {"segmentation": annotation["segmentation"][0], "bbox": []}
+    options = {"names": "base", "crowds": "objects", "difficult": "background", "unlabelled": "empty"}
+    return {**coco_masks_tree(root, count, content), **options}
+
+
+TREES = {"coco": coco_masks_tree, "coco_panoptic": coco_panoptic_tree, "coco as tools write it": coco_tools_tree}

@@ -110,8 +110,8 @@ def _as_tensors(sample: Sample, task: str) -> Annotation | None:
     if sample.frame is not None:
         return annotation
     match annotation:
-        case Instances(boxes, labels, scores, ignore, classes, tracks):
-            parts = (boxes, labels, scores, ignore, classes, tracks)
+        case Instances(boxes, labels, scores, ignore, classes, tracks, partial):
+            parts = (boxes, labels, scores, ignore, classes, tracks, partial)
             return Instances(*(None if part is None else torch.tensor(part) for part in parts))
         case ImageLabel(values, classes):
             return ImageLabel(torch.tensor(values), None if classes is None else torch.tensor(classes))

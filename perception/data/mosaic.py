@@ -139,7 +139,11 @@ def _instances(parts: Sequence[Annotation | None], tiles: Sequence[Tile]) -> Ins
             boxes.append(np.array([[x, y, x + width, y + height]], np.float32))
             labels.append(np.zeros(1, np.int64))
             ignore.append(np.ones(1, bool))
-    return Instances(np.concatenate(boxes), np.concatenate(labels), ignore=np.concatenate(ignore), classes=classes)
+    partial = [part.partial for part in parts if isinstance(part, Instances) and part.partial is not None]
+    return Instances(
+        np.concatenate(boxes), np.concatenate(labels), ignore=np.concatenate(ignore), classes=classes,
+        partial=np.logical_or.reduce(partial) if partial else None,
+    )  # fmt: skip
 
 
 def _image_label(parts: Sequence[Annotation | None]) -> ImageLabel | None:

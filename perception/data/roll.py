@@ -96,6 +96,7 @@ def _seen(target: Instances, quads: NDArray, size: tuple[int, int], min_visible:
         labels=target.labels[inside],
         ignore=ignore[inside],
         classes=target.classes,
+        partial=target.partial,
         tracks=None if target.tracks is None else target.tracks[inside],
     )
 

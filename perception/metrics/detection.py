@@ -31,7 +31,8 @@ class DetectionMetric(Records[_Picture]):
     * An ignore region of a target is what COCO calls a crowd: detections of its class inside it are neither right nor
       wrong; of any class, where it has none (label -1).
     * Where a picture's source labels only some classes (``Instances.classes``), its detections of the other classes
-      are left out: they are neither right nor wrong.
+      are left out: they are neither right nor wrong. Of those that it labels in part (``Instances.partial``), a
+      detection that matches none is neither.
     * The area that decides small, medium and large is that of the box (COCO takes the mask's where there is one).
     * A class without a single true box is in no mean; a class that is there but never detected has AP 0.
 
@@ -134,7 +135,18 @@ def _picture(id: str, prediction: Instances, target: Instances, classes: int) ->
 
 
 def _with_regions_of_each_class(target: Instances, classes: int) -> Instances:
-    """The target with an ignore region of each class for one of every class (label -1): COCO knows only the former."""
+    """The target with an ignore region of each class for one of every class (label -1): COCO knows only the former.
+
+    A class that is labelled in part gets a region without end.
+    """
+    if target.partial is not None:
+        several = np.flatnonzero(target.partial)
+        ignore = np.zeros(len(target.labels), np.bool_) if target.ignore is None else np.asarray(target.ignore)
+        target = dataclasses.replace(
+            target, boxes=np.concatenate([target.boxes, np.tile([-1e6, -1e6, 1e6, 1e6], (len(several), 1))]),
+            labels=np.concatenate([target.labels, several]),
+            ignore=np.concatenate([ignore, np.ones(len(several), np.bool_)]),
+        )  # fmt: skip
     labels = np.asarray(target.labels, np.int64)
     if target.ignore is None or not (every := np.asarray(target.ignore, np.bool_) & (labels == -1)).any():
         return target

@@ -156,6 +156,7 @@ def _warp_instances(target: Instances, frame: Frame, min_visible: float) -> Inst
         ignore=ignore[inside],
         classes=target.classes,
         tracks=None if target.tracks is None else target.tracks[inside],
+        partial=target.partial,
     )
 
 

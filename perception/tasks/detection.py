@@ -204,10 +204,12 @@ class Detection(Task):
         return parts
 
     def _counted(self, points: Tensor, target: Instances) -> Tensor:
-        """bool [P, C]: which scores are trained: not those in ignore regions, nor of unlabelled classes."""
+        """bool [P, C]: which scores are trained: not in ignore regions, nor of classes labelled in part or not."""
         counted = torch.ones(len(points), len(self.config.classes), dtype=torch.bool, device=points.device)
         if target.classes is not None:
             counted &= target.classes
+        if target.partial is not None:
+            counted &= ~target.partial
         if target.ignore is not None:
             boxes = target.boxes
             inside = (points[:, None] >= boxes[None, :, :2]) & (points[:, None] <= boxes[None, :, 2:])

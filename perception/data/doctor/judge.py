@@ -12,7 +12,12 @@ from perception.data.doctor.findings import Finding, percent, plain
 from perception.data.doctor.plan import Plan
 from perception.data.doctor.state import SourceState
 from perception.data.doctor.statistics import SMALL, BoxStatistics, DepthStatistics, MapStatistics
+from perception.data.formats.boxes import TURNED
+from perception.data.formats.coco import BRUSH
 from perception.ops.image import letterbox_frame
+
+_HALF_LABELLED = 0.2
+"""Share of pictures without annotations from which on the doctor asks what they are."""
 
 
 def findings(state: SourceState, plan: Plan) -> list[Finding]:
@@ -20,7 +25,7 @@ def findings(state: SourceState, plan: Plan) -> list[Finding]:
     if state.source is None:
         return state.findings
     found = [*state.findings, *state.troubles.findings(state.where, state.looked)]
-    found += [*_problems(state), *_pictures(state), *_shapes(state, plan)]
+    found += [*_problems(state), *_half_labelled(state), *_pictures(state), *_shapes(state, plan)]
     for task, statistics in state.tasks.items():
         if isinstance(statistics, BoxStatistics):
             found += _boxes(state, plan, task, statistics)
@@ -46,11 +51,35 @@ def _problems(state: SourceState) -> Iterator[Finding]:
             what += f" That is {percent(share, 1)} of the boxes: probably they are in another form than this format's."
             mend = "Corners where width and height are meant, or the other way round? Pixels of another size?"
             yield Finding("error", "misread_boxes", state.where, what, mend, count)
+        elif kind == TURNED:
+            what = f"{what} It is looser than the thing in it."
+            yield Finding("note", "turned_boxes", state.where, what, "", count)
+        elif kind == BRUSH:
+            what += f" That is {percent(share, 1)} of the annotations: neither trained nor counted as objects."
+            mend = "Did CVAT's brush paint single objects here? Then give this reader crowds: objects."
+            yield Finding("warning", "brushed_objects", state.where, what, mend, count)
+        elif "stand for nothing" in kind:
+            yield Finding("note", "idle_categories", state.where, what, "", count)
         else:
             yield Finding("warning", "reader_problems", state.where, what, _mend_of(kind), count)
 
 
+def _half_labelled(state: SourceState) -> Iterator[Finding]:
+    """Pictures that the label files know and say nothing of, many enough to ask what that means."""
+    assert state.source is not None
+    for reader in state.source.readers:
+        count = getattr(reader, "unannotated", 0)
+        total = len(reader.images)
+        if count > 2 and count >= _HALF_LABELLED * total:
+            what = f"{count:,} of {total:,} pictures have no annotation ({percent(count, total)}): background, or not "
+            what += "labelled yet? They are trained as background."
+            mend = "If nobody has, give this reader unlabelled: skip; if they show nothing, unlabelled: empty."
+            yield Finding("warning", "half_labelled", state.where, what, mend, count)
+
+
 def _mend_of(kind: str) -> str:
+    if "left out" in kind:
+        return "Label them, or take them as pictures that show nothing: unlabelled: empty."
     if "skipped" in kind or "clipped" in kind:
         return "Look at some of them: the labels and the pictures may not belong together."
     if "without" in kind:
@@ -121,12 +150,13 @@ def _boxes(state: SourceState, plan: Plan, task: str, found: BoxStatistics) -> I
 
 
 def _odd_boxes(state: SourceState, task: str, found: BoxStatistics, count: int) -> Iterator[Finding]:
+    asked = any(True for _ in _half_labelled(state))
     for kind, number, total, least, what, mend in (
         ("mostly_empty", found.empty, found.pictures, 0.8, "pictures have no box", "Are boxes missing?"),
         ("whole_picture_boxes", found.whole, count, 0.1, "boxes cover the whole picture", "Are they of objects?"),
         ("slim_boxes", found.slim, count, 0.05, "boxes are over 20 times as long as wide", "Are x and y mixed up?"),
     ):
-        if number > least * total and number > 2:
+        if number > least * total and number > 2 and not (asked and kind == "mostly_empty"):
             text = f"{number:,} of {total:,} {what} ({percent(number, total)}, '{task}')."
             yield Finding("warning", kind, state.where, text, mend, number)
 

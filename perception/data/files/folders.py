@@ -6,7 +6,7 @@ import logging
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -33,37 +33,43 @@ def existing_file(root: Path, name: str, what: str) -> Path:
     return path
 
 
-def list_pictures(folder: Path, pattern: str = "**/*") -> list[Path]:
-    """The picture files under a folder (resolved), resolved, sorted by name.
+def boundary_of(folder: Path, root: Path) -> Path:
+    """What links in a folder (resolved) may not lead out of: the data root, or the folder where it lies elsewhere."""
+    root = Path(os.path.realpath(root))
+    return root if folder.is_relative_to(root) else folder
+
+
+def list_pictures(folder: Path, pattern: str = "**/*", root: Path | None = None) -> dict[Path, str]:
+    """The picture files under a folder (resolved), resolved -> path under it, sorted by the latter.
 
     Hidden files and folders (``._a.jpg``, ``.ipynb_checkpoints``) are none. A link to nothing is listed: it is a
     missing picture. Raises DataError where there is none, and where one is no file, leads out, or has a name that is
     not UTF-8.
 
     pattern: names of folders and of the file, ``*`` stands for any; ``**`` as the only folder: at any depth
+    root:    folder that links may not lead out of; default: ``folder``
     """
-    paths = _files(folder, pattern, PICTURE_SUFFIXES)
-    if not paths:
+    files = files_under(folder, PICTURE_SUFFIXES, root, pattern)
+    if not files:
         raise DataError(
             f"No picture under {folder} ({pattern}). Expected files ending in {', '.join(sorted(PICTURE_SUFFIXES))}."
         )
-    return paths
+    return files
 
 
-def files_under(folder: Path, suffixes: Collection[str]) -> list[Path]:
-    """The files under a folder that end in any of ``suffixes``, as `list_pictures` gives them; it may be empty."""
-    return _files(folder, "**/*", suffixes)
-
-
-def _files(folder: Path, pattern: str, suffixes: Collection[str]) -> list[Path]:
+def files_under(
+    folder: Path, suffixes: Collection[str], root: Path | None = None, pattern: str = "**/*"
+) -> dict[Path, str]:
+    """`list_pictures` of files with other ``suffixes`` (in lower case); may be empty."""
     *levels, last = pattern.split("/")
-    anywhere = levels == ["**"]
+    anywhere, boundary = levels == ["**"], folder if root is None else boundary_of(folder, root)
     found: dict[Path, list[str]] = {}
     folders: list[tuple[list[str], bool]] = [([], False)]
+    entered: set[Path] = set()
     while folders:
         parents, linked = folders.pop()
         depth = len(parents)
-        for entry in _entries("/".join((str(folder), *parents))):
+        for entry in sorted(_entries("/".join((str(folder), *parents))), key=lambda entry: entry.name, reverse=True):
             name, names = entry.name, [*parents, entry.name]
             link = entry.is_symlink()
             wanted = name[name.rfind(".") :].lower() in suffixes and (anywhere or depth == len(levels))
@@ -74,14 +80,16 @@ def _files(folder: Path, pattern: str, suffixes: Collection[str]) -> list[Path]:
                 if wanted:
                     raise DataError(f"{folder}: {shown('/'.join(names))} is a folder. Expected a file of that name.")
                 if anywhere or (depth < len(levels) and fnmatchcase(name, levels[depth])):
-                    if link:
-                        inside(folder, "/".join(names), str(folder))
-                    if not (link and anywhere):  # what it leads to is found where it is
-                        folders.append((names, linked or link))
+                    real = inside(folder, "/".join(names), str(folder), boundary) if link else folder
+                    if link and anywhere:
+                        if real.is_relative_to(folder) or real in entered:
+                            continue  # what it leads to is found where it is
+                        entered.add(real)
+                    folders.append((names, linked or link))
             elif wanted:
-                path = _file(folder, names, entry, linked or link)
+                path = _file(folder, names, entry, linked or link, boundary)
                 found[path] = min(names, found.get(path, names))
-    return sorted(found, key=found.__getitem__)
+    return {path: "/".join(found[path]) for path in sorted(found, key=found.__getitem__)}
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:
@@ -92,27 +100,27 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
         raise DataError(f"{folder} cannot be listed: {error.strerror}. Check the disk and the permissions.") from error
 
 
-def _file(folder: Path, names: list[str], entry: os.DirEntry[str], linked: bool) -> Path:
+def _file(folder: Path, names: list[str], entry: os.DirEntry[str], linked: bool, boundary: Path) -> Path:
     name = "/".join(names)
     _check_name(folder, name, str(folder))
-    path = inside(folder, name, str(folder)) if linked else Path(entry.path)
+    path = inside(folder, name, str(folder), boundary) if linked else Path(entry.path)
     plain = os.path.isfile(path) if linked else entry.is_file()  # noqa: PTH113
     if not plain and os.path.exists(path):  # noqa: PTH110
         raise DataError(f"{path} is a pipe, a device or a socket. Expected a file: remove it.")
     return path
 
 
-def inside(folder: Path, name: str, where: str) -> Path:
+def inside(folder: Path, name: str, where: str, boundary: Path | None = None) -> Path:
     """The resolved path of ``name`` under ``folder`` (resolved).
 
-    Raises DataError where the name is absolute, holds ``..``, a NUL or a backslash, is not UTF-8, or leads out through
-    a link.
+    Raises DataError where the name is absolute, holds ``..``, a NUL or a backslash, is not UTF-8, or leads out of
+    ``boundary`` (resolved; default: ``folder``) through a link.
     """
     _check_name(folder, name, where)
-    path = os.path.realpath(folder / name)
-    if not path.startswith(f"{str(folder).rstrip(os.sep)}{os.sep}"):
+    path, limit = os.path.realpath(folder / name), folder if boundary is None else boundary
+    if not path.startswith(f"{str(limit).rstrip(os.sep)}{os.sep}"):
         raise DataError(
-            f"{where}: {shown(name)} leads out of {folder} through a link, to {shown(path, 200)}. Put the file itself "
+            f"{where}: {shown(name)} leads out of {limit} through a link, to {shown(path, 200)}. Put the file itself "
             "there."
         )
     return Path(path)
@@ -132,8 +140,10 @@ def _check_name(folder: Path, name: str, where: str) -> None:
         raise DataError(f"{where}: the file name {shown(name)} under {folder} is not UTF-8. Rename the file.") from None
 
 
-def present(paths: Sequence[Path], folder: Path, where: str, allowed: float, problems: Counter[str]) -> list[bool]:
-    """Which of the listed pictures (resolved) are files.
+def present(
+    paths: Sequence[Path], folder: Path, where: str, allowed: float, problems: Counter[str], mend: str = ""
+) -> list[bool]:
+    """Which of the listed pictures (resolved) are files. mend: what else to say to someone who misses most of them.
 
     The missing ones are counted in ``problems``. Raises DataError where none exists, or more than one picture and
     more than the fraction ``allowed`` is missing.
@@ -147,12 +157,12 @@ def present(paths: Sequence[Path], folder: Path, where: str, allowed: float, pro
     if not paths or len(missing) == len(paths):
         raise DataError(
             f"{where}: none of its {len(paths)} pictures is under {folder}{_example(missing)}. "
-            "Correct the folder of pictures."
+            f"Correct the folder of pictures.{mend}"
         )
     if len(missing) > max(1, allowed * len(paths)):
         raise DataError(
             f"{where}: {len(missing)} of its {len(paths)} pictures are not under {folder}{_example(missing)}. "
-            f"At most {allowed:.1%} may be missing: fetch them, or raise allow_missing."
+            f"At most {allowed:.1%} may be missing: fetch them, or raise allow_missing.{mend}"
         )
     if missing:
         problems["missing pictures"] += len(missing)
@@ -182,11 +192,15 @@ def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def by_stem(paths: Iterable[Path], folder: Path, suffix: str = "") -> dict[str, Path]:
-    """Path under ``folder`` without its extension (and without ``suffix`` at its end) -> file."""
+def by_stem(paths: Mapping[Path, str] | Iterable[Path], folder: Path, suffix: str = "") -> dict[str, Path]:
+    """Path under ``folder`` without its extension (and without ``suffix`` at its end) -> file.
+
+    paths: files under the folder; or files -> their paths under it, as `list_pictures` gives them, links and all
+    """
     stems: dict[str, Path] = {}
     for path in paths:
-        stem = path.relative_to(folder).with_suffix("").as_posix()
+        name = Path(paths[path]) if isinstance(paths, Mapping) else path.relative_to(folder)
+        stem = name.with_suffix("").as_posix()
         if not stem.endswith(suffix):
             continue
         stem = stem.removesuffix(suffix) if suffix else stem

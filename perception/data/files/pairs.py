@@ -59,13 +59,13 @@ def pair(root: Path, names: Names, problems: Counter[str]) -> dict[Path, Path]:
     """Picture -> its map.
 
     Pictures without a partner are not labelled; they and partners without a picture are counted in ``problems``. Where
-    one folder holds both, a map is no picture. Raises DataError where nothing fits together.
+    one folder holds both, a map is no picture. Links may lead anywhere under ``root``. Raises DataError where nothing
+    fits together.
     """
     images = existing_folder(root, names.images, "pictures")
     maps = existing_folder(root, names.maps, f"{names.what}s")
     of_picture, of_map = _keys(names.image, ""), _keys(names.map, names.suffix)
-    found = {path: path.relative_to(images).as_posix() for path in list_pictures(images)}
-    beside = {path: path.relative_to(maps).as_posix() for path in files_under(maps, MAP_SUFFIXES)}
+    found, beside = list_pictures(images, root=root), files_under(maps, MAP_SUFFIXES, root)
     pictures = {path: key for path, name in found.items() if (key := of_picture(name)) is not None}
     files = {path: key for path, name in beside.items() if (key := of_map(name)) is not None}
     pictures, files = _apart(pictures, files, images, maps, names)

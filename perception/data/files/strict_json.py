@@ -1,7 +1,8 @@
-"""JSON that is exactly JSON: UTF-8, no NaN, no key given twice; errors tell the byte."""
+"""JSON that is exactly JSON, in UTF-8 (or UTF-16 with its mark): no NaN, no key given twice; errors tell the byte."""
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import re
@@ -26,12 +27,15 @@ def read_json(path: Path) -> Any:
     Values in it may be anything that JSON permits, nested as deep as Python's stack goes: quote them by `shown`.
     """
     try:
-        text = _content(path).decode("utf-8")
+        data = _content(path)
+        text = data.decode(encoding_of(data))
         return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_once)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}.") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 at byte {error.start}: {error.reason}. Save it as UTF-8.") from error
+        raise DataError(
+            f"{path} is not {error.encoding.upper()} at byte {error.start}: {error.reason}. Save it as UTF-8."
+        ) from error
     except json.JSONDecodeError as error:
         offset = len(error.doc[: error.pos].encode())
         raise DataError(
@@ -56,6 +60,11 @@ def shown(value: object, length: int = 80) -> str:
     return text if len(text) <= 2 * length else f"{text[: 2 * length]}..."
 
 
+def encoding_of(data: bytes | bytearray) -> str:
+    """The encoding of a text by its byte order mark: "utf-16", or "utf-8-sig", which is UTF-8 with or without one."""
+    return "utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+
+
 def _content(path: Path) -> bytearray:
     if not path.is_file():
         raise DataError(f"No JSON file at {path}. Restore it, or correct the path.")
@@ -65,12 +74,10 @@ def _content(path: Path) -> bytearray:
         if size > MAX_BYTES:
             raise DataError(f"{path} has {size} bytes. At most {MAX_BYTES} are read: split it.")
         while piece := file.read(_PIECE):
-            if b"\0" in piece:  # a disk that was full leaves a hole
-                raise DataError(
-                    f"{path} is not valid JSON at byte {len(data) + piece.index(0)} of {size}: it holds a NUL. "
-                    "Fetch it again."
-                )
             data += piece
+            if b"\0" in piece and encoding_of(data) != "utf-16":  # a disk that was full leaves a hole
+                at = len(data) - len(piece) + piece.index(0)
+                raise DataError(f"{path} is not valid JSON at byte {at} of {size}: it holds a NUL. Fetch it again.")
     return data
 
 

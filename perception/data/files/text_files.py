@@ -7,7 +7,8 @@ import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from perception.data.files.folders import inside
+from perception.data.files.folders import files_under, inside
+from perception.data.files.strict_json import encoding_of
 from perception.types import DataError
 
 MAX_LABEL_BYTES = 16 << 20
@@ -15,9 +16,9 @@ MAX_LIST_BYTES = 256 << 20
 
 
 def read_text(path: Path, limit: int = MAX_LABEL_BYTES) -> str:
-    """The content of a UTF-8 text file (a byte order mark is dropped).
+    """The content of a text file in UTF-8, or in UTF-16 with a byte order mark; the mark is dropped.
 
-    Raises DataError where it is missing, no plain file, over ``limit`` bytes, not UTF-8, or holds a NUL.
+    Raises DataError where it is missing, no plain file, over ``limit`` bytes, in neither, or holds a NUL.
     """
     check_text(path, limit)
     try:
@@ -25,12 +26,15 @@ def read_text(path: Path, limit: int = MAX_LABEL_BYTES) -> str:
             data = file.read(limit)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}. Check the disk and the permissions.") from error
+    encoding = encoding_of(data)
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 at byte {error.start}: {error.reason}. Save it as UTF-8.") from error
+        name = "UTF-8" if encoding == "utf-8-sig" else "UTF-16"
+        raise DataError(f"{path} is not {name} at byte {error.start}: {error.reason}. Save it as UTF-8.") from error
     if "\0" in text:
-        raise DataError(f"{path} holds a NUL at byte {data.index(0)}. Expected plain text: fetch the file again.")
+        at = len(text[: text.index("\0")].encode())
+        raise DataError(f"{path} holds a NUL at byte {at}. Expected plain text: fetch the file again.")
     return text
 
 
@@ -66,17 +70,9 @@ def floats(words: Sequence[str], where: str, expected: str) -> list[float]:
         raise DataError(f"{where}: {' '.join(words)[:80]!r} are not all numbers. Expected {expected}.") from None
 
 
-def list_files(folder: Path, suffix: str) -> list[Path]:
-    """The files under a folder (resolved) that end in ``suffix``, but for hidden ones, sorted.
-
-    Raises DataError where a link leads out, and where one is a pipe or a device.
-    """
-    paths = sorted(p for p in folder.glob(f"**/*{suffix}") if not p.name.startswith(".") and not p.is_dir())
-    found = [inside(folder, path.relative_to(folder).as_posix(), str(folder)) for path in paths]
-    odd = next((path for path in found if path.exists() and not path.is_file()), None)
-    if odd is not None:
-        raise DataError(f"{odd} is no plain file. Expected one of that name: remove it.")
-    return found
+def list_files(folder: Path, suffix: str, root: Path | None = None) -> dict[Path, str]:
+    """The files under a folder (resolved) that end in ``suffix`` -> their paths under it: see `files_under`."""
+    return files_under(folder, (suffix,), root)
 
 
 def files_in(folder: Path, boundary: Path, suffix: str) -> dict[str, Path]:

@@ -16,8 +16,9 @@ import numpy as np
 
 from perception.config import configuration
 from perception.data.dataset import check_size
-from perception.data.files.folders import existing_folder, inside, list_pictures, present
+from perception.data.files.folders import existing_folder, list_pictures, present
 from perception.data.files.images import PictureError, read_size
+from perception.data.files.picture_names import NamesBy, PictureNames
 from perception.data.formats.bdd100k_maps import DRIVABLE_KIND, SEMANTIC_KIND, Maps, find_maps, lane_kind
 from perception.data.formats.boxes import HUGE, BoxTable, labels_and_doubts
 from perception.data.formats.class_names import ClassMap, Coarse, Names, map_classes, map_pixels
@@ -53,6 +54,7 @@ class Bdd100kConfig:
     attribute: what the classes of the classification task are; None = no classification
     <kind>_rename, ...: from BDD100K's names to those of the recipe's task; boxes as in `CocoConfig`, others as in
                `LabelMapsConfig`
+    names:     "path" or "base", how ``labels`` names the pictures: as in `CocoConfig`
     allow_missing: largest fraction of the pictures in ``labels`` that may be missing
     """
 
@@ -88,6 +90,7 @@ class Bdd100kConfig:
     classification_rename: dict[str, str] | None = None
     classification_ignore: Names = ()
     classification_labels_only: tuple[str, ...] | None = None
+    names: NamesBy = "path"
     allow_missing: float = 0.01
 
     @property
@@ -114,18 +117,20 @@ class Bdd100kReader:
         self.problems: Counter[str] = Counter()
         self.root = existing_folder(root, config.root, "BDD100K")
         folder = existing_folder(self.root, f"{config.images}/{config.split}", "BDD100K pictures")
-        pictures = list_pictures(folder)
+        named = list_pictures(folder, root=root)
+        pictures, self._stem_of = list(named), {picture: Path(name).stem for picture, name in named.items()}
         classification = config.classification_task if config.attribute else None
         path = self._label_path() if config.detection_task in classes or classification in classes else None
         frames = None if path is None else open_frames(path)
-        frame_of = {} if frames is None else self._frame_of(frames, pictures, folder, str(path))
+        finder = PictureNames(folder, root, config.names)
+        frame_of = {} if frames is None else self._frame_of(frames, pictures, finder, str(path))
         self._detection = config.detection_task if frames is not None and config.detection_task in classes else None
         self._classification = classification if frames is not None and classification in classes else None
         self.class_maps: dict[str, ClassMap] = {}
         self._values = {}
         if frames is not None and self._classification is not None:
             self._values = self._classified(frames, frame_of, classes[self._classification], str(path))
-        self._maps = self._label_maps(pictures, classes)
+        self._maps = self._label_maps(root, classes)
         self.class_maps |= {task: class_map for task, (_, class_map) in self._maps.items()}
         self.tasks = tuple(task for task in (self._detection, *self._maps, self._classification) if task is not None)
         self.images = [
@@ -133,7 +138,7 @@ class Bdd100kReader:
             for picture in pictures
             if (self._detection is not None and picture in frame_of)
             or picture in self._values
-            or any(picture.stem in maps.stems for maps, _ in self._maps.values())
+            or any(self._stem_of[picture] in maps.files for maps, _ in self._maps.values())
         ]
         if not self.images:
             raise DataError(
@@ -153,8 +158,8 @@ class Bdd100kReader:
             check_size(f"{self.root}: boxes of {picture.name} (size in the recipe)", made_for, picture, size)
             result[self._detection] = self._boxes.instances(index)
         for task, (maps, class_map) in self._maps.items():
-            if picture.stem in maps.stems:
-                path, label_map = maps.read(picture.stem, class_map)
+            if self._stem_of[picture] in maps.files:
+                path, label_map = maps.read(self._stem_of[picture], class_map)
                 check_size(str(path), label_map.values.shape, picture, size)
                 result[task] = label_map
         if self._classification is not None and picture in self._values:
@@ -178,10 +183,10 @@ class Bdd100kReader:
             raise DataError(f"No labels at {self.root / config.labels}. Correct the key labels.")
         return None
 
-    def _frame_of(self, frames: Frames, pictures: list[Path], folder: Path, where: str) -> dict[Path, int]:
+    def _frame_of(self, frames: Frames, pictures: list[Path], finder: PictureNames, where: str) -> dict[Path, int]:
         """Picture -> its frame, of the pictures that exist."""
-        paths = [inside(folder, name, where) for name in frames.names]
-        found = present(paths, folder, where, self.config.allow_missing, self.problems)
+        paths = [finder.find(name, where) for name in frames.names]
+        found = present(paths, finder.folder, where, self.config.allow_missing, self.problems, finder.mend)
         result = {path: i for i, (path, there) in enumerate(zip(paths, found, strict=True)) if there}
         if len(result) < sum(found):
             raise DataError(f"{where}: two frames are of the same picture. Keep one of them.")
@@ -198,25 +203,23 @@ class Bdd100kReader:
         }
         return map_classes(names, recipe, f"{where}, keys {kind}_...", **options)
 
-    def _label_maps(
-        self, pictures: list[Path], classes: Mapping[str, tuple[str, ...]]
-    ) -> dict[str, tuple[Maps, ClassMap]]:
+    def _label_maps(self, data: Path, classes: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[Maps, ClassMap]]:
         """Task -> its label maps."""
-        config, stems = self.config, {picture.stem for picture in pictures}
+        config, stems = self.config, set(self._stem_of.values())
         result = {}
         for name, task, kind in (
             ("drivable", config.drivable_task, DRIVABLE_KIND),
             ("lane", config.lane_task, lane_kind(config.lane)),
             ("segmentation", config.segmentation_task, SEMANTIC_KIND),
         ):
-            maps = find_maps(kind, self.root, config.split) if task in classes else None
-            if task is None or maps is None or not maps.stems & stems:
+            maps = find_maps(kind, self.root, config.split, data) if task in classes else None
+            if task is None or maps is None or not maps.files.keys() & stems:
                 continue
             options = (getattr(config, f"{name}_{key}") for key in ("rename", "ignore", "labels_only", "coarse"))
             result[task] = maps, map_pixels(kind.classes, classes[task], f"{maps.folder}, keys {name}_...", *options)
             for problem, number in (
-                (f"pictures without a {name} map", len(stems - maps.stems)),
-                (f"{name} maps without a picture", len(maps.stems - stems)),
+                (f"pictures without a {name} map", len(stems - maps.files.keys())),
+                (f"{name} maps without a picture", len(maps.files.keys() - stems)),
             ):
                 if number:
                     self.problems[problem] += number

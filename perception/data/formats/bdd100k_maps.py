@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.data.files.folders import existing_folder
+from perception.data.files.folders import boundary_of, existing_folder
 from perception.data.files.text_files import files_in
 from perception.data.formats.cityscapes_ids import CLASSES as SEMANTIC
 from perception.data.formats.class_names import ClassMap
@@ -48,17 +48,16 @@ class Kind:
 
 @dataclass(frozen=True, slots=True)
 class Maps:
-    """The maps of one kind that there are: names of pictures without extension, and how to read theirs."""
+    """The maps of one kind that there are. files: name of a picture without extension -> map. ids: how to read it."""
 
     kind: Kind
     folder: Path
-    ending: str
     ids: dict[int, int]
-    stems: frozenset[str]
+    files: dict[str, Path]
 
     def read(self, stem: str, class_map: ClassMap) -> tuple[Path, DenseMap]:
         """The file, and its map uint8 [H, W] in the recipe's classes. Raises DataError where it is another kind's."""
-        path = self.folder / f"{stem}{self.ending}"
+        path = self.files[stem]
         stored = np.full(256, 254, np.uint8)
         stored[IGNORE_INDEX] = IGNORE_INDEX
         stored[list(self.ids)] = list(self.ids.values())
@@ -69,13 +68,13 @@ class Maps:
         return path, DenseMap(values, values != IGNORE_INDEX, classes=class_map.space)
 
 
-def find_maps(kind: Kind, root: Path, split: str) -> Maps | None:
-    """The maps of a split; None where there are none."""
+def find_maps(kind: Kind, root: Path, split: str, data: Path) -> Maps | None:
+    """The maps of a split; None where there are none. data: the data root, which links may not lead out of."""
     for place, ending, ids in kind.places:
         if (root / place / split).is_dir():
             folder = existing_folder(root, f"{place}/{split}", "label maps")
-            if stems := files_in(folder, folder, ending):
-                return Maps(kind, folder, ending, ids, frozenset(stems))
+            if files := files_in(folder, boundary_of(folder, data), ending):
+                return Maps(kind, folder, ids, files)
     return None
 
 

@@ -4,15 +4,64 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from perception.data.formats.class_names import BACKGROUND, ClassMap
-from perception.types import Instances
+from perception.types import DataError, Instances
 
 HUGE = 1e5
 """A coordinate beyond this many pixels is no coordinate."""
+
+
+TURNED = "turned boxes: the box around them taken"
+
+Unlabelled: TypeAlias = Literal["skip", "empty"] | None
+"""What a picture without annotations is: left out (nobody has labelled it), or one that shows nothing; None = nothing,
+and the doctor asks."""
+
+
+def labelled_rows(
+    annotated: NDArray[np.bool_], unlabelled: Unlabelled, where: str, problems: Counter[str]
+) -> tuple[list[int], int]:
+    """The pictures that ``unlabelled`` leaves, and how many without annotations the doctor should ask about.
+
+    Raises DataError where it leaves none.
+    """
+    without = int((~annotated).sum())
+    if unlabelled != "skip":
+        return list(range(len(annotated))), 0 if unlabelled else without
+    if without == len(annotated):
+        raise DataError(
+            f"{where}: none of its {without} pictures has an annotation, and unlabelled: skip leaves them out. Label "
+            "some, or take unlabelled: empty."
+        )
+    if without:
+        problems["pictures without annotations left out (unlabelled: skip)"] += without
+    return np.flatnonzero(annotated).tolist(), 0
+
+
+class KnownClasses:
+    """Which classes are labelled in pictures 0 to ``pictures - 1``, whole or in part.
+
+    labelled, partly: int [K, 2], picture and class that is labelled in it; those of which not all objects are
+    count:            number of the recipe's classes
+    """
+
+    def __init__(self, labelled: NDArray[np.int64], partly: NDArray[np.int64], pictures: int, count: int) -> None:
+        self._count, self._kinds = count, []
+        for pairs in (labelled, partly):
+            sorted = pairs[pairs[:, 0].argsort(kind="stable")]
+            self._kinds.append((np.searchsorted(sorted[:, 0], np.arange(pictures + 1)), sorted[:, 1].copy()))
+
+    def of(self, picture: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """bool [C] and [C]: what is labelled, and what of it in part."""
+        masks = np.zeros((2, self._count), bool)
+        for mask, (starts, labels) in zip(masks, self._kinds, strict=True):
+            mask[labels[starts[picture] : starts[picture + 1]]] = True
+        return masks[0], masks[1]
 
 
 class BoxTable:
@@ -24,6 +73,7 @@ class BoxTable:
                of every class) or `BACKGROUND` (dropped)
     ignore:    bool [M], regions that are neither object nor background
     sizes:     (height, width) of every picture
+    known:     which classes are labelled in each picture; None = those of ``class_map`` in all
 
     Boxes without area, outside, or with numbers that are none are dropped; these and clipped ones are counted in
     ``problems``.
@@ -38,6 +88,7 @@ class BoxTable:
         sizes: Sequence[tuple[int, int]],
         class_map: ClassMap,
         problems: Counter[str],
+        known: KnownClasses | None = None,
     ) -> None:
         place, label = np.asarray(positions, np.int64), np.asarray(labels, np.int64)
         corners = np.asarray(corners, np.float64).reshape(-1, 4)
@@ -49,7 +100,7 @@ class BoxTable:
         self._starts = np.searchsorted(place[order], np.arange(len(sizes) + 1))
         self._boxes = clipped[order].astype(np.float32)
         self._labels, self._ignore = label[order], unsure[order]
-        self._classes = class_map.classes
+        self._classes, self._known = class_map.classes, known
 
     def __len__(self) -> int:
         return len(self._boxes)
@@ -57,13 +108,31 @@ class BoxTable:
     def instances(self, picture: int) -> Instances:
         """The boxes of one picture; empty where it has none."""
         rows = slice(self._starts[picture], self._starts[picture + 1])
-        ignore = self._ignore[rows]
+        ignore, partial = self._ignore[rows], None
+        classes = self._classes
+        if self._known is not None:
+            classes, partial = self._known.of(picture)
         return Instances(
             boxes=self._boxes[rows],
             labels=self._labels[rows],
             ignore=ignore if ignore.any() else None,
-            classes=self._classes,
+            classes=classes,
+            partial=partial if partial is not None and partial.any() else None,
         )
+
+
+def around_turned(
+    centres: NDArray[np.float64], sides: NDArray[np.float64], angles: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Corners [N, 4] of the boxes around rectangles of ``sides`` [N, 2], turned about ``centres`` [N, 2].
+
+    angles: [N], in radians
+    """
+    cosine, sine = np.abs(np.cos(angles)), np.abs(np.sin(angles))
+    width = sides[:, 0] * cosine + sides[:, 1] * sine
+    height = sides[:, 0] * sine + sides[:, 1] * cosine
+    half = np.stack([width, height], 1) / 2
+    return np.concatenate([centres - half, centres + half], 1)
 
 
 def labels_and_doubts(names: Sequence[str], class_map: ClassMap) -> tuple[list[int], list[bool]]:

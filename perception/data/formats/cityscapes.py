@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from perception.config import configuration
 from perception.data.dataset import check_size
-from perception.data.files.folders import existing_folder, list_pictures
+from perception.data.files.folders import boundary_of, existing_folder, list_pictures
 from perception.data.files.map_files import read_map
 from perception.data.files.strict_json import read_json, shown
 from perception.data.files.text_files import files_in
@@ -93,7 +93,7 @@ class CityscapesReader:
         self.problems: Counter[str] = Counter()
         self.root = existing_folder(root, config.root, "Cityscapes")
         self._folder = existing_folder(self.root, f"leftImg8bit/{config.split}", "Cityscapes pictures")
-        pictures = list_pictures(self._folder, "*/*_leftImg8bit.*")
+        self._data, pictures = root, list_pictures(self._folder, "*/*_leftImg8bit.*", root)
         self._maps = self._found(pictures, config.fine, f"{config.fine}_labelIds.png")
         self._train_maps = self._found(pictures, config.fine, f"{config.fine}_labelTrainIds.png")
         self._cameras = self._found(pictures, "camera", "camera.json")
@@ -141,7 +141,7 @@ class CityscapesReader:
                 f"{self.root}: {without} disparities have no camera. Expected camera/{config.split}/*/*_camera.json."
             )
 
-    def _found(self, pictures: list[Path], folder: str, ending: str) -> dict[Path, Path]:
+    def _found(self, pictures: Mapping[Path, str], folder: str, ending: str) -> dict[Path, Path]:
         """Picture -> its file in a parallel tree, where there is one."""
         at = self.root / folder / self.config.split
         if not at.is_dir():
@@ -150,9 +150,9 @@ class CityscapesReader:
         files = {
             (city.name, name): path
             for city in sorted(at.glob("*/"))
-            for name, path in files_in(city, at, f"_{ending}").items()
+            for name, path in files_in(city, boundary_of(at, self._data), f"_{ending}").items()
         }
-        names = {p: (p.parent.name, p.stem.removesuffix("_leftImg8bit")) for p in pictures}
+        names = {p: (n.partition("/")[0], Path(n).stem.removesuffix("_leftImg8bit")) for p, n in pictures.items()}
         result = {picture: files[name] for picture, name in names.items() if name in files}
         if len(result) < len(files):
             self.problems[f"{ending} without a picture"] += len(files) - len(result)

@@ -14,13 +14,19 @@ from numpy.typing import NDArray
 from perception.config import configuration
 from perception.data.dataset import check_size
 from perception.data.files.folders import existing_file, existing_folder
-from perception.data.formats.boxes import BoxTable
+from perception.data.files.picture_names import NamesBy, PictureNames
+from perception.data.formats.boxes import TURNED, BoxTable, KnownClasses, Unlabelled, labelled_rows
 from perception.data.formats.class_names import BACKGROUND, ClassMap, Coarse, Names, map_classes, map_pixels, near
-from perception.data.formats.coco_index import Arrays, category_names, existing_pictures, read_instances
+from perception.data.formats.coco_index import category_names, existing_pictures, measure_by, read_instances
+from perception.data.formats.coco_partial import labelled_classes
+from perception.data.formats.coco_records import Arrays
 from perception.data.formats.masks import FAULTS, MaskTable
 from perception.types import IGNORE_INDEX, Annotation, Camera, ConfigError, DataError, DenseMap
 
 logger = logging.getLogger(__name__)
+
+BRUSH = "ignore regions (iscrowd: 1) with a mask of one piece"
+"""What CVAT's brush writes for every object, and people for few."""
 
 OUTSIDE = "(outside of all masks)"
 """The pixels without a mask, as a class of the source."""
@@ -34,6 +40,12 @@ class CocoConfig:
     ignore:      categories whose boxes become ignore regions, neither object nor background
     background:  categories whose boxes are dropped: the recipe does not care for such things
     labels_only: classes of the recipe that this source labels; default: those that its categories map to
+    names:       "path" = file names are paths from ``images`` on; "base" = only their last part counts (`PictureNames`)
+    crowds:      what annotations with ``iscrowd: 1`` become: ignore regions (COCO), or objects like others, as the
+                 masks of CVAT's brush are meant
+    difficult:   what annotations with this flag become: ignore regions, objects, or background
+    unlabelled:  what an image without annotations is: one that shows nothing ("empty"), or one that nobody has
+                 labelled yet ("skip"). None = empty, and the doctor asks
     allow_missing: largest fraction of the listed pictures that may be missing
 
     segmentation_task: task that gets the masks as a label map, small ones on top; None = masks are left alone
@@ -51,6 +63,10 @@ class CocoConfig:
     ignore: Names = ()
     background: Names = ()
     labels_only: tuple[str, ...] | None = None
+    names: NamesBy = "path"
+    crowds: Literal["ignore", "objects"] = "ignore"
+    difficult: Literal["ignore", "object", "background"] = "ignore"
+    unlabelled: Unlabelled = None
     allow_missing: float = 0.01
     segmentation_task: str | None = None
     outside: str | None = None
@@ -73,8 +89,9 @@ class CocoConfig:
 
 
 class CocoReader:
-    """Every picture of the JSON is labelled; one without annotations is labelled as empty.
+    """Every picture of the JSON is labelled; one without annotations is labelled as empty (see ``unlabelled``).
 
+    Where the images name the categories that they are labelled for (LVIS), nothing is said of the others.
     Attributes beside the protocol's: ``categories`` (JSON id -> name) and ``class_map``, ``segmentation_class_map``
     (name -> the recipe's class; None where the recipe does not train the task).
     """
@@ -86,9 +103,9 @@ class CocoReader:
         self.tasks = tuple(task for task in config.tasks if task in classes)
         self.problems: Counter[str] = Counter()
         self.path = existing_file(root, config.annotations, "COCO annotations")
-        folder = existing_folder(root, config.images, "pictures")
-        index = read_instances(self.path, config.segmentation_task in classes)
-        self.categories = category_names(index)
+        names = PictureNames(existing_folder(root, config.images, "pictures"), root, config.names)
+        index = read_instances(self.path, config.segmentation_task in classes, measure_by(names))
+        self.categories = self._categories(index, classes)
         self.class_map = self.segmentation_class_map = None
         if config.task in classes:
             self.class_map = map_classes(
@@ -99,26 +116,34 @@ class CocoReader:
             self.segmentation_class_map = self._map_of_pixels(classes[config.segmentation_task])
         maps = {config.task: self.class_map, config.segmentation_task: self.segmentation_class_map}
         self.class_maps = {task: found for task, found in maps.items() if task is not None and found is not None}
-        rows = range(len(index["image_ids"]))
-        records = existing_pictures(index, rows, folder, self.path, config.allow_missing, self.problems)
+        annotated = np.zeros(len(index["image_ids"]), bool)
+        annotated[index["image_of"][~index["absent"]]] = True
+        annotated[index.get("negatives", index["image_sizes"][:0])[:, 0]] = True
+        partial = "negatives" in index and self.segmentation_class_map is None  # nothing is known of the others
+        unlabelled = "skip" if partial else config.unlabelled
+        rows, self.unannotated = labelled_rows(annotated, unlabelled, str(self.path), self.problems)
+        records = existing_pictures(index, rows, names, self.path, config.allow_missing, self.problems)
         self.images = [path for path, _, _ in records]
         self.sizes = [size for _, size, _ in records]
         self._rows = np.array([row for _, _, row in records], np.int64)
-        positions = np.full(len(rows), -1)
+        positions = np.full(len(annotated), -1)
         positions[self._rows] = np.arange(len(self._rows))
         places = positions[index["image_of"]]
-        names = list(self.categories.values())
+        every = list(category_names(index).values())
         if self.class_map is not None:
-            self._boxes = box_table(index, places, names, self.class_map, self.sizes, self.problems)
+            self._count_oddities(index, places)
+            self._boxes = self._box_table(index, positions, every, self.class_map, len(classes[config.task]))
         if self.segmentation_class_map is not None:
-            self._masks = self._mask_table(index, places, names, self.segmentation_class_map)
+            self._masks = self._mask_table(index, places, every, self.segmentation_class_map)
 
     def annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, Annotation]:
         """Boxes clipped to the picture, label map uint8 [H, W]. Raises DataError where the JSON has another size."""
         check_size(f"{self.path}: the record of {self.images[index].name}", self.sizes[index], self.images[index], size)
         result: dict[str, Annotation] = {}
         if self.class_map is not None:
-            result[self.config.task] = self._boxes.instances(index)
+            instances = self._boxes.instances(index)
+            if instances.classes is None or instances.classes.any():
+                result[self.config.task] = instances
         if self.segmentation_class_map is not None and self.config.segmentation_task is not None:
             outside = IGNORE_INDEX if self.config.outside is None else map_value(self.segmentation_class_map, OUTSIDE)
             values = self._masks.label_map(int(self._rows[index]), self.sizes[index], outside)
@@ -128,6 +153,50 @@ class CocoReader:
 
     def camera(self, index: int) -> Camera | None:
         return None
+
+    def _categories(self, index: Arrays, classes: Mapping[str, tuple[str, ...]]) -> dict[int, str]:
+        """Id -> name, without those that stand for nothing, unless the recipe names them."""
+        config = self.config
+        named = {name for task in config.tasks for name in classes.get(task, ())}
+        options = (config.rename, config.ignore, config.background, config.segmentation_rename)
+        options = (*options, config.segmentation_ignore, config.segmentation_coarse)
+        named |= {name for option in options if option and option != "rest" for name in option}
+        nothing = dict(zip(index["category_ids"].tolist(), index["category_idle"].tolist(), strict=True))
+        every = category_names(index)
+        kept = {id: name for id, name in every.items() if not nothing[id] or name in named}
+        if idle := len(every) - len(kept):
+            self.problems["categories skipped that stand for nothing: without annotations, above all others"] += idle
+        return kept
+
+    def _count_oddities(self, index: Arrays, places: NDArray) -> None:
+        """What a tool wrote in a way of its own."""
+        here = places >= 0
+        for kind, count in (
+            (TURNED, int(index["turned"][here].sum())),
+            ("annotations without box and mask skipped", int(index["absent"][here].sum())),
+            (BRUSH, int(index["brushed"][0]) if self.config.crowds == "ignore" else 0),
+        ):
+            if count:
+                self.problems[kind] += count
+
+    def _box_table(
+        self, index: Arrays, positions: NDArray, names: list[str], class_map: ClassMap, count: int
+    ) -> BoxTable:
+        config = self.config
+        places = np.where(index["absent"], -1, positions[index["image_of"]])
+        regions = index["ignored"] | (index["crowds"] & (config.crowds == "ignore"))
+        if config.difficult == "ignore":
+            regions = regions | index["difficult"]
+        elif config.difficult == "background":
+            places = np.where(index["difficult"], -1, places)
+        known = None
+        if "negatives" in index:
+            labelled, partly = (
+                np.stack([positions[pairs[:, 0]], pairs[:, 1]], 1)[positions[pairs[:, 0]] >= 0]
+                for pairs in labelled_classes(index, names, class_map, count)
+            )
+            known = KnownClasses(labelled, partly, len(self.sizes), count)
+        return box_table(index, places, regions, names, class_map, self.sizes, self.problems, known)
 
     def _map_of_pixels(self, classes: Sequence[str]) -> ClassMap:
         config, names = self.config, list(self.categories.values())
@@ -168,12 +237,13 @@ class CocoReader:
 
 
 def box_table(
-    index: Arrays, places: NDArray, names: Sequence[str], class_map: ClassMap, sizes: Sequence[tuple[int, int]],
-    problems: Counter[str],
+    index: Arrays, places: NDArray, regions: NDArray[np.bool_], names: Sequence[str], class_map: ClassMap,
+    sizes: Sequence[tuple[int, int]], problems: Counter[str], known: KnownClasses | None = None,
 ) -> BoxTable:  # fmt: skip
     """The boxes of an index; ``places`` [M] tells the picture of each, ``names`` [C] the category's.
 
-    Crowds, and categories that are not labelled, become ignore regions; categories that are not in ``class_map`` go.
+    ``regions`` [M], and categories that are not labelled, become ignore regions; categories that are not in
+    ``class_map`` go. known: which classes are labelled in each picture; None = those of ``class_map``
     """
     label_of = np.array([class_map.index.get(name, BACKGROUND) for name in names])
     doubtful = np.array([name in class_map.index and not class_map.labels(name) for name in names])
@@ -181,10 +251,10 @@ def box_table(
     with np.errstate(all="ignore"):  # infinite numbers
         corners[:, 2:] += corners[:, :2]
     category_of = index["category_of"]
-    ignore = doubtful[category_of] | index["crowds"]
-    return BoxTable(places, corners, label_of[category_of], ignore, sizes, class_map, problems)
+    labels, ignore = label_of[category_of], doubtful[category_of] | regions
+    return BoxTable(places, corners, labels, ignore, sizes, class_map, problems, known)
 
 
 def map_value(class_map: ClassMap, name: str) -> int:
     """The value of a source's class in a label map."""
-    return class_map.index[name] if class_map.labels(name) else IGNORE_INDEX
+    return class_map.index[name] if name in class_map.index and class_map.labels(name) else IGNORE_INDEX

@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 
 from perception.config import configuration
 from perception.data.dataset import check_size
-from perception.data.files.folders import existing_file, existing_folder, inside
+from perception.data.files.folders import boundary_of, existing_file, existing_folder, inside
 from perception.data.files.images import PictureError, read_image
 from perception.data.files.index_cache import unpack_texts
+from perception.data.files.picture_names import NamesBy, PictureNames
 from perception.data.formats.class_names import Coarse, Names, map_classes, map_pixels
 from perception.data.formats.coco import box_table, map_value
-from perception.data.formats.coco_index import Arrays, category_names, existing_pictures, read_panoptic
+from perception.data.formats.coco_index import category_names, existing_pictures, measure_by, read_panoptic
+from perception.data.formats.coco_records import Arrays
 from perception.types import IGNORE_INDEX, Annotation, Camera, ConfigError, DataError, DenseMap
 
 
@@ -50,6 +52,7 @@ class CocoPanopticConfig:
     segmentation_ignore: Names = ()
     segmentation_labels_only: tuple[str, ...] | None = None
     segmentation_coarse: Coarse | None = None
+    names: NamesBy = "path"
     allow_missing: float = 0.01
 
     def __post_init__(self) -> None:
@@ -76,8 +79,8 @@ class CocoPanopticReader:
         self.tasks = tuple(task for task in config.tasks if task in classes)
         self.problems: Counter[str] = Counter()
         self.path = existing_file(root, config.annotations, "COCO panoptic annotations")
-        folder = existing_folder(root, config.images, "pictures")
-        index = read_panoptic(self.path)
+        found = PictureNames(existing_folder(root, config.images, "pictures"), root, config.names)
+        index = read_panoptic(self.path, measure_by(found))
         self.categories = category_names(index)
         names = list(self.categories.values())
         things = [name for name, thing in zip(names, index["category_things"].tolist(), strict=True) if thing]
@@ -97,7 +100,7 @@ class CocoPanopticReader:
         self.class_maps = {task: found for task, found in maps.items() if task is not None and found is not None}
         annotation_of = dict(zip(index["map_images"].tolist(), range(len(index["map_images"])), strict=True))
         rows = sorted(annotation_of)
-        records = existing_pictures(index, rows, folder, self.path, config.allow_missing, self.problems)
+        records = existing_pictures(index, rows, found, self.path, config.allow_missing, self.problems)
         if len(index["image_ids"]) > len(rows):
             self.problems["pictures without an annotation"] += len(index["image_ids"]) - len(rows)
         self.images = [path for path, _, _ in records]
@@ -107,7 +110,7 @@ class CocoPanopticReader:
             places = np.full(len(annotation_of), -1)
             places[self._annotations] = np.arange(len(records))
             places = np.repeat(places, np.diff(index["segment_starts"]))
-            self._boxes = box_table(index, places, names, self.class_map, self.sizes, self.problems)
+            self._boxes = box_table(index, places, index["crowds"], names, self.class_map, self.sizes, self.problems)
         if self.segmentation_class_map is not None:
             class_map = self.segmentation_class_map
             self._maps = self._map_paths(index, root)
@@ -141,9 +144,9 @@ class CocoPanopticReader:
         """The PNG of every picture. Raises DataError where one is missing."""
         config = self.config
         folder = existing_folder(root, config.masks or config.annotations.removesuffix(".json"), "panoptic PNGs")
-        names = unpack_texts(index["map_names"], index["map_name_offsets"])
+        names, boundary = unpack_texts(index["map_names"], index["map_name_offsets"]), boundary_of(folder, root)
         paths = [
-            inside(folder, names[annotation], f"{self.path}, annotation of {picture.name}")
+            inside(folder, names[annotation], f"{self.path}, annotation of {picture.name}", boundary)
             for annotation, picture in zip(self._annotations.tolist(), self.images, strict=True)
         ]
         missing = [path for path in paths if not os.path.isfile(path)]  # noqa: PTH113 - raises where a name is too long

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from perception.config import configuration
 from perception.data.dataset import check_size
 from perception.data.files.array_files import ARRAY_SUFFIXES
-from perception.data.files.folders import by_stem, existing_folder
+from perception.data.files.folders import by_stem, existing_folder, list_pictures
 from perception.data.files.map_files import read_map
 from perception.data.files.pairs import Names, pair
 from perception.data.files.text_files import floats, list_files, read_text
@@ -133,8 +133,9 @@ class DepthMapsReader:
     def _read_cameras(self, images: Path, root: Path, name: str) -> dict[Path, Camera]:
         """Picture -> intrinsics. All files are read now, so that a fault shows at once."""
         folder = existing_folder(root, name, "intrinsics")
-        files = by_stem(list_files(folder, ".txt"), folder)
-        stems = by_stem(self.images, images)
+        files = by_stem(list_files(folder, ".txt", root), folder)
+        named = list_pictures(images, root=root)
+        stems = by_stem({picture: named[picture] for picture in self.images}, images)
         found = {picture: read_intrinsics(files[stem]) for stem, picture in stems.items() if stem in files}
         if not found:
             raise DataError(f"No picture has intrinsics of its name under {folder}. Expected {next(iter(stems))}.txt.")

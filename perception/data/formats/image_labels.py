@@ -12,8 +12,9 @@ from typing import IO, Literal
 import numpy as np
 
 from perception.config import configuration
-from perception.data.files.folders import existing_file, existing_folder, inside, list_pictures, present
-from perception.data.files.strict_json import shown
+from perception.data.files.folders import existing_file, existing_folder, list_pictures, present
+from perception.data.files.picture_names import NamesBy, PictureNames
+from perception.data.files.strict_json import encoding_of, shown
 from perception.data.formats.class_names import Names, map_classes
 from perception.types import Camera, ConfigError, DataError, ImageLabel
 
@@ -36,6 +37,7 @@ class ImageLabelsConfig:
     multi_label: several classes may hold at once. Those that the source names anywhere count as labelled; in a CSV
         with a column per class, each picture says which
     rename, ignore, labels_only: as in the other readers; an ignored class says nothing of the picture
+    names: "path" or "base", how the CSV names the pictures: as in `CocoConfig`
     allow_missing: largest fraction of the listed pictures that may be missing
     """
 
@@ -48,6 +50,7 @@ class ImageLabelsConfig:
     rename: dict[str, str] | None = None
     ignore: Names = ()
     labels_only: tuple[str, ...] | None = None
+    names: NamesBy = "path"
     allow_missing: float = 0.01
 
     @property
@@ -72,11 +75,13 @@ class ImageLabelsReader:
         folder = existing_folder(root, config.images, "pictures")
         if config.csv is not None:
             path = existing_file(root, config.csv, "image labels")
-            self.where, (names, statements) = str(path), self._from_csv(path, folder)
+            finder = PictureNames(folder, root, config.names)
+            self.where, (names, statements) = str(path), self._from_csv(path, finder)
         elif config.patterns is not None:
-            self.where, (names, statements) = str(folder), self._from_patterns(folder, config.patterns)
+            self.where, pictures = str(folder), list_pictures(folder, root=root)
+            names, statements = self._from_patterns(pictures, folder, config.patterns)
         else:
-            self.where, (names, statements) = str(folder), _from_folders(folder)
+            self.where, (names, statements) = str(folder), _from_folders(list_pictures(folder, root=root), folder)
         recipe = classes[config.task]
         self.class_map = map_classes(
             sorted(names), recipe, self.where, config.rename, config.ignore, labels_only=config.labels_only
@@ -117,9 +122,11 @@ class ImageLabelsReader:
 
     _states_absence = False
 
-    def _from_csv(self, path: Path, folder: Path) -> tuple[set[str], dict[Path, Statement]]:
+    def _from_csv(self, path: Path, finder: PictureNames) -> tuple[set[str], dict[Path, Statement]]:
         statements: dict[Path, Statement] = {}
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with path.open("rb") as head:
+            encoding = encoding_of(head.read(2))
+        with path.open(encoding=encoding, newline="") as file:
             rows = csv.DictReader(_lines(file, path), strict=True)
             try:
                 columns = list(rows.fieldnames or [])
@@ -129,7 +136,7 @@ class ImageLabelsReader:
                     where = f"{path}, line {rows.line_num}"
                     if None in row or None in row.values():
                         raise DataError(f"{where}: not {len(columns)} values. Expected {shown(columns)}.")
-                    picture = inside(folder, row.pop("file"), where)
+                    picture = finder.find(row.pop("file"), where)
                     if picture in statements:
                         raise DataError(f"{where}: {picture.name} is given twice. Keep one row.")
                     statements[picture] = self._row(row, where)
@@ -137,15 +144,17 @@ class ImageLabelsReader:
                 raise DataError(
                     f"{path} is no valid CSV in UTF-8, line {rows.line_num + 1}: {error}. Save it as CSV, UTF-8."
                 ) from error
-        found = present(list(statements), folder, str(path), self.config.allow_missing, self.problems)
+        allowed = self.config.allow_missing
+        found = present(list(statements), finder.folder, str(path), allowed, self.problems, finder.mend)
         names = set(columns) - {"file"} if self._states_absence else set().union(*statements.values())
         kept = {p: s for (p, s), there in zip(statements.items(), found, strict=True) if there}
         return names, kept if self.config.multi_label else {p: s for p, s in kept.items() if s}
 
-    def _from_patterns(self, folder: Path, patterns: Mapping[str, str]) -> tuple[set[str], dict[Path, Statement]]:
+    def _from_patterns(
+        self, pictures: Mapping[Path, str], folder: Path, patterns: Mapping[str, str]
+    ) -> tuple[set[str], dict[Path, Statement]]:
         statements, used = {}, set()
-        for path in list_pictures(folder):
-            name = path.relative_to(folder).as_posix()
+        for path, name in pictures.items():
             pattern = next((pattern for pattern in patterns if fnmatchcase(name, pattern)), None)
             if pattern is not None:
                 statements[path] = _split(patterns[pattern])
@@ -194,12 +203,11 @@ def _split(text: str) -> Statement:
     return {name.strip(): True for name in text.split(";") if name.strip()}
 
 
-def _from_folders(folder: Path) -> tuple[set[str], dict[Path, Statement]]:
-    paths = list_pictures(folder)
-    loose = [path for path in paths if path.parent == folder]
+def _from_folders(pictures: Mapping[Path, str], folder: Path) -> tuple[set[str], dict[Path, Statement]]:
+    loose = [path for path, name in pictures.items() if "/" not in name]
     if loose:
         raise DataError(
             f"{loose[0]} lies in no folder of a class. Expected {folder}/<class>/{loose[0].name}, or csv or patterns."
         )
-    statements = {path: {path.relative_to(folder).parts[0]: True} for path in paths}
+    statements = {path: {name.partition("/")[0]: True} for path, name in pictures.items()}
     return set().union(*statements.values()), statements

@@ -17,7 +17,15 @@ import numpy as np
 
 from perception.config import configuration
 from perception.data.dataset import check_size
-from perception.data.files.folders import by_stem, existing_file, existing_folder, inside, list_pictures, present
+from perception.data.files.folders import (
+    boundary_of,
+    by_stem,
+    existing_file,
+    existing_folder,
+    inside,
+    list_pictures,
+    present,
+)
 from perception.data.files.images import PictureError, read_size
 from perception.data.files.text_files import MAX_LIST_BYTES, files_in, floats, read_text, rows
 from perception.data.formats.boxes import BoxTable, labels_and_doubts
@@ -94,9 +102,10 @@ class KittiReader:
         self.root = existing_folder(root, config.root, "KITTI")
         base = f"{config.root}/{config.part}"
         folder = existing_folder(root, f"{base}/image_2", "KITTI pictures")
-        pictures = by_stem(list_pictures(folder, "*"), folder)
+        pictures = by_stem(list_pictures(folder, "*", root), folder)
         if config.list is not None:
-            pictures = self._chosen(existing_file(root, config.list, "picture names"), pictures, folder)
+            chosen = existing_file(root, config.list, "picture names")
+            pictures = self._chosen(chosen, pictures, folder, boundary_of(folder, root))
         self.images = list(pictures.values())
         calibrations = self._files(root, f"{base}/calib", pictures, "calibration")
         self._cameras = {stem: read_projection(path, "P2") for stem, path in calibrations.items()}
@@ -133,12 +142,12 @@ class KittiReader:
         """Intrinsics of the left colour camera (P2), where there is a calibration file."""
         return self._cameras.get(self._stems[index])
 
-    def _chosen(self, path: Path, pictures: Mapping[str, Path], folder: Path) -> dict[str, Path]:
+    def _chosen(self, path: Path, pictures: Mapping[str, Path], folder: Path, boundary: Path) -> dict[str, Path]:
         """The pictures that a split file lists, in its order."""
         listed: dict[str, Path] = {}
         for number, words in rows(read_text(path, MAX_LIST_BYTES)):
             name = " ".join(words)
-            expected = inside(folder, f"{name}.png", f"{path}, line {number}")
+            expected = inside(folder, f"{name}.png", f"{path}, line {number}", boundary)
             if name in listed:
                 raise DataError(f"{path}, line {number}: {name} is given twice. Keep one.")
             listed[name] = pictures.get(name, expected)
@@ -150,7 +159,7 @@ class KittiReader:
         if not (root / name).is_dir():
             return {}
         folder = existing_folder(root, name, what)
-        files = files_in(folder, folder, ".txt")
+        files = files_in(folder, boundary_of(folder, root), ".txt")
         found = {stem: files[stem] for stem in pictures if stem in files}
         if len(found) < len(pictures):
             self.problems[f"pictures without a {what}"] += len(pictures) - len(found)

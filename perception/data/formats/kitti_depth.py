@@ -17,7 +17,7 @@ from typing import Literal
 
 from perception.config import configuration
 from perception.data.dataset import check_size
-from perception.data.files.folders import existing_file, existing_folder, list_pictures
+from perception.data.files.folders import boundary_of, existing_file, existing_folder, list_pictures
 from perception.data.files.images import PICTURE_SUFFIXES
 from perception.data.files.text_files import MAX_LIST_BYTES, files_in, floats, read_text, rows
 from perception.data.formats.class_names import ClassMap
@@ -93,7 +93,7 @@ class KittiDepthReader:
         self.problems: Counter[str] = Counter()
         self.class_maps: dict[str, ClassMap] = {}
         self.root = existing_folder(root, config.root, "KITTI depth maps")
-        items = dict(self._selection() if config.split == "selection" else self._drives(root))
+        items = dict(self._selection(root) if config.split == "selection" else self._drives(root))
         if not items:
             raise DataError(
                 f"None of the depth maps under {self.root} has its picture under {config.raw or self.root}. Expected "
@@ -118,26 +118,27 @@ class KittiDepthReader:
     def camera(self, index: int) -> Camera | None:
         return self._items[self.images[index]].camera
 
-    def _selection(self) -> Iterator[tuple[Path, _Item]]:
+    def _selection(self, root: Path) -> Iterator[tuple[Path, _Item]]:
         folder = self.root
         for inner in ("val_selection_cropped", "depth_selection/val_selection_cropped"):
             if (self.root / inner).is_dir():
                 folder = existing_folder(self.root, inner, "KITTI's selection")
         images = existing_folder(folder, "image", "pictures of KITTI's selection")
         depths = existing_folder(folder, "groundtruth_depth", "depth maps of KITTI's selection")
-        maps = files_in(depths, depths, ".png")
-        at = folder / "intrinsics"
-        cameras = files_in(at.resolve(), at.resolve(), ".txt")
+        maps = files_in(depths, boundary_of(depths, root), ".png")
+        at = (folder / "intrinsics").resolve()
+        cameras = files_in(at, boundary_of(at, root), ".txt")
         matched = 0
-        for picture in list_pictures(images, "*"):
-            if not picture.stem.endswith(self.config.cameras):
+        for picture, name in list_pictures(images, "*", root).items():
+            stem = Path(name).stem
+            if not stem.endswith(self.config.cameras):
                 continue
-            depth = maps.get(picture.stem.replace("_sync_image_", "_sync_groundtruth_depth_"))
+            depth = maps.get(stem.replace("_sync_image_", "_sync_groundtruth_depth_"))
             if depth is None:
                 self.problems["pictures without a depth map"] += 1
                 continue
             matched += 1
-            text = cameras.get(picture.stem)
+            text = cameras.get(stem)
             if text is None:
                 self.problems["pictures without intrinsics"] += 1
             yield picture, _Item(depth, None if text is None else read_intrinsics(text), None)
@@ -150,9 +151,10 @@ class KittiDepthReader:
         wanted = None
         if self.config.list is not None:
             wanted = read_frames(existing_file(root, self.config.list, "KITTI pictures"))
-        maps, calibrations, seen = self._maps(), _Calibrations(raw), set()
+        maps, calibrations, seen = self._maps(root), _Calibrations(raw), set()
+        boundary = boundary_of(raw, root)
         for (drive, camera), depths in maps.items():
-            pictures = _pictures(raw, drive, camera)
+            pictures = _pictures(raw, boundary, drive, camera)
             if wanted is None:  # a drive's first and last pictures have none in any case
                 gaps = sum(min(depths) < number < max(depths) and number not in depths for number in pictures)
                 if gaps:
@@ -173,7 +175,7 @@ class KittiDepthReader:
             if len(seen) < chosen:
                 self.problems["listed pictures without a depth map"] += chosen - len(seen)
 
-    def _maps(self) -> dict[tuple[str, str], dict[str, Path]]:
+    def _maps(self, root: Path) -> dict[tuple[str, str], dict[str, Path]]:
         """(drive, camera) -> number of the picture -> depth map."""
         maps = {}
         for split in self.config.split.split("+"):
@@ -181,7 +183,7 @@ class KittiDepthReader:
             drives = sorted(path for path in folder.iterdir() if re.fullmatch(_DRIVE, path.name))
             for drive in drives:
                 for camera in self.config.cameras:
-                    files = files_in(drive / "proj_depth/groundtruth" / camera, folder, ".png")
+                    files = files_in(drive / "proj_depth/groundtruth" / camera, boundary_of(folder, root), ".png")
                     if files:
                         maps[drive.name, camera] = files
                     else:
@@ -194,11 +196,11 @@ class KittiDepthReader:
         return maps
 
 
-def _pictures(raw: Path, drive: str, camera: str) -> dict[str, Path]:
+def _pictures(raw: Path, boundary: Path, drive: str, camera: str) -> dict[str, Path]:
     """Number -> picture of a drive, in either layout of the raw pictures."""
     for folder in (raw / drive[:10] / drive, raw / drive):
-        files = files_in(folder / camera / "data", raw, "")
-        pictures = {path.stem: path for path in files.values() if path.suffix.lower() in PICTURE_SUFFIXES}
+        files = {Path(name): path for name, path in files_in(folder / camera / "data", boundary, "").items()}
+        pictures = {name.stem: path for name, path in files.items() if name.suffix.lower() in PICTURE_SUFFIXES}
         if pictures:
             return pictures
     return {}

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from perception.data.files.images import MAX_PIXELS
 from perception.data.files.index_cache import Bytes
+from perception.data.files.scalars import real, whole
 from perception.data.formats.boxes import HUGE
 from perception.types import DataError
 
@@ -170,11 +173,43 @@ def _from_runs(segmentation: dict[str, Any], height: int, width: int) -> tuple[b
     return compress(runs) if isinstance(counts, list) else counts.encode(), int(runs[1::2].sum()), 0
 
 
-def _from_polygons(polygons: list[Any], height: int, width: int) -> tuple[bytes, int, int]:
+def is_one_piece(segmentation: dict[str, Any]) -> bool:
+    """Whether run lengths are of one connected piece, as a brush paints it; false where they are damaged."""
+    size = segmentation.get("size")
+    if not (isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)):
+        return False
+    height, width = size
+    text, pixels, _ = _from_runs(segmentation, height, width) if height * width <= MAX_PIXELS else (b"", 0, 0)
+    if not pixels:
+        return False
+    x, y, w, h = bounds(text, height)
+    return cv2.connectedComponents(draw([(text, 1)], height, width, 0)[y : y + h, x : x + w])[0] == 2
+
+
+def outline_of(segmentation: Any) -> NDArray[np.float64]:
+    """float64 [K, 2], x and y of the corners of polygons; none where they are no numbers, or it is no list."""
+    polygons = _polygons(segmentation) if isinstance(segmentation, list) and segmentation else []
+    outlines = [_numbers(polygon, "d") if isinstance(polygon, list) else None for polygon in polygons]
+    sound = [outline.reshape(-1, 2) for outline in outlines if outline is not None and len(outline) % 2 == 0]
+    return np.concatenate([np.zeros((0, 2)), *sound])
+
+
+def _polygons(segmentation: list[Any]) -> list[Any]:
+    """A list of polygons x1 y1 x2 y2 ..., from one alone (VGG Image Annotator), and from polygons of points [x, y]."""
+    if real(segmentation[0]) is not None or (len(segmentation) > 2 and _are_points(segmentation)):
+        segmentation = [segmentation]
+    return [list(chain.from_iterable(each)) if _are_points(each) else each for each in segmentation]
+
+
+def _are_points(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(point, list) and len(point) == 2 for point in values)
+
+
+def _from_polygons(segmentation: list[Any], height: int, width: int) -> tuple[bytes, int, int]:
     if height * width >= MAX_DRAWN:
         return b"", 0, _LARGE
     outlines, corners, largest = [], 0, 0.0
-    for polygon in polygons:
+    for polygon in _polygons(segmentation):
         if not isinstance(polygon, list):
             return b"", 0, _KIND
         if len(polygon) < 6 or len(polygon) % 2:
@@ -208,8 +243,9 @@ def _library() -> Any:
 
 
 def _numbers(values: list[Any], kind: str) -> NDArray | None:
-    """A list of numbers as float64 ("d") or int64 ("q") [N], None where it holds anything else."""
+    """Numbers, or texts of them, as float64 ("d") or int64 ("q") [N]; None where there is anything else."""
     try:
         return np.array(array(kind, values))  # unlike numpy, array takes no texts and no lists
     except (TypeError, OverflowError):
-        return None
+        numbers = [(real if kind == "d" else whole)(value) for value in values]
+        return None if None in numbers else np.array(numbers, np.float64 if kind == "d" else np.int64)

@@ -12,7 +12,14 @@ from typing import Literal
 
 from perception.config import configuration
 from perception.data.dataset import check_size
-from perception.data.files.folders import existing_file, existing_folder, inside, list_pictures, present
+from perception.data.files.folders import (
+    boundary_of,
+    existing_file,
+    existing_folder,
+    inside,
+    list_pictures,
+    present,
+)
 from perception.data.files.images import PictureError, read_size
 from perception.data.files.text_files import MAX_LIST_BYTES, floats, list_files, read_text, rows
 from perception.data.formats.class_names import ClassMap, Coarse, Names, map_pixels
@@ -93,7 +100,7 @@ class Nyuv2Reader:
         self.config = config
         self.problems: Counter[str] = Counter()
         self.root = existing_folder(root, config.root, "NYU Depth V2")
-        self._focal: dict[Path, float] = {}
+        self._data, self._focal = root, dict[Path, float]()
         if config.list is None:
             pictures, self._depths = self._found()
         else:
@@ -148,37 +155,43 @@ class Nyuv2Reader:
         focal = self._focal.get(picture, camera.fx)
         return Camera(focal, camera.fy * focal / camera.fx, camera.cx, camera.cy)
 
-    def _found(self) -> tuple[list[Path], dict[Path, Path]]:
-        """All pictures, and picture -> depth map of the same number beside it."""
-        pictures = list_pictures(self.root, "**/rgb_*")
-        maps = set(list_files(self.root, ".png"))
-        depths = {p: p.with_name(f"sync_depth_{p.stem.removeprefix('rgb_')}.png") for p in pictures}
-        depths = {picture: path for picture, path in depths.items() if path in maps}
-        number = sum(path.name.startswith("sync_depth_") for path in maps)
+    def _found(self) -> tuple[dict[Path, str], dict[Path, Path]]:
+        """All pictures with their paths under the root, and picture -> depth map of the same number beside it."""
+        named = list_pictures(self.root, "**/rgb_*", self._data)
+        maps = {name: path for path, name in list_files(self.root, ".png", self._data).items()}
+        beside = {
+            picture: (Path(name).with_name(f"sync_depth_{Path(name).stem.removeprefix('rgb_')}.png")).as_posix()
+            for picture, name in named.items()
+        }
+        depths = {picture: maps[name] for picture, name in beside.items() if name in maps}
+        number = sum(name.rpartition("/")[2].startswith("sync_depth_") for name in maps)
         for kind, count in (
-            ("pictures without a depth map", len(pictures) - len(depths)),
+            ("pictures without a depth map", len(named) - len(depths)),
             ("depth maps without a picture", number - len(depths)),
         ):
             if count:
                 self.problems[kind] += count
-        return pictures, depths
+        return named, depths
 
-    def _listed(self, path: Path) -> tuple[list[Path], dict[Path, Path]]:
-        """The pictures of a list that exist, and picture -> depth map."""
+    def _listed(self, path: Path) -> tuple[dict[Path, str], dict[Path, Path]]:
+        """The pictures of a list that exist with their paths in it, and picture -> depth map."""
         depths: dict[Path, Path | None] = {}
+        named: dict[Path, str] = {}
+        boundary = boundary_of(self.root, self._data)
         for number, words in rows(read_text(path, MAX_LIST_BYTES)):
             where = f"{path}, line {number}"
             if len(words) not in (2, 3):
                 raise DataError(f"{where}: {len(words)} words. Expected a picture, its depth map, and a focal length.")
-            picture = inside(self.root, words[0].lstrip("/"), where)
+            picture = inside(self.root, words[0].lstrip("/"), where, boundary)
             if picture in depths:
                 raise DataError(f"{where}: {words[0]} is given twice. Keep one line.")
-            depths[picture] = None if words[1] == "None" else inside(self.root, words[1].lstrip("/"), where)
+            named[picture] = words[0].lstrip("/")
+            depths[picture] = None if words[1] == "None" else inside(self.root, words[1].lstrip("/"), where, boundary)
             if len(words) == 3:
                 focal = floats(words[2:], where, "the focal length in pixels")[0]
                 self._focal[picture] = intrinsics(focal, focal, 0, 0, where).fx
         found = present(list(depths), self.root, str(path), self.config.allow_missing, self.problems)
-        pictures = [picture for picture, there in zip(depths, found, strict=True) if there]
+        pictures = {picture: named[picture] for picture, there in zip(depths, found, strict=True) if there}
         maps = {p: depth for p in pictures if (depth := depths[p]) is not None}
         if maps:
             there = present(list(maps.values()), self.root, str(path), self.config.allow_missing, Counter())
@@ -187,15 +200,14 @@ class Nyuv2Reader:
             self.problems["pictures without a depth map"] += len(pictures) - len(maps)
         return pictures, maps
 
-    def _label_maps(self, root: Path, name: str, pictures: list[Path]) -> dict[Path, Path]:
+    def _label_maps(self, root: Path, name: str, pictures: Mapping[Path, str]) -> dict[Path, Path]:
         """Picture -> label map of its name, or of its number, in the same scene."""
         folder = existing_folder(root, name, "label maps")
-        files = {path.relative_to(folder).as_posix(): path for path in list_files(folder, ".png")}
+        files = {name: path for path, name in list_files(folder, ".png", root).items()}
         found = {}
-        for picture in pictures:
-            scene = picture.relative_to(self.root).parent
-            number = picture.stem.removeprefix("rgb_")
-            names = ((scene / f"{stem}.png").as_posix() for stem in (picture.stem, f"label_{number}", number))
+        for picture, own in ((picture, Path(name)) for picture, name in pictures.items()):
+            number = own.stem.removeprefix("rgb_")
+            names = ((own.parent / f"{stem}.png").as_posix() for stem in (own.stem, f"label_{number}", number))
             path = next((files[name] for name in names if name in files), None)
             if path is not None:
                 found[picture] = path

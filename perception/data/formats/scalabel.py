@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perception.data.files.index_cache import cached, pack_texts, unpack_texts
+from perception.data.files.scalars import real, truth, whole
 from perception.data.files.strict_json import read_json, shown
 from perception.data.files.text_files import files_in
 from perception.data.formats.boxes import HUGE
@@ -61,7 +62,7 @@ def open_frames(path: Path) -> Frames:
     files = list(files_in(path.resolve(), path.resolve(), ".json").values()) if single else [path]
     if not files:
         raise DataError(f"{path} holds no *.json. Expected a file of labels per picture.")
-    stored = cached(f"scalabel 1 {single}", files, lambda: _read(files, single))
+    stored = cached(f"scalabel 2 {single}", files, lambda: _read(files, single))
     names, categories, values = (
         unpack_texts(stored[key], stored[f"{key}_offsets"]) for key in ("names", "categories", "values")
     )
@@ -156,28 +157,22 @@ def _size(value: Any, where: str) -> tuple[int, int]:
     if value is None:
         return 0, 0
     size = _object(value, where, "size")
-    height, width = size.get("height"), size.get("width")
-    if type(height) is int and type(width) is int and 0 < height <= HUGE and 0 < width <= HUGE:
-        return height, width
+    sides = [0 if key in size and size[key] is None else whole(size.get(key)) for key in ("height", "width")]
+    if None not in sides and all(-1 <= (side or 0) <= HUGE for side in sides):
+        height, width = (side or 0 for side in sides)
+        return (height, width) if min(height, width) > 0 else (0, 0)
     raise DataError(f"{where}: size is {shown(size)}. Expected the picture's height and width, in pixels.")
 
 
 def _is_region(label: dict, where: str) -> bool:
     """Whether a box stands for a crowd, or for what evaluation ignores."""
     known = _object(label.get("attributes"), where, "attributes")
-    crowd, ignored = known.get("crowd"), known.get("ignored")
-    if crowd is None and ignored is None:
-        return False
-    if not all(flag is None or isinstance(flag, bool) for flag in (crowd, ignored)):
-        raise DataError(f"{where}: crowd and ignored are {shown([crowd, ignored])}. Expected true or false.")
-    return bool(crowd or ignored)
+    return truth(known.get("crowd"), where, "crowd") | truth(known.get("ignored"), where, "ignored")
 
 
 def _corners(box: Any, where: str) -> list[float]:
-    numbers: list[Any] = [box.get(key) for key in _CORNERS] if isinstance(box, dict) else []
-    if not numbers or not {*map(type, numbers)} <= {int, float}:
+    corners = [real(box.get(key)) for key in _CORNERS] if isinstance(box, dict) else [None]
+    numbers = [corner for corner in corners if corner is not None]
+    if len(numbers) < len(corners):
         raise DataError(f"{where}: box2d is {shown(box)}. Expected x1, y1, x2, y2 in pixels.")
-    try:
-        return [float(number) for number in numbers]
-    except OverflowError:
-        return [float(min(max(number, -1e300), 1e300)) for number in numbers]
+    return numbers

@@ -9,19 +9,31 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from perception.config import configuration
 from perception.data.dataset import check_size
-from perception.data.files.folders import by_stem, existing_file, existing_folder, inside, list_pictures, present
+from perception.data.files.folders import (
+    boundary_of,
+    by_stem,
+    existing_file,
+    existing_folder,
+    files_under,
+    inside,
+    list_pictures,
+    present,
+)
 from perception.data.files.images import PictureError, read_size
 from perception.data.files.index_cache import unpack_texts
+from perception.data.files.picture_names import MEND, NamesBy, PictureNames
 from perception.data.files.strict_json import shown
 from perception.data.files.text_files import MAX_LIST_BYTES, read_text, rows
-from perception.data.formats.boxes import HUGE, BoxTable, labels_and_doubts
+from perception.data.formats.boxes import HUGE, TURNED, BoxTable, Unlabelled, labelled_rows, labels_and_doubts
 from perception.data.formats.class_names import ClassMap, Coarse, Names, map_classes, map_pixels, near
 from perception.data.formats.label_maps import lookup_table, read_label_map
 from perception.data.formats.voc_xml import read_objects
@@ -47,6 +59,9 @@ class VocConfig:
     one_based:   corners are pixel indices from 1, both inclusive, as VOC's: ``xmin - 1`` is the left edge and ``xmax``
                  the right one. false = corners are edges as they stand
     difficult:   what objects with this flag become: ignore regions (VOC's evaluation), objects, or background
+    names:       "path" = the picture of an XML has its name; "base" = it has the one in the XML's <filename>, of which
+                 only the last part counts (`PictureNames`)
+    unlabelled:  what a picture is whose XML has no object: as in `CocoConfig`
     detection_rename, ...: as in `CocoConfig`, from the set's names to the recipe's
     segmentation_rename, ...: as in `LabelMapsConfig`; the names of label maps are ``background`` and the set's
     allow_missing: largest fraction of the pictures with labels that may be missing
@@ -63,6 +78,8 @@ class VocConfig:
     classes: str | tuple[str, ...] | None = None
     one_based: bool = True
     difficult: Literal["ignore", "object", "background"] = "ignore"
+    names: NamesBy = "path"
+    unlabelled: Unlabelled = None
     detection_rename: dict[str, str] | None = None
     detection_ignore: Names = ()
     detection_background: Names = ()
@@ -84,7 +101,7 @@ class VocConfig:
 
 
 class VocReader:
-    """Pictures that have an XML or a label map; an XML without objects labels its picture as empty."""
+    """Pictures that have an XML or a label map; an XML without objects labels its picture as empty (``unlabelled``)."""
 
     Config = VocConfig
 
@@ -93,16 +110,26 @@ class VocReader:
         self.problems: Counter[str] = Counter()
         self.root = existing_folder(root, config.root, "Pascal VOC")
         self.names = _class_names(config.classes, root)
+        self._data_root = root
         xmls, masks = self._label_files(classes)
         self.tasks = tuple(
             task for task, files in ((config.detection_task, xmls), (config.segmentation_task, masks)) if task and files
         )
-        stems, self.images = self._pictures(sorted({*xmls, *masks}))
+        files, self.unannotated = list(xmls.items()), 0
+        stored = read_objects(list(xmls.values()))
+        names = dict(zip(xmls, unpack_texts(stored["pictures"], stored["picture_offsets"]), strict=True))
+        if xmls:
+            annotated = np.bincount(stored["file"], minlength=len(files)) > 0
+            rows, self.unannotated = labelled_rows(annotated, config.unlabelled, str(self.root), self.problems)
+            xmls = dict(files[row] for row in rows)
+        stems, self.images = self._pictures(sorted({*xmls, *masks}), names)
         self._xmls = [xmls.get(stem) for stem in stems]
         self._masks = [masks.get(stem) for stem in stems]
         self.class_maps: dict[str, ClassMap] = {}
         if xmls:
-            self._sizes, self._boxes = self._read_boxes(classes[config.detection_task or ""])
+            place_of = {stem: place for place, stem in enumerate(stems) if stem in xmls}
+            places = np.array([place_of.get(stem, -1) for stem, _ in files])
+            self._sizes, self._boxes = self._read_boxes(files, stored, places, classes[config.detection_task or ""])
         if masks:
             ids = dict(enumerate(("background", *self.names)))
             class_map = self.class_maps[config.segmentation_task or ""] = map_pixels(
@@ -138,7 +165,7 @@ class VocReader:
             (config.segmentation_task, config.masks, ".png", "Segmentation", "a label map"),
         ):
             wanted = task in classes and os.path.isdir(self.root / folder)  # noqa: PTH112 - is_dir raises for odd names
-            files = _files((self.root / folder).resolve(), suffix) if wanted else {}
+            files = self._files((self.root / folder).resolve(), suffix) if wanted else {}
             if files and config.split is not None:
                 names = lists.get(kind) or next(iter(lists.values()))
                 if kind not in lists:
@@ -170,28 +197,52 @@ class VocReader:
             )
         return found
 
-    def _pictures(self, stems: list[str]) -> tuple[list[str], list[Path]]:
-        """Names and pictures that exist, sorted by path."""
-        folder = existing_folder(self.root, self.config.images, "Pascal VOC pictures")
-        files = by_stem(list_pictures(folder), folder)
-        pairs = sorted((files.get(s) or inside(folder, f"{s}.jpg", str(self.root)), s) for s in stems)
-        found = present([p for p, _ in pairs], folder, str(self.root), self.config.allow_missing, self.problems)
+    def _files(self, folder: Path, suffix: str) -> dict[str, Path]:
+        """Path under ``folder`` without its extension -> file."""
+        return by_stem(files_under(folder, (suffix,), self._data_root), folder)
+
+    def _pictures(self, stems: list[str], names: Mapping[str, str]) -> tuple[list[str], list[Path]]:
+        """Stems of the label files and pictures that exist, sorted by path. names: stem -> <filename> of its XML."""
+        folder, by = existing_folder(self.root, self.config.images, "Pascal VOC pictures"), self.config.names
+        listed, boundary = list_pictures(folder, root=self._data_root), boundary_of(folder, self._data_root)
+        files, finder = by_stem(listed, folder), PictureNames(folder, self._data_root, by)
+        pairs = []
+        for stem in stems:
+            if by == "base" and names.get(stem):
+                path = finder.find(names[stem], f"{self.root}, <filename> of {stem}.xml")
+            else:
+                path = files.get(stem) or inside(folder, f"{stem}.jpg", str(self.root), boundary)
+            pairs.append((path, stem))
+        pairs.sort()
+        for (path, stem), (other, second) in pairwise(pairs):
+            if path == other:
+                raise DataError(f"{self.root}: {stem} and {second} label the same picture {path}. Keep one of them.")
+        found = present(
+            [p for p, _ in pairs], folder, str(self.root), self.config.allow_missing, self.problems,
+            MEND.replace("names are right but for their folders", "XML's <filename> tells") if by == "path" else "",
+        )  # fmt: skip
         kept = [pair for pair, there in zip(pairs, found, strict=True) if there]
-        if self.config.split is None and len(kept) < len(files):
-            self.problems["pictures without labels"] += len(files) - len(kept)
+        if self.config.split is None and len(kept) < len(listed):
+            self.problems["pictures without labels"] += len(listed) - len(kept)
         return [stem for _, stem in kept], [path for path, _ in kept]
 
-    def _read_boxes(self, recipe: tuple[str, ...]) -> tuple[list[tuple[int, int]], BoxTable]:
-        """(height, width) of the pictures that have an XML, and the boxes."""
+    def _read_boxes(
+        self, files: Sequence[tuple[str, Path]], stored: Mapping[str, NDArray], places: NDArray, recipe: tuple[str, ...]
+    ) -> tuple[list[tuple[int, int]], BoxTable]:
+        """(height, width) of the pictures that have an XML, and the boxes.
+
+        files, stored: the XMLs, and what `read_objects` gave for them. places: the picture of each, -1 = none
+        """
         config = self.config
-        positions = [i for i, xml in enumerate(self._xmls) if xml is not None]
-        files = [xml for xml in self._xmls if xml is not None]
-        stored = read_objects(files)
+        sizes = [(0, 0)] * len(self.images)
+        for place, (height, width) in zip(places.tolist(), stored["sizes"].tolist(), strict=True):
+            if place >= 0:
+                sizes[place] = (height, width) if height else _size_of(self.images[place])
         found = unpack_texts(stored["names"], stored["name_offsets"])
         unknown = sorted(set(found) - set(self.names))
         if unknown:
             where = np.flatnonzero(stored["name"] == found.index(unknown[0]))[0]
-            xml, line = files[stored["file"][where]], stored["line"][where]
+            xml, line = files[int(stored["file"][where])][1], stored["line"][where]
             names = ", ".join(shown(name, 30) for name in found[:30])
             raise DataError(
                 f"{xml}, line {line}: class {shown(unknown[0])} is none of the {len(self.names)} classes."
@@ -203,15 +254,15 @@ class VocReader:
             config.detection_background, config.detection_labels_only,
         )  # fmt: skip
         self.class_maps[config.detection_task or ""] = class_map
-        sizes = [(0, 0)] * len(self.images)
-        for position, size in zip(positions, stored["sizes"].tolist(), strict=True):
-            sizes[position] = tuple(size) if all(size) else _size_of(self.images[position])
         labels, doubts = labels_and_doubts(found, class_map)
         name, difficult = stored["name"], stored["difficult"].astype(bool)
-        places = np.array(positions, np.int64)[stored["file"]]
+        places = places[stored["file"]]
+        if turned := int(stored["turned"][places >= 0].sum()):
+            self.problems[TURNED] += turned
         if config.difficult == "background":
             places = np.where(difficult, -1, places)
-        ignore = np.array(doubts, bool)[name] | (difficult & (config.difficult == "ignore"))
+        ignore = np.array(doubts, bool)[name] | stored["ignored"].astype(bool)
+        ignore |= difficult & (config.difficult == "ignore")
         corners = stored["corners"] - ([1, 1, 0, 0] if config.one_based else 0)
         labels = np.array(labels, np.int64)[name]
         return sizes, BoxTable(places, corners, labels, ignore, sizes, class_map, self.problems)
@@ -230,12 +281,6 @@ def _class_names(given: str | Sequence[str] | None, root: Path) -> tuple[str, ..
             "'background', which is id 0 of itself."
         )
     return names
-
-
-def _files(folder: Path, suffix: str) -> dict[str, Path]:
-    """Path under ``folder`` without its extension -> file."""
-    names = sorted(p for p in folder.glob("**/[!.]*") if p.suffix.lower() == suffix and p.is_file())
-    return by_stem([inside(folder, p.relative_to(folder).as_posix(), str(folder)) for p in names], folder)
 
 
 def _read_list(path: Path) -> list[str]:

@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +20,10 @@ from perception.data.files.folders import existing_file
 from perception.data.files.images import read_size
 from perception.data.files.index_cache import cached
 from perception.data.files.text_files import check_text, floats, read_text, rows
-from perception.data.formats.boxes import BoxTable, labels_and_doubts
+from perception.data.formats.boxes import TURNED, BoxTable, Unlabelled, labelled_rows, labels_and_doubts
 from perception.data.formats.class_names import Names, map_classes
-from perception.data.formats.yolo_tree import YoloTree, label_files, read_data_file
+from perception.data.formats.yolo_data import read_data_file
+from perception.data.formats.yolo_tree import YoloTree, label_files
 from perception.types import Camera, DataError, Instances
 
 _UNIT = 1024
@@ -34,10 +35,13 @@ _ROUNDING = 0.01 + 1e-9
 
 @configuration
 class YoloConfig:
-    """data: the data set's YAML file, relative to the data root. split: train, val or test in it.
+    """data: the data set's YAML file, relative to the data root; ``obj.data`` and ``classes.txt`` serve as well
+    (`read_data_file`). split: train, val or test in it.
 
     path:  folder that the YAML's own paths start from, instead of its ``path`` (absolute, or relative to the data root)
     rename, ignore, background, labels_only: from the YAML's names to the recipe's, as in `CocoConfig`
+    scores: "refuse" lines with a score in a sixth column, which are predictions; or "drop" the column
+    unlabelled: what a picture without a label file, or with an empty one, is: as in `CocoConfig`
     allow_missing: largest fraction of the pictures in a list (.txt) that may be missing
     """
 
@@ -50,6 +54,8 @@ class YoloConfig:
     ignore: Names = ()
     background: Names = ()
     labels_only: tuple[str, ...] | None = None
+    scores: Literal["refuse", "drop"] = "refuse"
+    unlabelled: Unlabelled = None
     allow_missing: float = 0.01
 
     @property
@@ -59,7 +65,7 @@ class YoloConfig:
 
 
 class YoloReader:
-    """Every picture is labelled: one without a label file, or with an empty one, as a picture without boxes.
+    """Every picture is labelled: one without a label file, or with an empty one, as one without boxes (``unlabelled``).
 
     Attributes beside the protocol's: ``names`` (in the order of their ids) and ``class_map``.
     """
@@ -80,9 +86,19 @@ class YoloReader:
         self.class_maps = {config.task: self.class_map}
         tree = YoloTree(path, content, root, config.path)
         pictures = tree.pictures(config.split, config.allow_missing, self.problems)
-        self.images = [picture.path for picture in pictures]
         labels = label_files(pictures, tree.boundary, self.problems, tree.names_folders(config.split))
-        self._boxes_of = self._boxes(labels, content.keypoints)
+        files = [label for label in labels if label is not None]
+        arrays = self._parsed(files, content.keypoints)
+        with_file = np.array([label is not None for label in labels])
+        annotated = with_file.copy()
+        annotated[with_file] = np.bincount(arrays["file"], minlength=len(files)) > 0
+        rows, self.unannotated = labelled_rows(annotated, config.unlabelled, str(path), self.problems)
+        if config.unlabelled != "skip" and len(files) < len(labels):
+            self.problems["pictures without a label file, taken as empty"] += len(labels) - len(files)
+        self.images = [pictures[row].path for row in rows]
+        places = np.full(len(labels), -1)
+        places[rows] = np.arange(len(rows))
+        self._boxes_of = self._boxes(arrays, files, places[with_file])
 
     def annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, Instances]:
         """Boxes clipped to the picture. Without ``size`` the picture's header is read; PictureError where it cannot."""
@@ -95,15 +111,17 @@ class YoloReader:
     def camera(self, index: int) -> Camera | None:
         return None
 
-    def _boxes(self, labels: Sequence[Path | None], keypoints: int) -> BoxTable:
-        """The boxes of all label files, in pixels of a picture of `_UNIT` x `_UNIT`."""
-        given = [(position, path) for position, path in enumerate(labels) if path is not None]
-        files, count = [path for _, path in given], len(self.names)
+    def _parsed(self, files: Sequence[Path], keypoints: int) -> dict[str, NDArray]:
         for path in files:
             check_text(path)
-        arrays = cached(
-            f"yolo 1, {count} classes, {keypoints} numbers more", files, lambda: _parse(files, count, keypoints)
-        )
+        count, scores = len(self.names), self.config.scores == "drop"
+        kind = f"yolo 2, {count} classes, {keypoints} numbers more, scores {scores}"
+        return cached(kind, files, lambda: _parse(files, count, keypoints, scores))
+
+    def _boxes(self, arrays: dict[str, NDArray], files: Sequence[Path], places: NDArray) -> BoxTable:
+        """The boxes of all label files, in pixels of a picture of `_UNIT` x `_UNIT`. places: of each file's picture."""
+        if turned := int(arrays["turned"].sum()):
+            self.problems[TURNED] += turned
         if repeated := int(arrays["repeated"].sum()):
             self.problems["boxes given twice skipped"] += repeated
         place, values, off = arrays["file"], arrays["values"], arrays["off"]
@@ -120,43 +138,49 @@ class YoloReader:
         with np.errstate(invalid="ignore", over="ignore"):
             corners = np.concatenate([centres - halves, centres + halves], 1) * _UNIT
         indices, doubts = labels_and_doubts(self.names, self.class_map)
-        positions = np.array([position for position, _ in given], np.int64)[place]
         kinds = arrays["kind"]
         return BoxTable(
-            np.where(outside, -1, positions), corners, np.array(indices)[kinds], np.array(doubts)[kinds],
-            [(_UNIT, _UNIT)] * len(labels), self.class_map, self.problems,
+            np.where(outside, -1, places[place]), corners, np.array(indices)[kinds], np.array(doubts)[kinds],
+            [(_UNIT, _UNIT)] * len(self.images), self.class_map, self.problems,
         )  # fmt: skip
 
 
-def _parse(files: Sequence[Path], count: int, keypoints: int) -> dict[str, NDArray]:
+def _parse(files: Sequence[Path], count: int, keypoints: int, scores: bool) -> dict[str, NDArray]:
     """All lines of all label files.
 
     file int32 [M], its index; kind int32 [M], the class's id; values float64 [M, 4], cx cy width height;
-    off float64 [M], how far the line's numbers reach outside 0 to 1; repeated int32 [F], lines dropped in each file.
+    off float64 [M], how far the line's numbers reach outside 0 to 1; turned int32 [M], whether it is a turned box;
+    repeated int32 [F], lines dropped in each file.
     """
     places, kinds, boxes, repeated = [], [], [], []
     for position, path in enumerate(files):
-        lines = read_boxes(path, count, keypoints)
+        lines = read_boxes(path, count, keypoints, scores)
         unique = dict.fromkeys(lines)
         repeated.append(len(lines) - len(unique))
         places.extend([position] * len(unique))
         for kind, *box in unique:
             kinds.append(kind)
             boxes.append(box)
-    table = np.array(boxes, np.float64).reshape(-1, 5)
+    table = np.array(boxes, np.float64).reshape(-1, 6)
     return {
         "file": np.array(places, np.int32),
         "kind": np.array(kinds, np.int32),
         "values": np.ascontiguousarray(table[:, :4]),
         "off": table[:, 4].copy(),
+        "turned": table[:, 5].astype(np.int32),
         "repeated": np.array(repeated, np.int32),
     }
 
 
-def read_boxes(path: Path, count: int, keypoints: int = 0) -> list[tuple[int, float, float, float, float, float]]:
-    """Class id, cx, cy, width, height, and how far outside 0 to 1 its numbers reach, of every line.
+Line: TypeAlias = tuple[int, float, float, float, float, float, bool]
+"""Class id, cx, cy, width, height, how far outside 0 to 1 its numbers reach, and whether it is a turned box."""
 
-    count: number of classes. keypoints: numbers of every line after the box (a pose), which are left alone.
+
+def read_boxes(path: Path, count: int, keypoints: int = 0, scores: bool = False) -> list[Line]:
+    """The lines of a label file.
+
+    count: number of classes. keypoints: numbers of every line after the box (a pose), which are left alone. scores: a
+    sixth column from 0 to 1 is left alone
     Raises DataError with the line where one has other columns, or a class that there is none of.
     """
     boxes = []
@@ -165,14 +189,16 @@ def read_boxes(path: Path, count: int, keypoints: int = 0) -> list[tuple[int, fl
         kind, *values = floats(words, where, "numbers: class cx cy width height, or a class and a polygon")
         if not (0 <= kind < count and kind.is_integer()):
             raise DataError(f"{where}: class {words[0][:40]!r}. Expected a whole number from 0 to {count - 1}.")
+        if scores and not keypoints and len(values) == 5 and 0 <= values[4] <= 1:
+            values.pop()
         if len(values) != 4 + keypoints and (keypoints or len(values) < 6 or len(values) % 2):
             raise DataError(f"{where}: {len(words)} columns. {_expected(len(values), keypoints)}")
         if len(values) == 4 + keypoints:
-            box = (values[0], values[1], values[2], values[3])
+            box, turned = (values[0], values[1], values[2], values[3]), False
             off = max(0.0, max(box) - 1, -min(box))
         else:
-            box, off = _around(values)
-        boxes.append((int(kind), *box, off))
+            (box, off), turned = _around(values), _is_turned(values)
+        boxes.append((int(kind), *box, off, turned))
     return boxes
 
 
@@ -185,9 +211,21 @@ def _around(points: list[float]) -> tuple[tuple[float, float, float, float], flo
     return box, max(0.0, -left, -top, right - 1, bottom - 1)
 
 
+def _is_turned(points: list[float]) -> bool:
+    """Whether a polygon is a rectangle (a parallelogram: the picture's shape is unknown) that does not lie straight."""
+    if len(points) != 8 or not all(map(math.isfinite, points)):
+        return False
+    (x1, y1, x2, y2, x3, y3, x4, y4), near = points, 0.002
+    straight = any(max(abs(a), abs(b)) < near for a, b in ((x1 - x2, y2 - y3), (y1 - y2, x2 - x3)))
+    return abs(x1 + x3 - x2 - x4) < near and abs(y1 + y3 - y2 - y4) < near and not straight
+
+
 def _expected(found: int, keypoints: int) -> str:
     if keypoints:
         return f"Expected {5 + keypoints}: class cx cy width height, and the {keypoints} numbers that kpt_shape says."
     if found == 5:
-        return "Expected 5: class cx cy width height. A sixth column is a score: these are predictions, not labels."
+        return (
+            "Expected 5: class cx cy width height. A sixth column is a score, or an angle. With scores (0 to 1) these "
+            "are predictions, not labels: to train on them all the same, give this reader scores: drop."
+        )
     return "Expected 5 (class cx cy width height), or a class and three or more points x y of a polygon."

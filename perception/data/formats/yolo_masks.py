@@ -18,9 +18,11 @@ from perception.config import configuration
 from perception.data.files.folders import existing_file
 from perception.data.files.images import read_size
 from perception.data.files.text_files import floats, read_text, rows
+from perception.data.formats.boxes import Unlabelled, labelled_rows
 from perception.data.formats.class_names import Coarse, Names, map_pixels, near
 from perception.data.formats.masks import FAULTS, draw, encode
-from perception.data.formats.yolo_tree import YoloTree, label_files, read_data_file
+from perception.data.formats.yolo_data import read_data_file
+from perception.data.formats.yolo_tree import YoloTree, label_files
 from perception.types import IGNORE_INDEX, Camera, DataError, DenseMap
 
 OUTSIDE = "(outside of all polygons)"
@@ -34,6 +36,7 @@ class YoloMasksConfig:
     path:    folder that the YAML's own paths start from, instead of its ``path``, as in `YoloConfig`
     outside: class of the recipe that pixels without a polygon have; "rest" = none of the polygons' classes; None = void
     rename, ignore, labels_only, coarse: from the YAML's names to the recipe's, as in `LabelMapsConfig`
+    unlabelled: what a picture without a label file, or with an empty one, is: as in `CocoConfig`
     allow_missing: largest fraction of the pictures in a list (.txt) that may be missing
     """
 
@@ -47,6 +50,7 @@ class YoloMasksConfig:
     ignore: Names = ()
     labels_only: tuple[str, ...] | None = None
     coarse: Coarse | None = None
+    unlabelled: Unlabelled = None
     allow_missing: float = 0.01
 
     @property
@@ -56,7 +60,8 @@ class YoloMasksConfig:
 
 
 class YoloMasksReader:
-    """Every picture is labelled: one without a label file, or with an empty one, as a picture without polygons.
+    """Every picture is labelled: one without a label file, or with an empty one, as one without polygons
+    (``unlabelled``).
 
     Where polygons overlap, the smaller is on top. A line of a box, without a polygon, makes its pixels void.
     """
@@ -86,8 +91,11 @@ class YoloMasksReader:
             self._outside = values[-1]
         tree = YoloTree(path, content, root, config.path)
         pictures = tree.pictures(config.split, config.allow_missing, self.problems)
-        self.images = [picture.path for picture in pictures]
-        self._labels = label_files(pictures, tree.boundary, self.problems, tree.names_folders(config.split))
+        labels = label_files(pictures, tree.boundary, self.problems, tree.names_folders(config.split))
+        annotated = np.array([label is not None and label.stat().st_size > 0 for label in labels])
+        kept, self.unannotated = labelled_rows(annotated, config.unlabelled, str(path), self.problems)
+        self.images = [pictures[row].path for row in kept]
+        self._labels = [labels[row] for row in kept]
 
     def annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, DenseMap]:
         """values uint8 [H, W]. Without ``size`` the picture's header is read. Raises DataError with the line."""

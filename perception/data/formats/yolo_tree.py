@@ -1,4 +1,4 @@
-"""The files of a data set in YOLO's layout: what its ``data.yaml`` says, its pictures, their label files."""
+"""The files of a data set in YOLO's layout: its pictures, and their label files."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from perception.config import load_yaml
-from perception.data.files.folders import existing_folder, list_pictures, present
+from perception.data.files.folders import boundary_of, existing_folder, list_pictures, present
 from perception.data.files.images import PICTURE_SUFFIXES
 from perception.data.files.text_files import MAX_LIST_BYTES, files_in, read_text
-from perception.types import ConfigError, DataError
+from perception.data.formats.yolo_data import DataFile
+from perception.types import DataError
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,90 +24,14 @@ class Named:
     named: Path
 
 
-@dataclass(frozen=True, slots=True)
-class DataFile:
-    """What a ``data.yaml`` says.
-
-    names:     class names in the order of their ids
-    splits:    "train", "val", "test" -> folders and lists of pictures; absent where empty
-    path:      the folder they start from, as it is written; "" where none is given
-    keypoints: numbers of a pose after the box on every line
-    """
-
-    names: tuple[str, ...]
-    splits: dict[str, tuple[str, ...]]
-    path: str
-    keypoints: int
-
-
-def read_data_file(path: Path) -> DataFile:
-    """A ``data.yaml``. Other keys (``download`` among them) are not looked at. Raises DataError."""
-    try:
-        content = load_yaml(path)
-    except (ConfigError, OSError, ValueError, TypeError, AttributeError, KeyError, OverflowError) as error:
-        raise DataError(f"{path} is no YOLO data file: {error}") from error
-    splits = {}
-    for split, key in (("train", "train"), ("val", "validation"), ("val", "val"), ("test", "test")):
-        value = content.get(key)
-        if value not in (None, "", []):
-            splits[split] = _texts(value, f"{path}: '{key}'")
-    start = content.get("path")
-    if not isinstance(start, (str, type(None))) or "\0" in (start or ""):
-        raise DataError(f"{path}: 'path' is {start!r:.80}. Expected a folder.")
-    return DataFile(_names(content, path), splits, start or "", _keypoints(content.get("kpt_shape"), path))
-
-
-def _texts(value: Any, where: str) -> tuple[str, ...]:
-    values = value if isinstance(value, list) else [value]
-    if not all(isinstance(item, str) and item and "\0" not in item for item in values):
-        raise DataError(f"{where} is {str(value)[:80]}. Expected a folder, a list of folders, or a .txt list.")
-    return tuple(values)
-
-
-def _names(content: dict[str, Any], path: Path) -> tuple[str, ...]:
-    """Class names in the order of their ids."""
-    names, count = content.get("names"), content.get("nc")
-    if count is not None and (type(count) is not int or not 0 < count < 1 << 16):
-        raise DataError(f"{path}: 'nc' is {str(count)[:40]}. Expected the number of classes.")
-    if names is None and count is not None:
-        names = [f"class_{i}" for i in range(count)]
-    if isinstance(names, dict):
-        ids = {int(key) if isinstance(key, str) and key.isdecimal() and len(key) < 9 else key for key in names}
-        if not all(type(id) is int for id in ids) or ids != set(range(len(names))):
-            raise DataError(
-                f"{path}: the ids in 'names' are {str(list(names))[:80]}. Expected 0, 1, 2, ... without gap."
-            )
-        names = [name for _, name in sorted(names.items(), key=lambda item: int(item[0]))]
-    if not isinstance(names, list) or not names:
-        raise DataError(f"{path}: 'names' is {str(names)[:80]}. Expected the list of class names.")
-    names = [str(name) if type(name) is int else name for name in names]
-    wrong = next((name for name in names if not isinstance(name, str) or not name), None)
-    if wrong is not None or not all(names):
-        raise DataError(f"{path}: a class is called {wrong!r:.60} in 'names'. Expected text: put it in quotes.")
-    if len(set(names)) < len(names):
-        twice = Counter(names).most_common(1)[0][0]
-        raise DataError(f"{path}: the class name {twice!r:.60} is given twice in 'names'. Rename one.")
-    if count is not None and count != len(names):
-        raise DataError(f"{path}: 'nc' is {count}, but 'names' has {len(names)}. Correct one of them.")
-    return tuple(names)
-
-
-def _keypoints(shape: Any, path: Path) -> int:
-    if shape is None:
-        return 0
-    if not (
-        isinstance(shape, list) and len(shape) == 2 and all(type(side) is int for side in shape)
-        and 1 <= shape[0] <= 10_000 and shape[1] in (2, 3)
-    ):  # fmt: skip
-        raise DataError(f"{path}: 'kpt_shape' is {str(shape)[:40]}. Expected [number of keypoints, 2 or 3].")
-    return shape[0] * shape[1]
-
-
 class YoloTree:
     """Where the paths of a data.yaml lead.
 
     start:    folder that they start from: ``path`` seen from the YAML's folder or from the data root, or ``override``
-    boundary: folder (resolved) that nothing leads out of: the data root, or ``override``
+    boundary: folder (resolved) that nothing leads out of: the data root, or ``override`` where that is elsewhere
+
+    A path that is none as it stands is read as one of Windows, and then as one of another computer: without its first
+    folders, as long as two parts or the split's name are left of it.
 
     Raises DataError where a path leads out or to nothing.
     """
@@ -116,10 +40,12 @@ class YoloTree:
         self.path, self._content = path, content
         self.boundary = Path(os.path.realpath(root))
         if override is not None:
-            self.start = self.boundary = existing_folder(root, override, "the data set")
+            self.start = existing_folder(root, override, "the data set")
+            self.boundary = boundary_of(self.start, root)
             return
-        beside = Path(os.path.realpath(path.parent))
-        self.start = self._existing([beside / content.path, self.boundary / content.path], f"path: {content.path}")
+        beside, given = Path(os.path.realpath(path.parent)), content.path
+        places = [folder / name for name in (given, _slashes(given)) for folder in (beside, self.boundary)]
+        self.start = self._existing(places, f"path: {given}")
 
     def names_folders(self, split: str) -> bool:
         """Whether the pictures of a split are all that is in some folders."""
@@ -133,8 +59,10 @@ class YoloTree:
         found: dict[Path, Named] = {}
         for name in self._content.splits[split]:
             beside = name.removeprefix("../")  # Roboflow writes ../train/images for train/images beside the YAML
-            place = self._existing([self.start / name, self.start / beside], f"{split}: {name}")
-            pictures = self._listed(place, allow_missing, problems) if os.path.isfile(place) else _folder(place)  # noqa: PTH113
+            moved = (_moved(name, cut) for cut in range(_slashes(name).count("/") + 1))
+            names = (name, beside, *(each for each in moved if "/" in each or split in each))
+            place = self._existing([self.start / each for each in names], f"{split}: {name}")
+            pictures = self._listed(place, allow_missing, problems) if os.path.isfile(place) else self._folder(place)  # noqa: PTH113
             for picture in pictures:
                 found.setdefault(picture.path, picture)
         return list(found.values())
@@ -159,13 +87,26 @@ class YoloTree:
         for line in lines:
             if Path(line).suffix.lower() not in PICTURE_SUFFIXES:
                 raise DataError(f"{path}: {line[:100]!r} is no picture. Expected the path of a picture on every line.")
-        bases = (path.parent, self.start, self.boundary)
-        base = next((b for b in bases if any(os.path.exists(b / line) for line in lines[:20])), path.parent)  # noqa: PTH110
+        base, lines = self._base(lines, path.parent)
         named = [Path(os.path.normpath(base / line)) for line in lines]
         folders = {at: self._files(at, path) for at in {picture.parent for picture in named}}
         paths = [folders[picture.parent].get(picture.name, picture) for picture in named]
         there = present(paths, base, str(path), allow_missing, problems)
         return [Named(real, name) for real, name, exists in zip(paths, named, there, strict=True) if exists]
+
+    def _base(self, lines: list[str], folder: Path) -> tuple[Path, list[str]]:
+        """Where the lines of a list start, and the lines as they are to be read."""
+        bases = dict.fromkeys((folder, self.start, self.boundary))
+        for cut in (None, *range(max((line.count("/") + line.count("\\") for line in lines[:20]), default=0))):
+            read = (lambda line: line) if cut is None else partial(_moved, cut=cut)
+            base = next((b for b in bases if any(os.path.exists(b / read(line)) for line in lines[:20])), None)  # noqa: PTH110
+            if base is not None:
+                return base, [read(line) for line in lines]
+        return folder, lines
+
+    def _folder(self, place: Path) -> list[Named]:
+        pictures = list_pictures(Path(os.path.realpath(place)), root=self.boundary)
+        return [Named(path, place / name) for path, name in pictures.items()]
 
     def _files(self, folder: Path, path: Path) -> dict[str, Path]:
         """The files of a folder that the list ``path`` names."""
@@ -178,9 +119,16 @@ class YoloTree:
         return files_in(real, self.boundary, "")
 
 
-def _folder(place: Path) -> list[Named]:
-    real = Path(os.path.realpath(place))
-    return [Named(path, place / path.relative_to(real)) for path in list_pictures(real)]
+def _slashes(name: str) -> str:
+    """A path of Windows as one of POSIX; the letter of its disk goes."""
+    path = name.replace("\\", "/")
+    return path[2:] if path[1:3] == ":/" else path
+
+
+def _moved(name: str, cut: int) -> str:
+    """A path of another system or computer, relative to what it has after its first ``cut`` folders."""
+    parts = [part for part in _slashes(name).split("/") if part not in ("", ".", "..")]
+    return "/".join(parts[min(cut, len(parts) - 1) :])
 
 
 def label_files(
@@ -201,8 +149,6 @@ def label_files(
             f"None of the {len(found)} pictures has a label file: {pictures[0].path} should have {wanted[0]}. Put the "
             "label files there; an empty one says that its picture shows nothing."
         )
-    if missing:
-        problems["pictures without a label file, taken as empty"] += missing
     if whole:
         used = {(path.parent, path.stem) for path in wanted}
         odd = sum((at, stem) not in used for at, files in folders.items() for stem in files if stem != "classes")

@@ -1,0 +1,116 @@
+"""What the file says that describes a data set in YOLO's layout: class names, and where the pictures are."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from perception.config import load_yaml
+from perception.data.files.text_files import read_text
+from perception.types import ConfigError, DataError
+
+
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """What a ``data.yaml`` says.
+
+    names:     class names in the order of their ids
+    splits:    "train", "val", "test" -> folders and lists of pictures; absent where empty
+    path:      the folder they start from, as it is written; "" where none is given
+    keypoints: numbers of a pose after the box on every line
+    """
+
+    names: tuple[str, ...]
+    splits: dict[str, tuple[str, ...]]
+    path: str
+    keypoints: int
+
+
+def read_data_file(path: Path) -> DataFile:
+    """A ``data.yaml``; other keys (``download`` among them) are not looked at. Raises DataError.
+
+    Also darknet's ``obj.data`` (CVAT's YOLO 1.1), and a list of class names alone (``classes.txt`` of Label Studio and
+    LabelImg, ``obj.names``): the pictures are all in ``images`` beside it, or beside it.
+    """
+    if path.suffix in (".txt", ".names"):
+        folder = "images" if (path.parent / "images").is_dir() else "."
+        return DataFile(_names({"names": _lines(path)}, path), {"train": (folder,)}, "", 0)
+    try:
+        content = _darknet(path) if path.suffix == ".data" else load_yaml(path)
+    except (ConfigError, OSError, ValueError, TypeError, AttributeError, KeyError, OverflowError) as error:
+        raise DataError(f"{path} is no YOLO data file: {error}") from error
+    splits = {}
+    for split, key in (("train", "train"), ("val", "validation"), ("val", "valid"), ("val", "val"), ("test", "test")):
+        value = content.get(key)
+        if value not in (None, "", []):
+            splits[split] = _texts(value, f"{path}: '{key}'")
+    start = content.get("path")
+    if not isinstance(start, (str, type(None))) or "\0" in (start or ""):
+        raise DataError(f"{path}: 'path' is {start!r:.80}. Expected a folder.")
+    return DataFile(_names(content, path), splits, start or "", _keypoints(content.get("kpt_shape"), path))
+
+
+def _lines(path: Path) -> list[str]:
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+
+
+def _darknet(path: Path) -> dict[str, Any]:
+    """The content of a ``data.yaml`` for lines ``key = value``; the list of names lies where it says, or beside it."""
+    content: dict[str, Any] = {}
+    for line in _lines(path):
+        key, sign, value = (part.strip() for part in line.partition("="))
+        if not sign or key in content:
+            raise ValueError(f"{line!r:.80} is not 'key = value', or its key is given twice.")
+        content[key] = value
+    names = Path(content.get("names", "").replace("\\", "/"))
+    found = next((p for p in (path.parent / names, path.parent / names.name) if names.name and p.is_file()), None)
+    splits = {key: content[key] for key in ("train", "val", "valid", "test") if content.get(key)}
+    return {"val": splits.pop("valid", None), **splits, "names": None if found is None else _lines(found)}
+
+
+def _texts(value: Any, where: str) -> tuple[str, ...]:
+    values = value if isinstance(value, list) else [value]
+    if not all(isinstance(item, str) and item and "\0" not in item for item in values):
+        raise DataError(f"{where} is {str(value)[:80]}. Expected a folder, a list of folders, or a .txt list.")
+    return tuple(values)
+
+
+def _names(content: dict[str, Any], path: Path) -> tuple[str, ...]:
+    """Class names in the order of their ids."""
+    names, count = content.get("names"), content.get("nc")
+    if count is not None and (type(count) is not int or not 0 < count < 1 << 16):
+        raise DataError(f"{path}: 'nc' is {str(count)[:40]}. Expected the number of classes.")
+    if names is None and count is not None:
+        names = [f"class_{i}" for i in range(count)]
+    if isinstance(names, dict):
+        ids = {int(key) if isinstance(key, str) and key.isdecimal() and len(key) < 9 else key for key in names}
+        if not all(type(id) is int for id in ids) or ids != set(range(len(names))):
+            raise DataError(
+                f"{path}: the ids in 'names' are {str(list(names))[:80]}. Expected 0, 1, 2, ... without gap."
+            )
+        names = [name for _, name in sorted(names.items(), key=lambda item: int(item[0]))]
+    if not isinstance(names, list) or not names:
+        raise DataError(f"{path}: 'names' is {str(names)[:80]}. Expected the list of class names.")
+    names = [str(name) if type(name) is int else name for name in names]
+    wrong = next((name for name in names if not isinstance(name, str) or not name), None)
+    if wrong is not None or not all(names):
+        raise DataError(f"{path}: a class is called {wrong!r:.60} in 'names'. Expected text: put it in quotes.")
+    if len(set(names)) < len(names):
+        twice = Counter(names).most_common(1)[0][0]
+        raise DataError(f"{path}: the class name {twice!r:.60} is given twice in 'names'. Rename one.")
+    if count is not None and count != len(names):
+        raise DataError(f"{path}: 'nc' is {count}, but 'names' has {len(names)}. Correct one of them.")
+    return tuple(names)
+
+
+def _keypoints(shape: Any, path: Path) -> int:
+    if shape is None:
+        return 0
+    if not (
+        isinstance(shape, list) and len(shape) == 2 and all(type(side) is int for side in shape)
+        and 1 <= shape[0] <= 10_000 and shape[1] in (2, 3)
+    ):  # fmt: skip
+        raise DataError(f"{path}: 'kpt_shape' is {str(shape)[:40]}. Expected [number of keypoints, 2 or 3].")
+    return shape[0] * shape[1]
