@@ -6,10 +6,12 @@ import argparse
 import dataclasses
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from perception.cli.arguments import add_command, add_tasks, bar, camera, count, names, positive, say, size
+from perception.deploy.video.interrupt import terminable
 
 SAVE = (
     "what to write: mp4 (pictures as jpg), jsonl, mcap (a ROS 2 bag), rrd (default: mp4,jsonl; of a bag always a bag)"
@@ -17,7 +19,7 @@ SAVE = (
 
 
 def add_commands(commands: Any) -> None:
-    predict = add_command(commands, "predict", _predict, "run a network on pictures or video")
+    predict = add_command(commands, "predict", stoppable(_predict), "run a network on pictures or video")
     predict.add_argument("model", type=Path, metavar="MODEL", help="run folder or .onnx file (which needs no torch)")
     predict.add_argument("source", help="picture, folder, glob, video file, camera number, stream URL, ROS bag")
     add_tasks(predict)
@@ -44,7 +46,9 @@ def add_commands(commands: Any) -> None:
         "--timeout", type=positive, default=5.0, metavar="S", help="give up what is silent (default: 5)"
     )
 
-    calibrate = add_command(commands, "calibrate", _calibrate, "learn what good pictures look like to a network")
+    calibrate = add_command(
+        commands, "calibrate", stoppable(_calibrate), "learn what good pictures look like to a network"
+    )
     calibrate.add_argument("model", type=Path, metavar="MODEL", help="run folder or .onnx file")
     calibrate.add_argument("source", help="good pictures or videos of where it will work: file, folder, glob")
     add_tasks(calibrate)
@@ -53,7 +57,9 @@ def add_commands(commands: Any) -> None:
     calibrate.add_argument("--threads", type=count, help="CPU threads of the network (default: all cores)")
     calibrate.add_argument("--providers", type=names, metavar="A,B", help="of ONNX Runtime, best first (default: CPU)")
 
-    label = add_command(commands, "label", _label, "label pictures that lack labels, where a network is sure of them")
+    label = add_command(
+        commands, "label", stoppable(_label), "label pictures that lack labels, where a network is sure of them"
+    )
     label.add_argument("model", type=Path, metavar="MODEL", help="run folder or .onnx file, trained for the tasks")
     label.add_argument("pictures", type=Path, metavar="PICTURES", help="folder of pictures")
     add_tasks(label)
@@ -63,6 +69,16 @@ def add_commands(commands: Any) -> None:
     label.add_argument("--camera", help="intrinsics in pixels of the pictures: fx,fy,cx,cy")
     label.add_argument("--threads", type=count, help="CPU threads of the network (default: all cores)")
     label.add_argument("--providers", type=names, metavar="A,B", help="of ONNX Runtime, best first (default: CPU)")
+
+
+def stoppable(command: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """The command; the first signal ends it in order, from its imports on."""
+
+    def run(parsed: argparse.Namespace) -> int:
+        with terminable():
+            return command(parsed)
+
+    return run
 
 
 def _predict(parsed: argparse.Namespace) -> int:
@@ -98,7 +114,7 @@ def _predict(parsed: argparse.Namespace) -> int:
         out = folder / Path(parsed.source).stem
         done = replay(perceiver, parsed.source, out, topics=parsed.topics, options=options, bar=bar)
         print(done, file=sys.stderr)  # noqa: T201
-        return 130 if done.interrupted else 0
+        return 128 + done.interrupted if done.interrupted is not None else 0 if done.frames else 1
     report = predict(perceiver.warm_up(parsed.batch, parsed.size), parsed.source, parsed.out, options)
     if report.interrupted is not None:
         return 128 + report.interrupted if report.interrupted else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,7 +20,9 @@ from perception.deploy.robots.bags import Bag, BagFrame, BagWriter, namespace
 from perception.deploy.runtime import check_camera
 from perception.deploy.sources import Shot
 from perception.deploy.video.clock import Clock
+from perception.deploy.video.interrupt import check, held, terminable
 from perception.deploy.video.run import Options, steps
+from perception.ops.files import check_room
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """A progress bar: text and total to a function of how much is done."""
@@ -34,14 +37,15 @@ class ReplayReport:
     topics: list[str]
     frames: int = 0
     seconds: float = 0.0
-    interrupted: bool = False
+    interrupted: int | None = None
     problems: dict[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         rate = f", {self.frames / self.seconds:.1f} frames/s" if self.seconds else ""
         lines = [f"{self.out}: {self.frames} frames of {', '.join(self.topics)}{rate}"]
+        lines += [] if self.frames or self.interrupted is not None else ["No picture of it could be decoded."]
         lines += [f"{count} x {text}" for text, count in self.problems.items()]
-        return "\n".join([*lines, "Stopped before the end."] if self.interrupted else lines)
+        return "\n".join([*lines, "Stopped before the end."] if self.interrupted is not None else lines)
 
 
 def replay(
@@ -76,14 +80,17 @@ def replay(
         report, begin = ReplayReport(Path(out), source.topics), time.perf_counter()
         with bar("frames", len(source)) as advance_to:
             try:
-                if copy:
-                    for raw in source.infos():
-                        sink.copy(raw)
-                for number, frame in enumerate(islice(source.frames(), options.frames)):
-                    _one(views[frame.topic], frame, sink, report, copy, point_step)
-                    advance_to(number + 1)
-            except KeyboardInterrupt:
-                report.interrupted = True
+                with terminable(), held():
+                    if copy:
+                        for raw in source.infos():
+                            sink.copy(raw)
+                    for number, frame in enumerate(islice(source.frames(), options.frames)):
+                        check()
+                        check_room(sink.path.parent)
+                        _one(views[frame.topic], frame, sink, report, copy, point_step)
+                        advance_to(number + 1)
+            except KeyboardInterrupt as error:
+                report.interrupted = getattr(error, "signal", signal.SIGINT)
         report.seconds = time.perf_counter() - begin
     return report
 

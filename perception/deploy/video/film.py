@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from array import array
 from itertools import pairwise
@@ -12,6 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from perception.deploy.video import threads
 from perception.deploy.video.channel import Channel, Closed
 from perception.deploy.video.mp4 import check_whole, set_times
 from perception.deploy.video.timing import Timings
@@ -38,8 +38,7 @@ class VideoFile:
             raise PerceptionError(f"{path} cannot be written as mp4. Check the folder and that OpenCV has FFmpeg.")
         self._channel: Channel[NDArray[np.uint8]] = Channel(WAITING)
         self._failure: Exception | None = None
-        self._worker = threading.Thread(target=self._encode, name="encode", daemon=True)
-        self._worker.start()
+        self._worker = threads.begin(self._encode, "encode")
 
     def write(self, picture: NDArray[np.uint8], seconds: float) -> None:
         """uint8 RGB [H, W, 3], not changed afterwards, and its time, later than that of the picture before."""
