@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from perception.cli.arguments import add_command, add_tasks, bar, camera, count, names, positive, say, size
+from perception.cli.arguments import add_command, add_tasks, bar, camera, count, names, positive, say, shard, size
 from perception.deploy.video.interrupt import terminable
+from perception.ops.names import printable
 
 SAVE = (
     "what to write: mp4 (pictures as jpg), jsonl, mcap (a ROS 2 bag), rrd (default: mp4,jsonl; of a bag always a bag)"
@@ -64,6 +66,9 @@ def add_commands(commands: Any) -> None:
     label.add_argument("pictures", type=Path, metavar="PICTURES", help="folder of pictures")
     add_tasks(label)
     label.add_argument("--out", type=Path, required=True, help="folder for the labels, new or empty")
+    label.add_argument("--resume", action="store_true", help="go on where it was stopped or killed, or merge shards")
+    label.add_argument("--jobs", type=count, default=1, metavar="N", help="processes (default: 1)")
+    label.add_argument("--shard", type=shard, metavar="I/N", help="every N-th picture only; --resume merges in the end")
     label.add_argument("--root", type=Path, default=Path(), help="data.root of the recipe that will read them")
     label.add_argument("--no-mirror", action="store_true", help="left and right are not alike (words, arrows)")
     label.add_argument("--camera", help="intrinsics in pixels of the pictures: fx,fy,cx,cy")
@@ -166,12 +171,33 @@ def _calibrate(parsed: argparse.Namespace) -> int:
 
 def _label(parsed: argparse.Namespace) -> int:
     from perception.deploy.label import label
+    from perception.deploy.label_jobs import label_by_jobs
 
-    perceiver = _perceiver(parsed, parsed.threads or usable_cores())
-    lens = camera(parsed.camera)
-    done = label(perceiver, parsed.pictures, parsed.out, lens, mirror=not parsed.no_mirror, root=parsed.root)
-    say(done.lines())
+    threads = max(1, (parsed.threads or usable_cores()) // parsed.jobs)
+    options = {
+        "camera": camera(parsed.camera), "mirror": not parsed.no_mirror, "root": parsed.root,
+        "resume": parsed.resume, "shard": parsed.shard,
+    }  # fmt: skip
+    if parsed.jobs > 1:
+        asked = argparse.Namespace(model=parsed.model, tasks=parsed.tasks, providers=parsed.providers)
+        network = functools.partial(_labeller, asked, threads)
+        done = label_by_jobs(network, parsed.jobs, parsed.pictures, parsed.out, **options)
+    else:
+        perceiver, identity = _labeller(parsed, threads)
+        done = label(perceiver, parsed.pictures, parsed.out, identity=identity, **options)
+    say(map(printable, done.lines()))
     return 128 + done.interrupted if done.interrupted is not None else 1 if done.failures else 0
+
+
+def _labeller(parsed: argparse.Namespace, threads: int) -> tuple[Any, str]:
+    """The network, and the SHA-256 of its graph or weights: labels of two networks are not to be mixed."""
+    perceiver = _perceiver(parsed, threads)
+    identity = _identity(perceiver)
+    if not identity and hasattr(perceiver, "model"):
+        from perception.deploy.torch_runtime import weights_digest
+
+        identity = weights_digest(perceiver.model)
+    return perceiver, identity
 
 
 def _calibration(path: Path | None, model: Path, tasks: list[str] | None, perceiver: Any) -> Any:

@@ -8,6 +8,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 
 from perception.types import PerceptionError
@@ -75,3 +76,21 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, "nothing can be written to it", str(folder))
+
+
+def append_line(file: FileIO, path: Path, line: str) -> None:
+    """Add a line of text to an unbuffered file, whole or not at all. Raises PerceptionError."""
+    whole, rest = file.tell(), memoryview(f"{line}\n".encode())
+    try:
+        while rest:
+            rest = rest[file.write(rest) :]
+    except OSError as error:
+        file.truncate(whole)
+        raise refused(path, error) from error
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what killed processes have left under ``folder`` of files that they were writing."""
+    with writing(folder):
+        for path in folder.rglob(f"{PARTIAL}*"):
+            path.unlink(missing_ok=True)

@@ -25,7 +25,7 @@ from perception.deploy.video.interrupt import Stopped
 from perception.deploy.video.rerun_writer import RerunWriter
 from perception.deploy.video.timing import Timings
 from perception.ops.draw import describe, warning
-from perception.ops.files import make_folder, refused, write_whole
+from perception.ops.files import append_line, make_folder, write_whole
 from perception.ops.names import check_file_name
 from perception.ops.panel import panel
 from perception.types import IGNORE_INDEX, DenseMap, PerceptionError, TaskSpec
@@ -78,14 +78,7 @@ class RecordWriter:
 
     def write(self, shot: Shot, result: Result, record: dict[str, Any]) -> None:
         assert self._file is not None
-        whole, line = self._file.tell(), json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
-        rest = memoryview(line.encode())
-        try:
-            while rest:
-                rest = rest[self._file.write(rest) :]
-        except OSError as error:
-            self._file.truncate(whole)
-            raise refused(self._path, error) from error
+        append_line(self._file, self._path, json.dumps(record, ensure_ascii=False, allow_nan=False))
 
     def close(self) -> None:
         if self._file is not None:
