@@ -150,10 +150,14 @@ def label(
     except FullError as error:
         full = error
     progress.done()
-    with terminable(), held():
-        labels = Labels(out, shard=shard) if shard else merge_labels(out, folder, pictures, root)
+    labels = Labels(out)
+    try:
+        with terminable(), held():
+            labels = Labels(out, shard=shard) if shard else merge_labels(out, folder, pictures, root)
+    except FullError as error:
+        full = full or error
     if full is not None:
-        raise FullError(f"{full} What was labelled is whole: go on with --resume.") from full
+        raise FullError(f"{full} What was labelled is not lost: go on with --resume.") from full
     labels.interrupted = interrupted
     return labels
 

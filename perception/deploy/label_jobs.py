@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -60,11 +60,12 @@ def label_by_jobs(
         except PerceptionError as error:
             failure = error
         line.done()
-        if failure is not None and not isinstance(failure, FullError):
+        if isinstance(failure, FullError):
+            with suppress(FullError):
+                merge_labels(out, folder, pictures, root)
+        if failure is not None:
             raise failure
         labels = Labels(out, shard=shard) if shard else merge_labels(out, folder, pictures, root)
-    if failure is not None:
-        raise failure
     labels.interrupted = interrupted
     return labels
 

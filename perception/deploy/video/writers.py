@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from perception.deploy.result import Result
 from perception.deploy.robots.bag_saver import BagSaver
 from perception.deploy.sources import Shot
-from perception.deploy.video.film import VideoFile
+from perception.deploy.video.film import LARGEST, VideoFile
 from perception.deploy.video.interrupt import Stopped
 from perception.deploy.video.rerun_writer import RerunWriter
 from perception.deploy.video.timing import Timings
@@ -107,13 +107,18 @@ class PictureWriter:
             path = recording.folder / f"{shot.place}.jpg"
             shown = within(picture, WIDEST)
             if shown is not picture:
-                recording.say(f"{path}: drawn {shown.shape[1]}x{shown.shape[0]}, for a JPEG holds {WIDEST:,} pixels")
+                recording.say(
+                    f"{path}: drawn {shown.shape[1]}x{shown.shape[0]}, for a side of a JPEG has {WIDEST:,} pixels"
+                )
             save(path, shown[:, :, ::-1])
             return
         if self._film is None:
             path = recording.folder / f"{recording.name}.mp4"
             make_folder(path.parent)
             self._film = VideoFile(path, recording.fps, picture.shape, recording.timings)
+            if max(picture.shape) > LARGEST:
+                width, height = self._film.size
+                recording.say(f"{path}: drawn {width}x{height}, for a side of an MPEG-4 film has {LARGEST:,} pixels")
         self._film.write(picture, shot.time or 0.0)
 
     def close(self) -> None:
