@@ -1,7 +1,15 @@
 """`perception label`: what a network is sure of becomes labels that the readers read; what it is not stays without."""
 
+import dataclasses
+import functools
+import json
 import os
+import random
 import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -10,11 +18,14 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from test_runtime import without_torch
+from video_server import wait_until
 
 from perception import cli, config
 from perception.data import SourceConfig, open_source
 from perception.deploy.agreement import agreed, mirrored
 from perception.deploy.label import label
+from perception.deploy.label_jobs import label_by_jobs
+from perception.ops.files import FullError
 from perception.types import Camera, DataError, DenseMap, ImageLabel, Instances, PerceptionError, TaskSpec
 
 SPECS = {
@@ -287,3 +298,182 @@ def test_an_object_that_only_another_view_has_is_no_background():
     assert found.ignore.tolist() == [True]
     other = Instances(box, np.array([1]), np.float32([0.8]))  # the same place, another class
     assert agreed([seen, other], SPECS["detection"]).ignore.all()
+
+
+class Slow(ByColour):
+    """Takes its time, so that a signal finds it at work."""
+
+    def run(self, images):
+        time.sleep(0.01)
+        return super().run(images)
+
+
+class Deadly(ByColour):
+    """What is dark kills the process; what is bright is more than it can do."""
+
+    def run(self, images):
+        if images.mean() < 20:
+            os.kill(os.getpid(), signal.SIGSEGV if images[:, 2].mean() > images[:, 1].mean() else signal.SIGKILL)
+        if images.min() > 240:
+            raise RuntimeError("too bright")
+        return super().run(images)
+
+
+MAKE = {"slow": Slow, "deadly": Deadly, "plain": ByColour}
+
+
+def make(kind: str):
+    return MAKE[kind](), kind
+
+
+def many(folder: Path, count: int = 12) -> Path:
+    """Pictures of things in different places."""
+    folder.mkdir(parents=True)
+    for number in range(count):
+        picture = scene()
+        cv2.circle(picture, (8 * number, 12), 9, THING, -1)
+        cv2.imwrite(str(folder / f"{number:02}.png"), picture[:, :, ::-1])
+    return folder
+
+
+def files(out: Path) -> dict[str, bytes]:
+    """All that is written, but for the records."""
+    return {
+        path.relative_to(out).as_posix(): path.read_bytes()
+        for path in sorted(out.rglob("*"))
+        if path.is_file() and ".records" not in path.parts
+    }
+
+
+PROGRAM = """
+import sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+import test_label
+from perception.deploy.label import label
+network, identity = test_label.make({kind!r})
+done = label(network, {pictures!r}, {out!r}, root={root!r}, quiet=True, resume=True, identity=identity)
+print(*done.lines(), sep="\\n")
+raise SystemExit(1 if done.failures else 0)
+"""
+
+
+def start(kind: str, pictures: Path, out: Path) -> subprocess.Popen:
+    values = {"tests": str(Path(__file__).parent), "pictures": str(pictures), "out": str(out), "root": str(out.parent)}
+    code = PROGRAM.format(kind=kind, **values)
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_killed_at_any_moment_it_ends_up_with_the_same_bytes(tmp_path):
+    pictures = many(tmp_path / "pictures", 30)
+    label(Slow(), pictures, tmp_path / "whole", root=tmp_path, quiet=True, identity="slow")
+    choose, out, kills = random.Random(5), tmp_path / "killed", 0
+    for _ in range(30):
+        process = start("slow", pictures, out)
+        wait_until(lambda p=process: (out / ".records").exists() or p.poll() is not None, 60)
+        try:
+            process.communicate(timeout=choose.uniform(0.2, 2.5))
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            kills += 1
+    assert process.returncode == 0
+    assert kills >= 2
+    renamed = {name: data.replace(b"killed/", b"whole/") for name, data in files(out).items()}
+    assert renamed == files(tmp_path / "whole")
+    assert not list(out.rglob(".partial-*"))
+
+
+def test_a_picture_that_kills_the_process_is_left_out_and_told(tmp_path):
+    pictures = many(tmp_path / "pictures", 4)
+    cv2.imwrite(str(pictures / "01a.png"), np.full((60, 100, 3), (0, 0, 9), np.uint8))  # a kill without a reason
+    cv2.imwrite(str(pictures / "01b.png"), np.full((60, 100, 3), (9, 0, 0), np.uint8))  # a crash
+    cv2.imwrite(str(pictures / "01c.png"), np.full((60, 100, 3), 255, np.uint8))  # an error
+    codes = []
+    for _ in range(6):
+        process = start("deadly", pictures, tmp_path / "out")
+        said = process.communicate(timeout=60)[0]
+        codes.append(process.returncode)
+        if process.returncode == 1:
+            break
+    assert codes[-1] == 1
+    assert set(codes[:-1]) == {-signal.SIGKILL, -signal.SIGSEGV}
+    assert len(codes) <= 5
+    assert "01a.png: the process was killed 3 times" in said
+    assert "01b.png: it ended the process (Fatal Python error: Segmentation fault)" in said
+    assert "01c.png: RuntimeError: too bright" in said
+    images = json.loads((tmp_path / "out" / "detection.json").read_text())["images"]
+    assert [image["file_name"] for image in images] == ["00.png", "01.png", "02.png", "03.png"]
+
+
+def test_a_picture_that_was_mended_is_labelled_by_the_next_start(pictures, tmp_path):
+    sound = (pictures / "a.png").read_bytes()
+    (pictures / "a.png").write_bytes(sound[:60])
+    done = label(ByColour(), pictures, tmp_path / "out", quiet=True)
+    assert [failure.split(":")[0] for failure in done.failures] == ["a.png"]
+    (pictures / "a.png").write_bytes(sound)
+    done = label(ByColour(), pictures, tmp_path / "out", quiet=True, resume=True)
+    assert (done.pictures, done.failures) == (2, [])
+
+
+def test_any_number_of_processes_writes_the_same_bytes(tmp_path):
+    pictures = many(tmp_path / "pictures")
+    label(ByColour(), pictures, tmp_path / "one", root=tmp_path / "one", quiet=True, identity="plain")
+    network = functools.partial(make, "plain")
+    label_by_jobs(network, 3, pictures, tmp_path / "jobs", root=tmp_path / "jobs", quiet=True)
+    for number in (3, 1, 2):
+        options = {"shard": (number, 3), "quiet": True, "identity": "plain"}
+        done = label(ByColour(), pictures, tmp_path / "shards", root=tmp_path / "shards", **options)
+        assert "--resume" in done.lines()[0]
+    merged = tmp_path / "shards"
+    label(ByColour(), pictures, merged, root=merged, quiet=True, resume=True, identity="plain")
+    written = {name: files(tmp_path / name) for name in ("one", "jobs", "shards")}
+    assert len(written["one"]) == 2 * 12 + 5
+    assert written["jobs"] == written["one"]
+    assert written["shards"] == written["one"]
+
+
+def test_a_picture_that_kills_one_of_several_processes_is_left_out_at_once(tmp_path):
+    pictures = many(tmp_path / "pictures", 5)
+    cv2.imwrite(str(pictures / "02a.png"), np.full((60, 100, 3), (0, 0, 9), np.uint8))
+    done = label_by_jobs(functools.partial(make, "deadly"), 2, pictures, tmp_path / "out", quiet=True)
+    assert done.pictures == 5
+    assert [failure.split(":")[0] for failure in done.failures] == ["02a.png"]
+
+
+def test_labels_are_not_mixed_with_those_of_other_settings(pictures, tmp_path):
+    out = tmp_path / "out"
+    label(ByColour(), pictures, out, quiet=True)
+    before = files(out)
+    with pytest.raises(PerceptionError, match="mirror was true, is false"):
+        label(ByColour(), pictures, out, quiet=True, resume=True, mirror=False)
+    with pytest.raises(PerceptionError, match="network was"):
+        label(ByColour(), pictures, out, quiet=True, resume=True, identity="other")
+    with pytest.raises(PerceptionError, match="--resume"):
+        label(ByColour(), pictures, out, quiet=True)
+    assert files(out) == before
+
+
+def test_a_full_disk_loses_no_labels(pictures, tmp_path, monkeypatch):
+    network, out = ByColour(), tmp_path / "out"
+    monkeypatch.setattr("perception.deploy.label.check_room", lambda _: full(network))
+    with pytest.raises(FullError, match="--resume"):
+        label(network, pictures, out, quiet=True)
+    assert len(json.loads((out / "detection.json").read_text())["images"]) == 1
+    monkeypatch.undo()
+    assert label(network, pictures, out, quiet=True, resume=True).pictures == 2
+
+
+def full(network: ByColour) -> None:
+    if network.seen:
+        raise FullError("disk full")
+
+
+@pytest.mark.parametrize("name", ["../../x", "/abs/x", "a/b", "..", "nul"])
+def test_a_task_cannot_lead_out_of_the_folder(pictures, tmp_path, name):
+    network = ByColour()
+    network.specs = {name: dataclasses.replace(SPECS["segmentation"], name=name)}
+    with pytest.raises(PerceptionError, match="cannot be the name of a file"):
+        label(network, pictures, tmp_path / "deep" / "out", quiet=True)
+    assert not list(tmp_path.rglob("*x*"))

@@ -1,6 +1,9 @@
 """`perception predict`: pictures, folders, globs, video and broken sources, with torch and with ONNX Runtime."""
 
+import json
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -11,11 +14,13 @@ from test_runtime import without_torch
 from perception import cli
 from perception.deploy.predict import Options, out_folder, predict
 from perception.deploy.runtime import Perceiver
-from perception.deploy.sources import find
+from perception.deploy.sources import Shot, find
 from perception.deploy.torch_runtime import TorchPerceiver
+from perception.deploy.video.film import VideoFile
 from perception.deploy.video.stream import Video
-from perception.deploy.video.writers import step
-from perception.types import Camera, PerceptionError, TaskSpec
+from perception.deploy.video.timing import Timings
+from perception.deploy.video.writers import MapWriter, Recording, step
+from perception.types import Camera, DenseMap, PerceptionError, TaskSpec
 
 
 @pytest.fixture(scope="module")
@@ -238,3 +243,86 @@ def test_providers_are_refused_where_torch_runs(command, tmp_path, capsys):
     assert cli.main([*arguments, "--providers", "CUDAExecutionProvider"]) == 2
     assert "--providers: a run folder is run by torch" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("save", ["mp4", "rrd", "mcap", "jsonl"])
+def test_a_name_that_is_not_utf_8_is_written_and_the_rest_is_done(perceiver, folder, tmp_path, save):
+    if save == "rrd":
+        pytest.importorskip("rerun")
+    (folder / "deeper" / os.fsdecode(b"caf\xe9.png")).write_bytes((folder / "a.png").read_bytes())
+    out = tmp_path / "out"
+    predict(perceiver, folder, out, Options(save=(save, "maps", "jsonl")), quiet=True)
+    ids = [record["id"] for record in records(out)]
+    assert "deeper/caf%E9.png" in ids
+    assert "deeper/b.jpg" in ids
+    assert all(path.name.encode() for path in out.rglob("*"))
+    if save == "mp4":
+        assert (out / "deeper" / "caf%E9.jpg").exists()
+    json.dumps(summary(out), ensure_ascii=False).encode()
+
+
+def test_a_picture_too_wide_for_a_jpeg_is_drawn_smaller(perceiver, tmp_path, capsys):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name, shape in (("a", (60, 100)), ("m", (30, 40_000)), ("n", (65_600, 12)), ("z", (60, 100))):
+        cv2.imwrite(str(folder / f"{name}.png"), np.full((*shape, 3), 90, np.uint8))
+    report = predict(perceiver, folder, tmp_path / "out")
+    assert report.failures == []
+    assert [record["id"] for record in records(tmp_path / "out")] == ["a.png", "m.png", "n.png", "z.png"]
+    drawn = {path.stem: cv2.imread(str(path)).shape for path in (tmp_path / "out").glob("*.jpg")}
+    assert set(drawn) == {"a", "m", "n", "z"}
+    assert drawn["m"][1] == 40_000  # its maps are below it
+    assert drawn["n"][0] == 65_500
+    assert "n.jpg: drawn" in capsys.readouterr().err
+
+
+def test_what_cannot_be_written_of_one_picture_is_told_of_it_and_the_rest_is_done(perceiver, folder, tmp_path):
+    long = "x" * 250 + ".png"  # its maps would have names of over 255 bytes
+    (folder / long).write_bytes((folder / "a.png").read_bytes())
+    report = predict(perceiver, folder, tmp_path / "out", Options(save=("mp4", "maps", "jsonl")), quiet=True)
+    names = [name for name, reason in report.failures if "name too long" in reason]
+    assert names
+    assert set(names) == {str(folder / long)}
+    ids = [record["id"] for record in records(tmp_path / "out")]
+    assert {"a.png", "deeper/b.jpg", long} <= set(ids)
+    assert (tmp_path / "out" / "deeper" / "b.jpg").exists()
+
+
+def test_a_film_wider_than_its_codec_is_drawn_smaller(tmp_path, capsys):
+    path = tmp_path / "wide.mp4"
+    video = VideoFile(path, 25, (40, 9000))
+    video.write(np.full((40, 9000, 3), 200, np.uint8), 0.0)
+    video.close()
+    assert cv2.VideoCapture(str(path)).read()[1].shape == (36, 8190, 3)
+
+
+def test_file_names_cannot_move_the_cursor(exported, tmp_path, capsys):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / "a\x1b[2J\x1b]0;owned\x07.png").write_bytes(b"no picture")
+    assert cli.main(["predict", str(exported), str(folder), "--out", str(tmp_path / "out"), "--threads", "1"]) == 1
+    said = capsys.readouterr().err
+    assert "\x1b" not in said
+    assert "\\x1b[2J" in said
+
+
+@pytest.mark.parametrize("kind", ["pictures", "film"])
+def test_where_nothing_is_decoded_the_exit_code_is_1(exported, tmp_path, capsys, kind):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    name = "a.png" if kind == "pictures" else "a.mp4"
+    (folder / name).write_bytes(b"nothing of the kind")
+    assert cli.main(["predict", str(exported), str(folder), "--out", str(tmp_path / "out"), "--threads", "1"]) == 1
+    assert name in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["../../x", "/abs/x", "a/b"])
+def test_a_task_cannot_lead_out_of_the_folder_of_maps(tmp_path, name):
+    spec = TaskSpec(name, "dense", ("label_map",), ("road",))
+    found = DenseMap(np.zeros((4, 6), np.uint8), np.ones((4, 6), bool))
+    writer, out = MapWriter(), tmp_path / "deep" / "out"
+    writer.open(Recording(out, "", 0.0, {name: spec}, Timings()))
+    result = SimpleNamespace(annotations={name: found}, specs={name: spec})
+    with pytest.raises(PerceptionError, match="cannot be the name of a file"):
+        writer.write(Shot(np.zeros((4, 6, 3), np.uint8), place="a"), result, {})
+    assert not list(tmp_path.rglob("*.png"))

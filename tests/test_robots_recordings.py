@@ -337,4 +337,4 @@ def test_a_full_disk_ends_in_a_sentence(tmp_path, exported):
     done = subprocess.run([sys.executable, "-c", FULL, *command], check=False, capture_output=True, text=True)
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
-    assert "cannot be written: File too large. Make room" in done.stderr
+    assert "cannot be written: File too large. Free some space" in done.stderr

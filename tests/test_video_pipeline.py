@@ -260,7 +260,7 @@ def test_an_mp4_that_is_not_whole_is_told(tmp_path, monkeypatch):
         def release() -> None:
             release()
             path = tmp_path / "x.mp4"
-            path.write_bytes(path.read_bytes()[:-200])
+            path.write_bytes(path.read_bytes()[:-400])
 
     video._file = Full()
     with pytest.raises(PerceptionError, match="is not whole"):

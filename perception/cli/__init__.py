@@ -3,29 +3,64 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
 from perception import __version__
 from perception.cli import bench, data, deployment, exporting, studies, training
+from perception.deploy.video.progress import tell
+from perception.deploy.video.threads import leave_beside_hung_threads
+from perception.ops.files import FULL, REFUSED, FullError
+from perception.ops.names import printable
 from perception.types import PerceptionError
+
+UNREAD = 141
+"""Exit code where nobody reads standard output any more, as of a program that SIGPIPE ends."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command. Returns its exit code: 0, or 2 where the user must mend something."""
-    parsed = _parse(arguments)
+    """Run a command, that of this process where there are no arguments, which then may end here.
+
+    Returns its exit code: 0; 1 where something of it could not be done or a disk is full; 2 where the user must mend
+    something; 130, 143, ... by a signal.
+    """
+    code = _run(_parse(arguments))
+    if arguments is None:
+        leave_beside_hung_threads(code)
+    return code
+
+
+def _run(parsed: argparse.Namespace) -> int:
     try:
         return parsed.action(parsed) or 0
+    except FullError as error:
+        _complain(parsed, str(error))
+        return 1
     except PerceptionError as error:
-        print(f"perception {parsed.command}: {error}", file=sys.stderr)  # noqa: T201
+        _complain(parsed, str(error))
         return 2
+    except BrokenPipeError:  # nobody reads what it prints any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return UNREAD
+    except OSError as error:
+        if error.errno not in FULL | REFUSED:
+            raise
+        _complain(parsed, f"{error.filename or 'a file'}: {error.strerror}. Check its name, permissions and disk.")
+        return 1 if error.errno in FULL else 2
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "perception":
             raise
-        print(f"perception {parsed.command}: {missing(error.name or '')}", file=sys.stderr)  # noqa: T201
+        _complain(parsed, missing(error.name or ""))
         return 2
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as error:
+        return 128 + getattr(error, "signal", signal.SIGINT)
+
+
+def _complain(parsed: argparse.Namespace, text: str) -> None:
+    lines = "\n".join(printable(line) for line in text.split("\n"))
+    tell(sys.stderr, f"perception {parsed.command}: {lines}\n")
 
 
 INSTALL = {

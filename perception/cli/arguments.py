@@ -36,6 +36,13 @@ def count(text: str) -> int:
     return int(text)
 
 
+def shard(text: str) -> tuple[int, int]:
+    number, _, of = text.partition("/")
+    if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+        raise argparse.ArgumentTypeError(f"'{text}' is not of the form I/N with I from 1 to N, for example 2/4")
+    return int(number), int(of)
+
+
 def positive(text: str) -> float:
     try:
         value = float(text)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from perception.cli.arguments import add_command, add_tasks, bar, camera, count, names, positive, say, size
+from perception.cli.arguments import add_command, add_tasks, bar, camera, count, names, positive, say, shard, size
+from perception.deploy.video.interrupt import terminable
+from perception.ops.names import printable
 
 SAVE = (
     "what to write: mp4 (pictures as jpg), jsonl, mcap (a ROS 2 bag), rrd (default: mp4,jsonl; of a bag always a bag)"
@@ -17,7 +21,7 @@ SAVE = (
 
 
 def add_commands(commands: Any) -> None:
-    predict = add_command(commands, "predict", _predict, "run a network on pictures or video")
+    predict = add_command(commands, "predict", stoppable(_predict), "run a network on pictures or video")
     predict.add_argument("model", type=Path, metavar="MODEL", help="run folder or .onnx file (which needs no torch)")
     predict.add_argument("source", help="picture, folder, glob, list, video, camera number, URL, - (stdin), ROS bag")
     add_tasks(predict)
@@ -44,7 +48,9 @@ def add_commands(commands: Any) -> None:
         "--timeout", type=positive, default=5.0, metavar="S", help="give up what is silent (default: 5)"
     )
 
-    calibrate = add_command(commands, "calibrate", _calibrate, "learn what good pictures look like to a network")
+    calibrate = add_command(
+        commands, "calibrate", stoppable(_calibrate), "learn what good pictures look like to a network"
+    )
     calibrate.add_argument("model", type=Path, metavar="MODEL", help="run folder or .onnx file")
     calibrate.add_argument("source", help="good pictures or videos of where it will work: file, folder, glob")
     add_tasks(calibrate)
@@ -53,16 +59,31 @@ def add_commands(commands: Any) -> None:
     calibrate.add_argument("--threads", type=count, help="CPU threads of the network (default: all cores)")
     calibrate.add_argument("--providers", type=names, metavar="A,B", help="of ONNX Runtime, best first (default: CPU)")
 
-    label = add_command(commands, "label", _label, "label pictures that lack labels, where a network is sure of them")
+    label = add_command(
+        commands, "label", stoppable(_label), "label pictures that lack labels, where a network is sure of them"
+    )
     label.add_argument("model", type=Path, metavar="MODEL", help="run folder or .onnx file, trained for the tasks")
     label.add_argument("pictures", type=Path, metavar="PICTURES", help="folder of pictures")
     add_tasks(label)
     label.add_argument("--out", type=Path, required=True, help="folder for the labels, new or empty")
+    label.add_argument("--resume", action="store_true", help="go on where it was stopped or killed, or merge shards")
+    label.add_argument("--jobs", type=count, default=1, metavar="N", help="processes (default: 1)")
+    label.add_argument("--shard", type=shard, metavar="I/N", help="every N-th picture only; --resume merges in the end")
     label.add_argument("--root", type=Path, default=Path(), help="data.root of the recipe that will read them")
     label.add_argument("--no-mirror", action="store_true", help="left and right are not alike (words, arrows)")
     label.add_argument("--camera", help="intrinsics in pixels of the pictures: fx,fy,cx,cy")
     label.add_argument("--threads", type=count, help="CPU threads of the network (default: all cores)")
     label.add_argument("--providers", type=names, metavar="A,B", help="of ONNX Runtime, best first (default: CPU)")
+
+
+def stoppable(command: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """The command; the first signal ends it in order, from its imports on."""
+
+    def run(parsed: argparse.Namespace) -> int:
+        with terminable():
+            return command(parsed)
+
+    return run
 
 
 def _predict(parsed: argparse.Namespace) -> int:
@@ -95,10 +116,10 @@ def _predict(parsed: argparse.Namespace) -> int:
     )
     if bag:
         folder = out_folder(parsed.out)
-        out = folder / Path(parsed.source).stem
+        out = folder / (Path(parsed.source).stem or Path(parsed.source).resolve().stem)
         done = replay(perceiver, parsed.source, out, topics=parsed.topics, options=options, bar=bar)
         print(done, file=sys.stderr)  # noqa: T201
-        return 130 if done.interrupted else 0
+        return 128 + done.interrupted if done.interrupted is not None else 0 if done.frames else 1
     report = predict(perceiver.warm_up(parsed.batch, parsed.size), parsed.source, parsed.out, options)
     if report.interrupted is not None:
         return 128 + report.interrupted if report.interrupted else 0
@@ -150,12 +171,33 @@ def _calibrate(parsed: argparse.Namespace) -> int:
 
 def _label(parsed: argparse.Namespace) -> int:
     from perception.deploy.label import label
+    from perception.deploy.label_jobs import label_by_jobs
 
-    perceiver = _perceiver(parsed, parsed.threads or usable_cores())
-    lens = camera(parsed.camera)
-    done = label(perceiver, parsed.pictures, parsed.out, lens, mirror=not parsed.no_mirror, root=parsed.root)
-    say(done.lines())
+    threads = max(1, (parsed.threads or usable_cores()) // parsed.jobs)
+    options = {
+        "camera": camera(parsed.camera), "mirror": not parsed.no_mirror, "root": parsed.root,
+        "resume": parsed.resume, "shard": parsed.shard,
+    }  # fmt: skip
+    if parsed.jobs > 1:
+        asked = argparse.Namespace(model=parsed.model, tasks=parsed.tasks, providers=parsed.providers)
+        network = functools.partial(_labeller, asked, threads)
+        done = label_by_jobs(network, parsed.jobs, parsed.pictures, parsed.out, **options)
+    else:
+        perceiver, identity = _labeller(parsed, threads)
+        done = label(perceiver, parsed.pictures, parsed.out, identity=identity, **options)
+    say(map(printable, done.lines()))
     return 128 + done.interrupted if done.interrupted is not None else 1 if done.failures else 0
+
+
+def _labeller(parsed: argparse.Namespace, threads: int) -> tuple[Any, str]:
+    """The network, and the SHA-256 of its graph or weights: labels of two networks are not to be mixed."""
+    perceiver = _perceiver(parsed, threads)
+    identity = _identity(perceiver)
+    if not identity and hasattr(perceiver, "model"):
+        from perception.deploy.torch_runtime import weights_digest
+
+        identity = weights_digest(perceiver.model)
+    return perceiver, identity
 
 
 def _calibration(path: Path | None, model: Path, tasks: list[str] | None, perceiver: Any) -> Any:

@@ -7,11 +7,10 @@ that was trained for that task do (self-training, Noisy Student: Xie et al. 2020
 
 from __future__ import annotations
 
-import csv
-import json
+import dataclasses
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,13 +22,19 @@ from numpy.typing import NDArray
 from perception.data.files.folders import by_stem, existing_folder, list_pictures
 from perception.data.files.images import read_image
 from perception.deploy.agreement import agreed, mirrored
+from perception.deploy.label_files import Labelled, keep, merge
+from perception.deploy.label_records import FOLDER, SETTINGS, Log, read_settings, recall, settle
 from perception.deploy.predict import out_folder
 from perception.deploy.runtime import perceive
-from perception.deploy.video.interrupt import Stopped, terminable
+from perception.deploy.video.interrupt import check, held, terminable
 from perception.deploy.video.pipeline import Network
 from perception.deploy.video.progress import Progress
-from perception.deploy.video.writers import save, step, stored
-from perception.types import Annotation, Camera, DataError, DenseMap, ImageLabel, Instances, PerceptionError, TaskSpec
+from perception.ops.files import FullError, check_room, make_folder, remove_partial, write_whole
+from perception.ops.names import check_file_name
+from perception.types import Annotation, Camera, DataError, PerceptionError, TaskSpec
+
+FORMAT = 1
+"""Of the settings and records, in ``.records``."""
 
 SIZES = (1.0, 0.75, 1.25)
 """Sizes at which a network sees each picture, as factors of its own."""
@@ -48,6 +53,7 @@ class Labels:
     entries: task -> what the recipe's source says of its labels; without the tasks of which nothing was sure
     kept: task -> how much all views agreed on
     interrupted: number of the signal that stopped it; None = it went to its end
+    shard: that of which it is; then all that is above is told when they are put together
     """
 
     out: Path
@@ -56,10 +62,14 @@ class Labels:
     entries: dict[str, dict[str, Any]] = field(default_factory=dict)
     kept: dict[str, str] = field(default_factory=dict)
     interrupted: int | None = None
+    shard: tuple[int, int] | None = None
 
     def lines(self) -> list[str]:
         """For the user: what there is, and what to write into the recipe."""
-        stopped = " (stopped; what is written is whole)" if self.interrupted is not None else ""
+        stopped = " (stopped; what is written is whole, --resume goes on)" if self.interrupted is not None else ""
+        if self.shard:
+            name = "/".join(map(str, self.shard))
+            return [f"{self.out}: shard {name}{stopped}. When all have ended, --resume without --shard completes it."]
         said = [f"{self.out}: labels of {self.pictures} pictures{stopped}"]
         said += [f"  not labelled: {failure}" for failure in self.failures]
         said += [f"  {task}: {kept}" for task, kept in self.kept.items()]
@@ -80,6 +90,10 @@ def label(
     mirror: bool = True,
     root: str | Path = ".",
     quiet: bool = False,
+    resume: bool = False,
+    shard: tuple[int, int] | None = None,
+    identity: str = "",
+    watch: Callable[[], None] = lambda: None,
 ) -> Labels:
     """Label the pictures of a folder (and its folders) with what the network is sure of; see `agreed`.
 
@@ -89,48 +103,135 @@ def label(
     mirror: whether the mirror image must lead to the same: not where left and right are not alike to the network
     root:   the recipe's data.root, to which the paths in the entries are relative
     quiet:  no progress on standard error
+    resume: go on in ``out``, which was begun with the same settings
+    shard:  (i, n), from 1 on: every n-th picture only, beside other processes; `resume` without it, when all have
+            ended, does what is left and writes the files of all. None = all pictures
+    identity: of the network: labels of another are refused
+    watch:  called after each picture
 
     Each picture is seen as it is and mirrored, at its own and, where the network takes them, at two other sizes.
-    Pictures that cannot be read are told and passed over. When it is stopped, what was labelled until then is whole.
+    Pictures that cannot be read, or that end the process, are told and passed over. What is written does not hang
+    on how often it was stopped, or on how many processes did it. Stopped, what was labelled until then is whole.
     Raises DataError where there is no picture, or two whose names differ only in their extension; PerceptionError where
-    ``out`` holds something.
+    ``out`` holds something else; FullError where the disk is full.
     """
     folder = existing_folder(Path(), str(pictures), "pictures")
-    paths = list(by_stem(list_pictures(folder), folder).values())
-    sizes, out = _sizes(network), out_folder(out)
-    writers = {name: _WRITERS[spec.shape](spec, out, camera) for name, spec in network.specs.items()}
-    labels, progress = Labels(out), Progress(None if quiet else sys.stderr, "pictures", len(paths))
+    names = picture_names(folder)
+    out = label_folder(out, resume or shard is not None)
+    sizes, specs = _sizes(network), dict(network.specs)
+    for name in specs:
+        check_file_name(name, "a task")
+    settings = {
+        "format": FORMAT,
+        "network": identity,
+        "mirror": mirror,
+        "sizes": sizes,
+        "camera": camera and [camera.fx, camera.fy, camera.cx, camera.cy],
+        "tasks": [dataclasses.asdict(spec) for spec in specs.values()],
+    }
+    settle(out, settings)
+    if shard is None:
+        remove_partial(out)
+    interrupted, full = None, None
+    past = recall(out, folder)
+    mine = past.left(names[shard[0] - 1 :: shard[1]] if shard else names)
+    progress = Progress(None if quiet else sys.stderr, "pictures", len(mine))
     try:
-        with terminable():
-            for path in paths:
-                name = path.relative_to(folder).as_posix()
-                try:
-                    picture = read_image(path)
-                except (DataError, ModuleNotFoundError) as error:
-                    labels.failures.append(f"{name}: {error}")
-                    continue
-                views = _views(network, picture, sizes, camera, mirror)
-                for task, writer in writers.items():
-                    writer.add(name, picture.shape[:2], agreed([view[task] for view in views], network.specs[task]))
-                labels.pictures += 1
+        with terminable(), Log(out, folder) as log:
+            for name in mine:
+                check_room(out)
+                log.begin(name)
+                _one(log, network, folder, name, out, sizes, camera, mirror)
+                check()
                 progress.step()
-    except Stopped as stopped:
-        labels.interrupted = stopped.signal
-    except KeyboardInterrupt:
-        labels.interrupted = signal.SIGINT
+                watch()
+    except KeyboardInterrupt as error:
+        interrupted = getattr(error, "signal", signal.SIGINT)
+    except FullError as error:
+        full = error
     progress.done()
-    for task, writer in writers.items():
-        labels.kept[task] = writer.kept()
-        if entry := writer.close():
+    labels = Labels(out)
+    try:
+        with terminable(), held():
+            labels = Labels(out, shard=shard) if shard else merge_labels(out, folder, pictures, root)
+    except FullError as error:
+        full = full or error
+    if full is not None:
+        raise FullError(f"{full} What was labelled is not lost: go on with --resume.") from full
+    labels.interrupted = interrupted
+    return labels
+
+
+def _one(
+    log: Log,
+    network: Network,
+    folder: Path,
+    name: str,
+    out: Path,
+    sizes: Sequence[tuple[int, int] | None],
+    camera: Camera | None,
+    mirror: bool,
+) -> None:
+    """Label a picture, or record why that fails."""
+    try:
+        picture = read_image(folder / name)
+        views = _views(network, picture, sizes, camera, mirror)
+        found = {task: agreed([view[task] for view in views], spec) for task, spec in network.specs.items()}
+    except (DataError, ModuleNotFoundError) as error:
+        log.fail(name, str(error))
+        return
+    except Exception as error:  # one picture in a million is not to end the work on the others
+        log.fail(name, f"{type(error).__name__}: {error}")
+        return
+    with held():
+        kept = {task: keep(spec, found[task], name, out) for task, spec in network.specs.items()}
+        log.finish(name, picture.shape[:2], kept)
+
+
+def picture_names(folder: Path) -> list[str]:
+    """Of the pictures under a folder, in the order of their labels. Raises DataError where two would share a map."""
+    return [path.relative_to(folder).as_posix() for path in by_stem(list_pictures(folder), folder).values()]
+
+
+def label_folder(out: str | Path, resume: bool) -> Path:
+    """The folder of the labels, made. Raises PerceptionError where it holds what is not to be changed."""
+    out = Path(out)
+    if resume and (out / FOLDER / SETTINGS).is_file():
+        make_folder(out)
+        return out
+    if out.is_dir() and (out / FOLDER).is_dir() and not resume:
+        raise PerceptionError(f"{out} holds labels. Go on with them by --resume, or give a new folder.")
+    if resume and out.is_dir() and {path.name for path in out.iterdir()} <= {FOLDER}:
+        return out
+    return out_folder(out)
+
+
+def merge_labels(out: Path, folder: Path, pictures: str | Path, root: str | Path) -> Labels:
+    """Write the files of all that is labelled in ``out``: the same bytes whoever labelled it, in whatever order.
+
+    folder: of the pictures; pictures: as the recipe is to name it
+    """
+    past, settings = recall(out, folder), read_settings(out)
+    names = picture_names(folder)
+    done = [past.done[name] for name in names if name in past.done]
+    labels = Labels(out, len(done), [f"{name}: {past.failed[name]}" for name in names if name in past.failed])
+    camera = Camera(*settings["camera"]) if settings["camera"] else None
+    for task in settings["tasks"]:
+        fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in task.items()}
+        spec = TaskSpec(**fields)
+        some = [Labelled(line["done"], tuple(line["size"]), line["labels"][spec.name]) for line in done]
+        entry, labels.kept[spec.name] = merge(spec, out, some, camera)
+        if entry:
             kind, files = entry.pop("format"), {key: _under(root, entry.pop(key)) for key in PATHS if key in entry}
-            labels.entries[task] = {
+            labels.entries[spec.name] = {
                 "format": kind,
-                "task": task,
+                "task": spec.name,
                 "images": _under(root, Path(pictures)),
                 **files,
                 **entry,
             }
-    (out / "labels.yaml").write_text(yaml.safe_dump(list(labels.entries.values()), sort_keys=False), "utf-8")
+    text = yaml.safe_dump(list(labels.entries.values()), sort_keys=False)
+    write_whole(out / "labels.yaml", text.encode())
     return labels
 
 
@@ -173,104 +274,3 @@ def _views(
         views.append(found[0].annotations)
         views += [{name: mirrored(said, width) for name, said in view.annotations.items()} for view in found[1:]]
     return views
-
-
-class _MapLabels:
-    """A PNG per picture: class ids, or steps of a quantity."""
-
-    def __init__(self, spec: TaskSpec, out: Path, camera: Camera | None) -> None:
-        self.spec, self.out, self.camera = spec, out, camera
-        self._pixels = self._known = 0
-
-    def add(self, name: str, size: tuple[int, int], found: Annotation | None) -> None:
-        self._pixels += size[0] * size[1]
-        if not isinstance(found, DenseMap):
-            return
-        self._known += int(found.valid.sum())
-        save((self.out / self.spec.name / name).with_suffix(".png"), stored(found, self.spec))
-
-    def close(self) -> dict[str, Any]:
-        maps = self.out / self.spec.name
-        if not self._known:
-            return {}
-        if self.spec.classes:
-            names = self.out / f"{self.spec.name}.txt"
-            names.write_text("".join(f"{name}\n" for name in self.spec.classes), "utf-8")
-            return {"format": "label_maps", "masks": maps, "classes": names}
-        entry = {"format": "depth_maps", "depths": maps, "scale": step(self.spec)}
-        lens = self.camera
-        return entry if lens is None else entry | {"camera": {k: getattr(lens, k) for k in ("fx", "fy", "cx", "cy")}}
-
-    def kept(self) -> str:
-        return f"{self._known / max(1, self._pixels):.1%} of the pixels"
-
-
-class _BoxLabels:
-    """One COCO JSON."""
-
-    def __init__(self, spec: TaskSpec, out: Path, camera: Camera | None) -> None:
-        self.spec, self.path = spec, out / f"{spec.name}.json"
-        self._images: list[dict[str, Any]] = []
-        self._boxes: list[dict[str, Any]] = []
-
-    def add(self, name: str, size: tuple[int, int], found: Annotation | None) -> None:
-        image = len(self._images) + 1
-        self._images.append({"id": image, "file_name": name, "height": size[0], "width": size[1]})
-        if not isinstance(found, Instances) or found.ignore is None:
-            return
-        for (x1, y1, x2, y2), kind, unsure in zip(
-            np.asarray(found.boxes, np.float64).round(2).tolist(),
-            found.labels.tolist(),
-            found.ignore.tolist(),
-            strict=True,
-        ):
-            self._boxes.append(
-                {
-                    "id": len(self._boxes) + 1, "image_id": image, "category_id": kind + 1, "iscrowd": int(unsure),
-                    "bbox": [x1, y1, round(x2 - x1, 2), round(y2 - y1, 2)], "area": round((x2 - x1) * (y2 - y1), 2),
-                }
-            )  # fmt: skip
-
-    def close(self) -> dict[str, Any]:
-        categories = [{"id": number, "name": name} for number, name in enumerate(self.spec.classes, 1)]
-        content = {"images": self._images, "annotations": self._boxes, "categories": categories}
-        self.path.write_text(json.dumps(content), "utf-8")
-        return {"format": "coco", "annotations": self.path} if self._images else {}
-
-    def kept(self) -> str:
-        unsure = sum(box["iscrowd"] for box in self._boxes)
-        return f"{len(self._boxes) - unsure} boxes, {unsure} ignore regions"
-
-
-class _PictureLabels:
-    """One CSV: the class of each picture, or whether each class holds (empty = unsure)."""
-
-    def __init__(self, spec: TaskSpec, out: Path, camera: Camera | None) -> None:
-        self.spec, self.path = spec, out / f"{spec.name}.csv"
-        self._rows: list[list[str]] = []
-        self._seen = 0
-
-    def add(self, name: str, size: tuple[int, int], found: Annotation | None) -> None:
-        self._seen += 1
-        if not isinstance(found, ImageLabel):
-            return
-        if found.classes is None:
-            self._rows.append([name, self.spec.classes[int(found.values.argmax())]])
-        else:
-            told = zip(found.values.tolist(), found.classes.tolist(), strict=True)
-            self._rows.append([name, *(str(int(value)) if known else "" for value, known in told)])
-
-    def close(self) -> dict[str, Any]:
-        with self.path.open("w", encoding="utf-8", newline="") as file:
-            columns = self.spec.classes if self.spec.multi_label else ("label",)
-            csv.writer(file).writerows([["file", *columns], *self._rows])
-        if not self._rows:
-            return {}
-        entry = {"format": "image_labels", "csv": self.path}
-        return entry | {"multi_label": True} if self.spec.multi_label else entry
-
-    def kept(self) -> str:
-        return f"{len(self._rows)} of {self._seen} pictures"
-
-
-_WRITERS = {"dense": _MapLabels, "instances": _BoxLabels, "label": _PictureLabels}

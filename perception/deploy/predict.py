@@ -7,16 +7,17 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import TextIO
 
 from perception.deploy.runtime import check_camera
 from perception.deploy.sources import find
-from perception.deploy.video.interrupt import Stopped, terminable
-from perception.deploy.video.journal import Journal
+from perception.deploy.video.interrupt import Stopped, held, terminable
+from perception.deploy.video.journal import Journal, Status
 from perception.deploy.video.pipeline import Network
+from perception.deploy.video.progress import say
 from perception.deploy.video.run import Options, Run
 from perception.deploy.video.summary import SUMMARY, Report
 from perception.deploy.video.writers import make_writers
+from perception.ops.files import make_folder, write_whole, writing
 from perception.types import PerceptionError
 
 __all__ = ["Options", "Report", "predict"]
@@ -47,24 +48,29 @@ def predict(
     report = Report(out_folder(out), journal=Journal(lambda text: say(stream, text)))
     run = Run(network, options, report, writers, stream)
     begin = time.perf_counter()
-    try:
-        with terminable():
+    with terminable(), held():
+        try:
             run.all(sources)
-    except Stopped as stopped:
-        report.interrupted = stopped.signal
-    except KeyboardInterrupt:
-        report.interrupted = signal.SIGINT
-    finally:
-        report.seconds = time.perf_counter() - begin
-        (report.out / SUMMARY).write_text(json.dumps(report.to_json(), indent=2) + "\n", "utf-8")
-    say(stream, str(report))
+        except Stopped as stopped:
+            report.interrupted = stopped.signal
+        except KeyboardInterrupt:
+            report.interrupted = signal.SIGINT
+        finally:
+            report.seconds = time.perf_counter() - begin
+            _summarize(report)
+        say(stream, str(report))
     return report
 
 
-def say(stream: TextIO | None, text: str) -> None:
-    if stream is not None:
-        stream.write(f"{text}\n")
-        stream.flush()
+def _summarize(report: Report) -> None:
+    """Write ``summary.json``, or tell that it could not be written: what has ended the run is not to be lost."""
+    path = report.out / SUMMARY
+    try:
+        write_whole(path, f"{json.dumps(report.to_json(), indent=2)}\n".encode())
+    except PerceptionError as error:
+        if not report.full:  # else the same has been said already
+            report.failures.append((str(path), str(error)))
+            report.journal.note(SUMMARY, Status.DEGRADED, str(error))
 
 
 def out_folder(out: str | Path | None) -> Path:
@@ -75,7 +81,12 @@ def out_folder(out: str | Path | None) -> Path:
             number += 1
     else:
         folder = Path(out)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise PerceptionError(f"{folder} is not empty. Expected a new or empty folder: give another, or remove it.")
-    folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            if folder.exists() and not folder.is_dir():
+                raise PerceptionError(f"{folder} is a file. Expected a new or empty folder: give another.")
+            if folder.exists() and any(folder.iterdir()):
+                raise PerceptionError(
+                    f"{folder} is not empty. Expected a new or empty folder: give another, or remove it."
+                )
+    make_folder(folder)
     return folder

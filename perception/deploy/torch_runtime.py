@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,3 +61,12 @@ class TorchPerceiver:
         with torch.inference_mode():
             found = self.model.predict(torch.from_numpy(images).to(self._device), list(self.specs))
         return {name: value.cpu().numpy() for name, value in found.items()}
+
+
+def weights_digest(model: torch.nn.Module) -> str:
+    """SHA-256 of the names and values of all weights."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from perception.deploy.result import Result
 from perception.deploy.robots.definitions import typestore
 from perception.deploy.robots.messages import Message, Stamp, all_messages, doubts
+from perception.ops.files import writing
 from perception.types import PerceptionError
 
 
@@ -28,7 +28,7 @@ class BagWriter:
         self.path = Path(path)
         if self.path.exists():
             raise PerceptionError(f"{self.path} exists already. Nothing is overwritten: give another name.")
-        with self._told():
+        with writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._writer = Writer(self.path, version=8, storage_plugin=StoragePlugin.MCAP)
             self._writer.open()
@@ -58,7 +58,7 @@ class BagWriter:
 
     def write_cdr(self, topic: str, type: str, data: bytes, nanoseconds: int) -> None:
         """Record a message of a standard type as it is."""
-        with self._told():
+        with writing(self.path):
             connection = self._connections.get((topic, type))
             if connection is None:
                 connection = self._writer.add_connection(topic, type, typestore=self._store)
@@ -68,19 +68,8 @@ class BagWriter:
 
     def close(self) -> None:
         """Complete the file. Without this (a kill) it can be read up to the last chunk that was written."""
-        with self._told():
+        with writing(self.path):
             self._writer.close()
-
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        """A disk that is full or cannot be written is an error of ours."""
-        try:
-            yield
-        except OSError as error:
-            raise PerceptionError(
-                f"{self.path} cannot be written: {error.strerror}. Make room, or check the permissions. What was "
-                "written before can be read up to its last chunk."
-            ) from error
 
 
 def to_store(value: Any, store: Any) -> Any:

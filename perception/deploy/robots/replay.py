@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -21,7 +22,9 @@ from perception.deploy.robots.topics import prefixes
 from perception.deploy.runtime import check_camera
 from perception.deploy.sources import Shot
 from perception.deploy.video.clock import Clock
+from perception.deploy.video.interrupt import check, held, terminable
 from perception.deploy.video.run import Options, steps
+from perception.ops.files import check_room
 from perception.ops.names import printable
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -45,7 +48,7 @@ class ReplayReport:
     others: list[str] = field(default_factory=list)
     frames: int = 0
     seconds: float = 0.0
-    interrupted: bool = False
+    interrupted: int | None = None
     problems: dict[str, int] = field(default_factory=dict)
     damage: dict[str, int] = field(default_factory=dict)
     _kinds: dict[tuple[str, str], str] = field(default_factory=dict, repr=False)
@@ -61,12 +64,13 @@ class ReplayReport:
     def __str__(self) -> str:
         rate = f", {self.frames / self.seconds:.1f} frames/s" if self.seconds else ""
         lines = [f"{self.out}: {self.frames} frames of {', '.join(map(printable, self.topics))}{rate}"]
+        lines += [] if self.frames or self.interrupted is not None else ["No picture of it could be decoded."]
         lines += [f"{count} x {text}" for text, count in [*self.problems.items(), *self.damage.items()]]
         lines += [f"left out: {printable(topic)}: {why}" for topic, why in self.left_out.items()]
         if self.others:
             more = f" and {len(self.others) - MOST} more" if len(self.others) > MOST else ""
             lines.append(f"not copied: {', '.join(map(printable, self.others[:MOST]))}{more} (no images)")
-        return "\n".join([*lines, "Stopped before the end."] if self.interrupted else lines)
+        return "\n".join([*lines, "Stopped before the end."] if self.interrupted is not None else lines)
 
 
 def replay(
@@ -109,14 +113,17 @@ def replay(
         wanted = [min(source.count(topic), options.frames or source.count(topic)) for topic in source.topics]
         with bar("frames", sum(wanted)) as advance_to:
             try:
-                for number, frame in enumerate(source.frames(options.frames, carry)):
-                    carry(frame.raw)
-                    _one(views[frame.topic], frame, places[frame.topic], sink, report, point_step)
-                    advance_to(number + 1)
-            except KeyboardInterrupt:
-                report.interrupted = True
+                with terminable(), held():
+                    for number, frame in enumerate(source.frames(options.frames, carry)):
+                        check()
+                        check_room(sink.path.parent)
+                        carry(frame.raw)
+                        _one(views[frame.topic], frame, places[frame.topic], sink, report, point_step)
+                        advance_to(number + 1)
+            except KeyboardInterrupt as error:
+                report.interrupted = getattr(error, "signal", signal.SIGINT)
         report.seconds, report.damage = time.perf_counter() - begin, source.damage()
-    if not (report.frames or report.problems or report.interrupted):
+    if not (report.frames or report.problems or report.interrupted is not None):
         report.count("", "nothing was recorded on these topics")
     return report
 

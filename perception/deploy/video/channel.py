@@ -8,10 +8,14 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from typing import Generic, TypeVar
 
+from perception.deploy.video import threads
+
 T = TypeVar("T")
+POLL = 0.1
+"""Seconds between two looks at whether to go on, while waiting."""
 
 
 class Closed(Exception):
@@ -62,6 +66,11 @@ class Channel(Generic[T]):
             self._changed.notify_all()
             return item
 
+    def wait(self, seconds: float) -> bool:
+        """Whether there is something to get, an end or an error included, within so many seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: bool(self._items) or self._finished or self._abandoned, seconds)
+
     def finish(self, error: BaseException | None = None) -> None:
         """The writer's end: the reader still gets what is in the channel, then Closed or ``error``."""
         with self._changed:
@@ -76,9 +85,16 @@ class Channel(Generic[T]):
             self._changed.notify_all()
 
 
-def ahead(items: Iterable[T], size: int = 2, name: str = "ahead", patience: float = 10.0) -> Generator[T]:
+def ahead(
+    items: Iterable[T],
+    size: int = 2,
+    name: str = "ahead",
+    patience: float = 10.0,
+    check: Callable[[], None] | None = None,
+) -> Generator[T]:
     """The same items, made in a thread that is at most ``size`` of them ahead; errors arrive in their place.
 
+    check: called again and again while it waits; what it raises ends the wait
     Closing it closes ``items`` in their own thread and waits for that, for at most ``patience`` seconds.
     """
     channel: Channel[T] = Channel(size)
@@ -100,10 +116,11 @@ def ahead(items: Iterable[T], size: int = 2, name: str = "ahead", patience: floa
                 error = error or problem
             channel.finish(error)
 
-    worker = threading.Thread(target=work, name=name, daemon=True)
-    worker.start()
+    worker = threads.begin(work, name)
     try:
         while True:
+            while check is not None and not channel.wait(POLL):
+                check()
             try:
                 item = channel.get()
             except Closed:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from perception.deploy.sources import Shot
 from perception.deploy.video.features import feature_names, features
+from perception.ops.files import write_whole
 from perception.types import PerceptionError, Prediction, TaskSpec
 
 FORMAT = 1
@@ -68,7 +69,7 @@ class Calibration:
 
     def save(self, path: Path) -> None:
         record = {key: _plain(value) for key, value in dataclasses.asdict(self).items()}
-        path.write_text(json.dumps({"format": FORMAT, **record}, allow_nan=False) + "\n", "utf-8")
+        write_whole(path, f"{json.dumps({'format': FORMAT, **record}, allow_nan=False)}\n".encode())
 
 
 def fit(values: NDArray[np.float64], names: list[str], model: str = "") -> Calibration:

@@ -2,44 +2,47 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from array import array
-from itertools import pairwise
 from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from perception.deploy.video import threads
 from perception.deploy.video.channel import Channel, Closed
-from perception.deploy.video.mp4 import check_whole, set_times
+from perception.deploy.video.mp4 import FRAGMENTED, complete
 from perception.deploy.video.timing import Timings
+from perception.ops.files import FullError
 from perception.types import PerceptionError
 
 WAITING = 3
 """Pictures that may wait to be encoded."""
-EVEN = 1e-3
-"""Seconds by which times may differ from a constant rate before they are written into the file."""
+LARGEST = 8190
+"""Pixels that a side may have in MPEG-4."""
 
 
 class VideoFile:
-    """MPEG-4 (Part 2), by the FFmpeg in OpenCV's package. Closed, it is whole whatever happened before.
+    """MPEG-4 (Part 2), by the FFmpeg in OpenCV's package. It plays up to what is on disk, whatever happens.
 
     A picture of another size than the first is fitted into it, gray around: encoders drop it without a word.
     """
 
     def __init__(self, path: Path, fps: float, shape: tuple[int, ...], timings: Timings | None = None) -> None:
-        self.path, self.fps, self.size = path, fps, (shape[1] + shape[1] % 2, shape[0] + shape[0] % 2)
+        self.path, self.fps, self.size = path, fps, even(shape)
         self.times = array("d")
         self._timings = timings or Timings()
-        self._file = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), fps, self.size)
+        fragments = path.with_suffix(FRAGMENTED)
+        if any("\udc80" <= letter <= "\udcff" for letter in str(fragments)):
+            raise PerceptionError(f"{path}: OpenCV writes no film to a name that is not UTF-8. Choose another --out.")
+        self._file = cv2.VideoWriter(str(fragments), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"mp4v"), fps, self.size)
         if not self._file.isOpened():
             raise PerceptionError(f"{path} cannot be written as mp4. Check the folder and that OpenCV has FFmpeg.")
+        fragments.replace(path)
         self._channel: Channel[NDArray[np.uint8]] = Channel(WAITING)
         self._failure: Exception | None = None
-        self._worker = threading.Thread(target=self._encode, name="encode", daemon=True)
-        self._worker.start()
+        self._worker = threads.begin(self._encode, "encode")
 
     def write(self, picture: NDArray[np.uint8], seconds: float) -> None:
         """uint8 RGB [H, W, 3], not changed afterwards, and its time, later than that of the picture before."""
@@ -57,11 +60,12 @@ class VideoFile:
         if self._failure is not None or not self.times:
             return
         try:
-            check_whole(self.path)
-            if any(abs(b - a - 1 / self.fps) > EVEN for a, b in pairwise(self.times)):
-                set_times(self.path, self.times, 1 / self.fps)
+            count = complete(self.path, self.times, 1 / self.fps)
         except (ValueError, OSError) as error:
-            raise PerceptionError(f"{self.path} is not whole: {error}. Is there room on the disk?") from error
+            raise FullError(f"{self.path} is not whole: {error}. Is there room on the disk?") from error
+        if count < len(self.times):
+            text = f"{self.path} is not whole: it holds {count} of {len(self.times)} frames. Is there room on the disk?"
+            raise FullError(text)
 
     def _encode(self) -> None:
         try:
@@ -75,6 +79,13 @@ class VideoFile:
         except Exception as error:
             self._failure = error
             self._channel.abandon()
+
+
+def even(shape: tuple[int, ...]) -> tuple[int, int]:
+    """(width, height) of a film of pictures [H, W, ...]: even, as encoders want it, and at most `LARGEST`."""
+    factor = min(1.0, LARGEST / max(shape[:2]))
+    height, width = (max(2, int(side * factor)) for side in shape[:2])
+    return width + width % 2, height + height % 2
 
 
 def fitted(picture: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:

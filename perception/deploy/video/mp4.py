@@ -1,7 +1,9 @@
-"""The table of times in an mp4 file, which OpenCV can only fill with a constant rate.
+"""mp4 files that play up to where their writing ended: fragments at first, an ordinary index with true times at last.
 
-An mp4 file keeps for each frame how long it is shown, apart from the coded frames (ISO/IEC 14496-12: ``stts`` in
-``moov``). OpenCV writes ``moov`` last, so it can be written anew with the true times and nothing else is touched.
+FFmpeg in OpenCV's package writes the index (``moov``) of an mp4 file when it is closed, and fills it with a constant
+rate: killed, or on a full disk, the film is lost. Its form for streaming, ``.ismv``, is the same container in fragments
+(``moof``, ISO/IEC 14496-12), each of which is whole by itself. `complete` adds an ordinary index behind them, with the
+time of each frame, and only then makes what was there before a part of the media data.
 """
 
 from __future__ import annotations
@@ -11,114 +13,181 @@ import struct
 from collections.abc import Iterator, Sequence
 from itertools import groupby, pairwise
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
-CONTAINERS = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts")
+FRAGMENTED = ".ismv"
+CONTAINERS = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"traf")
 TICKS = 90_000
 """Ticks per second, as in MPEG transport streams: exact for 24, 25, 30, 50 and 60 frames per second."""
 MAX_TICKS = (1 << 32) - 1
 HEADER = 8
 MAX_INDEX = 1 << 28
+NO_KEY = 0x10000
+"""Flag of a frame that needs those before it."""
 
 
-def set_times(path: Path, times: Sequence[float], period: float) -> None:
-    """Give each frame of a closed mp4 file of one video track its time.
+class Frame(NamedTuple):
+    """Where a coded frame lies in the file, in bytes, and whether it can be shown without those before it."""
+
+    place: int
+    size: int
+    key: bool
+
+
+def complete(path: Path, times: Sequence[float], period: float) -> int:
+    """Give a closed file of fragments an ordinary index. Returns its frames, where the disk was full fewer than times.
 
     times: seconds, growing; the first frame becomes the start of the file. period: seconds that the last one is shown
 
-    Raises ValueError where the file is of another make; it is then as it was.
+    Raises ValueError where the file is of another make, OSError where there is no room: then it plays as it is.
     """
     with path.open("r+b") as file:
-        begin, moov = _index(file)
+        begin, moov, frames, end = _fragments(file)
+        times = times[: len(frames)]
+        if not times:
+            return 0
         scale = TICKS if (times[-1] - times[0] + period) * TICKS < MAX_TICKS else 1000
         places = [round((time - times[0]) * scale) for time in times]
         shown = [max(1, b - a) for a, b in pairwise(places)] + [max(1, round(period * scale))]
-        edited = _Index(shown, scale).edit(moov, 0, len(moov))
-        file.seek(begin)
-        file.write(edited)
-        file.truncate()
-        file.flush()
-        os.fsync(file.fileno())
+        index = _Index(shown, frames[: len(times)], scale).edit(moov)
+        file.truncate(end)
+        try:
+            _write(file, end, index)
+        except OSError:
+            file.truncate(end)
+            raise
+        _write(file, begin, struct.pack(">I4sQ", 1, b"mdat", end - begin))
+        _write(file, HEADER, b"isom\0\0\2\0isommp41")
+        return len(frames)
 
 
-def check_whole(path: Path) -> None:
-    """Raise ValueError unless an mp4 file ends with its index, which is written when everything else has been."""
-    with path.open("rb") as file:
-        _index(file)
+def _write(file: BinaryIO, place: int, data: bytes) -> None:
+    file.seek(place)
+    file.write(data)
+    file.flush()
+    os.fsync(file.fileno())
 
 
-def _index(file) -> tuple[int, bytes]:
-    """Where ``moov`` begins, and its bytes. ValueError unless it is the last part of the file."""
-    end, place = file.seek(0, os.SEEK_END), 0
-    while place < end:
+def _fragments(file: BinaryIO) -> tuple[int, bytes, list[Frame], int]:
+    """Where ``moov`` begins, its content, the frames of all whole fragments, and where these end."""
+    length, place, found = file.seek(0, os.SEEK_END), 0, dict[bytes, tuple[int, bytes]]()
+    frames: list[Frame] = []
+    end = 0
+    while place + HEADER <= length:
         file.seek(place)
-        head = file.read(16)
-        size, kind = struct.unpack(">I4s", head[:HEADER])
-        if size == 1:
-            size = struct.unpack(">Q", head[HEADER:])[0]
-        if kind == b"moov":
-            if place + size != end or size > MAX_INDEX:
-                raise ValueError("its index is not its last part")
-            file.seek(place)
-            return place, file.read(size)
-        if size < HEADER:
-            raise ValueError(f"a part of {size} bytes at {place}")
+        size, kind = struct.unpack(">I4s", file.read(HEADER))
+        if size < HEADER or place + size > length or kind == b"mfra":
+            break
+        if kind in (b"ftyp", b"moov", b"moof"):
+            if size > MAX_INDEX:
+                raise ValueError(f"a part of {size} bytes at {place}")
+            found[kind] = place, file.read(size - HEADER)
+        elif kind == b"mdat" and b"moof" in found:
+            frames += _frames(*found.pop(b"moof"))
+            end = place + size
         place += size
-    raise ValueError("it has no index")
+    if len(found.get(b"ftyp", (0, b""))[1]) != 16 or b"moov" not in found or not end:
+        raise ValueError("it has no fragments")
+    return *found[b"moov"], frames, end
+
+
+def _frames(begin: int, moof: bytes) -> Iterator[Frame]:
+    """Of a fragment that begins there."""
+    size = flags = 0
+    for kind, content in _parts(moof, inside=True):
+        has = int.from_bytes(content[1:4], "big")
+        if kind == b"tfhd":
+            optional = _numbers(content, 8, has, (0x2, 0x8, 0x10, 0x20))
+            if has & 0x1:
+                raise ValueError("its fragments are counted from elsewhere")
+            size, flags = optional.get(0x10, 0), optional.get(0x20, 0)
+        elif kind == b"trun":
+            count, at = struct.unpack(">I", content[4:8])[0], 8 + 4 * bool(has & 0x1) + 4 * bool(has & 0x4)
+            start = _numbers(content, 8, has, (0x1, 0x4))
+            if has & 0x800 or 0x1 not in start:
+                raise ValueError("its frames are not in the order in which they are shown")
+            place = begin + start[0x1]
+            for number in range(count):
+                own = _numbers(content, at, has, (0x100, 0x200, 0x400))
+                at += 4 * len(own)
+                default = start.get(0x4, flags) if number == 0 else flags
+                yield Frame(place, own.get(0x200, size), not own.get(0x400, default) & NO_KEY)
+                place += own.get(0x200, size)
+
+
+def _numbers(content: bytes, at: int, has: int, bits: Sequence[int]) -> dict[int, int]:
+    """Flag -> 32-bit number, of those numbers that ``has`` says are there, one behind the other."""
+    there = [bit for bit in bits if has & bit]
+    return dict(zip(there, struct.unpack_from(f">{len(there)}I", content, at), strict=True))
 
 
 class _Index:
-    """Writes the durations of frames, in ticks, into an index."""
+    """Makes an ordinary index of that of fragments. shown: ticks of each frame, of which there are scale per second."""
 
-    def __init__(self, shown: list[int], scale: int) -> None:
-        self.shown, self.scale = shown, scale
-        self.movie_scale = 1000
-        self._total = sum(shown)
+    def __init__(self, shown: list[int], frames: Sequence[Frame], scale: int) -> None:
+        self.frames, self.scale = frames, scale
+        self.total = sum(shown)
+        runs = [(len(list(run)), ticks) for ticks, run in groupby(shown)]
+        keys = [number for number, frame in enumerate(frames, 1) if frame.key]
+        self._tables = {
+            b"stts": _table(len(runs), *(number for run in runs for number in run)),
+            b"stsc": _table(1, 1, 1, 1),
+            b"stsz": _table(0, len(frames), *(frame.size for frame in frames)),
+            b"stco": _part(b"co64", struct.pack(f">II{len(frames)}Q", 0, len(frames), *(f.place for f in frames))),
+        }
+        self._keys = _part(b"stss", _table(len(keys), *keys)) if len(keys) < len(frames) else b""
 
-    def edit(self, data: bytes, begin: int, end: int) -> bytes:
+    def edit(self, moov: bytes) -> bytes:
+        """The new ``moov`` for the content of the old one."""
+        return _part(b"moov", self._edited(moov))
+
+    def _edited(self, data: bytes) -> bytes:
         parts = []
-        for kind, first, last in _parts(data, begin, end):
-            content = data[first + HEADER : last]
+        for kind, content in _parts(data):
+            if kind == b"mvex":  # says that there are fragments
+                continue
+            if kind == b"stco":
+                parts.append(self._tables[kind] + self._keys)
+                continue
             if kind in CONTAINERS:
-                content = self.edit(data, first + HEADER, last)
-            elif kind == b"ctts":
-                raise ValueError("its frames are not in the order in which they are shown")
-            elif edit := getattr(self, f"_{kind.decode('latin-1')}", None):
-                if content[0]:
-                    raise ValueError(f"{kind!r} of version {content[0]}")
-                content = edit(content)
-            parts.append(struct.pack(">I4s", HEADER + len(content), kind) + content)
+                content = self._edited(content)
+            elif kind in self._tables:
+                content = self._tables[kind]
+            elif kind in (b"mvhd", b"tkhd", b"mdhd"):
+                content = self._timed(kind, content)
+            parts.append(_part(kind, content))
         return b"".join(parts)
 
-    def _movie_ticks(self) -> int:
-        return round(self._total * self.movie_scale / self.scale)
-
-    def _mvhd(self, content: bytes) -> bytes:
-        self.movie_scale = struct.unpack(">I", content[12:16])[0]
-        return content[:16] + struct.pack(">I", self._movie_ticks()) + content[20:]
-
-    def _tkhd(self, content: bytes) -> bytes:
-        return content[:20] + struct.pack(">I", self._movie_ticks()) + content[24:]
-
-    def _elst(self, content: bytes) -> bytes:
-        if struct.unpack(">I", content[4:8])[0] != 1:
-            raise ValueError("it has several edits")
-        return content[:8] + struct.pack(">I", self._movie_ticks()) + content[12:]
-
-    def _mdhd(self, content: bytes) -> bytes:
-        return content[:12] + struct.pack(">II", self.scale, self._total) + content[20:]
-
-    def _stts(self, content: bytes) -> bytes:
-        entries = struct.iter_unpack(">II", content[8:])
-        if sum(count for count, _ in entries) != len(self.shown):
-            raise ValueError(f"it does not hold {len(self.shown)} frames")
-        runs = [(len(list(run)), ticks) for ticks, run in groupby(self.shown)]
-        return content[:4] + struct.pack(">I", len(runs)) + b"".join(struct.pack(">II", *run) for run in runs)
+    def _timed(self, kind: bytes, content: bytes) -> bytes:
+        """A header with the duration; that of the media with its own scale, the others in milliseconds."""
+        wide = content[0] == 1  # its times are of 64 bits
+        at = 20 if wide else 12  # after two dates
+        if kind == b"tkhd":  # an id, and something reserved
+            before, at = content[at : at + 8], at + 8
+        else:
+            before, at = struct.pack(">I", self.scale if kind == b"mdhd" else 1000), at + 4
+        total = self.total if kind == b"mdhd" else round(self.total * 1000 / self.scale)
+        begin, after = content[: at - len(before)], content[at + (8 if wide else 4) :]
+        return begin + before + struct.pack(">Q" if wide else ">I", total) + after
 
 
-def _parts(data: bytes, begin: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    while begin < end:
-        size, kind = struct.unpack(">I4s", data[begin : begin + HEADER])
-        if size < HEADER or begin + size > end:
+def _table(*numbers: int) -> bytes:
+    return struct.pack(f">I{len(numbers)}I", 0, *numbers)
+
+
+def _part(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I4s", HEADER + len(content), kind) + content
+
+
+def _parts(data: bytes, inside: bool = False) -> Iterator[tuple[bytes, bytes]]:
+    """Kind and content of each part. inside: also of those within `CONTAINERS`"""
+    at = 0
+    while at < len(data):
+        size, kind = struct.unpack_from(">I4s", data, at)
+        if size < HEADER or at + size > len(data):
             raise ValueError(f"a part of {size} bytes within its index")
-        yield kind, begin, begin + size
-        begin += size
+        content = data[at + HEADER : at + size]
+        yield kind, content
+        if inside and kind in CONTAINERS:
+            yield from _parts(content, inside=True)
+        at += size

@@ -51,15 +51,17 @@ def results(
     size: tuple[int, int] | None = None,
     batch_size: int = 1,
     live: bool = False,
+    check: Callable[[], None] | None = None,
 ) -> Generator[tuple[Shot, Result]]:
     """Each shot with what the network says of it, in order.
 
     live: as little as possible waits between the stages, so that what is old is dropped at the source
+    check: called again and again while there is no result yet; what it raises ends the wait
     """
     prepared = _prepare(shots, network.placed(size), batch_size, timings)
     ran = _run(network, prepared if live else ahead(prepared, 2, "prepare"), timings)
     finished = _finish(network, ahead(ran, 1 if live else 2, "network"), camera, steps, timings, live)
-    return ahead(finished, 1 if live else 2, "finish")
+    return ahead(finished, 1 if live else 2, "finish", check=check)
 
 
 def _prepare(

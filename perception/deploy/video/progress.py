@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import TextIO
+
+from perception.ops.names import printable
 
 
 class Progress:
@@ -13,7 +16,8 @@ class Progress:
     def __init__(
         self, stream: TextIO | None, name: str, length: int | None, prefix: str = "", unit: str = "frames"
     ) -> None:
-        self.stream, self.name, self.length, self.prefix, self.unit = stream, name, length, prefix, unit
+        self.stream, self.name, self.length, self.prefix = stream, printable(name), length, prefix
+        self.unit = unit
         self._begin, self._shown, self._count, self._text = time.monotonic(), 0.0, 0, ""
 
     def step(self) -> None:
@@ -33,10 +37,21 @@ class Progress:
             self._text += f", {left // 60}:{left % 60:02d} left"
         if self.stream and self.stream.isatty() and now - self._shown > 0.2:
             self._shown = now
-            self.stream.write(f"\r\x1b[K{self._text}")
-            self.stream.flush()
+            tell(self.stream, f"\r\x1b[K{self._text}")
 
     def done(self) -> None:
         if self.stream and self._text:
-            self.stream.write(f"\r\x1b[K{self._text}\n" if self.stream.isatty() else f"{self._text}\n")
-            self.stream.flush()
+            tell(self.stream, f"\r\x1b[K{self._text}\n" if self.stream.isatty() else f"{self._text}\n")
+
+
+def say(stream: TextIO | None, text: str) -> None:
+    """A line, with what is in file names shown and not sent: they may move the cursor."""
+    if stream is not None:
+        tell(stream, f"{printable(text)}\n")
+
+
+def tell(stream: TextIO, text: str) -> None:
+    """Write it at once; that nobody may read it any more (``| head``) does not end the work."""
+    with suppress(OSError, ValueError):
+        stream.write(text)
+        stream.flush()

@@ -5,25 +5,28 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, TextIO
 
+from perception.deploy.result import Result
 from perception.deploy.sources import Shot, Source, read_picture
 from perception.deploy.video.claims import undecodable
 from perception.deploy.video.doubt import Calibration, Doubt
+from perception.deploy.video.interrupt import check
 from perception.deploy.video.journal import Status
 from perception.deploy.video.monitor import Monitor
 from perception.deploy.video.pipeline import Network, Step, results
-from perception.deploy.video.progress import Progress
+from perception.deploy.video.progress import Progress, say
 from perception.deploy.video.smoothing import Smoother
 from perception.deploy.video.stream import ATTEMPTS, TIMEOUT, Video
 from perception.deploy.video.summary import Report
 from perception.deploy.video.tracking import Tracker
 from perception.deploy.video.watch import Watch
 from perception.deploy.video.writers import Recording, Writer
+from perception.ops.files import FullError, check_room, writing
 from perception.ops.restore import to_json
 from perception.types import Camera, PerceptionError, TaskSpec
 
@@ -71,16 +74,18 @@ class Run:
         self._watch = Watch(report.timings, options.deadline)
 
     def all(self, sources: Sequence[Source]) -> None:
-        names = output_names(sources)
+        """Raises nothing but Stopped: the rest is in the report."""
+        sources = [dataclasses.replace(source, id=spelled(source.id)) for source in sources]
+        with suppress(FullError):  # it is told, and what is open has been closed
+            self._each(sources, output_names(sources))
+
+    def _each(self, sources: Sequence[Source], names: dict[str, str]) -> None:
         done = 0
         for is_video, group in groupby(sources, lambda source: source.is_video):
             some = list(group)
             if not is_video:
                 line = Progress(self._stream, "pictures", len(some))
-                recording = Recording(self.report.out, "", 0.0, self.network.specs, self.report.timings)
-                self._guarded(
-                    some[0], line, lambda r=recording, p=some, n=line: self._write(self._pictures(p, names), r, n)
-                )
+                self._guarded(some[0], line, lambda p=some, n=line: self._some_pictures(p, names, n))
             for item in some if is_video else ():
                 line = Progress(
                     self._stream, item.id, None, f"[{done + 1}/{len(sources)}] " if len(sources) > 1 else ""
@@ -90,17 +95,31 @@ class Run:
             done += 0 if is_video else len(some)
 
     def _guarded(self, source: Source, line: Progress, work: Callable[[], None]) -> None:
-        """Do it; a failure is the report's."""
+        """Do it; a failure is the report's. Raises FullError: there is no use in going on."""
+        check()
         try:
             work()
         except PerceptionError as error:
             self._fail(source, error)
+            if isinstance(error, FullError):
+                raise
         finally:
             line.done()
 
     def _fail(self, source: Source, error: PerceptionError) -> None:
+        if isinstance(error, FullError):
+            if self.report.full:
+                return
+            self.report.full = True
         self.report.failures.append((source.shown, str(error)))
         self.report.journal.note(source.id, Status.LOST if source.is_video else Status.DEGRADED, str(error))
+
+    def _some_pictures(self, sources: Sequence[Source], names: dict[str, str], line: Progress) -> None:
+        recording = Recording(self.report.out, "", 0.0, self.network.specs, self.report.timings, self._say)
+        self._write(self._pictures(sources, names), recording, line, {source.id: source for source in sources}.get)
+
+    def _say(self, text: str) -> None:
+        say(self._stream, text)
 
     def _pictures(self, sources: Sequence[Source], names: dict[str, str]) -> Generator[Shot]:
         for source in sources:
@@ -116,9 +135,10 @@ class Run:
         report, options = self.report, self.options
         video = Video(source, options.timeout, report.journal, report.timings, options.attempts)
         line.length = min((count for count in (video.length, options.frames) if count), default=None)
-        recording = Recording(report.out, name, video.fps, self.network.specs, report.timings)
+        recording = Recording(report.out, name, video.fps, self.network.specs, report.timings, self._say)
+        shots = _named(video, options.frames, name)
         try:
-            self._write(_named(video, options.frames, name), recording, line, video.stop, video.live)
+            self._write(shots, recording, line, lambda _: source, stop=video.stop, live=video.live)
         finally:
             video.stop()
             report.dropped += video.dropped
@@ -132,10 +152,14 @@ class Run:
         shots: Generator[Shot],
         recording: Recording,
         line: Progress,
+        source_of: Callable[[str], Source | None],
         stop: Callable[[], None] = lambda: None,
         live: bool = False,
     ) -> None:
-        """Through the pipeline to every writer; each is closed whatever happens. stop: ends a wait for shots."""
+        """Through the pipeline to every writer; each is closed whatever happens.
+
+        source_of: of the shot of an id; stop: ends a wait for shots
+        """
         options, network = self.options, self.network
         found = results(
             network,
@@ -146,20 +170,45 @@ class Run:
             size=options.size,
             batch_size=1 if live else options.batch,
             live=live,
+            check=check,
         )
         with ExitStack() as stack:
             for writer in self.writers:
-                stack.callback(writer.close)
-                writer.open(recording)
+                stack.callback(self._close, writer, recording)
+                with writing(recording.folder):
+                    writer.open(recording)
             stack.enter_context(closing(found))
             stack.callback(stop)
             for shot, result in found:
                 record = self._record(shot, result.prediction)
+                check_room(self.report.out)
                 with self.report.timings.measure("write"):
                     for writer in self.writers:
-                        writer.write(shot, result, record)
+                        self._write_one(writer, shot, result, record, source_of(shot.id))
                 self._count(record, result.valid)
                 line.step()
+                check()
+
+    def _write_one(
+        self, writer: Writer, shot: Shot, result: Result, record: dict[str, Any], source: Source | None
+    ) -> None:
+        """What fails of one picture is told of it, and the others are done; it ends a video."""
+        try:
+            with writing(self.report.out / shot.place):
+                writer.write(shot, result, record)
+        except PerceptionError as error:
+            if isinstance(error, FullError) or source is None or source.is_video:
+                raise
+            self._fail(source, error)
+
+    def _close(self, writer: Writer, recording: Recording) -> None:
+        """A writer that cannot close its file does not keep the others from closing theirs."""
+        path = recording.folder / recording.name
+        try:
+            with writing(path):
+                writer.close()
+        except PerceptionError as error:
+            self._fail(Source(recording.name or str(recording.folder), str(path), "video"), error)
 
     def _record(self, shot: Shot, prediction: Any) -> dict[str, Any]:
         record = to_json(prediction, self.network.specs)
@@ -200,6 +249,11 @@ def _named(video: Video, frames: int | None, name: str) -> Generator[Shot]:
     with closing(iter(video)) as shots:
         for number, shot in enumerate(islice(shots, frames)):
             yield dataclasses.replace(shot, id=f"{video.source.id}#{number}", place=f"{name}/{number:06d}")
+
+
+def spelled(name: str) -> str:
+    """A name that is UTF-8, as files and other programs want it: bytes that are not are written as ``%E9``."""
+    return "".join(f"%{ord(c) - 0xDC00:02X}" if "\udc80" <= c <= "\udcff" else c for c in name)
 
 
 def output_names(sources: Sequence[Source]) -> dict[str, str]:

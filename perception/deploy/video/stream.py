@@ -7,8 +7,10 @@ import time
 from collections.abc import Generator
 
 from perception.deploy.sources import Shot, Source
+from perception.deploy.video import threads
 from perception.deploy.video.channel import Channel, Closed
 from perception.deploy.video.clock import Clock
+from perception.deploy.video.interrupt import asked, check
 from perception.deploy.video.journal import Journal, Status
 from perception.deploy.video.readers import Ended, Reader, open_reader
 from perception.deploy.video.timing import Timings
@@ -22,6 +24,8 @@ BACKOFF = 0.5
 """Seconds before the first of them; twice as long before each further one."""
 SOUND = 30
 """Frames in a row after which a live source that had trouble is sound again, and its attempts begin anew."""
+LEAVE = 2.0
+"""Seconds that `Video.stop` waits for the thread that reads: it may hang in OpenCV, which cannot be stopped."""
 COMPLETE = 0.8
 """Share of the frames a file claims under which it ended early. Claims are often a little wrong."""
 
@@ -57,6 +61,7 @@ class Video:
         self._stopped = threading.Event()
         reader = open_within(source, timeout, self._stopped)
         if reader is None:
+            check()
             wanted = (
                 "a camera or a stream that delivers. Check the address, the permissions and the codec."
                 if self.live
@@ -87,13 +92,18 @@ class Video:
             self._channel = self._begin()
 
     def stop(self) -> None:
-        """End the iteration, from any thread, even where it waits for a frame or to open the source again."""
+        """End the iteration, from any thread, even where it waits for a frame or to open the source again.
+
+        Waits until nobody reads any more, for at most `LEAVE` seconds.
+        """
         self._stopped.set()
         self._channel.abandon()
+        threads.join([self._decoder], LEAVE)
 
     def _begin(self) -> Channel[Shot]:
         channel: Channel[Shot] = Channel(2 if self.live else 8, newest=self.live)
-        threading.Thread(target=self._pump, args=(self._reader, channel), name="decode", daemon=True).start()
+        reader = self._reader
+        self._decoder = threads.begin(lambda: self._pump(reader, channel), "decode")
         return channel
 
     def _pump(self, reader: Reader, channel: Channel[Shot]) -> None:
@@ -171,9 +181,9 @@ def open_within(source: Source, seconds: float, stopped: threading.Event) -> Rea
                 reader.close()
         done.set()
 
-    threading.Thread(target=work, name="open", daemon=True).start()
+    threads.begin(work, "open")
     end = time.monotonic() + seconds
-    while not done.wait(0.05) and time.monotonic() < end and not stopped.is_set():
+    while not done.wait(0.05) and time.monotonic() < end and not (stopped.is_set() or asked()):
         pass
     with lock:
         late.set()

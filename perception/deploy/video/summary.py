@@ -8,6 +8,7 @@ from typing import Any
 
 from perception.deploy.video.journal import Journal
 from perception.deploy.video.timing import Timings
+from perception.ops.names import printable
 
 SUMMARY = "summary.json"
 
@@ -19,6 +20,7 @@ class Report:
     flagged:  frames with something that was not sound; invalid: those on which no one should act
     dropped:  frames of live sources that came faster than they were used; misses: results after their deadline
     failures: (source, reason) of each source that could not be read or written to its end
+    full: a disk, a quota or the limit of a file's size is full: that ended it
     interrupted: number of the signal that ended it (Ctrl-C: 2, a closed window: 0); None = it came to its end
     """
 
@@ -31,6 +33,7 @@ class Report:
     misses: int | None = None
     seconds: float = 0.0
     interrupted: int | None = None
+    full: bool = False
     failures: list[tuple[str, str]] = field(default_factory=list)
     journal: Journal = field(default_factory=Journal, repr=False)
     timings: Timings = field(default_factory=Timings, repr=False)
@@ -67,7 +70,7 @@ class Report:
             "frames_per_second": round(self.frames / self.seconds, 2) if self.seconds else 0.0,
             "interrupted": self.interrupted is not None,
             "latency_ms": self.timings.to_json(),
-            "failures": [{"source": source, "reason": reason} for source, reason in self.failures],
+            "failures": [{"source": printable(source), "reason": reason} for source, reason in self.failures],
             "events": self.journal.events,
             "events_not_kept": self.journal.count - len(self.journal.events),
         }

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -19,15 +20,19 @@ from numpy.typing import NDArray
 from perception.deploy.result import Result
 from perception.deploy.robots.bag_saver import BagSaver
 from perception.deploy.sources import Shot
-from perception.deploy.video.film import VideoFile
+from perception.deploy.video.film import LARGEST, VideoFile
 from perception.deploy.video.interrupt import Stopped
 from perception.deploy.video.rerun_writer import RerunWriter
 from perception.deploy.video.timing import Timings
 from perception.ops.draw import describe, warning
+from perception.ops.files import append_line, make_folder, write_whole
+from perception.ops.names import check_file_name
 from perception.ops.panel import panel
 from perception.types import IGNORE_INDEX, DenseMap, PerceptionError, TaskSpec
 
 RECORDS = "predictions.jsonl"
+WIDEST = 65_500
+"""Pixels that a side of a JPEG may have, by libjpeg."""
 FINE, COARSE = 0.001, 1 / 256
 """Metres per step of a 16-bit depth PNG where everything then fits into it (65.5 m), and where it does not (256 m)."""
 STEPS = 65535
@@ -37,13 +42,17 @@ ERROR_SCALE = 0.0001
 
 @dataclass(frozen=True)
 class Recording:
-    """A source that begins. folder: of the run; name: of the source within it, without suffix; fps: 0 = pictures."""
+    """A source that begins. folder: of the run; name: of the source within it, without suffix; fps: 0 = pictures.
+
+    say: tells the user a sentence
+    """
 
     folder: Path
     name: str
     fps: float
     specs: Mapping[str, TaskSpec]
     timings: Timings
+    say: Callable[[str], None] = lambda text: None
 
 
 class Writer(Protocol):
@@ -59,17 +68,17 @@ class Writer(Protocol):
 
 
 class RecordWriter:
-    """A line of ``predictions.jsonl`` for each frame, on disk at once."""
+    """A line of ``predictions.jsonl`` for each frame, on disk at once and whole, or not at all."""
 
-    _file: TextIO | None = None
+    _file: FileIO | None = None
 
     def open(self, recording: Recording) -> None:
-        self._file = (recording.folder / RECORDS).open("a", encoding="utf-8")
+        self._path = recording.folder / RECORDS
+        self._file = self._path.open("ab", buffering=0)
 
     def write(self, shot: Shot, result: Result, record: dict[str, Any]) -> None:
         assert self._file is not None
-        self._file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
-        self._file.flush()
+        append_line(self._file, self._path, json.dumps(record, ensure_ascii=False, allow_nan=False))
 
     def close(self) -> None:
         if self._file is not None:
@@ -88,17 +97,28 @@ class PictureWriter:
     def write(self, shot: Shot, result: Result, record: dict[str, Any]) -> None:
         recording = self._recording
         prediction, is_film = result.prediction, recording.fps > 0
+        dense = sum(spec.shape == "dense" for spec in result.specs.values())
+        stacked = is_film or shot.image.shape[1] * (1 + dense) > WIDEST
         with recording.timings.measure("draw"):
             picture = panel(
-                shot.image, result.annotations, result.specs, describe(prediction), warning(prediction), compact=is_film
+                shot.image, result.annotations, result.specs, describe(prediction), warning(prediction), compact=stacked
             )
         if not is_film:
-            save(recording.folder / f"{shot.place}.jpg", picture[:, :, ::-1])
+            path = recording.folder / f"{shot.place}.jpg"
+            shown = within(picture, WIDEST)
+            if shown is not picture:
+                recording.say(
+                    f"{path}: drawn {shown.shape[1]}x{shown.shape[0]}, for a side of a JPEG has {WIDEST:,} pixels"
+                )
+            save(path, shown[:, :, ::-1])
             return
         if self._film is None:
             path = recording.folder / f"{recording.name}.mp4"
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             self._film = VideoFile(path, recording.fps, picture.shape, recording.timings)
+            if max(picture.shape) > LARGEST:
+                width, height = self._film.size
+                recording.say(f"{path}: drawn {width}x{height}, for a side of an MPEG-4 film has {LARGEST:,} pixels")
         self._film.write(picture, shot.time or 0.0)
 
     def close(self) -> None:
@@ -118,9 +138,9 @@ class MapWriter:
         for name, annotation in result.annotations.items():
             if not isinstance(annotation, DenseMap):
                 continue
-            file = self._folder / "maps" / f"{shot.place}.{name}.png"
-            record[name] = {"file": file.relative_to(self._folder).as_posix()}
+            file = self._folder / "maps" / f"{shot.place}.{check_file_name(name, 'a task')}.png"
             save(file, stored(annotation, result.specs[name]))
+            record[name] = {"file": file.relative_to(self._folder).as_posix()}
             if not result.specs[name].classes:
                 record[name] |= {"scale": step(result.specs[name]), "unit": result.specs[name].unit}
                 if annotation.error is not None:
@@ -199,8 +219,13 @@ def save(path: Path, picture: NDArray) -> None:
     done, data = cv2.imencode(path.suffix, np.ascontiguousarray(picture))
     if not done:
         raise PerceptionError(f"{path}: a picture of {picture.shape} cannot be encoded as {path.suffix}.")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data.tobytes())
-    except OSError as error:
-        raise PerceptionError(f"{path} cannot be written: {error}. Free some space or choose another --out.") from error
+    write_whole(path, data.tobytes())
+
+
+def within(picture: NDArray[np.uint8], most: int) -> NDArray[np.uint8]:
+    """The picture, made smaller where a side of it is longer than ``most`` pixels."""
+    factor = most / max(picture.shape[:2])
+    if factor >= 1:
+        return picture
+    size = [max(1, int(side * factor)) for side in picture.shape[1::-1]]
+    return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.uint8)
