@@ -365,14 +365,14 @@ def start(kind: str, pictures: Path, out: Path) -> subprocess.Popen:
 
 
 def test_killed_at_any_moment_it_ends_up_with_the_same_bytes(tmp_path):
-    pictures = many(tmp_path / "pictures", 30)
+    pictures = many(tmp_path / "pictures", 20)
     label(Slow(), pictures, tmp_path / "whole", root=tmp_path, quiet=True, identity="slow")
     choose, out, kills = random.Random(5), tmp_path / "killed", 0
     for _ in range(30):
         process = start("slow", pictures, out)
         wait_until(lambda p=process: (out / ".records").exists() or p.poll() is not None, 60)
         try:
-            process.communicate(timeout=choose.uniform(0.2, 2.5))
+            process.communicate(timeout=choose.uniform(0.1, 1.5))
             break
         except subprocess.TimeoutExpired:
             process.kill()
