@@ -477,3 +477,35 @@ def test_a_task_cannot_lead_out_of_the_folder(pictures, tmp_path, name):
     with pytest.raises(PerceptionError, match="cannot be the name of a file"):
         label(network, pictures, tmp_path / "deep" / "out", quiet=True)
     assert not list(tmp_path.rglob("*x*"))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_all_processes_of_jobs(pictures, tmp_path, number, code):
+    program = f"""
+import functools, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import test_label
+from perception.deploy.label_jobs import label_by_jobs
+if __name__ == "__main__":
+    network = functools.partial(test_label.make, "slow")
+    done = label_by_jobs(network, 2, {str(pictures.parent)!r}, {str(tmp_path / "o")!r})
+    raise SystemExit(128 + done.interrupted)
+"""
+    many(pictures.parent / "more", 300)
+    (tmp_path / "program.py").write_text(program)
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "program.py")],
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509 - one thread
+    )
+    assert wait_until(lambda: list((tmp_path / "o").rglob("*.png")) != [], 60)
+    os.killpg(process.pid, number)  # as a terminal does
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == code, said
+    assert "Traceback" not in said
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+    assert yaml.safe_load((tmp_path / "o" / "labels.yaml").read_text())
