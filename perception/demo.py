@@ -13,6 +13,7 @@ from perception.data.street import write, write_video
 from perception.deploy.export import export
 from perception.deploy.predict import predict
 from perception.deploy.runtime import Perceiver
+from perception.deploy.video.interrupt import Stopped
 from perception.engine.log import progress_bar
 from perception.types import PerceptionError
 
@@ -45,7 +46,11 @@ def demo(out: Path, overrides: Sequence[str] = ()) -> None:
     film = out / "drive.mp4"
     write_video(film, VIDEO_SECONDS, SEED + 1, recipe.data.size)
     shutil.rmtree(out / "prediction", ignore_errors=True)
-    predict(Perceiver(out / "model.onnx"), str(film), out=out / "prediction")
+    report = predict(Perceiver(out / "model.onnx"), str(film), out=out / "prediction")
+    if report.interrupted is not None:
+        raise Stopped(report.interrupted)
+    if report.failures:
+        raise PerceptionError(report.failures[0][1])
     (out / "prediction" / "drive.mp4").replace(out / "video.mp4")
     (out / MARK).write_text("finished\n", "utf-8")
     _say(f"5/5 Done: open {out / 'report.html'} and {out / 'video.mp4'}")

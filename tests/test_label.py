@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -364,22 +365,27 @@ def start(kind: str, pictures: Path, out: Path) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+def records_of(out: Path) -> int:
+    """Files of records: one for each start that got to work."""
+    return len(list((out / ".records").glob("*.jsonl")))
+
+
 def test_killed_at_any_moment_it_ends_up_with_the_same_bytes(tmp_path):
-    pictures = many(tmp_path / "pictures", 30)
+    pictures = many(tmp_path / "pictures", 20)
     label(Slow(), pictures, tmp_path / "whole", root=tmp_path, quiet=True, identity="slow")
-    choose, out, kills = random.Random(5), tmp_path / "killed", 0
-    for _ in range(30):
+    choose, out = random.Random(5), tmp_path / "killed"
+    for turn in range(6):
         process = start("slow", pictures, out)
-        wait_until(lambda p=process: (out / ".records").exists() or p.poll() is not None, 60)
-        try:
-            process.communicate(timeout=choose.uniform(0.2, 2.5))
-            break
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-            kills += 1
-    assert process.returncode == 0
-    assert kills >= 2
+        wait_until(lambda p=process, n=turn: records_of(out) > n or p.poll() is not None, 60)
+        with suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=choose.uniform(0.0, 0.5))
+        process.kill()
+        with process:
+            pass
+    process = start("slow", pictures, out)
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, said
+    assert records_of(out) >= 3  # it was killed at work, and went on
     renamed = {name: data.replace(b"killed/", b"whole/") for name, data in files(out).items()}
     assert renamed == files(tmp_path / "whole")
     assert not list(out.rglob(".partial-*"))
@@ -477,3 +483,42 @@ def test_a_task_cannot_lead_out_of_the_folder(pictures, tmp_path, name):
     with pytest.raises(PerceptionError, match="cannot be the name of a file"):
         label(network, pictures, tmp_path / "deep" / "out", quiet=True)
     assert not list(tmp_path.rglob("*x*"))
+
+
+def group_lives(leader: int) -> bool:
+    try:
+        os.killpg(leader, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_all_processes_of_jobs(pictures, tmp_path, number, code):
+    program = f"""
+import functools, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import test_label
+from perception.deploy.label_jobs import label_by_jobs
+if __name__ == "__main__":
+    network = functools.partial(test_label.make, "slow")
+    done = label_by_jobs(network, 2, {str(pictures.parent)!r}, {str(tmp_path / "o")!r})
+    raise SystemExit(128 + done.interrupted)
+"""
+    many(pictures.parent / "more", 300)
+    (tmp_path / "program.py").write_text(program)
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "program.py")],
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509 - one thread
+    )
+    assert wait_until(lambda: list((tmp_path / "o").rglob("*.png")) != [], 60)
+    os.killpg(process.pid, number)  # as a terminal does
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == code, said
+    assert "Traceback" not in said
+    assert wait_until(lambda: not group_lives(process.pid))
+    assert yaml.safe_load((tmp_path / "o" / "labels.yaml").read_text())

@@ -12,7 +12,7 @@ from perception import __version__
 from perception.cli import bench, data, deployment, exporting, studies, training
 from perception.deploy.video.progress import tell
 from perception.deploy.video.threads import leave_beside_hung_threads
-from perception.ops.files import FULL, REFUSED, FullError
+from perception.ops.files import FULL, REFUSED, is_full
 from perception.ops.names import printable
 from perception.types import PerceptionError
 
@@ -35,12 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(parsed: argparse.Namespace) -> int:
     try:
         return parsed.action(parsed) or 0
-    except FullError as error:
-        _complain(parsed, str(error))
-        return 1
     except PerceptionError as error:
         _complain(parsed, str(error))
-        return 2
+        return 1 if is_full(error) else 2
     except BrokenPipeError:  # nobody reads what it prints any more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return UNREAD

@@ -78,6 +78,8 @@ def camera(text: str | None):
 
 def say(lines: Iterable[str]) -> None:
     """Lines on stdout, whatever its encoding, and though nobody may read them to the end."""
+    if sys.stdout is None:  # closed by who began this
+        return
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
     try:

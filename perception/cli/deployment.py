@@ -13,6 +13,7 @@ from typing import Any
 
 from perception.cli.arguments import add_command, add_tasks, bar, camera, count, names, positive, say, shard, size
 from perception.deploy.video.interrupt import terminable
+from perception.ops.files import make_folder
 from perception.ops.names import printable
 
 SAVE = (
@@ -161,9 +162,10 @@ def _calibrate(parsed: argparse.Namespace) -> int:
     quiet_ffmpeg()
     from perception.deploy.video.calibrate import calibrate
 
+    out = parsed.out or _calibration_file(parsed.model)
+    make_folder(out.parent)
     perceiver = _perceiver(parsed, parsed.threads or usable_cores())
     found = calibrate(perceiver, parsed.source, camera(parsed.camera), _identity(perceiver))
-    out = parsed.out or _calibration_file(parsed.model)
     found.save(out)
     print(f"{out}: {found.count} good pictures", file=sys.stderr)  # noqa: T201
     return 0

@@ -109,6 +109,7 @@ def _run(jobs: list[_Job], line: Progress) -> None:
                 try:
                     said = job.messages.recv()
                 except (EOFError, OSError):
+                    check()  # what ends this process may have ended that one too
                     if job.ended():
                         alive.remove(job)
                     continue

@@ -40,6 +40,15 @@ def refused(path: str | Path, error: OSError) -> PerceptionError:
     return PerceptionError(f"{path} cannot be written: {reason}. Check its name and permissions, or choose another.")
 
 
+def is_full(error: BaseException | None) -> bool:
+    """Whether what failed did so because of a full disk, quota or limit."""
+    while error is not None:
+        if isinstance(error, FullError) or (isinstance(error, OSError) and error.errno in FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 @contextmanager
 def writing(path: str | Path) -> Iterator[None]:
     """What the system refuses within it is a PerceptionError, or a FullError. path: told where the error names none."""

@@ -24,6 +24,7 @@ from perception.data.street.picture import (
     StreetPicture,
 )  # fmt: skip
 from perception.data.street.render import render
+from perception.ops.files import write_whole
 from perception.types import DataError
 
 BASELINE = 0.8
@@ -115,8 +116,8 @@ def _write_picture(folder: Path, split: str, name: str, picture: StreetPicture) 
         f"disparity/{split}/{name}_disparity.png": disparity(picture),
     }
     for path, values in files.items():
-        if not cv2.imwrite(str(folder / path), values, IMAGE_PNG if values.ndim == 3 else MAP_PNG):
-            raise DataError(f"Could not write {folder / path}. Is the disk full?")
+        data = cv2.imencode(".png", values, IMAGE_PNG if values.ndim == 3 else MAP_PNG)[1]
+        write_whole(folder / path, data.tobytes())
     camera = picture.camera
     text = {
         "extrinsic": {

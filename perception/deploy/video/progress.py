@@ -46,12 +46,13 @@ class Progress:
 
 def say(stream: TextIO | None, text: str) -> None:
     """A line, with what is in file names shown and not sent: they may move the cursor."""
-    if stream is not None:
-        tell(stream, f"{printable(text)}\n")
+    tell(stream, f"{printable(text)}\n")
 
 
-def tell(stream: TextIO, text: str) -> None:
-    """Write it at once; that nobody may read it any more (``| head``) does not end the work."""
+def tell(stream: TextIO | None, text: str) -> None:
+    """Write it at once; that nobody reads it any more (``| head``, ``2>&-``) does not end the work."""
+    if stream is None:
+        return
     with suppress(OSError, ValueError):
         stream.write(text)
         stream.flush()
