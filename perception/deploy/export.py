@@ -37,7 +37,8 @@ from perception.ops.nms import onnx_translations
 from perception.types import PerceptionError, TaskSpec
 
 MULTIPLE = 32
-OPSET = 20
+OPSET, IR_VERSION = 18, 8
+"""The oldest that hold what the graphs need: ONNX Runtime from 1.14 and TensorRT from 10.0 read them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,8 +275,11 @@ def translate(
     found = program.model_proto
     passes.name_nodes(found)
     passes.forget_origins(found)
+    passes.hold_constants(found)
+    passes.cast_input_first(found)
     passes.fold_batchnorm(found)
     _name_sizes(found)
+    found.ir_version = IR_VERSION
     return found
 
 
