@@ -172,9 +172,11 @@ def open_run(
     return recipe, model.eval()
 
 
-def open_network(path: str | Path, tasks: Collection[str] | None = None) -> tuple[Recipe, Perception]:
+def open_network(
+    path: str | Path, tasks: Collection[str] | None = None, overrides: Sequence[str] = ()
+) -> tuple[Recipe, Perception]:
     """As `open_run`, to be used: holds the auxiliary tasks only where ``tasks`` names them."""
-    recipe, model = open_run(path, tasks=tasks)
+    recipe, model = open_run(path, overrides, tasks)
     return recipe, model if tasks is not None else model.keep(recipe.scored)
 
 

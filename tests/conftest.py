@@ -178,7 +178,7 @@ def small_network():
 @pytest.fixture(scope="session")
 def translated(small_network):
     """The graph of the small network with its raw outputs, for any size: what `export` makes its file of. Read only."""
-    from perception.deploy.export import translate
+    from perception.deploy.translate import translate
 
     return translate(small_network, small_network.specs, None)
 

@@ -23,8 +23,9 @@ from torch import nn
 
 from perception import config
 from perception import recipe as recipes
-from perception.deploy.export import export, flat_raw
+from perception.deploy.export import export
 from perception.deploy.quantize import plainly_quantised
+from perception.deploy.translate import flat_raw
 from perception.engine import distributed
 from perception.engine.train import train
 from perception.model import ModelConfig

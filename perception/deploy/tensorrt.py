@@ -1,7 +1,7 @@
 """What TensorRT 10 would refuse of a graph, told before anyone stands before its parser. Needs the onnx package.
 
-Sources: docs/operators.md of onnx-tensorrt (10.0 to 10.15), ModelImporter.cpp and onnxOpImporters.cpp (bytes, Q/DQ), and
-NvInferRuntimeBase.h (what bytes are cast from and to). No TensorRT is needed or run.
+Sources: docs/operators.md of onnx-tensorrt (10.0 to 10.15); its ModelImporter.cpp and onnxOpImporters.cpp, for bytes
+and Q/DQ; NvInferRuntimeBase.h, for what bytes are cast from and to. No TensorRT is needed or run.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ TOPK_LIMIT = 3840
 
 MOST_DIMENSIONS = 8
 
-UNKNOWN = frozenset(
-    "AffineGrid Bernoulli BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor CenterCropPad Col2Im Compress "
-    "ConcatFromSequence ConvInteger DFT Det DynamicQuantizeLinear ImageDecoder MatMulInteger MaxRoiPool MaxUnpool "
-    "MelWeightMatrix Multinomial NegativeLogLikelihoodLoss Optional OptionalGetElement OptionalHasElement QLinearConv "
-    "QLinearMatMul RegexFullMatch SequenceAt SequenceConstruct SequenceEmpty SequenceErase SequenceInsert "
-    "SequenceLength SequenceMap SoftmaxCrossEntropyLoss SplitToSequence StringConcat StringNormalizer StringSplit "
-    "TfIdfVectorizer Unique".split()
-)
+UNKNOWN = frozenset((
+    "AffineGrid", "Bernoulli", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor",
+    "CenterCropPad", "Col2Im", "Compress", "ConcatFromSequence", "ConvInteger", "DFT", "Det",
+    "DynamicQuantizeLinear", "ImageDecoder", "MatMulInteger", "MaxRoiPool", "MaxUnpool", "MelWeightMatrix",
+    "Multinomial", "NegativeLogLikelihoodLoss", "Optional", "OptionalGetElement", "OptionalHasElement",
+    "QLinearConv", "QLinearMatMul", "RegexFullMatch", "SequenceAt", "SequenceConstruct", "SequenceEmpty",
+    "SequenceErase", "SequenceInsert", "SequenceLength", "SequenceMap", "SoftmaxCrossEntropyLoss",
+    "SplitToSequence", "StringConcat", "StringNormalizer", "StringSplit", "TfIdfVectorizer", "Unique",
+))  # fmt: skip
 """Operators with an N in the table of 10.15."""
 
 RESIZE = {
@@ -47,7 +48,7 @@ BYTES, FLOATS = TensorProto.UINT8, (TensorProto.FLOAT, TensorProto.FLOAT16)
 
 
 def problems(model: ModelProto) -> list[str]:
-    """What TensorRT's parser would refuse, one sentence for each kind; [] where nothing is known to stand in its way."""
+    """What TensorRT's parser would refuse, one line for each kind; [] where nothing known stands in its way."""
     known = shape_inference.infer_shapes(model, data_prop=True)
     graph = known.graph
     entries = [*graph.value_info, *graph.input, *graph.output]
@@ -65,7 +66,9 @@ def problems(model: ModelProto) -> list[str]:
             found.setdefault(problem, []).append(node.name or node.op_type)
         if any(ranks.get(name, 0) > MOST_DIMENSIONS for name in node.output):
             found.setdefault(f"tensors of more than {MOST_DIMENSIONS} dimensions", []).append(node.name)
-    return [f"{problem} ({names[0]}{f' and {len(names) - 1} more' * (len(names) > 1)})" for problem, names in found.items()]
+    return [
+        f"{problem} ({names[0]}{f' and {len(names) - 1} more' * (len(names) > 1)})" for problem, names in found.items()
+    ]
 
 
 def _types(node: NodeProto, kinds: Mapping[str, int], outputs: set[str]) -> Iterator[str]:
