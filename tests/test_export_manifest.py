@@ -160,9 +160,9 @@ def test_x3_a_graph_that_gives_something_else_than_its_manifest_says_is_refused(
     with pytest.raises(PerceptionError, match=r"detection\.boxes is tensor\(float\).*its manifest says"):
         Perceiver(signed(exported, other, tmp_path / "a.onnx"))
     other = copy.deepcopy(plain)
-    other["input"] |= {"dynamic": False, "multiple": 1, "size": [97, 161]}
+    other["outputs"]["depth.depth"]["shape"] = ["batch", "width", "height"]
     perceiver = Perceiver(signed(exported, other, tmp_path / "b.onnx"), threads=1)
-    with pytest.raises(PerceptionError, match="ONNX Runtime fails on|manifest says"):
+    with pytest.raises(PerceptionError, match=r"depth\.depth is float32 \[1, 96, 160\].*manifest says"):
         perceiver(np.zeros((50, 50, 3), np.uint8))
 
 
@@ -224,13 +224,14 @@ def test_x3_any_manifest_is_refused_by_a_sentence_or_works(exported, tmp_path):
     for _ in range(3000):
         given = mutated(plain, chance)
         path = signed(exported, given, tmp_path / "m.onnx")
+        said = ""
         try:
             perceiver = Perceiver(path, threads=1)
             opened += 1
             perceiver(picture).to_dict()
         except PerceptionError as error:
-            assert str(error).isprintable() or "\n" in str(error)
-            assert "\x1b" not in str(error)
+            said = str(error)
+        assert said.isprintable()
         assert problems(given) == [] or not _opens(path)
     assert 0 < opened < 1500
 
