@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -186,14 +187,20 @@ def evaluate(
     data: Path | None = None,
     overrides: Sequence[str] = (),
     tasks: Collection[str] | None = None,
+    size: tuple[int, int] | None = None,
     out: Path | None = None,
     batch_size: int = 8,
 ) -> Evaluation:
-    """Evaluate a run on its validation sources or on another file's; write metrics and report to ``out``."""
+    """Evaluate a run on its validation sources or on another file's; write metrics and report to ``out``.
+
+    size: (height, width) that the network sees; None = as its recipe says
+    """
     with distributed.session() as device:
         recipe, model = open_run(path, () if data else overrides, tasks)
         if data is not None:
             recipe = recipes.with_other_data(recipe, data, overrides)
+        if size is not None:
+            recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, size=size))
         sources = recipes.validation_sources(recipe)
         evaluation = evaluate_model(model.to(device), recipe, sources, batch_size, show_progress=True)
         if out is not None and distributed.is_main():
