@@ -162,6 +162,11 @@ def open_run(
 
     The network is in evaluation mode and holds only ``tasks`` (all by default).
     """
+    if Path(path).suffix == ".onnx":
+        raise CheckpointError(
+            f"{path} is an exported file: it can be run (`perception predict`) and measured (`perception evaluate`). "
+            "Here give the run folder that it was exported from."
+        )
     found = checkpoint.load_weights(Path(path))
     if not found.recipe:
         raise CheckpointError(f"No recipe beside {path}. Keep recipe.yaml in the folder of the weights.")

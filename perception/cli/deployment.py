@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from perception.cli.arguments import add_command, add_tasks, bar, camera, count, names, positive, say, size
+from perception.cli.arguments import add_command, add_tasks, bar, camera, check_order, count, names, positive, say, size
 
 SAVE = (
     "what to write: mp4 (pictures as jpg), jsonl, mcap (a ROS 2 bag), rrd (default: mp4,jsonl; of a bag always a bag)"
@@ -122,6 +122,7 @@ def _check_fits(parsed: argparse.Namespace, bag: bool) -> None:
 
 
 def _perceiver(parsed: argparse.Namespace, threads: int) -> Any:
+    check_order(parsed)
     if parsed.model.suffix == ".onnx":
         from perception.deploy.runtime import Perceiver
 
