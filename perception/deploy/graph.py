@@ -181,12 +181,12 @@ def cut(model: ModelProto, inputs: Iterable[ValueInfoProto], outputs: Collection
     return found
 
 
-def after(model: ModelProto, names: Collection[str]) -> set[str]:
-    """The names of the nodes that need any of the values ``names``."""
+def after(model: ModelProto, names: Collection[str], ends: Collection[str] = ()) -> set[str]:
+    """The names of the nodes that need any of the values ``names``; the values ``ends`` lead no further."""
     reached, found = set(names), set()
     for node in model.graph.node:
         if reached & set(node.input):
-            reached |= set(node.output)
+            reached |= set(node.output) - set(ends)
             found.add(node.name)
     return found
 
