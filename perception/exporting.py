@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from perception import recipe as recipes
 from perception import runs
 from perception.data.dataset import Source
-from perception.deploy.export import ExportReport
+from perception.deploy.export import ExportReport, Target
 from perception.deploy.export import export as write
 from perception.deploy.manifest import Precision, Preprocess
 from perception.deploy.network import ExportedNetwork
@@ -38,6 +38,8 @@ def export(
     budget: float = 0.01,
     calibration: int = 64,
     pictures: int = 500,
+    target: Target = "onnxruntime",
+    overrides: Sequence[str] = (),
 ) -> ExportReport:
     """Export a run folder or checkpoint to ``out`` (its own folder's ``model.onnx`` by default).
 
@@ -47,6 +49,9 @@ def export(
     budget:      what each task's metric may lose by fp16 or int8, absolutely: 0.01 is a point
     calibration: training pictures (validation where there are none at hand) that int8 takes its ranges from
     pictures:    at most so many validation pictures judge fp16 and int8
+    target:      "tensorrt": what its parser would refuse is not written, int8 is symmetric as it wants it, and the
+        speed of int8 on this processor decides nothing
+    overrides:   of the run's recipe, ``data.root=...`` where its data was moved
 
     Raises PerceptionError as `perception.deploy.export.export` does.
     """
@@ -57,12 +62,12 @@ def export(
     out = out or (run if run.is_dir() else run.parent) / "model.onnx"
     if out.suffix != ".onnx" or out.is_dir():
         raise ConfigError(f"--out {out}: expected a file whose name ends in .onnx; its manifest lies beside it.")
-    recipe, model = runs.open_network(run, tasks)
+    recipe, model = runs.open_network(run, tasks, overrides)
     fixed = recipe.data.size if size is None or size == "dynamic" else size
     recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, size=fixed))
     reduction = None
     if precision != "fp32":
-        reduction = _reduction(recipe, model, precision, budget, calibration, pictures)
+        reduction = _reduction(recipe, model, precision, budget, calibration, pictures, target)
     return write(
         model,
         out,
@@ -71,6 +76,7 @@ def export(
         preprocess=preprocess,
         reduction=reduction,
         images=runs.some_pictures(recipe),
+        target=target,
     )
 
 
@@ -81,6 +87,7 @@ def _reduction(
     budget: float,
     calibration: int,
     pictures: int,
+    target: Target,
 ) -> Reduction:
     """How the recipe's data judge a reduced precision, at the recipe's size.
 
@@ -102,7 +109,8 @@ def _reduction(
         letterboxed(sources, calibration if precision == "int8" else 1, recipe.data.size),
         evaluate,
         budget,
-        speed_up=1.0 if precision == "int8" else None,
+        speed_up=1.0 if precision == "int8" and target == "onnxruntime" else None,
+        symmetric=target == "tensorrt",
         say=lambda text: print(text, file=sys.stderr),  # noqa: T201
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -161,6 +162,11 @@ def open_run(
 
     The network is in evaluation mode and holds only ``tasks`` (all by default).
     """
+    if Path(path).suffix == ".onnx":
+        raise CheckpointError(
+            f"{path} is an exported file: it can be run (`perception predict`) and measured (`perception evaluate`). "
+            "Here give the run folder that it was exported from."
+        )
     found = checkpoint.load_weights(Path(path))
     if not found.recipe:
         raise CheckpointError(f"No recipe beside {path}. Keep recipe.yaml in the folder of the weights.")
@@ -172,9 +178,11 @@ def open_run(
     return recipe, model.eval()
 
 
-def open_network(path: str | Path, tasks: Collection[str] | None = None) -> tuple[Recipe, Perception]:
+def open_network(
+    path: str | Path, tasks: Collection[str] | None = None, overrides: Sequence[str] = ()
+) -> tuple[Recipe, Perception]:
     """As `open_run`, to be used: holds the auxiliary tasks only where ``tasks`` names them."""
-    recipe, model = open_run(path, tasks=tasks)
+    recipe, model = open_run(path, overrides, tasks)
     return recipe, model if tasks is not None else model.keep(recipe.scored)
 
 
@@ -184,14 +192,20 @@ def evaluate(
     data: Path | None = None,
     overrides: Sequence[str] = (),
     tasks: Collection[str] | None = None,
+    size: tuple[int, int] | None = None,
     out: Path | None = None,
     batch_size: int = 8,
 ) -> Evaluation:
-    """Evaluate a run on its validation sources or on another file's; write metrics and report to ``out``."""
+    """Evaluate a run on its validation sources or on another file's; write metrics and report to ``out``.
+
+    size: (height, width) that the network sees; None = as its recipe says
+    """
     with distributed.session() as device:
         recipe, model = open_run(path, () if data else overrides, tasks)
         if data is not None:
             recipe = recipes.with_other_data(recipe, data, overrides)
+        if size is not None:
+            recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, size=size))
         sources = recipes.validation_sources(recipe)
         evaluation = evaluate_model(model.to(device), recipe, sources, batch_size, show_progress=True)
         if out is not None and distributed.is_main():

@@ -100,9 +100,9 @@ def small_network():
     """A randomly initialised network with the interface of `perception.model.Perception`; untrained but not trivial."""
     import torch
     from torch import Tensor, nn
-    from torch.nn.functional import interpolate
+    from torch.nn.functional import interpolate, pad
 
-    from perception.ops.nms import select
+    from perception.ops.nms import best, select
 
     class Raw(NamedTuple):
         logits: Tensor
@@ -164,9 +164,9 @@ def small_network():
             found = {}
             for name, raw in raws.items():
                 if name == "detection":
-                    scores, labels = raw.logits.sigmoid().max(2)
-                    top = scores.sort(dim=1, descending=True, stable=True).indices[:, :400]
-                    boxes = raw.boxes.gather(1, top[:, :, None].expand(-1, -1, 4))
+                    scores, labels = (pad(part, (0, 400)) for part in raw.logits.sigmoid().max(2))
+                    top = best(scores, 400)
+                    boxes = pad(raw.boxes, (0, 0, 0, 400)).gather(1, top[:, :, None].expand(-1, -1, 4))
                     scores, labels = scores.gather(1, top), labels.gather(1, top)
                     kept = select(boxes, scores * (scores > 0.3), labels, 0.6, 300)
                     found |= dict(zip(("detection.boxes", "detection.scores", "detection.labels"), kept, strict=True))
@@ -175,7 +175,7 @@ def small_network():
                 else:
                     values = interpolate(raw.logits, size=tuple(size), mode="bilinear")
                     if name == "segmentation":
-                        found["segmentation.label_map"] = values.argmax(1).to(torch.uint8)
+                        found["segmentation.label_map"] = values.argmax(1).float().to(torch.uint8)
                     else:
                         found["depth.depth"] = 0.5 * 160 ** values[:, 0].sigmoid()
             return found
@@ -202,7 +202,7 @@ def small_network():
 @pytest.fixture(scope="session")
 def translated(small_network):
     """The graph of the small network with its raw outputs, for any size: what `export` makes its file of. Read only."""
-    from perception.deploy.export import translate
+    from perception.deploy.translate import translate
 
     return translate(small_network, small_network.specs, None)
 

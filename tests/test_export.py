@@ -100,7 +100,7 @@ def test_x1_the_real_network_in_a_bare_session(tmp_path):
 def test_tensorflow_padding_written_out_is_the_same_network():
     from timm.layers import Conv2dSame
 
-    from perception.deploy.export import _with_static_padding
+    from perception.deploy.translate import _with_static_padding
 
     torch.manual_seed(0)
     layers = [

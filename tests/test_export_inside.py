@@ -8,7 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from perception.deploy import inside
+from perception.deploy import graph, inside, letterbox_text
 from perception.deploy.manifest import extract
 from perception.deploy.parity import Disagreement, shapes
 from perception.deploy.runtime import Perceiver
@@ -88,6 +88,23 @@ def test_the_letterbox_is_that_of_the_package(translated, small_network, scale):
     assert away.mean() < 0.5
 
 
+@pytest.mark.parametrize("size", [(32, 64), (64, 32), (96, 160)])
+def test_every_picture_lies_where_the_package_puts_it_ties_too(translated, small_network, size):
+    """By whole numbers: of 1,600 sizes, some are placed at exact halves."""
+    whole = inside.wrap(translated, small_network.specs, size)
+    value = onnx.helper.make_tensor_value_info("place/place", onnx.TensorProto.INT64, [2])
+    whole.graph.output.append(value)
+    alone = graph.keep_outputs(whole, ["place/place"])
+    run = onnxruntime.InferenceSession(alone.SerializeToString(), providers=["CPUExecutionProvider"])
+    wrong = []
+    for height in range(1, 80, 2):
+        for width in range(1, 120, 3):
+            (found,) = run.run(None, {"images": np.zeros((1, height, width, 3), np.uint8)})
+            if tuple(found) != geometry.letterbox_frame((height, width), size).place[:1:-1]:
+                wrong.append((height, width))
+    assert wrong == []
+
+
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_a_batch_is_its_pictures(session, count):
     images = np.stack([picture(120 + i, 200)[:120] for i in range(count)])
@@ -111,17 +128,17 @@ def test_pictures_of_unlike_sizes_and_the_runtimes_own_sizes(exported_inside):
     ("old", "new", "message"),
     [
         ("gray = Constant <value_float = {pad}.0>", "gray = Constant <value_float = 0.0>", "levels away"),
-        ("near = Round (scaled)", "near = Floor (scaled)", "disagree|levels away|gives"),
+        ("{name}_above = Add ({name}_twice, {below})", "{name}_above = Identity ({name}_twice)", "levels away|gives"),
         ("clipped = Min (low, border)", "clipped = Identity (low)", "detection"),
-        ('mode="linear", coordinate_transformation_mode="half_pixel"> (planes', 'mode="nearest"> (planes', "depth"),
+        ("flat = Squeeze (resized, axis)", "twice = Add (resized, resized)\n  flat = Squeeze (twice, axis)", "depth"),
         ("order = Constant <value_ints = [1, 0, 1, 0]>", "order = Constant <value_ints = [0, 1, 0, 1]>", "detection"),
         ("{name}_middle = Add ({name}_twice, {name}_one)", "{name}_middle = Identity ({name}_twice)", "label_map"),
     ],
 )
 def test_x1_a_wrong_letterbox_or_way_back_is_seen(translated, small_network, monkeypatch, old, new, message):
-    names = ("PLACE", "SCALES", "BOXES", "CLASSES", "NEAREST", "QUANTITY")
-    (name,) = [name for name in names if old in getattr(inside, name)]
-    monkeypatch.setattr(inside, name, getattr(inside, name).replace(old, new))
+    names = ("PLACE", "RATIO", "SCALES", "BOXES", "CLASSES", "NEAREST", "QUANTITY")
+    (name,) = [name for name in names if old in getattr(letterbox_text, name)]
+    monkeypatch.setattr(letterbox_text, name, getattr(letterbox_text, name).replace(old, new))
     specs = small_network.specs
     with pytest.raises(Disagreement, match=message):
         inside.verify(inside.wrap(translated, specs, (96, 160)), translated, specs, {"detection": 0.6})

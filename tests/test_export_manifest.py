@@ -1,67 +1,25 @@
 """The manifest against its JSON schema: what is written fits it, what is wrong does not."""
 
+import copy
 import json
-import re
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from perception import cli
+from perception.deploy import container, schema
 from perception.deploy import manifest as module
-from perception.deploy.manifest import extract, parse
+from perception.deploy.manifest import DIGEST_KEY, MANIFEST_KEY, extract, parse
+from perception.deploy.runtime import Perceiver
 from perception.types import PerceptionError
 
 SCHEMA = json.loads(Path(module.__file__).with_name("manifest.schema.json").read_text("utf-8"))
-KINDS = {"object": dict, "array": list, "string": str, "boolean": bool, "integer": int, "null": type(None)}
 
 
-def problems(value, schema, where="$") -> list[str]:
-    """What of JSON Schema the manifest's schema uses. An unknown keyword is an error of the test."""
-    known = "$schema $defs title description type required additionalProperties properties const enum pattern minimum"
-    known += " maximum items minItems maxItems minProperties propertyNames oneOf $ref"
-    assert set(schema) <= set(known.split())
-    found = []
-    if "$ref" in schema:
-        found += problems(value, SCHEMA["$defs"][schema["$ref"].rpartition("/")[2]], where)
-    if "oneOf" in schema and sum(not problems(value, one, where) for one in schema["oneOf"]) != 1:
-        found.append(f"{where}: fits none")
-    if "type" in schema and not any(is_of(value, kind) for kind in listed(schema["type"])):
-        return [*found, f"{where}: {value!r} is no {schema['type']}"]
-    if "const" in schema and value != schema["const"]:
-        found.append(f"{where}: {value!r}")
-    if "enum" in schema and value not in schema["enum"]:
-        found.append(f"{where}: {value!r}")
-    if isinstance(value, str) and not re.search(schema.get("pattern", ""), value):
-        found.append(f"{where}: {value!r}")
-    if is_of(value, "number") and not schema.get("minimum", value) <= value <= schema.get("maximum", value):
-        found.append(f"{where}: {value!r}")
-    if isinstance(value, list):
-        if not schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value)):
-            found.append(f"{where}: {len(value)} items")
-        for i, item in enumerate(value):
-            found += problems(item, schema.get("items", {}), f"{where}[{i}]")
-    if isinstance(value, dict):
-        found += [f"{where}: no {key}" for key in schema.get("required", ()) if key not in value]
-        if len(value) < schema.get("minProperties", 0):
-            found.append(f"{where}: empty")
-        for key, item in value.items():
-            found += problems(key, schema.get("propertyNames", {}), f"{where} key")
-            rest = schema.get("additionalProperties", True)
-            inner = schema.get("properties", {}).get(key, rest)
-            if inner is False:
-                found.append(f"{where}.{key}: unknown")
-            elif inner is not True:
-                found += problems(item, inner, f"{where}.{key}")
-    return found
-
-
-def listed(kinds) -> list[str]:
-    return kinds if isinstance(kinds, list) else [kinds]
-
-
-def is_of(value, kind: str) -> bool:
-    if kind == "number":
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return isinstance(value, KINDS[kind]) and not (kind == "integer" and isinstance(value, bool))
+def problems(value) -> list[str]:
+    return list(schema.problems(value, SCHEMA, SCHEMA))
 
 
 @pytest.fixture(params=["exported", "exported_inside"])
@@ -70,7 +28,7 @@ def text(request) -> str:
 
 
 def test_what_is_written_fits_the_schema(text):
-    assert problems(json.loads(text), SCHEMA) == []
+    assert problems(json.loads(text)) == []
 
 
 @pytest.mark.parametrize(
@@ -91,7 +49,7 @@ def test_what_is_written_fits_the_schema(text):
 def test_what_is_wrong_does_not(text, change):
     manifest = json.loads(text)
     change(manifest)
-    assert problems(manifest, SCHEMA)
+    assert problems(manifest)
 
 
 def test_the_schema_names_every_field(exported):
@@ -112,7 +70,7 @@ def test_the_schema_is_a_schema():
     ("change", "message"),
     [
         (lambda m: m["outputs"].pop("depth.depth"), r"outputs: depth\.depth is missing"),
-        (lambda m: m["input"].update(preprocess="within"), "input.preprocess 'within', expected one of"),
+        (lambda m: m["input"].update(preprocess="within"), "input.preprocess is 'within', expected one of"),
         (lambda m: m["input"].update(layout="NHWC"), "input.layout 'NHWC', expected 'NCHW'"),
         (lambda m: m["input"].update(resize="nearest"), "input.resize 'nearest'"),
         (lambda m: m.pop("outputs"), "manifest is not valid"),
@@ -125,3 +83,170 @@ def test_x3_a_manifest_that_is_not_valid_is_refused(exported, change, message):
     change(plain)
     with pytest.raises(PerceptionError, match=message):
         parse(json.dumps(plain), "small.onnx")
+
+
+def signed(model: Path, manifest: object, out: Path) -> Path:
+    """The file with another manifest whose checksums are right: as one who wants to deceive would write it."""
+    text = manifest if isinstance(manifest, str) else json.dumps(manifest)
+    metadata = {MANIFEST_KEY: text, DIGEST_KEY: module._sha256(text)}
+    out.write_bytes(container.with_metadata(model.read_bytes(), metadata))
+    return out
+
+
+def renamed(plain: dict, old: str, new: str) -> dict:
+    """The manifest with another name for a task wherever it is said."""
+    plain["tasks"][new] = plain["tasks"].pop(old) | {"name": new}
+    for kind in ("outputs", "parity"):
+        plain[kind] = {key.replace(f"{old}.", f"{new}.", 1): value for key, value in plain[kind].items()}
+    return plain
+
+
+@pytest.mark.parametrize(
+    "name", ["../../../out", "/tmp/out", "..", "a/b", "a\\b", "C:x", "a\x1b[31m", "A", "", "a\n", "a" * 65]
+)
+@pytest.mark.parametrize("command", ["predict", "label"])
+def test_s3_a_task_whose_name_is_a_path_is_refused_when_the_file_is_opened(exported, tmp_path, name, command, capsys):
+    plain = renamed(json.loads(exported.with_suffix(".json").read_text("utf-8")), "segmentation", name)
+    evil = signed(exported, plain, tmp_path / "evil.onnx")
+    (tmp_path / "pictures").mkdir()
+    options = ["--maps"] if command == "predict" else []
+    arguments = [command, str(evil), str(tmp_path / "pictures"), "--out", str(tmp_path / "a" / "b"), *options]
+    assert cli.main(arguments) == 2
+    said = capsys.readouterr().err
+    assert "the manifest is not valid" in said
+    assert "\x1b" not in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["evil.onnx", "pictures"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m["tasks"]["classification"].update(classes=["a\x1b[31m", "b"]), r"classes\[0\] is 'a\\x1b\[31m'"),
+        (lambda m: m["tasks"]["classification"].update(classes=["a", "a"]), "classes has items that are equal"),
+        (lambda m: m["tasks"]["classification"].update(classes=["a"]), r"classification\.probabilities is float32"),
+        (lambda m: m["tasks"]["depth"].update(unit="m\u202e"), "depth.unit"),
+        (lambda m: m["tasks"]["depth"].update(limits=[80, 1]), "the smaller number first"),
+        (lambda m: m["tasks"]["depth"].update(canonical_focal=10**400), "canonical_focal is a huge number"),
+        (lambda m: m["tasks"]["depth"].update(threshold=True), "threshold is True, expected number"),
+        (lambda m: m["input"].update(size=[1 << 14, 1 << 14]), "at most 100000000 pixels"),
+        (lambda m: m["input"].update(size=[1 << 40, 32]), r"input.size\[0\]"),
+        (lambda m: m["input"].update(std=[0, 1, 1]), "over 0"),
+        (lambda m: m["outputs"]["detection.scores"].update(shape=["batch", 7]), "unlike numbers of boxes"),
+        (lambda m: m["outputs"]["depth.depth"].update(dtype="int64"), "expected float32"),
+        (lambda m: m.update(outputs=[]), "outputs is .*, expected object"),
+        (lambda m: m.update(tasks=5), "tasks is 5, expected object"),
+    ],
+)
+def test_x3_a_manifest_whose_fields_do_not_fit_is_refused(exported, change, message):
+    plain = json.loads(exported.with_suffix(".json").read_text("utf-8"))
+    change(plain)
+    with pytest.raises(PerceptionError, match=message):
+        parse(json.dumps(plain), "small.onnx")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "5", "null", '{"format": NaN}', "[" * 200_000, '{"format": 1e999}', "9" * 9999]
+)
+def test_x3_what_is_no_manifest_at_all_is_refused(text):
+    with pytest.raises(PerceptionError, match="manifest"):
+        parse(text, "small.onnx")
+
+
+def test_x3_a_graph_that_gives_something_else_than_its_manifest_says_is_refused(exported, tmp_path):
+    plain = json.loads(exported.with_suffix(".json").read_text("utf-8"))
+    other = copy.deepcopy(plain)
+    for name in ("boxes", "scores", "labels"):
+        other["outputs"][f"detection.{name}"]["shape"][1] = 299
+    with pytest.raises(PerceptionError, match=r"detection\.boxes is tensor\(float\).*its manifest says"):
+        Perceiver(signed(exported, other, tmp_path / "a.onnx"))
+    other = copy.deepcopy(plain)
+    other["outputs"]["depth.depth"]["shape"] = ["batch", "width", "height"]
+    perceiver = Perceiver(signed(exported, other, tmp_path / "b.onnx"), threads=1)
+    with pytest.raises(PerceptionError, match=r"depth\.depth is float32 \[1, 96, 160\].*manifest says"):
+        perceiver(np.zeros((50, 50, 3), np.uint8))
+
+
+WRONG = (
+    None,
+    True,
+    0,
+    -1,
+    3,
+    1 << 70,
+    0.5,
+    -0.0,
+    1e308,
+    "",
+    "x",
+    "batch",
+    "../x",
+    "\x1b[2J",
+    "\ud800",
+    [],
+    [[]],
+    {},
+    {"a": 1},
+)
+
+
+def places(value, path=()) -> list[tuple]:
+    """The paths to everything in plain JSON."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(place for key, item in items for place in places(item, (*path, key)))]
+
+
+def mutated(plain: dict, chance: random.Random) -> dict:
+    """A copy in which up to three places hold something else, are gone, or are doubled."""
+    found = copy.deepcopy(plain)
+    for _ in range(chance.randint(1, 3)):
+        *way, last = chance.choice(places(found)[1:])
+        holder = found
+        for key in way:
+            holder = holder[key]
+        kind = chance.randrange(5)
+        if kind == 0:
+            del holder[last]
+        elif kind == 1 and isinstance(holder, dict):
+            holder[str(chance.choice(WRONG))] = holder[last]
+        elif kind == 2 and isinstance(holder[last], list):
+            holder[last] = holder[last] * chance.choice((0, 2, 1000))
+        elif kind == 3 and isinstance(holder[last], int | float):
+            holder[last] = holder[last] * chance.choice((-1, 2, 0.5, 1 << 40)) + chance.choice((0, 1))
+        else:
+            holder[last] = copy.deepcopy(chance.choice(WRONG))
+    return found
+
+
+def test_x3_any_manifest_is_refused_by_a_sentence_or_works(exported, tmp_path):
+    """3,000 that are wrong somewhere, checksums right: no other error, no hang, no flood of memory."""
+    plain = json.loads(exported.with_suffix(".json").read_text("utf-8"))
+    chance, opened, picture = random.Random(0), 0, np.zeros((40, 60, 3), np.uint8)
+    for _ in range(3000):
+        given = mutated(plain, chance)
+        path = signed(exported, given, tmp_path / "m.onnx")
+        said = ""
+        try:
+            perceiver = Perceiver(path, threads=1)
+            opened += 1
+            perceiver(picture).to_dict()
+        except PerceptionError as error:
+            said = str(error)
+        assert said.isprintable()
+        assert problems(given) == [] or not _opens(path)
+    assert 0 < opened < 1500
+
+
+def _opens(path: Path) -> bool:
+    try:
+        extract(path.read_bytes(), "")
+    except PerceptionError:
+        return False
+    return True
+
+
+def test_the_package_reads_the_schema_as_jsonschema_does(text):
+    jsonschema = pytest.importorskip("jsonschema")
+    judge, chance, plain = jsonschema.Draft202012Validator(SCHEMA), random.Random(1), json.loads(text)
+    for _ in range(1000):
+        given = mutated(plain, chance)
+        assert judge.is_valid(given) == (problems(given) == [])

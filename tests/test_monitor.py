@@ -1,6 +1,7 @@
 """M1-M3: pictures no one should act on, frames unlike what is known, tasks that disagree, results that are late."""
 
 import dataclasses
+import json
 import os
 import time
 from functools import cache
@@ -321,6 +322,40 @@ def test_m2_a_calibration_is_kept_in_a_file_and_fits_one_network(tmp_path):
         load(path, specs)
     with pytest.raises(PerceptionError, match=r"10 good pictures\. A calibration needs at least 50"):
         fit(rows[:10], names)
+
+
+CALIBRATION = {"format": 1, "names": ["a", "b"], "mean": [0, 0], "scale": [1, 1], "inverse": [[1, 0], [0, 1]]}
+CALIBRATION |= {"distances": [0, 1], "count": 60, "model": ""}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "5", "[]", "null", "{", "[" * 100_000, '{"format": 1}', "\x00"),
+        *(
+            json.dumps(CALIBRATION | {key: value})
+            for key, values in {
+                "format": (2, None, "1"),
+                "names": ([], ["a"], 3, [1, 2], "ab"),
+                "mean": ([0], [0, "x"], [[0, 0]], {}, None, [0, 10**400]),
+                "scale": ([1], [1, 0], [1, -1], [1, float("nan")]),
+                "inverse": ([[1, 0]], [[1, 0], [0]], [[1, 0], [0, -1]], [[float("inf"), 0], [0, 1]], 5),
+                "distances": ([], [1, 0], None, [0] * 5000, "01"),
+                "count": (0, -1, "60", 1.5, True, None, 10**400),
+                "model": (None, 5),
+            }.items()
+            for value in values
+        ),
+    ],
+)
+def test_m2_a_damaged_calibration_is_refused_by_a_sentence(tmp_path, text):
+    path = tmp_path / "calibration.json"
+    path.write_text(text, "utf-8")
+    with pytest.raises(PerceptionError, match="is no calibration"):
+        load(path, {})
+    path.write_text(json.dumps(CALIBRATION), "utf-8")
+    with pytest.raises(PerceptionError, match="is of other tasks"):
+        load(path, {})
 
 
 def test_m3_late_results_are_flagged_and_counted():

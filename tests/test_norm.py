@@ -23,8 +23,9 @@ from torch import nn
 
 from perception import config
 from perception import recipe as recipes
-from perception.deploy.export import export, flat_raw
+from perception.deploy.export import export
 from perception.deploy.quantize import plainly_quantised
+from perception.deploy.translate import flat_raw
 from perception.engine import distributed
 from perception.engine.train import train
 from perception.model import ModelConfig
@@ -234,7 +235,8 @@ def test_an_export_agrees_with_torch_and_can_be_int8(chosen, tmp_path):
     norm.synchronise(model)
     model.keep(("segmentation", "classification")).eval()
     # Raises where they differ.
-    export(model, tmp_path / "model.onnx", size=(64, 96), sizes=((64, 96), (96, 64)), batches=(2,))
+    report = export(model, tmp_path / "model.onnx", size=(64, 96), sizes=((64, 96), (96, 64)), batches=(2,))
+    assert report.obstacles == ()  # TensorRT's
     small = plainly_quantised(onnx.load(tmp_path / "model.onnx"), [pictures(1).numpy()])
     kinds = {node.op_type for node in small.graph.node}
     assert "BatchNormalization" not in kinds

@@ -7,11 +7,14 @@ import onnx
 import pytest
 from onnx import helper, shape_inference
 
-from perception.deploy import quantize
+from perception.deploy import parity, quantize
+from perception.deploy.deviation import Deviation
 from perception.deploy.half import halved
 from perception.deploy.manifest import extract
+from perception.deploy.parity import Disagreement
 from perception.deploy.reduce import Judge, Reduction, Refused
 from perception.deploy.session import runner
+from perception.types import TaskSpec
 
 PICTURES = [np.random.default_rng(i).integers(0, 256, (1, 3, 64, 96), np.uint8) for i in range(3)]
 SCORES = {"detection": ("ap", 1), "segmentation": ("miou", 1), "depth": ("abs_rel", -1), "classification": ("top1", 1)}
@@ -150,6 +153,56 @@ def test_X2_what_pays_is_written_with_its_table(export_small, network, tmp_path,
     assert set(manifest.speed) == {"before", "after", "ratio"}
     assert "0.4990" in str(report)
     assert "times as fast" in str(report)
+
+
+@pytest.mark.parametrize("metric", ["detection/ap", "depth/abs_rel"])
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_X2_a_metric_that_is_no_number_any_more_is_refused(translated, network, metric, precision):
+    """NaN is neither more nor less than the budget; blocks go back to float32 until nothing is left to give."""
+    ruined = metrics() | {metric: float("nan")}
+    with pytest.raises(Refused, match=f"{metric} is no number any more"):
+        reduction(precision, [metrics(), ruined], speed_up=None).apply(network, translated, network.specs)
+
+
+def test_X2_a_task_that_nothing_labels_is_said_not_to_be_judged(translated, network):
+    unknown = metrics() | {"depth/abs_rel": float("nan")}
+    outcome = reduction("fp16", [unknown, unknown], speed_up=None).apply(network, translated, network.specs)
+    assert "no validation picture is labelled: depth" in outcome.table[-1]
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_x2_the_parity_of_a_reduced_file_is_its_own(export_small, network, tmp_path, monkeypatch, precision):
+    """What the manifest and the report say is what the written file differs by, not its float32 graph."""
+    monkeypatch.setattr("perception.deploy.reduce.Judge", lambda r, n, c, s: Judge(r, network, c, s))
+    plain = export_small(tmp_path / "p.onnx", size=(64, 96), batches=(1, 2))
+    judged = reduction(precision, [metrics(), metrics()], speed_up=None)
+    report = export_small(tmp_path / "q.onnx", size=(64, 96), batches=(1, 2), reduction=judged)
+    for name in ("segmentation.raw.logits", "depth.depth", "classification.probabilities"):
+        assert report.manifest.parity[name] > 10 * plain.manifest.parity[name]
+    files = [runner((tmp_path / f"{name}.onnx").read_bytes()) for name in "pq"]
+    batches = [images for where, images in parity.batches([(64, 96)], (1, 2), ()) if where.startswith("pictures")]
+    pairs = [[file(images)["depth.depth"] for file in files] for images in batches]
+    away = max(float(np.abs(np.log(a) - np.log(b)).max()) for a, b in pairs)
+    assert report.manifest.parity["depth.depth"] == pytest.approx(away, rel=1e-2, abs=1e-5)
+    assert f"On 2 batches of pictures this {precision} file differs from torch" in str(report)
+    assert "agree" not in str(report)
+
+
+def test_x2_a_reduced_file_that_gives_no_numbers_is_refused(small_network):
+    given = {"classification.probabilities": np.float32([[0.5, 0.5]])}
+    ruined = {"classification.probabilities": np.float32([[np.nan, 0.5]])}
+    with pytest.raises(Disagreement, match=r"classification\.probabilities of a picture is not finite"):
+        Deviation({"classification": small_network.specs["classification"]}).add("a picture", given, ruined)
+
+
+def test_the_deviation_of_boxes_is_that_of_those_that_both_show():
+    spec = TaskSpec("d", "instances", ("boxes", "scores", "labels"), ("a", "b"), threshold=0.3)
+    boxes = np.float32([[[0, 0, 10, 10], [50, 50, 70, 70], [0, 50, 9, 60]]])
+    wanted = {"d.boxes": boxes, "d.scores": np.float32([[0.9, 0.8, 0.1]]), "d.labels": np.int64([[0, 1, 0]])}
+    found = {"d.boxes": boxes + 1, "d.scores": np.float32([[0.8, 0.2, 0.1]]), "d.labels": np.int64([[0, 1, 1]])}
+    deviation = Deviation({"d": spec})
+    deviation.add("a picture", wanted, found)
+    assert deviation.finish() == pytest.approx({"d.boxes": 1, "d.scores": 0.1, "d.unmatched": 1 / 3}, rel=1e-5)
 
 
 def test_a_metric_without_a_number_is_no_drop(network, translated):

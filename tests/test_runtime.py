@@ -419,10 +419,10 @@ def signed(text: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("where", "value", "message"),
     [
-        ("dtype", "float32", "input.dtype 'float32', expected 'uint8'"),
-        ("colour", "BGR", "input.colour 'BGR', expected 'RGB'"),
-        ("size", [100, 160], r"input.size \(100, 160\)"),
-        ("multiple", 0, "input.multiple 0"),
+        ("dtype", "float32", "input.dtype is 'float32', expected 'uint8'"),
+        ("colour", "BGR", "input.colour is 'BGR', expected 'RGB'"),
+        ("size", [100, 160], r"input.size \[100, 160\]"),
+        ("multiple", 0, "input.multiple is 0"),
         ("pad", 0, "input.pad 0"),
     ],
 )

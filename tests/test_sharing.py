@@ -439,6 +439,7 @@ def test_pictures_take_their_own_experts_in_an_export(tmp_path):
         gate.bias.copy_(-gate.weight @ pooled.mean(0))
         assert len(model.sharing.choose("depth", gate(pooled)).unique(dim=0)) > 1
     report = export(model, tmp_path / "model.onnx", size=(64, 96), sizes=((64, 96),), batches=(1,))
+    assert report.obstacles == ()  # TensorRT's
     session = onnxruntime.InferenceSession(report.path, providers=["CPUExecutionProvider"])
     for images in (pictures(8), pictures(1, size=(32, 32)), pictures(3, seed=2, size=(96, 160))):
         with torch.inference_mode():
@@ -495,6 +496,7 @@ def exported_equals_torch(kind: tuple[str, str], subset: list[str] | None, path)
     }
     model = awake(network(*kind, tasks=tuple(tasks), configs=tasks))
     report = export(model, path, size=(64, 96), sizes=((64, 96),), batches=(1,), tasks=subset)
+    assert report.obstacles == ()  # TensorRT's
     session = onnxruntime.InferenceSession(report.path, providers=["CPUExecutionProvider"])
     for count, size in ((1, (32, 32)), (3, (96, 160))):
         images = pictures(count, size=size)

@@ -62,11 +62,16 @@ def see(session, manifest: dict, picture: np.ndarray, focal: float | None = None
     return record, maps
 
 
+def ratio(above: int, below: int) -> int:
+    """above / below to the nearest whole number, halves to even, as the manifest's schema says."""
+    whole, rest = divmod(above, below)
+    return whole + (2 * rest > below or (2 * rest == below and whole % 2 == 1))
+
+
 def letterbox(picture: np.ndarray, rules: dict) -> tuple[np.ndarray, tuple[int, int], tuple[float, float]]:
     """The input, the (height, width) of the picture in it, and (x, y) input pixels per picture pixel."""
     (height, width), (high, wide) = picture.shape[:2], rules["size"]
-    scale = min(high / height, wide / width)
-    size = max(1, min(wide, round(width * scale))), max(1, min(high, round(height * scale)))
+    size = max(1, min(wide, ratio(width * high, height))), max(1, min(high, ratio(height * wide, width)))
     shrinkage = max(width / size[0], height / size[1])
     if 1.4 <= shrinkage < 2.8 and (width, height) != (2 * size[0], 2 * size[1]):
         picture = cv2.resize(picture, (2 * size[0], 2 * size[1]), interpolation=cv2.INTER_LINEAR)

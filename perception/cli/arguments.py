@@ -7,9 +7,11 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from perception.deploy.video.progress import Progress
+from perception.ops.names import printable
 
 
 def add_command(commands: Any, name: str, run: Callable, text: str) -> argparse.ArgumentParser:
@@ -62,6 +64,23 @@ def size(text: str) -> tuple[int, int]:
 
 def size_or_dynamic(text: str):
     return "dynamic" if text.lower() == "dynamic" else size(text)
+
+
+def check_order(parsed: argparse.Namespace) -> None:
+    """Raise ConfigError where the network was given in the place of the pictures, and they in its."""
+    from perception.types import ConfigError
+
+    model, source = parsed.model, getattr(parsed, "source", None) or getattr(parsed, "pictures", None)
+    if source is not None and _is_network(Path(source)) and not _is_network(model):
+        network, pictures = printable(str(source)), printable(str(model))
+        raise ConfigError(
+            f"{pictures} is no network, and {network} is one: the network comes first. "
+            f"Say: perception {parsed.command} {network} {pictures}"
+        )
+
+
+def _is_network(path: Path) -> bool:
+    return path.suffix in (".onnx", ".safetensors") or (path / "checkpoints").is_dir()
 
 
 def camera(text: str | None):

@@ -11,7 +11,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from perception.cli.arguments import add_command, add_tasks, bar, camera, count, names, positive, say, shard, size
+from perception.cli.arguments import (
+    add_command,
+    add_tasks,
+    bar,
+    camera,
+    check_order,
+    count,
+    names,
+    positive,
+    say,
+    shard,
+    size,
+)
 from perception.deploy.video.interrupt import terminable
 from perception.ops.files import make_folder
 from perception.ops.names import printable
@@ -144,6 +156,7 @@ def _check_fits(parsed: argparse.Namespace, bag: bool) -> None:
 
 
 def _perceiver(parsed: argparse.Namespace, threads: int) -> Any:
+    check_order(parsed)
     if parsed.model.suffix == ".onnx":
         from perception.deploy.runtime import Perceiver
 

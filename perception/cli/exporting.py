@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from perception.cli.arguments import add_command, add_tasks, count, size_or_dynamic
+from perception.cli.arguments import add_command, add_overrides, add_tasks, count, size_or_dynamic
 
 
 def add_commands(commands: Any) -> None:
     export = add_command(commands, "export", _export, "write one verified ONNX file")
     export.add_argument("model", type=Path, metavar="RUN", help="run folder or checkpoint")
+    add_overrides(export)
     add_tasks(export)
     export.add_argument(
         "--out", type=Path, help="the file (default: RUN/model.onnx); its manifest lies beside it as .json"
@@ -29,6 +30,12 @@ def add_commands(commands: Any) -> None:
         type=size_or_dynamic,
         metavar="HxW|dynamic",
         help="the only input size, or any multiples of 32 (default)",
+    )
+    export.add_argument(
+        "--target",
+        choices=("onnxruntime", "tensorrt"),
+        default="onnxruntime",
+        help="tensorrt: refuse what its parser would refuse; int8 is then symmetric, and not judged by its speed here",
     )
     export.add_argument(
         "--preprocess",
@@ -62,6 +69,8 @@ def _export(parsed: argparse.Namespace) -> int:
         budget=parsed.budget,
         calibration=parsed.calibration,
         pictures=parsed.pictures,
+        target=parsed.target,
+        overrides=parsed.overrides,
     )
     print(report)  # noqa: T201
     return 0

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from perception.cli.arguments import add_command, add_overrides, add_tasks
+from perception.cli.arguments import add_command, add_overrides, add_tasks, count, size
 
 
 def add_commands(commands: Any) -> None:
@@ -22,13 +22,18 @@ def add_commands(commands: Any) -> None:
     train.add_argument("--resume", type=Path, metavar="RUN", help="go on with the newest checkpoint of a run folder")
     train.add_argument("--force", action="store_true", help="resume although the recipe has changed")
 
-    evaluate = add_command(commands, "evaluate", _evaluate, "measure a run on held-out pictures")
-    evaluate.add_argument("model", type=Path, metavar="RUN", help="run folder, checkpoint or .safetensors file")
+    evaluate = add_command(commands, "evaluate", _evaluate, "measure a run or an exported file on held-out pictures")
+    evaluate.add_argument(
+        "model", type=Path, metavar="MODEL", help="run folder, checkpoint, .safetensors file or exported .onnx file"
+    )
     add_overrides(evaluate)
     add_tasks(evaluate)
     evaluate.add_argument("--data", type=Path, help="YAML file whose data.validation is taken instead of the run's")
+    evaluate.add_argument("--size", type=size, metavar="HxW", help="what the network sees (default: as in training)")
     evaluate.add_argument("--out", type=Path, help="write metrics.json and report.html to this folder")
-    evaluate.add_argument("--batch-size", type=int, default=8, help="pictures at a time; changes no number")
+    evaluate.add_argument(
+        "--batch-size", type=count, default=8, metavar="N", help="pictures at a time; changes no number"
+    )
 
 
 def _demo(parsed: argparse.Namespace) -> int:
@@ -59,14 +64,16 @@ def _train(parsed: argparse.Namespace) -> int:
 
 
 def _evaluate(parsed: argparse.Namespace) -> int:
-    from perception import runs
+    from perception import measuring, runs
     from perception.engine.distributed import is_main
 
-    evaluation = runs.evaluate(
+    measure = measuring.evaluate if parsed.model.suffix == ".onnx" else runs.evaluate
+    evaluation = measure(
         parsed.model,
         data=parsed.data,
         overrides=parsed.overrides,
         tasks=parsed.tasks,
+        size=parsed.size,
         out=parsed.out,
         batch_size=parsed.batch_size,
     )

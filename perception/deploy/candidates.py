@@ -12,9 +12,10 @@ from onnx import ModelProto
 
 from perception.deploy import container
 from perception.deploy.bench import Form
-from perception.deploy.export import translate, weights_digest
+from perception.deploy.export import weights_digest
 from perception.deploy.forms import CompiledForm, OnnxForm, TorchForm, from_file
 from perception.deploy.manifest import Precision, extract
+from perception.deploy.translate import translate
 from perception.types import PerceptionError
 
 KINDS = ("torch", "compiled", "onnx", "int8")

@@ -104,6 +104,39 @@ def _values(tensor: TensorProto) -> NDArray[np.float64]:
     return np.asarray(numpy_helper.to_array(tensor), np.float64)
 
 
+def hold_constants(model: ModelProto) -> None:
+    """Make every Constant node a tensor that the graph holds: some runtimes ask for those by name."""
+    graph = model.graph
+    for node in [node for node in graph.node if node.op_type == "Constant"]:
+        (attribute,) = node.attribute
+        value = helper.get_attribute_value(attribute)
+        floats = attribute.name in ("value_float", "value_floats")
+        kept = (
+            numpy_helper.from_array(np.asarray(value, np.float32 if floats else np.int64))
+            if (attribute.name != "value")
+            else value
+        )
+        kept.name = node.output[0]
+        graph.initializer.append(kept)
+        graph.node.remove(node)
+
+
+def cast_input_first(model: ModelProto) -> None:
+    """Let one cast to float32 be all that reads the input; whoever asked the input for its shape asks the cast's.
+
+    TensorRT takes bytes at its ends alone.
+    """
+    graph, name = model.graph, model.graph.input[0].name
+    casts = [n for n in graph.node if n.op_type == "Cast" and name in n.input and n.attribute[0].i == TensorProto.FLOAT]
+    if not casts:
+        return
+    first = casts[0]
+    graph.node.remove(first)
+    for node in graph.node:
+        node.input[:] = [first.output[0] if value == name else value for value in node.input]
+    graph.node.insert(0, first)
+
+
 def drop_unused(model: ModelProto) -> None:
     """Drop the nodes whose results nobody reads, and the tensors that no node reads."""
     graph = model.graph
@@ -148,12 +181,12 @@ def cut(model: ModelProto, inputs: Iterable[ValueInfoProto], outputs: Collection
     return found
 
 
-def after(model: ModelProto, names: Collection[str]) -> set[str]:
-    """The names of the nodes that need any of the values ``names``."""
+def after(model: ModelProto, names: Collection[str], ends: Collection[str] = ()) -> set[str]:
+    """The names of the nodes that need any of the values ``names``; the values ``ends`` lead no further."""
     reached, found = set(names), set()
     for node in model.graph.node:
         if reached & set(node.input):
-            reached |= set(node.output)
+            reached |= set(node.output) - set(ends)
             found.add(node.name)
     return found
 

@@ -35,10 +35,11 @@ def _float_values(model: ModelProto) -> set[str]:
 
 
 def _region(model: ModelProto) -> set[str]:
-    """Names of the nodes from the first convolution to the raw outputs."""
+    """Names of the nodes from the first convolution to the raw outputs, but for what only counts pixels."""
     raws = {entry.name for entry in model.graph.output if ".raw." in entry.name}
     first = next(node for node in model.graph.node if node.op_type in ("Conv", "MatMul", "Gemm"))
-    return passes.after(model, {first.input[0]}) - passes.after(model, raws)
+    sizes = {name for node in model.graph.node if node.op_type == "Shape" for name in node.output}
+    return passes.after(model, {first.input[0]}, sizes) - passes.after(model, raws)
 
 
 class _Halving:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, ValueInfoProto, parser
 
 from perception.deploy import graph as passes
+from perception.deploy import letterbox_text as text
 from perception.deploy import parity
 from perception.deploy.session import runner
 from perception.ops import image as geometry
@@ -29,145 +30,6 @@ PLACING_TOLERANCE = 1.5
 PICTURES = ((97, 131), (480, 640), (720, 1280), (1083, 611), (33, 500))
 """(height, width) of made-up pictures for the check."""
 
-HEAD = '<ir_version: 10, opset_import: ["" : {opset}]>\n'
-
-PLACE = """
-place (uint8[batch, height, width, 3] images)
-  => (float[batch, 3, high, wide] placed, int64[2] source, int64[2] place) {{
-  source = Shape <start=1, end=3> (images)
-  exact = Cast <to=11> (source)
-  size = Constant <value = double[2] {{{height}, {width}}}> ()
-  one = Constant <value = double[2] {{1, 1}}> ()
-  ratios = Div (size, exact)
-  scale = ReduceMin <keepdims=1> (ratios)
-  scaled = Mul (exact, scale)
-  near = Round (scaled)
-  low = Max (near, one)
-  fitted = Min (low, size)
-  place = Cast <to=7> (fitted)
-  shrunk = Div (exact, fitted)
-  most = ReduceMax <keepdims=1> (shrunk)
-  two = Constant <value = double[1] {{1.4}}> ()
-  more = Constant <value = double[1] {{2.8}}> ()
-  is_two = GreaterOrEqual (most, two)
-  is_more = GreaterOrEqual (most, more)
-  whole = Round (most)
-  many = Cast <to=7> (whole)
-  add_one = Cast <to=7> (is_two)
-  add_rest = Cast <to=7> (is_more)
-  number_one = Constant <value_ints = [1]> ()
-  number_two = Constant <value_ints = [2]> ()
-  rest = Sub (many, number_two)
-  times = Mul (add_rest, rest)
-  first = Add (number_one, add_one)
-  k = Add (first, times)
-  enlarged = Mul (place, k)
-  batch = Shape <start=0, end=1> (images)
-  three = Constant <value_ints = [3]> ()
-  sizes = Concat <axis=0> (batch, three, enlarged)
-  planes = Transpose <perm=[0, 3, 1, 2]> (images)
-  levels = Cast <to=1> (planes)
-  resized = Resize <mode="linear", coordinate_transformation_mode="half_pixel"> (levels, , , sizes)
-  zero_at = Constant <value_int = 0> ()
-  one_at = Constant <value_int = 1> ()
-  high = Gather <axis=0> (place, zero_at)
-  wide = Gather <axis=0> (place, one_at)
-  high_1 = Reshape (high, number_one)
-  wide_1 = Reshape (wide, number_one)
-  cells = Concat <axis=0> (batch, three, high_1, k, wide_1, k)
-  tiles = Reshape (resized, cells)
-  axes = Constant <value_ints = [3, 5]> ()
-  means = ReduceMean <keepdims=0> (tiles, axes)
-  canvas = Cast <to=7> (size)
-  room = Sub (canvas, place)
-  zeros = Constant <value_ints = [0, 0, 0, 0, 0, 0]> ()
-  pads = Concat <axis=0> (zeros, room)
-  gray = Constant <value_float = {pad}.0> ()
-  placed = Pad <mode="constant"> (means, pads, gray)
-}}
-"""
-
-SCALES = """
-scales (int64[2] source, int64[2] place) => (float[4] scale, float[4] border, float[1] mean_scale) {{
-  source_float = Cast <to=11> (source)
-  place_float = Cast <to=11> (place)
-  ratio = Div (place_float, source_float)
-  order = Constant <value_ints = [1, 0, 1, 0]> ()
-  scale_double = Gather <axis=0> (ratio, order)
-  scale = Cast <to=1> (scale_double)
-  border_double = Gather <axis=0> (source_float, order)
-  border = Cast <to=1> (border_double)
-  mean_double = ReduceMean <keepdims=1> (ratio)
-  mean_scale = Cast <to=1> (mean_double)
-}}
-"""
-
-BOXES = """
-boxes (float[batch, limit, 4] boxes, float[batch, limit] scores, int64[batch, limit] labels, float[4] scale,
-       float[4] border)
-  => (float[batch, limit, 4] found_boxes, float[batch, limit] found_scores, int64[batch, limit] found_labels) {{
-  moved = Div (boxes, scale)
-  zero = Constant <value_float = 0.0> ()
-  low = Max (moved, zero)
-  clipped = Min (low, border)
-  axis = Constant <value_ints = [2]> ()
-  start = Constant <value_ints = [0]> ()
-  middle = Constant <value_ints = [2]> ()
-  stop = Constant <value_ints = [4]> ()
-  corner = Slice (clipped, start, middle, axis)
-  opposite = Slice (clipped, middle, stop, axis)
-  sides = Sub (opposite, corner)
-  shortest = ReduceMin <keepdims=0> (sides, axis)
-  solid = Greater (shortest, zero)
-  kept = Cast <to=1> (solid)
-  kept_columns = Unsqueeze (kept, axis)
-  found_boxes = Mul (clipped, kept_columns)
-  found_scores = Mul (scores, kept)
-  kept_number = Cast <to=7> (solid)
-  found_labels = Mul (labels, kept_number)
-}}
-"""
-
-CLASSES = """
-classes ({dtype}[batch, H, W] values, int64[2] source, int64[2] place) => ({dtype}[batch, height, width] found) {{
-  {rows}
-  {columns}
-  tall = Gather <axis=1> (values, rows)
-  found = Gather <axis=2> (tall, columns)
-}}
-"""
-
-NEAREST = """
-  {name}_at = Constant <value_int = {at}> ()
-  {name}_zero = Constant <value_int = 0> ()
-  {name}_one = Constant <value_int = 1> ()
-  {name}_two = Constant <value_int = 2> ()
-  {name}_source = Gather <axis=0> (source, {name}_at)
-  {name}_place = Gather <axis=0> (place, {name}_at)
-  {name}_range = Range ({name}_zero, {name}_source, {name}_one)
-  {name}_twice = Mul ({name}_range, {name}_two)
-  {name}_middle = Add ({name}_twice, {name}_one)
-  {name}_scaled = Mul ({name}_middle, {name}_place)
-  {name}_whole = Mul ({name}_source, {name}_two)
-  {name} = Div ({name}_scaled, {name}_whole)
-"""
-
-QUANTITY = """
-quantity (float[batch, H, W] values, int64[2] source, int64[2] place, float[1] mean_scale)
-  => (float[batch, height, width] found) {{
-  axis = Constant <value_ints = [1]> ()
-  axes = Constant <value_ints = [1, 2]> ()
-  start = Constant <value_ints = [0, 0]> ()
-  cut = Slice (values, start, place, axes)
-  planes = Unsqueeze (cut, axis)
-  head = Shape <start=0, end=2> (planes)
-  sizes = Concat <axis=0> (head, source)
-  resized = Resize <mode="linear", coordinate_transformation_mode="half_pixel"> (planes, , , sizes)
-  flat = Squeeze (resized, axis)
-  found = {scaling}
-}}
-"""
-
 
 def wrap(core: ModelProto, specs: Mapping[str, TaskSpec], size: tuple[int, int]) -> ModelProto:
     """``core`` (input ``images`` uint8 [batch, 3, H, W] of ``size``) with the letterbox before and its inverse after.
@@ -177,11 +39,19 @@ def wrap(core: ModelProto, specs: Mapping[str, TaskSpec], size: tuple[int, int])
     """
     opset = next(entry.version for entry in core.opset_import if not entry.domain)
     pieces = _Pieces(core, opset)
-    pieces.add(PLACE, {}, "place/", height=size[0], width=size[1], pad=PAD_VALUE)
+    ratios = {
+        name: text.RATIO.format(name=name, above=above, below=below)
+        for name, above, below in (("fitting", "crossed", "other"), ("shrinkage", "source", "place"))
+    }
+    given = {"images": "images", PLACED: PLACED}
+    pieces.add(
+        text.PLACE, given, "place/", height=size[0], width=size[1], pad=PAD_VALUE, sizes=text.FOUR_SIZES, **ratios
+    )
+    passes.set_shape(pieces.placed, ("batch", 3, *size))
     network = passes.prefixed(core, "", {"images": PLACED})
     pieces.graph.node.extend(network.graph.node)
     pieces.graph.initializer.extend(network.graph.initializer)
-    pieces.add(SCALES, {"source": "place/source", "place": "place/place"}, "restore/")
+    pieces.add(text.SCALES, {"source": "place/source", "place": "place/place"}, "restore/")
     known = {"source": "place/source", "place": "place/place", "mean_scale": "restore/mean_scale"}
     ends = {entry.name: entry for entry in core.graph.output}
     for name, spec in specs.items():
@@ -210,7 +80,7 @@ def _restore(
         given = {**known, "scale": "restore/scale", "border": "restore/border"}
         given |= {kind: f"{entry.name}/in" for kind, entry in zip(kinds, entries, strict=True)}
         given |= {f"found_{kind}": entry.name for kind, entry in zip(kinds, entries, strict=True)}
-        pieces.add(BOXES, given, f"restore/{name}/")
+        pieces.add(text.BOXES, given, f"restore/{name}/")
     else:
         for i, entry in enumerate(entries):
             _restore_map(pieces, spec, entry, i, known)
@@ -222,11 +92,14 @@ def _restore_map(pieces: _Pieces, spec: TaskSpec, entry: ValueInfoProto, place: 
     given, prefix = {**known, "values": f"{entry.name}/in", "found": entry.name}, f"restore/{entry.name}/"
     passes.set_shape(entry, ("batch", "height", "width"))
     if spec.classes and place == 0:
-        axes = {"rows": NEAREST.format(name="rows", at=0), "columns": NEAREST.format(name="columns", at=1)}
-        pieces.add(CLASSES, given, prefix, dtype=passes.dtype_of(entry), **axes)
+        axes = {name: text.NEAREST.format(name=name, at=at) for at, name in enumerate(("rows", "columns"))}
+        given["values"] = pieces.before_cast(given["values"])  # narrow types come last: TensorRT computes in none
+        number = entry.type.tensor_type.elem_type
+        pieces.add(text.CLASSES, given, prefix, dtype=passes.dtype_of(entry), number=number, **axes)
     else:
         scaled = spec.canonical_focal and place == 0
-        pieces.add(QUANTITY, given, prefix, scaling="Mul (flat, mean_scale)" if scaled else "Identity (flat)")
+        scaling = "Mul (flat, mean_scale)" if scaled else "Identity (flat)"
+        pieces.add(text.QUANTITY, given, prefix, scaling=scaling, sizes=text.FOUR_SIZES)
 
 
 def verify(
@@ -298,14 +171,23 @@ class _Pieces:
         self.outputs: list[ValueInfoProto] = []
         self.placed = ValueInfoProto()
 
-    def add(self, text: str, given: Mapping[str, str], prefix: str, **values: object) -> None:
+    def add(self, words: str, given: Mapping[str, str], prefix: str, **values: object) -> None:
         """Append a piece. given: its names that are values of the whole graph; its others get the prefix."""
-        piece = parser.parse_model(HEAD.format(opset=self.opset) + text.format(**values))
-        if text is PLACE:
-            given = {"images": "images", PLACED: PLACED}
-            self.placed.CopyFrom(piece.graph.output[0])
-            passes.set_shape(self.placed, ("batch", 3, values["height"], values["width"]))
-        self.graph.node.extend(passes.prefixed(piece, prefix, given).graph.node)
+        piece = parser.parse_model(text.HEAD.format(opset=self.opset) + words.format(**values))
+        passes.hold_constants(piece)
+        ready = passes.prefixed(piece, prefix, given)
+        self.graph.node.extend(ready.graph.node)
+        self.graph.initializer.extend(ready.graph.initializer)
+        if PLACED in given:
+            self.placed.CopyFrom(ready.graph.output[0])
+
+    def before_cast(self, name: str) -> str:
+        """What the value ``name`` is cast from, where its maker is nothing but a cast, which then goes."""
+        maker = next(node for node in self.graph.node if name in node.output)
+        if maker.op_type != "Cast":
+            return name
+        self.graph.node.remove(maker)
+        return maker.input[0]
 
     def rename(self, old: str, new: str) -> None:
         """Call a value of the graph by another name, wherever it is made or read."""

@@ -10,16 +10,30 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias, get_args
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
 
 from perception import __version__
 from perception.deploy import container
+from perception.deploy.schema import problems, shown
 from perception.ops.image import PAD_VALUE
-from perception.types import PerceptionError, Shape, TaskSpec
+from perception.types import PerceptionError, TaskSpec
 
 FORMAT = 2
+MAX_TEXT = 1 << 24
+"""Characters of a manifest."""
+MAX_PIXELS = 100_000_000
+"""Of a network's input."""
+MOST_MAP_CLASSES = 255
+WHOLE = frozenset(("size", "multiple", "pad", "shape"))
+"""Fields of whole numbers."""
+MOST_PROBLEMS = 5
+"""That one message tells."""
 MANIFEST_KEY = "perception.manifest"
 DIGEST_KEY = "perception.manifest.sha256"
 
@@ -148,60 +162,114 @@ def extract(model: bytes, where: str) -> Manifest:
 
 
 def parse(text: str, where: str) -> Manifest:
-    """A manifest from its JSON. Raises PerceptionError naming the field that is wrong."""
+    """A manifest from its JSON, which `manifest.schema.json` describes. Raises PerceptionError naming what is wrong."""
+    if len(text) > MAX_TEXT:
+        raise PerceptionError(f"{where}: the manifest has {len(text)} characters, expected at most {MAX_TEXT}.")
     try:
-        plain = json.loads(text)
-        if plain.get("format") != FORMAT:
-            raise PerceptionError(
-                f"{where}: manifest format {plain.get('format')}, expected {FORMAT}. "
-                "Use the version of perception that wrote it, or export it again."
-            )
-        tasks = {name: _record(TaskSpec, spec) for name, spec in plain.pop("tasks").items()}
-        outputs = {name: _record(OutputRules, entry) for name, entry in plain.pop("outputs").items()}
-        rules = _record(InputRules, plain.pop("input"))
-        manifest = Manifest(**plain, tasks=tasks, outputs=outputs, input=rules)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise PerceptionError(f"{where}: the manifest is not valid: {error}. Export it again.") from error
-    _validate(manifest, where)
-    return manifest
+        plain = json.loads(text, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise PerceptionError(
+            f"{where}: the manifest is not valid: it is no JSON: {error}. Export it again."
+        ) from error
+    found = plain.get("format") if isinstance(plain, dict) else None
+    if found != FORMAT and (isinstance(found, int) or found is None):
+        raise PerceptionError(
+            f"{where}: manifest format {shown(found)}, expected {FORMAT}. "
+            "Use the version of perception that wrote it, or export it again."
+        )
+    wrong = list(islice(problems(plain, schema(), schema()), MOST_PROBLEMS)) or list(_misfits(plain))
+    if wrong:
+        raise PerceptionError(f"{where}: the manifest is not valid: {'; '.join(wrong)}. Export it again.")
+    tasks = {name: _record(TaskSpec, spec) for name, spec in plain["tasks"].items()}
+    outputs = {name: _record(OutputRules, entry) for name, entry in plain["outputs"].items()}
+    parts = {"tasks": tasks, "outputs": outputs, "input": _record(InputRules, plain["input"])}
+    return Manifest(**{**plain, **parts, "opset": int(plain["opset"]), "format": FORMAT})
+
+
+@lru_cache(maxsize=1)
+def schema() -> dict[str, Any]:
+    """The JSON Schema of the manifest, which is published beside this module."""
+    return json.loads(Path(__file__).with_name("manifest.schema.json").read_text("utf-8"))
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no number")
 
 
 def _record(cls: type, plain: Mapping[str, Any]) -> Any:
-    return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()})
+    return cls(**{key: _value(value, key in WHOLE) for key, value in plain.items()})
 
 
-def _validate(manifest: Manifest, where: str) -> None:
-    rules = manifest.input
+def _value(value: Any, whole: bool) -> Any:
+    """Lists as tuples, and 32.0 as 32 where a whole number is meant: to JSON they are one."""
+    if isinstance(value, list):
+        return tuple(_value(item, whole) for item in value)
+    return int(value) if whole and isinstance(value, float) else value
+
+
+def _misfits(plain: Mapping[str, Any]) -> Iterator[str]:
+    """What no schema can say: how the fields of a manifest must fit one another."""
+    rules, outputs = plain["input"], plain["outputs"]
+    inside = rules["preprocess"] == "inside"
     known = {
-        "dtype": "uint8",
-        "layout": "NHWC" if rules.preprocess == "inside" else "NCHW",
-        "colour": "RGB",
-        "placing": "fit, top left",
+        "layout": "NHWC" if inside else "NCHW",
         "pad": PAD_VALUE,
-        "resize": RESIZE_INSIDE if rules.preprocess == "inside" else RESIZE,
+        "resize": RESIZE_INSIDE if inside else RESIZE,
     }
-    wrong = [
-        f"input.{key} {getattr(rules, key)!r}, expected {value!r}"
-        for key, value in known.items()
-        if getattr(rules, key) != value
-    ]
-    if rules.preprocess not in get_args(Preprocess):
-        wrong.append(f"input.preprocess {rules.preprocess!r}, expected one of {get_args(Preprocess)}")
-    if not isinstance(rules.multiple, int) or rules.multiple < 1:
-        wrong.append(f"input.multiple {rules.multiple!r}, expected a positive whole number")
-    elif len(rules.size) != 2 or any(not isinstance(x, int) or x <= 0 or x % rules.multiple for x in rules.size):
-        wrong.append(f"input.size {rules.size!r}, expected height and width, multiples of {rules.multiple}")
-    if not manifest.tasks:
-        wrong.append("no task")
-    for name, spec in manifest.tasks.items():
-        if spec.name != name or spec.shape not in get_args(Shape) or not spec.outputs:
-            wrong.append(f"tasks.{name}: name {spec.name!r}, shape {spec.shape!r}, outputs {spec.outputs!r}")
-        if not spec.classes and not spec.unit:
-            wrong.append(f"tasks.{name}: neither classes nor a unit")
-        absent = [f"{name}.{output}" for output in spec.outputs if f"{name}.{output}" not in manifest.outputs]
-        wrong += [f"outputs: {output} is missing" for output in absent]
-    if wrong:
-        raise PerceptionError(f"{where}: the manifest is not valid: {'; '.join(wrong)}. Export it again.")
+    for key, value in known.items():
+        if rules[key] != value:
+            yield f"input.{key} {shown(rules[key])}, expected {value!r}"
+    if any(side % rules["multiple"] for side in rules["size"]):
+        yield f"input.size {rules['size']}, expected multiples of {rules['multiple']}"
+    if math.prod(rules["size"]) > MAX_PIXELS:
+        yield f"input.size {rules['size']}, expected at most {MAX_PIXELS} pixels"
+    for name, spec in plain["tasks"].items():
+        yield from _task_misfits(name, spec, outputs)
+    if extra := set(outputs) - {
+        f"{name}.{output}" for name, spec in plain["tasks"].items() for output in spec["outputs"]
+    }:
+        yield f"outputs: {', '.join(sorted(extra))} of no task"
+
+
+def _task_misfits(name: str, spec: Mapping[str, Any], outputs: Mapping[str, Any]) -> Iterator[str]:
+    where, classes = f"tasks.{name}", spec["classes"]
+    if spec["name"] != name:
+        yield f"{where}.name {spec['name']}, expected {name}"
+    if not classes and (spec["shape"] != "dense" or not spec["unit"]):
+        yield f"{where}: neither classes nor a unit"
+    if spec["shape"] == "dense" and len(classes) > MOST_MAP_CLASSES:
+        yield f"{where}.classes has {len(classes)}, expected at most {MOST_MAP_CLASSES}: ids are bytes"
+    if spec["limits"] and not spec["limits"][0] < spec["limits"][1]:
+        yield f"{where}.limits {spec['limits']}, expected the smaller number first"
+    wanted = expected_outputs(spec["shape"], classes)
+    counts = {str(outputs[key]["shape"][1:2]) for key in (f"{name}.{o}" for o in spec["outputs"]) if key in outputs}
+    if spec["shape"] == "instances" and len(counts) > 1:
+        yield f"outputs: {name} has unlike numbers of {' and '.join(spec['outputs'])}"
+    if len(spec["outputs"]) < len(wanted) or (spec["shape"] != "dense" and len(spec["outputs"]) > len(wanted)):
+        yield f"{where}.outputs {spec['outputs']}, expected {len(wanted)} of shape {spec['shape']}"
+    for i, output in enumerate(spec["outputs"]):
+        entry, (dtype, shape) = outputs.get(f"{name}.{output}"), wanted[min(i, len(wanted) - 1)]
+        if entry is None:
+            yield f"outputs: {name}.{output} is missing"
+        elif (i < len(wanted) and entry["dtype"] != dtype) or not fits(entry["shape"], shape):
+            yield f"outputs.{name}.{output} is {entry['dtype']} {shown(entry['shape'])}, expected {dtype} {list(shape)}"
+
+
+def expected_outputs(shape: str, classes: Sequence[str]) -> list[tuple[str, tuple[int | str, ...]]]:
+    """(dtype, shape) of what a task of this shape gives, in order; words are sizes known at run time or of the file."""
+    if shape == "instances":
+        return [("float32", ("batch", "K", 4)), ("float32", ("batch", "K")), ("int64", ("batch", "K"))]
+    if shape == "dense":
+        return [("uint8" if classes else "float32", ("batch", "height", "width"))]
+    return [("float32", ("batch", len(classes)))]
+
+
+def fits(shape: Sequence[int | str], expected: Sequence[int | str]) -> bool:
+    """Whether a shape has as many sizes as expected, and the same where both say a number."""
+    pairs = zip(shape, expected)  # noqa: B905 - of one length, or it does not fit
+    return len(shape) == len(expected) and all(
+        a == b for a, b in pairs if not isinstance(a, str) and not isinstance(b, str)
+    )
 
 
 def _sha256(text: str) -> str:

@@ -24,8 +24,8 @@ class ExportedNetwork:
         """Those of the model: they say on which device it is."""
         return self._parameters()
 
-    def predict(self, images: Tensor) -> dict[str, Tensor]:
-        """As `perception.model.Perception.predict`."""
+    def predict(self, images: Tensor, spaces: Any = None) -> dict[str, Tensor]:
+        """As `perception.model.Perception.predict`; label maps as they are, whatever classes a source knows."""
         found = self._run(images.numpy())
         return {name: torch.from_numpy(value) for name, value in found.items() if ".raw." not in name}
 

@@ -194,13 +194,14 @@ class Detections:
         ) + near:
             return True
         same = other.labels == self.labels[i]
-        overlap = _iou(self.boxes[i], other.boxes[same])
+        overlap = iou(self.boxes[i], other.boxes[same])
         swapped = (overlap > iou_threshold - 1e-3) & (np.abs(other.scores[same] - self.scores[i]) <= near)
         edge = (np.abs(overlap - iou_threshold) <= 1e-3) & (other.scores[same] >= self.scores[i] - near)
         return bool((swapped | edge).any())
 
 
-def _iou(box: NDArray, boxes: NDArray) -> NDArray:
+def iou(box: NDArray, boxes: NDArray) -> NDArray:
+    """IoU of one box [4] with each of boxes [N, 4]: [N]."""
     sides = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
     common = np.clip(sides, 0, None).prod(1)
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(1) + (box[2:] - box[:2]).prod()

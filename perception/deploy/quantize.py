@@ -5,6 +5,9 @@ the raw outputs, and all that comes after them, stay in float32. Where a task st
 of layers go back to float32, those that hurt this task most first, until it does not.
 
 Weights take 7 of the 8 bits: the products of pairs then fit into the 16 bits in which processors without VNNI add them.
+
+Activations are bytes with a zero point of their own, which ONNX Runtime computes fastest on processors: it takes ReLU
+into them. TensorRT reads symmetric int8 alone, and no quantised biases: that form is slower than float32 on processors.
 """
 
 from __future__ import annotations
@@ -39,18 +42,19 @@ def quantised(core: ModelProto, reduction: Reduction, judge: Judge) -> tuple[Mod
     blocks = blocks_of(ready)
     limits = ranges(ready, reduction.pictures)
     everything = [name for names in blocks.values() for name in names]
-    model, released = quantise(ready, everything, limits), []
+    symmetric = reduction.symmetric
+    model, released = quantise(ready, everything, limits, symmetric), []
     after = judge.measure(model)
     harms: dict[str, dict[str, float]] = {}
     step = 1
     while (over := judge.over_budget(after)) and len(released) < len(blocks):
         reduction.say(f"{', '.join(over)}: over the budget with {len(released)} blocks in float32")
-        harms = harms or sensitivity(ready, blocks, limits, reduction.pictures[:PROBES])
+        harms = harms or sensitivity(ready, blocks, limits, reduction.pictures[:PROBES], symmetric)
         rest = [block for block in blocks if block not in released]
         released += sorted(rest, key=lambda block: -harms[block].get(over[0], 0.0))[:step]
         step *= 2
         kept = [name for block, names in blocks.items() if block not in released for name in names]
-        model = quantise(ready, kept, limits)
+        model = quantise(ready, kept, limits, symmetric)
         after = judge.measure(model)
     counts = f"{len(blocks) - len(released)} of {len(blocks)} blocks in int8"
     return model, after, [counts + (f"; back in float32: {', '.join(released)}" if released else "")]
@@ -125,8 +129,8 @@ def ranges(model: ModelProto, pictures: Iterable[NDArray[np.uint8]]) -> dict[str
     return {name: (float(low), float(high)) for name, (low, high) in zip(names, means, strict=True)}
 
 
-def quantise(model: ModelProto, nodes: Sequence[str], limits: Ranges) -> ModelProto:
-    """A copy with the named nodes between QuantizeLinear and DequantizeLinear."""
+def quantise(model: ModelProto, nodes: Sequence[str], limits: Ranges, symmetric: bool = False) -> ModelProto:
+    """A copy with the named nodes between QuantizeLinear and DequantizeLinear. symmetric: as TensorRT reads it."""
     copy = ModelProto()
     copy.CopyFrom(model)
     if not nodes:
@@ -140,12 +144,12 @@ def quantise(model: ModelProto, nodes: Sequence[str], limits: Ranges) -> ModelPr
             True,  # one scale a channel
             True,  # 7 bits of weights
             QuantType.QInt8,
-            QuantType.QUInt8,
+            QuantType.QInt8 if symmetric else QuantType.QUInt8,
             TensorsData(CalibrationMethod.MinMax, data),
             list(nodes),
             [],
             list(QUANTISED),
-            {"DedicatedQDQPair": False},
+            {"DedicatedQDQPair": False, "ActivationSymmetric": symmetric, "QuantizeBias": not symmetric},
         )
         quantizer.quantize_model()
     finally:
@@ -159,7 +163,11 @@ def quantise(model: ModelProto, nodes: Sequence[str], limits: Ranges) -> ModelPr
 
 
 def sensitivity(
-    model: ModelProto, blocks: Mapping[str, Sequence[str]], limits: Ranges, pictures: Sequence[NDArray[np.uint8]]
+    model: ModelProto,
+    blocks: Mapping[str, Sequence[str]],
+    limits: Ranges,
+    pictures: Sequence[NDArray[np.uint8]],
+    symmetric: bool = False,
 ) -> dict[str, dict[str, float]]:
     """Block -> task -> how far its raw outputs move when this block alone is quantised, relative to their spread."""
     raws = [entry.name for entry in model.graph.output if ".raw." in entry.name]
@@ -168,7 +176,7 @@ def sensitivity(
     wanted = [bare(picture) for picture in probes]
     found: dict[str, dict[str, float]] = {}
     for block, nodes in blocks.items():
-        run = runner(quantise(model, nodes, limits).SerializeToString(), names=raws)
+        run = runner(quantise(model, nodes, limits, symmetric).SerializeToString(), names=raws)
         harm: dict[str, float] = {}
         for picture, true in zip(probes, wanted, strict=True):
             for name, values in run(picture).items():

@@ -39,6 +39,7 @@ class Reduction:
     evaluate: metrics ("<task>/<name>" -> number) of a function that runs the network, on the validation pictures
     budget:   what each task's metric may lose, absolutely: 0.01 is a point
     speed_up: how many times as fast as float32 it must be; None = at all (fp16 is also for other machines than this)
+    symmetric: of int8: as TensorRT reads it, and not as processors like it
     """
 
     precision: Literal["fp16", "int8"]
@@ -46,6 +47,7 @@ class Reduction:
     evaluate: Callable[[Run], Mapping[str, float]]
     budget: float = 0.01
     speed_up: float | None = 1.0
+    symmetric: bool = False
     say: Callable[[str], None] = field(default=lambda text: None)
 
     def apply(self, network: Any, core: ModelProto, specs: Mapping[str, TaskSpec]) -> Outcome:
@@ -74,8 +76,10 @@ class Judge:
         return {name: float(found.get(f"{name}/{score}", np.nan)) for name, (score, _) in self.scores.items()}
 
     def drops(self, after: Mapping[str, float]) -> dict[str, float]:
-        """Task -> how much worse its metric is, absolutely; NaN where nothing is labelled."""
-        return {name: sign * (self.before[name] - after[name]) for name, (_, sign) in self.scores.items()}
+        """Task -> how much worse its metric is, absolutely: NaN where nothing is labelled, inf where it was lost."""
+        drops = {name: sign * (self.before[name] - after[name]) for name, (_, sign) in self.scores.items()}
+        lost = [name for name in drops if np.isnan(after[name]) and not np.isnan(self.before[name])]
+        return drops | dict.fromkeys(lost, np.inf)
 
     def over_budget(self, after: Mapping[str, float]) -> list[str]:
         """The tasks that lose more than the budget, the worst first."""
@@ -83,8 +87,11 @@ class Judge:
         return sorted((n for n in drops if drops[n] > self.reduction.budget), key=lambda n: -drops[n])
 
     def measure(self, model: ModelProto) -> dict[str, float]:
-        """Each task's metric, with the reduced graph."""
-        return self._metrics(model)
+        """Each task's metric, with the reduced graph. Raises PerceptionError where it gives no numbers."""
+        try:
+            return self._metrics(model)
+        except PerceptionError as error:
+            raise PerceptionError(f"In {self.reduction.precision}: {error}") from error
 
     def outcome(self, model: ModelProto, after: Mapping[str, float], notes: Sequence[str]) -> Outcome:
         """The table and the manifest's facts. Raises Refused where a task loses too much, or no speed is gained."""
@@ -103,7 +110,14 @@ class Judge:
             f"processor time: {ratio:.2f} times as fast; {size:.2f} of the size"
         )
         table += notes
-        problems = [f"{name} loses {drops[name]:.4f}, budget {budget:g}" for name in self.over_budget(after)]
+        if unjudged := [name for name in self.scores if np.isnan(self.before[name])]:
+            table.append(f"not judged, for no validation picture is labelled: {', '.join(unjudged)}")
+        problems = [
+            f"{name} loses {drops[name]:.4f}, budget {budget:g}"
+            if np.isfinite(drops[name])
+            else f"{name}/{self.scores[name][0]} is no number any more"
+            for name in self.over_budget(after)
+        ]
         if self.reduction.speed_up is not None and ratio <= self.reduction.speed_up:
             problems.append(
                 f"it is {ratio:.2f} times as fast as fp32 on this processor, wanted more than "

@@ -19,7 +19,8 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from perception.deploy import container
-from perception.deploy.manifest import Manifest, extract
+from perception.deploy.contract import check_answer, check_ends
+from perception.deploy.manifest import MAX_PIXELS, Manifest, OutputRules, extract
 from perception.deploy.result import Result
 from perception.ops.image import letterbox_frame, warp_image
 from perception.ops.restore import assemble
@@ -65,8 +66,9 @@ class Perceiver:
             raise PerceptionError(f"{path}: the manifest names outputs that the graph lacks: {', '.join(absent)}.")
         if len(self.specs) < len(self.manifest.tasks):
             model = container.keep_outputs(model, self._names)
-        self._session = _session(model, str(path), threads, providers, spinning)
-        _check_input(self._session, self.manifest, str(path))
+        self._path = str(path)
+        self._session = _session(model, self._path, threads, providers, spinning)
+        check_ends(self._session, self.manifest.input, self._rules(), self._path)
 
     @overload
     def __call__(
@@ -117,10 +119,19 @@ class Perceiver:
     def run(self, images: NDArray[np.uint8]) -> Outputs:
         """Decoded outputs of a letterboxed batch uint8 RGB [B, 3, H, W], in input pixels.
 
-        A file that letterboxes inside takes pictures [B, H, W, 3] instead, and answers in their pixels.
+        A file that letterboxes inside takes pictures [B, H, W, 3] instead, and answers in their pixels. Raises
+        PerceptionError where ONNX Runtime fails, or the file does not give what its manifest says.
         """
-        found = self._session.run(self._names, {self.manifest.input.name: images})
-        return dict(zip(self._names, found, strict=True))  # type: ignore[arg-type]
+        try:
+            found: Any = self._session.run(self._names, {self.manifest.input.name: images})
+        except Exception as error:  # onnxruntime raises types of its own, which share only Exception
+            raise PerceptionError(f"{self._path}: ONNX Runtime fails on {list(images.shape)}: {error}") from error
+        check_answer(images, found, self._rules(), self.manifest.input.inside, self._path)
+        return dict(zip(self._names, found))  # noqa: B905
+
+    def _rules(self) -> dict[str, OutputRules]:
+        """What the manifest says of the outputs that are asked for, in their order."""
+        return {name: self.manifest.outputs[name] for name in self._names}
 
 
 def warm_up(
@@ -227,10 +238,12 @@ def check_size(size: Sequence[int], multiple: int) -> None:
     if not isinstance(size, Sequence) or len(size) != 2 or not all(isinstance(x, int | np.integer) for x in size):
         raise PerceptionError(f"Wrong input size {size!r}. Expected (height, width), multiples of {multiple}.")
     if any(x <= 0 or x % multiple for x in size):
-        fits = "x".join(str(max(1, -(-x // multiple)) * multiple) for x in size)
+        near = "x".join(str(max(1, -(-x // multiple)) * multiple) for x in size)
         raise PerceptionError(
-            f"Wrong input size {'x'.join(map(str, size))}. Expected multiples of {multiple}. Use {fits}."
+            f"Wrong input size {'x'.join(map(str, size))}. Expected multiples of {multiple}. Use {near}."
         )
+    if size[0] * size[1] > MAX_PIXELS:
+        raise PerceptionError(f"Wrong input size {size[0]}x{size[1]}. Expected at most {MAX_PIXELS:,} pixels.")
 
 
 def check_threads(threads: int | None) -> None:
@@ -316,15 +329,6 @@ def _session(
 
 def _name(provider: Provider) -> str:
     return provider if isinstance(provider, str) else provider[0]
-
-
-def _check_input(session: onnxruntime.InferenceSession, manifest: Manifest, where: str) -> None:
-    inputs = session.get_inputs()
-    entry = inputs[0] if len(inputs) == 1 else None
-    if entry is None or entry.name != manifest.input.name or entry.type != "tensor(uint8)" or len(entry.shape) != 4:
-        found = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
-        shape = "[batch, height, width, 3]" if manifest.input.inside else "[batch, 3, height, width]"
-        raise PerceptionError(f"{where}: expected one input {manifest.input.name} uint8 {shape}, found {found}.")
 
 
 def _check_picture(picture: NDArray) -> None:

@@ -19,7 +19,7 @@ from perception.engine import distributed
 from perception.engine.precision import Precision, autocast
 from perception.metrics.metric import Metric
 from perception.ops import image as geometry
-from perception.ops.restore import restore
+from perception.ops.restore import require_numbers, restore
 from perception.types import Annotation, Batch, DataError, DenseMap, LabelSpace
 
 
@@ -85,7 +85,8 @@ def evaluate(
     kept for the report. ``calibrate``: fit the scores of ``model`` to these pictures (`Task.calibrate`) before the
     numbers are computed: only with pictures that are held out, and not those of the final test.
 
-    Raises DataError where there is no picture or none is labelled, ValueError naming the picture where a score is NaN.
+    Raises DataError where there is no picture or none is labelled, PerceptionError naming picture and task where an
+    output is NaN.
     """
     device = next(model.parameters()).device
     metrics: dict[str, Metric] = {name: task.metric() for name, task in model.tasks.items()}
@@ -133,6 +134,7 @@ def _measure(
             f"{id}: no frame. Evaluation needs targets in source pixels and how the picture was letterboxed."
         )
     outputs = {key: values[index] for key, values in arrays.items()}
+    require_numbers(outputs, specs, id)
     prediction = restore(outputs, specs, frame, batch.cameras[index])
     labels = {name: batch.annotations[name][index] for name in metrics}
     target = {name: label for name, label in labels.items() if label is not None}

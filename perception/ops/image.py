@@ -19,9 +19,15 @@ PAD_VALUE = 114
 def letterbox_frame(source: tuple[int, int], size: tuple[int, int]) -> Frame:
     """The frame that fits a whole picture of ``source`` (height, width) into ``size``, top left, aspect ratio kept."""
     height, width = source
-    scale = min(size[0] / height, size[1] / width)
-    placed = max(1, min(size[1], round(width * scale))), max(1, min(size[0], round(height * scale)))
+    placed = _ratio(width * size[0], height), _ratio(height * size[1], width)
+    placed = max(1, min(size[1], placed[0])), max(1, min(size[0], placed[1]))
     return Frame(source, size, (0, 0, width, height), (0, 0, *placed))
+
+
+def _ratio(above: int, below: int) -> int:
+    """``above / below`` to the nearest, halves to even, in whole numbers: an exported graph computes the same."""
+    whole, rest = divmod(above, below)
+    return whole + (2 * rest > below or (2 * rest == below and whole % 2 == 1))
 
 
 def warp_image(image: NDArray[np.uint8], frame: Frame, reduction: int = 1) -> NDArray[np.uint8]:

@@ -38,6 +38,20 @@ def _(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float) -> Te
     return scores.new_empty(scores.shape, dtype=torch.bool)
 
 
+@torch.library.custom_op("perception::best", mutates_args=())
+def best(values: Tensor, count: int) -> Tensor:
+    """Where the ``count`` largest of each row are, the largest first, equal ones in their order: int64 [B, count].
+
+    values: float32 [B, K] with K >= count
+    """
+    return values.sort(dim=1, descending=True, stable=True).indices[:, :count].contiguous()
+
+
+@best.register_fake
+def _(values: Tensor, count: int) -> Tensor:
+    return values.new_empty((values.shape[0], count), dtype=torch.int64)
+
+
 def _apart(boxes: Tensor, labels: Tensor) -> Tensor:
     """[B, K, 4] with the boxes of different classes of one picture so far apart that they cannot overlap."""
     if not boxes.shape[1]:
@@ -58,7 +72,7 @@ def select(
         boxes, scores = boxes.detach().float(), scores.detach().float()
         alive = scores if iou_threshold is None else scores * keep(boxes, scores, labels, iou_threshold)
         room = (0, limit)  # a picture may bring fewer candidates than ``limit``
-        order = pad(alive, room).sort(dim=1, descending=True, stable=True).indices[:, :limit]
+        order = best(pad(alive, room), limit)
         scores = pad(alive, room).gather(1, order)
         found = scores > 0
         boxes = pad(boxes, (0, 0, *room)).gather(1, order[:, :, None].expand(-1, -1, 4)) * found[:, :, None]
@@ -67,7 +81,7 @@ def select(
 
 
 def onnx_translations() -> dict[Any, Callable]:
-    """The ``custom_translation_table`` of ``torch.onnx.export`` for a graph that holds `keep` or a stable sort."""
+    """The ``custom_translation_table`` of ``torch.onnx.export`` for a graph that holds `keep` or `best`."""
     from onnxscript import FLOAT, INT64, opset18
 
     def keep_in_onnx(boxes: FLOAT, scores: FLOAT, labels: INT64, iou_threshold: float):
@@ -89,10 +103,10 @@ def onnx_translations() -> dict[Any, Callable]:
         ones = op.Expand(op.Constant(value_floats=[1.0]), op.Shape(chosen, start=0, end=1))
         return op.Greater(op.ScatterND(nothing, places, ones), op.Constant(value_float=0.0))
 
-    def sort_in_onnx(values: FLOAT, stable: bool = True, dim: int = -1, descending: bool = False):
-        """TopK of everything; among equal values the lower index comes first, as in a stable sort."""
+    def best_in_onnx(values: FLOAT, count: int):
+        """TopK of no more than are wanted; among equal values the lower index comes first, as in a stable sort."""
         op: Any = opset18
-        count = op.Gather(op.Shape(values), op.Constant(value_ints=[dim]))
-        return op.TopK(values, count, axis=dim, largest=int(descending), sorted=1)
+        _, places = op.TopK(values, op.Constant(value_ints=[count]), axis=1, largest=1, sorted=1)
+        return places
 
-    return {torch.ops.perception.keep.default: keep_in_onnx, torch.ops.aten.sort.stable: sort_in_onnx}
+    return {torch.ops.perception.keep.default: keep_in_onnx, torch.ops.perception.best.default: best_in_onnx}

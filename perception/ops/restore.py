@@ -14,7 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perception.ops import image as geometry
-from perception.types import Annotation, Camera, DenseMap, Frame, ImageLabel, Instances, Prediction, TaskSpec
+from perception.types import (
+    Annotation,
+    Camera,
+    DenseMap,
+    Frame,
+    ImageLabel,
+    Instances,
+    PerceptionError,
+    Prediction,
+    TaskSpec,
+)
 
 SAMPLES = 32
 """Rows and columns of depth that the distance of a box is the median of, at the least where it has so many."""
@@ -44,6 +54,26 @@ def restore(
         else:
             annotations[name] = ImageLabel(np.asarray(found[0], np.float32))
     return annotations
+
+
+def require_numbers(outputs: Mapping[str, NDArray], specs: Mapping[str, TaskSpec], where: str) -> None:
+    """Raise PerceptionError naming the task where an output of one picture is NaN, or a score is not finite.
+
+    For who measures: `restore` would drop those values, and a ruined network would seem to find nothing. The runtime
+    drops and flags them instead (`perception.deploy.runtime.sanitise`).
+    """
+    for name, spec in specs.items():
+        for output in spec.outputs:
+            values = outputs.get(f"{name}.{output}")
+            if values is None or values.dtype.kind != "f":
+                continue
+            wrong = np.isnan(values) if spec.shape == "dense" else ~np.isfinite(values)
+            if wrong.any():
+                raise PerceptionError(
+                    f"{where}: {name}: {wrong.sum()} of {wrong.size} {output} that the network gives are no numbers "
+                    "(NaN or infinite). Its weights are damaged or its training diverged: take another checkpoint, or "
+                    "train again with a lower learning rate."
+                )
 
 
 def _instances(boxes: NDArray, scores: NDArray, labels: NDArray, frame: Frame) -> Instances:

@@ -53,8 +53,9 @@ def _most_likely_with_classes_last(logits: Tensor, stride: int) -> Tensor:
     cells = torch.cat([cells[:, :, :1], cells, cells[:, :, -1:]], 2)
     around = [cells[:, y : y + height, x : x + width] for y in range(3) for x in range(3)]
     mixed = _mixtures(stride).to(logits) @ torch.stack(around).flatten(1)
-    best = mixed.view(stride, stride, batch, height, width, classes).argmax(-1).to(torch.uint8)
-    return best.permute(2, 3, 0, 4, 1).reshape(batch, height * stride, width * stride)
+    best = mixed.view(stride, stride, batch, height, width, classes).argmax(-1).float()
+    placed = best.permute(2, 3, 0, 4, 1).reshape(batch, height * stride, width * stride)
+    return placed.to(torch.uint8)  # last, and from float: TensorRT has bytes at its ends alone
 
 
 def _mixtures(stride: int) -> Tensor:

@@ -18,7 +18,7 @@ from perception.nn.towers import Tower
 from perception.ops import boxes as geometry
 from perception.ops.assignment import Grid, Objects, sim_ota, task_aligned
 from perception.ops.detection_losses import distribution_focal, expected_bin, quality_focal
-from perception.ops.nms import select
+from perception.ops.nms import best, select
 from perception.tasks.task import Part, Pyramid, Task, TaskConfig, Weight, check_classes, of_rows
 from perception.types import Annotation, Camera, ConfigError, Instances, TaskSpec
 
@@ -226,11 +226,10 @@ class Detection(Task):
         config = self.config
         scores, labels = raw.logits.sigmoid().max(-1)
         # Empty cells fill up: a small picture has fewer cells than candidates, and an export fixes their number.
-        room = (0, config.candidates)
+        count = config.limit if config.one_to_one else config.candidates
+        room = (0, count)
         scores, labels = F.pad(scores, room), F.pad(labels, room)
-        # Sorting, not top-k: a small picture has fewer cells than candidates, and ties fall alike in torch and ONNX.
-        order = scores.sort(dim=1, descending=True, stable=True).indices
-        order = order[:, : config.limit if config.one_to_one else config.candidates]
+        order = best(scores, count)
         # All boxes, then the candidates': indexing points by them would fix their number in an export.
         boxes = F.pad(self.boxes(raw.sides, raw.points, raw.strides), (0, 0, *room))
         boxes = boxes.gather(1, order[..., None].expand(-1, -1, 4))

@@ -33,6 +33,8 @@ FLOOR = 1e-3
 """Least standard deviation of a feature."""
 LIMIT = 0.99
 """Doubt over which a prediction is flagged."""
+MAX_BYTES = 1 << 26
+"""Of a calibration's file."""
 KEPT = 1001
 """Distances of good pictures that are kept, at equal steps of their share."""
 
@@ -102,21 +104,42 @@ def _describe(values: NDArray[np.float64]) -> tuple[NDArray, NDArray, NDArray]:
 def load(path: Path, specs: Mapping[str, TaskSpec], model: str = "") -> Calibration:
     """Raises PerceptionError where the file is missing, damaged, or of another network or other tasks."""
     try:
-        record: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        if record.pop("format") != FORMAT:
-            raise ValueError(f"expected format {FORMAT}")
-        arrays = {key: np.asarray(record[key], np.float64) for key in ("mean", "scale", "inverse", "distances")}
-        found = Calibration(**{**record, **arrays})
-        size = len(found.names)
-        if found.mean.shape != (size,) or found.inverse.shape != (size, size) or not np.isfinite(found.inverse).all():
-            raise ValueError("sizes that do not fit")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"it has over {MAX_BYTES} bytes")
+        found = _parsed(json.loads(path.read_text("utf-8")))
+    except (OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise PerceptionError(f"{path} is no calibration: {error}. Make one with `perception calibrate`.") from error
     if found.names != feature_names(specs):
         raise PerceptionError(f"{path} is of other tasks. Make one for these with `perception calibrate`.")
     if model and found.model and model != found.model:
         raise PerceptionError(f"{path} is of another network. Make one for this with `perception calibrate`.")
     return found
+
+
+def _parsed(record: Any) -> Calibration:
+    """The calibration in a file's JSON. Raises ValueError, TypeError or OverflowError naming what is wrong."""
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise ValueError(f"expected an object of format {FORMAT}")
+    names, count, model = (record.get(key) for key in ("names", "count", "model"))
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError("names is no list of words")
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= 1 << 53:
+        raise ValueError("count is no number of pictures")
+    if not isinstance(model, str):
+        raise ValueError("model is no text")
+    size, arrays = len(names), {}
+    distances = record.get("distances")
+    kept = len(distances) if isinstance(distances, list) and 0 < len(distances) <= KEPT else -1
+    for key, shape in (("mean", (size,)), ("scale", (size,)), ("inverse", (size, size)), ("distances", (kept,))):
+        values = np.asarray(record.get(key), np.float64)
+        if values.shape != shape or not np.isfinite(values).all():
+            raise ValueError(f"{key} has the shape {list(values.shape)} or numbers that are not finite")
+        arrays[key] = values
+    if (arrays["scale"] <= 0).any() or (np.diff(arrays["distances"]) < 0).any():
+        raise ValueError("scale is not over 0, or distances do not grow")
+    if np.linalg.eigvalsh(arrays["inverse"]).min() <= 0:
+        raise ValueError("inverse is not that of correlations")
+    return Calibration(names=names, count=count, model=model, **arrays)
 
 
 class Doubt:
