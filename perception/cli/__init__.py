@@ -8,16 +8,18 @@ from collections.abc import Sequence
 
 from perception import __version__
 from perception.cli import bench, data, deployment, exporting, studies, training
+from perception.cli.arguments import printable_lines, show_plainly
 from perception.types import PerceptionError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. Returns its exit code: 0, or 2 where the user must mend something."""
     parsed = _parse(arguments)
+    show_plainly()
     try:
         return parsed.action(parsed) or 0
     except PerceptionError as error:
-        print(f"perception {parsed.command}: {error}", file=sys.stderr)  # noqa: T201
+        print(printable_lines(f"perception {parsed.command}: {error}"), file=sys.stderr)  # noqa: T201
         return 2
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "perception":

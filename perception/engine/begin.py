@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from perception import checkpoint
+from perception import __version__, checkpoint
 from perception.engine import distributed
 from perception.engine.step import Training
 from perception.types import CheckpointError
@@ -164,13 +164,12 @@ def begin(training: Training, run: Path, recipe: str, resume: bool, force: bool)
 
 def _require_same_data(found: checkpoint.Checkpoint, before: object, now: Mapping[str, Mapping[str, str]]) -> None:
     """Raise CheckpointError naming the sources, and what of them is not as the run was trained on it."""
-    if not isinstance(before, dict):
-        before = {}
+    comparable = None if found.version == __version__ else ("pictures",)  # another version reads labels its own way
     changes = []
     for name, parts in now.items():
-        old = before.get(name)
+        old = before.get(name) if isinstance(before, dict) else None
         if isinstance(old, dict):
-            changed = [part for part, value in parts.items() if part in old and old[part] != value]
+            changed = [part for part in comparable or parts if part in old and old[part] != parts.get(part)]
             if changed:
                 changes.append(f"data.{name} has other {' and '.join(changed)}")
     if changes:
