@@ -22,6 +22,8 @@ T = TypeVar("T")
 
 MAX_BYTES = 1 << 20
 _LONGEST = 300
+_NO_VALUE = (TypeError, ValueError, OverflowError, AttributeError)
+"""What PyYAML raises for a list as a key, and for a date or a number that is none."""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -76,7 +78,7 @@ def parse_yaml(text: str, where: str = "the recipe") -> dict[str, Any]:
         raise ConfigError(f"{where} is not valid YAML: {error}") from error
     except RecursionError as error:
         raise ConfigError(f"{where} is nested too deeply. A recipe has about four levels.") from error
-    except (TypeError, ValueError, OverflowError) as error:  # a list as a key, a date or a number that is none
+    except _NO_VALUE as error:
         raise ConfigError(f"{where} is not valid YAML: {error}") from error
     if not isinstance(mapping, dict):
         raise ConfigError(f"{where} holds a {type(mapping).__name__}. Expected a mapping (key: value).")
@@ -102,7 +104,7 @@ def override(mapping: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any
             node = node[place]
         try:
             parsed = yaml.load(value, _Loader)  # noqa: S506 - a SafeLoader
-        except (yaml.YAMLError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        except (yaml.YAMLError, RecursionError, *_NO_VALUE) as error:
             raise ConfigError(f"Override '{text}': '{value}' is not valid YAML.") from error
         if isinstance(node, list):
             node[_position(node, last, key)] = parsed

@@ -137,7 +137,7 @@ def _only(mapping: dict[str, Any], tasks: Collection[str], where: str) -> dict[s
     if not isinstance(mine, dict):
         return mapping  # which is no recipe, as its validation tells
     if unknown := [name for name in tasks if name not in mine]:
-        raise ConfigError(f"{where} has no task '{unknown[0]}'. It has: {', '.join(mine)}.")
+        raise ConfigError(f"{where} has no task '{unknown[0]}'. It has: {', '.join(map(str, mine))}.")
     reduced = {**mapping, "tasks": {name: value for name, value in mine.items() if name in tasks}}
     balance = mapping.get("balance")
     if isinstance(balance, dict) and isinstance(balance.get("weights"), dict):

@@ -36,7 +36,7 @@ class Saving:
             self(best=False)
             saved = "saved"
         except CheckpointError as error:
-            if stop:
+            if stop > 1:
                 raise
             saved = f"the training was not saved either ({error})"
         if stop > 1:
