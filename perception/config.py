@@ -98,7 +98,7 @@ def override(mapping: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any
         node: Any = result
         *parents, last = key.split(".")
         for part in parents:
-            place = _position(node, part, key) if isinstance(node, list) else part
+            place: Any = _position(node, part, key) if isinstance(node, list) else part
             if not isinstance(node[place] if isinstance(node, list) else node.get(place), (dict, list)):
                 node[place] = {}
             node = node[place]

@@ -240,6 +240,7 @@ def share(folder: Path) -> None:
     """Saves the updates of this rank, for `on_ranks`."""
     moved = {f"{name} {space}": updates(name, space) for name, space in VARIANTS}
     moved["schedule"] = scheduled(folder / "schedule")
+    moved["metrics"] = measure(network()).metrics
     moved["apart"] = scheduled(folder / "apart", sync_batchnorm=False)
     torch.save(moved, folder / f"rank{distributed.rank()}.pt")
 
