@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import UnionType
@@ -28,6 +29,9 @@ else:  # typing has it from Python 3.11 on, and only type checkers look at it
 T = TypeVar("T")
 
 MAX_BYTES = 1 << 20
+_LONGEST = 300
+_NO_VALUE = (TypeError, ValueError, OverflowError, AttributeError)
+"""What PyYAML raises for a list as a key, and for a date or a number that is none."""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -82,7 +86,7 @@ def parse_yaml(text: str, where: str = "the recipe") -> dict[str, Any]:
         raise ConfigError(f"{where} is not valid YAML: {error}") from error
     except RecursionError as error:
         raise ConfigError(f"{where} is nested too deeply. A recipe has about four levels.") from error
-    except (TypeError, ValueError, OverflowError) as error:  # a list as a key, a date or a number that is none
+    except _NO_VALUE as error:
         raise ConfigError(f"{where} is not valid YAML: {error}") from error
     if not isinstance(mapping, dict):
         raise ConfigError(f"{where} holds a {type(mapping).__name__}. Expected a mapping (key: value).")
@@ -102,15 +106,13 @@ def override(mapping: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any
         node: Any = result
         *parents, last = key.split(".")
         for part in parents:
-            if isinstance(node, list):
-                node = node[_position(node, part, key)]
-                continue
-            if not isinstance(node.get(part), (dict, list)):
-                node[part] = {}
-            node = node[part]
+            place: Any = _position(node, part, key) if isinstance(node, list) else part
+            if not isinstance(node[place] if isinstance(node, list) else node.get(place), (dict, list)):
+                node[place] = {}
+            node = node[place]
         try:
             parsed = yaml.load(value, _Loader)  # noqa: S506 - a SafeLoader
-        except (yaml.YAMLError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        except (yaml.YAMLError, RecursionError, *_NO_VALUE) as error:
             raise ConfigError(f"Override '{text}': '{value}' is not valid YAML.") from error
         if isinstance(node, list):
             node[_position(node, last, key)] = parsed
@@ -126,7 +128,7 @@ def _copy(value: Any) -> Any:
 
 
 def _position(items: list, part: str, key: str) -> int:
-    if not part.isdigit() or int(part) >= len(items):
+    if not re.fullmatch("[0-9]{1,9}", part) or int(part) >= len(items):
         raise ConfigError(f"Override '{key}': '{part}' is no position in a list of {len(items)} items.")
     return int(part)
 
@@ -155,7 +157,13 @@ def _explain(cls: Any, problem: Any, path: str) -> str:
     if kind == "union_tag_invalid":
         key, tag = problem["ctx"]["discriminator"].strip("'"), problem["ctx"]["tag"]
         return f"  {location}.{key}: found '{tag}'. {expected(tag, _tags(there))}"
-    return f"  {location}: {_wanted(kind, there, found) or problem['msg']}, found {found!r}"
+    return f"  {location}: {_wanted(kind, there, found) or problem['msg']}, found {_short(found)}"
+
+
+def _short(value: Any) -> str:
+    """What was found, as far as it fits into a sentence."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _wanted(kind: str, there: Any, found: Any) -> str:
@@ -167,7 +175,7 @@ def _wanted(kind: str, there: Any, found: Any) -> str:
         return f"expected a {next(iter(tags.values()))}: one of {', '.join(tags)}"
     if kind in ("dict_type", "dataclass_type", "model_attributes_type"):
         if tags and not keys:
-            name = found if found in tags else next(iter(tags))
+            name = found if isinstance(found, str) and found in tags else next(iter(tags))
             return f"expected a mapping, such as {{{tags[name]}: {name}}}"
         return "expected a mapping" + (f" of {', '.join(keys)}" if keys else " (key: value)")
     return ""

@@ -21,9 +21,9 @@ from perception.engine.train import TrainConfig
 from perception.model import ModelConfig, Perception
 from perception.mtl.balancers import BALANCERS, BalanceConfig, StaticConfig
 from perception.mtl.schedule import ScheduleConfig
-from perception.ops.names import TASK_NAME
+from perception.ops.names import TASK_NAME, check_file_name
 from perception.tasks import TASKS
-from perception.types import ConfigError
+from perception.types import ConfigError, PerceptionError
 
 
 def _task_configs(value: Any) -> Any:
@@ -55,7 +55,7 @@ def _static_by_default(value: Any) -> Any:
 
 @configuration
 class Recipe:
-    """version: of this format. name: of the run's folder under runs/. seed: of everything that is random."""
+    """version: of this format. name: of the run's folder under runs/, a file name. seed: of all that is random."""
 
     version: Literal[1] = 1
     name: str = "run"
@@ -70,6 +70,10 @@ class Recipe:
     )
 
     def __post_init__(self) -> None:
+        try:
+            check_file_name(self.name, "name")
+        except PerceptionError as error:
+            raise ConfigError(str(error)) from None
         for part in ("train", "validation"):
             for i, source in enumerate(getattr(self.data, part)):
                 for k, reader in enumerate(source.labels):
@@ -130,8 +134,10 @@ def with_tasks(recipe: Recipe, tasks: Collection[str]) -> Recipe:
 def _only(mapping: dict[str, Any], tasks: Collection[str], where: str) -> dict[str, Any]:
     """A recipe's mapping without the other tasks, nor what it says of them elsewhere."""
     mine = mapping.get("tasks") or {}
+    if not isinstance(mine, dict):
+        return mapping  # which is no recipe, as its validation tells
     if unknown := [name for name in tasks if name not in mine]:
-        raise ConfigError(f"{where} has no task '{unknown[0]}'. It has: {', '.join(mine)}.")
+        raise ConfigError(f"{where} has no task '{unknown[0]}'. It has: {', '.join(map(str, mine))}.")
     reduced = {**mapping, "tasks": {name: value for name, value in mine.items() if name in tasks}}
     balance = mapping.get("balance")
     if isinstance(balance, dict) and isinstance(balance.get("weights"), dict):

@@ -92,7 +92,11 @@ def train(
             recipe=config.dump(recipe),
             balancer=build_balancer(recipe.balance, tuple(recipe.tasks), recipe.seed),
             schedule=Schedule(recipe.schedule, tuple(recipe.tasks)),
-            data={source.name: source.fingerprint() for source in mixture.sources},
+            data={
+                f"{part}.{source.name}": source.fingerprint()
+                for part, sources in (("train", mixture.sources), ("validation", held_out))
+                for source in sources
+            },
             evaluate=evaluate_now if held_out else None,
             quick=quick if 0 < few < sum(map(len, held_out)) else None,
             seed=recipe.seed,

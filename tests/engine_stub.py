@@ -240,6 +240,7 @@ def share(folder: Path) -> None:
     """Saves the updates of this rank, for `on_ranks`."""
     moved = {f"{name} {space}": updates(name, space) for name, space in VARIANTS}
     moved["schedule"] = scheduled(folder / "schedule")
+    moved["metrics"] = measure(network()).metrics
     moved["apart"] = scheduled(folder / "apart", sync_batchnorm=False)
     torch.save(moved, folder / f"rank{distributed.rank()}.pt")
 
@@ -275,18 +276,38 @@ def _rank(function: Callable[[Path], None], rank: int, world: int, port: int, fo
 
 
 def work(
-    run: Path, *, steps: int = 20, workers: int = 0, every: int = 4, pause: float = 0.0, sparse: bool = False
+    run: Path,
+    *,
+    steps: int = 20,
+    workers: int = 0,
+    every: int = 4,
+    pause: float = 0.0,
+    sparse: bool = False,
+    looking: float = 0.0,
 ) -> Network:
-    """Train in this process, from the newest checkpoint if there is one. ``pause``: seconds before each batch."""
+    """Train in this process, from the newest checkpoint if there is one.
+
+    pause, looking: seconds before each batch of training, and within each evaluation
+    """
 
     def paced(first: int) -> Iterator[Batch]:
         for batch in batches(first, workers=workers, steps=steps, sparse=sparse):
             time.sleep(pause)
             yield batch
 
+    def measured(model: nn.Module) -> Evaluation:
+        def slowly() -> Iterator[Batch]:
+            for batch in validation():
+                if looking:
+                    (run / "looking").touch()
+                time.sleep(looking / 4)
+                yield batch
+
+        return evaluate(model, slowly())
+
     model, settings = network(), config(steps=steps, checkpoint_every=every, threads=1)
     resume = has_checkpoints(run)
-    options = {"run": run, "recipe": RECIPE, "evaluate": measure, "resume": resume}
+    options = {"run": run, "recipe": RECIPE, "evaluate": measured, "resume": resume}
     train(model, paced, settings, balancer=balancer("uncertainty"), **options)
     return model
 

@@ -6,15 +6,19 @@ import json
 import os
 import pickle
 import resource
+import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+import perception
 from perception import checkpoint
+from perception.checkpoint import manifest
 from perception.types import CheckpointError
 
 RECIPE = "name: test\nlr: 0.1\n"
@@ -39,8 +43,8 @@ def test_what_is_saved_comes_back(tmp_path):
         assert found.weights["count"].dtype == torch.int64
     state = checkpoint.load_train_state(folder)
     assert state["groups"] == [{"lr": 0.5}]
-    manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["files"]["recipe.yaml"]["bytes"] == len(RECIPE)
+    content = json.loads((folder / "manifest.json").read_text())
+    assert content["files"]["recipe.yaml"]["bytes"] == len(RECIPE)
 
 
 def test_channels_last_and_shared_tensors_keep_their_values(tmp_path):
@@ -87,8 +91,6 @@ def test_T4_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, name, d
         content[len(content) // 2] ^= 4
     kept = {"flip": content, "cut": content[:-1], "empty": b""}
     path.unlink() if damage == "gone" else path.write_bytes(kept[damage])
-    if name == "manifest.json" and damage in ("flip", "cut") and _still_valid(newest):
-        return
     with pytest.warns(UserWarning, match="step_00000002"):
         assert checkpoint.load(tmp_path).step == 1
     with pytest.warns(UserWarning, match=name):
@@ -97,13 +99,106 @@ def test_T4_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, name, d
         checkpoint.load(newest)
 
 
-def _still_valid(folder: Path) -> bool:
-    """A manifest whose last newline is cut off, or whose damage is in a version, still proves the files sound."""
-    try:
-        checkpoint.load(folder)
-    except CheckpointError:
-        return False
-    return True
+def test_T4_no_flipped_bit_of_a_manifest_counts(tmp_path):
+    """Whatever it makes of step, sums, versions or the sum itself, the checkpoint before is taken, with a warning."""
+    write(tmp_path, 1, best=True)
+    path = write(tmp_path, 2) / "manifest.json"
+    content = path.read_bytes()
+    for bit in range(len(content) * 8):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        with pytest.warns(UserWarning, match="step_00000002"):
+            assert checkpoint.load(tmp_path).step == 1, bit
+    path.write_bytes(content)
+    assert checkpoint.load(tmp_path).step == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("step", value) for value in ("2", -1, 3, True, None, 2.5, [2])),
+        *(("best", value) for value in ("yes", 1, None)),
+        *(("files", value) for value in ([], {}, {"../x": {"sha256": "0" * 64}}, None, 7)),
+        *(("format", value) for value in (True, "2", 3, None)),
+        ("versions", 3),
+    ],
+)
+def test_T4_a_manifest_of_other_types_with_a_right_sum_is_passed_over(tmp_path, key, value):
+    write(tmp_path, 1)
+    newest = write(tmp_path, 2)
+    rewrite(newest, **{key: value})
+    if key == "versions":
+        assert checkpoint.load(tmp_path).version == ""
+        return
+    with pytest.warns(UserWarning, match="step_00000002"):
+        assert checkpoint.load(tmp_path).step == 1
+
+
+def rewrite(folder: Path, **changes) -> None:
+    """Give a checkpoint another manifest, or that of its files as they are now, with a right sum over itself."""
+    content = json.loads((folder / "manifest.json").read_text())
+    for name, entry in content["files"].items():
+        entry["sha256"] = checkpoint.sha256(folder / name)
+    content = {key: value for key, value in {**content, **changes}.items() if key != "checksum"}
+    text = json.dumps({**content, "checksum": manifest._sum(content)}, indent=2) + "\n"
+    (folder / "manifest.json").write_text(text)
+
+
+def test_a_manifest_of_an_older_version_is_read(tmp_path):
+    folder = write(tmp_path, 1)
+    content = json.loads((folder / "manifest.json").read_text())
+    del content["checksum"]
+    (folder / "manifest.json").write_text(json.dumps({**content, "format": 1}))
+    assert checkpoint.load(tmp_path).step == 1
+
+
+@pytest.mark.parametrize("link", ["loop", "dangling", "file", "folder"])
+def test_links_that_lead_nowhere_do_not_hide_the_best(tmp_path, link):
+    write(tmp_path, 1, best=True)
+    write(tmp_path, 2)
+    for name in ("best", "last"):
+        path = tmp_path / "checkpoints" / name
+        path.unlink()
+        if link == "folder":
+            shutil.copytree(tmp_path / "checkpoints" / f"step_0000000{1 if name == 'best' else 2}", path)
+        elif link == "file":
+            path.write_text("")
+        else:
+            path.symlink_to(name if link == "loop" else "step_00000099")
+    assert checkpoint.load_weights(tmp_path).step == 1
+    with pytest.raises(CheckpointError) if link != "folder" else nullcontext():
+        checkpoint.load(tmp_path / "checkpoints" / "last")
+    if link != "file":
+        write(tmp_path, 3)
+        assert str((tmp_path / "checkpoints/last").readlink()) == "step_00000003"
+    assert checkpoint.load(tmp_path, "best").step == 1
+
+
+def test_T1_a_crash_while_a_step_is_written_anew_loses_nothing(tmp_path, monkeypatch):
+    write(tmp_path, 1)
+    original = Path.replace
+
+    def fails(self, target):
+        if Path(target).name == "step_00000001":
+            raise Crash
+        return original(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", fails)
+        with pytest.raises(Crash):
+            write(tmp_path, 1)
+    checkpoint.tidy(tmp_path)
+    assert checkpoint.load(tmp_path).step == 1
+    assert names(tmp_path) == ["last", "step_00000001"]
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"\x80\x02.", b"\x80\x02]q\x00.", b"garbage" * 99])
+def test_a_train_state_that_is_none_is_told(tmp_path, content):
+    folder = write(tmp_path, 1)
+    (folder / "train_state.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"train_state\.pt"):
+        checkpoint.load_train_state(folder)
 
 
 def test_T4_nothing_sound_says_what_is_wrong_with_each(tmp_path):
@@ -217,9 +312,7 @@ def test_S1_a_pickle_that_runs_code_is_refused(tmp_path):
     Bomb.target = str(tmp_path / "exploded")
     folder = write(tmp_path, 1)
     torch.save({"model": Bomb()}, folder / "train_state.pt")
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"]["train_state.pt"]["sha256"] = checkpoint.sha256(folder / "train_state.pt")
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    rewrite(folder)
     assert checkpoint.load(tmp_path).step == 1
     with pytest.raises(CheckpointError, match=r"train_state\.pt"):
         checkpoint.load_train_state(folder)
@@ -231,7 +324,7 @@ def test_S1_a_pickle_that_runs_code_is_refused(tmp_path):
 
 
 def test_S1_no_code_path_reads_a_pickle_unguarded():
-    package = Path(checkpoint.__file__).parent
+    package = Path(perception.__file__).parent
     for path in package.rglob("*.py"):
         for line in path.read_text().splitlines():
             assert "weights_only=False" not in line, path

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import random
 import sys
+import time
+from datetime import date, datetime
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from perception import config
 from perception import recipe as recipes
@@ -32,6 +37,91 @@ def test_overrides_reach_into_lists_and_new_keys():
     assert recipe.data.root == "/x"
 
 
+ODD = (
+    *(None, True, -1, 2**70, 10**400, 1e308, float("nan"), float("inf"), "", "\u00b2", "\u0663", "x" * 5000, "../../x"),
+    *(
+        "/abs",
+        "a/b",
+        "\x1b[31m",
+        "\u202e",
+        [],
+        {},
+        [[]],
+        {"a": {}},
+        [{"a": [1]}],
+        {1: 2},
+        {None: 1},
+        {"name": [1]},
+        ["a"],
+    ),
+    *(b"x", {1, 2}, date(2020, 1, 1), datetime(2020, 1, 1)),
+)
+TEXTS = (
+    *("*a", "&a [*a]", "!!python/object:os.system x", "!!set {a}", "!!binary aGk=", "2001-99-99", "[", "{a: b: c}"),
+    *("? [a]\n: 1", "<<: {a: 1}", "0x", "1_000", "!!omap [a: 1]", "!!int x", "!!timestamp x", "[" * 3000, "9" * 5000),
+)
+
+
+def places(value, path=()):
+    """The paths of everything in nested mappings and lists."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(inner for key, item in items for inner in places(item, (*path, key)))]
+
+
+def mutated(chance: random.Random) -> tuple[dict, list[str]]:
+    """A recipe of ours with some values of other kinds, or with an override that is odd."""
+    recipe = config.load_yaml(chance.choice([*CONFIGS, DEMO]))
+    overrides = []
+    for _ in range(chance.choice((1, 1, 2, 3))):
+        *parents, last = chance.choice([path for path in places(recipe) if path])
+        node = recipe
+        for key in parents:
+            node = node[key]
+        if chance.random() < 0.5:
+            wrapped = chance.choice((chance.choice(ODD), [node[last]], {chance.choice(("a", "name", 3)): node[last]}))
+            node[last] = copy.deepcopy(wrapped)
+        else:
+            path = [*map(str, (*parents, last)), *chance.choice(((), ("x",), ("0", "y"), ("\u00b2",)))]
+            if chance.random() < 0.3:
+                path[chance.randrange(len(path))] = chance.choice(("\u00b2", "\u0663", "-1", "9" * 5000, "", "0"))
+            overrides.append(f"{'.'.join(path)}={chance.choice((*TEXTS, *map(str, ODD)))}")
+    return recipe, overrides
+
+
+@pytest.mark.parametrize("count", [300, pytest.param(3000, marks=pytest.mark.slow)])
+def test_a_recipe_of_whatever_kinds_is_valid_or_told(tmp_path, count):
+    """In bounded time and memory, with a sentence that fits on a screen; a valid one survives being saved."""
+    chance = random.Random(count)
+    valid = longest = 0
+    for _ in range(count):
+        mapping, overrides = mutated(chance)
+        tasks = chance.choice((None, None, ["detection"], ["x"], []))
+        began = time.monotonic()
+        try:
+            text = yaml.safe_dump(mapping, allow_unicode=True)
+        except UnicodeEncodeError:
+            continue
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text, "utf-8")
+        try:
+            recipe = recipes.load(path, overrides, tasks)
+        except ConfigError as error:
+            longest = max(longest, len(str(error)))
+        else:
+            valid += 1
+            assert recipes.parse(config.dump(recipe)) == recipe or ".nan" in config.dump(recipe)
+        assert time.monotonic() - began < 10
+    assert valid > count / 100
+    assert longest < 20_000
+
+
+@pytest.mark.parametrize("name", ["../../x", "/abs/x", "a/b", "..", "", ".hidden", "a\x1b[31m", "con", "x" * 300])
+def test_a_name_that_would_lead_out_of_the_folder_of_runs_is_refused(name):
+    mapping = {**config.load_yaml(DEMO), "name": name}
+    with pytest.raises(ConfigError, match=r"name: .* cannot be the name of a file"):
+        recipes.parse(yaml.safe_dump(mapping))
+
+
 def test_a_subset_of_the_tasks():
     recipe = recipes.load(DEMO, tasks=["depth", "detection"])
     assert set(recipe.tasks) == {"detection", "depth"}
@@ -51,6 +141,10 @@ def test_a_subset_of_the_tasks():
         ("data.train.0.labels.0.format=vox", r"'vox'"),
         ("data.train.7.weight=1", r"'7' is no position in a list of 1"),
         ("data.size=[250,512]", r"multiples of 32"),
+        ("data.train.\u00b2.weight=2", r"'\u00b2' is no position"),
+        ("data.train.0.labels.0=[a]", r"data\.train\.0\.labels\.0: expected a mapping"),
+        ("data.size.0.x=1", r"data\.size\.0: .*found \{'x': 1\}"),
+        ("data.size.0.x.y=1", r"data\.size\.0: .*found \{'x': \{'y': 1\}\}"),
         ("train.steps", r"not of the form key=value"),
         ("model.neck=fpn", r"model\.neck: expected a mapping, such as \{name: fpn\}, found 'fpn'"),
         ("model.neck={name: fpnn}", r"model\.neck\.name: found 'fpnn'\. Did you mean 'fpn'\?"),

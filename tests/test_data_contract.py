@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from data_damage import bounded
@@ -465,3 +466,61 @@ def test_strange_names_of_pictures_are_read(tmp_path):
     source = open_tree(tmp_path, {"format": "image_labels", "images": "scenes"}, classification=("day",))
     assert {Path(source.id(i)).name for i in range(len(source))} == set(names)
     assert sorted(int(source.sample(i).image[0, 0, 0]) for i in range(len(source))) == list(range(len(names)))
+
+
+def labelled(root: Path, config: dict[str, Any]) -> tuple[str, dict[str, str]] | None:
+    """(check sum of all labels, fingerprint) of a source; None where it, or one of its samples, is refused."""
+    try:
+        source = open_tree(root, config)
+        found = source.fingerprint()
+        samples = [source.annotations(index) for index in range(len(source))]
+    except DataError:
+        return None
+    said = hashlib.sha256()
+    for index, sample in enumerate(samples):
+        for task, annotation in sorted(sample.items()):
+            for name, value in parts(annotation).items():
+                said.update(f"{index} {task} {name} {None if value is None else np.asarray(value).tolist()}".encode())
+        said.update(repr(source.camera(index)).encode())
+    return said.hexdigest(), found
+
+
+def other_contents(path: Path, count: int = 30) -> Iterator[bytes]:
+    """A label file with another number in it, at some places; a label or depth map with other pixels."""
+    data = path.read_bytes()
+    stored = cv2.imread(str(path), cv2.IMREAD_UNCHANGED) if path.suffix == ".png" else None
+    if stored is not None:
+        values = np.unique(stored)
+        for new in (stored[::-1], np.where(stored == values[-1], values[0], stored)):
+            yield cv2.imencode(".png", np.ascontiguousarray(new))[1].tobytes()
+        return
+    digits = [at for at, byte in enumerate(data) if byte in b"12345678"]
+    for at in digits[:: max(1, len(digits) // count)]:
+        yield data[:at] + bytes([data[at] + 1]) + data[at + 1 :]
+
+
+def test_T5_the_fingerprint_is_that_of_what_the_labels_say(copied, tmp_path):
+    """It stays when files are touched, read or moved, and changes with any label."""
+    root, config = copied
+    labels, before = labelled(root, config)
+    for path in root.rglob("*"):
+        os.utime(path, (1e9, 1e9))
+    shutil.copytree(root, tmp_path / "moved", symlinks=True)
+    source = open_tree((tmp_path / "moved").resolve(), config)
+    assert source.fingerprint() == labelled(root, config)[1] == before
+    for index in range(len(source)):
+        source.sample(index)
+    assert source.fingerprint() == before
+    pictures = {picture.path for picture in open_tree(root, config).pictures}
+    changed = 0
+    for path in sorted(p for p in root.rglob("*") if p.is_file() and p.resolve() not in pictures):
+        data = path.read_bytes()
+        for other in other_contents(path):
+            path.write_bytes(other)
+            found = labelled(root, config)
+            if found is not None and found[0] != labels:
+                changed += 1
+                assert found[1] != before, f"{path}: {other[:80]!r}"
+        path.write_bytes(data)
+    assert changed or config["format"] == "image_labels"
+    assert labelled(root, config) == (labels, before)

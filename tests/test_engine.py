@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import errno
 import json
 import math
+import os
 import re
+import subprocess
+import sys
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import engine_stub
 import pytest
 import torch
 from engine_stub import balancer, batches, config, network
+from test_checkpoint import rewrite
 from torch import nn
 
 from perception import checkpoint
-from perception.engine import distributed, optim
-from perception.engine.log import Log
+from perception.engine import distributed, log, optim
+from perception.engine.log import Log, truncate
 from perception.engine.precision import autocast, has_bfloat16
 from perception.engine.step import seed_step, take_step
 from perception.engine.train import _prepare, train
@@ -188,11 +194,141 @@ def test_T5_another_recipe_is_refused_unless_forced(tmp_path):
 
 
 def test_T5_data_that_changed_on_disk_is_refused_unless_forced(tmp_path):
-    fit(tmp_path, steps=4, data={"street": "1a", "rooms": "2b"})
-    with pytest.raises(CheckpointError, match="changed on disk since: source rooms has other"):
-        fit(tmp_path, steps=8, data={"street": "1a", "rooms": "2c"}, resume=True)
-    assert fit(tmp_path, steps=6, data={"street": "1a", "rooms": "2c"}, resume=True, force=True).step == 6
-    assert fit(tmp_path, steps=8, data={"street": "1a", "rooms": "2c"}, resume=True).step == 8
+    before = {"train.street": {"labels": "1a"}, "train.rooms": {"labels": "2b", "pictures": "3c"}}
+    after = {**before, "train.rooms": {"labels": "2c", "pictures": "3c"}}
+    fit(tmp_path, steps=4, data=before)
+    with pytest.raises(CheckpointError, match=r"changed on disk since: data\.train\.rooms has other labels\."):
+        fit(tmp_path, steps=8, data=after, resume=True)
+    assert fit(tmp_path, steps=6, data=after, resume=True, force=True).step == 6
+    assert fit(tmp_path, steps=8, data=after, resume=True).step == 8
+
+
+def test_the_log_of_a_resume_drops_damaged_lines_and_says_so(tmp_path, capsys):
+    fit(tmp_path, steps=8)
+    log = tmp_path / "metrics.jsonl"
+    whole = log.read_bytes()
+    odd = [b"\xff\xfe", b"[1,2]", b'{"kind": "train"}', b'{"step": "9"}', b"{" * 100_000, b"null", b'{"step": true}']
+    for line in odd:
+        log.write_bytes(line + b"\n" + whole)
+        capsys.readouterr()
+        fit(tmp_path, steps=8, resume=True)
+        assert log.read_bytes() == whole
+        assert "line 1 is damaged" in capsys.readouterr().err
+    assert (tmp_path / "metrics.damaged.jsonl").read_bytes() == b"".join(line + b"\n" for line in odd)
+
+
+def test_no_flipped_bit_of_a_log_blocks_a_resume(tmp_path):
+    line = json.dumps({"step": 3, "kind": "train", "loss": 0.5}).encode() + b"\n"
+    path = tmp_path / "metrics.jsonl"
+    for bit in range(len(line) * 8):
+        flipped = bytearray(line)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(line + bytes(flipped) + line)
+        truncate(path, 5)
+        assert path.read_bytes().startswith(line)
+
+
+STATES = {
+    "step": ["7", -1, True, None, 1],
+    "best": [[1], None, "x"],
+    "skipped": [None, -1, 0.5],
+    "window": [{"loss": 5}, 3, {"loss": [1.0]}, {3: [1.0, 2]}],
+    "scores": [[1], {"depth": 1.0}],
+    "first": [3, {"depth": "x"}],
+    "cosines": [{"a": "bc"}],
+    "optimizer": [{"state": 3, "param_groups": []}, None, {}, {"state": {}, "param_groups": [{"params": [0]}]}],
+    "balancer": [5, [1], {"x": torch.zeros(1)}],
+    "schedule": [5, ["x"]],
+    "model": [[1], {}, {"backbone.0.weight": 3}],
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in STATES.items() for value in values])
+def test_a_train_state_of_other_types_is_refused_with_the_mend(tmp_path, key, value):
+    fit(tmp_path, steps=2)
+    folder = tmp_path / "checkpoints/step_00000002"
+    state = checkpoint.load_train_state(folder)
+    torch.save({**state, key: value}, folder / "train_state.pt")
+    rewrite(folder)
+    with pytest.raises(CheckpointError, match=r"(?s)train_state\.pt .*this checkpoint"):
+        fit(tmp_path, steps=4, resume=True)
+    torch.save({name: kept for name, kept in state.items() if name != key}, folder / "train_state.pt")
+    rewrite(folder)
+    with pytest.raises(CheckpointError, match=r"train_state\.pt") if key != "schedule" else nullcontext():
+        fit(tmp_path, steps=4, resume=True)
+
+
+def test_two_trainings_of_one_run_at_once_are_refused(tmp_path):
+    """By a lock that ends with its process; a fresh one into a running one, too."""
+    fit(tmp_path, steps=2)
+    code = (
+        "import sys, pathlib\n"
+        "from perception.engine.begin import alone\n"
+        "with alone(pathlib.Path(sys.argv[1]), False):\n"
+        "    print('held', flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    for resume in (True, False):
+        with pytest.raises(CheckpointError, match=f"is being trained by process {holder.pid} on "):
+            fit(tmp_path, steps=4, resume=resume)
+    holder.kill()
+    holder.communicate()
+    assert fit(tmp_path, steps=4, resume=True).step == 4
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_T3_a_full_disk_under_the_log_ends_the_training_with_a_sentence(tmp_path, monkeypatch, capsys, room):
+    """After saving it where there is room for that; the run goes on as if nothing had happened, but for the log."""
+    fit(tmp_path / "whole", steps=12, evaluate_every=0)
+
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def filling(first: int):
+        for step, batch in enumerate(batches(first), first):
+            if step == 5:
+                patch.setattr(log, "plain", full)
+                if not room:
+                    patch.setattr(checkpoint, "_write_files", full)
+            yield batch
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
+        fit(run, None, filling, steps=12, evaluate_every=0, log_every=1)
+    assert ended.value.code == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Stopped")]
+    assert len(said) == 1
+    assert "metrics.jsonl cannot be written ([Errno 28] No space left on device)" in said[0]
+    assert ("; saved. Go on with --resume" in said[0]) == room
+    assert checkpoint.load(run).step == (7 if room else 4)
+    fit(run, steps=12, evaluate_every=0, log_every=1, resume=True)
+    one, other = (checkpoint.load(folder).weights for folder in (tmp_path / "whole", run))
+    assert all(torch.equal(value, other[key]) for key, value in one.items())
+
+
+def test_a_training_outlives_the_terminal_that_shows_it(tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    broken = os.fdopen(writer, "w")
+    with Log(tmp_path, 0, 5, tensorboard=False) as opened:
+        opened._console.file = broken
+        for step in range(3):
+            opened.event(step, "evaluation", {"score": 0.5})
+    with suppress(BrokenPipeError):
+        broken.close()
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_names_reach_the_terminal_as_text(tmp_path, capsys):
+    with Log(tmp_path, 0, 5, tensorboard=False) as opened:
+        opened.say("Warning: \x1b]0;title\x07 \u202e.jpg\nsecond line")
+    said = capsys.readouterr().err
+    assert said == "Warning: \\x1b]0;title\\x07 \\u202e.jpg\nsecond line\n"
 
 
 def test_a_used_folder_is_not_overwritten_and_an_empty_one_not_resumed(tmp_path):

@@ -130,3 +130,43 @@ def test_T2_a_signal_saves_and_exits(tmp_path, number, code):
     assert 0 < checkpoint.load(run).step < 20
     finish(run)
     assert_same(outcome(run), outcome(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
+def test_T2_a_signal_during_an_evaluation_is_heard_at_once(tmp_path, number):
+    """The steps before it are saved, the evaluation is done again: the run equals one that was left alone."""
+    finish(tmp_path / "whole")
+    run = tmp_path / "stopped"
+    process = start(run, every=0, looking=60)
+    wait_for(run / "looking", process)
+    began = time.monotonic()
+    os.kill(process.pid, number)
+    os.kill(process.pid, number)  # a launcher passes on what the scheduler sent already
+    process.join(30)
+    assert process.exitcode == 128 + number
+    assert time.monotonic() - began < 10
+    assert checkpoint.load(run).step == 8
+    finish(run)
+    assert_same(outcome(run), outcome(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("pause", [60.0])
+def test_T2_a_signal_is_heard_at_once_while_a_training_waits_for_its_data(tmp_path, pause):
+    run = tmp_path / "stopped"
+    process = start(run, pause=pause)
+    wait_for(run / "metrics.jsonl", process)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(20)
+    assert process.exitcode == 143
+    assert checkpoint.load(run).step == 0
+    finish(run)
+    finish(tmp_path / "whole")
+    assert_same(outcome(run), outcome(tmp_path / "whole"))
+
+
+def wait_for(path: Path, process) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < deadline
+        assert process.is_alive()
+        time.sleep(0.01)

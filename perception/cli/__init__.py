@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 from perception import __version__
 from perception.cli import bench, data, deployment, exporting, studies, training
+from perception.cli.arguments import printable_lines, show_plainly
 from perception.deploy.video.progress import tell
 from perception.deploy.video.threads import leave_beside_hung_threads
 from perception.ops.files import FULL, REFUSED, is_full
-from perception.ops.names import printable
 from perception.types import PerceptionError
 
 UNREAD = 141
@@ -26,7 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns its exit code: 0; 1 where something of it could not be done or a disk is full; 2 where the user must mend
     something; 130, 143, ... by a signal.
     """
-    code = _run(_parse(arguments))
+    parsed = _parse(arguments)
+    show_plainly()
+    code = _run(parsed)
     if arguments is None:
         leave_beside_hung_threads(code)
     return code
@@ -56,8 +58,7 @@ def _run(parsed: argparse.Namespace) -> int:
 
 
 def _complain(parsed: argparse.Namespace, text: str) -> None:
-    lines = "\n".join(printable(line) for line in text.split("\n"))
-    tell(sys.stderr, f"perception {parsed.command}: {lines}\n")
+    tell(sys.stderr, f"perception {parsed.command}: {printable_lines(text)}\n")
 
 
 INSTALL = {

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -95,6 +97,23 @@ def camera(text: str | None):
     return Camera(fx, fy, cx, cy)
 
 
+def printable_lines(text: str) -> str:
+    """Text of several lines as it may reach a terminal, whatever the names in it hold."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def show_plainly() -> None:
+    """Warnings and what is logged name files, too: one sentence each on stderr, without what a name could do there."""
+    warnings.formatwarning = lambda message, *_, **__: f"Warning: {printable_lines(str(message))}\n"
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(_Plain())
+
+
+class _Plain(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable_lines(super().format(record))
+
+
 def say(lines: Iterable[str]) -> None:
     """Lines on stdout, whatever its encoding, and though nobody may read them to the end."""
     if sys.stdout is None:  # closed by who began this
@@ -103,7 +122,7 @@ def say(lines: Iterable[str]) -> None:
         sys.stdout.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
     try:
         for line in lines:
-            print(line)  # noqa: T201
+            print(printable_lines(line))  # noqa: T201
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

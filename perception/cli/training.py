@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from perception.cli.arguments import add_command, add_overrides, add_tasks, count, size
+from perception.cli.arguments import add_command, add_overrides, add_tasks, count, say, size
 
 
 def add_commands(commands: Any) -> None:
@@ -59,7 +59,7 @@ def _train(parsed: argparse.Namespace) -> int:
     evaluation = runs.train(recipe, run, resume=parsed.resume is not None, force=parsed.force)
     if evaluation is not None:
         _show(evaluation)
-        print(f"Report: {run / 'report.html'}, weights: {run / 'checkpoints'}, every number: {run / 'metrics.jsonl'}")  # noqa: T201
+        say([f"Report: {run / 'report.html'}, weights: {run / 'checkpoints'}, every number: {run / 'metrics.jsonl'}"])
     return 0
 
 
@@ -83,8 +83,5 @@ def _evaluate(parsed: argparse.Namespace) -> int:
 
 
 def _show(evaluation) -> None:
-    print(f"{evaluation.pictures} pictures")  # noqa: T201
-    for name, value in evaluation.metrics.items():
-        print(f"{name:36s} {value:.4f}")  # noqa: T201
-    for note in evaluation.notes:
-        print(note)  # noqa: T201
+    numbers = [f"{name:36s} {value:.4f}" for name, value in evaluation.metrics.items()]
+    say([f"{evaluation.pictures} pictures", *numbers, *evaluation.notes])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from perception.data.files.images import StoredPicture, open_image
+from perception.data.fingerprint import Fingerprint, labels_of
 from perception.data.formats.class_names import ClassMap
 from perception.types import Annotation, Camera, DataError, Sample
 
@@ -93,16 +93,24 @@ class Source:
             for task in self.tasks
         }
 
-    def fingerprint(self) -> str:
-        """Changes with the pictures (names and sizes of their files), with what readers label them, and the classes."""
-        found = hashlib.sha256()
+    def fingerprint(self) -> dict[str, str]:
+        """What it is made of -> a sum that changes with it: "pictures" (names and sizes of their files), "classes",
+        "labels" (see `perception.data.fingerprint`)."""
+        pictures = Fingerprint(self.root)
         for index, picture in enumerate(self.pictures):
             size = picture.path.stat().st_size if picture.path.is_file() else -1
-            found.update(repr((self.id(index), size, picture.indices)).encode())
+            pictures.add((self.id(index), size, picture.indices))
+        classes = Fingerprint(self.root)
         for reader in self.readers:
-            maps = {task: (m.index, m.classes, m.space) for task, m in reader.class_maps.items()}
-            found.update(repr((reader.tasks, maps, sorted(reader.problems.items()))).encode())
-        return found.hexdigest()
+            classes.add((reader.tasks, reader.class_maps))
+        labels = Fingerprint(self.root, {picture.path for picture in self.pictures})
+        for reader in self.readers:
+            labels.add(labels_of(reader))
+        return {
+            "pictures": pictures.hexdigest(),
+            "classes": classes.hexdigest(),
+            "labels": labels.hexdigest(),
+        }
 
     def __len__(self) -> int:
         return len(self.pictures)

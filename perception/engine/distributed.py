@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from perception.engine import interrupt, ranks
 from perception.model import Losses
 from perception.nn import norm
-from perception.types import Batch, ConfigError
+from perception.types import Batch, ConfigError, PerceptionError
 
 T = TypeVar("T")
 
@@ -40,10 +42,19 @@ def session(device: str = "auto") -> Iterator[torch.device]:
     if not many:
         yield chosen
         return
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    store, number, count = next(rendezvous("env://"))
+    watch, reason = ranks.watch(store, number, count), ""
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", store=store, rank=number, world_size=count)
     try:
         yield chosen
+    except Exception as error:
+        found = watch.explain(error) if isinstance(error, RuntimeError) else None
+        reason = f"{type(found or error).__name__}: {found or error}"
+        if found is None:
+            raise
+        raise found from error
     finally:
+        ranks.end_watch(watch, reason)
         dist.destroy_process_group()
 
 
@@ -87,6 +98,37 @@ def from_main(value: T) -> T:
     held = [value]
     dist.broadcast_object_list(held)
     return held[0]
+
+
+def summed(numbers: Mapping[str, int]) -> dict[str, int]:
+    """Each number's sum over the ranks, on every rank."""
+    found = everywhere(dict(numbers))
+    return {name: sum(own[name] for own in found) for name in numbers}
+
+
+def stop_wanted() -> bool:
+    """Whether a signal asked this rank, or another that has noticed it, to stop. Always False in a lone process, where
+    signals are heard at once."""
+    watch = ranks.current()
+    if watch is None:
+        return False
+    if interrupt.asked():
+        watch.ask_to_stop()
+        return True
+    return watch.asked_to_stop()
+
+
+def on_main(function: Callable[[], T]) -> T | None:
+    """What ``function`` returns on rank 0, None elsewhere; a PerceptionError of it is raised on every rank."""
+    found, error = None, None
+    if is_main():
+        try:
+            found = function()
+        except PerceptionError as caught:
+            error = caught
+    if (shared := from_main(error)) is not None:
+        raise shared
+    return found
 
 
 class LossesOf:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from perception.engine import distributed
+from perception.engine.interrupt import Stopped, abandonable
 from perception.engine.precision import Precision, autocast
 from perception.metrics.metric import Metric
 from perception.ops import image as geometry
@@ -86,17 +88,19 @@ def evaluate(
     numbers are computed: only with pictures that are held out, and not those of the final test.
 
     Raises DataError where there is no picture or none is labelled, PerceptionError naming picture and task where an
-    output is NaN.
+    output is NaN, Stopped on every rank after a signal to one of several.
     """
     device = next(model.parameters()).device
     metrics: dict[str, Metric] = {name: task.metric() for name, task in model.tasks.items()}
     gallery = {name: Gallery(keep_examples) for name in metrics}
     ids: set[str] = set()
-    training = model.training
+    training, stopped = model.training, False
     model.eval()
     try:
         with torch.no_grad(), autocast(precision, device):
             for batch in batches:
+                if stopped := distributed.stop_wanted():
+                    break
                 spaces = _spaces(batch)
                 outputs = model.predict(batch.images.to(device), **({"spaces": spaces} if spaces else {}))
                 arrays = {key: _to_numpy(value) for key, value in outputs.items()}
@@ -104,6 +108,8 @@ def evaluate(
                     ids.add(_measure(index, batch, arrays, model.specs, metrics, gallery))
     finally:
         model.train(training)
+    if distributed.summed({"stopped": stopped})["stopped"]:
+        raise Stopped
     return _conclude(model, metrics, gallery, ids, calibrate)
 
 
@@ -191,27 +197,40 @@ def _conclude(
     states = distributed.gather({name: metric.state() for name, metric in metrics.items()})
     kept = distributed.gather({name: shelf.examples() for name, shelf in gallery.items()})
     pictures = len(set().union(*distributed.gather(ids)))
-    numbers: dict[str, float] = {}
-    tables: dict[str, dict[str, dict[str, float]]] = {}
+    found = None
     if distributed.is_main():
-        for name, metric in metrics.items():
-            metric.merge([state[name] for state in states])
-            if calibrate:
-                model.tasks[name].calibrate(metric)
-            numbers |= {f"{name}/{key}": float(value) for key, value in metric.compute().items()}
-            tables[name] = metric.table()
+        with suppress(Stopped), abandonable():
+            found = _computed(model, metrics, states, calibrate)
         if distributed.world() > 1:
             for shelves in kept:
                 for name, examples in shelves.items():
                     for example in examples:
                         gallery[name].add(example)
+    found, pictures = distributed.from_main((found, pictures))
+    if found is None:
+        raise Stopped
     if calibrate:
         _share_buffers(model.tasks)
-    numbers, tables, pictures = distributed.from_main((numbers, tables, pictures))
+    numbers, tables = found
     if not pictures:
         raise DataError("No picture to evaluate. Give a validation source that holds some.")
     examples = {name: shelf.sorted() for name, shelf in gallery.items()} if distributed.is_main() else {}
     return Evaluation(numbers, tables, examples, score(model, numbers), pictures)
+
+
+def _computed(
+    model: Any, metrics: dict[str, Metric], states: list[Any], calibrate: bool
+) -> tuple[dict[str, float], dict[str, dict[str, dict[str, float]]]]:
+    """Numbers and tables of the united states of all ranks."""
+    numbers: dict[str, float] = {}
+    tables: dict[str, dict[str, dict[str, float]]] = {}
+    for name, metric in metrics.items():
+        metric.merge([state[name] for state in states])
+        if calibrate:
+            model.tasks[name].calibrate(metric)
+        numbers |= {f"{name}/{key}": float(value) for key, value in metric.compute().items()}
+        tables[name] = metric.table()
+    return numbers, tables
 
 
 def _share_buffers(module: Any) -> None:

@@ -1,13 +1,24 @@
-"""Stopping in an orderly way on Ctrl-C and SIGTERM."""
+"""Stopping in an orderly way on Ctrl-C, SIGTERM, and what schedulers and closed terminals send."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import FrameType
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGHUP", "SIGINT") if hasattr(signal, name))
+"""Those that ask to stop, in the order of what counts where several came."""
+GRACE = 2.0
+"""Seconds in which a signal that comes again is taken for the same one: a scheduler sends it to every process, and the
+launcher passes it on once more."""
+
+
+class Stopped(BaseException):
+    """A signal came where what is being done may be left half done. No Exception: nothing on the way may take it."""
 
 
 class Interruption:
@@ -15,44 +26,87 @@ class Interruption:
 
     def __init__(self) -> None:
         self.signal = 0
+        self._depth = 0
 
     @property
     def flags(self) -> dict[str, int]:
-        return {"interrupt": self.signal == signal.SIGINT, "terminate": self.signal == signal.SIGTERM}
+        return {number.name: int(self.signal == number) for number in SIGNALS}
+
+    @contextmanager
+    def abandonable(self) -> Iterator[None]:
+        """What is done in it may be left at any moment: there, a signal raises `Stopped` at once."""
+        self._depth += 1
+        try:
+            if self.signal:
+                raise Stopped
+            yield
+        finally:
+            self._depth -= 1
+
+    def note(self, number: int) -> None:
+        """Take a signal. Raises Stopped in what may be abandoned, for the first one."""
+        first, self.signal = not self.signal, self.signal or number
+        if first and self._depth:
+            raise Stopped
+
+
+_current: Interruption | None = None
+
+
+def asked() -> bool:
+    """Whether a signal was noted by the innermost `interruptible` around."""
+    return _current is not None and bool(_current.signal)
+
+
+@contextmanager
+def abandonable() -> Iterator[None]:
+    """`Interruption.abandonable` of the innermost `interruptible` around, if there is one."""
+    with _current.abandonable() if _current is not None else nullcontext():
+        yield
 
 
 def exit_code(flags: dict[str, int]) -> int:
     """The conventional exit code (128 + signal) of agreed flags; 0 = go on."""
-    if flags["terminate"]:
-        return 128 + signal.SIGTERM
-    return 128 + signal.SIGINT if flags["interrupt"] else 0
+    return next((128 + number for number in SIGNALS if flags.get(number.name)), 0)
 
 
 @contextmanager
 def interruptible() -> Iterator[Interruption]:
-    """Note the first SIGTERM or Ctrl-C instead of dying of it; a second one ends the process at once.
+    """Note the first signal that asks to stop instead of dying of it; a later one ends the process at once.
 
     Processes that are forked meanwhile (loader workers) inherit the handlers: there, Ctrl-C is left to the parent, and
-    SIGTERM ends the process.
+    the others end the process. What is ignored (by ``nohup``) stays ignored.
     """
-    state, owner = Interruption(), os.getpid()
+    global _current  # noqa: PLW0603 - as the handlers, of which a process has one set
+    state, owner, first = Interruption(), os.getpid(), {}
     if threading.current_thread() is not threading.main_thread():
         yield state
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    found = {number: signal.getsignal(number) for number in SIGNALS}
+    before = {
+        number: handler
+        for number, handler in found.items()
+        if number in (signal.SIGTERM, signal.SIGINT) or handler == signal.SIG_DFL
+    }
 
     def note(number: int, frame: FrameType | None) -> None:
         if os.getpid() != owner:
-            if number == signal.SIGTERM:
+            if number != signal.SIGINT:
                 os._exit(128 + number)
             return
-        state.signal = number
-        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
+        now = time.monotonic()
+        if now - first.setdefault(number, now) > GRACE:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+            signal.raise_signal(number)
+            return
+        state.note(number)
 
+    outer, _current = _current, state
     for number in before:
         signal.signal(number, note)
     try:
         yield state
     finally:
+        _current = outer
         for number, handler in before.items():
             signal.signal(number, handler)

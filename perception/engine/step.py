@@ -6,10 +6,11 @@ import copy
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field, TypeAdapter, ValidationError
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
@@ -32,6 +33,7 @@ class Training:
     window:  sums since the last log event: name -> [sum, count]
     first:   task -> mean loss of the first log event that had one
     best:    the highest score of an evaluation that checkpoints are compared by
+    assessed: the last step whose evaluation is done
     scores:  task -> its score at each of these evaluations
     cosines: "cosine/<task>/<task>" -> those of the last looks at the gradients, ``train.look_every`` steps apart
     taught:  "<task>/<source>" -> images that label it, and those of them with something that counts
@@ -42,10 +44,11 @@ class Training:
     optimizer: torch.optim.Optimizer
     ema: ModelEmaV3
     schedule: Schedule | None = None
-    data: dict[str, str] = field(default_factory=dict)
+    data: dict[str, dict[str, str]] = field(default_factory=dict)
     step: int = 0
     seconds: float = 0.0
     best: float = -math.inf
+    assessed: int = 0
     skipped_in_a_row: int = 0
     skipped: int = 0
     window: dict[str, list[float]] = field(default_factory=dict)
@@ -61,18 +64,29 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict() if self.schedule else {},
             "data": self.data,
-            "taught": self.taught,
             **{name: getattr(self, name) for name in _NUMBERS},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raises whatever a state that is none makes torch or Python raise; then this is of no use any more."""
+        numbers = {"assessed": state["step"], **{name: state[name] for name in _NUMBERS if name in state}}
+        for name, kind in _NUMBERS.items():
+            try:
+                TypeAdapter(kind).validate_python(numbers[name], strict=True)
+            except ValidationError as error:
+                found = error.errors()[0]
+                place = ".".join(map(str, (name, *found["loc"])))
+                raise ValueError(f"{place}: {found['msg']}, found {found['input']!r:.80}.") from None
+        groups = [set(group) for group in self.optimizer.state_dict()["param_groups"]]
         for name in ("model", "balancer", "optimizer"):
             getattr(self, name).load_state_dict(state[name])
+        for group, wanted in zip(self.optimizer.state_dict()["param_groups"], groups, strict=True):
+            if lacking := sorted(wanted - set(group)):
+                raise ValueError(f"optimizer: a group lacks {', '.join(lacking)}.")
         if self.schedule and state.get("schedule"):
             self.schedule.load_state_dict(state["schedule"])
-        self.taught = state.get("taught", {})
-        for name in _NUMBERS:
-            setattr(self, name, state[name])
+        for name, value in numbers.items():
+            setattr(self, name, value)
 
     def count(self, values: Mapping[str, float]) -> None:
         """Add a step's numbers to the window."""
@@ -94,7 +108,22 @@ class Training:
         return {**means, **paces, **conflicts}
 
 
-_NUMBERS = ("step", "seconds", "best", "skipped_in_a_row", "skipped", "window", "first", "scores", "cosines")
+_Floats = dict[str, list[float]]
+_Count = Annotated[int, Field(ge=0)]
+_NUMBERS = {
+    "step": _Count,
+    "seconds": float,
+    "best": float,
+    "assessed": _Count,
+    "skipped_in_a_row": _Count,
+    "skipped": _Count,
+    "window": dict[str, Annotated[list[float], Field(min_length=2, max_length=2)]],
+    "first": dict[str, float],
+    "scores": _Floats,
+    "cosines": _Floats,
+    "taught": dict[str, Annotated[list[int], Field(min_length=2, max_length=2)]],
+}
+"""What of a `Training` is numbers: name -> kind, which a state that is read must have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +169,7 @@ def take_step(
     """
     model, index = training.model, training.step
     optim.set_learning_rate(training.optimizer, lr)
-    buffers = _copies(model.buffers())
+    buffers = copies(model.buffers())
     randomness = _randomness(batch.images.device) if training.balancer.looks_back else []
     with autocast(precision, batch.images.device):
         found = losses_of(batch, tasks)
@@ -165,7 +194,7 @@ def take_step(
         values |= {"loss": total, "gradient_norm": length, **done.looks}
         problem = _gradient_problem(training, values, list(joint.losses), owned)
     if problem:
-        _restore(model, buffers)
+        restore(model, buffers)
         training.balancer.load_state_dict(balance)
         training.optimizer.zero_grad(set_to_none=True)
         return Step(values, done.weights, joint.flags, problem)
@@ -187,12 +216,12 @@ def _look_back(
 ) -> None:
     """Show the balancer the losses of the same batch, with the same dropout, after the update."""
     model = training.model
-    buffers = _copies(model.buffers())
+    buffers = copies(model.buffers())
     _set_randomness(batch.images.device, randomness)
     with torch.no_grad(), autocast(precision, batch.images.device):
         found = model.loss_parts(batch, list(labelled))  # type: ignore[operator]
     losses = distributed.joint_losses(found, {}, {}).losses
-    _restore(model, buffers)
+    restore(model, buffers)
     training.balancer.look_back({name: losses[name] for name, count in labelled.items() if count})
 
 
@@ -240,7 +269,7 @@ def _gradient_problem(training: Training, values: Mapping[str, float], tasks: li
     return "" if math.isfinite(owned) else "gradient of the balancer is not finite"
 
 
-def _copies(tensors: Iterable[Tensor]) -> list[Tensor]:
+def copies(tensors: Iterable[Tensor]) -> list[Tensor]:
     """Copies of tensors, on a GPU in one launch for all of a kind."""
     tensors = list(tensors)
     copies = [torch.empty_like(tensor) for tensor in tensors]
@@ -250,7 +279,8 @@ def _copies(tensors: Iterable[Tensor]) -> list[Tensor]:
     return copies
 
 
-def _restore(model: nn.Module, buffers: list[Tensor]) -> None:
+def restore(model: nn.Module, buffers: list[Tensor]) -> None:
+    """Set a network's buffers to what `copies` had of them."""
     with torch.no_grad():
         for buffer, before in zip(model.buffers(), buffers, strict=True):
             buffer.copy_(before)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,26 +17,30 @@ from pydantic import Field
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
-from perception import checkpoint
 from perception.config import configuration
 from perception.engine import distributed, optim
-from perception.engine.evaluate import Evaluation, task_scores
+from perception.engine.assess import Assessment, due
+from perception.engine.begin import alone, begin, writing
+from perception.engine.evaluate import Evaluation
 from perception.engine.following import Following
-from perception.engine.interrupt import exit_code, interruptible
-from perception.engine.log import Log, write_metrics
+from perception.engine.interrupt import Stopped, exit_code, interruptible
+from perception.engine.log import Log
 from perception.engine.precision import Precision, explain_out_of_memory, move, reproducible
+from perception.engine.ranks import now_doing
+from perception.engine.saving import Saving
 from perception.engine.step import Step, Training, seed_step, take_step
 from perception.engine.teaching import Teaching
 from perception.mtl.balancers import Balancer
 from perception.mtl.schedule import Schedule, ScheduleConfig
-from perception.mtl.see_saw import LEAST, see_saws
-from perception.types import Batch, CheckpointError, ConfigError, DataError, PerceptionError
+from perception.types import Batch, ConfigError, DataError, PerceptionError
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
+UNWRITABLE = "unwritable"
+"""The flag by which the ranks agree that the log cannot be written."""
 EVALUATIONS, LEAST_INTERVAL = 12, 10
 """Evaluations of a run that does not say how many, and the fewest steps between two of them."""
 
@@ -119,7 +123,7 @@ def train(
     recipe: str,
     balancer: Balancer,
     schedule: Schedule | None = None,
-    data: Mapping[str, str] | None = None,
+    data: Mapping[str, Mapping[str, str]] | None = None,
     evaluate: Callable[[Any], Evaluation] | None = None,
     quick: Callable[[Any], Evaluation] | None = None,
     seed: int = 0,
@@ -133,57 +137,66 @@ def train(
               ``config.steps``; batch n must not depend on where the iteration began
     recipe:   YAML text of the resolved recipe; a resume wants the same one, unless ``force``
     schedule: which tasks a step trains; None = all of them in every step
-    data:     name of a source -> fingerprint of its files; a resume wants the same ones, unless ``force``
+    data:     name of a source -> part of it -> fingerprint; a resume wants the same ones, unless ``force``
     warnings: sentences for the log and the report of a new run
     evaluate: measures the moving average (a network like ``model``); its ``score`` picks the best checkpoint, whose
               metrics go to metrics.json
     quick:    measures it on fewer pictures instead, and by its ``score`` alone checkpoints are compared; ``evaluate``
               follows at the last step
 
-    Raises CheckpointError (nothing or too much in ``run``, another recipe, full disk), PerceptionError (too many steps
-    without finite losses, out of memory), SystemExit with 143 or 130 after SIGTERM or Ctrl-C, when the step is done and
+    A signal ends it at once where it waits for data or evaluates, else when the step is done; what is trained is
     saved.
+
+    Raises CheckpointError (nothing or too much in ``run``, or another process that holds it; another recipe; a full
+    disk), PerceptionError (too many steps without finite losses, out of memory), SystemExit with 143 or 130 after
+    SIGTERM or Ctrl-C, with 1 where the log cannot be written, each after saving.
     """
     if config.batch_size % distributed.world():
         raise ConfigError(
             f"train.batch_size {config.batch_size} is no multiple of the {distributed.world()} processes."
         )
     device = next(model.parameters()).device
-    evaluation: Evaluation | None = None
     with reproducible(device, config.threads), interruptible() as interruption:
         training = _prepare(model, balancer, config)
         training.schedule = schedule or Schedule(ScheduleConfig(), tuple(model.tasks))
         training.schedule.require_steps(config.steps)
         follow = Following(training.schedule, model)
-        training.data = dict(data or {})
-        _begin(training, run, recipe, resume, force)
-        teaching = Teaching(model.tasks, training.data, training.taught)
-        stream = _exactly(batches, training.step, config.steps)
-        with closing(stream), _open_log(training, run, config) as log:
+        training.data = {name: dict(parts) for name, parts in (data or {}).items()}
+        with ExitStack() as opened:
+            opened.enter_context(alone(run, resume))
+            begin(training, run, recipe, resume, force)
+            teaching = Teaching(model.tasks, training.data, training.taught)
+            stream = opened.enter_context(closing(_exactly(batches, training.step, config.steps)))
+            log = opened.enter_context(_open_log(training, run, config))
             for sentence in () if resume else warnings:
                 log.event(training.step, "warning", {"text": sentence})
                 log.say(f"Warning: {sentence}")
-            if evaluate is not None and not training.step:
-                _say_what_evaluations_tell(training, config, log)
-            for batch in stream:
+            every, steps = config.evaluation_interval, config.steps
+            assess = Assessment(training, evaluate, quick, every, steps, run, log, interruption)
+            save = Saving(training, run, recipe, config.keep_checkpoints, log)
+            stop = assess() if resume and training.step else 0
+            if training.step:  # what a signal had ended
+                save(assess.best, wanted=assess.best or due(training.step, config.checkpoint_every, steps))
+            while not stop and training.step < steps:
+                now_doing(f"at step {training.step + 1}")
+                try:
+                    with interruption.abandonable() if distributed.world() == 1 else nullcontext():
+                        batch = next(stream)
+                except Stopped:
+                    break
                 losses_of, tasks = follow(training.step, batch)
-                flags = {**interruption.flags, **teaching.look(batch, tasks)}
+                flags = {**interruption.flags, UNWRITABLE: int(bool(log.failure)), **teaching.look(batch, tasks)}
                 step = _one_step(training, losses_of, tasks, move(batch, device), config, seed, flags, teaching, log)
-                stop = exit_code(step.flags)
-                best = False
-                if not training.scores and _due(training.step, config.evaluation_interval, config.steps):
+                if not training.scores and due(training.step, every, steps):
                     teaching.require()
-                if evaluate is not None and _due(training.step, config.evaluation_interval, config.steps):
-                    last = training.step == config.steps
-                    evaluation, best = _evaluate(training, evaluate, quick, last, run, log)
-                    log.lap()
-                if stop or best or _due(training.step, config.checkpoint_every, config.steps):
-                    _save(training, run, recipe, best, config, log)
-                if stop:
-                    log.say(f"Stopped by a signal at step {training.step}; saved. Go on with --resume {run}.")
-                    raise SystemExit(stop)
+                stop = exit_code(step.flags) or step.flags[UNWRITABLE] or assess()
+                save(assess.best, wanted=assess.best or due(training.step, config.checkpoint_every, steps))
+            now_doing("at the end")
+            agreed = distributed.summed({**interruption.flags, UNWRITABLE: int(bool(log.failure))})
+            if stop := stop or exit_code(agreed) or agreed[UNWRITABLE]:
+                raise SystemExit(save.and_say_why(stop))
             distributed.barrier()  # nobody reads the last checkpoint before it is written
-            return TrainResult(training.step, evaluation, training.skipped, log.seconds)
+            return TrainResult(training.step, assess.last, training.skipped, log.seconds)
 
 
 def _prepare(model: nn.Module, balancer: Balancer, config: TrainConfig) -> Training:
@@ -203,57 +216,16 @@ def _prepare(model: nn.Module, balancer: Balancer, config: TrainConfig) -> Train
     return Training(model, balancer, optimizer, ModelEmaV3(model, decay=config.ema_decay, use_warmup=True))
 
 
-def _begin(training: Training, run: Path, recipe: str, resume: bool, force: bool) -> None:
-    """A fresh run folder, or the state of the newest sound checkpoint."""
-    if not resume:
-        if checkpoint.has_checkpoints(run):
-            raise CheckpointError(
-                f"{run} already holds checkpoints. Go on with --resume {run}, or give another folder."
-            )
-        distributed.barrier()
-        if distributed.is_main():
-            run.mkdir(parents=True, exist_ok=True)
-            checkpoint.tidy(run)
-            checkpoint.write_atomically(run / checkpoint.RECIPE, recipe)
-        return
-    found = checkpoint.load(run, "last")
-    if not force:
-        checkpoint.require_same_recipe(found, recipe)
-    state = checkpoint.load_train_state(found.path)
-    if not force:
-        _require_same_data(found.path, state.get("data", {}), training.data)
-    checkpoint.fit(training.ema.module, found)
-    try:
-        training.load_state_dict(state)
-    except (KeyError, ValueError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{found.path} does not fit this network and balancer: {error} Use its recipe."
-        ) from error
-    distributed.barrier()
-    if distributed.is_main():
-        checkpoint.tidy(run, found.step)
-        checkpoint.write_atomically(run / checkpoint.RECIPE, recipe)
-
-
-def _require_same_data(path: Path, before: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Raise CheckpointError naming the sources whose files are not those that the run was trained on."""
-    changed = [name for name in now if name in before and before[name] != now[name]]
-    if changed:
-        raise CheckpointError(
-            f"The data of {path} has changed on disk since: source {', '.join(changed)} has other pictures, or "
-            "other classes. Restore them, or resume with --force, or start a new run."
-        )
-
-
 def _open_log(training: Training, run: Path, config: TrainConfig) -> Log:
-    return Log(
-        run,
-        training.step,
-        config.steps,
-        active=distributed.is_main(),
-        seconds=training.seconds,
-        tensorboard=config.tensorboard,
-    )
+    with writing(run):
+        return Log(
+            run,
+            training.step,
+            config.steps,
+            active=distributed.is_main(),
+            seconds=training.seconds,
+            tensorboard=config.tensorboard,
+        )
 
 
 def _exactly(batches: Callable[[int], Iterable[Batch]], first: int, steps: int) -> Generator[Batch, None, None]:
@@ -282,7 +254,7 @@ def _one_step(
 ) -> Step:
     """A step and its log events. Raises PerceptionError after too many skipped steps in a row."""
     index = training.step
-    logged = _due(index + 1, config.log_every, config.steps)
+    logged = due(index + 1, config.log_every, config.steps)
     lr = config.lr * optim.learning_rate(index, config.steps, config.warmup_steps, config.lr_floor)
     seed_step(seed, index)
     with explain_out_of_memory(config.batch_size, tuple(batch.images.shape)):
@@ -330,75 +302,3 @@ def _note_skip(training: Training, step: Step, batch: Batch, config: TrainConfig
             f"{training.skipped_in_a_row} steps in a row had no finite loss and gradient; at step {training.step} the "
             f"{step.problem}. Look at the targets of {', '.join(ids)}, or lower train.lr (now {config.lr})."
         )
-
-
-def _say_what_evaluations_tell(training: Training, config: TrainConfig, log: Log) -> None:
-    """A line where the run has too few evaluations to tell a see-saw."""
-    count = math.ceil(config.steps / (config.evaluation_interval or config.steps))
-    scored = [task for task in training.model.tasks.values() if not task.auxiliary]  # type: ignore[operator,union-attr]
-    if count < LEAST and len(scored) > 1:
-        log.say(
-            f"{count} evaluation{'s' * (count != 1)} in this run: whether one task falls while another rises is told "
-            f"from {LEAST} on. For that, set train.evaluate_every to {max(1, config.steps // LEAST)} or less."
-        )
-
-
-def _evaluate(
-    training: Training,
-    evaluate: Callable[[Any], Evaluation],
-    quick: Callable[[Any], Evaluation] | None,
-    last: bool,
-    run: Path,
-    log: Log,
-) -> tuple[Evaluation, bool]:
-    """An evaluation, quick where there is a quick one, and whether it is the best so far; at the last step on all."""
-    found = (quick or evaluate)(training.ema.module)
-    best = _note_evaluation(training, found, run, log, quick is not None)
-    if quick and last:
-        found = evaluate(training.ema.module)
-        log.event(training.step, "evaluation", {**found.metrics, "score": found.score})
-    return found, best
-
-
-def _note_evaluation(training: Training, evaluation: Evaluation, run: Path, log: Log, quick: bool) -> bool:
-    """Log an evaluation. Returns whether it is the best so far; then its metrics become the run's metrics.json, for as
-    long as the run lasts also those of a quick one, which names its number of pictures."""
-    kind = "quick_evaluation" if quick else "evaluation"
-    highest = max(training.best, evaluation.score)
-    log.event(training.step, kind, {**evaluation.metrics, "score": evaluation.score, "best": highest})
-    for task, value in task_scores(training.model, evaluation.metrics).items():
-        training.scores.setdefault(task, []).append(value)
-    for found in see_saws(training.scores):
-        log.event(training.step, "see_saw", found._asdict())
-        log.say(
-            f"Warning: see-saw: since its best evaluation {found.falling} fell (score {found.fall:+.3f}) while "
-            f"{found.rising} rose ({found.rise:+.3f}), both beyond noise. The report says what may help."
-        )
-    best = evaluation.score > training.best
-    if best:
-        training.best = evaluation.score
-        if distributed.is_main():
-            pictures = {"quick_images": evaluation.pictures} if quick else {}
-            numbers = {"step": training.step, "score": evaluation.score, **pictures, **evaluation.metrics}
-            write_metrics(run / "metrics.json", numbers)
-    return best
-
-
-def _save(training: Training, run: Path, recipe: str, best: bool, config: TrainConfig, log: Log) -> None:
-    if not distributed.is_main():
-        return
-    training.seconds = log.seconds
-    log.sync()
-    checkpoint.save(
-        run,
-        training.step,
-        model=training.ema.module.state_dict(),
-        train_state=training.state_dict(),
-        recipe=recipe,
-        best=best,
-        keep=config.keep_checkpoints,
-    )
-
-
-def _due(step: int, every: int, steps: int) -> bool:
-    return step == steps or (every > 0 and step % every == 0)

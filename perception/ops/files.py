@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import threading
@@ -104,3 +105,12 @@ def remove_partial(folder: Path) -> None:
     with writing(folder):
         for path in folder.rglob(f"{PARTIAL}*"):
             path.unlink(missing_ok=True)
+
+
+def digest(path: Path) -> bytes:
+    """The SHA-256 of a file's content."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            found.update(piece)
+    return found.digest()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from perception.ops.event_lines import read_lines
 
 
 class Series(NamedTuple):
@@ -20,18 +22,12 @@ class Series(NamedTuple):
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """The objects in a ``metrics.jsonl``; a last line that a killed run left unfinished is passed over."""
-    events = []
-    lines = path.read_text("utf-8").splitlines()
-    for number, line in enumerate(lines, start=1):
-        try:
-            event = json.loads(line)
-        except json.JSONDecodeError as error:
-            if number == len(lines):
-                break
-            raise ValueError(f"{path}, line {number} is not JSON: {error}. Remove the line.") from error
-        events.append(event)
-    return events
+    """The objects in a ``metrics.jsonl``; damaged lines are passed over with a warning, a last one that a killed run
+    left unfinished without."""
+    events, damaged = read_lines(path)
+    if damaged:
+        warnings.warn(f"{path}: line {', '.join(map(str, damaged))} is damaged and left out.", stacklevel=2)
+    return [event for _, event in events]
 
 
 def series(events: Iterable[Mapping[str, Any]], key: str, name: str = "") -> Series:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 import warnings
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from perception.data.doctor.findings import Trouble
 from perception.data.files.images import PictureError, read_image
+from perception.ops.files import digest
 from perception.types import DataError
 
 MAX_BYTES = 1 << 30
@@ -66,9 +66,7 @@ def read(path: Path) -> tuple[NDArray[np.uint8], bytes, bytes] | Trouble:
             return Trouble("refused_picture", f"{path} has {state.st_size:,} bytes. Expected at most {MAX_BYTES:,}.")
         with path.open("rb") as file:
             start = file.read(1 << 16)
-            file.seek(0)
-            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
-        return read_image(path), start, digest
+        return read_image(path), start, digest(path)[:16]
     except FileNotFoundError:
         return Trouble("missing_picture", f"No picture at {path}.")
     except PictureError as error:

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perception.data.files.strict_json import MAX_BYTES as MAX_FILE_BYTES
+from perception.ops.files import digest
 from perception.types import DataError
 
 logger = logging.getLogger(__name__)
@@ -156,11 +157,10 @@ def _states(files: Sequence[Path]) -> list[tuple[int, int, int]] | None:
 
 
 def _key(kind: str, files: Sequence[Path]) -> str:
-    digest = hashlib.sha256(f"{_FORMAT}\n{kind}".encode())
+    key = hashlib.sha256(f"{_FORMAT}\n{kind}".encode())
     for path in files:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:40]
+        key.update(digest(path))
+    return key.hexdigest()[:40]
 
 
 def _load(path: Path) -> dict[str, NDArray] | None:

@@ -3,7 +3,7 @@
     RUN/checkpoints/step_00000100/model.safetensors  the weights to use (the moving average), with the recipe in them
                                   recipe.yaml        the resolved recipe
                                   train_state.pt     what training needs to go on; only read with ``weights_only=True``
-                                  manifest.json      SHA-256 and size of each file, step, versions
+                                  manifest.json      SHA-256 and size of each file, step, versions, and its own sum
     RUN/checkpoints/last -> step_00000100            the newest
     RUN/checkpoints/best -> step_00000050            the newest that was the best when it was written
 
@@ -14,10 +14,7 @@ so a crash between the rename and the links is mended by the next `save` or `tid
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
 import os
-import pickle
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -31,12 +28,28 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from perception import __version__
+from perception.checkpoint import manifest as manifests
+from perception.checkpoint.folder import (
+    DAMAGED,
+    FILES,
+    MANIFEST,
+    RECIPE,
+    REPLACED,
+    STATE,
+    TEMPORARY,
+    WEIGHTS,
+    has_checkpoints,
+    is_best,
+    prune,
+    read_manifest,
+    set_links,
+    step_folders,
+    sync,
+    tidy,
+    write_atomically,
+)
+from perception.checkpoint.manifest import sha256
 from perception.types import CheckpointError
-
-WEIGHTS, RECIPE, STATE, MANIFEST = "model.safetensors", "recipe.yaml", "train_state.pt", "manifest.json"
-FORMAT = 1
-TEMPORARY = ".writing-"
-DAMAGED = "damaged-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +60,14 @@ class Checkpoint:
     weights: state dict of the network
     recipe:  YAML text of the resolved recipe; "" where a lone file carries none
     step:    optimiser steps done; -1 for a lone file
+    version: of perception that wrote it; "" where it does not say
     """
 
     path: Path
     weights: dict[str, Tensor]
     recipe: str
     step: int
+    version: str = ""
 
 
 def save(
@@ -80,11 +95,11 @@ def save(
         temporary.mkdir(parents=True)
         _write_files(temporary, step, model, train_state, recipe, best)
         if final.exists():
-            final.replace(folder / f"{TEMPORARY}replaced-{final.name}-{os.getpid()}")
+            final.replace(folder / f"{REPLACED}{final.name}-{os.getpid()}")
         temporary.replace(final)
-        _sync(folder)
-        _link(folder)
-        _prune(folder, keep)
+        sync(folder)
+        set_links(folder)
+        prune(folder, keep)
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(
@@ -104,19 +119,10 @@ def _write_files(
     (folder / RECIPE).write_text(recipe, "utf-8")
     with (folder / STATE).open("wb") as file:
         torch.save(dict(train_state), file)
-    manifest = {
-        "format": FORMAT,
-        "step": step,
-        "best": best,
-        "versions": {"perception": __version__, "torch": str(torch.__version__)},
-        "files": {
-            name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
-            for name in (WEIGHTS, RECIPE, STATE)
-        },
-    }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
+    versions = {"perception": __version__, "torch": str(torch.__version__)}
+    manifests.write(folder, step, best, versions, FILES)
     for path in (*folder.iterdir(), folder):
-        _sync(path)
+        sync(path)
 
 
 def load(path: Path, name: Literal["last", "best"] = "last") -> Checkpoint:
@@ -127,12 +133,13 @@ def load(path: Path, name: Literal["last", "best"] = "last") -> Checkpoint:
     """
     path = Path(path)
     if (path / MANIFEST).is_file() or not (path / "checkpoints").is_dir():
-        return _read(path.resolve())
+        return _read(Path(os.path.realpath(path)))
     folder = path / "checkpoints"
-    candidates = _steps(folder)[::-1]
-    if name == "best" and (folder / "best").exists():
-        wanted = (folder / "best").resolve()
-        candidates = [wanted, *(other for other in candidates if other.name != wanted.name)]
+    candidates = step_folders(folder)[::-1]
+    if name == "best":
+        link = Path(os.path.realpath(folder / "best"))  # not `Path.resolve`, which raises where links go round
+        wanted = [link] if link.is_dir() else [step for step in candidates if is_best(step)][:1]
+        candidates = [*wanted, *(other for other in candidates if other.name not in {one.name for one in wanted})]
     problems = []
     for candidate in candidates:
         try:
@@ -152,10 +159,15 @@ def load(path: Path, name: Literal["last", "best"] = "last") -> Checkpoint:
 def load_train_state(folder: Path) -> dict[str, Any]:
     """What training needs to go on from a checkpoint that `load` verified. Never runs code from the file."""
     try:
-        return torch.load(folder / STATE, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0]
+        state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever its bytes say; the safe reader of pickles has no error of its own
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise CheckpointError(f"{folder / STATE} cannot be read: {reason} Resume from another checkpoint.") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(
+            f"{folder / STATE} holds a {type(state).__name__}, expected a dict. Resume from another checkpoint."
+        )
+    return state
 
 
 def load_weights(path: Path) -> Checkpoint:
@@ -170,8 +182,16 @@ def load_weights(path: Path) -> Checkpoint:
     if path.suffix != ".safetensors":
         raise CheckpointError(f"{path} is not a .safetensors file. Pickles (.pt, .pth) can run code and are not read.")
     weights, recipe = _read_weights(path)
-    beside = path.with_name(RECIPE)
-    return Checkpoint(path, weights, recipe or (beside.read_text("utf-8") if beside.is_file() else ""), -1)
+    return Checkpoint(path, weights, recipe or read_recipe(path.parent), -1)
+
+
+def read_recipe(folder: Path) -> str:
+    """The text of the recipe.yaml in a folder; "" where there is none. Raises CheckpointError where it is no text."""
+    path = folder / RECIPE
+    try:
+        return path.read_text("utf-8") if path.is_file() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}. Put back the recipe of the run.") from error
 
 
 def fit(model: nn.Module, checkpoint: Checkpoint) -> None:
@@ -215,76 +235,21 @@ def require_same_recipe(checkpoint: Checkpoint, recipe: str) -> None:
     )
 
 
-def tidy(run: Path, step: int | None = None) -> None:
-    """What a crash left behind: remove temporary folders and set the links right.
-
-    step: training goes on from here; newer checkpoints (damaged, or `load` had taken them) are set aside under another
-    name, so that they neither count as the newest nor push sound ones out.
-    """
-    folder = run / "checkpoints"
-    if not folder.is_dir():
-        return
-    for leftover in folder.glob(f"{TEMPORARY}*"):
-        if leftover.is_symlink() or leftover.is_file():
-            leftover.unlink()
-        else:
-            shutil.rmtree(leftover)
-    for newer in _steps(folder):
-        if step is not None and _number(newer) > step:
-            aside = folder / f"{DAMAGED}{newer.name}"
-            shutil.rmtree(aside, ignore_errors=True)
-            newer.replace(aside)
-    _link(folder)
-
-
-def has_checkpoints(run: Path) -> bool:
-    """Whether a run folder holds anything to resume from."""
-    return bool(_steps(run / "checkpoints"))
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a text file in one move: after a crash it holds the old text or the new one."""
-    temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
-    temporary.write_text(text, "utf-8")
-    _sync(temporary)
-    temporary.replace(path)
-    _sync(path.parent)
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _read(folder: Path) -> Checkpoint:
     """Verify every file of a checkpoint folder against its manifest, and read the weights."""
-    manifest = _manifest(folder)
-    for name in (WEIGHTS, RECIPE, STATE):
-        path, expected = folder / name, manifest["files"].get(name, {}).get("sha256")
-        if not path.is_file():
-            raise CheckpointError(f"{path} is missing.")
-        if (found := sha256(path)) != expected:
+    manifest = read_manifest(folder)
+    for name, expected in manifest.sums.items():
+        path = folder / name
+        try:
+            found = sha256(path)
+        except FileNotFoundError:
+            raise CheckpointError(f"{path} is missing.") from None
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error}.") from error
+        if found != expected:
             raise CheckpointError(f"{path} is damaged: expected SHA-256 {expected}, found {found}.")
     weights, recipe = _read_weights(folder / WEIGHTS)
-    return Checkpoint(folder, weights, recipe, manifest["step"])
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder} is no checkpoint: {MANIFEST} cannot be read ({error}).") from error
-    if (
-        not isinstance(manifest, dict)
-        or manifest.get("format") != FORMAT
-        or not isinstance(manifest.get("files"), dict)
-    ):
-        raise CheckpointError(
-            f"{path} is not a manifest of format {FORMAT}. Use the version of perception that wrote it."
-        )
-    return manifest
+    return Checkpoint(folder, weights, recipe, manifest.step, manifest.perception)
 
 
 def _read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
@@ -296,52 +261,23 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
         raise CheckpointError(f"{path} cannot be read: {error}. Use another checkpoint.") from error
 
 
-def _steps(folder: Path) -> list[Path]:
-    """Checkpoint folders, oldest first."""
-    found = [path for path in folder.glob("step_*") if path.is_dir() and path.name.removeprefix("step_").isdigit()]
-    return sorted(found, key=_number)
-
-
-def _number(folder: Path) -> int:
-    return int(folder.name.removeprefix("step_"))
-
-
-def _link(folder: Path) -> None:
-    steps = _steps(folder)
-    best = [path for path in steps if _is_best(path)]
-    for name, targets in (("last", steps), ("best", best)):
-        if not targets:
-            continue
-        temporary = folder / f"{TEMPORARY}{name}-{os.getpid()}"
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(targets[-1].name)
-        temporary.replace(folder / name)
-    _sync(folder)
-
-
-def _is_best(folder: Path) -> bool:
-    try:
-        return bool(_manifest(folder)["best"])
-    except CheckpointError:
-        return False
-
-
-def _prune(folder: Path, keep: int) -> None:
-    """Delete all but the newest ``keep`` checkpoints (two at least: one to fall back to) and the best one."""
-    steps = _steps(folder)
-    best = [path for path in steps if _is_best(path)][-1:]
-    kept = {path.name for path in steps[-max(2, keep) :] + best}
-    for path in steps:
-        if path.name not in kept:
-            doomed = folder / f"{TEMPORARY}deleted-{path.name}-{os.getpid()}"
-            path.replace(doomed)
-    for doomed in folder.glob(f"{TEMPORARY}*"):
-        shutil.rmtree(doomed, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+__all__ = [
+    "DAMAGED",
+    "MANIFEST",
+    "RECIPE",
+    "STATE",
+    "TEMPORARY",
+    "WEIGHTS",
+    "Checkpoint",
+    "fit",
+    "has_checkpoints",
+    "load",
+    "load_train_state",
+    "load_weights",
+    "read_recipe",
+    "require_same_recipe",
+    "save",
+    "sha256",
+    "tidy",
+    "write_atomically",
+]

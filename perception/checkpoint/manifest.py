@@ -1,0 +1,98 @@
+"""A checkpoint's manifest.json: what its files must be, and a sum over itself, so that no flipped bit in it counts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from perception.ops.files import digest
+from perception.types import CheckpointError
+
+NAME = "manifest.json"
+FORMAT = 2
+"""2 has a sum over itself; 1, of older versions, has none and is read too."""
+_STEP = re.compile(r"step_(\d+)", re.ASCII)
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """step: optimiser steps done. best: the best when it was written. sums: name of a file -> its SHA-256.
+
+    perception: the version that wrote it, "" where it does not say
+    """
+
+    step: int
+    best: bool
+    sums: dict[str, str]
+    perception: str
+
+
+def write(folder: Path, step: int, best: bool, versions: dict[str, str], files: Collection[str]) -> None:
+    """Write the manifest of a checkpoint's ``files``, which are there already."""
+    content = {
+        "format": FORMAT,
+        "step": step,
+        "best": best,
+        "versions": versions,
+        "files": {
+            name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in sorted(files)
+        },
+    }
+    (folder / NAME).write_text(_text({**content, "checksum": _sum(content)}), "utf-8")
+
+
+def read(folder: Path, files: Collection[str]) -> Manifest:
+    """The manifest of a checkpoint that consists of ``files``. Raises CheckpointError where it is damaged or none."""
+    path = folder / NAME
+    try:
+        text = path.read_bytes().decode("utf-8")
+        content = json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{folder} is no checkpoint: {NAME} cannot be read ({error}).") from error
+    found = content.get("format") if isinstance(content, dict) else None
+    if type(found) is not int or found not in (1, FORMAT):
+        raise CheckpointError(
+            f"{path} is not a manifest of format {FORMAT}: it is damaged, or of another version of perception."
+        )
+    if found == FORMAT:
+        expected = content.pop("checksum", None)
+        if expected != _sum(content) or text != _text({**content, "checksum": expected}):
+            raise CheckpointError(f"{path} is damaged: it does not have the sum that it says it has.")
+    step, best, listed = (content.get(key) for key in ("step", "best", "files"))
+    called = _STEP.fullmatch(folder.name)
+    if type(step) is not int or step < 0 or (called and int(called[1]) != step):
+        raise CheckpointError(f"{path} is damaged: its step is {step!r:.40}, but the folder is {folder.name}.")
+    if type(best) is not bool:
+        raise CheckpointError(f"{path} is damaged: expected true or false for best, found {best!r:.40}.")
+    if not isinstance(listed, dict) or set(listed) != set(files):
+        raise CheckpointError(
+            f"{path} is damaged: expected the files {', '.join(sorted(files))}, found {listed!r:.90}."
+        )
+    sums: dict[str, str] = {}
+    for name, entry in listed.items():
+        value = entry.get("sha256") if isinstance(entry, dict) else entry
+        if not isinstance(value, str) or not _SHA256.fullmatch(value):
+            raise CheckpointError(f"{path} is damaged: expected the SHA-256 of {name}, found {value!r:.90}.")
+        sums[name] = value
+    versions = content.get("versions")
+    version = versions.get("perception") if isinstance(versions, dict) else None
+    return Manifest(step, best, sums, version if isinstance(version, str) else "")
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    return digest(path).hex()
+
+
+def _text(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=2) + "\n"
+
+
+def _sum(content: dict[str, Any]) -> str:
+    return hashlib.sha256(_text(content).encode()).hexdigest()

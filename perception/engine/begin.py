@@ -1,0 +1,179 @@
+"""How a training begins: alone in its run folder, which every rank sees, afresh or from the newest sound checkpoint."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from perception import __version__, checkpoint
+from perception.engine import distributed
+from perception.engine.step import Training
+from perception.types import CheckpointError
+
+LOCK = "training.lock"
+_TOKEN = ".shared-by-all-ranks"
+_PATIENCE = 15.0
+"""Seconds in which a file must become visible on other machines: network file systems remember for a while what was
+not there."""
+
+
+@contextmanager
+def alone(run: Path, resume: bool) -> Iterator[None]:
+    """Make the run folder, or find it for a resume, and hold it: no other training writes there meanwhile.
+
+    Every rank calls this.
+    The lock is the kernel's (of a record, so that it also holds over NFS and that forked workers do not inherit it): it
+    ends with the process, however that dies.
+    Raises CheckpointError where another process holds it, where the folder cannot be written, or where a rank does not
+    see it.
+    """
+    held = distributed.on_main(lambda: _lock(run, resume))
+    try:
+        _require_shared(run)
+        yield
+    finally:
+        if held is not None:
+            os.close(held)
+
+
+def _lock(run: Path, resume: bool) -> int:
+    """The descriptor of the lock."""
+    if resume and not run.is_dir():
+        raise CheckpointError(f"{run} holds no checkpoint to go on from: it is no folder.")
+    path = run / LOCK
+    with writing(run):
+        run.mkdir(parents=True, exist_ok=True)
+        held = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.lockf(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        holder = os.read(held, 200).decode("utf-8", "replace").strip() or "another process"
+        os.close(held)
+        raise CheckpointError(
+            f"{run} is being trained by {holder}, which holds {path}. Wait until it ends, stop it, or give another "
+            "folder."
+        ) from None
+    except OSError:
+        pass  # a file system without locks
+    try:
+        with writing(run):
+            os.truncate(held, 0)
+            os.write(held, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+            checkpoint.tidy(run)
+        if resume and not checkpoint.has_checkpoints(run):
+            raise CheckpointError(f"{run} holds no checkpoint to go on from. Begin it again, without --resume.")
+    except CheckpointError:
+        os.close(held)
+        raise
+    return held
+
+
+def _require_shared(run: Path) -> None:
+    """Raise CheckpointError where a rank does not see what rank 0 writes to the run folder."""
+    if distributed.world() == 1:
+        return
+    path, token = run / _TOKEN, secrets.token_hex(8)
+
+    def put() -> None:
+        with writing(run):
+            checkpoint.write_atomically(path, token)
+
+    distributed.on_main(put)
+    token = distributed.from_main(token)
+    places = distributed.everywhere((socket.gethostname(), _sees(path, token)))
+    if distributed.is_main():
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+    blind = sorted({host for host, sees in places if not sees})
+    if blind:
+        raise CheckpointError(
+            f"{', '.join(blind)} does not see the run folder {run.absolute()} of {places[0][0]}. Checkpoints are "
+            "written there and read by every rank: give a folder on a file system that all machines share."
+        )
+
+
+def _sees(path: Path, token: str) -> bool:
+    """Whether a file holds the token, or comes to do so soon."""
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        with suppress(OSError):
+            os.listdir(path.parent)  # noqa: PTH208 - has a network file system look again
+            if path.read_text("utf-8") == token:
+                return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+
+
+@contextmanager
+def writing(run: Path) -> Iterator[None]:
+    """Where writing a run's files fails, a CheckpointError says so."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"Could not write to the run folder {run}: {error}. Free some space or make the folder writable, or give "
+            "another one."
+        ) from error
+
+
+def begin(training: Training, run: Path, recipe: str, resume: bool, force: bool) -> None:
+    """A fresh run folder, or the state of the newest sound checkpoint."""
+    if not resume:
+        if checkpoint.has_checkpoints(run):
+            raise CheckpointError(
+                f"{run} already holds checkpoints. Go on with --resume {run}, or give another folder."
+            )
+        distributed.barrier()
+        if distributed.is_main():
+            with writing(run):
+                checkpoint.write_atomically(run / checkpoint.RECIPE, recipe)
+        return
+    found = checkpoint.load(run, "last")
+    if not force:
+        checkpoint.require_same_recipe(found, recipe)
+    state = checkpoint.load_train_state(found.path)
+    if not force:
+        _require_same_data(found, state.get("data"), training.data)
+    checkpoint.fit(training.ema.module, found)
+    try:
+        training.load_state_dict(state)
+    except Exception as error:  # whatever the file holds in the place of numbers and tensors
+        raise CheckpointError(
+            f"{found.path / checkpoint.STATE} does not fit this network, balancer and optimiser: "
+            f"{type(error).__name__}: {error} Use the recipe of the run, or remove this checkpoint to go on from the "
+            "one before."
+        ) from error
+    if training.step != found.step:
+        raise CheckpointError(
+            f"{found.path / checkpoint.STATE} is of step {training.step}, but {checkpoint.MANIFEST} says {found.step}. "
+            "Remove this checkpoint to go on from the one before."
+        )
+    distributed.barrier()
+    if distributed.is_main():
+        with writing(run):
+            checkpoint.tidy(run, found.step)
+            checkpoint.write_atomically(run / checkpoint.RECIPE, recipe)
+
+
+def _require_same_data(found: checkpoint.Checkpoint, before: object, now: Mapping[str, Mapping[str, str]]) -> None:
+    """Raise CheckpointError naming the sources, and what of them is not as the run was trained on it."""
+    comparable = None if found.version == __version__ else ("pictures",)  # another version reads labels its own way
+    changes = []
+    for name, parts in now.items():
+        old = before.get(name) if isinstance(before, dict) else None
+        if isinstance(old, dict):
+            changed = [part for part in comparable or parts if part in old and old[part] != parts.get(part)]
+            if changed:
+                changes.append(f"data.{name} has other {' and '.join(changed)}")
+    if changes:
+        raise CheckpointError(
+            f"The data of {found.path} has changed on disk since: {'; '.join(changes)}. Restore them, or resume with "
+            "--force, or start a new run."
+        )

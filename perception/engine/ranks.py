@@ -1,0 +1,200 @@
+"""Several processes watch each other: one that is silent is named, and nobody waits for it for ever.
+
+Every rank tells by a thread of its own, through the store that brought the ranks together, that it lives and what it
+does. A collective operation that waits for a rank that was killed, stopped or cut off does not end by itself (NCCL), or
+only after half an hour (gloo); then the thread says which rank it is and ends the process.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import time
+from contextlib import suppress
+
+import torch.distributed as dist
+
+from perception.types import ConfigError, PerceptionError
+
+TIMEOUT = "PERCEPTION_RANK_TIMEOUT"
+"""Environment variable: seconds without a sign of life after which a rank counts as lost."""
+DEFAULT_TIMEOUT = 60.0
+JOINING = 3
+"""Ranks may take so many times as long to come: some still import what others have."""
+
+
+def timeout() -> float:
+    """The seconds that `TIMEOUT` says. Raises ConfigError where it says none."""
+    text = os.environ.get(TIMEOUT) or str(DEFAULT_TIMEOUT)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 1 <= seconds <= 1e6:
+        raise ConfigError(f"{TIMEOUT} is '{text}'. Expected seconds from 1 on, for example 120.")
+    return seconds
+
+
+class Watch:
+    """One rank's view of the others, from `start` to `stop`.
+
+    store: of the process group; every thread uses a copy of its own
+    doing: what this rank does, in words
+    """
+
+    def __init__(self, store: dist.Store, rank: int, world: int, seconds: float) -> None:
+        prefix = f"perception/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        self._store = dist.PrefixStore(prefix, _copy(store))
+        self._beats = dist.PrefixStore(prefix, _copy(store))
+        self._rank, self._world, self._seconds = rank, world, seconds
+        self._interval = min(2.0, seconds / 5)
+        self.doing = "starting"
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=f, name=f.__name__, daemon=True) for f in (self._tell, self._judge)]
+        self._hosts: dict[int, str] = {}
+        self._ended: dict[int, str] = {}
+        self._silent = dict.fromkeys(range(world), 0.0)
+        self._said = dict.fromkeys(range(world), "")
+        self._unanswered = 0.0
+
+    def join(self) -> None:
+        """Wait for every rank. Raises PerceptionError naming those that do not come."""
+        self._store.set(f"host/{self._rank}", socket.gethostname())
+        deadline = time.monotonic() + JOINING * self._seconds
+        missing = list(range(self._world))
+        while missing := [rank for rank in missing if not self._store.check([f"host/{rank}"])]:
+            if time.monotonic() > deadline:
+                raise PerceptionError(
+                    f"Rank {', '.join(map(str, missing))} of {self._world} did not come within "
+                    f"{JOINING * self._seconds:g} s. Look at what it says on its machine; {TIMEOUT} gives more time."
+                )
+            time.sleep(0.05)
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self, reason: str) -> None:
+        """This rank ends. reason: what went wrong, "" where nothing did."""
+        self._over.set()
+        with suppress(RuntimeError):  # the others may be gone
+            self._store.set(f"end/{self._rank}", reason or _DONE)
+        for thread in self._threads:  # Python aborts where it ends while a thread is inside the store
+            thread.join(2 * self._interval)
+
+    def ask_to_stop(self) -> None:
+        """Tell the other ranks that a signal came."""
+        self._store.set("stop", "1")
+
+    def asked_to_stop(self) -> bool:
+        return self._store.check(["stop"])
+
+    def explain(self, error: RuntimeError) -> PerceptionError | None:
+        """What a failed collective operation was about: the ranks that failed, or are silent now. None where the error
+        is of another kind."""
+        text = str(error)
+        if not isinstance(error, dist.DistError) and not any(word in text for word in ("gloo", "Connection closed")):
+            return None
+        deadline, lost = time.monotonic() + 4 * self._interval, []
+        while not lost and time.monotonic() < deadline:
+            time.sleep(self._interval / 4)
+            lost = [rank for rank, reason in self._ended.items() if rank != self._rank and reason != _DONE]
+            lost += [rank for rank, silent in self._silent.items() if silent > 2.5 * self._interval]
+        if not lost:
+            doing = "; ".join(f"rank {rank}: {said.partition('|')[2] or '?'}" for rank, said in self._said.items())
+            return PerceptionError(f"Rank {self._rank} lost the others ({doing}): {text.splitlines()[0]} {_ADVICE}")
+        return PerceptionError(f"{' '.join(self._about(rank) for rank in lost)} {_ADVICE}")
+
+    def _about(self, rank: int) -> str:
+        """A sentence about a rank that is gone."""
+        reason, doing = self._ended.get(rank, ""), self._said[rank].partition("|")[2]
+        last = f"was last heard of {self._silent[rank]:.0f} s ago, {doing}." if doing else "was never heard of."
+        return f"Rank {rank} on {self._hosts.get(rank, '?')} " + (f"ended: {reason}" if reason else last)
+
+    def _tell(self) -> None:
+        """Thread: tell the others, and listen to them. Time in which this process itself stood still does not count."""
+        count, before = 0, time.monotonic()
+        while not self._over.wait(self._interval):
+            count += 1
+            passed, before = min(time.monotonic() - before, 2 * self._interval), time.monotonic()
+            try:
+                self._beats.set(f"beat/{self._rank}", f"{count}|{self.doing}")
+                there = [rank for rank in range(self._world) if self._beats.check([f"beat/{rank}"])]
+                heard = self._beats.multi_get([f"beat/{rank}" for rank in there])
+                for name, found in (("host", self._hosts), ("end", self._ended)):
+                    new = [r for r in range(self._world) if r not in found and self._beats.check([f"{name}/{r}"])]
+                    found |= {r: self._beats.get(f"{name}/{r}").decode() for r in new}
+            except RuntimeError:
+                continue  # `_judge` counts the time
+            said = dict(zip(there, (value.decode() for value in heard), strict=True))
+            for rank in range(self._world):
+                new = said.get(rank, "")
+                if rank in self._ended or new.partition("|")[0] != self._said[rank].partition("|")[0]:
+                    self._silent[rank] = 0.0
+                else:
+                    self._silent[rank] += passed
+                self._said[rank] = new
+            self._unanswered = 0.0
+
+    def _judge(self) -> None:
+        """Thread: end the process where a rank, or the store, is silent for too long."""
+        before = time.monotonic()
+        while not self._over.wait(self._interval):
+            self._unanswered += min(time.monotonic() - before, 2 * self._interval)
+            before = time.monotonic()
+            if self._unanswered > self._seconds:
+                where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+                self._end(
+                    f"Rank {self._rank} on {socket.gethostname()} has heard nothing from {where}, where all ranks "
+                    f"meet, for {self._unanswered:.0f} s."
+                )
+            if lost := [rank for rank, silent in self._silent.items() if silent > self._seconds]:
+                self._end(" ".join(self._about(rank) for rank in lost))
+
+    def _end(self, sentence: str) -> None:
+        """The main thread waits for what never comes and cannot be woken."""
+        print(f"perception: {sentence} {_ADVICE}", file=sys.stderr, flush=True)  # noqa: T201
+        os._exit(1)
+
+
+_ADVICE = (
+    "Look at what it says on its machine, then go on with --resume on all of them. "
+    f"{TIMEOUT} gives more time (seconds; {DEFAULT_TIMEOUT:g} by default)."
+)
+_DONE = "done"
+
+
+def _copy(store: dist.Store) -> dist.Store:
+    """The same store, for another thread."""
+    return store.clone()  # pyright: ignore[reportAttributeAccessIssue] - of every store; torch's stubs lack it
+
+
+_watch: Watch | None = None
+
+
+def watch(store: dist.Store, rank: int, world: int) -> Watch:
+    """Begin to watch: waits until every rank is there."""
+    global _watch  # noqa: PLW0603 - as torch's default process group, of which it is a part
+    _watch = Watch(store, rank, world, timeout())
+    _watch.join()
+    _watch.start()
+    return _watch
+
+
+def end_watch(found: Watch, reason: str) -> None:
+    """The counterpart of `watch`; ``reason`` as in `Watch.stop`."""
+    global _watch  # noqa: PLW0603
+    found.stop(reason)
+    _watch = None
+
+
+def now_doing(text: str) -> None:
+    """Tell the other ranks, at the next beat, what this one does."""
+    if _watch is not None:
+        _watch.doing = text
+
+
+def current() -> Watch | None:
+    return _watch
