@@ -378,3 +378,47 @@ def test_D14_linked_folders_are_entered_once_and_never_out_of_the_root(tmp_path)
     (root / "images/out").symlink_to(tmp_path)
     with pytest.raises(DataError, match="leads out of"):
         list_pictures((root / "images").resolve(), root=root)
+
+
+def yolo_of(root: Path, file: str, content: str, **options: Any):
+    """A reader of ``yolo_tree`` described by another file, and by lists of these contents."""
+    yolo_tree(root)
+    for name, lines in {file: content, **options.pop("lists", {})}.items():
+        text(root / "yolo" / name, lines)
+    return open_tree(root, {"format": "yolo", "data": f"yolo/{file}", "background": "rest", **options}).readers[0]
+
+
+NAMES_OF_YOLO = "vehicle\npedestrian\ntraffic light\n"
+GONE = "names: [vehicle, pedestrian, traffic light]\npath: /content/gone\ntrain: /content/gone/images/train\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "options"),
+    [
+        ("classes.txt", NAMES_OF_YOLO, {}),
+        ("obj.data", "classes = 3\ntrain = data/train.txt\nnames = data/obj.names\nbackup = backup/\n",
+         {"lists": {"obj.names": NAMES_OF_YOLO, "train.txt": "data/images/train/000.jpg\n" * 2}}),
+        ("data.yaml", "names: [vehicle, pedestrian, traffic light]\ntrain: images\\train\n", {}),
+        ("data.yaml", GONE, {"path": "yolo"}),
+        ("data.yaml", "names: [vehicle, pedestrian, traffic light]\ntrain: train.txt\n",
+         {"lists": {"train.txt": "C:\\data\\images\\train\\000.jpg\r\n"}}),
+        ("data.yaml", "names: [vehicle, pedestrian, traffic light]\ntrain: train.txt\n",
+         {"lists": {"train.txt": "/content/gone/images/train/000.jpg\n"}}),
+    ],
+)  # fmt: skip
+def test_yolo_sets_as_other_tools_and_computers_describe_them(file, content, options, tmp_path):
+    found = yolo_of(tmp_path, file, content, **options)
+    assert found.images[0].name == "000.jpg"
+    assert len(found.annotations(0, (48, 64))["detection"].boxes) == 2
+
+
+def test_a_score_in_a_sixth_column_is_dropped_only_where_the_recipe_says_so(tmp_path):
+    config = yolo_tree(tmp_path)
+    text(tmp_path / "yolo/labels/train/000.txt", "0.0 0.5 0.5 0.25 0.5 0.9 \r\n")
+    with pytest.raises(DataError, match="give this reader scores: drop"):
+        open_tree(tmp_path, config)
+    found = open_tree(tmp_path, {**config, "scores": "drop"}).readers[0]
+    assert found.annotations(0, (48, 64))["detection"].boxes.tolist() == [[24, 12, 40, 36]]
+    text(tmp_path / "yolo/labels/train/000.txt", "0 0.5 0.5 0.25 0.5 45\n")  # an angle
+    with pytest.raises(DataError, match="6 columns"):
+        open_tree(tmp_path, {**config, "scores": "drop"})

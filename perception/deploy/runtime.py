@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from perception.deploy import container
 from perception.deploy.contract import check_answer, check_ends
 from perception.deploy.manifest import MAX_PIXELS, Manifest, OutputRules, extract
+from perception.deploy.one_engine import check_one_engine
 from perception.deploy.result import Result
 from perception.ops.image import letterbox_frame, warp_image
 from perception.ops.restore import assemble
@@ -55,6 +56,7 @@ class Perceiver:
         tasks: Sequence[str] | None = None,
         spinning: bool = True,
     ) -> None:
+        check_one_engine()
         model = container.read_file(path)
         self.manifest: Manifest = extract(model, str(path))
         self.specs: dict[str, TaskSpec] = choose(self.manifest.tasks, tasks)

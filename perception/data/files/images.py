@@ -136,13 +136,23 @@ def read_size(path: Path) -> tuple[int, int]:
 
 
 def _decode_png(data: bytes, path: Path | str, header: PngHeader) -> NDArray[np.uint8]:
-    flags = cv2.IMREAD_UNCHANGED if header.depth == 16 else cv2.IMREAD_COLOR_RGB
-    image = _decode(data, flags | cv2.IMREAD_IGNORE_ORIENTATION, path)
+    wide = header.depth == 16
+    image = (
+        _decode(data, cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION, path)
+        if wide
+        else decode_colours(data, path)
+    )
     if image.shape[:2] != header.size:
         raise PictureError(
             f"{path} says it has {header.size[::-1]} pixels but decodes to {image.shape[1::-1]}. Save it again."
         )
-    return _rgb(image) if header.depth == 16 else np.asarray(image, np.uint8)
+    return _rgb(image) if wide else image
+
+
+def decode_colours(data: bytes, path: Path | str) -> NDArray[np.uint8]:
+    """uint8 RGB [H, W, 3] as stored, whatever the channels. Raises PictureError where OpenCV cannot decode it."""
+    image = _decode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION, path)
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)  # OpenCV 4.6 has no flag for RGB
 
 
 def _decode(data: bytes, flags: int, path: Path | str) -> NDArray:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perception.data.files.array_files import ARRAY_SUFFIXES, read_numbers
-from perception.data.files.images import PICTURE_SUFFIXES
+from perception.data.files.images import PICTURE_SUFFIXES, decode_colours
 from perception.data.files.picture_files import (
     JPEG,
     MAX_PIXELS,
@@ -88,7 +88,7 @@ def read_colours(path: Path) -> NDArray[np.uint8]:
         if data.startswith(PNG):
             if check_png(data, path).depth == 16:
                 raise DataError(f"{path} has 16 bits per channel. Expected colours of 8 bits.")
-            return np.asarray(_decode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION, path), np.uint8)
+            return decode_colours(data, path)
         image = _open(data, path)
         if image.mode in ("I", "F") or image.mode.startswith("I;"):
             raise DataError(f"{path} has more than 8 bits per channel. Expected colours of 8 bits.")
