@@ -202,6 +202,25 @@ def test_T5_data_that_changed_on_disk_is_refused_unless_forced(tmp_path):
     assert fit(tmp_path, steps=8, data=after, resume=True).step == 8
 
 
+@pytest.mark.parametrize(
+    ("before", "version", "told"),
+    [
+        ("1a", "0.1", "by perception 0.1: whether the labels, pictures of its data"),
+        ({"labels": "1a", "pictures": "2b"}, "0.1", "by perception 0.1: whether the labels of its data"),
+        ({"pictures": "2b"}, None, "by another version: whether the labels of its data"),
+    ],
+)
+def test_T5_what_a_resume_cannot_compare_of_a_run_of_another_version_is_told(tmp_path, before, version, told):
+    fit(tmp_path, steps=4)
+    newest = checkpoint.load(tmp_path).path
+    state = checkpoint.load_train_state(newest)
+    torch.save({**state, "data": {"train.street": before}}, newest / "train_state.pt")
+    rewrite(newest, versions={"perception": version} if version else {})
+    data = {"train.street": {"labels": "other", "pictures": "2b"}}
+    with pytest.warns(UserWarning, match=f"was written {told} have changed since cannot be told"):
+        fit(tmp_path, steps=8, data=data, resume=True)
+
+
 def test_the_log_of_a_resume_drops_damaged_lines_and_says_so(tmp_path, capsys):
     fit(tmp_path, steps=8)
     log = tmp_path / "metrics.jsonl"

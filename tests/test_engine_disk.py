@@ -53,8 +53,8 @@ def test_T3_a_full_disk_ends_the_training_with_a_checkpoint_and_a_sentence(tmp_p
 
 def test_T3_a_disk_without_room_for_a_checkpoint_is_told_at_the_start(tmp_path):
     with disks.small_disk(tmp_path / "disk") as disk:
-        disks.fill(disk).write_bytes(bytes(3_500_000))
-        with pytest.raises(FullError, match=r"no room for a checkpoint \(1 MB\)"):
+        disks.fill(disk).write_bytes(bytes(4_000_000))
+        with pytest.raises(FullError, match=r"no room for a checkpoint \(0 MB\)"):
             fit(disk / "run", steps=4)
 
 

@@ -14,11 +14,13 @@ from perception import checkpoint
 from perception.engine import distributed
 from perception.engine.log import FILE, Log
 from perception.engine.step import Training
-from perception.ops.files import ROOM, FullError, writing
+from perception.ops.files import FullError, writing
 from perception.types import CheckpointError
 
 COPIES = 4
-"""What a checkpoint holds as often as the network: its weights, their moving average, two moments of the optimiser."""
+"""As often a checkpoint holds what is as large as the weights: them, their moving average, two moments of each."""
+BESIDE = 1.05, 1 << 18
+"""What files need beside numbers: so many times as much, and so many bytes more."""
 
 
 class Room:
@@ -62,8 +64,8 @@ class Saving:
         self._training, self._run, self._recipe, self._keep, self._log = training, run, recipe, keep, log
         self._saved = self._state() if checkpoint.has_checkpoints(run) else None
         weights = training.model.state_dict().values()
-        size = COPIES * sum(each.numel() * each.element_size() for each in weights) + ROOM
-        self._room = distributed.on_main(lambda: Room(run, size))
+        size = COPIES * sum(each.numel() * each.element_size() for each in weights)
+        self._room = distributed.on_main(lambda: Room(run, int(size * BESIDE[0]) + BESIDE[1]))
 
     def __enter__(self) -> Saving:
         return self
