@@ -94,6 +94,8 @@ class YoloMasksReader:
         labels = label_files(pictures, tree.boundary, self.problems, tree.names_folders(config.split))
         annotated = np.array([label is not None and label.stat().st_size > 0 for label in labels])
         kept, self.unannotated = labelled_rows(annotated, config.unlabelled, str(path), self.problems)
+        if config.unlabelled != "skip" and None in labels:
+            self.problems["pictures without a label file, taken as empty"] += labels.count(None)
         self.images = [pictures[row].path for row in kept]
         self._labels = [labels[row] for row in kept]
 
