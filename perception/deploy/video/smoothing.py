@@ -22,8 +22,8 @@ from perception.deploy.video.motion import Eye, Motion, kept_size
 from perception.types import DenseMap, Prediction, TaskSpec
 
 FRAMES = 6
-"""However long the time constant, the past fades over so many frames, too: with each of them the way of a pixel is known
-less exactly, and thin things would be left behind."""
+"""However long the time constant, the past fades over so many frames, too: with each of them the way of a pixel is less
+exact, and thin things would be left behind."""
 PAUSE = 1.0
 """Seconds between frames after which the past counts for nothing."""
 JUMP = 0.15
