@@ -22,7 +22,7 @@ from perception.data.files.images import decode_image
 from perception.data.files.other_formats import unread
 from perception.data.files.picture_files import read_bytes
 from perception.deploy import addresses, source_files
-from perception.deploy.contents import HEAD, kind_of, moves
+from perception.deploy.contents import HEAD, is_indexed_last, kind_of, moves
 from perception.ops.names import printable
 from perception.types import PerceptionError
 
@@ -180,14 +180,16 @@ def _answered(opened: addresses.Opened, address: str) -> Source | None:
     kind = kind_of(head)
     if other := unread(head):
         raise PerceptionError(f"{shown} {other}.")
-    if kind == "playlist" or (kind != "picture" and answer.length is None):
+    whole = kind == "picture" or answer.length is not None or is_indexed_last(head)
+    if kind == "playlist" or not whole:
         return None
     if kind is None and answer.headers.get_content_maintype() not in ("video", "image", "application"):
         raise PerceptionError(
             f"{shown} is {answer.headers.get_content_type()}, beginning with {head[:16]!r}. Expected a picture, a film "
             "or a stream."
         )
-    path, held = addresses.fetch(answer, head, shown, addresses.name_of(address), MOST)
+    limit = MOST if kind == "picture" else sys.maxsize
+    path, held = addresses.fetch(answer, head, shown, addresses.name_of(address), limit)
     return _fetched(path, held, shown, path.name, kind)
 
 
