@@ -51,7 +51,10 @@ def add_commands(commands: Any) -> None:
     predict.add_argument("--providers", type=names, metavar="A,B", help="of ONNX Runtime, best first (default: CPU)")
     predict.add_argument("--track", action="store_true", help="follow objects: numbers, closing speed, time to contact")
     predict.add_argument(
-        "--smooth", type=positive, metavar="S", help="smooth label maps and depth over so many seconds"
+        "--smooth",
+        type=positive,
+        metavar="S",
+        help="smooth label maps and depth of videos over so many seconds (0.1 to 1; at least two frames)",
     )
     predict.add_argument(
         "--calibration", type=Path, metavar="FILE", help="of `perception calibrate` (default: MODEL's)"
