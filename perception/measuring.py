@@ -28,6 +28,7 @@ from perception.metrics.classification import ClassificationMetric
 from perception.metrics.depth import DepthMetric
 from perception.metrics.detection import DetectionMetric
 from perception.metrics.segmentation import SegmentationMetric
+from perception.ops.files import make_folder, writing
 from perception.report import Example, write_report
 from perception.tasks.classification import Classification
 from perception.tasks.depth import Depth
@@ -72,7 +73,7 @@ def evaluate(
     with progress_bar("evaluate", count) as advance_to:
         evaluation = measure(network, runs.told(batches, advance_to), keep_examples=runs.KEPT_EXAMPLES)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         _report(out, path, perceiver.manifest, judged, evaluation)
     return evaluation
 
@@ -129,7 +130,8 @@ def _judged(spec: TaskSpec) -> Any:
 
 
 def _report(out: Path, path: Path, manifest: Manifest, judged: Mapping[str, Any], evaluation: Evaluation) -> None:
-    write_metrics(out / "metrics.json", {"score": evaluation.score, **evaluation.metrics})
+    with writing(out):
+        write_metrics(out / "metrics.json", {"score": evaluation.score, **evaluation.metrics})
     shelves = [(name, shelf) for name, group in evaluation.examples.items() for shelf in group.values()]
     write_report(
         out / "report.html",

@@ -6,6 +6,7 @@ import dataclasses
 import platform
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from datetime import date
 from pathlib import Path
 from typing import TypeAlias
@@ -23,10 +24,12 @@ from perception.engine import distributed
 from perception.engine import train as training
 from perception.engine.evaluate import Evaluation
 from perception.engine.evaluate import evaluate as measure
+from perception.engine.interrupt import Stopped, exit_code, interruptible
 from perception.engine.log import progress_bar, write_metrics
 from perception.model import Perception
 from perception.mtl.balancers import build_balancer
 from perception.mtl.schedule import Schedule
+from perception.ops.files import make_folder, writing
 from perception.recipe import Recipe
 from perception.report import Example, read_events, write_report
 from perception.types import Batch, CheckpointError, PerceptionError
@@ -106,15 +109,29 @@ def train(
         )
         if not held_out:
             return None
-        evaluation = result.evaluation
-        best = checkpoint.load(run, "best")
-        if evaluation is None or best.step != result.step:
-            checkpoint.fit(model, best)
-            evaluation = evaluate_model(model, recipe, held_out)  # as they are saved, calibrated when they were
-        if not distributed.is_main():
-            return None
-        finish(run, recipe, model, evaluation, best.step, left_out(mixture))
-        return evaluation
+        with stoppable(f"All is trained and saved; --resume {run} measures it and writes the report."):
+            evaluation = result.evaluation
+            best = checkpoint.load(run, "best")
+            if evaluation is None or best.step != result.step:
+                checkpoint.fit(model, best)
+                evaluation = evaluate_model(model, recipe, held_out)  # as they are saved, calibrated when they were
+            if not distributed.is_main():
+                return None
+            finish(run, recipe, model, evaluation, best.step, left_out(mixture))
+            return evaluation
+
+
+@contextmanager
+def stoppable(said: str) -> Iterator[None]:
+    """What a signal ends at once, on every rank, with ``said`` on stderr. Raises SystemExit with its exit code."""
+    with interruptible() as interruption:
+        try:
+            with interruption.abandonable() if distributed.world() == 1 else nullcontext():
+                yield
+        except Stopped:
+            if distributed.is_main():
+                print(f"Stopped by a signal. {said}", file=sys.stderr)  # noqa: T201
+            raise SystemExit(exit_code(distributed.summed(interruption.flags))) from None
 
 
 def watched(stream: Iterable[Batch], start: int, model: Perception, watch: Watch) -> Iterator[Batch]:
@@ -213,7 +230,7 @@ def evaluate(
         sources = recipes.validation_sources(recipe)
         evaluation = evaluate_model(model.to(device), recipe, sources, batch_size, show_progress=True)
         if out is not None and distributed.is_main():
-            out.mkdir(parents=True, exist_ok=True)
+            make_folder(out)
             finish(out, recipe, model, evaluation, checkpoint.load_weights(path).step)
         return evaluation
 
@@ -240,8 +257,12 @@ def left_out(mixture: Mixture) -> dict[str, str]:
 def finish(
     run: Path, recipe: Recipe, model: Perception, evaluation: Evaluation, step: int, notes: Mapping[str, str] = {}
 ) -> None:
-    """Write metrics.json and the report of an evaluation. notes: further facts for the report."""
-    write_metrics(run / "metrics.json", {"step": step, "score": evaluation.score, **evaluation.metrics})
+    """Write metrics.json and the report of an evaluation. notes: further facts for the report.
+
+    Raises PerceptionError where they cannot be written; then those that were there stay.
+    """
+    with writing(run):
+        write_metrics(run / "metrics.json", {"step": step, "score": evaluation.score, **evaluation.metrics})
     log = run / "metrics.jsonl"
     events = read_events(log) if log.is_file() else []
     write_report(

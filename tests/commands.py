@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,12 @@ SMALL = (
     "train={steps: 20, batch_size: 4, warmup_steps: 4, checkpoint_every: 10, evaluate_every: 0, threads: 1, "
     "tensorboard: false}",
 )
+
+
+def python_path(folder: object) -> str:
+    """PYTHONPATH for a process that a test starts: a folder, then where the test itself finds things (this checkout,
+    and what lets no connection pass)."""
+    return os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
 
 
 def perception(*arguments: object, check: bool = True, **options) -> subprocess.CompletedProcess:

@@ -16,6 +16,7 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
+from commands import python_path
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -252,7 +253,7 @@ def on_ranks(function: Callable[[Path], None], world: int, folder: Path) -> list
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    before, os.environ["PYTHONPATH"] = os.environ.get("PYTHONPATH", ""), str(Path(__file__).parent)
+    before, os.environ["PYTHONPATH"] = os.environ.get("PYTHONPATH", ""), python_path(Path(__file__).parent)
     started = [
         context.Process(target=_rank, args=(function, rank, world, port, folder), daemon=True) for rank in range(world)
     ]

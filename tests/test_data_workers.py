@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from commands import python_path
 from data_trees import coco_tree
 
 from perception import checkpoint
@@ -84,10 +85,10 @@ def ended(tmp_path_factory) -> dict[str, Ended]:
     for deed in WORDS:
         run = root / deed
         command = [sys.executable, str(root / "trap.py"), "train", str(root / "recipe.yaml"), "--out", str(run)]
-        surroundings = {**os.environ, "DEED": deed, "ARMED": str(run / "checkpoints" / "last"), "PYTHONPATH": str(root)}
+        own = {"DEED": deed, "ARMED": str(run / "checkpoints" / "last"), "PYTHONPATH": python_path(root)}
         errors = (root / f"{deed}.err").open("w")
         started[deed] = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=errors, env=surroundings, start_new_session=True
+            command, stdout=subprocess.DEVNULL, stderr=errors, env={**os.environ, **own}, start_new_session=True
         )
         errors.close()
     begun: dict[str, float] = {}

@@ -8,7 +8,7 @@ import os
 import cv2
 import numpy as np
 import pytest
-from commands import perception
+from commands import perception, python_path
 
 from perception import exporting
 from perception.types import ConfigError
@@ -23,7 +23,7 @@ def test_the_exported_file_predicts_what_torch_predicts_without_torch(demo_run, 
     blocker.mkdir()
     for name in ("torch", "torchvision", "timm", "pydantic", "rich", "matplotlib", "albumentations", "onnx"):
         (blocker / f"{name}.py").write_text("raise ImportError('not on the vehicle')")
-    without = {**os.environ, "PYTHONPATH": str(blocker)}
+    without = {**os.environ, "PYTHONPATH": python_path(blocker)}
     perception("predict", onnx, pictures, "--out", tmp_path / "onnx", "--maps", env=without)
     records = [
         [json.loads(line) for line in (tmp_path / kind / "predictions.jsonl").read_text().splitlines()]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import errno
 import json
 import math
 import os
@@ -22,7 +21,7 @@ from test_checkpoint import rewrite
 from torch import nn
 
 from perception import checkpoint
-from perception.engine import distributed, log, optim
+from perception.engine import distributed, optim
 from perception.engine.log import Log, truncate
 from perception.engine.precision import autocast, has_bfloat16
 from perception.engine.step import seed_step, take_step
@@ -203,6 +202,25 @@ def test_T5_data_that_changed_on_disk_is_refused_unless_forced(tmp_path):
     assert fit(tmp_path, steps=8, data=after, resume=True).step == 8
 
 
+@pytest.mark.parametrize(
+    ("before", "version", "told"),
+    [
+        ("1a", "0.1", "by perception 0.1: whether the labels, pictures of its data"),
+        ({"labels": "1a", "pictures": "2b"}, "0.1", "by perception 0.1: whether the labels of its data"),
+        ({"pictures": "2b"}, None, "by another version: whether the labels of its data"),
+    ],
+)
+def test_T5_what_a_resume_cannot_compare_of_a_run_of_another_version_is_told(tmp_path, before, version, told):
+    fit(tmp_path, steps=4)
+    newest = checkpoint.load(tmp_path).path
+    state = checkpoint.load_train_state(newest)
+    torch.save({**state, "data": {"train.street": before}}, newest / "train_state.pt")
+    rewrite(newest, versions={"perception": version} if version else {})
+    data = {"train.street": {"labels": "other", "pictures": "2b"}}
+    with pytest.warns(UserWarning, match=f"was written {told} have changed since cannot be told"):
+        fit(tmp_path, steps=8, data=data, resume=True)
+
+
 def test_the_log_of_a_resume_drops_damaged_lines_and_says_so(tmp_path, capsys):
     fit(tmp_path, steps=8)
     log = tmp_path / "metrics.jsonl"
@@ -279,36 +297,6 @@ def test_two_trainings_of_one_run_at_once_are_refused(tmp_path):
     holder.kill()
     holder.communicate()
     assert fit(tmp_path, steps=4, resume=True).step == 4
-
-
-@pytest.mark.parametrize("room", [True, False])
-def test_T3_a_full_disk_under_the_log_ends_the_training_with_a_sentence(tmp_path, monkeypatch, capsys, room):
-    """After saving it where there is room for that; the run goes on as if nothing had happened, but for the log."""
-    fit(tmp_path / "whole", steps=12, evaluate_every=0)
-
-    def full(*arguments, **options):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    def filling(first: int):
-        for step, batch in enumerate(batches(first), first):
-            if step == 5:
-                patch.setattr(log, "plain", full)
-                if not room:
-                    patch.setattr(checkpoint, "_write_files", full)
-            yield batch
-
-    run = tmp_path / "run"
-    with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
-        fit(run, None, filling, steps=12, evaluate_every=0, log_every=1)
-    assert ended.value.code == 1
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Stopped")]
-    assert len(said) == 1
-    assert "metrics.jsonl cannot be written ([Errno 28] No space left on device)" in said[0]
-    assert ("; saved. Go on with --resume" in said[0]) == room
-    assert checkpoint.load(run).step == (7 if room else 4)
-    fit(run, steps=12, evaluate_every=0, log_every=1, resume=True)
-    one, other = (checkpoint.load(folder).weights for folder in (tmp_path / "whole", run))
-    assert all(torch.equal(value, other[key]) for key, value in one.items())
 
 
 def test_a_training_outlives_the_terminal_that_shows_it(tmp_path):

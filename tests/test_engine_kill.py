@@ -13,6 +13,7 @@ from pathlib import Path
 import engine_stub
 import pytest
 import torch
+from commands import python_path
 
 from perception import checkpoint
 
@@ -24,7 +25,7 @@ CONTEXT.set_forkserver_preload(["engine_stub"])
 def _server():
     """The server, which imports everything once, finds the stub (it does not inherit sys.path)."""
     patch = pytest.MonkeyPatch()
-    patch.setenv("PYTHONPATH", str(Path(engine_stub.__file__).parent))
+    patch.setenv("PYTHONPATH", python_path(Path(engine_stub.__file__).parent))
     CONTEXT.Process(target=int).start()
     patch.undo()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
+import disks
 import numpy as np
 import pytest
 from films import noise_film, records
@@ -31,26 +31,15 @@ def film(tmp_path_factory) -> Path:
 @pytest.fixture
 def disk(tmp_path) -> Iterator[Path]:
     """A disk of 4 MB of its own."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], check=False).returncode:
-        pytest.skip("mounting is not allowed")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
+    with disks.small_disk(tmp_path / "disk") as folder:
+        yield folder
 
 
 @pytest.fixture
 def closed(tmp_path) -> Iterator[Path]:
-    """A folder to which nothing can be written, whoever asks."""
-    folder = tmp_path / "closed"
-    folder.mkdir()
-    mounted = not subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", folder], check=False).returncode
-    if not mounted and os.geteuid() == 0:
-        pytest.skip("mounting is not allowed, and nothing is closed to root")
-    folder.chmod(0o555) if not mounted else None
-    yield folder
-    if mounted:
-        subprocess.run(["umount", "-l", folder], check=True)
+    (tmp_path / "closed").mkdir()
+    with disks.closed(tmp_path / "closed") as folder:
+        yield folder
 
 
 def run(*command: object, limit: int | None = None) -> subprocess.CompletedProcess:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -49,7 +50,12 @@ from perception.checkpoint.folder import (
     write_atomically,
 )
 from perception.checkpoint.manifest import sha256
+from perception.ops.files import FullError, is_full
 from perception.types import CheckpointError
+
+
+class NoRoomError(CheckpointError, FullError):
+    """A checkpoint could not be written, for the disk, a quota or a limit is full."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +92,8 @@ def save(
     train_state: nested dicts and lists of tensors, numbers and strings
     best:        also becomes ``best``
 
-    Raises CheckpointError where the disk is full or the folder cannot be written; older checkpoints stay as they were.
+    Raises NoRoomError where the disk is full, CheckpointError where the folder cannot be written; older checkpoints
+    stay as they were.
     """
     folder = run / "checkpoints"
     final = folder / f"step_{step:08d}"
@@ -100,11 +107,12 @@ def save(
         sync(folder)
         set_links(folder)
         prune(folder, keep)
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch wraps what the system says in a RuntimeError
         shutil.rmtree(temporary, ignore_errors=True)
-        raise CheckpointError(
+        full = is_full(error)
+        raise (NoRoomError if full else CheckpointError)(
             f"Could not write checkpoint {final}: {error}. Older checkpoints are intact. "
-            "Free some space or make the folder writable, then go on with --resume."
+            f"{'Free some space' if full else 'Make the folder writable'}, then go on with --resume."
         ) from error
     return final
 
@@ -115,7 +123,12 @@ def _write_files(
     weights = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in model.items()
     }
-    save_file(weights, folder / WEIGHTS, metadata={"recipe": recipe})
+    try:
+        save_file(weights, folder / WEIGHTS, metadata={"recipe": recipe})
+    except SafetensorError as error:
+        if found := re.search(r"\(os error (\d+)\)", str(error)):
+            raise OSError(int(found[1]), os.strerror(int(found[1])), str(folder / WEIGHTS)) from error
+        raise
     (folder / RECIPE).write_text(recipe, "utf-8")
     with (folder / STATE).open("wb") as file:
         torch.save(dict(train_state), file)
@@ -269,6 +282,7 @@ __all__ = [
     "TEMPORARY",
     "WEIGHTS",
     "Checkpoint",
+    "NoRoomError",
     "fit",
     "has_checkpoints",
     "load",

@@ -7,6 +7,7 @@ import os
 import secrets
 import socket
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -163,17 +164,26 @@ def begin(training: Training, run: Path, recipe: str, resume: bool, force: bool)
 
 
 def _require_same_data(found: checkpoint.Checkpoint, before: object, now: Mapping[str, Mapping[str, str]]) -> None:
-    """Raise CheckpointError naming the sources, and what of them is not as the run was trained on it."""
-    comparable = None if found.version == __version__ else ("pictures",)  # another version reads labels its own way
-    changes = []
+    """Raise CheckpointError naming the sources, and what of them is not as the run was trained on it; warn of what
+    cannot be compared, for another version reads labels its own way."""
+    comparable = None if found.version == __version__ else ("pictures",)
+    changes, unknown = [], set[str]()
     for name, parts in now.items():
         old = before.get(name) if isinstance(before, dict) else None
-        if isinstance(old, dict):
-            changed = [part for part in comparable or parts if part in old and old[part] != parts.get(part)]
-            if changed:
-                changes.append(f"data.{name} has other {' and '.join(changed)}")
+        known = {part for part in comparable or parts if isinstance(old, dict) and part in old}
+        changed = [part for part in parts if part in known and old[part] != parts[part]]
+        unknown |= set(parts) - known
+        if changed:
+            changes.append(f"data.{name} has other {' and '.join(changed)}")
     if changes:
         raise CheckpointError(
             f"The data of {found.path} has changed on disk since: {'; '.join(changes)}. Restore them, or resume with "
             "--force, or start a new run."
+        )
+    if unknown and distributed.is_main():
+        by = f"by perception {found.version}" if found.version else "by another version"
+        warnings.warn(
+            f"{found.path} was written {by}: whether the {', '.join(sorted(unknown))} of its data have changed since "
+            "cannot be told. Go on only where they have not.",
+            stacklevel=2,
         )

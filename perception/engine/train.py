@@ -147,9 +147,10 @@ def train(
     A signal ends it at once where it waits for data or evaluates, else when the step is done; what is trained is
     saved.
 
-    Raises CheckpointError (nothing or too much in ``run``, or another process that holds it; another recipe; a full
-    disk), PerceptionError (too many steps without finite losses, out of memory), SystemExit with 143 or 130 after
-    SIGTERM or Ctrl-C, with 1 where the log cannot be written, each after saving.
+    Raises CheckpointError (nothing or too much in ``run``, or another process that holds it; another recipe),
+    PerceptionError (too many steps without finite losses, out of memory), FullError (no room on the disk for a
+    checkpoint: at the start, or when one is due, after saving), SystemExit with 143 or 130 after SIGTERM or Ctrl-C,
+    with 1 where the log cannot be written, each after saving.
     """
     if config.batch_size % distributed.world():
         raise ConfigError(
@@ -173,7 +174,7 @@ def train(
                 log.say(f"Warning: {sentence}")
             every, steps = config.evaluation_interval, config.steps
             assess = Assessment(training, evaluate, quick, every, steps, run, log, interruption)
-            save = Saving(training, run, recipe, config.keep_checkpoints, log)
+            save = opened.enter_context(Saving(training, run, recipe, config.keep_checkpoints, log))
             stop = assess() if resume and training.step else 0
             if training.step:  # what a signal had ended
                 save(assess.best, wanted=assess.best or due(training.step, config.checkpoint_every, steps))

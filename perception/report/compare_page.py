@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from perception.ops.files import write_whole
 from perception.report.page import _document, _facts, _section
 from perception.report.words import label, number, spaced, wide
 
@@ -42,7 +43,7 @@ def write_page(path: Path, result: Mapping[str, Any]) -> None:
         parts.append(_section(f"Every metric, controls of equal {kind}", _metrics(against)))
     facts = {"changes": result["changes_are"], "judged by": result["judged_by"], **result["facts"]}
     parts.append(_section("How it was made", _facts(facts)))
-    path.write_text(_document(title, _STYLE + "".join(parts)), "utf-8")
+    write_whole(path, _document(title, _STYLE + "".join(parts)).encode())
 
 
 def _against(against: Mapping[str, Any]) -> str:

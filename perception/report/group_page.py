@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from perception.ops.files import write_whole
 from perception.report.page import _document, _facts, _section
 from perception.report.words import spaced, wide
 
@@ -30,7 +31,7 @@ def write_page(path: Path, result: Mapping[str, Any]) -> None:
         _section("Who helps whom", _heat(result)),
         _section("How it was made", _facts({**result["facts"], "recipes": ", ".join(result["recipes"])})),
     ]
-    path.write_text(_document(title, _STYLE + "".join(parts)), "utf-8")
+    write_whole(path, _document(title, _STYLE + "".join(parts)).encode())
 
 
 def _groupings(result: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from perception.ops.files import write_whole
 from perception.report.page import _document, _facts, _section
 from perception.report.words import label, number, spaced, wide
 
@@ -31,7 +32,7 @@ def write_page(path: Path, result: Mapping[str, Any]) -> None:
         _section("The new task", _table(new, "value") if new else ""),
         _section("How it was made", f"<p>{METHODS[result['method']]}</p>{_facts(result['facts'])}"),
     ]
-    path.write_text(_document(title, "".join(parts)), "utf-8")
+    write_whole(path, _document(title, "".join(parts)).encode())
 
 
 def _table(rows: str, *columns: str) -> str:

@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from perception.ops.files import write_whole
 from perception.ops.names import printable
 from perception.report.balance import balance_section
 from perception.report.examples import Example, gallery
@@ -64,7 +65,7 @@ def write_report(
         pictures = gallery([example for example in examples if example.task == name], spec)
         parts.append(_section(spaced(name).capitalize(), content + pictures))
     parts.append(_section("How it was made", _facts(facts) + _recipe(recipe)))
-    path.write_text(_document(title, "".join(parts)), "utf-8")
+    write_whole(path, _document(title, "".join(parts)).encode())
 
 
 def _document(title: str, body: str) -> str:

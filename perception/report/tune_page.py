@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from perception.ops.files import write_whole
 from perception.report.page import _document, _facts, _section
 from perception.report.words import number, wide
 
@@ -36,7 +37,7 @@ def write_page(path: Path, result: Mapping[str, Any]) -> None:
         _section("Every trial", _table(result["trials"])),
         _section("How it was made", _facts(result["facts"])),
     ]
-    path.write_text(_document(title, _STYLE + "".join(parts)), "utf-8")
+    write_whole(path, _document(title, _STYLE + "".join(parts)).encode())
 
 
 def _note(result: Mapping[str, Any]) -> str:

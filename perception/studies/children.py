@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
-import json
 import math
 import os
 import signal
@@ -26,6 +25,7 @@ import torch
 from perception import checkpoint, config
 from perception.engine.interrupt import interruptible
 from perception.engine.log import FILE
+from perception.ops.event_lines import read_event
 from perception.recipe import Recipe
 from perception.report import read_events
 from perception.types import CheckpointError, PerceptionError
@@ -156,11 +156,12 @@ def with_threads(recipe: Recipe) -> Recipe:
 
 
 def is_finished(run: Run) -> bool:
-    """Whether a run is trained, evaluated and reported. Raises CheckpointError where it is a run of another recipe."""
-    written = run.folder / checkpoint.RECIPE
-    if not written.is_file():
+    """Whether a run is trained, evaluated and reported. Raises CheckpointError where it is of another recipe, or its
+    recipe.yaml is damaged."""
+    written = checkpoint.read_recipe(run.folder)
+    if not written:
         return False
-    if checkpoint.has_checkpoints(run.folder) and written.read_text("utf-8") != config.dump(run.recipe):
+    if checkpoint.has_checkpoints(run.folder) and written != config.dump(run.recipe):
         raise CheckpointError(
             f"{run.folder} was trained by another recipe than this study's. Give another folder with --out, or "
             "remove it."
@@ -172,7 +173,7 @@ def is_finished(run: Run) -> bool:
 def progress(run: Run) -> int:
     """Steps done, as far as the log tells."""
     event = _last_event(run.folder / FILE)
-    return int(event.get("step", 0)) if event else 0
+    return int(event["step"]) if event else 0
 
 
 def last_metrics(run: Run) -> dict[str, float]:
@@ -186,7 +187,9 @@ def last_metrics(run: Run) -> dict[str, float]:
     if not events or events[-1]["step"] != run.steps:
         raise CheckpointError(f"{run.folder} holds no evaluation of step {run.steps}. Give data.validation a source.")
     return {
-        key: math.nan if value is None else value for key, value in events[-1].items() if "/" in key or key == "score"
+        key: value if isinstance(value, (int, float)) else math.nan
+        for key, value in events[-1].items()
+        if "/" in key or key == "score"
     }
 
 
@@ -244,10 +247,5 @@ def _last_event(log: Path) -> dict[str, Any] | None:
         return None
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - (1 << 16)))
-        lines = file.read().splitlines()
-    for line in reversed(lines):
-        try:
-            return json.loads(line)
-        except ValueError:
-            continue
-    return None
+        lines = file.read().split(b"\n")
+    return next((event for event in map(read_event, reversed(lines)) if event is not None), None)

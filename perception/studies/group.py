@@ -20,6 +20,7 @@ from perception.mtl import affinity as affinities
 from perception.mtl.affinity import Affinity, best_groupings, group_affinity, look_ahead, margin, score
 from perception.mtl.balancers import StaticConfig
 from perception.nn.sharing.groups import GroupsConfig
+from perception.ops.event_lines import read_lines
 from perception.recipe import Recipe
 from perception.report.group_page import write_page
 from perception.runs import Watch
@@ -96,7 +97,7 @@ def looker(recipe: Recipe, path: Path, every: int) -> Watch:
 
 def _truncate(path: Path, step: int) -> None:
     """Drop the looks that a resumed training takes again, and a line that a crash cut off."""
-    looks = [look for look in _lines(path) if look["step"] < step]
+    looks = [look for look in _looks(path) if look["step"] < step]
     path.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.write_atomically(path, "".join(json.dumps(look) + "\n" for look in looks))
 
@@ -107,19 +108,21 @@ def _append(path: Path, look: dict[str, Any]) -> None:
         file.write(json.dumps({**look, "affinity": known}) + "\n")
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    looks = []
-    for line in path.read_text("utf-8").splitlines() if path.is_file() else ():
-        try:
-            looks.append(json.loads(line))
-        except ValueError:
-            continue
-    return looks
+def _looks(path: Path) -> list[dict[str, Any]]:
+    """The whole and undamaged lines."""
+    events = read_lines(path)[0] if path.is_file() else []
+    return [event for _, event in events if _is_square(event.get("affinity"))]
+
+
+def _is_square(found: object) -> bool:
+    """Whether it is task -> task -> number."""
+    rows = found.values() if isinstance(found, dict) else [None]
+    return all(isinstance(row, dict) and all(isinstance(x, (int, float)) for x in row.values()) for row in rows)
 
 
 def read_looks(path: Path, tasks: Sequence[str]) -> Affinity:
     """The looks of a training. Raises DataError where it took none."""
-    looks = [look["affinity"] for look in _lines(path)]
+    looks = [look["affinity"] for look in _looks(path)]
     if not looks:
         raise DataError(
             f"{path} holds no look at two tasks. A batch must label at least two (data.mix.batches: mixed), and the "

@@ -134,9 +134,8 @@ def _before(teacher: Perception, old: Recipe, out: Path) -> dict[str, float] | N
     if not old.data.validation:
         return None
     path = out / BEFORE
-    if path.is_file():
-        found = json.loads(path.read_text("utf-8"))
-        return {key: math.nan if value is None else value for key, value in found.items()}
+    if found := _numbers(path):
+        return found
     metrics = _measured(teacher, old)
     checkpoint.write_atomically(path, json.dumps({key: plain(value) for key, value in metrics.items()}) + "\n")
     return metrics
@@ -148,9 +147,18 @@ def _measured(network: Perception, old: Recipe) -> dict[str, float]:
 
 
 def _new_metrics(out: Path, added: Sequence[str]) -> dict[str, float | None]:
-    path = out / "metrics.json"
-    metrics = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    return {key: value for key, value in metrics.items() if key.partition("/")[0] in added}
+    metrics = _numbers(out / "metrics.json")
+    return {key: plain(value) for key, value in metrics.items() if key.partition("/")[0] in added}
+
+
+def _numbers(path: Path) -> dict[str, float]:
+    """A flat file of numbers, null as NaN; {} where there is none, or it is damaged."""
+    try:
+        found = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    except (ValueError, RecursionError):
+        found = {}
+    values = found if isinstance(found, dict) else {}
+    return {key: value if isinstance(value, (int, float)) else math.nan for key, value in values.items()}
 
 
 def conclude(

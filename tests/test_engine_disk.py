@@ -1,0 +1,94 @@
+"""T3: a training whose disk fills, or whose folder becomes read-only, loses nothing and says so."""
+
+from __future__ import annotations
+
+import errno
+from contextlib import ExitStack
+
+import disks
+import pytest
+import torch
+from engine_stub import batches
+from test_engine import fit
+
+from perception import checkpoint
+from perception.engine import log
+from perception.ops.files import FullError
+from perception.types import CheckpointError
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"log_every": 1, "checkpoint_every": 0}, "metrics.jsonl cannot be written ([Errno 28] No space left"),
+        ({"log_every": 12, "checkpoint_every": 4}, "is full; saved, in the room that was held for it"),
+    ],
+)
+def test_T3_a_full_disk_ends_the_training_with_a_checkpoint_and_a_sentence(tmp_path, capsys, settings, said):
+    """Of the step it came to; with room again it goes on as if nothing had happened."""
+    settings = {"steps": 60, "evaluate_every": 0, "threads": 1, **settings}
+    fit(tmp_path / "whole", **settings)
+    capsys.readouterr()
+    with disks.small_disk(tmp_path / "disk") as disk:
+
+        def filling(first: int):
+            for step, batch in enumerate(batches(first), first):
+                if step == 5:
+                    disks.fill(disk)
+                yield batch
+
+        run = disk / "run"
+        with pytest.raises((SystemExit, FullError)) as ended:
+            fit(run, None, filling, **settings)
+        text = f"{ended.value}{capsys.readouterr().err}"
+        assert text.count(said) == text.count("saved") == text.count("--resume") == 1, text
+        found = checkpoint.load(run)
+        assert 5 <= found.step < 60
+        assert f"Stopped at step {found.step}" in text
+        (disk / "balloon").unlink()
+        fit(run, resume=True, **settings)
+        one, other = (checkpoint.load(folder).weights for folder in (tmp_path / "whole", run))
+        assert all(torch.equal(value, other[key]) for key, value in one.items())
+
+
+def test_T3_a_disk_without_room_for_a_checkpoint_is_told_at_the_start(tmp_path):
+    with disks.small_disk(tmp_path / "disk") as disk:
+        disks.fill(disk).write_bytes(bytes(4_000_000))
+        with pytest.raises(FullError, match=r"no room for a checkpoint \(0 MB\)"):
+            fit(disk / "run", steps=4)
+
+
+def test_T3_a_full_disk_that_has_no_room_at_all_is_told(tmp_path, monkeypatch, capsys):
+    """What was saved before stays."""
+
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def filling(first: int):
+        for step, batch in enumerate(batches(first), first):
+            if step == 5:
+                patch.setattr(log, "plain", full)
+                patch.setattr(checkpoint, "_write_files", full)
+            yield batch
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
+        fit(tmp_path, None, filling, steps=12, evaluate_every=0, log_every=1)
+    assert ended.value.code == 1
+    assert "; the training was not saved either (" in capsys.readouterr().err
+    assert checkpoint.load(tmp_path).step == 4
+
+
+def test_T3_a_run_folder_that_becomes_read_only_ends_the_training(tmp_path):
+    """With the checkpoint before intact, from which it goes on."""
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with ExitStack() as opened:
+
+        def closing(first: int):
+            for step, batch in enumerate(batches(first), first):
+                if step == 5:
+                    opened.enter_context(disks.closed(tmp_path / "run" / "checkpoints"))
+                yield batch
+
+        with pytest.raises(CheckpointError, match=r"step_00000008.*Make the folder writable"):
+            fit(tmp_path / "run", None, closing, steps=12, evaluate_every=0)
+    assert fit(tmp_path / "run", steps=12, evaluate_every=0, resume=True).step == 12
