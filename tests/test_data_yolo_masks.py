@@ -50,6 +50,15 @@ def test_a_line_that_is_no_polygon_is_named(line, message, tmp_path):
         open_tree(tmp_path, config).sample(0)
 
 
+def test_a_file_of_blank_lines_is_no_label(tmp_path):
+    config = yolo_masks_tree(tmp_path)
+    pictures = len(open_tree(tmp_path, config))
+    path = min((tmp_path / "seg/labels").rglob("*.txt"))
+    for blank in ("", "\n \n", "\ufeff\r\n"):
+        path.write_text(blank)
+        assert len(open_tree(tmp_path, {**config, "unlabelled": "skip"})) == pictures - 2
+
+
 def test_outside_names_a_class_of_the_recipe(tmp_path):
     with pytest.raises(DataError, match="outside names 'moon'"):
         label_map(tmp_path, outside="moon")
