@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from perception import config
 from perception.config import configuration
@@ -59,7 +59,7 @@ class Recipe:
 
     version: Literal[1] = 1
     name: str = "run"
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
     data: DataConfig
     tasks: Annotated[dict[str, Any], BeforeValidator(_task_configs)]
     model: ModelConfig = ModelConfig()
@@ -143,7 +143,7 @@ def _only(mapping: dict[str, Any], tasks: Collection[str], where: str) -> dict[s
     if isinstance(balance, dict) and isinstance(balance.get("weights"), dict):
         kept = {name: weight for name, weight in balance["weights"].items() if name in tasks or name not in mine}
         reduced["balance"] = {**balance, "weights": kept}
-    dropped = set(mine) - set(tasks)
+    dropped = [name for name in mine if name not in tasks]  # a list: what is looked up may be no key
     if isinstance(mapping.get("schedule"), dict):
         reduced["schedule"] = _without(mapping["schedule"], dropped)
     model = mapping.get("model")

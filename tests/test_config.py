@@ -127,11 +127,22 @@ def test_a_subset_of_the_tasks():
     assert set(recipe.tasks) == {"detection", "depth"}
     with pytest.raises(ConfigError, match="no task 'dept'"):
         recipes.load(DEMO, tasks=["dept"])
+    for odd in ("groups=[[[depth]]]", "groups=[[{a: 1}]]", "freeze=[{part: [depth]}]", "join=[depth]"):
+        with pytest.raises(ConfigError, match=r"schedule\."):
+            recipes.load(DEMO, [f"schedule.{odd}"], tasks=["depth"])
+    with pytest.raises(ConfigError, match=r"model\.sharing\.groups"):
+        recipes.load(DEMO, ["model.sharing={name: groups, groups: [[[depth]]]}"], tasks=["depth"])
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("seed=-1", "seed: Input should be greater than or equal to 0, found -1"),
+        ("seed=99999999999999999999", "seed: Input should be less than 9223372036854775808"),
+        ("train.steps=10000000000", r"train\.steps: Input should be less than or equal to 1000000000"),
+        ("train.batch_size=100000000000", r"train\.batch_size: Input should be less than or equal to 65536"),
+        ("train.threads=100000", r"train\.threads: Input should be less than or equal to 1024"),
+        ("data.size=[32,1000000000]", r"data\.size is \[32, 1000000000\]\. Expected at most 100,000,000 pixels"),
         ("train.stepz=3", r"train\.stepz: unknown key\. Did you mean 'steps'\?"),
         ("train.steps=many", r"train\.steps: .*found 'many'"),
         ("tasks.detection.clases=[a]", r"tasks\.detection\.clases: unknown key\. Did you mean 'classes'\?"),

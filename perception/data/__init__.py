@@ -12,6 +12,7 @@ from typing import Annotated, TypeAlias
 
 from perception.config import configuration
 from perception.data.dataset import Reader, Source
+from perception.data.files.picture_files import MAX_PIXELS
 from perception.data.formats.bdd100k import Bdd100kConfig, Bdd100kReader
 from perception.data.formats.cityscapes import CityscapesConfig, CityscapesReader
 from perception.data.formats.class_names import by_exclusion, near
@@ -123,6 +124,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         if any(side < 32 or side % 32 for side in self.size):
             raise ConfigError(f"data.size is {list(self.size)}. Expected height and width in multiples of 32.")
+        if self.size[0] * self.size[1] > MAX_PIXELS:
+            raise ConfigError(f"data.size is {list(self.size)}. Expected at most {MAX_PIXELS:,} pixels.")
         if not 0 <= self.workers <= 256 or not self.timeout > 0:
             raise ConfigError(
                 f"data.workers is {self.workers} and data.timeout {self.timeout}. Expected 0 to 256 and over 0 s."

@@ -71,8 +71,8 @@ class TrainConfig:
     max_skipped: so many steps in a row without finite losses and gradients end the training.
     """
 
-    steps: Positive = 1000
-    batch_size: Positive = 8
+    steps: Annotated[int, Field(gt=0, le=10**9)] = 1000
+    batch_size: Annotated[int, Field(gt=0, le=1 << 16)] = 8
     optimizer: str = "adamw"
     lr: Amount = 3e-3
     weight_decay: Amount = 0.05
@@ -84,7 +84,7 @@ class TrainConfig:
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
     sync_batchnorm: bool = True
     precision: Precision = "auto"
-    threads: Positive | None = None
+    threads: Annotated[int, Field(gt=0, le=1024)] | None = None
     log_every: Count = 10
     look_every: Count = 20
     evaluate_every: Count | None = None
