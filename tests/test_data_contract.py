@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import pickle
 import shutil
@@ -488,11 +489,17 @@ def labelled(root: Path, config: dict[str, Any]) -> tuple[str, dict[str, str]] |
 def other_contents(path: Path, count: int = 30) -> Iterator[bytes]:
     """A label file with another number in it, at some places; a label or depth map with other pixels."""
     data = path.read_bytes()
-    stored = cv2.imread(str(path), cv2.IMREAD_UNCHANGED) if path.suffix == ".png" else None
+    if path.suffix == ".npz":
+        file = io.BytesIO()
+        np.savez_compressed(file, **{name: array[::-1] for name, array in np.load(path).items()})
+        yield file.getvalue()
+        return
+    maps = (".png", ".tif", ".pgm", ".pfm")
+    stored = cv2.imread(str(path), cv2.IMREAD_UNCHANGED) if path.suffix in maps else None
     if stored is not None:
         values = np.unique(stored)
         for new in (stored[::-1], np.where(stored == values[-1], values[0], stored)):
-            yield cv2.imencode(".png", np.ascontiguousarray(new))[1].tobytes()
+            yield cv2.imencode(path.suffix, np.ascontiguousarray(new))[1].tobytes()
         return
     digits = [at for at, byte in enumerate(data) if byte in b"12345678"]
     for at in digits[:: max(1, len(digits) // count)]:

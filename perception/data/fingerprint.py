@@ -84,6 +84,9 @@ class Fingerprint:
         return text.removeprefix(self._root) if text.startswith(self._root) else path.name
 
     def _add_path(self, path: Path) -> None:
+        if str(path) + os.sep == self._root:  # whatever else is in the data root is no label of this source
+            self._note("root")
+            return
         self._note("path", self._relative(path).encode("utf-8", "surrogatepass"))
         if path.is_dir():  # in which files are looked for by their names
             self._files |= {entry.path for entry in os.scandir(path) if Path(entry.path) not in self._pictures}

@@ -86,6 +86,8 @@ class YoloMasksReader:
         labels = label_files(pictures, tree.boundary, self.problems, tree.names_folders(config.split))
         annotated = np.array([label is not None and _says_something(label) for label in labels])
         kept, self.unannotated = labelled_rows(annotated, config.unlabelled, str(path), self.problems)
+        if config.unlabelled != "skip" and (without := labels.count(None)):
+            self.problems["pictures without a label file, taken as empty"] += without
         self.images = [pictures[row].path for row in kept]
         self._labels = [labels[row] for row in kept]
 
