@@ -59,6 +59,16 @@ def test_a_file_of_blank_lines_is_no_label(tmp_path):
         assert len(open_tree(tmp_path, {**config, "unlabelled": "skip"})) == pictures - 2
 
 
+def test_a_label_that_links_to_itself_is_an_error_and_one_that_is_missing_is_told(tmp_path):
+    config = yolo_masks_tree(tmp_path)
+    path = tmp_path / "seg/labels/001.txt"
+    path.unlink()
+    assert open_tree(tmp_path, config).problems == {"pictures without a label file, taken as empty": 1}
+    path.symlink_to(path)
+    with pytest.raises(DataError, match=r"001\.txt"):
+        open_tree(tmp_path, config)
+
+
 def test_outside_names_a_class_of_the_recipe(tmp_path):
     with pytest.raises(DataError, match="outside names 'moon'"):
         label_map(tmp_path, outside="moon")

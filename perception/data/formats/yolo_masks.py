@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from perception.config import configuration
 from perception.data.files.folders import existing_file
 from perception.data.files.images import read_size
-from perception.data.files.text_files import floats, read_text, rows
+from perception.data.files.text_files import check_text, floats, read_text, rows
 from perception.data.formats.boxes import Unlabelled, labelled_rows
 from perception.data.formats.class_names import OUTSIDE, Coarse, Names, map_masks, map_value
 from perception.data.formats.masks import FAULTS, draw, encode
@@ -123,7 +123,8 @@ class YoloMasksReader:
 
 
 def _says_something(path: Path) -> bool:
-    """Whether a label file has a line that is not blank."""
+    """Whether a label file has a line that is not blank. Raises DataError where it is no text file."""
+    check_text(path)
     return path.stat().st_size > _BLANK or bool(read_text(path).strip())
 
 
