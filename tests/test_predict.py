@@ -336,3 +336,11 @@ def test_a_task_cannot_lead_out_of_the_folder_of_maps(tmp_path, name):
     with pytest.raises(PerceptionError, match="cannot be the name of a file"):
         writer.write(Shot(np.zeros((4, 6, 3), np.uint8), place="a"), result, {})
     assert not list(tmp_path.rglob("*.png"))
+
+
+def test_progress_is_told_before_anything_is_done():
+    told = io.StringIO()
+    line = Progress(told, "", 7, unit="pictures compared")
+    line.reach(0)
+    line.done()
+    assert told.getvalue() == "0/7 pictures compared, 0.0/s\n"
