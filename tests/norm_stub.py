@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import engine_stub
+import numpy as np
 import torch
 from sharing_networks import CONFIGS, SIZE, pictures
 from torch import Tensor, nn
 
+from perception.deploy.network import ExportedNetwork
 from perception.engine import distributed
+from perception.engine.evaluate import Evaluation, evaluate
 from perception.model import ModelConfig, Perception
 from perception.mtl.balancers import BALANCERS, build_balancer
 from perception.nn.backbone import BackboneConfig
 from perception.nn.necks import NECKS
 from perception.nn.norm import BatchConfig, PerSourceConfig
 from perception.nn.sharing import SHARINGS
+from perception.ops.image import letterbox_frame
 from perception.types import Batch, Camera, DenseMap, ImageLabel, Instances
 
 SOURCES = ("boxes", "maps")
@@ -96,8 +101,51 @@ def updates(part: str, name: str, space: str | None) -> dict[str, Tensor]:
     return {**numbers, **{key: value - start[key] for key, value in model.state_dict().items()}}
 
 
+def guessed(images: np.ndarray) -> dict[str, np.ndarray]:
+    """What a network might say of pictures: near their labels, each wrong in its own way."""
+    found: dict[str, list[np.ndarray]] = {}
+    for image in images:
+        chance = np.random.default_rng(int(image.sum(dtype=np.int64)))
+        boxes = np.array([[8, 8, 40, 40], [30, 20, 90, 60], [50, 5, 70, 30]]) + chance.uniform(-5, 5, (3, 4))
+        classes = np.arange(SIZE[1]) * 3 // SIZE[1] + np.zeros((SIZE[0], 1))
+        depth = np.linspace(4, 30, SIZE[0])[:, None] * np.exp(chance.normal(0, 0.2, SIZE))
+        said = {
+            "detection.boxes": np.float32(boxes),
+            "detection.scores": np.float32(chance.uniform(0.2, 1, 3)),
+            "detection.labels": np.array([0, 2, 1]),
+            "segmentation.label_map": np.where(chance.random(SIZE) < 0.3, 1, classes).astype(np.uint8),
+            "depth.depth": np.float32(depth),
+            "depth.error": np.float32(chance.uniform(0.05, 0.5, SIZE)),
+            "classification.probabilities": np.float32(chance.dirichlet(np.ones(3))),
+        }
+        for key, value in said.items():
+            found.setdefault(key, []).append(value)
+    return {key: np.stack(values) for key, values in found.items()}
+
+
+def measured(count: int = 11, size: int = 2) -> Evaluation:
+    """Every number of all four tasks, over ``count`` pictures in batches of ``size``, which the ranks share."""
+    own = list(range(distributed.rank(), count, distributed.world()))
+    frame = letterbox_frame(SIZE, SIZE)
+    whole = (batch(own[start : start + size]) for start in range(0, len(own), size))
+    ready = (dataclasses.replace(each, frames=[frame] * len(each)) for each in whole)
+    return evaluate(ExportedNetwork(network().eval(), guessed), map(as_arrays, ready))
+
+
+def as_arrays(given: Batch) -> Batch:
+    """With labels as evaluations have them."""
+
+    def plain(value: Any) -> Any:
+        if not dataclasses.is_dataclass(value):
+            return value.numpy() if isinstance(value, Tensor) else value
+        return dataclasses.replace(value, **{f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)})
+
+    return dataclasses.replace(given, annotations={k: [*map(plain, own)] for k, own in given.annotations.items()})
+
+
 def share(folder: Path) -> None:
-    """Saves the updates of this rank, for `engine_stub.on_ranks`."""
+    """Saves the updates and the metrics of this rank, for `engine_stub.on_ranks`."""
     world = distributed.world()
-    found = {" ".join(map(str, variant)): updates(*variant) for variant in VARIANTS if world in worlds(variant)}
+    found: dict[str, Any] = {" ".join(map(str, v)): updates(*v) for v in VARIANTS if world in worlds(v)}
+    found["metrics"] = measured().metrics
     torch.save(found, folder / f"rank{distributed.rank()}.pt")

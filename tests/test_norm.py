@@ -290,6 +290,22 @@ def test_a_real_network_learns_over_ranks_as_in_one_process(ranks, variant):
             torch.testing.assert_close(one[key], expected[key], rtol=1e-3, atol=1e-6)
 
 
+def test_E3_every_number_of_all_four_tasks_over_ranks_equals_one_process(ranks):
+    """Eleven pictures, in batches of two: the ranks' shares, and their last batches, are uneven."""
+    expected = norm_stub.measured()
+    assert expected.pictures == 11
+    for task, score in {
+        "detection": "ap",
+        "segmentation": "miou",
+        "depth": "abs_rel",
+        "classification": "top1",
+    }.items():
+        assert 0.05 < expected.metrics[f"{task}/{score}"] < 0.95, expected.metrics
+    for world in ranks:
+        for found in ranks[world]:
+            assert found["metrics"] == pytest.approx(expected.metrics, rel=1e-9, nan_ok=True)
+
+
 def test_a_recipe_names_the_sources():
     recipe = recipes.load(ROAD, ["model.norm={name: per_source}"])
     model = recipes.build_model(recipe, weights=False)
