@@ -83,6 +83,13 @@ def test_a_film_without_a_length_is_a_file_where_its_container_tells_one(film, t
         assert (sum(1 for _ in video), video.live) == (COUNT, False)
 
 
+def test_a_film_without_a_length_whose_index_comes_last_is_fetched(film):
+    assert film.index(b"mdat") < film.index(b"moov")
+    with FileServer({"/x.mp4": Answer(film, chunked=True)}) as url:
+        (source,) = find(f"{url}/x.mp4")
+    assert (source.id, source.kind, Path(str(source.address)).read_bytes() == film) == ("x.mp4", "video", True)
+
+
 def moov_first(film: bytes) -> bytes:
     """The index before the frames, as the web wants it."""
     boxes, at = {}, 0

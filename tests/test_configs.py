@@ -16,10 +16,13 @@ from trees_coco import id_colours
 from trees_kitti import kitti_depth_tree, kitti_selection_tree, kitti_tree, text
 from trees_street import bdd100k_tree, cityscapes_instances_tree
 
+import perception
 from perception import recipe as recipes
 from perception.config import load_yaml
+from perception.data import street
 from perception.data.formats.nyuv2 import CLASSES_40
 
+DEMO = Path(perception.__file__).with_name("demo.yaml")
 RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 PUBLISHED = Path(os.environ.get("PERCEPTION_TEST_DATA", "/nowhere")) / "coco128/annotations"
 
@@ -167,6 +170,28 @@ def test_its_readers_label_its_classes(name, tmp_path):
         seen = {task for source in sources for i in range(len(source)) for task in source.sample(i).annotations}
         assert seen == set(recipe.tasks)
     assert mixture.sample(0).image.shape == (64, 96, 3)
+
+
+@pytest.mark.parametrize("path", [DEMO, *(path for path in RECIPES if path.stem == "street")], ids=lambda p: p.stem)
+def test_the_sky_of_made_streets_is_far_in_training_and_unknown_in_validation(path, tmp_path):
+    street.write(tmp_path / "street", 6, 0, (64, 128), 0.5)
+    plain = [f"data.augment.{key}=0" for key in ("flip", "colour", "degrade")] + ["data.augment.scale=[1, 1]"]
+    recipe = recipes.load(
+        path, [f"data.root={tmp_path / 'street'}", "data.size=[64, 128]", *plain], ("segmentation", "depth")
+    )
+    mixture = recipes.build_mixture(recipe)
+    sky, far = recipe.classes["segmentation"].index("sky"), 0
+    for turn in range(4):
+        labels = mixture.sample(turn).annotations
+        depth, where = labels["depth"], labels["segmentation"].values == sky
+        assert (depth.valid & (depth.values == 80))[where].all()
+        assert depth.values.max() <= recipe.tasks["depth"].limits[1]
+        far += where.sum()
+    assert far > 100
+    for source in recipes.validation_sources(recipe):
+        for i in range(len(source)):
+            labels = source.sample(i).annotations
+            assert not labels["depth"].valid[labels["segmentation"].values == sky].any()
 
 
 def test_every_large_recipe_has_a_tree():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import pickle
 import shutil
@@ -485,14 +486,23 @@ def labelled(root: Path, config: dict[str, Any]) -> tuple[str, dict[str, str]] |
     return said.hexdigest(), found
 
 
+IMAGES = (".png", ".tif", ".pgm", ".pfm")
+
+
 def other_contents(path: Path, count: int = 30) -> Iterator[bytes]:
     """A label file with another number in it, at some places; a label or depth map with other pixels."""
     data = path.read_bytes()
-    stored = cv2.imread(str(path), cv2.IMREAD_UNCHANGED) if path.suffix == ".png" else None
-    if stored is not None:
+    stored = cv2.imread(str(path), cv2.IMREAD_UNCHANGED) if path.suffix in IMAGES else None
+    if path.suffix == ".npz":
+        with np.load(path) as arrays:
+            stored = dict(arrays)
+        np.savez(changed := io.BytesIO(), **{name: values[::-1] for name, values in stored.items()})
+        yield changed.getvalue()
+    elif stored is not None:
         values = np.unique(stored)
         for new in (stored[::-1], np.where(stored == values[-1], values[0], stored)):
-            yield cv2.imencode(".png", np.ascontiguousarray(new))[1].tobytes()
+            yield cv2.imencode(path.suffix, np.ascontiguousarray(new))[1].tobytes()
+    if stored is not None:
         return
     digits = [at for at, byte in enumerate(data) if byte in b"12345678"]
     for at in digits[:: max(1, len(digits) // count)]:

@@ -71,6 +71,15 @@ def test_csv_multi_label_by_list_labels_only_the_classes_it_names(tmp_path):
         open_tree(tmp_path, config, **THREE)
 
 
+def test_csv_of_roboflow_and_pandas(tmp_path):
+    config = csv_tree(tmp_path, "filename, day, night\n000.jpg, 1, 0\n001.jpg,True,FALSE\n002.jpg,0.0,1.0\n003.jpg,,\n")
+    source = open_tree(tmp_path, {**config, "multi_label": True})
+    values = [source.sample(i).annotations["classification"].values.tolist() for i in range(len(source))]
+    assert values == [[1, 0], [1, 0], [0, 1]]
+    with pytest.raises(DataError, match=r"line 2: day is 'perhaps'. Expected 1, 0"):
+        open_tree(tmp_path, csv_tree(tmp_path, "file,day\n000.jpg,perhaps\n"))
+
+
 def test_csv_multi_label_by_columns_says_which_for_every_picture(tmp_path):
     config = csv_tree(tmp_path, "file,day,rain,night\n000.jpg,1,0,\n001.jpg,,1,0\n002.jpg,,,\n003.jpg,0,0,0\n")
     found = labels(open_tree(tmp_path, {**config, "multi_label": True}, **THREE))

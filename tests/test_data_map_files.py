@@ -16,6 +16,7 @@ from PIL import Image
 from test_data_archives import little_memory
 
 from perception.data.files.map_files import read_map
+from perception.data.files.palettes import UNLIKE
 from perception.data.formats.colour_lists import voc_colour
 from perception.types import ConfigError, DataError
 
@@ -307,6 +308,37 @@ def test_ids_that_begin_with_1_and_the_lists_of_the_tools(tmp_path):
     assert np.array_equal(labels(tmp_path, {**config, "classes": None, "values": values}), expected)
 
 
+def palette_of(path: Path, order: list[int]) -> None:
+    """A label map as a palette in which id k, of the gray 10 + 10 k, is index ``order[k]``."""
+    ids = np.array(Image.open(path))
+    table, palette = np.full(256, 255, np.uint8), np.zeros((256, 3), np.uint8)
+    table[: len(order)] = order
+    palette[order] = 10 + 10 * np.arange(len(order))[:, None]
+    palette[255] = order[0]  # nobody minds the colour of void
+    image = Image.fromarray(table[ids])
+    image.putpalette(palette.ravel().tolist())
+    image.save(path)
+
+
+@pytest.mark.parametrize("format", ["label_maps", "voc"])
+@pytest.mark.parametrize(
+    ("order", "told"), [([0, 1, 2], 0), ([2, 0, 1], 1), ([0, 1, 3], 0)], ids=["same", "another", "unused ones"]
+)
+def test_palettes_that_number_their_colours_anew_are_told(format, order, told, tmp_path):
+    config = label_maps_tree(tmp_path)
+    masks = sorted((tmp_path / "maps/masks").iterdir())
+    for path in masks:
+        palette_of(path, order if path == masks[1] else [0, 1, 2])
+    if format == "voc":
+        names = {"classes": ["road", "car", "tree"], "segmentation_rename": {"background": "sky"}}
+        folders = {"root": "maps", "images": "images", "masks": "masks", "split": None, "detection_task": None}
+        config = {"format": "voc", **folders, **names, "segmentation_ignore": "rest"}
+    else:
+        (tmp_path / "maps/classes.txt").write_text("sky\nroad\ncar\ntree\n")
+        config["ignore"] = ["tree"]
+    assert open_tree(tmp_path, config).problems == ({UNLIKE: told} if told else {})
+
+
 def moved(root: Path, rename: dict[str, str], config: dict) -> dict:
     """The pictures and masks of a tree under other names; "{}" is the number."""
     for kind, name in rename.items():
@@ -331,6 +363,8 @@ def moved(root: Path, rename: dict[str, str], config: dict) -> dict:
         ("all/s/{}/a.jpg", "all/s/{}/b.png", {"image": "*/*/a.jpg", "mask": "*/*/b.png"}),
         ("all/{}.jpg", "all/masks/{}.jpg.png", {"masks": "all/masks", "image": "*", "mask": "*.png"}),
         ("all/images/{}.jpg", "all/{}.png", {"images": "all/images"}),
+        ("all/img_{}.jpg", "all/mask_{}.png", {"image": "img_*", "mask": "mask_*"}),
+        ("all/img_{}.jpg", "all/m/{}.png", {"masks": "all/m", "image": "img_*"}),
     ],
 )
 def test_pictures_and_masks_are_paired_by_what_their_names_share(images, maps, keys, tmp_path):

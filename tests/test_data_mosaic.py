@@ -33,10 +33,10 @@ def of(task: str, *parts, cameras=(None,) * 4):
     return sample.annotations.get(task), sample.camera
 
 
-def boxes(*rows, ignore=None, classes=None, labels=None) -> Instances:
+def boxes(*rows, ignore=None, classes=None, labels=None, partial=None) -> Instances:
     table = np.array(rows, np.float32).reshape(-1, 4)
     labels = np.zeros(len(table), np.int64) if labels is None else np.array(labels)
-    return Instances(table, labels, ignore=ignore, classes=classes)
+    return Instances(table, labels, ignore=ignore, classes=classes, partial=partial)
 
 
 @given(st.tuples(st.integers(1, 30), st.integers(1, 30)), st.integers(0, 99))
@@ -118,6 +118,13 @@ def test_only_classes_that_all_tiles_label_are_labelled():
     assert list(zip(found.labels.tolist(), found.ignore.tolist(), strict=True)) == [
         (1, False), (2, True), (1, False), (0, True),
     ]  # fmt: skip
+
+
+def test_what_a_tile_labels_in_part_is_so_in_the_mosaic_as_far_as_all_tiles_label_it():
+    first = boxes(classes=np.array([True, True, False]), partial=np.array([True, True, False]))
+    second = boxes(classes=np.array([True, False, True]))
+    found, _ = of("boxes", first, second, second, second)
+    assert found.classes.tolist() == found.partial.tolist() == [True, False, False]
 
 
 def plane(tile, value, kind=np.uint8) -> DenseMap:

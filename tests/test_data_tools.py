@@ -128,6 +128,29 @@ def test_D12_flags_beside_the_labels_own_keys_and_what_is_no_flag(tmp_path):
             coco(tmp_path, with_first(iscrowd=value))
 
 
+def test_D12_flags_of_an_xml_and_what_a_tool_has_deleted(tmp_path):
+    """CVAT writes flags among the attributes; an element of that name is the nearer one."""
+    attribute = "<attributes><attribute><name>{}</name><value>{}</value></attribute></attributes>"
+    for flag in ("<iscrowd>1</iscrowd>", *(attribute.format(key, "True") for key in ("difficult", "ignore"))):
+        assert voc(tmp_path, flag + box(*UPRIGHT)).annotations(0)["detection"].ignore.tolist() == [True], flag
+    own = f"<difficult>0</difficult>{attribute.format('difficult', 1)}{box(*UPRIGHT)}"
+    assert voc(tmp_path, own).annotations(0)["detection"].ignore is None
+    with pytest.raises(DataError, match="line 1: difficult is 'perhaps'"):
+        voc(tmp_path, attribute.format("difficult", "perhaps") + box(*UPRIGHT))
+    deleted = voc(tmp_path, f"<deleted>1</deleted>{box(1, 1, 9, 9)}", f"<deleted>0</deleted>{box(*UPRIGHT)}")
+    assert deleted.annotations(0)["detection"].boxes.tolist() == [list(UPRIGHT)]
+
+
+@pytest.mark.parametrize(
+    ("name", "line"), [("my image", '"my image"'), ("my image", "my image"), ("000", "000.jpg"), ("a.b", "a.b")]
+)
+def test_lists_of_a_split_name_pictures_as_tools_do(name, line, tmp_path):
+    text(tmp_path / "voc/ImageSets/Main/default.txt", f"\ufeff{line}\r\n\n")
+    write(tmp_path / f"voc/JPEGImages/{name}.jpg", picture(0))
+    found = voc(tmp_path, box(*UPRIGHT), name=name, split="default")
+    assert [path.name for path in found.images] == [f"{name}.jpg"]
+
+
 def test_an_ignored_box_is_neither_found_nor_missed(tmp_path):
     target = coco(tmp_path, with_first(ignore=1)).annotations(0)["detection"]
     metric = DetectionMetric(("vehicle", "pedestrian", "bike"))
@@ -161,7 +184,7 @@ CATEGORIES = [{"id": 3, "name": "vehicle", "supercategory": "street"},
               {"id": 7, "name": "pedestrian", "supercategory": "street"}]  # fmt: skip
 
 
-@pytest.mark.parametrize("phantom", ["street", "vehicle", "_background_"])
+@pytest.mark.parametrize("phantom", ["street", "vehicle", "_background_", "background"])
 def test_a_category_that_stands_for_nothing_is_skipped(phantom, tmp_path):
     above = [{**each, "supercategory": phantom} for each in CATEGORIES]
     content = {**coco_content(4), "categories": [{"id": 0, "name": phantom, "supercategory": "none"}, *above]}
@@ -422,3 +445,29 @@ def test_a_score_in_a_sixth_column_is_dropped_only_where_the_recipe_says_so(tmp_
     text(tmp_path / "yolo/labels/train/000.txt", "0 0.5 0.5 0.25 0.5 45\n")  # an angle
     with pytest.raises(DataError, match="6 columns"):
         open_tree(tmp_path, {**config, "scores": "drop"})
+
+
+OTHERS = {
+    "regions of VGG": {"a.jpg12": {"filename": "a.jpg", "size": 12, "regions": []}},
+    "project of VGG": {"_via_settings": {}, "_via_img_metadata": {}},
+    "LabelMe": {"version": "5", "shapes": [], "imagePath": "a.jpg"},
+    "Label Studio": [{"id": 1, "data": {"image": "a.jpg"}, "annotations": []}],
+    "Datumaro": {"info": {}, "categories": {}, "items": []},
+    "CreateML": [{"image": "a.jpg", "annotations": []}],
+    "results": [{"image_id": 1, "category_id": 3, "bbox": [1, 2, 3, 4], "score": 0.5}],
+    "bdd100k": [{"name": "a.jpg", "labels": []}],
+    "Supervisely": {"size": {"height": 1, "width": 1}, "objects": []},
+    "coco_panoptic": {**coco_content(1), "annotations": [{"image_id": 10, "file_name": "a.png", "segments_info": []}]},
+}
+
+
+@pytest.mark.parametrize("tool", OTHERS)
+def test_D13_json_of_another_tool_is_known_by_its_keys(tool, tmp_path):
+    with pytest.raises(DataError, match=tool):
+        coco(tmp_path, json.dumps(OTHERS[tool]).encode())
+
+
+def test_numbers_as_category_names_are_names(tmp_path):
+    content = coco_content(4)
+    content["categories"] = [{"id": 3, "name": 30}, {"id": 7, "name": 50}]
+    assert coco(tmp_path, content, rename={"30": "vehicle", "50": "bike"}).categories == {3: "30", 7: "50"}

@@ -12,7 +12,8 @@ from trees_street import CAR, PERSON, voc_mask, voc_object, voc_palette, voc_tre
 
 from perception.config import build
 from perception.data.files.strict_xml import MAX_BYTES, read_xml
-from perception.data.formats.voc import CLASSES, VocConfig
+from perception.data.formats.voc import VocConfig
+from perception.data.formats.voc_lists import CLASSES
 from perception.types import ConfigError, DataError
 
 AT = Path("VOCdevkit/VOC2012")

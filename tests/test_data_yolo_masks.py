@@ -50,6 +50,25 @@ def test_a_line_that_is_no_polygon_is_named(line, message, tmp_path):
         open_tree(tmp_path, config).sample(0)
 
 
+def test_a_file_of_blank_lines_is_no_label(tmp_path):
+    config = yolo_masks_tree(tmp_path)
+    pictures = len(open_tree(tmp_path, config))
+    path = min((tmp_path / "seg/labels").rglob("*.txt"))
+    for blank in ("", "\n \n", "\ufeff\r\n"):
+        path.write_text(blank)
+        assert len(open_tree(tmp_path, {**config, "unlabelled": "skip"})) == pictures - 2
+
+
+def test_a_label_that_links_to_itself_is_an_error_and_one_that_is_missing_is_told(tmp_path):
+    config = yolo_masks_tree(tmp_path)
+    path = tmp_path / "seg/labels/001.txt"
+    path.unlink()
+    assert open_tree(tmp_path, config).problems == {"pictures without a label file, taken as empty": 1}
+    path.symlink_to(path)
+    with pytest.raises(DataError, match=r"001\.txt"):
+        open_tree(tmp_path, config)
+
+
 def test_outside_names_a_class_of_the_recipe(tmp_path):
     with pytest.raises(DataError, match="outside names 'moon'"):
         label_map(tmp_path, outside="moon")

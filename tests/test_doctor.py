@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from data_trees import cityscapes_tree, picture, write
@@ -28,6 +29,7 @@ from doctor_cases import (
     setting,
     under,
 )
+from PIL import Image
 
 from perception.data.doctor import verdict
 
@@ -123,6 +125,13 @@ def bad_camera(at: Path) -> None:
     next(at.rglob("*camera.json")).write_text('{"intrinsic": 3}')
 
 
+def palettes(root: Path, mapping: dict[str, Any]) -> None:
+    for number, path in enumerate(sorted((root / "train/maps/masks").iterdir())):
+        mask = Image.fromarray(cv2.imread(str(path), cv2.IMREAD_UNCHANGED))
+        mask.putpalette([number + level // 3 for level in range(600)])
+        mask.save(path)
+
+
 def no_car(ids: np.ndarray) -> np.ndarray:
     return np.where(ids == 2, 1, ids).astype(np.uint8)
 
@@ -182,6 +191,7 @@ WARNINGS: dict[str, tuple[Change, str]] = {
     "half grey": (half_grey, "half_grey_picture"),
     "void mask": (image(MASK, lambda: np.full((48, 64), 255, np.uint8)), "void_map"),
     "masks of one class": (every("train/maps/masks", lambda m: np.where(m < 255, 1, m)), "one_class_maps"),
+    "palettes of their own": (palettes, "unlike_palettes"),
     "constant depth": (image(DEPTH, png16), "constant_depth"),
     "depth without a value": (image(DEPTH, lambda: png16(value=0)), "empty_depth"),
     "depth with full scale": (every("train/depth/depths", lambda d: np.where(d > 2900, 65535, d)), "saturated_depth"),

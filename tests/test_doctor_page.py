@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,6 +17,7 @@ from doctor_cases import examined, jpg, recipe
 
 from perception.cli import main
 from perception.data.doctor import Diagnosis, diagnosis
+from perception.ops.files import FullError
 from perception.report import doctor_page
 from perception.types import ConfigError
 
@@ -101,6 +104,17 @@ def test_a_folder_that_cannot_be_written(sick, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="--out DIR"):
         doctor_page.write(tmp_path / "file", sick)
+
+
+def test_a_full_disk_leaves_no_part_of_the_page(sick, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(FullError, match=r"doctor\.html cannot be written: No space left on device\. Free some space"):
+        doctor_page.write(tmp_path / "out", sick)
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_the_name_of_a_recipe_is_no_path(sick):

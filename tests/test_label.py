@@ -239,6 +239,20 @@ def test_what_cannot_be_read_is_told_and_passed_over(exported, pictures, tmp_pat
     assert "not labelled: broken.png: " in said
 
 
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_names_that_are_not_utf8_keep_no_other_picture_from_being_labelled(exported, pictures, tmp_path, capsys, jobs):
+    for name in (b"caf\xe9.png", b"f\xe9/c.png"):
+        path = pictures / os.fsdecode(name)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes((pictures / "a.png").read_bytes())
+    out = ["--out", str(tmp_path / "labels"), "--jobs", jobs, "--threads", "1"]
+    assert cli.main(["label", str(exported), str(pictures), *out]) == 1
+    said = capsys.readouterr().out
+    assert "labels of 2 pictures" in said
+    assert r"not labelled: caf\udce9.png: its name is not UTF-8. Rename it" in said
+    assert r"not labelled: f\udce9/c.png" in said
+
+
 def test_paths_are_those_of_the_recipe_though_links_lead_elsewhere(pictures, tmp_path):
     root = tmp_path / "root"
     root.mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import math
@@ -103,6 +104,23 @@ def test_in_a_batch_every_picture_keeps_to_its_own_classes(targets, seed):
     for gradient, target in zip(moved, targets, strict=True):
         assert target is not None or not gradient.any()
         assert target is None or (gradient[:, ~target.classes] == 0).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(partial_targets(), st.integers(0, 2**31))
+def test_a_class_labelled_in_part_adds_no_negative(target, seed):
+    """Its scores are trained only upwards, where an object of it is; there they are as if it were labelled whole."""
+    raw, network = raw_of(seed, 1), detection().train()
+    raw.logits.data.fill_(-20)  # less than any object wants
+    whole, sides = gradients(network, raw, [target])
+    moved, same_sides = gradients(network, raw, [dataclasses.replace(target, partial=target.classes.clone())])
+    objects = torch.isin(torch.arange(len(CLASSES)), target.labels[~target.ignore])
+    outside = ~regions(raw.points, target.boxes[target.ignore])
+    assert (whole[0][outside][:, target.classes & ~objects] > 0).all(), "labelled whole, its scores are pushed down"
+    assert not (moved > 0).any()
+    assert not moved[0][:, ~objects].any()
+    assert torch.equal(moved, torch.where(whole < 0, whole, 0))
+    assert torch.equal(sides, same_sides)
 
 
 def scored(rng: np.random.Generator, target: Instances) -> Instances:

@@ -1,5 +1,6 @@
 """`perception predict`: pictures, folders, globs, video and broken sources, with torch and with ONNX Runtime."""
 
+import io
 import json
 import os
 from pathlib import Path
@@ -17,10 +18,19 @@ from perception.deploy.runtime import Perceiver
 from perception.deploy.sources import Shot, find
 from perception.deploy.torch_runtime import TorchPerceiver
 from perception.deploy.video.film import VideoFile
+from perception.deploy.video.progress import Progress
 from perception.deploy.video.stream import Video
 from perception.deploy.video.timing import Timings
 from perception.deploy.video.writers import MapWriter, Recording, step
 from perception.types import Camera, DenseMap, PerceptionError, TaskSpec
+
+
+def test_a_line_of_progress_may_begin_at_nothing():
+    stream = io.StringIO()
+    line = Progress(stream, "a.mp4", 5)
+    line.reach(0)
+    line.done()
+    assert stream.getvalue() == "a.mp4 0/5 frames, 0.0/s\n"
 
 
 @pytest.fixture(scope="module")
@@ -326,3 +336,11 @@ def test_a_task_cannot_lead_out_of_the_folder_of_maps(tmp_path, name):
     with pytest.raises(PerceptionError, match="cannot be the name of a file"):
         writer.write(Shot(np.zeros((4, 6, 3), np.uint8), place="a"), result, {})
     assert not list(tmp_path.rglob("*.png"))
+
+
+def test_progress_is_told_before_anything_is_done():
+    told = io.StringIO()
+    line = Progress(told, "", 7, unit="pictures compared")
+    line.reach(0)
+    line.done()
+    assert told.getvalue() == "0/7 pictures compared, 0.0/s\n"

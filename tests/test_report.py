@@ -149,7 +149,7 @@ def test_at_most_three_worst_and_three_best_of_each_task(tmp_path):
 
 
 def test_text_from_outside_is_escaped(tmp_path):
-    evil = "<script>alert(1)</script>"
+    evil = "<script>alert(1)</script>\x1b[2J\u202e"
     spec = TaskSpec("labels", "label", ("probabilities",), (evil, "b"))
     text = written(
         tmp_path / "report.html",
@@ -165,6 +165,8 @@ def test_text_from_outside_is_escaped(tmp_path):
         protocols={evil: evil},
     )  # fmt: skip
     assert "<script" not in text
+    assert "\x1b" not in text
+    assert "\u202e" not in text
     assert "alert(1)" in parsed(text).text
 
 

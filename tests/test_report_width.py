@@ -23,6 +23,7 @@ TASKS = (
     "detection", "segmentation", "depth", "classification", "lane_marking_segmentation_front",
     "pedestrian_intention_classification", "traffic_light_state_recognition", "surface_normal_estimation_dense",
 )  # fmt: skip
+METRICS = ("miou", "ece", "abs_rel", "abs_rel_aligned", "per_source<img>" + "x" * 40)
 FACTS = {"command": "perception train " + "x" * 300, "date": "2026-01-02", "hardware": "A processor with a long name"}
 
 
@@ -33,7 +34,7 @@ def logged(tasks, evaluations: int = 1) -> list[dict]:
         one = {f"{kind}/{task}": step / 10 for kind in ("gradient", "weight", "pace", "loss") for task in tasks}
         one |= {f"cosine/{a}/{b}": float(generator.normal(0, 0.3)) for a, b in itertools.combinations(tasks, 2)}
         steps.append({"step": step, "kind": "train", "loss": 3 / step, "lr": 1e-3, **one})
-    measured = {f"{task}/{name}": 0.5 for task in tasks for name in ("miou", "ece", "abs_rel", "abs_rel_aligned")}
+    measured = {f"{task}/{name}": 0.5 for task in tasks for name in METRICS}
     return steps + [{"step": 50 * (i + 1), "kind": "evaluation", **measured} for i in range(evaluations)]
 
 

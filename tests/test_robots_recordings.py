@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sqlite3
 import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,8 @@ from recordings import (
     IMAGE,
     INFO,
     SIZE,
+    START,
+    compressed,
     drive,
     pixels,
     stamp,
@@ -32,6 +36,7 @@ from recordings import (
 from rosbags.highlevel import AnyReader
 from seer import Seer
 
+from perception import cli
 from perception.deploy.robots.bags import Bag, is_bag
 from perception.deploy.robots.definitions import typestore
 from perception.deploy.robots.messages import Stamp, image
@@ -312,6 +317,27 @@ sys.meta_path.insert(0, Blocked())
 from perception import cli
 sys.exit(cli.main(sys.argv[1:]))
 """
+
+
+def test_a_recording_of_which_nothing_is_decoded_ends_with_1(tmp_path, exported, capsys):
+    unreadable = image(pixels(0), "nv99", stamp(0))
+    for name, messages in {
+        "encoding": [(IMAGE, unreadable, START)],
+        "damaged": [(f"{IMAGE}/compressed", compressed(b"\xff\xd8\xff no picture"), START)],
+        "nothing": [(IMAGE, image(pixels(0), "rgb8", stamp(0)), START)],
+    }.items():
+        bag = write_ros2(tmp_path / name, messages)
+        if name == "nothing":
+            base = write_ros2(tmp_path / "sqlite", messages, plugin="sqlite3")
+            (bag := next(base.glob("*.db3"))).chmod(0o644)
+            with closing(sqlite3.connect(bag)) as connection:
+                connection.execute("DELETE FROM messages")
+                connection.commit()
+        out = tmp_path / f"out-{name}"
+        assert cli.main(["predict", str(exported), str(bag), "--out", str(out), "--threads", "1"]) == 1
+        said = capsys.readouterr().err
+        assert "No picture of it could be decoded" in said
+        assert "Fetch the file again" not in said
 
 
 def test_recordings_need_the_packages_of_their_extra_only(tmp_path, exported):

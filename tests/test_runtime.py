@@ -79,7 +79,7 @@ found.plot(), found.points(4), found.to_dict()
 said["foreign"] = sorted({m.split(".")[0] for m in sys.modules} - set(sys.stdlib_module_names) - set(sys.argv[3:]))
 print(json.dumps(said))
 """
-    own = ("perception", "numpy", "cv2", "onnxruntime", "yaml", "_yaml")
+    own = ("perception", "numpy", "cv2", "onnxruntime", "simplejpeg", "yaml", "_yaml", "sitecustomize")
     said = json.loads(without_torch(code, str(exported), str(tmp_path / "image.npy"), *own))
     here = perceiver(picture())
     assert not said["torch"]

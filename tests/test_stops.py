@@ -157,6 +157,25 @@ sys.exit(cli.main())
     check_whole(tmp_path / "out", complete=True)
 
 
+@pytest.mark.parametrize("command", ["predict", "label", "calibrate"])
+def test_a_signal_waits_for_the_import_of_opencv_which_would_print_it(exported, tmp_path, command):
+    code = """
+import os, signal, sys
+from perception import cli
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == "cv2":
+            os.kill(os.getpid(), signal.SIGTERM)
+            print("goes on")
+sys.meta_path.insert(0, Interrupt())
+sys.exit(cli.main(sys.argv[1:]))
+"""
+    source = [] if command == "calibrate" else ["--out", tmp_path / "out"]
+    asked = [sys.executable, "-c", code, command, exported, tmp_path, *source]
+    done = subprocess.run([*map(str, asked)], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, set(done.stdout.split("\n")), done.stderr) == (143, {"goes on", ""}, "")
+
+
 def test_a_thread_that_hangs_does_not_change_the_exit_code(tmp_path):
     code = """
 import sys, time

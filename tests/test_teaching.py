@@ -95,8 +95,8 @@ def test_a_few_images_and_images_without_objects_are_no_error():
     few = teaching(DEPTH)
     few.note({"pictures": 4, "labelled depth/a": LEAST - 1, "taught depth/a": 0})
     few.require()
-    few.note({"pictures": 4, "labelled depth/a": 1, "taught depth/a": 0})
-    with pytest.raises(DataError, match="label 'depth'"):
+    few.note({"pictures": 4, "labelled depth/a": 1, "taught depth/a": 0, "labelled depth/b": 0, "taught depth/b": 0})
+    with pytest.raises(DataError, match="images of a that label 'depth'"):
         few.require()
     boxes = teaching(TaskSpec("detection", "instances", (), ("car",)))
     seen, told = boxes.note({"pictures": 200, "labelled detection/a": OBJECTS, "taught detection/a": 0})

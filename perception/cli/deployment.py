@@ -24,7 +24,7 @@ from perception.cli.arguments import (
     shard,
     size,
 )
-from perception.deploy.video.interrupt import terminable
+from perception.deploy.video.interrupt import check, held, terminable
 from perception.ops.files import make_folder
 from perception.ops.names import printable
 
@@ -51,7 +51,10 @@ def add_commands(commands: Any) -> None:
     predict.add_argument("--providers", type=names, metavar="A,B", help="of ONNX Runtime, best first (default: CPU)")
     predict.add_argument("--track", action="store_true", help="follow objects: numbers, closing speed, time to contact")
     predict.add_argument(
-        "--smooth", type=positive, metavar="S", help="smooth label maps and depth over so many seconds"
+        "--smooth",
+        type=positive,
+        metavar="S",
+        help="smooth label maps and depth of videos over so many seconds (0.1 to 1; at least two frames)",
     )
     predict.add_argument(
         "--calibration", type=Path, metavar="FILE", help="of `perception calibrate` (default: MODEL's)"
@@ -93,14 +96,17 @@ def stoppable(command: Callable[[argparse.Namespace], int]) -> Callable[[argpars
     """The command; the first signal ends it in order, from its imports on."""
 
     def run(parsed: argparse.Namespace) -> int:
+        quiet_ffmpeg()
         with terminable():
+            with held():  # interrupted in C, OpenCV's import of numpy prints a traceback
+                import cv2  # noqa: F401
+            check()
             return command(parsed)
 
     return run
 
 
 def _predict(parsed: argparse.Namespace) -> int:
-    quiet_ffmpeg()
     from perception.deploy.predict import Options, out_folder, predict
     from perception.deploy.robots.bags import is_bag
     from perception.deploy.robots.replay import replay
@@ -172,7 +178,6 @@ def _perceiver(parsed: argparse.Namespace, threads: int) -> Any:
 
 
 def _calibrate(parsed: argparse.Namespace) -> int:
-    quiet_ffmpeg()
     from perception.deploy.video.calibrate import calibrate
 
     out = parsed.out or _calibration_file(parsed.model)

@@ -80,11 +80,13 @@ class Fingerprint:
         return self._relative(key) if isinstance(key, Path) else repr(key)
 
     def _relative(self, path: Path) -> str:
-        text = str(path)
+        text = f"{path}{os.sep}"
         return text.removeprefix(self._root) if text.startswith(self._root) else path.name
 
     def _add_path(self, path: Path) -> None:
         self._note("path", self._relative(path).encode("utf-8", "surrogatepass"))
+        if f"{path}{os.sep}" == self._root:  # nothing leads out of it; it says nothing of labels
+            return
         if path.is_dir():  # in which files are looked for by their names
             self._files |= {entry.path for entry in os.scandir(path) if Path(entry.path) not in self._pictures}
         elif path not in self._pictures:

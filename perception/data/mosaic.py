@@ -142,7 +142,7 @@ def _instances(parts: Sequence[Annotation | None], tiles: Sequence[Tile]) -> Ins
     partial = [part.partial for part in parts if isinstance(part, Instances) and part.partial is not None]
     return Instances(
         np.concatenate(boxes), np.concatenate(labels), ignore=np.concatenate(ignore), classes=classes,
-        partial=np.logical_or.reduce(partial) if partial else None,
+        partial=None if not partial or classes is None else np.logical_or.reduce(partial) & classes,
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import urllib.request
 import weakref
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 from urllib.error import HTTPError
@@ -32,6 +33,23 @@ class Temporary:
     def __init__(self) -> None:
         self.path = Path(tempfile.mkdtemp(prefix="perception-"))
         weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+
+@dataclass
+class Opened:
+    """An answer of which ``head`` was read, to see what it is, for whoever opens the address first.
+
+    is_stream: it consists of parts, and has no end
+    taken: whoever opens it first has it
+    """
+
+    answer: http.client.HTTPResponse
+    head: bytes = b""
+    is_stream: bool = False
+    taken: bool = False
+
+    def close(self) -> None:
+        self.answer.close()
 
 
 def without_secrets(address: str) -> str:

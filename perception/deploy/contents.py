@@ -20,8 +20,8 @@ _PICTURES = re.compile(
     re.DOTALL,
 )
 _FILMS = re.compile(
-    rb"....(ftyp|moov|mdat|wide|free|skip|pnot)|RIFF....AVI |\x1aE\xdf\xa3|FLV\1|\0\0\1[\xb3\xba]|0&\xb2u\x8ef\xcf\x11"
-    rb"|OggS|YUV4MPEG2|\.RMF|DKIF|\0{2,3}\1[\x06\x09\x27\x40\x46\x67]|G.{187}G|.{4}G.{191}G",
+    rb"....(?:ftyp|moov|mdat|wide|free|skip|pnot)|RIFF....AVI |\x1aE\xdf\xa3|FLV\x01|\0\0\x01[\xb3\xba]"
+    rb"|0&\xb2u\x8ef\xcf\x11|OggS|YUV4MPEG2|\.RMF|DKIF|\0{2,3}\x01[\x06\x09\x27\x40\x46\x67]|G.{187}G|.{4}G.{191}G",
     re.DOTALL,
 )
 _LIST = b"#EXTM3U"
@@ -37,6 +37,17 @@ def kind_of(head: bytes) -> Literal["picture", "video", "playlist"] | None:
     if _PICTURES.match(head):
         return "picture"
     return "video" if _FILMS.match(head) else None
+
+
+def is_indexed_last(head: bytes) -> bool:
+    """Whether a file is an MP4 or MOV whose index follows its frames: it has an end, and nothing plays it before."""
+    at = 0
+    while at + 8 <= len(head):
+        kind = head[at + 4 : at + 8]
+        if kind not in (b"ftyp", b"wide", b"free", b"skip"):
+            return kind == b"mdat"
+        at += max(8, int.from_bytes(head[at : at + 4], "big"))
+    return False
 
 
 def moves(path: Path) -> bool:

@@ -30,7 +30,7 @@ from perception.deploy.video.interrupt import check, held, terminable
 from perception.deploy.video.pipeline import Network
 from perception.deploy.video.progress import Progress
 from perception.ops.files import FullError, check_room, make_folder, remove_partial, write_whole
-from perception.ops.names import check_file_name
+from perception.ops.names import check_file_name, printable
 from perception.types import Annotation, Camera, DataError, PerceptionError, TaskSpec
 
 FORMAT = 1
@@ -116,7 +116,7 @@ def label(
     ``out`` holds something else; FullError where the disk is full.
     """
     folder = existing_folder(Path(), str(pictures), "pictures")
-    names = picture_names(folder)
+    names, _ = picture_names(folder)
     out = label_folder(out, resume or shard is not None)
     sizes, specs = _sizes(network), dict(network.specs)
     for name in specs:
@@ -188,9 +188,12 @@ def _one(
         log.finish(name, picture.shape[:2], kept)
 
 
-def picture_names(folder: Path) -> list[str]:
-    """Of the pictures under a folder, in the order of their labels. Raises DataError where two would share a map."""
-    return [path.relative_to(folder).as_posix() for path in by_stem(list_pictures(folder), folder).values()]
+def picture_names(folder: Path) -> tuple[list[str], list[str]]:
+    """Of the pictures under a folder, in the order of their labels, and those that are not UTF-8: no file of labels
+    could name them. Raises DataError where two would share a map."""
+    unnamed: list[str] = []
+    found = by_stem(list_pictures(folder, unnamed=unnamed), folder)
+    return [path.relative_to(folder).as_posix() for path in found.values()], unnamed
 
 
 def label_folder(out: str | Path, resume: bool) -> Path:
@@ -212,9 +215,10 @@ def merge_labels(out: Path, folder: Path, pictures: str | Path, root: str | Path
     folder: of the pictures; pictures: as the recipe is to name it
     """
     past, settings = recall(out, folder), read_settings(out)
-    names = picture_names(folder)
+    names, unnamed = picture_names(folder)
     done = [past.done[name] for name in names if name in past.done]
     labels = Labels(out, len(done), [f"{name}: {past.failed[name]}" for name in names if name in past.failed])
+    labels.failures += [f"{printable(name)}: its name is not UTF-8. Rename it" for name in unnamed]
     camera = Camera(*settings["camera"]) if settings["camera"] else None
     for task in settings["tasks"]:
         fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in task.items()}

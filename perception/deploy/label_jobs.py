@@ -43,7 +43,7 @@ def label_by_jobs(
     open_network: can be pickled; the network and its identity, for each process
     """
     folder = existing_folder(Path(), str(pictures), "pictures")
-    names, out = picture_names(folder), label_folder(out, resume or shard is not None)
+    (names, _), out = picture_names(folder), label_folder(out, resume or shard is not None)
     if shard is None:
         remove_partial(out)
     first, of = shard or (1, 1)

@@ -22,7 +22,7 @@ from perception.data.files.images import decode_image
 from perception.data.files.other_formats import unread
 from perception.data.files.picture_files import read_bytes
 from perception.deploy import addresses, source_files
-from perception.deploy.contents import HEAD, kind_of, moves
+from perception.deploy.contents import HEAD, is_indexed_last, kind_of, moves
 from perception.ops.names import printable
 from perception.types import PerceptionError
 
@@ -55,7 +55,7 @@ class Source:
     id:      unique within a run and usable as a relative path; ``address`` is what is opened
     trouble: why it cannot be read, where that is known before; it is then of the kind "picture"
     origin:  where a file was fetched from
-    held:    keeps what was fetched on the disk
+    held:    keeps what was fetched on the disk; of a live stream the connection that was made to ask what it is
     """
 
     id: str
@@ -121,6 +121,8 @@ def _of_file(item: source_files.Found, timeout: float) -> Source:
     if item.kind == "address":
         try:
             there = _at_address(item.path, timeout)[0]
+            if isinstance(there.held, addresses.Opened):
+                there.held.close()  # its turn comes later: what it delivers until then is not waited for
             return dataclasses.replace(there, id=f"{item.id}/{there.id}")
         except PerceptionError as error:
             return Source(item.id, item.path, "picture", str(error), addresses.without_secrets(item.path))
@@ -143,35 +145,51 @@ def _at_address(address: str, timeout: float) -> list[Source]:
     if scheme not in ("http", "https"):
         return [stream]
     try:
-        with addresses.request(address, timeout) as answer:
-            return [_answered(answer, address) or stream]
+        answer = addresses.request(address, timeout)
     except (OSError, http.client.HTTPException, ValueError):
         return [stream]
+    opened = addresses.Opened(answer)
+    try:
+        found = _answered(opened, address)
+    except (OSError, ValueError):
+        found = None
+    except PerceptionError:
+        opened.close()
+        raise
+    if found is None and opened.is_stream:
+        return [dataclasses.replace(stream, held=opened)]  # a camera may let in nobody twice
+    opened.close()
+    return [found or stream]
 
 
-def _answered(answer: http.client.HTTPResponse, address: str) -> Source | None:
+def _answered(opened: addresses.Opened, address: str) -> Source | None:
     """The picture or film that an answer holds, fetched; None where it is a stream."""
+    answer = opened.answer
     if answer.headers.get_content_maintype() == "multipart":
+        opened.is_stream = True
         return None
     shown, head = addresses.without_secrets(address), b""
     try:
         while len(head) < HEAD and (piece := answer.read1(HEAD - len(head))):
-            head += piece
+            opened.head = head = head + piece
             if head.startswith(b"--"):
+                opened.is_stream = True
                 return None
     except (http.client.HTTPException, ConnectionError):
         raise addresses.stopped(shown, len(head)) from None
     kind = kind_of(head)
     if other := unread(head):
         raise PerceptionError(f"{shown} {other}.")
-    if kind == "playlist" or (kind != "picture" and answer.length is None):
+    whole = kind == "picture" or answer.length is not None or is_indexed_last(head)
+    if kind == "playlist" or not whole:
         return None
     if kind is None and answer.headers.get_content_maintype() not in ("video", "image", "application"):
         raise PerceptionError(
             f"{shown} is {answer.headers.get_content_type()}, beginning with {head[:16]!r}. Expected a picture, a film "
             "or a stream."
         )
-    path, held = addresses.fetch(answer, head, shown, addresses.name_of(address), MOST)
+    limit = MOST if kind == "picture" else sys.maxsize
+    path, held = addresses.fetch(answer, head, shown, addresses.name_of(address), limit)
     return _fetched(path, held, shown, path.name, kind)
 
 

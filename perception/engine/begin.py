@@ -169,8 +169,9 @@ def _require_same_data(found: checkpoint.Checkpoint, before: object, now: Mappin
     comparable = None if found.version == __version__ else ("pictures",)
     changes, unknown = [], set[str]()
     for name, parts in now.items():
-        old = before.get(name) if isinstance(before, dict) else None
-        known = {part for part in comparable or parts if isinstance(old, dict) and part in old}
+        found_before = before.get(name) if isinstance(before, dict) else None
+        old = found_before if isinstance(found_before, dict) else {}
+        known = {part for part in comparable or parts if part in old}
         changed = [part for part in parts if part in known and old[part] != parts[part]]
         unknown |= set(parts) - known
         if changed:

@@ -33,7 +33,7 @@ def evaluation_line(step: str, kind: str, values: Mapping[str, Number], columns:
     """``step 10/60  score 0.533 (best so far)  detection ap 0.046  segmentation miou 0.747  2 nan``.
 
     Each task by its first number. "best" among the values is the best score so far, this one included. The numbers that
-    are not finite are counted: metrics.jsonl has them all.
+    are not finite are counted where there is room: metrics.jsonl has them all.
     """
     measured = {key: value for key, value in values.items() if "/" in key}
     first: dict[str, tuple[str, str]] = {}
@@ -41,8 +41,9 @@ def evaluation_line(step: str, kind: str, values: Mapping[str, Number], columns:
         task, _, metric = key.partition("/")
         first.setdefault(task, (metric, short(value)))
     unknown = sum(value is None or not math.isfinite(value) for value in measured.values())
-    score = f"step {step}  {'quick ' * kind.startswith('quick')}score {short(values.get('score'))}"
-    long, brief = (f"{score}{beside}" for beside in _beside(values))
+    quick, score = kind.startswith("quick"), short(values.get("score"))
+    called = ("quick score", "quick") if quick else ("score", "score")
+    long, brief = (f"step {step}  {name} {score}{it}" for name, it in zip(called, _beside(values), strict=True))
     names, cut = list(first), shortened(first)
     metrics, numbers = [metric for metric, _ in first.values()], [number for _, number in first.values()]
     alone = metrics if len(set(metrics)) == len(metrics) else cut
@@ -50,9 +51,10 @@ def evaluation_line(step: str, kind: str, values: Mapping[str, Number], columns:
         (long, [" ".join(parts) for parts in zip(names, metrics, numbers, strict=True)]),
         (long, [" ".join(parts) for parts in zip(cut, metrics, numbers, strict=True)]),
         *((head, [" ".join(parts) for parts in zip(alone, numbers, strict=True)]) for head in (long, brief)),
-        *_fewer(brief, [" ".join(parts) for parts in zip(cut, numbers, strict=True)]),
+        (brief, few := [" ".join(parts) for parts in zip(cut, numbers, strict=True)]),
     ]
-    return _first_that_fits(ways, f"{unknown} nan" if unknown else " " * len("2 nan"), columns)
+    line = _first_that_fits(ways, f"{unknown} nan" if unknown else " " * len("2 nan"), columns)
+    return line if len(line) <= columns else _first_that_fits(_fewer(brief, few), "", columns)
 
 
 def _beside(values: Mapping[str, Number]) -> tuple[str, str]:

@@ -78,7 +78,7 @@ class Teaching:
     def require(self) -> None:
         """Raise DataError where a task has had labelled images and none of them taught it anything."""
         for name, task in self._tasks.items():
-            keys = [key for key in self._counts if key.partition("/")[0] == name]
+            keys = [key for key, (labelled, _) in self._counts.items() if labelled and key.partition("/")[0] == name]
             labelled, taught = (sum(self._counts[key][k] for key in keys) for k in range(2))
             if labelled >= LEAST and not taught and task.spec.shape != "instances":
                 raise DataError(f"{self._sentence(keys, labelled)} Nothing was learned. Look with: perception doctor.")

@@ -15,8 +15,9 @@ from perception.data.doctor.findings import SEVERITIES, Finding, plain
 from perception.data.doctor.state import Sample, SourceState
 from perception.data.doctor.summary import Bars, SourceSummary, TaskSummary
 from perception.data.doctor.text import TITLES, verdict
+from perception.ops.files import FullError, write_whole
 from perception.report.page import _document, _section
-from perception.types import ConfigError
+from perception.types import ConfigError, PerceptionError
 
 PAGE, DATA = "doctor.html", "doctor.json"
 _STYLE = """<style>
@@ -44,15 +45,18 @@ def folder_name(diagnosis: Diagnosis) -> str:
 
 
 def write(folder: Path, diagnosis: Diagnosis) -> str:
-    """Write doctor.html and doctor.json; a line that says where. Raises ConfigError where that is not possible."""
+    """Write doctor.html and doctor.json, each whole or not at all; a line that says where.
+
+    Raises ConfigError where that is not possible, FullError where the disk is full.
+    """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / PAGE).write_text(page(diagnosis), "utf-8")
-        (folder / DATA).write_text(json.dumps(diagnosis.as_json(), indent=2, allow_nan=False) + "\n", "utf-8")
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"The page cannot be written to {folder}: {error}. Give another folder: --out DIR."
-        ) from error
+        files = {PAGE: page(diagnosis), DATA: f"{json.dumps(diagnosis.as_json(), indent=2, allow_nan=False)}\n"}
+        for name, text in files.items():
+            write_whole(folder / name, text.encode())
+    except FullError:
+        raise
+    except (PerceptionError, ValueError) as error:
+        raise ConfigError(f"The page cannot be written to {folder}: {error} Give another folder: --out DIR.") from error
     return f"Page: {folder / PAGE}"
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from perception.ops.files import write_whole
+from perception.ops.names import printable
 from perception.report.balance import balance_section
 from perception.report.examples import Example, gallery
 from perception.report.plots import metric_charts, training_charts
@@ -69,12 +70,13 @@ def write_report(
 
 def _document(title: str, body: str) -> str:
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    shown = "\n".join(map(printable, body.split("\n")))  # names may hold what turns the writing round, or worse
     return (
         "<!doctype html><html lang=en><head><meta charset=utf-8>"
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name=viewport content="width=device-width, initial-scale=1">'
         '<meta name=color-scheme content="light dark">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>{body}</main></body></html>\n"
+        f"<title>{escape(printable(title))}</title><style>{STYLE}</style></head><body><main>{shown}</main></body></html>\n"
     )
 
 

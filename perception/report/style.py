@@ -30,6 +30,7 @@ td{text-align:right;padding:3px 0}
 article table{font-size:13.5px}
 article tr+tr>*{border-top:1px solid var(--line)}
 article th,article thead{color:var(--soft)}
+article th{overflow-wrap:anywhere}
 small{font-size:11px;opacity:.75}
 .charts{display:grid;gap:16px;grid-template-columns:repeat(auto-fill,minmax(min(340px,100%),1fr));margin-bottom:20px}
 .chart{margin:0;padding:12px 14px 8px}

@@ -12,6 +12,7 @@ from perception.data.doctor.findings import Finding, percent, plain
 from perception.data.doctor.plan import Plan
 from perception.data.doctor.state import SourceState
 from perception.data.doctor.statistics import SMALL, BoxStatistics, DepthStatistics, MapStatistics
+from perception.data.files.palettes import UNLIKE
 from perception.data.formats.boxes import TURNED
 from perception.data.formats.coco import BRUSH
 from perception.ops.image import letterbox_frame
@@ -58,6 +59,10 @@ def _problems(state: SourceState) -> Iterator[Finding]:
             what += f" That is {percent(share, 1)} of the annotations: neither trained nor counted as objects."
             mend = "Did CVAT's brush paint single objects here? Then give this reader crowds: objects."
             yield Finding("warning", "brushed_objects", state.where, what, mend, count)
+        elif kind == UNLIKE:
+            what = f"{what} The index is read, not the colour: does it stand for another class in each?"
+            mend = "If the colours are the classes, give label_maps their list: colours: {name: [R, G, B]}."
+            yield Finding("warning", "unlike_palettes", state.where, what, mend, count)
         elif "stand for nothing" in kind:
             yield Finding("note", "idle_categories", state.where, what, "", count)
         else:

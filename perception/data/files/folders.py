@@ -39,7 +39,9 @@ def boundary_of(folder: Path, root: Path) -> Path:
     return root if folder.is_relative_to(root) else folder
 
 
-def list_pictures(folder: Path, pattern: str = "**/*", root: Path | None = None) -> dict[Path, str]:
+def list_pictures(
+    folder: Path, pattern: str = "**/*", root: Path | None = None, unnamed: list[str] | None = None
+) -> dict[Path, str]:
     """The picture files under a folder (resolved), resolved -> path under it, sorted by the latter.
 
     Hidden files and folders (``._a.jpg``, ``.ipynb_checkpoints``) are none. A link to nothing is listed: it is a
@@ -48,9 +50,10 @@ def list_pictures(folder: Path, pattern: str = "**/*", root: Path | None = None)
 
     pattern: names of folders and of the file, ``*`` stands for any; ``**`` as the only folder: at any depth
     root:    folder that links may not lead out of; default: ``folder``
+    unnamed: gets the names that are not UTF-8, which are then left out; None = they are an error
     """
-    files = files_under(folder, PICTURE_SUFFIXES, root, pattern)
-    if not files:
+    files = files_under(folder, PICTURE_SUFFIXES, root, pattern, unnamed)
+    if not files and not unnamed:
         raise DataError(
             f"No picture under {folder} ({pattern}). Expected files ending in {', '.join(sorted(PICTURE_SUFFIXES))}."
         )
@@ -58,7 +61,11 @@ def list_pictures(folder: Path, pattern: str = "**/*", root: Path | None = None)
 
 
 def files_under(
-    folder: Path, suffixes: Collection[str], root: Path | None = None, pattern: str = "**/*"
+    folder: Path,
+    suffixes: Collection[str],
+    root: Path | None = None,
+    pattern: str = "**/*",
+    unnamed: list[str] | None = None,
 ) -> dict[Path, str]:
     """`list_pictures` of files with other ``suffixes`` (in lower case); may be empty."""
     *levels, last = pattern.split("/")
@@ -86,6 +93,8 @@ def files_under(
                             continue  # what it leads to is found where it is
                         entered.add(real)
                     folders.append((names, linked or link))
+            elif wanted and unnamed is not None and not _is_utf8("/".join(names)):
+                unnamed.append("/".join(names))
             elif wanted:
                 path = _file(folder, names, entry, linked or link, boundary)
                 found[path] = min(names, found.get(path, names))
@@ -134,10 +143,16 @@ def _check_name(folder: Path, name: str, where: str) -> None:
             f"{where}: file name {shown(name)} is refused. Expected a plain path under {folder}: relative, with '/', "
             "without '..'."
         )
+    if not _is_utf8(name):
+        raise DataError(f"{where}: the file name {shown(name)} under {folder} is not UTF-8. Rename the file.")
+
+
+def _is_utf8(name: str) -> bool:
     try:
         name.encode()
     except UnicodeEncodeError:
-        raise DataError(f"{where}: the file name {shown(name)} under {folder} is not UTF-8. Rename the file.") from None
+        return False
+    return True
 
 
 def present(

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from perception.data.files.jpeg import JpegHeader, check_jpeg, decode_jpeg, jpeg_header
 from perception.data.files.other_formats import RAW, is_raw, unread
 from perception.data.files.picture_files import (
+    AGAIN,
     JPEG,
     MAX_PIXELS,
     PNG,
@@ -159,9 +160,9 @@ def _decode(data: bytes, flags: int, path: Path | str) -> NDArray:
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
-        raise PictureError(f"{path} cannot be decoded: {error}. Fetch the file again.") from error
+        raise PictureError(f"{path} cannot be decoded: {error}. {AGAIN}") from error
     if image is None:
-        raise PictureError(f"{path} cannot be decoded. Fetch the file again.")
+        raise PictureError(f"{path} cannot be decoded. {AGAIN}")
     return image
 
 
@@ -211,6 +212,6 @@ def _read_by_pillow(data: bytes, path: Path | str) -> NDArray[np.uint8]:
     except Image.DecompressionBombError as error:
         raise DataError(f"{path}: {error} At most {MAX_PIXELS // 10**6} Mpx are decoded.") from error
     except UnidentifiedImageError:
-        raise PictureError(f"{path} is no picture: it begins with {data[:16]!r}. Fetch the file again.") from None
+        raise PictureError(f"{path} is no picture: it begins with {data[:16]!r}. {AGAIN}") from None
     except Exception as error:  # so do its readers of damaged files
-        raise PictureError(f"{path} is truncated or damaged: {error}. Fetch the file again.") from error
+        raise PictureError(f"{path} is truncated or damaged: {error}. {AGAIN}") from error

@@ -15,7 +15,7 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from perception.data.files.picture_files import MAX_SEGMENTS, PictureError, check_size, exif_turn
+from perception.data.files.picture_files import AGAIN, MAX_SEGMENTS, PictureError, check_size, exif_turn
 
 SCAN, END = b"\xff\xda", b"\xff\xd9"
 MAX_SCANS = 500
@@ -93,7 +93,7 @@ def decode_jpeg(data: bytes, path: Path | str, header: JpegHeader, reduction: in
         _check_scans(data, header)
         _check_zeros(data, header)
     except ValueError as error:
-        raise PictureError(f"{path} is damaged or truncated: {error}. Fetch the file again.") from error
+        raise PictureError(f"{path} is damaged or truncated: {error}. {AGAIN}") from error
     return image
 
 
@@ -150,7 +150,7 @@ def check_jpeg(data: bytes, path: Path | str) -> JpegHeader:
     """What a JPEG's header says, after checking its size and the number of its scans."""
     header = jpeg_header(data, path)
     if header is None:
-        raise PictureError(f"{path} is a truncated or damaged JPEG ({len(data)} bytes). Fetch the file again.")
+        raise PictureError(f"{path} is a truncated or damaged JPEG ({len(data)} bytes). {AGAIN}")
     if data.count(SCAN) > MAX_SCANS:
         raise PictureError(f"{path} goes over its pixels more than {MAX_SCANS} times. Save it again as a plain JPEG.")
     return header

@@ -25,7 +25,8 @@ class Names:
     images, maps: folders, relative to the data root
     suffix:       of a map's stem after that of its picture
     image, map:   patterns instead: the texts that "*" stands for are those of the pair. A pattern without "/" is of the
-                  file's name in any folder, "*" stands for no "/"
+                  file's name in any folder, "*" stands for no "/". Where all that are given end in "*", names count
+                  without their extensions
     key:          what the recipe calls ``map``
     what:         one map in words, for messages
     """
@@ -64,7 +65,8 @@ def pair(root: Path, names: Names, problems: Counter[str]) -> dict[Path, Path]:
     """
     images = existing_folder(root, names.images, "pictures")
     maps = existing_folder(root, names.maps, f"{names.what}s")
-    of_picture, of_map = _keys(names.image, ""), _keys(names.map, names.suffix)
+    bare = all(pattern is None or pattern.endswith("*") for pattern in (names.image, names.map))
+    of_picture, of_map = _keys(names.image, "", bare), _keys(names.map, names.suffix, bare)
     found, beside = list_pictures(images, root=root), files_under(maps, MAP_SUFFIXES, root)
     pictures = {path: key for path, name in found.items() if (key := of_picture(name)) is not None}
     files = {path: key for path, name in beside.items() if (key := of_map(name)) is not None}
@@ -82,8 +84,11 @@ def pair(root: Path, names: Names, problems: Counter[str]) -> dict[Path, Path]:
     return pairs
 
 
-def _keys(pattern: str | None, suffix: str) -> Callable[[str], Key | None]:
-    """A function: path under a folder -> what its partner has in common with it; None where it is none."""
+def _keys(pattern: str | None, suffix: str, bare: bool) -> Callable[[str], Key | None]:
+    """A function: path under a folder -> what its partner has in common with it; None where it is none.
+
+    bare: match the pattern with names without their extensions
+    """
     expression = re.compile("([^/]*)".join(map(re.escape, (pattern or "").split("*"))), re.DOTALL)
     whole = "/" in (pattern or "")
 
@@ -93,7 +98,8 @@ def _keys(pattern: str | None, suffix: str) -> Callable[[str], Key | None]:
         if pattern is None:
             stem = name[: name.rfind(".")]
             return (*above, stem.removesuffix(suffix)) if stem.endswith(suffix) else None
-        found = expression.fullmatch(path if whole else name)
+        whole_name = path if whole else name
+        found = expression.fullmatch(whole_name[: whole_name.rfind(".")] if bare else whole_name)
         return None if found is None else (*(() if whole else above), *found.groups())
 
     return key

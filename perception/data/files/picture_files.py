@@ -15,6 +15,9 @@ MAX_BYTES = 8 * MAX_PIXELS
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 
 
+AGAIN = "Fetch the file again."
+
+
 class PictureError(DataError):
     """A picture file that is missing or damaged: skipped and counted in training, an error anywhere else."""
 
@@ -43,7 +46,7 @@ def read_bytes(path: Path, limit: int | None = None) -> bytes:
     except OSError as error:
         raise PictureError(f"{path} cannot be read: {error}. Check the disk and the permissions.") from error
     if not data:
-        raise PictureError(f"{path} is empty. Fetch the file again.")
+        raise PictureError(f"{path} is empty. {AGAIN}")
     return data
 
 
@@ -54,7 +57,7 @@ def check_size(width: int, height: int, path: Path | str) -> None:
             "Mpx are decoded. Scale or tile it first."
         )
     if width * height == 0:
-        raise PictureError(f"{path} says it has {width} x {height} pixels. Fetch the file again.")
+        raise PictureError(f"{path} says it has {width} x {height} pixels. {AGAIN}")
 
 
 def exif_turn(exif: bytes) -> int:
@@ -101,7 +104,7 @@ def check_png(data: bytes, path: Path | str) -> PngHeader:
         if name == b"IEND" and depth:
             return PngHeader((height, width), depth, colour, turn)
         position = end + 4
-    raise PictureError(f"{path} is a truncated or damaged PNG, wrong from byte {position} on. Fetch the file again.")
+    raise PictureError(f"{path} is a truncated or damaged PNG, wrong from byte {position} on. {AGAIN}")
 
 
 def check_png_rows(data: bytes, path: Path | str) -> None:
@@ -120,6 +123,6 @@ def check_png_rows(data: bytes, path: Path | str) -> None:
     try:
         rows = stream.decompress(b"".join(parts), expected + 1)
     except zlib.error as error:
-        raise PictureError(f"{path} is a damaged PNG: {error}. Fetch the file again.") from error
+        raise PictureError(f"{path} is a damaged PNG: {error}. {AGAIN}") from error
     if len(rows) != expected or not stream.eof:
-        raise PictureError(f"{path} is a PNG of {len(rows)} of {expected} bytes, or more. Fetch the file again.")
+        raise PictureError(f"{path} is a PNG of {len(rows)} of {expected} bytes, or more. {AGAIN}")

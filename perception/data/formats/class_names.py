@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perception.data.files.strict_json import shown
-from perception.types import DataError, LabelSpace
+from perception.types import IGNORE_INDEX, DataError, LabelSpace
 
 Names = tuple[str, ...] | Literal["rest"]
 """Class names of a source, or "rest": all that are neither in the recipe nor named otherwise."""
@@ -21,6 +21,9 @@ Coarse = dict[str, tuple[str, ...] | Literal["rest"]]
 
 IGNORED = -1
 BACKGROUND = -2
+
+OUTSIDE = "(outside of all masks)"
+"""The pixels without a mask, as a class of the source."""
 
 _COMPARED, _LETTERS = 2000, 60
 """So many names, and so many letters of each, are looked through for near ones."""
@@ -134,6 +137,39 @@ def map_pixels(
     places = {classes: place for place, classes in enumerate(called)}
     values = {name: places[sets[name]] if name in sets else IGNORED for name in names}
     return ClassMap(values, mask, LabelSpace(tuple(called.values()), tuple(called)), stated=True)
+
+
+def map_masks(
+    names: Iterable[str],
+    outside: str | None,
+    recipe: Sequence[str],
+    where: str,
+    rename: Mapping[str, str] | None,
+    ignore: Names,
+    labels_only: Sequence[str] | None,
+    coarse: Mapping[str, Sequence[str]] | None,
+) -> ClassMap:
+    """`map_pixels` of a source that outlines its things: ``outside`` names the class of the recipe of all other pixels.
+
+    They are the source's class `OUTSIDE`, which is in the map where ``outside`` is given. "rest": any class that the
+    source does not label; None: they are void
+    """
+    rename, coarse = dict(rename or {}), dict(coarse or {})
+    if outside == "rest" and "rest" not in recipe:
+        coarse[OUTSIDE] = "rest"
+    elif outside is not None:
+        if outside not in recipe:
+            raise DataError(
+                f"{where}: outside names '{outside}', which is no class of the recipe.{near(outside, recipe)}"
+            )
+        rename[OUTSIDE] = outside
+    names = names if outside is None else [*names, OUTSIDE]
+    return map_pixels(names, recipe, where, rename, ignore, labels_only, coarse)
+
+
+def map_value(class_map: ClassMap, name: str) -> int:
+    """The value of a source's class in a label map; 255 (void) for one that it does not label, or does not have."""
+    return class_map.index[name] if name in class_map.index and class_map.labels(name) else IGNORE_INDEX
 
 
 def _only(labels_only: Sequence[str] | None, recipe: Sequence[str], where: str) -> NDArray[np.bool_]:

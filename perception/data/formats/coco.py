@@ -16,7 +16,16 @@ from perception.data.dataset import check_size
 from perception.data.files.folders import existing_file, existing_folder
 from perception.data.files.picture_names import NamesBy, PictureNames
 from perception.data.formats.boxes import TURNED, BoxTable, KnownClasses, Unlabelled, labelled_rows
-from perception.data.formats.class_names import BACKGROUND, ClassMap, Coarse, Names, map_classes, map_pixels, near
+from perception.data.formats.class_names import (
+    BACKGROUND,
+    OUTSIDE,
+    ClassMap,
+    Coarse,
+    Names,
+    map_classes,
+    map_masks,
+    map_value,
+)
 from perception.data.formats.coco_index import category_names, existing_pictures, measure_by, read_instances
 from perception.data.formats.coco_partial import labelled_classes
 from perception.data.formats.coco_records import Arrays
@@ -27,9 +36,6 @@ logger = logging.getLogger(__name__)
 
 BRUSH = "ignore regions (iscrowd: 1) with a mask of one piece"
 """What CVAT's brush writes for every object, and people for few."""
-
-OUTSIDE = "(outside of all masks)"
-"""The pixels without a mask, as a class of the source."""
 
 
 @configuration
@@ -113,7 +119,11 @@ class CocoReader:
                 config.background, config.labels_only,
             )  # fmt: skip
         if config.segmentation_task is not None and config.segmentation_task in classes:
-            self.segmentation_class_map = self._map_of_pixels(classes[config.segmentation_task])
+            self.segmentation_class_map = map_masks(
+                self.categories.values(), config.outside, classes[config.segmentation_task],
+                f"{self.path}, keys segmentation_...", config.segmentation_rename, config.segmentation_ignore,
+                config.segmentation_labels_only, config.segmentation_coarse,
+            )  # fmt: skip
         maps = {config.task: self.class_map, config.segmentation_task: self.segmentation_class_map}
         self.class_maps = {task: found for task, found in maps.items() if task is not None and found is not None}
         annotated = np.zeros(len(index["image_ids"]), bool)
@@ -145,7 +155,7 @@ class CocoReader:
             if instances.classes is None or instances.classes.any():
                 result[self.config.task] = instances
         if self.segmentation_class_map is not None and self.config.segmentation_task is not None:
-            outside = IGNORE_INDEX if self.config.outside is None else map_value(self.segmentation_class_map, OUTSIDE)
+            outside = map_value(self.segmentation_class_map, OUTSIDE)
             values = self._masks.label_map(int(self._rows[index]), self.sizes[index], outside)
             space = self.segmentation_class_map.space
             result[self.config.segmentation_task] = DenseMap(values, values != IGNORE_INDEX, classes=space)
@@ -198,23 +208,6 @@ class CocoReader:
             known = KnownClasses(labelled, partly, len(self.sizes), count)
         return box_table(index, places, regions, names, class_map, self.sizes, self.problems, known)
 
-    def _map_of_pixels(self, classes: Sequence[str]) -> ClassMap:
-        config, names = self.config, list(self.categories.values())
-        rename, coarse = dict(config.segmentation_rename or {}), dict(config.segmentation_coarse or {})
-        if config.outside == "rest" and "rest" not in classes:
-            names, coarse = [*names, OUTSIDE], {**coarse, OUTSIDE: "rest"}
-        elif config.outside is not None:
-            if config.outside not in classes:
-                known = near(config.outside, classes)
-                raise DataError(
-                    f"{self.path}: outside names '{config.outside}', which is no class of the recipe.{known}"
-                )
-            names, rename = [*names, OUTSIDE], {**rename, OUTSIDE: config.outside}
-        return map_pixels(
-            names, classes, f"{self.path}, keys segmentation_...", rename, config.segmentation_ignore,
-            config.segmentation_labels_only, coarse,
-        )  # fmt: skip
-
     def _mask_table(self, index: Arrays, places: NDArray, names: list[str], class_map: ClassMap) -> MaskTable:
         """Masks with their values in the label map. Faulty ones, whose box it is, are void, counted and named."""
         faults = index["mask_faults"]
@@ -253,8 +246,3 @@ def box_table(
     category_of = index["category_of"]
     labels, ignore = label_of[category_of], doubtful[category_of] | regions
     return BoxTable(places, corners, labels, ignore, sizes, class_map, problems, known)
-
-
-def map_value(class_map: ClassMap, name: str) -> int:
-    """The value of a source's class in a label map."""
-    return class_map.index[name] if name in class_map.index and class_map.labels(name) else IGNORE_INDEX

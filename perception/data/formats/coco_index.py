@@ -60,7 +60,7 @@ def read_instances(path: Path, masks: bool, measure: Measure) -> Arrays:
 
     Sizes that the JSON lacks come from ``measure``; such arrays are not kept in the cache.
     """
-    kind = "coco instances with masks 2" if masks else "coco instances 2"
+    kind = "coco instances with masks 3" if masks else "coco instances 3"
     found = cached(kind, [path], lambda: _instances(read_json(path), path, masks, None))
     return found if found["image_sizes"].all() else _instances(read_json(path), path, masks, measure)
 
@@ -128,6 +128,8 @@ def _measured(arrays: Arrays, path: Path, measure: Measure | None) -> None:
 def _instances(content: Any, path: Path, masks: bool, measure: Measure | None) -> Arrays:
     content = checked(content, path, "instances")
     annotations = content["annotations"]
+    if annotations and "segments_info" in annotations[0]:
+        raise DataError(f"{path} is of COCO's panoptic format. Give this reader format: coco_panoptic.")
     used = {id if type(id := a.get("category_id")) is int else whole(id) for a in annotations}
     arrays = images_of(content["images"], path)
     arrays |= categories_of(content["categories"], path, {id for id in used if id is not None})

@@ -17,13 +17,14 @@ from perception.data.files.images import MAX_PIXELS
 from perception.data.files.index_cache import pack_texts
 from perception.data.files.scalars import real, whole
 from perception.data.files.strict_json import shown
+from perception.data.formats.other_jsons import known_as
 from perception.types import DataError
 
 Arrays = dict[str, NDArray]
 
 MAX_NAME = 1000
 
-_NOTHING = ("_background_", "__background__", "__ignore__")
+_NOTHING = ("background", "_background_", "__background__", "__ignore__")
 """Categories that LabelMe's and its kin's converters list for what is none."""
 
 
@@ -32,11 +33,15 @@ def checked(content: Any, path: Path, format: str) -> dict[str, list[dict]]:
     if not isinstance(content, dict):
         raise DataError(
             f"{path} holds a {type(content).__name__}. Expected COCO's object with images, annotations, categories."
+            f"{known_as(content)}"
         )
     for part in ("images", "annotations", "categories"):
         records = content.get(part)
         if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-            raise DataError(f"{path}: '{part}' is missing or no list of objects. Expected COCO's format ({format}).")
+            raise DataError(
+                f"{path}: '{part}' is missing or no list of objects. Expected COCO's format ({format})."
+                f"{known_as(content)}"
+            )
     if not content["images"] or not content["categories"]:
         raise DataError(
             f"{path} lists {len(content['images'])} images and {len(content['categories'])} categories. Expected some."
@@ -97,7 +102,8 @@ def categories_of(categories: list[dict], path: Path, used: set[int] | None) -> 
     as Roboflow writes it, or the background. One that bears another's name is left out.
     """
     ids = ids_of(categories, path, "categories")
-    names = [text(category, "name", f"{path}: categories {id}") for id, category in zip(ids, categories, strict=True)]
+    named = [{"name": str(c["name"])} if type(c.get("name")) is int else c for c in categories]
+    names = [text(category, "name", f"{path}: categories {id}") for id, category in zip(ids, named, strict=True)]
     parents = [shown(category.get("supercategory")) for category in categories]
     below, counts = Counter(parents), Counter(names)
     idle = [

@@ -21,6 +21,9 @@ from perception.types import Camera, ConfigError, DataError, ImageLabel
 MAX_LINE = 1_000_000
 """Letters in a line of a CSV."""
 
+_CELLS = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False, "": False}
+"""What a cell of a class's column says; an empty one nothing."""
+
 Statement = dict[str, bool]
 """Class name in the source -> whether it holds; a class that is absent is not labelled for this picture."""
 
@@ -30,8 +33,8 @@ class ImageLabelsConfig:
     """images: folder of pictures, relative to the data root. The labels come from one of
 
     patterns: glob on the path under ``images`` -> class ("a;b" = several); the first that matches counts
-    csv:      file with a header; columns file and label ("a;b" = several), or file and one column per class (1, 0,
-              empty = not labelled)
+    csv:      file with a header; columns file (or filename) and label ("a;b" = several), or file and one column per
+              class (1, 0, empty = not labelled)
     neither:  ``images/<class>/...``
 
     multi_label: several classes may hold at once. Those that the source names anywhere count as labelled; in a CSV
@@ -129,7 +132,10 @@ class ImageLabelsReader:
         with path.open(encoding=encoding, newline="") as file:
             rows = csv.DictReader(_lines(file, path), strict=True)
             try:
-                columns = list(rows.fieldnames or [])
+                columns = [name.strip() for name in rows.fieldnames or []]
+                if "file" not in columns:  # Roboflow's _classes.csv
+                    columns = ["file" if name == "filename" else name for name in columns]
+                rows.fieldnames = columns
                 self._states_absence = "label" not in columns
                 self._check_columns(path, columns)
                 for row in rows:
@@ -182,12 +188,13 @@ class ImageLabelsReader:
             return _split(row["label"])
         statement = {}
         for name, text in row.items():
-            if text.strip() not in ("0", "1", ""):
+            cell = text.strip().lower()
+            if cell not in _CELLS:
                 raise DataError(
                     f"{where}: {shown(name)[1:-1]} is {shown(text)}. Expected 1, 0, or empty (not labelled)."
                 )
-            if text.strip():
-                statement[name] = text.strip() == "1"
+            if cell:
+                statement[name] = _CELLS[cell]
         return statement
 
 

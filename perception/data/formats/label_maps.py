@@ -17,6 +17,7 @@ from perception.data.files.folders import existing_file
 from perception.data.files.map_files import read_colours, read_map
 from perception.data.files.pairs import Names as PairNames
 from perception.data.files.pairs import pair
+from perception.data.files.palettes import UNLIKE, unlike_palettes
 from perception.data.formats.class_names import Coarse, Names, map_pixels
 from perception.data.formats.colour_lists import Colour, parse_colour, read_class_list, read_colour_list, voc_colour
 from perception.data.formats.legend import UNKNOWN, ColourLegend, lookup_table
@@ -141,6 +142,8 @@ class LabelMapsReader:
         self.images = list(self._pairs)
         if config.classes is not None and self._legend is None and len(self.names) > 1:
             self._check_values()
+        if self._legend is None and (unlike := unlike_palettes(list(self._pairs.values()), self.names)):
+            self.problems[UNLIKE] += unlike
 
     def annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, DenseMap]:
         """values uint8 [H, W], the recipe's classes or sets of them.

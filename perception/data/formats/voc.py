@@ -21,7 +21,6 @@ from perception.data.dataset import check_size
 from perception.data.files.folders import (
     boundary_of,
     by_stem,
-    existing_file,
     existing_folder,
     files_under,
     inside,
@@ -30,20 +29,15 @@ from perception.data.files.folders import (
 )
 from perception.data.files.images import PictureError, read_size
 from perception.data.files.index_cache import unpack_texts
+from perception.data.files.palettes import UNLIKE, unlike_palettes
 from perception.data.files.picture_names import MEND, NamesBy, PictureNames
 from perception.data.files.strict_json import shown
-from perception.data.files.text_files import MAX_LIST_BYTES, read_text, rows
 from perception.data.formats.boxes import HUGE, TURNED, BoxTable, Unlabelled, labelled_rows, labels_and_doubts
 from perception.data.formats.class_names import ClassMap, Coarse, Names, map_classes, map_pixels, near
 from perception.data.formats.label_maps import lookup_table, read_label_map
+from perception.data.formats.voc_lists import class_names, read_list, without_suffix
 from perception.data.formats.voc_xml import read_objects
 from perception.types import Annotation, Camera, ConfigError, DataError
-
-CLASSES = (
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
-    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
-)  # fmt: skip
-"""VOC's names; in its label maps they are ids 1 to 20, after ``background``."""
 
 
 @configuration
@@ -109,7 +103,7 @@ class VocReader:
         self.config = config
         self.problems: Counter[str] = Counter()
         self.root = existing_folder(root, config.root, "Pascal VOC")
-        self.names = _class_names(config.classes, root)
+        self.names = class_names(config.classes, root)
         self._data_root = root
         xmls, masks = self._label_files(classes)
         self.tasks = tuple(
@@ -138,6 +132,8 @@ class VocReader:
                 config.segmentation_coarse,
             )  # fmt: skip
             self._ids, self._table, self._space = ids, lookup_table(ids, class_map), class_map.space
+            if unlike := unlike_palettes(list(masks.values()), ids):
+                self.problems[UNLIKE] += unlike
 
     def annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, Annotation]:
         """Boxes clipped to the picture and segmentation uint8 [H, W], whichever the picture has."""
@@ -170,6 +166,7 @@ class VocReader:
                 names = lists.get(kind) or next(iter(lists.values()))
                 if kind not in lists:
                     self.problems[f"no list ImageSets/{kind}/{config.split}.txt, the other one taken"] += 1
+                names = [name if name in files else without_suffix(name) for name in names]
                 files = {name: files[name] for name in names if name in files}
                 if len(files) < len(names):
                     self.problems[f"listed pictures without {what}"] += len(names) - len(files)
@@ -189,7 +186,7 @@ class VocReader:
         for kind in ("Main", "Segmentation"):
             path = self.root / "ImageSets" / kind / f"{self.config.split}.txt"
             if os.path.isfile(path):  # noqa: PTH113
-                found[kind] = _read_list(path)
+                found[kind] = read_list(path)
         if not found:
             raise DataError(
                 f"{self.root}: no list ImageSets/Main/{self.config.split}.txt nor ImageSets/Segmentation/"
@@ -266,38 +263,6 @@ class VocReader:
         corners = stored["corners"] - ([1, 1, 0, 0] if config.one_based else 0)
         labels = np.array(labels, np.int64)[name]
         return sizes, BoxTable(places, corners, labels, ignore, sizes, class_map, self.problems)
-
-
-def _class_names(given: str | Sequence[str] | None, root: Path) -> tuple[str, ...]:
-    if given is None:
-        return CLASSES
-    where, names = "voc: classes", tuple(given)
-    if isinstance(given, str):
-        path = existing_file(root, given, "class names")
-        where, names = str(path), tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
-    if len(set(names)) < len(names) or not 0 < len(names) < 254 or "background" in names:
-        raise DataError(
-            f"{where}: {len(names)} names, {len(set(names))} different. Expected 1 to 253, each once, without "
-            "'background', which is id 0 of itself."
-        )
-    return names
-
-
-def _read_list(path: Path) -> list[str]:
-    """The names in a list of ``ImageSets``, each once."""
-    names: dict[str, None] = {}
-    for number, words in rows(read_text(path, MAX_LIST_BYTES)):
-        where = f"{path}, line {number}"
-        if len(words) > 1:
-            raise DataError(
-                f"{where} is {shown(' '.join(words))}. Expected one name, without extension. The lists of one class "
-                "(<class>_<split>.txt) do not serve: take the list of the split."
-            )
-        inside(path.parent.resolve(), words[0], where)
-        names[words[0]] = None
-    if not names:
-        raise DataError(f"{path} is empty. Expected a name per line.")
-    return list(names)
 
 
 def _size_of(picture: Path) -> tuple[int, int]:

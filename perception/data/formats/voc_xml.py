@@ -27,14 +27,14 @@ def read_objects(files: Sequence[Path]) -> dict[str, NDArray]:
     sizes:   int64 [F, 2], height and width of each file's picture; 0 = not given
     corners: float64 [N, 4], xmin ymin xmax ymax as stored, or around the turned rectangle or the polygon stored
     file, line, name: int64 [N], position in ``files``, line in it, position in the names
-    difficult, ignored, turned: int64 [N], 0 or 1
+    difficult, ignored, turned: int64 [N], 0 or 1; a crowd is ignored, what LabelMe calls deleted is not there
     names, name_offsets, pictures, picture_offsets: the names, and what each file calls its picture, by `pack_texts`
 
     Raises DataError with file and line where a file is not VOC's.
     """
     for path in files:
         check_file(path)
-    return cached("voc 2", files, lambda: _parse(files))
+    return cached("voc 3", files, lambda: _parse(files))
 
 
 def _parse(files: Sequence[Path]) -> dict[str, NDArray]:
@@ -49,11 +49,15 @@ def _parse(files: Sequence[Path]) -> dict[str, NDArray]:
         pictures.append("" if picture is None else picture.text)
         for item in root.all("object"):
             where, name = f"{path}, line {item.line}", item.first("name")
+            if truth(_text(item, "deleted"), where, "deleted"):  # LabelMe
+                continue
             if name is None or not name.text:
                 raise DataError(f"{where}: an object without a name. Correct it.")
             box, turned = _box(item, path)
-            flags = (truth(_text(item, key), where, key) for key in ("difficult", "ignore"))
-            rows.append((number, item.line, names.setdefault(name.text, len(names)), *flags, turned))
+            difficult, ignored, crowd = (_flag(item, key, where) for key in ("difficult", "ignore", "iscrowd"))
+            rows.append(
+                (number, item.line, names.setdefault(name.text, len(names)), difficult, ignored or crowd, turned)
+            )
             corners.append(box)
     table = np.array(rows, np.int64).reshape(-1, 6)
     columns = dict(zip(("file", "line", "name", "difficult", "ignored", "turned"), table.T, strict=True))
@@ -113,12 +117,20 @@ def _around(corners: list[float], degrees: float) -> list[float]:
 
 def _angle(item: Element) -> float:
     """CVAT's attribute ``rotation``, in degrees; 0 where there is none, or one that stands for something else."""
-    for attributes in item.all("attributes"):
-        for attribute in attributes.all("attribute"):
-            if _text(attribute, "name") == "rotation":
-                angle = real(_text(attribute, "value"))
-                return angle if angle is not None and math.isfinite(angle) and angle % 180 else 0.0
-    return 0.0
+    angle = real(_attribute(item, "rotation"))
+    return angle if angle is not None and math.isfinite(angle) and angle % 180 else 0.0
+
+
+def _flag(item: Element, key: str, where: str) -> bool:
+    """Whether a flag is set, by an element of its name or by CVAT's attribute."""
+    own = _text(item, key)
+    return truth(_attribute(item, key) if own is None else own, where, key)
+
+
+def _attribute(item: Element, name: str) -> str | None:
+    """The value of an attribute that CVAT writes for an object; None where it has none of that name."""
+    attributes = [each for parent in item.all("attributes") for each in parent.all("attribute")]
+    return next((_text(each, "value") for each in attributes if _text(each, "name") == name), None)
 
 
 def _points(outline: Element, path: Path) -> NDArray[np.float64]:

@@ -17,16 +17,16 @@ from numpy.typing import NDArray
 from perception.config import configuration
 from perception.data.files.folders import existing_file
 from perception.data.files.images import read_size
-from perception.data.files.text_files import floats, read_text, rows
+from perception.data.files.text_files import check_text, floats, read_text, rows
 from perception.data.formats.boxes import Unlabelled, labelled_rows
-from perception.data.formats.class_names import Coarse, Names, map_pixels, near
+from perception.data.formats.class_names import OUTSIDE, Coarse, Names, map_masks, map_value
 from perception.data.formats.masks import FAULTS, draw, encode
 from perception.data.formats.yolo_data import read_data_file
 from perception.data.formats.yolo_tree import YoloTree, label_files
 from perception.types import IGNORE_INDEX, Camera, DataError, DenseMap
 
-OUTSIDE = "(outside of all polygons)"
-"""The pixels without a polygon, as a class of the source."""
+_BLANK = 64
+"""Bytes up to which a file is read at once: it may be of blank lines, or of a byte order mark alone."""
 
 
 @configuration
@@ -74,26 +74,20 @@ class YoloMasksReader:
         self.problems: Counter[str] = Counter()
         path = existing_file(root, config.data, "YOLO's data.yaml")
         content = read_data_file(path)
-        names, recipe = list(content.names), classes[config.task]
-        rename, coarse = dict(config.rename or {}), dict(config.coarse or {})
-        if config.outside == "rest" and "rest" not in recipe:
-            names, coarse = [*names, OUTSIDE], {**coarse, OUTSIDE: "rest"}
-        elif config.outside is not None:
-            if config.outside not in recipe:
-                known = near(config.outside, recipe)
-                raise DataError(f"{path}: outside names '{config.outside}', which is no class of the recipe.{known}")
-            names, rename = [*names, OUTSIDE], {**rename, OUTSIDE: config.outside}
-        self.class_map = map_pixels(names, recipe, str(path), rename, config.ignore, config.labels_only, coarse)
+        self.class_map = map_masks(
+            content.names, config.outside, classes[config.task], str(path), config.rename, config.ignore,
+            config.labels_only, config.coarse,
+        )  # fmt: skip
         self.class_maps = {config.task: self.class_map}
-        values = [self.class_map.index[name] if self.class_map.labels(name) else IGNORE_INDEX for name in names]
-        self._values, self._outside = values[: len(content.names)], IGNORE_INDEX
-        if len(names) > len(content.names):
-            self._outside = values[-1]
+        self._values = [map_value(self.class_map, name) for name in content.names]
+        self._outside = map_value(self.class_map, OUTSIDE)
         tree = YoloTree(path, content, root, config.path)
         pictures = tree.pictures(config.split, config.allow_missing, self.problems)
         labels = label_files(pictures, tree.boundary, self.problems, tree.names_folders(config.split))
-        annotated = np.array([label is not None and label.stat().st_size > 0 for label in labels])
+        annotated = np.array([label is not None and _says_something(label) for label in labels])
         kept, self.unannotated = labelled_rows(annotated, config.unlabelled, str(path), self.problems)
+        if config.unlabelled != "skip" and None in labels:
+            self.problems["pictures without a label file, taken as empty"] += labels.count(None)
         self.images = [pictures[row].path for row in kept]
         self._labels = [labels[row] for row in kept]
 
@@ -126,6 +120,12 @@ class YoloMasksReader:
 
     def camera(self, index: int) -> Camera | None:
         return None
+
+
+def _says_something(path: Path) -> bool:
+    """Whether a label file has a line that is not blank. Raises DataError where it is no text file."""
+    check_text(path)
+    return path.stat().st_size > _BLANK or bool(read_text(path).strip())
 
 
 def _corners(box: list[float]) -> list[float]:

@@ -34,7 +34,8 @@ INSTANCE_LABELS = (PERSON, RIDER, CAR, TRUCK, BICYCLE)
 """Labels of which Cityscapes tells the instances apart (not traffic lights and signs)."""
 
 SPLITS = ("train", "val")
-MAP_PNG = (cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP)
+_FILTER = (cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP) if hasattr(cv2, "IMWRITE_PNG_FILTER") else ()  # from 4.12
+MAP_PNG = (cv2.IMWRITE_PNG_COMPRESSION, 1, *_FILTER)
 IMAGE_PNG = (*MAP_PNG, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE)
 """Each row as its difference to the one above: a third to a half of the default's time on these pictures, no larger."""
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perception.data.files.images import decode_image
-from perception.data.files.picture_files import check_size
+from perception.data.files.picture_files import AGAIN, check_size
 from perception.ops.names import printable
 from perception.types import PerceptionError
 
@@ -60,7 +60,7 @@ def _compressed(message: Any, where: str) -> NDArray[np.uint8]:
         image = decode_image(bytes(message.data), where)
     except PerceptionError as error:
         told = f"{len(message.data)} bytes of format '{printable(message.format)}'"
-        raise PerceptionError(f"{error} It has {told}.") from error
+        raise PerceptionError(f"{str(error).removesuffix(AGAIN).rstrip()} It has {told}.") from error
     raw = encoding if encoding in HALF or encoding in DOUBLE else _bayer(encoding)
     gray = image[..., 0]
     if not raw or target.startswith("mono") or not all(np.array_equal(gray, image[..., i]) for i in (1, 2)):

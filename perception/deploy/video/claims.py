@@ -13,6 +13,8 @@ NAMES = {
     "APCH": "ProRes", "APCS": "ProRes", "APCO": "ProRes", "AP4H": "ProRes", "AP4X": "ProRes",
 }  # fmt: skip
 """Of codecs that people know by another name than their four letters."""
+COMMON = frozenset(("AVC1", "FMP4", "H264", "JPEG", "MJPG", "MP4V", "MPG1", "MPG2", "VP80", "VP90", "X264", "XVID"))
+"""Codecs that every FFmpeg decodes."""
 _EBML, _SEGMENT = b"\x1aE\xdf\xa3", b"\x18S\x80g"
 _BOXES = 1000
 
@@ -21,7 +23,10 @@ def undecodable(codec: str) -> str:
     """The sentence's end for a film that opens and gives no frame."""
     name = NAMES.get(codec, codec.strip())
     coded = f" It is coded as {name}, which this OpenCV may not decode." if name else ""
-    return f"opened but has no frame that can be decoded.{coded} Convert it: ffmpeg -i IN -c:v libx264 OUT.mp4"
+    mend = "Convert it: ffmpeg -i IN -c:v libx264 OUT.mp4"
+    if codec in COMMON:
+        coded, mend = f" It is coded as {name}, which FFmpeg decodes: it is probably damaged or cut.", "Copy it again."
+    return f"opened but has no frame that can be decoded.{coded} {mend}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 
-from perception.deploy.addresses import request
+from perception.deploy.addresses import Opened, request
 from perception.types import PerceptionError
 
 MAX_BYTES = 64 << 20
@@ -87,20 +87,25 @@ class Stream:
         return bool(piece)
 
 
-def connect(address: str, timeout: float) -> Stream | None:
-    """The stream at an http(s) URL; None where there is none, or something else (a film, a playlist)."""
-    try:
-        answer = request(address, timeout)
-    except (PerceptionError, OSError, http.client.HTTPException, ValueError):
-        return None
-    head, boundary = b"", None
+def connect(address: str, timeout: float, opened: Opened | None = None) -> Stream | None:
+    """The stream at an http(s) URL; None where there is none, or something else (a film, a playlist).
+
+    opened: a connection to it that is there already; it is used once
+    """
+    if opened is None or opened.taken or opened.answer.isclosed():
+        try:
+            opened = Opened(request(address, timeout))
+        except (PerceptionError, OSError, http.client.HTTPException, ValueError):
+            return None
+    opened.taken = True
+    answer, head, boundary = opened.answer, opened.head, None
     if answer.headers.get_content_maintype() == "multipart":
         boundary = answer.headers.get_boundary()
-    if not boundary:  # cameras that do not tell, or tell another type
+    if not boundary and not head:  # cameras that do not tell, or tell another type
         with contextlib.suppress(OSError, http.client.HTTPException):
             head = answer.read1(CHUNK)
-        if head.startswith(b"--"):
-            boundary = head.partition(b"\n")[0].strip().decode("latin-1")
+    if not boundary and head.startswith(b"--"):
+        boundary = head.partition(b"\n")[0].strip().decode("latin-1")
     if boundary:
         return Stream(answer, boundary, head)
     answer.close()

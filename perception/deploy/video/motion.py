@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import cv2
@@ -12,7 +13,7 @@ WIDTH = 640
 """Pixels of the longer side at which motion is measured, at most: things of two pixels have a motion of their own."""
 CUT = 40.0
 """Mean change of the gray values that no motion explains: another scene."""
-UNLIKE = 8
+UNLIKE = 6
 """Difference in gray values to where the flow says a pixel came from, over which it did not."""
 RETURN, PART = 1.0, 0.1
 """There and back a pixel ends where it began, but for so many pixels, at half the size, and this part of its way."""
@@ -52,26 +53,43 @@ class Eye:
         (gray, small), (old, small_old) = self._seen, before
         if cv2.norm(gray, old, cv2.NORM_L1) / gray.size > CUT:
             return None
-        columns, rows = self._places(gray, old)[:2]
+        flow = self._way(gray, old)
+        columns, rows = _places(flow)
         like = cv2.compare(cv2.absdiff(gray, _moved(old, columns, rows)), UNLIKE, cv2.CMP_LE)  # type: ignore[call-overload]
-        known = cv2.bitwise_and(like, cv2.resize(self._agreed(small, small_old), gray.shape[::-1], interpolation=0))
+        agreed = _agreed(flow, self._way(small_old, small))
+        known = cv2.bitwise_and(like, cv2.resize(agreed, gray.shape[::-1], interpolation=cv2.INTER_NEAREST))
         return Motion(columns, rows, np.asarray(known, np.uint8))
 
-    def _places(self, gray: NDArray[np.uint8], old: NDArray[np.uint8]) -> tuple[NDArray, NDArray, NDArray]:
-        """Column and row in ``old`` of each pixel, and the flow [h, w, 2]."""
-        flow = np.asarray(self._flow.calc(gray, old, None))  # type: ignore[call-overload]
-        height, width = gray.shape
-        columns = flow[..., 0] + np.arange(width, dtype=np.float32)
-        return columns, flow[..., 1] + np.arange(height, dtype=np.float32)[:, None], flow
+    def _way(self, gray: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """[h, w, 2]: how far right and down each pixel of ``gray`` is in the other."""
+        return np.asarray(self._flow.calc(gray, other, None), np.float32)  # type: ignore[call-overload]
 
-    def _agreed(self, gray: NDArray[np.uint8], old: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """255 where the flow there and back leads to the pixel again, within the picture; at half the size."""
-        columns, rows, back = self._places(gray, old)
-        forth = self._places(old, gray)[2]
-        off, far = (cv2.magnitude(*cv2.split(part)) for part in (_moved(forth, columns, rows) + back, back))
-        agreed = cv2.compare(off, cv2.addWeighted(far, PART, far, 0, RETURN), cv2.CMP_LE)
-        inside = (columns >= -0.5) & (rows >= -0.5) & (columns < gray.shape[1] - 0.5) & (rows < gray.shape[0] - 0.5)
-        return np.asarray(cv2.copyTo(agreed, inside.view(np.uint8)), np.uint8)
+
+def _agreed(back: NDArray[np.float32], forth: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """255 where the flow there and back leads to the pixel again, within the picture; in the size of ``forth``.
+
+    back: from a frame to the one before; forth: from that, at half the size
+    """
+    height, width = forth.shape[:2]
+    back = np.asarray(cv2.resize(back, (width, height), interpolation=cv2.INTER_NEAREST) * np.float32(0.5), np.float32)
+    columns, rows = _places(back)
+    off, far = (cv2.magnitude(*cv2.split(way)) for way in (_moved(forth, columns, rows) + back, back))
+    agreed = cv2.compare(off, cv2.addWeighted(far, PART, far, 0, RETURN), cv2.CMP_LE)
+    inside = (columns >= -0.5) & (rows >= -0.5) & (columns < width - 0.5) & (rows < height - 0.5)
+    return np.asarray(cv2.copyTo(agreed, inside.view(np.uint8)), np.uint8)
+
+
+def _places(flow: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Column and row of each pixel in the other frame."""
+    columns, rows = (cv2.add(way, own) for way, own in zip(cv2.split(flow), _grid(*flow.shape[:2]), strict=True))
+    return np.asarray(columns, np.float32), np.asarray(rows, np.float32)
+
+
+@lru_cache(4)
+def _grid(height: int, width: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Column and row of each pixel."""
+    rows, columns = np.indices((height, width), np.float32)
+    return columns, rows
 
 
 def kept_size(shape: tuple[int, ...]) -> tuple[int, int]:

@@ -32,7 +32,7 @@ class Progress:
         known = self.length is not None and self._count <= self.length
         of = f"/{self.length}" if known else ""
         self._text = f"{self.prefix}{self.name} {self._count}{of} {self.unit}, {rate:.1f}/s".lstrip()
-        if known and self.length is not None:
+        if known and self.length is not None and count:
             left = round((self.length - self._count) / rate)
             self._text += f", {left // 60}:{left % 60:02d} left"
         if self.stream and self.stream.isatty() and now - self._shown > 0.2:

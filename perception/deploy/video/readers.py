@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from perception.data.files.images import decode_image
 from perception.data.files.picture_files import JPEG, check_size
+from perception.deploy.addresses import Opened
 from perception.deploy.contents import jpegs
 from perception.deploy.sources import Source
 from perception.deploy.video import mjpeg
@@ -72,7 +73,7 @@ def open_reader(source: Source, timeout: float) -> Reader | None:
         capture = cv2.VideoCapture(address)
         return CaptureReader(capture, source.shown, True) if capture.isOpened() else None
     if live and urlsplit(address).scheme in ("http", "https"):
-        stream = mjpeg.connect(address, timeout)
+        stream = mjpeg.connect(address, timeout, source.held if isinstance(source.held, Opened) else None)
         if stream is not None:
             return JpegReader(stream)
     if not live:

@@ -75,7 +75,6 @@ class Run:
 
     def all(self, sources: Sequence[Source]) -> None:
         """Raises nothing but Stopped: the rest is in the report."""
-        sources = [dataclasses.replace(source, id=spelled(source.id)) for source in sources]
         with suppress(FullError):  # it is told, and what is open has been closed
             self._each(sources, output_names(sources))
 
@@ -249,11 +248,6 @@ def _named(video: Video, frames: int | None, name: str) -> Generator[Shot]:
     with closing(iter(video)) as shots:
         for number, shot in enumerate(islice(shots, frames)):
             yield dataclasses.replace(shot, id=f"{video.source.id}#{number}", place=f"{name}/{number:06d}")
-
-
-def spelled(name: str) -> str:
-    """A name that is UTF-8, as files and other programs want it: bytes that are not are written as ``%E9``."""
-    return "".join(f"%{ord(c) - 0xDC00:02X}" if "\udc80" <= c <= "\udcff" else c for c in name)
 
 
 def output_names(sources: Sequence[Source]) -> dict[str, str]:

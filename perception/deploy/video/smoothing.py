@@ -9,6 +9,7 @@ Where a pixel's way is not sure, and after a cut, the past counts for nothing.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -21,7 +22,8 @@ from perception.deploy.video.motion import Eye, Motion, kept_size
 from perception.types import DenseMap, Prediction, TaskSpec
 
 FRAMES = 6
-"""The past counts for so many frames at most: further back the way of a pixel is not exact enough for thin things."""
+"""However long the time constant, the past fades over so many frames, too: with each of them the way of a pixel is less
+exact, and thin things would be left behind."""
 PAUSE = 1.0
 """Seconds between frames after which the past counts for nothing."""
 JUMP = 0.15
@@ -44,7 +46,11 @@ class Depth(NamedTuple):
 
 
 class Smoother:
-    """A step of a pipeline. seconds: the time constant; 0.2 to 0.5 calm a network down without hiding anything."""
+    """A step of a pipeline.
+
+    seconds: the time constant; 0.2 to 0.5 calm a network down without hiding anything, label maps only where it is
+        longer than the time from frame to frame, and more than 1 adds little (`FRAMES`)
+    """
 
     def __init__(self, specs: Mapping[str, TaskSpec], seconds: float) -> None:
         self._specs, self._seconds = specs, seconds
@@ -67,7 +73,7 @@ class Smoother:
         if not 0 <= passed < PAUSE:
             self.reset()
         self._time = shot.time
-        weight = max(passed / (self._seconds + passed), 1 / FRAMES)
+        weight = math.hypot(passed / (self._seconds + passed), 1 / FRAMES)
         motion = self._eye(shot.image)
         annotations = dict(prediction.annotations)
         for name, found in dense.items():
@@ -94,9 +100,10 @@ class Smoother:
                 kept[k] = np.asarray(cv2.copyTo(small, anew, mean.copy()), np.uint8)
             if values.shape != size:  # the past as it was kept, what is seen in all its detail
                 mean = _mixed(_sized(before, values.shape), np.zeros_like(values) if now is None else now, weight)
-            np.putmask(best, mean > most, k)
+            best = cv2.copyTo(np.full_like(best, k), cv2.compare(mean, most, cv2.CMP_GT), best)
             most = np.asarray(cv2.max(most, mean), np.uint8)
         self._labels[name] = kept
+        best = np.asarray(best, np.uint8)
         return dataclasses.replace(found, values=best, valid=best < len(self._specs[name].classes))
 
     def _smooth_depth(self, name: str, found: DenseMap, motion: Motion | None, weight: float) -> DenseMap:
