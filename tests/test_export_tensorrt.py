@@ -66,6 +66,7 @@ def test_the_report_tells_and_the_target_refuses(export_small, tmp_path, monkeyp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.onnx"]
 
 
+@pytest.mark.slow  # a whole export; the rule itself is tested below
 def test_too_many_candidates_for_tensorrt_are_told():
     model = network(candidates=4000)
     found = tensorrt.problems(translate(model, model.specs, (64, 64)))
