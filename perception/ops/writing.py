@@ -24,6 +24,8 @@ MOST = 0.2
 """Share of the picture that labels of boxes cover together at most."""
 INSIDE = 8
 """A label stands inside a box that is so many times its size."""
+FULL = 20
+"""Boxes without room for a label after which a picture is too crowded to look for more."""
 
 
 class Writing:
@@ -34,7 +36,7 @@ class Writing:
         self.scale = text_scale(canvas)
         self.small: list[Area] = []
         self._taken: list[Area] = []
-        self._bottom = 0
+        self._bottom = self._without = 0
         self._left = round(MOST * canvas.shape[0] * canvas.shape[1])
 
     def alarm(self, text: str) -> None:
@@ -55,7 +57,9 @@ class Writing:
 
     def beside(self, texts: Sequence[str], box: Area, color: Color) -> None:
         """The first of the texts, the longest one, for which there is room above, below or inside a box (x1, y1, x2,
-        y2), else some way off with a line to it; nowhere where there is none."""
+        y2), else some way off with a line to it; nowhere where there is none, or there was none for `FULL` boxes."""
+        if self._without >= FULL:
+            return
         for near in (True, False):
             for text in texts:
                 width, height = self._size(text)
@@ -68,6 +72,7 @@ class Writing:
                     self._put(text, area, color)
                     self._left -= width * height
                     return
+        self._without += 1
 
     def _size(self, text: str) -> tuple[int, int]:
         (width, height), baseline = cv2.getTextSize(text, FONT, self.scale, stroke(self.scale))
