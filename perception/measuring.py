@@ -130,7 +130,7 @@ def _judged(spec: TaskSpec) -> Any:
 
 
 def _report(out: Path, path: Path, manifest: Manifest, judged: Mapping[str, Any], evaluation: Evaluation) -> None:
-    with writing(out):
+    with writing(out / "metrics.json"):
         write_metrics(out / "metrics.json", {"score": evaluation.score, **evaluation.metrics})
     shelves = [(name, shelf) for name, group in evaluation.examples.items() for shelf in group.values()]
     write_report(

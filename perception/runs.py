@@ -261,8 +261,9 @@ def finish(
 
     Raises PerceptionError where they cannot be written; then those that were there stay.
     """
-    with writing(run):
-        write_metrics(run / "metrics.json", {"step": step, "score": evaluation.score, **evaluation.metrics})
+    path = run / "metrics.json"
+    with writing(path):
+        write_metrics(path, {"step": step, "score": evaluation.score, **evaluation.metrics})
     log = run / "metrics.jsonl"
     events = read_events(log) if log.is_file() else []
     write_report(

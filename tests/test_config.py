@@ -96,7 +96,7 @@ def test_a_recipe_of_whatever_kinds_is_valid_or_told(tmp_path, count):
     for _ in range(count):
         mapping, overrides = mutated(chance)
         tasks = chance.choice((None, None, ["detection"], ["x"], []))
-        began = time.monotonic()
+        began = time.process_time()
         try:
             text = yaml.safe_dump(mapping, allow_unicode=True)
         except UnicodeEncodeError:
@@ -110,7 +110,7 @@ def test_a_recipe_of_whatever_kinds_is_valid_or_told(tmp_path, count):
         else:
             valid += 1
             assert recipes.parse(config.dump(recipe)) == recipe or ".nan" in config.dump(recipe)
-        assert time.monotonic() - began < 10
+        assert time.process_time() - began < 10
     assert valid > count / 100
     assert longest < 20_000
 

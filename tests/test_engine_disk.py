@@ -11,8 +11,9 @@ import torch
 from engine_stub import batches
 from test_engine import fit
 
-from perception import checkpoint
+from perception import checkpoint, runs
 from perception.engine import log
+from perception.engine.evaluate import Evaluation
 from perception.ops.files import FullError
 from perception.types import CheckpointError
 
@@ -56,6 +57,16 @@ def test_T3_a_disk_without_room_for_a_checkpoint_is_told_at_the_start(tmp_path):
         disks.fill(disk).write_bytes(bytes(4_000_000))
         with pytest.raises(FullError, match=r"no room for a checkpoint \(0 MB\)"):
             fit(disk / "run", steps=4)
+
+
+def test_T3_a_full_disk_leaves_the_results_that_were_there(tmp_path):
+    with disks.small_disk(tmp_path / "disk") as disk:
+        (disk / "metrics.json").write_text("{}")
+        disks.fill(disk)
+        with pytest.raises(FullError, match=r"metrics\.json.* cannot be written: No space left on device"):
+            runs.finish(disk, None, None, Evaluation({}, {}, {}, 0.0, 1), 3)  # pyright: ignore[reportArgumentType]
+        assert (disk / "metrics.json").read_text() == "{}"
+        assert sorted(path.name for path in disk.iterdir()) == ["balloon", "metrics.json"]
 
 
 def test_T3_a_full_disk_that_has_no_room_at_all_is_told(tmp_path, monkeypatch, capsys):

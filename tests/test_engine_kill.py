@@ -15,7 +15,7 @@ import pytest
 import torch
 from commands import python_path
 
-from perception import checkpoint
+from perception import checkpoint, runs
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["engine_stub"])
@@ -149,6 +149,20 @@ def test_T2_a_signal_during_an_evaluation_is_heard_at_once(tmp_path, number):
     assert checkpoint.load(run).step == 8
     finish(run)
     assert_same(outcome(run), outcome(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_T2_a_signal_after_the_training_is_heard_at_once_and_says_that_all_is_saved(capsys, number, code):
+    def measured() -> None:
+        os.kill(os.getpid(), number)
+        time.sleep(30)
+
+    began = time.monotonic()
+    with pytest.raises(SystemExit) as ended, runs.stoppable("All is saved."):
+        measured()
+    assert ended.value.code == code
+    assert time.monotonic() - began < 20
+    assert capsys.readouterr().err == "Stopped by a signal. All is saved.\n"
 
 
 @pytest.mark.parametrize("pause", [60.0])

@@ -308,6 +308,15 @@ def test_comparison_sees_what_is_wrong(boxes, scores, labels):
         compare(batch([A, B], [0.5, 0.4], [0, 1]), batch(boxes, scores, labels))
 
 
+def test_a_network_that_gives_no_numbers_is_said_to_be_ruined():
+    """Whichever side it is: more training does not help."""
+    specs = {"depth": TaskSpec("depth", "dense", ("depth",), unit="m")}
+    sides = [{"depth.depth": np.full((1, 2, 2), value, np.float32)} for value in (np.nan, 1.0)]
+    for wanted, found in (sides, sides[::-1], sides[:1] * 2):
+        with pytest.raises(Disagreement, match=r"no number .* training diverged"):
+            Comparison(specs, {}).add("noise", wanted, found)
+
+
 def test_comparison_excuses_ties_but_not_many():
     full = [[i * 100, 0, i * 100 + 10, 10] for i in range(200)]
     one = [[-50, 0, -40, 10], *full[1:]]  # another candidate took the last place, with the same score

@@ -58,6 +58,17 @@ def test_a_run_of_another_recipe_is_no_run_of_this_study(study):
         is_finished(Run("a", other, runs[0].folder))
 
 
+def test_what_is_damaged_in_a_run_is_no_traceback(study):
+    (run,) = runs = study("a")
+    train(runs)
+    with (run.folder / "metrics.jsonl").open("ab") as log:
+        log.write(b'[1]\n{"step": "x"}\n{"step": 1e999}\n\xff\xfe\n{"kind": 3}\n')
+    assert (children.progress(run), is_finished(run)) == (run.steps, True)
+    (run.folder / "recipe.yaml").write_bytes(b"name: \xff")
+    with pytest.raises(CheckpointError, match=r"recipe\.yaml cannot be read: .* Put back the recipe"):
+        is_finished(run)
+
+
 def test_a_failure_before_the_first_step_ends_the_study_at_once(study):
     runs = study("broken a", "b")
     with pytest.raises(PerceptionError, match=r"broken a: no data.*output\.txt"):

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from perception import cli, config, runs
 from perception import recipe as recipes
 from perception.studies import group as studies
-from perception.studies.group import group, looker
+from perception.studies.group import group, looker, read_looks
 from perception.types import ConfigError, PerceptionError
 
 RECIPE = """
@@ -150,6 +150,14 @@ def test_the_command(done, recipe, made, tmp_path, capsys):
     assert "2 to 12" in capsys.readouterr().err
     assert cli.main([*arguments, "train.lr=1"]) == 2
     assert "another recipe" in capsys.readouterr().err
+
+
+def test_damaged_looks_are_passed_over(tmp_path):
+    look = b'{"step": 1, "affinity": {"a": {"b": 0.5}, "b": {"a": 0.25}}}\n'
+    damaged = (b"\xff", b"[1]", b'{"step": "1"}', b'{"step": 1}', b'{"step": 1, "affinity": {"a": [1]}}', b'{"step": 1')
+    path = tmp_path / "looks"
+    path.write_bytes(look + b"\n".join(damaged))
+    assert len(read_looks(path, ("a", "b")).values) == 1
 
 
 def test_errors(recipe, tmp_path, monkeypatch):

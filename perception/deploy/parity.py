@@ -131,7 +131,12 @@ class Comparison:
 
     def _note(self, key: str, where: str, difference: float, tolerance: float) -> None:
         self.largest[key] = max(self.largest.get(key, 0.0), difference)
-        if not difference <= tolerance:  # NaN is a disagreement
+        if np.isnan(difference):
+            raise Disagreement(
+                f"{key} of {where} is no number (NaN), from torch or from ONNX Runtime. The weights are damaged or the "
+                "training diverged: take another checkpoint, or train again with a lower learning rate."
+            )
+        if difference > tolerance:
             raise Disagreement(
                 f"Torch and ONNX Runtime disagree: {key} of {where} differs by {difference:.3g}, "
                 f"tolerance {tolerance:.3g}. After a short training rounding alone can do this: train longer, else "
