@@ -45,6 +45,12 @@ def live_server():
         yield url
 
 
+def as_from_a_terminal() -> None:
+    """Signals that who runs the tests ignores (nohup, a shell's background) are not ignored here."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def begin(model: Path, source: object, out: Path, *options: object) -> subprocess.Popen:
     command = [sys.executable, "-m", "perception.cli", "predict", model, source, "--out", out, "--threads", "1"]
     return subprocess.Popen(
@@ -52,7 +58,7 @@ def begin(model: Path, source: object, out: Path, *options: object) -> subproces
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509 - one thread
+        preexec_fn=as_from_a_terminal,  # noqa: PLW1509 - one thread
     )
 
 
