@@ -90,7 +90,7 @@ def test_a_rank_that_is_lost_is_named_by_the_others_within_seconds(tmp_path, dee
     for code, text in zip(codes[:-1], said[:-1], strict=True):
         assert code not in (0, None), text
         assert f"Rank {WORLD - 1} on {socket.gethostname()}" in text
-        words = {"fail": "ended: ValueError: a file is gone"}.get(deed, "heard of")  # last, or never yet
+        words = {"fail": "ended: ValueError: a file is gone"}.get(deed, "was last heard of")
         assert words in text
         assert "--resume" in text
     assert checkpoint.load(tmp_path / "run").step == 8

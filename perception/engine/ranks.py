@@ -21,6 +21,8 @@ from perception.types import ConfigError, PerceptionError
 TIMEOUT = "PERCEPTION_RANK_TIMEOUT"
 """Environment variable: seconds without a sign of life after which a rank counts as lost."""
 DEFAULT_TIMEOUT = 60.0
+LOST = 2.5
+"""Beats that a rank may miss before it is taken for the one because of which the others end."""
 JOINING = 3
 """Ranks may take so many times as long to come: some still import what others have."""
 
@@ -61,6 +63,7 @@ class Watch:
 
     def join(self) -> None:
         """Wait for every rank. Raises PerceptionError naming those that do not come."""
+        self._store.set(f"beat/{self._rank}", f"0|{self.doing}")  # who is lost before the next one was heard of, too
         self._store.set(f"host/{self._rank}", socket.gethostname())
         deadline = time.monotonic() + JOINING * self._seconds
         missing = list(range(self._world))
@@ -71,6 +74,7 @@ class Watch:
                     f"{JOINING * self._seconds:g} s. Look at what it says on its machine; {TIMEOUT} gives more time."
                 )
             time.sleep(0.05)
+        self._hosts = {rank: self._store.get(f"host/{rank}").decode() for rank in range(self._world)}
 
     def start(self) -> None:
         for thread in self._threads:
@@ -78,11 +82,22 @@ class Watch:
 
     def stop(self, reason: str) -> None:
         """This rank ends. reason: what went wrong, "" where nothing did."""
-        self._over.set()
         with suppress(RuntimeError):  # the others may be gone
             self._store.set(f"end/{self._rank}", reason or _DONE)
+            if reason and self._rank == 0:
+                self._outstay()
+        self._over.set()
         for thread in self._threads:  # Python aborts where it ends while a thread is inside the store
             thread.join(2 * self._interval)
+
+    def _outstay(self) -> None:
+        """Wait for the others, who ask the store that is in this process why they end; not for those that are lost."""
+        deadline = time.monotonic() + 4 * self._interval
+        while time.monotonic() < deadline:
+            here = (rank for rank in range(1, self._world) if self._silent[rank] <= LOST * self._interval)
+            if all(self._store.check([f"end/{rank}"]) for rank in here):
+                return
+            time.sleep(self._interval / 20)
 
     def ask_to_stop(self) -> None:
         """Tell the other ranks that a signal came."""
@@ -99,13 +114,23 @@ class Watch:
             return None
         deadline, lost = time.monotonic() + 4 * self._interval, []
         while not lost and time.monotonic() < deadline:
-            time.sleep(self._interval / 4)
-            lost = [rank for rank, reason in self._ended.items() if rank != self._rank and reason != _DONE]
-            lost += [rank for rank, silent in self._silent.items() if silent > 2.5 * self._interval]
+            lost = [rank for rank, reason in self._ends().items() if reason != _DONE]
+            lost += [
+                rank for rank, silent in self._silent.items() if rank not in lost and silent > LOST * self._interval
+            ]
+            time.sleep(0 if lost else self._interval / 4)
         if not lost:
             doing = "; ".join(f"rank {rank}: {said.partition('|')[2] or '?'}" for rank, said in self._said.items())
             return PerceptionError(f"Rank {self._rank} lost the others ({doing}): {text.splitlines()[0]} {_ADVICE}")
         return PerceptionError(f"{' '.join(self._about(rank) for rank in lost)} {_ADVICE}")
+
+    def _ends(self) -> dict[int, str]:
+        """Why the other ranks have ended, of those that have: asked now, for the next beat may come too late."""
+        with suppress(RuntimeError):  # the store may be gone
+            for rank in range(self._world):
+                if rank != self._rank and rank not in self._ended and self._store.check([f"end/{rank}"]):
+                    self._ended[rank] = self._store.get(f"end/{rank}").decode()
+        return {rank: reason for rank, reason in self._ended.items() if rank != self._rank}
 
     def _about(self, rank: int) -> str:
         """A sentence about a rank that is gone."""
@@ -123,9 +148,8 @@ class Watch:
                 self._beats.set(f"beat/{self._rank}", f"{count}|{self.doing}")
                 there = [rank for rank in range(self._world) if self._beats.check([f"beat/{rank}"])]
                 heard = self._beats.multi_get([f"beat/{rank}" for rank in there])
-                for name, found in (("host", self._hosts), ("end", self._ended)):
-                    new = [r for r in range(self._world) if r not in found and self._beats.check([f"{name}/{r}"])]
-                    found |= {r: self._beats.get(f"{name}/{r}").decode() for r in new}
+                ends = [r for r in range(self._world) if r not in self._ended and self._beats.check([f"end/{r}"])]
+                self._ended |= {r: self._beats.get(f"end/{r}").decode() for r in ends}
             except RuntimeError:
                 continue  # `_judge` counts the time
             said = dict(zip(there, (value.decode() for value in heard), strict=True))

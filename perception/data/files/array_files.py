@@ -21,7 +21,7 @@ ARRAY_SUFFIXES = (".npy", ".npz")
 
 _DAMAGE = (
     ValueError, KeyError, EOFError, SyntaxError, TypeError, MemoryError, RecursionError, OverflowError,
-    tokenize.TokenError, OSError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error,
+    tokenize.TokenError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 """What numpy and zipfile raise for files that are none."""
 
