@@ -139,7 +139,7 @@ def read_size(path: Path) -> tuple[int, int]:
 def _decode_png(data: bytes, path: Path | str, header: PngHeader) -> NDArray[np.uint8]:
     wide = header.depth == 16
     image = (
-        _decode(data, cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION, path)
+        decode_stored(data, cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION, path)
         if wide
         else decode_colours(data, path)
     )
@@ -152,11 +152,12 @@ def _decode_png(data: bytes, path: Path | str, header: PngHeader) -> NDArray[np.
 
 def decode_colours(data: bytes, path: Path | str) -> NDArray[np.uint8]:
     """uint8 RGB [H, W, 3] as stored, whatever the channels. Raises PictureError where OpenCV cannot decode it."""
-    image = _decode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION, path)
+    image = decode_stored(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION, path)
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)  # OpenCV 4.6 has no flag for RGB
 
 
-def _decode(data: bytes, flags: int, path: Path | str) -> NDArray:
+def decode_stored(data: bytes, flags: int, path: Path | str) -> NDArray:
+    """What OpenCV makes of encoded pixels with its ``flags``. Raises PictureError where it cannot decode them."""
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perception.data.files.array_files import ARRAY_SUFFIXES, read_numbers
-from perception.data.files.images import PICTURE_SUFFIXES, decode_colours
+from perception.data.files.images import PICTURE_SUFFIXES, decode_colours, decode_stored
 from perception.data.files.picture_files import (
     JPEG,
     MAX_PIXELS,
@@ -110,11 +110,11 @@ def _read_png(data: bytes, path: Path, merge: bool) -> NDArray:
     header = check_png(data, path)
     depth, colour = header.depth, header.colour
     if colour == 0 and depth >= 8:
-        return _decode(data, cv2.IMREAD_UNCHANGED, path)
+        return decode_stored(data, cv2.IMREAD_UNCHANGED, path)
     if colour == 3 or (colour == 0 and depth == 1):
         return _read_palette(data, path)
     if merge and colour != 0:
-        return _one_channel(_decode(data, cv2.IMREAD_UNCHANGED, path), path, merge)
+        return _one_channel(decode_stored(data, cv2.IMREAD_UNCHANGED, path), path, merge)
     kind = {2: "RGB", 4: "gray with alpha", 6: "RGBA"}.get(colour, f"{depth}-bit gray")
     raise DataError(
         f"{path} is a {kind} PNG{_most_frequent(data)}. Expected one channel of ids or distances: gray, 8 or 16 bit, "
@@ -232,13 +232,3 @@ def _most_frequent(data: bytes) -> str:
     colours, counts = np.unique(pixels, axis=0, return_counts=True)
     most = counts.argsort()[::-1][:5]
     return " with colours " + ", ".join(f"{tuple(colours[i].tolist())}: {counts[i] / counts.sum():.0%}" for i in most)
-
-
-def _decode(data: bytes, flags: int, path: Path) -> NDArray:
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error as error:
-        raise DataError(f"{path} cannot be decoded: {error}. Fetch the file again.") from error
-    if image is None:
-        raise DataError(f"{path} cannot be decoded. Fetch the file again.")
-    return image

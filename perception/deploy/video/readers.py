@@ -197,20 +197,26 @@ class CaptureReader:
         done, image = self._capture.read()
         if not done:
             return None
-        if self._packets:
-            try:
-                image = decode_image(image.tobytes(), "a frame")
-            except DataError:
-                return None
-        else:
-            image = to_rgb(image)
+        found = _picture(image.tobytes()) if self._packets else Picture(to_rgb(image), None)
+        if found is None:
+            return None
         milliseconds = self._capture.get(cv2.CAP_PROP_POS_MSEC)
         seconds = milliseconds / 1000 if np.isfinite(milliseconds) and milliseconds >= 0 else None
         self._last = seconds or self._last
-        return Picture(image, seconds)
+        return found._replace(time=seconds)
 
     def close(self) -> None:
         self._capture.release()
+
+
+def _picture(data: bytes | None) -> Picture | None:
+    """A frame that is a JPEG, without a time; None where it is damaged. Raises Ended where there is none."""
+    if data is None:
+        raise Ended
+    try:
+        return Picture(decode_image(data, "a frame"), None)
+    except DataError:
+        return None
 
 
 class JpegReader:
@@ -222,13 +228,7 @@ class JpegReader:
         self._stream = stream
 
     def read(self) -> Picture | None:
-        data = self._stream.read()
-        if data is None:
-            raise Ended
-        try:
-            return Picture(decode_image(data, "a frame"), None)
-        except DataError:
-            return None
+        return _picture(self._stream.read())
 
     def close(self) -> None:
         self._stream.close()
@@ -245,13 +245,7 @@ class JpegFileReader:
         self._frames: Iterator[bytes] = jpegs(self._data)
 
     def read(self) -> Picture | None:
-        data = next(self._frames, None)
-        if data is None:
-            raise Ended
-        try:
-            return Picture(decode_image(data, "a frame"), None)
-        except DataError:
-            return None
+        return _picture(next(self._frames, None))
 
     def close(self) -> None:
         self._frames = iter(())
