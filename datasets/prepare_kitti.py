@@ -15,8 +15,8 @@ import random
 import re
 from pathlib import Path
 
-from perception.data.files.archives import extract
-from perception.data.files.text_files import read_text, rows
+from perception.files.archives import extract
+from perception.files.text_files import read_text, rows
 from perception.types import DataError
 
 PLACES = {

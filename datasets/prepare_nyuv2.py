@@ -23,10 +23,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.data.files.archives import extract
-from perception.data.files.array_files import read_array
-from perception.data.files.text_files import floats, read_text
 from perception.data.formats.nyuv2 import CLASSES_13, CLASSES_40
+from perception.files.archives import extract
+from perception.files.arrays import read_array
+from perception.files.text_files import floats, read_text
 from perception.types import DataError
 
 CLASSES = {13: CLASSES_13, 40: CLASSES_40}

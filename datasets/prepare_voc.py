@@ -9,9 +9,9 @@ import argparse
 import json
 from pathlib import Path
 
-from perception.data.files.images import PICTURE_SUFFIXES, read_size
-from perception.data.files.index_cache import unpack_texts
 from perception.data.formats.voc_xml import read_objects
+from perception.files.images import PICTURE_SUFFIXES, read_size
+from perception.files.index_cache import unpack_texts
 from perception.types import DataError
 
 

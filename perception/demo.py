@@ -9,13 +9,13 @@ from pathlib import Path
 
 from perception import checkpoint, runs
 from perception import recipe as recipes
-from perception.data.street import write, write_video
-from perception.deploy.export import export
-from perception.deploy.predict import predict
-from perception.deploy.runtime import Perceiver
-from perception.deploy.video.interrupt import Stopped
 from perception.engine.log import progress_bar
+from perception.export.export import export
+from perception.runtime.predictor import Perceiver
+from perception.synthetic import write, write_video
 from perception.types import PerceptionError
+from perception.video.interrupt import Stopped
+from perception.video.predict import predict
 
 PICTURES = 2000
 SEED = 0

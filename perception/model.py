@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from perception.config import configuration
 from perception.nn.backbone import Backbone, BackboneConfig
-from perception.nn.cut import Cuts, Divide, undivided
 from perception.nn.fusion import Attention, FusionConfig, NoFusion, NoFusionConfig, build_fusion
+from perception.nn.gradient_cut import Cuts, Divide, undivided
 from perception.nn.necks import AutoNeckConfig, NeckConfig
 from perception.nn.norm import BatchConfig, FrozenConfig, NormConfig, PerSourceConfig, by_source, convert
 from perception.nn.sharing import Features, HardConfig, Pyramids, SharingConfig, build_sharing
@@ -116,7 +116,7 @@ class Perception(nn.Module):
     def loss_parts(self, batch: Batch, tasks: Collection[str] | None = None, divided: bool = False) -> Losses:
         """The losses as sums that ranks can join, the features that tasks share, and what the architecture asks for.
 
-        divided: cut the graph, for `perception.engine.balance.differentiate`; else one `backward` reaches everything
+        divided: cut the graph, for `perception.engine.backward.differentiate`; else one `backward` reaches everything
         """
         cuts = Cuts() if divided else None
         features = self._share(batch.images, tasks, cuts.divide if cuts else undivided)

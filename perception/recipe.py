@@ -14,14 +14,14 @@ from pydantic import BeforeValidator, Field
 from perception import config
 from perception.config import configuration
 from perception.data import DataConfig, open_sources
-from perception.data.co_labels import void_space
 from perception.data.dataset import Source
+from perception.data.joint_labels import void_space
 from perception.data.mixture import Mixture
 from perception.engine.train import TrainConfig
+from perception.files.safe_names import TASK_NAME, check_file_name
 from perception.model import ModelConfig, Perception
 from perception.mtl.balancers import BALANCERS, BalanceConfig, StaticConfig
 from perception.mtl.schedule import ScheduleConfig
-from perception.ops.names import TASK_NAME, check_file_name
 from perception.tasks import TASKS
 from perception.types import ConfigError, PerceptionError
 

@@ -26,10 +26,10 @@ from perception.engine.evaluate import Evaluation
 from perception.engine.evaluate import evaluate as measure
 from perception.engine.interrupt import Stopped, exit_code, interruptible
 from perception.engine.log import progress_bar, write_metrics
+from perception.files.safe_write import make_folder, writing
 from perception.model import Perception
 from perception.mtl.balancers import build_balancer
 from perception.mtl.schedule import Schedule
-from perception.ops.files import make_folder, writing
 from perception.recipe import Recipe
 from perception.report import Example, read_events, write_report
 from perception.types import Batch, CheckpointError, PerceptionError

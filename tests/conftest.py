@@ -51,7 +51,7 @@ def own_cache(tmp_path_factory):
 @pytest.fixture(scope="session")
 def street(tmp_path_factory) -> Path:
     """A tree of 12 street scenes to train on and 4 to measure, 64x128. Read only."""
-    from perception.data.street import write
+    from perception.synthetic import write
 
     folder = tmp_path_factory.mktemp("data") / "street"
     write(folder, 16, seed=3, size=(64, 128), validation=0.25)
@@ -61,7 +61,7 @@ def street(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def demo_street(tmp_path_factory) -> Path:
     """A tree of 18 street scenes to train on and 6 to measure, 128x256. Read only."""
-    from perception.data.street import write
+    from perception.synthetic import write
 
     folder = tmp_path_factory.mktemp("data") / "street"
     write(folder, 24, seed=3, size=(128, 256), validation=0.25)
@@ -202,7 +202,7 @@ def small_network():
 @pytest.fixture(scope="session")
 def translated(small_network):
     """The graph of the small network with its raw outputs, for any size: what `export` makes its file of. Read only."""
-    from perception.deploy.translate import translate
+    from perception.export.trace import translate
 
     return translate(small_network, small_network.specs, None)
 
@@ -213,8 +213,8 @@ def export_small(small_network, translated):
 
     nudge: changes the graph before it is checked.
     """
-    from perception.deploy import graph
-    from perception.deploy.export import export
+    from perception.export import graph
+    from perception.export.export import export
 
     def export_it(out: Path, nudge=lambda model: None, **options):
         def again(model, specs, size, opset):
@@ -224,7 +224,7 @@ def export_small(small_network, translated):
             return found
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("perception.deploy.export.translate", again)
+            patch.setattr("perception.export.export.translate", again)
             return export(small_network, out, **{"sizes": ((64, 64),), "batches": (1,), **options})
 
     return export_it

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from data_trees import coco_tree, depth_maps_tree, image_labels_tree, label_maps_tree, picture, write
 
-from perception.data.doctor import Diagnosis, diagnose, report_lines
+from perception.doctor import Diagnosis, diagnose, report_lines
 
 TASKS: dict[str, Any] = {
     "detection": {"classes": ["vehicle", "pedestrian"]},

@@ -32,7 +32,7 @@ from perception.model import Losses
 from perception.mtl.balancer import Space
 from perception.mtl.balancers import BALANCERS, build_balancer
 from perception.mtl.schedule import FreezeConfig, Schedule, ScheduleConfig
-from perception.nn.cut import Cuts
+from perception.nn.gradient_cut import Cuts
 from perception.tasks import Part
 from perception.types import Batch, DenseMap, Frame, ImageLabel, TaskSpec
 

@@ -16,8 +16,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from perception.deploy.parity import BOX_TOLERANCE, PIXEL_SHARE, SCORE_TOLERANCE
-from perception.deploy.runtime import Perceiver
+from perception.export.parity import BOX_TOLERANCE, PIXEL_SHARE, SCORE_TOLERANCE
+from perception.runtime.predictor import Perceiver
 from perception.types import DenseMap, Instances
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

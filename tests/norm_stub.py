@@ -13,9 +13,9 @@ import torch
 from sharing_networks import CONFIGS, SIZE, pictures
 from torch import Tensor, nn
 
-from perception.deploy.network import ExportedNetwork
 from perception.engine import distributed
 from perception.engine.evaluate import Evaluation, evaluate
+from perception.export.onnx_model import ExportedNetwork
 from perception.model import ModelConfig, Perception
 from perception.mtl.balancers import BALANCERS, build_balancer
 from perception.nn.backbone import BackboneConfig

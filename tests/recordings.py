@@ -17,9 +17,9 @@ from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin
 from rosbags.rosbag2 import Writer as Ros2Writer
 from rosbags.typesys import Stores, get_typestore
 
-from perception.deploy.robots.bag_writer import to_cdr
-from perception.deploy.robots.definitions import typestore
-from perception.deploy.robots.messages import Message, Stamp, camera_info, image
+from perception.robots.bag_writer import to_cdr
+from perception.robots.definitions import typestore
+from perception.robots.messages import Message, Stamp, camera_info, image
 from perception.types import Camera
 
 START = 1_700_000_000_000_000_000

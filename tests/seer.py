@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from perception.deploy.result import Result
+from perception.runtime.result import Result
 from perception.types import Instances, Prediction, TaskSpec
 
 

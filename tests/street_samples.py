@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from perception.data.files.images import StoredPicture
-from perception.data.street import render
+from perception.files.images import StoredPicture
+from perception.synthetic import render
 from perception.types import Camera, DenseMap, Instances, Sample
 
 SIZE = (128, 256)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from perception.studies import children
-from perception.studies.children import Run
+from perception.studies import job_runner
+from perception.studies.job_runner import Run
 
 TRAINING = """
 import json, math, os, re, signal, sys, time
@@ -57,8 +57,8 @@ def install(folder: Path, patch: pytest.MonkeyPatch) -> None:
     def command(run: Run) -> list[str]:
         return [sys.executable, "-S", str(script), str(run.folder), run.name.partition(" ")[0]]
 
-    patch.setattr(children, "command", command)
-    patch.setattr(children, "POLL", 0.02)
+    patch.setattr(job_runner, "command", command)
+    patch.setattr(job_runner, "POLL", 0.02)
 
 
 def lives(run: Path) -> list[list[str]]:

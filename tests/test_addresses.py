@@ -13,12 +13,12 @@ from PIL import Image
 from test_runtime import without_torch
 from video_server import Answer, FileServer, JpegServer, frames, jpeg, wait_until
 
-from perception.deploy.addresses import without_secrets
-from perception.deploy.predict import Options, predict
-from perception.deploy.runtime import Perceiver
-from perception.deploy.sources import find, read_picture
-from perception.deploy.video.stream import Video
+from perception.runtime.predictor import Perceiver
+from perception.runtime.sources import find, read_picture
+from perception.runtime.urls import without_secrets
 from perception.types import PerceptionError
+from perception.video.predict import Options, predict
+from perception.video.stream import Video
 
 PICTURE = jpeg(np.full((48, 80, 3), 200, np.uint8))
 COUNT = 45
@@ -233,8 +233,8 @@ def test_a_file_address_is_its_path(tmp_path):
 
 def test_standard_input_is_a_picture_a_film_or_jpegs(exported, film, tmp_path):
     code = """
-from perception.deploy.sources import find, read_picture
-from perception.deploy.video.stream import Video
+from perception.runtime.sources import find, read_picture
+from perception.video.stream import Video
 (source,) = find("-")
 print(source.kind, source.shown, *([read_picture(source).image.shape] if source.kind == "picture" else
       [sum(1 for _ in Video(source))]), sep="|")

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from perception.config import build
-from perception.deploy.export import export
-from perception.deploy.parity import batches
+from perception.export.export import export
+from perception.export.parity import batches
 from perception.model import ModelConfig, Perception
 from perception.nn.backbone import Backbone, BackboneConfig, reparameterize
 from perception.tasks import TASKS

@@ -12,13 +12,13 @@ from sharing_networks import CONFIGS, awake, batch, network
 from torch import Tensor, nn
 from torchjd.autojac import jac
 
-from perception.engine.balance import Differentiated, differentiate
+from perception.engine.backward import Differentiated, differentiate
 from perception.engine.distributed import joint_losses
 from perception.model import Losses, Perception
 from perception.mtl.balancer import Space
 from perception.mtl.balancers import BALANCERS, build_balancer
-from perception.nn.cut import Cuts, undivided
 from perception.nn.fusion import FUSIONS
+from perception.nn.gradient_cut import Cuts, undivided
 from perception.nn.necks import NECKS
 from perception.nn.sharing import SHARINGS
 from perception.tasks import Part, join

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from perception.studies.step_cost import measure_steps
+from perception.bench.step_cost import measure_steps
 
 LIMITS = {"features": 1.2, "late": 1.25}
 """Times the summed loss: generous, for a busy machine. The benchmark's own numbers are in docs/balancers.md."""

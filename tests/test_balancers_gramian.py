@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchjd.autojac import jac_to_grad, mtl_backward
 from torchjd.linalg import DualConeProjector
 
-from perception.engine.balance import differentiate
+from perception.engine.backward import differentiate
 from perception.engine.distributed import joint_losses
 from perception.model import Losses
 from perception.mtl import solvers
@@ -22,7 +22,7 @@ from perception.mtl.balancers import BALANCERS
 from perception.mtl.gramian import GramianBalancer
 from perception.mtl.task_gradients import describe
 from perception.mtl.task_gradients import gramian as products_of
-from perception.nn.cut import Cuts
+from perception.nn.gradient_cut import Cuts
 from perception.tasks import Part
 from perception.types import ConfigError
 

@@ -9,9 +9,10 @@ import onnxruntime
 import pytest
 
 from perception import cli
-from perception.deploy import bench, forms, inside, pieces
-from perception.deploy import graph as passes
-from perception.deploy.candidates import candidates
+from perception.bench import latency, partition, variants
+from perception.bench.backends import candidates
+from perception.export import embedded_preprocessing
+from perception.export import graph as passes
 from perception.types import PerceptionError
 
 TASKS = ("detection", "segmentation", "depth", "classification")
@@ -55,18 +56,18 @@ def named(model, head: str = "tasks."):
 
 @pytest.mark.parametrize("kind", ["plain", "inside", "int8", "fp16"])
 def test_the_pieces_are_the_whole(translated, small_network, images, kind):
-    from perception.deploy.half import halved
-    from perception.deploy.quantize import plainly_quantised
+    from perception.export.fp16 import halved
+    from perception.export.int8 import plainly_quantised
 
     model = named(translated)
     if kind == "inside":
-        model = inside.wrap(model, small_network.specs, (64, 96))
+        model = embedded_preprocessing.wrap(model, small_network.specs, (64, 96))
         images = np.random.default_rng(0).integers(0, 256, (2, 70, 80, 3), np.uint8)
     elif kind != "plain":
         model = halved(model) if kind == "fp16" else plainly_quantised(model, [images])
     names = [f"{name}.{output}" for name, spec in small_network.specs.items() for output in spec.outputs]
     model = passes.keep_outputs(model, names)
-    parts = pieces.pieces(model, TASKS)
+    parts = partition.pieces(model, TASKS)
     labels = [part.label for part in parts]
     assert labels[: 1 + (kind == "inside")] == [*(["placing"] if kind == "inside" else []), "trunk"]
     assert {f"{task} head" for task in TASKS} <= set(labels)
@@ -91,9 +92,9 @@ def test_a_graph_of_unknown_names_is_one_piece_and_its_task_selections_are_small
     one.CopyFrom(plain)
     for number, node in enumerate(one.graph.node):
         node.name = f"n{number}"
-    assert [part.label for part in pieces.pieces(one, TASKS)] == ["trunk"]
-    depth = forms.OnnxForm("depth", passes.keep_outputs(named(plain), ["depth.depth"]), ["depth"])
-    assert [name for name, _ in depth.stages(images)] == ["trunk", "depth head", "depth decoding", bench.WHOLE]
+    assert [part.label for part in partition.pieces(one, TASKS)] == ["trunk"]
+    depth = variants.OnnxForm("depth", passes.keep_outputs(named(plain), ["depth.depth"]), ["depth"])
+    assert [name for name, _ in depth.stages(images)] == ["trunk", "depth head", "depth decoding", latency.WHOLE]
 
 
 class Sleeper:
@@ -105,7 +106,7 @@ class Sleeper:
         self.name, self.seconds, self.log, self.threads = name, seconds, log, 0
 
     def stages(self, images):
-        return [("trunk", self.work), (bench.WHOLE, self.work)]
+        return [("trunk", self.work), (latency.WHOLE, self.work)]
 
     def work(self) -> None:
         self.log.append((self.name, self.threads))
@@ -123,7 +124,7 @@ class Sleeper:
 def test_forms_take_turns_and_ratios_are_of_processor_time():
     log: list = []
     slow, quick = Sleeper("slow", 0.01, log), Sleeper("quick", 0.002, log)
-    found = bench.measure([slow, quick], (64, 64), turns=5, batches=(1, 2), threads=(1, 3))
+    found = latency.measure([slow, quick], (64, 64), turns=5, batches=(1, 2), threads=(1, 3))
     assert [name for name, _ in log[:8]] == ["slow", "slow", "quick", "quick"] * 2
     assert {threads for _, threads in log} == {1, 3}
     assert found.ratios["quick"] == pytest.approx(5, rel=0.4)
@@ -148,7 +149,7 @@ def test_the_command_on_files(exported, exported_inside, tmp_path, capsys):
     assert "letterbox of 720x1280" in text
     assert "against small.onnx" in text
     assert numbers["costs"]["against small.onnx"]["placing"]["cpu"] > 0
-    assert numbers["costs"]["small.onnx"][bench.WHOLE]["wall"] > 0
+    assert numbers["costs"]["small.onnx"][latency.WHOLE]["wall"] > 0
     assert numbers["memory_mb"]["small.onnx"] is not None
     assert numbers["size"] == [96, 160]
 
@@ -173,7 +174,7 @@ def test_where_torch_cannot_compile_a_line_says_so_and_the_other_forms_are_measu
     def failing(*_):
         raise error
 
-    monkeypatch.setattr(forms.torch, "compile", lambda forward: failing)
+    monkeypatch.setattr(variants.torch, "compile", lambda forward: failing)
     notes: dict[str, str] = {}
     found = candidates(tmp_path, small_network, (64, 96), ("torch", "compiled"), notes)
     assert [form.name for form in found] == ["torch"]
@@ -187,7 +188,7 @@ def test_sizes_that_do_not_fit_are_told(exported, exported_inside, capsys):
         cli.main(["bench", str(exported), "--threads", "0"])
     capsys.readouterr()
     with pytest.raises(PerceptionError):
-        forms.from_file("x", exported.with_suffix(".json"))
+        variants.from_file("x", exported.with_suffix(".json"))
 
 
 @pytest.mark.parametrize("tasks", [("segmentation", "depth"), ("depth",)])
@@ -204,7 +205,7 @@ def test_what_two_heads_compute_alike_is_there_for_either_alone(tasks):
     graph = onnx.helper.make_graph(nodes, "g", [value("images", onnx.TensorProto.FLOAT, [2])], ends)
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
     model = passes.keep_outputs(model, [entry.name for entry in ends if entry.name.split(".")[0] in tasks])
-    parts = pieces.pieces(model, tasks)
+    parts = partition.pieces(model, tasks)
     assert [part.label for part in parts] == ["trunk", *(f"{task} head" for task in tasks)]
     found = run_pieces(parts, np.array([-1, 2], np.float32))
     np.testing.assert_allclose(found["depth.depth"], np.exp([0, 2]), rtol=1e-6)

@@ -11,7 +11,7 @@ from test_backward import step
 from test_configs import RECIPES
 
 from perception import recipe as recipes
-from perception.data.co_labels import pairs_apart, void_space
+from perception.data.joint_labels import pairs_apart, void_space
 from perception.report.balance import advise
 from perception.types import Batch
 

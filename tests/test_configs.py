@@ -18,8 +18,8 @@ from trees_street import bdd100k_tree, cityscapes_instances_tree
 
 import perception
 from perception import recipe as recipes
+from perception import synthetic
 from perception.config import load_yaml
-from perception.data import street
 from perception.data.formats.nyuv2 import CLASSES_40
 
 DEMO = Path(perception.__file__).with_name("demo.yaml")
@@ -174,7 +174,7 @@ def test_its_readers_label_its_classes(name, tmp_path):
 
 @pytest.mark.parametrize("path", [DEMO, *(path for path in RECIPES if path.stem == "street")], ids=lambda p: p.stem)
 def test_the_sky_of_made_streets_is_far_in_training_and_unknown_in_validation(path, tmp_path):
-    street.write(tmp_path / "street", 6, 0, (64, 128), 0.5)
+    synthetic.write(tmp_path / "street", 6, 0, (64, 128), 0.5)
     plain = [f"data.augment.{key}=0" for key in ("flip", "colour", "degrade")] + ["data.augment.scale=[1, 1]"]
     recipe = recipes.load(
         path, [f"data.root={tmp_path / 'street'}", "data.size=[64, 128]", *plain], ("segmentation", "depth")

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from perception.data.files import archive_members, archives
-from perception.data.files.archives import extract
+from perception.files import archive_members, archives
+from perception.files.archives import extract
 from perception.types import DataError
 
 FILES = {"a/b/1.txt": b"one", "a/2.bin": bytes(range(256)) * 300, "ä.txt": b"", "c/d/e/f/g.txt": b"deep"}

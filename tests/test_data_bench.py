@@ -8,9 +8,9 @@ import pytest
 from data_trees import coco_tree, label_maps_tree, open_tree
 
 from perception import cli
+from perception.bench.data import measure, processor_seconds
 from perception.config import build
 from perception.data import AugmentConfig
-from perception.data.bench import measure, processor_seconds
 from perception.data.mixture import Mixture
 
 TASKS = ("detection", "segmentation")

@@ -17,8 +17,8 @@ from trees_kitti import text
 
 from perception.config import build
 from perception.data import DepthMapsConfig
-from perception.data.files.array_files import read_array
 from perception.data.formats.depth_maps import FARTHEST, metres, read_intrinsics
+from perception.files.arrays import read_array
 from perception.types import Camera, ConfigError, DataError
 
 SLOW = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -35,10 +35,10 @@ from trees_street import cityscapes_instances_tree
 from perception.config import build
 from perception.data import AugmentConfig
 from perception.data.collate import collate
-from perception.data.files.strict_json import read_json
 from perception.data.loader import evaluation_batches, train_batches
 from perception.data.mixture import Mixture
-from perception.data.order import MixConfig
+from perception.data.sampler import MixConfig
+from perception.files.strict_json import read_json
 from perception.metrics.detection import DetectionMetric
 from perception.model import ModelConfig, Perception
 from perception.nn.backbone import BackboneConfig

@@ -14,8 +14,8 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageOps
 
-from perception.data.files.images import PictureError, read_image
-from perception.data.files.map_files import read_map
+from perception.files.images import PictureError, read_image
+from perception.files.maps import read_map
 from perception.types import DataError
 
 
@@ -119,7 +119,7 @@ def test_the_runtime_reads_jpeg_and_png_without_torch_pydantic_and_pillow(tmp_pa
     Image.fromarray(smooth()).save(tmp_path / "d.gif")
     code = (
         "import sys; sys.modules.update(torch=None, pydantic=None, PIL=None, albumentations=None)\n"
-        "from pathlib import Path; from perception.data.files.images import read_image\n"
+        "from pathlib import Path; from perception.files.images import read_image\n"
         "for path in sorted(Path(sys.argv[1]).iterdir()):\n"
         "    try: print(read_image(path).shape)\n"
         "    except Exception as error: print(error)\n"

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perception.data.files import index_cache
-from perception.data.files.index_cache import MIN_BYTES, Bytes, cached, pack_bytes, pack_texts, unpack_texts
+from perception.files import index_cache
+from perception.files.index_cache import MIN_BYTES, Bytes, cached, pack_bytes, pack_texts, unpack_texts
 from perception.types import DataError
 
 ARRAYS = {
@@ -200,7 +200,7 @@ def test_a_full_disk_leaves_no_file_behind(file, folder):
 import resource, signal
 import numpy as np
 from pathlib import Path
-from perception.data.files.index_cache import cached
+from perception.files.index_cache import cached
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 found = cached("kind 1", [Path({str(file)!r})], lambda: {{"blob": np.zeros(1 << 20, np.uint8)}})

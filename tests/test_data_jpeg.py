@@ -9,7 +9,7 @@ import pytest
 from data_trees import picture
 from PIL import Image
 
-from perception.data.files.images import PictureError, decode_image, open_image
+from perception.files.images import PictureError, decode_image, open_image
 
 SCAN, END = b"\xff\xda", b"\xff\xd9"
 KINDS = {

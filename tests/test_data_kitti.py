@@ -258,7 +258,7 @@ def test_D14_folders_pipes_and_links_for_files(file, tmp_path):
 
 
 def test_D1_a_damaged_picture_is_the_pictures_error(tmp_path):
-    from perception.data.files.images import PictureError
+    from perception.files.images import PictureError
 
     config = kitti_tree(tmp_path)
     (tmp_path / "kitti/training/image_2/000000.png").write_bytes(b"<html>")

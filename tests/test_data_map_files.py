@@ -15,9 +15,9 @@ from data_trees import depth_maps_tree, label_maps_tree, open_tree, write
 from PIL import Image
 from test_data_archives import little_memory
 
-from perception.data.files.map_files import read_map
-from perception.data.files.palettes import UNLIKE
 from perception.data.formats.colour_lists import voc_colour
+from perception.files.maps import read_map
+from perception.files.palettes import UNLIKE
 from perception.types import ConfigError, DataError
 
 COLOURS = {"sky": (70, 130, 180), "road": (128, 64, 128), "car": (0, 0, 142)}

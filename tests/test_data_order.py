@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perception.config import build
-from perception.data.order import MixConfig, Order, shares
+from perception.data.sampler import MixConfig, Order, shares
 from perception.types import ConfigError
 
 

@@ -19,9 +19,9 @@ from trees_coco import coco_panoptic_tree, compressed, id_colours, panoptic_cont
 
 from perception.config import build
 from perception.data import DATASETS, SourceConfig
-from perception.data.files.images import PictureError
 from perception.data.formats import coco_index
 from perception.data.formats.coco_panoptic import read_ids
+from perception.files.images import PictureError
 from perception.types import ConfigError, DataError
 
 REAL = os.environ.get("PERCEPTION_TEST_DATA")

@@ -17,10 +17,10 @@ import pytest
 from data_trees import coco_content, coco_tree, open_tree, picture, write
 from PIL import Image, ImageOps
 
-from perception.data.files.images import decode_image, read_image, read_size
-from perception.data.files.map_files import read_map
-from perception.data.files.picture_files import PictureError
 from perception.data.transforms import for_evaluation
+from perception.files.image_headers import PictureError
+from perception.files.images import decode_image, read_image, read_size
+from perception.files.maps import read_map
 from perception.types import DataError
 
 
@@ -333,8 +333,8 @@ BOMBS = """
 import resource, sys, time
 from pathlib import Path
 resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
-from perception.data.files.images import read_image, read_size
-from perception.data.files.map_files import read_map
+from perception.files.images import read_image, read_size
+from perception.files.maps import read_map
 from perception.types import DataError
 for path in sorted(Path(sys.argv[1]).iterdir()):
     for read in (read_image, read_size, read_map):

@@ -12,8 +12,8 @@ from data_trees import coco_content, coco_tree, label_maps_tree, open_tree, pict
 from trees_coco import coco_masks_tree, compressed, disc, rectangle, runs
 from trees_kitti import kitti_tree, text, yolo_tree
 
-from perception.data.files.folders import list_pictures
-from perception.data.files.scalars import truth
+from perception.files.folders import list_pictures
+from perception.files.scalars import truth
 from perception.metrics.detection import DetectionMetric
 from perception.types import DataError, Instances
 

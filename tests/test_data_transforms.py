@@ -14,10 +14,10 @@ from street_samples import SIZE, boxes_of_pixels, street
 
 from perception.config import build
 from perception.data import AugmentConfig
-from perception.data.colours import apply_matrix, colour_matrix, degraded, noisy, recoloured, with_weather
-from perception.data.files.images import PictureError, open_image, read_image
-from perception.data.roll import rolled
+from perception.data.color_transforms import apply_matrix, colour_matrix, degraded, noisy, recoloured, with_weather
+from perception.data.rotate import rolled
 from perception.data.transforms import for_training, random_frame, reduction, through_frame
+from perception.files.images import PictureError, open_image, read_image
 from perception.ops.image import PAD_VALUE, cut_image, warp_boxes, warp_image
 from perception.types import Camera, ConfigError, DenseMap, Frame, ImageLabel, Instances, Sample
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from trees_street import CAR, PERSON, voc_mask, voc_object, voc_palette, voc_tree, voc_xml
 
 from perception.config import build
-from perception.data.files.strict_xml import MAX_BYTES, read_xml
 from perception.data.formats.voc import VocConfig
 from perception.data.formats.voc_lists import CLASSES
+from perception.files.strict_xml import MAX_BYTES, read_xml
 from perception.types import ConfigError, DataError
 
 AT = Path("VOCdevkit/VOC2012")

@@ -16,9 +16,9 @@ from trees_kitti import YAML, text, yolo_tree
 
 from perception.config import build
 from perception.data import YoloConfig
-from perception.data.files.strict_json import read_json
 from perception.data.formats.yolo import YoloReader, read_boxes
 from perception.data.formats.yolo_data import read_data_file
+from perception.files.strict_json import read_json
 from perception.types import DataError
 
 REAL = os.environ.get("PERCEPTION_TEST_DATA")

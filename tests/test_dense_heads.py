@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from perception.checkpoint import Checkpoint, fit
-from perception.deploy.export import export
 from perception.engine.evaluate import evaluate
+from perception.export.export import export
 from perception.metrics.segmentation import SegmentationMetric
-from perception.nn.context import PyramidContext
 from perception.nn.decoder import DenseDecoder
+from perception.nn.pyramid_pooling import PyramidContext
 from perception.ops.image import letterbox_frame
 from perception.ops.restore import restore
 from perception.tasks import TASKS, join

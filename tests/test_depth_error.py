@@ -6,14 +6,14 @@ import cv2
 import numpy as np
 import pytest
 
-from perception.deploy.predict import Options, predict
-from perception.deploy.result import Result
-from perception.deploy.runtime import sanitise
-from perception.deploy.video.writers import ERROR_SCALE, step
 from perception.ops.draw import draw
 from perception.ops.image import letterbox_frame
 from perception.ops.restore import assemble, restore, to_json
+from perception.runtime.predictor import sanitise
+from perception.runtime.result import Result
 from perception.types import Camera, DenseMap, Prediction, TaskSpec
+from perception.video.predict import Options, predict
+from perception.video.writers.maps import ERROR_SCALE, step
 
 SPECS = {
     "detection": TaskSpec("detection", "instances", ("boxes", "scores", "labels"), ("car",)),

@@ -8,7 +8,7 @@ import onnx
 import pytest
 import torch
 
-from perception.deploy.export import export
+from perception.export.export import export
 from perception.model import ModelConfig, Perception
 from perception.nn.backbone import BackboneConfig
 from perception.tasks.detection import DetectionConfig

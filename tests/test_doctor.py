@@ -31,7 +31,7 @@ from doctor_cases import (
 )
 from PIL import Image
 
-from perception.data.doctor import verdict
+from perception.doctor import verdict
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from perception.data.doctor import environment
-from perception.data.doctor.environment import Machine, Package
+from perception.doctor import environment
+from perception.doctor.environment import Machine, Package
 
 GIB = 1 << 30
 GOOD = (

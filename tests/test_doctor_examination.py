@@ -13,7 +13,7 @@ from data_trees import CLASSES, all_trees, picture, write
 from doctor_cases import check, cut, examined, jpg, kinds, png16, recipe
 from PIL import Image
 
-from perception.data.doctor import diagnose, environment
+from perception.doctor import diagnose, environment
 from perception.types import ConfigError
 
 

@@ -16,8 +16,8 @@ from data_trees import picture, write
 from doctor_cases import examined, jpg, recipe
 
 from perception.cli import main
-from perception.data.doctor import Diagnosis, diagnosis
-from perception.ops.files import FullError
+from perception.doctor import Diagnosis, diagnosis
+from perception.files.safe_write import FullError
 from perception.report import doctor_page
 from perception.types import ConfigError
 

@@ -15,15 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from perception.data import SourceConfig
-from perception.data.doctor import leakage
-from perception.data.doctor.cameras import oddity
-from perception.data.doctor.crew import Crew, Failure
-from perception.data.doctor.findings import TROUBLES, Trouble, Troubles, percent, plain
-from perception.data.doctor.picture import look, oddities
-from perception.data.doctor.plan import PlannedSource
-from perception.data.doctor.state import SourceState
-from perception.data.doctor.statistics import Histogram, measure, merge
 from perception.data.formats.depth_maps import DepthMapsConfig
+from perception.doctor import leakage
+from perception.doctor.accumulators import SourceState
+from perception.doctor.camera_checks import oddity
+from perception.doctor.data_plan import PlannedSource
+from perception.doctor.findings import TROUBLES, Trouble, Troubles, percent, plain
+from perception.doctor.image_facts import look, oddities
+from perception.doctor.statistics import Histogram, measure, merge
+from perception.doctor.worker_pool import Crew, Failure
 from perception.ops.image import letterbox_frame
 from perception.types import Camera, DenseMap, Instances
 

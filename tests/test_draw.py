@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from perception.ops.draw import UNKNOWN, VOID, caption, draw, draw_depth, draw_labels
+from perception.ops.draw_text import bright
 from perception.ops.palette import NAMED, apart, palette
 from perception.ops.panel import panel
-from perception.ops.writing import bright
 from perception.types import DenseMap, ImageLabel, Instances, TaskSpec
 
 SPECS = {

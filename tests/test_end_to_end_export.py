@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from commands import perception, python_path
 
-from perception import exporting
+from perception.export import from_run
 from perception.types import ConfigError
 
 
@@ -52,8 +52,8 @@ def test_x2_a_file_of_a_size_of_its_own_is_judged_at_that_size(demo_run, monkeyp
         raise Looked(images.shape)
 
     asked = {}
-    monkeypatch.setattr(exporting, "write", lambda model, out, **options: asked.update(options))
-    exporting.export(demo_run, tmp_path / "x.onnx", precision="int8", size=(32, 64), calibration=1, pictures=1)
+    monkeypatch.setattr(from_run, "write", lambda model, out, **options: asked.update(options))
+    from_run.export(demo_run, tmp_path / "x.onnx", precision="int8", size=(32, 64), calibration=1, pictures=1)
     assert asked["reduction"].pictures[0].shape == (1, 3, 32, 64)
     with pytest.raises(Looked, match=r"\(1, 3, 32, 64\)"):
         asked["reduction"].evaluate(look)
@@ -71,4 +71,4 @@ def test_what_cannot_be_exported_is_told_before_the_network_is_opened(tmp_path, 
     (tmp_path / "runs.onnx").mkdir()
     options = {**options, "out": tmp_path / options.get("out", "model.onnx")}
     with pytest.raises(ConfigError, match=words):
-        exporting.export(tmp_path / "no run", **options)
+        from_run.export(tmp_path / "no run", **options)

@@ -10,7 +10,8 @@ import torch
 import yaml
 from commands import perception
 
-from perception import cli, exporting, measuring, runs
+from perception import cli, runs
+from perception.export import evaluate_onnx, from_run
 from perception.types import ConfigError, PerceptionError
 
 
@@ -20,7 +21,7 @@ def files(demo_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
     found = {kind: folder / f"{kind}.onnx" for kind in ("outside", "inside")}
     for kind, path in found.items():
-        exporting.export(demo_run, path, preprocess=kind)
+        from_run.export(demo_run, path, preprocess=kind)
     return found
 
 
@@ -32,7 +33,9 @@ def recipe_of(run) -> dict:
 def test_x1_a_file_has_the_metrics_of_its_run(demo_run, files, kind, tmp_path):
     wanted = runs.evaluate(demo_run, overrides=["data.workers=0"]).metrics
     overrides = ["data.workers=0"]
-    found = measuring.evaluate(files[kind], data=demo_run / "recipe.yaml", overrides=overrides, out=tmp_path / "out")
+    found = evaluate_onnx.evaluate(
+        files[kind], data=demo_run / "recipe.yaml", overrides=overrides, out=tmp_path / "out"
+    )
     assert found.pictures == 6
     assert found.metrics.keys() == wanted.keys()
     loose = 0.03 if kind == "inside" else 2e-3  # the letterbox inside does not round to whole levels
@@ -46,7 +49,7 @@ def test_x1_a_file_has_the_metrics_of_its_run(demo_run, files, kind, tmp_path):
 def test_a_file_in_its_run_folder_needs_no_data_and_one_elsewhere_does(demo_run, files, tmp_path):
     shutil.copy(files["outside"], tmp_path / "model.onnx")
     with pytest.raises(ConfigError, match=r"lies in no run folder.*Give --data FILE"):
-        measuring.evaluate(tmp_path / "model.onnx")
+        evaluate_onnx.evaluate(tmp_path / "model.onnx")
     shutil.copy(demo_run / "recipe.yaml", tmp_path)
     done = perception("evaluate", tmp_path / "model.onnx", "--tasks", "classification", "--size", "64x96")
     assert done.stdout.startswith("6 pictures\nclassification/top1")
@@ -57,10 +60,10 @@ def test_data_of_other_classes_is_refused(demo_run, files, tmp_path):
     recipe["tasks"]["segmentation"]["classes"] = ["lava", "sky"]
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(recipe), "utf-8")
     with pytest.raises(ConfigError, match=r"tasks\.segmentation\.classes are lava, sky, and .* was exported with road"):
-        measuring.evaluate(files["outside"], data=tmp_path / "other.yaml")
+        evaluate_onnx.evaluate(files["outside"], data=tmp_path / "other.yaml")
     alone = {"data": {key: recipe["data"][key] for key in ("root", "validation")}}
     (tmp_path / "data.yaml").write_text(yaml.safe_dump(alone), "utf-8")
-    found = measuring.evaluate(files["outside"], data=tmp_path / "data.yaml", tasks=["depth"])
+    found = evaluate_onnx.evaluate(files["outside"], data=tmp_path / "data.yaml", tasks=["depth"])
     assert found.metrics["depth/abs_rel"] > 0
 
 
@@ -108,7 +111,7 @@ def test_e2_a_network_that_gives_no_numbers_is_an_error_that_names_the_task(demo
 
 
 def test_e2_a_file_that_gives_no_numbers_is_an_error_too(demo_run, files, monkeypatch):
-    from perception.deploy.runtime import Perceiver
+    from perception.runtime.predictor import Perceiver
 
     run = Perceiver.run
 
@@ -118,7 +121,7 @@ def test_e2_a_file_that_gives_no_numbers_is_an_error_too(demo_run, files, monkey
 
     monkeypatch.setattr(Perceiver, "run", ruined)
     with pytest.raises(PerceptionError, match=r"detection: \d+ of \d+ scores .* no numbers"):
-        measuring.evaluate(files["outside"], data=demo_run / "recipe.yaml", overrides=["data.workers=0"])
+        evaluate_onnx.evaluate(files["outside"], data=demo_run / "recipe.yaml", overrides=["data.workers=0"])
 
 
 @pytest.mark.parametrize("command", ["predict", "calibrate", "label"])

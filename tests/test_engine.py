@@ -281,7 +281,7 @@ def test_two_trainings_of_one_run_at_once_are_refused(tmp_path):
     fit(tmp_path, steps=2)
     code = (
         "import sys, pathlib\n"
-        "from perception.engine.begin import alone\n"
+        "from perception.engine.run_start import alone\n"
         "with alone(pathlib.Path(sys.argv[1]), False):\n"
         "    print('held', flush=True)\n"
         "    sys.stdin.read()\n"

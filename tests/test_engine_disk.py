@@ -14,7 +14,7 @@ from test_engine import fit
 from perception import checkpoint, runs
 from perception.engine import log
 from perception.engine.evaluate import Evaluation
-from perception.ops.files import FullError
+from perception.files.safe_write import FullError
 from perception.types import CheckpointError
 
 

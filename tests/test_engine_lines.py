@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from perception.engine.lines import evaluation_line, shortened, training_line
+from perception.engine.console_lines import evaluation_line, shortened, training_line
 from perception.engine.log import Log
 
 FOUR = {

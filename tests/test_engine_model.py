@@ -10,7 +10,7 @@ import torch
 
 from perception import checkpoint
 from perception.engine import distributed
-from perception.engine.balance import differentiate
+from perception.engine.backward import differentiate
 from perception.engine.train import TrainConfig, train
 from perception.model import ModelConfig, Perception
 from perception.mtl.balancers import BALANCERS, build_balancer

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from test_engine import Died, dying, events, fit
 from test_studies_compare import RECIPE
 
-from perception import checkpoint, exporting, runs
+from perception import checkpoint, runs
 from perception import recipe as recipes
 from perception.engine.evaluate import Evaluation, score, task_scores
 from perception.engine.train import TrainConfig
+from perception.export import from_run
 from perception.studies.compare import make_plan
 from perception.types import ConfigError
 
@@ -189,9 +190,9 @@ def test_an_auxiliary_task_is_trained_and_measured_but_neither_scored_nor_export
     assert list(runs.open_network(folder)[1].tasks) == ["depth", "classification"]
     assert list(runs.open_network(folder, ["hints"])[1].tasks) == ["hints"], "asked for by name"
     written = []
-    monkeypatch.setattr(exporting, "write", lambda model, *_, **__: written.append(list(model.tasks)))
-    exporting.export(folder, tmp_path / "model.onnx")
-    exporting.export(folder, tmp_path / "model.onnx", tasks=["hints", "depth"])
+    monkeypatch.setattr(from_run, "write", lambda model, *_, **__: written.append(list(model.tasks)))
+    from_run.export(folder, tmp_path / "model.onnx")
+    from_run.export(folder, tmp_path / "model.onnx", tasks=["hints", "depth"])
     assert written == [["depth", "classification"], ["hints", "depth"]]
 
 

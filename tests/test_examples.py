@@ -14,7 +14,7 @@ import pytest
 from example_programs import Differences, build_cpp, node, python
 
 from perception import cli
-from perception.deploy.parity import shapes
+from perception.export.parity import shapes
 
 SIZES = ((96, 160), (61, 97), (240, 320), (500, 40))
 

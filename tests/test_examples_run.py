@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from example_programs import Differences, build_cpp, node, python
 
-from perception import cli, exporting
-from perception.deploy.runtime import Perceiver
+from perception import cli
+from perception.export import from_run
+from perception.runtime.predictor import Perceiver
 from perception.types import DenseMap
 
 RUN, DATA = os.environ.get("PERCEPTION_TEST_RUN", ""), Path(os.environ.get("PERCEPTION_TEST_DATA", ""))
@@ -49,7 +50,7 @@ def models(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("models")
     kinds = ("inside", "outside")
     for kind in kinds:
-        exporting.export(Path(RUN), folder / f"{kind}.onnx", preprocess=kind)
+        from_run.export(Path(RUN), folder / f"{kind}.onnx", preprocess=kind)
     return {kind: folder / f"{kind}.onnx" for kind in kinds}
 
 

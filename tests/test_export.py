@@ -10,13 +10,14 @@ import onnxruntime
 import pytest
 import torch
 
-from perception.deploy import container, graph, parity
-from perception.deploy.export import export
-from perception.deploy.manifest import extract, parse
-from perception.deploy.parity import Comparison, Disagreement
-from perception.deploy.runtime import Perceiver
+from perception.export import graph, parity
+from perception.export.export import export
+from perception.export.parity import Comparison, Disagreement
 from perception.model import ModelConfig, Perception
 from perception.nn.backbone import BackboneConfig
+from perception.runtime import onnx_file
+from perception.runtime.manifest import extract, parse
+from perception.runtime.predictor import Perceiver
 from perception.tasks import TASKS
 from perception.types import PerceptionError, TaskSpec
 
@@ -100,7 +101,7 @@ def test_x1_the_real_network_in_a_bare_session(tmp_path):
 def test_tensorflow_padding_written_out_is_the_same_network():
     from timm.layers import Conv2dSame
 
-    from perception.deploy.translate import _with_static_padding
+    from perception.export.trace import _with_static_padding
 
     torch.manual_seed(0)
     layers = [
@@ -127,7 +128,7 @@ def test_one_file_with_nms_and_argmax_inside_and_dynamic_axes(exported):
     axes = [[dim.dim_param or dim.dim_value for dim in entry.type.tensor_type.shape.dim] for entry in model.graph.input]
     assert axes == [["batch", 3, "height", "width"]]
     assert sorted(path.name for path in exported.parent.iterdir()) == ["small.json", exported.name]
-    assert b"/perception/" not in container.without_metadata(exported.read_bytes())  # no paths of the machine
+    assert b"/perception/" not in onnx_file.without_metadata(exported.read_bytes())  # no paths of the machine
 
 
 def test_the_manifest_says_what_a_runtime_needs(small_network, exported):

@@ -8,11 +8,11 @@ import onnx
 import onnxruntime
 import pytest
 
-from perception.deploy import graph, inside, letterbox_text
-from perception.deploy.manifest import extract
-from perception.deploy.parity import Disagreement, shapes
-from perception.deploy.runtime import Perceiver
+from perception.export import embedded_preprocessing, graph, letterbox_operators
+from perception.export.parity import Disagreement, shapes
 from perception.ops import image as geometry
+from perception.runtime.manifest import extract
+from perception.runtime.predictor import Perceiver
 from perception.types import Camera, PerceptionError, TaskSpec
 
 SIZES = ((96, 160), (90, 150), (61, 97), (240, 320), (333, 210), (500, 40))
@@ -34,7 +34,7 @@ def test_the_manifest_says_so(exported_inside):
     assert (manifest.input.layout, manifest.input.size) == ("NHWC", (96, 160))
     assert "pixels of the picture" in manifest.outputs["detection.boxes"].meaning
     assert {"placed", "detection.boxes", "detection.boxes (inside)"} <= set(manifest.parity)
-    assert manifest.parity["placed"] <= inside.PLACING_TOLERANCE
+    assert manifest.parity["placed"] <= embedded_preprocessing.PLACING_TOLERANCE
     assert "placed" not in manifest.outputs
 
 
@@ -75,23 +75,23 @@ def test_inside_says_what_outside_says(exported, exported_inside, size):
 @pytest.mark.parametrize("scale", [0.3, 0.8, 1.0, 1.3, 1.7, 2.0, 2.5, 3.0, 4.0, 5.3])
 def test_the_letterbox_is_that_of_the_package(translated, small_network, scale):
     """Within rounding up to a shrinkage of 2.8 and at whole ones; nearly beyond, where the package averages areas."""
-    whole = inside.wrap(translated, small_network.specs, (96, 160))
+    whole = embedded_preprocessing.wrap(translated, small_network.specs, (96, 160))
     run = onnxruntime.InferenceSession(whole.SerializeToString(), providers=["CPUExecutionProvider"])
     image = picture(round(90 * scale), round(160 * scale))
-    (placed,) = run.run([inside.PLACED], {"images": image[None]})
+    (placed,) = run.run([embedded_preprocessing.PLACED], {"images": image[None]})
     frame = geometry.letterbox_frame(image.shape[:2], (96, 160))
     wanted = geometry.warp_image(image, frame).transpose(2, 0, 1)
     away = np.abs(placed[0] - wanted)
     assert placed.shape == (1, 3, 96, 160)
     assert (placed[0][:, 95:] == geometry.PAD_VALUE).all() or frame.place[3] == 96
-    assert away.max() <= (inside.PLACING_TOLERANCE if scale < 2.8 or scale == round(scale) else 12)
+    assert away.max() <= (embedded_preprocessing.PLACING_TOLERANCE if scale < 2.8 or scale == round(scale) else 12)
     assert away.mean() < 0.5
 
 
 @pytest.mark.parametrize("size", [(32, 64), (64, 32), (96, 160)])
 def test_every_picture_lies_where_the_package_puts_it_ties_too(translated, small_network, size):
     """By whole numbers: of 1,600 sizes, some are placed at exact halves."""
-    whole = inside.wrap(translated, small_network.specs, size)
+    whole = embedded_preprocessing.wrap(translated, small_network.specs, size)
     value = onnx.helper.make_tensor_value_info("place/place", onnx.TensorProto.INT64, [2])
     whole.graph.output.append(value)
     alone = graph.keep_outputs(whole, ["place/place"])
@@ -137,11 +137,13 @@ def test_pictures_of_unlike_sizes_and_the_runtimes_own_sizes(exported_inside):
 )
 def test_x1_a_wrong_letterbox_or_way_back_is_seen(translated, small_network, monkeypatch, old, new, message):
     names = ("PLACE", "RATIO", "SCALES", "BOXES", "CLASSES", "NEAREST", "QUANTITY")
-    (name,) = [name for name in names if old in getattr(letterbox_text, name)]
-    monkeypatch.setattr(letterbox_text, name, getattr(letterbox_text, name).replace(old, new))
+    (name,) = [name for name in names if old in getattr(letterbox_operators, name)]
+    monkeypatch.setattr(letterbox_operators, name, getattr(letterbox_operators, name).replace(old, new))
     specs = small_network.specs
     with pytest.raises(Disagreement, match=message):
-        inside.verify(inside.wrap(translated, specs, (96, 160)), translated, specs, {"detection": 0.6})
+        embedded_preprocessing.verify(
+            embedded_preprocessing.wrap(translated, specs, (96, 160)), translated, specs, {"detection": 0.6}
+        )
 
 
 def test_the_further_maps_of_a_quantity_are_resized_and_no_lens_scales_them(translated, small_network):
@@ -155,8 +157,8 @@ def test_the_further_maps_of_a_quantity_are_resized_and_no_lens_scales_them(tran
     error.name = "depth.error"
     spec = dataclasses.replace(small_network.specs["depth"], outputs=("depth", "error"))
     specs = small_network.specs | {"depth": spec}
-    whole = inside.wrap(core, specs, (96, 160))
-    inside.verify(whole, core, specs, {"detection": 0.6})
+    whole = embedded_preprocessing.wrap(core, specs, (96, 160))
+    embedded_preprocessing.verify(whole, core, specs, {"detection": 0.6})
     session = onnxruntime.InferenceSession(whole.SerializeToString(), providers=["CPUExecutionProvider"])
     metres, share = session.run(["depth.depth", "depth.error"], {"images": picture(180, 320)[None]})
     assert metres.shape == share.shape == (1, 180, 320)
@@ -166,4 +168,4 @@ def test_the_further_maps_of_a_quantity_are_resized_and_no_lens_scales_them(tran
 def test_a_task_of_unknown_geometry_is_refused(translated, small_network):
     spec = TaskSpec("detection", "instances", ("boxes", "scores", "labels", "masks"), ("car",))
     with pytest.raises(PerceptionError, match=r"detection: outputs boxes, scores, labels, masks cannot be brought"):
-        inside.wrap(translated, small_network.specs | {"detection": spec}, (96, 160))
+        embedded_preprocessing.wrap(translated, small_network.specs | {"detection": spec}, (96, 160))

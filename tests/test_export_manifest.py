@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 
 from perception import cli
-from perception.deploy import container, schema
-from perception.deploy import manifest as module
-from perception.deploy.manifest import DIGEST_KEY, MANIFEST_KEY, extract, parse
-from perception.deploy.runtime import Perceiver
+from perception.runtime import json_schema, onnx_file
+from perception.runtime import manifest as module
+from perception.runtime.manifest import DIGEST_KEY, MANIFEST_KEY, extract, parse
+from perception.runtime.predictor import Perceiver
 from perception.types import PerceptionError
 
 SCHEMA = json.loads(Path(module.__file__).with_name("manifest.schema.json").read_text("utf-8"))
 
 
 def problems(value) -> list[str]:
-    return list(schema.problems(value, SCHEMA, SCHEMA))
+    return list(json_schema.problems(value, SCHEMA, SCHEMA))
 
 
 @pytest.fixture(params=["exported", "exported_inside"])
@@ -89,7 +89,7 @@ def signed(model: Path, manifest: object, out: Path) -> Path:
     """The file with another manifest whose checksums are right: as one who wants to deceive would write it."""
     text = manifest if isinstance(manifest, str) else json.dumps(manifest)
     metadata = {MANIFEST_KEY: text, DIGEST_KEY: module._sha256(text)}
-    out.write_bytes(container.with_metadata(model.read_bytes(), metadata))
+    out.write_bytes(onnx_file.with_metadata(model.read_bytes(), metadata))
     return out
 
 

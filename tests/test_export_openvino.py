@@ -4,8 +4,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from perception.deploy.manifest import extract
-from perception.deploy.parity import Comparison
+from perception.export.parity import Comparison
+from perception.runtime.manifest import extract
 
 openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed", exc_type=ImportError)
 

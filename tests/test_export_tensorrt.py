@@ -7,9 +7,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from perception.deploy import inside, quantize, tensorrt
-from perception.deploy.half import halved
-from perception.deploy.translate import translate
+from perception.export import embedded_preprocessing, int8, tensorrt
+from perception.export.fp16 import halved
+from perception.export.trace import translate
 from perception.model import ModelConfig, Perception
 from perception.nn.backbone import BackboneConfig
 from perception.tasks import TASKS
@@ -37,8 +37,8 @@ def test_every_kind_of_file_passes(detection, size):
     core = translate(model, model.specs, size)
     forms = {"fp32": core, "fp16": halved(core)}
     if size:
-        forms["inside"] = inside.wrap(core, model.specs, size)
-        forms["inside fp16"] = inside.wrap(forms["fp16"], model.specs, size)
+        forms["inside"] = embedded_preprocessing.wrap(core, model.specs, size)
+        forms["inside fp16"] = embedded_preprocessing.wrap(forms["fp16"], model.specs, size)
     assert {name: tensorrt.problems(form) for name, form in forms.items()} == {name: [] for name in forms}
     assert core.ir_version == 8
     assert [(entry.domain, entry.version) for entry in core.opset_import] == [("", 18)]
@@ -47,18 +47,18 @@ def test_every_kind_of_file_passes(detection, size):
 def test_int8_for_tensorrt_is_symmetric_and_int8_for_processors_is_told_apart(translated, small_network):
     for symmetric in (True, False):
         ready = onnx.shape_inference.infer_shapes(translated)
-        nodes = [name for names in quantize.blocks_of(ready).values() for name in names]
-        form = quantize.quantise(ready, nodes, quantize.ranges(ready, PICTURES), symmetric)
+        nodes = [name for names in int8.blocks_of(ready).values() for name in names]
+        form = int8.quantise(ready, nodes, int8.ranges(ready, PICTURES), symmetric)
         kinds = [node.op_type for node in form.graph.node]
         assert kinds.count("QuantizeLinear") >= 2
-        for whole in (form, inside.wrap(form, small_network.specs, (64, 96))):
+        for whole in (form, embedded_preprocessing.wrap(form, small_network.specs, (64, 96))):
             found = tensorrt.problems(whole)
             assert bool(found) is not symmetric
             assert all("not symmetric in int8" in problem for problem in found)
 
 
 def test_the_report_tells_and_the_target_refuses(export_small, tmp_path, monkeypatch):
-    monkeypatch.setattr("perception.deploy.export.tensorrt.problems", lambda model: ["float64 (graph/Cast_1)"])
+    monkeypatch.setattr("perception.export.export.tensorrt.problems", lambda model: ["float64 (graph/Cast_1)"])
     report = export_small(tmp_path / "a.onnx", size=(64, 64))
     assert "TensorRT would refuse this file: float64 (graph/Cast_1)." in str(report)
     with pytest.raises(PerceptionError, match=r"TensorRT would refuse this file: float64 .* Nothing is written"):

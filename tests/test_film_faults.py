@@ -14,17 +14,17 @@ from PIL import Image
 from test_data_picture_faults import mutated
 from video_server import Answer, FileServer, jpeg
 
-from perception.deploy.sources import find
-from perception.deploy.video.stream import Video
+from perception.runtime.sources import find
 from perception.types import PerceptionError
+from perception.video.stream import Video
 
 CODES = {".mp4": "mp4v", ".mkv": "mp4v", ".avi": "MJPG", ".mov": "mp4v", ".ts": "mp4v", ".gif": "", ".mjpg": ""}
 LOOK = """
 import os, resource, sys
 from pathlib import Path
 resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
-from perception.deploy.sources import find, read_picture
-from perception.deploy.video.stream import Video
+from perception.runtime.sources import find, read_picture
+from perception.video.stream import Video
 from perception.types import PerceptionError
 for path in sorted(Path(sys.argv[1]).iterdir()):
     print(path.name, flush=True)

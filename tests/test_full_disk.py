@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from films import noise_film, records
 
-from perception.deploy.robots.bags import BagWriter
-from perception.deploy.robots.messages import Stamp, image
-from perception.ops import files
-from perception.ops.files import FullError, append_line, check_room, write_whole
+from perception.files import safe_write
+from perception.files.safe_write import FullError, append_line, check_room, write_whole
+from perception.robots.bags import BagWriter
+from perception.robots.messages import Stamp, image
 from perception.types import PerceptionError
 
 
@@ -206,7 +206,7 @@ def test_a_line_is_whole_or_not_there(tmp_path):
 
 def test_room_is_kept_to_close_what_is_open(tmp_path, monkeypatch):
     check_room(tmp_path)
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=1))
+    monkeypatch.setattr(safe_write.shutil, "disk_usage", lambda _: SimpleNamespace(free=1))
     with pytest.raises(FullError, match="1 bytes are left"):
         check_room(tmp_path)
     monkeypatch.undo()
@@ -219,7 +219,7 @@ def test_a_film_plays_up_to_where_its_writer_was_killed(tmp_path):
 import os, sys
 import numpy as np
 from pathlib import Path
-from perception.deploy.video.film import VideoFile
+from perception.video.mp4_writer import VideoFile
 film = VideoFile(Path(sys.argv[1]), 25, (480, 640))
 for number in range(100):
     film.write(np.random.default_rng(number).integers(0, 256, (480, 640, 3), np.uint8), number / 25)

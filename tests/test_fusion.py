@@ -15,7 +15,7 @@ import torch
 from sharing_networks import CONFIGS, awake, batch, network, pictures
 from torch.utils.flop_counter import FlopCounterMode
 
-from perception.deploy.export import export
+from perception.export.export import export
 from perception.model import ModelConfig, Perception
 from perception.nn.fusion import AttentionConfig, AttentionFusion
 from perception.ops.draw_attention import draw_attention

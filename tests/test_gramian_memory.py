@@ -13,7 +13,7 @@ from test_balancers_properties import CONFLICT
 from perception import config
 from perception.mtl.balancers import BalanceConfig
 from perception.mtl.gramian import UPGrad
-from perception.mtl.memory import GramianMemory
+from perception.mtl.gramian_average import GramianMemory
 from perception.types import ConfigError
 
 MEAN = torch.tensor([[1.0, -0.4, 0.1], [-0.4, 4.0, 0.6], [0.1, 0.6, 0.25]]).double()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from perception.cli import missing
-from perception.deploy.one_engine import check_one_engine
+from perception.runtime.installed_engines import check_one_engine
 from perception.types import PerceptionError
 
 ROOT = Path(__file__).parents[1]

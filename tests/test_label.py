@@ -23,10 +23,10 @@ from video_server import wait_until
 
 from perception import cli, config
 from perception.data import SourceConfig, open_source
-from perception.deploy.agreement import agreed, mirrored
-from perception.deploy.label import label
-from perception.deploy.label_jobs import label_by_jobs
-from perception.ops.files import FullError
+from perception.files.safe_write import FullError
+from perception.labeling.consensus import agreed, mirrored
+from perception.labeling.jobs import label_by_jobs
+from perception.labeling.label import label
 from perception.types import Camera, DataError, DenseMap, ImageLabel, Instances, PerceptionError, TaskSpec
 
 SPECS = {
@@ -191,7 +191,7 @@ def test_a_signal_ends_it_and_the_exit_code_says_which(pictures, tmp_path, monke
             os.kill(os.getpid(), signal.SIGTERM)
             return super().run(images)
 
-    monkeypatch.setattr("perception.cli.deployment._perceiver", lambda parsed, threads: Terminated())
+    monkeypatch.setattr("perception.cli.inference._perceiver", lambda parsed, threads: Terminated())
     assert cli.main(["label", "network.onnx", str(pictures), "--out", str(tmp_path / "labels")]) == 143
 
 
@@ -365,7 +365,7 @@ import sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 import test_label
-from perception.deploy.label import label
+from perception.labeling.label import label
 network, identity = test_label.make({kind!r})
 done = label(network, {pictures!r}, {out!r}, root={root!r}, quiet=True, resume=True, identity=identity)
 print(*done.lines(), sep="\\n")
@@ -477,7 +477,7 @@ def test_labels_are_not_mixed_with_those_of_other_settings(pictures, tmp_path):
 
 def test_a_full_disk_loses_no_labels(pictures, tmp_path, monkeypatch):
     network, out = ByColour(), tmp_path / "out"
-    monkeypatch.setattr("perception.deploy.label.check_room", lambda _: full(network))
+    monkeypatch.setattr("perception.labeling.label.check_room", lambda _: full(network))
     with pytest.raises(FullError, match="--resume"):
         label(network, pictures, out, quiet=True)
     assert len(json.loads((out / "detection.json").read_text())["images"]) == 1
@@ -513,7 +513,7 @@ def test_a_signal_ends_all_processes_of_jobs(pictures, tmp_path, number, code):
 import functools, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import test_label
-from perception.deploy.label_jobs import label_by_jobs
+from perception.labeling.jobs import label_by_jobs
 if __name__ == "__main__":
     network = functools.partial(test_label.make, "slow")
     done = label_by_jobs(network, 2, {str(pictures.parent)!r}, {str(tmp_path / "o")!r})

@@ -15,7 +15,7 @@ import torch
 from sharing_networks import awake, network, pictures
 from test_backward import step
 
-from perception.engine.balance import LOOKED_AT
+from perception.engine.backward import LOOKED_AT
 from perception.model import Perception
 from perception.mtl.affinity import Affinity, best_groupings, look_ahead
 from perception.mtl.balancers import BALANCERS

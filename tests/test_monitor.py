@@ -13,18 +13,18 @@ import pytest
 from sklearn.metrics import roc_auc_score
 from street_samples import street
 
-from perception.data.files.images import read_image
-from perception.data.street.picture import CLASSES, SCENES
-from perception.data.street.render import render
-from perception.data.street.video import frames
-from perception.deploy.sources import Shot
-from perception.deploy.video.agreement import contradictions, kinds_of
-from perception.deploy.video.doubt import LIMIT, Collect, Doubt, fit, load
-from perception.deploy.video.features import feature_names, features
-from perception.deploy.video.monitor import PATIENCE, Monitor, faults, small_gray
-from perception.deploy.video.timing import Durations, Timings
-from perception.deploy.video.watch import Watch
+from perception.files.images import read_image
+from perception.runtime.sources import Shot
+from perception.synthetic.canvas import CLASSES, SCENES
+from perception.synthetic.render import render
+from perception.synthetic.video import frames
 from perception.types import DenseMap, Instances, PerceptionError, Prediction, TaskSpec
+from perception.video.consistency import contradictions, kinds_of
+from perception.video.image_monitor import PATIENCE, Monitor, faults, small_gray
+from perception.video.latency_monitor import Watch
+from perception.video.ood import LIMIT, Collect, Doubt, fit, load
+from perception.video.ood_features import feature_names, features
+from perception.video.stage_times import Durations, Timings
 
 DATA = Path(os.environ.get("PERCEPTION_TEST_DATA", ""))
 REAL = pytest.mark.skipif(not (DATA / "video").is_dir(), reason="PERCEPTION_TEST_DATA is not set")

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from perception.mtl.compare import (
+from perception.mtl.delta_m import (
     bootstrap_interval,
     change,
     delta_m,

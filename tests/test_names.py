@@ -2,7 +2,7 @@
 
 import pytest
 
-from perception.ops.names import TASK_NAME, check_file_name, is_file_name, printable
+from perception.files.safe_names import TASK_NAME, check_file_name, is_file_name, printable
 from perception.types import PerceptionError
 
 

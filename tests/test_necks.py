@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from perception import config
-from perception.deploy.export import export
+from perception.export.export import export
 from perception.model import ModelConfig, Perception
 from perception.nn.backbone import BackboneConfig
 from perception.nn.necks import NECKS, STRIDES, AutoNeckConfig, Neck, NeckConfig, build_neck

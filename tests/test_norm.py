@@ -23,11 +23,11 @@ from torch import nn
 
 from perception import config
 from perception import recipe as recipes
-from perception.deploy.export import export
-from perception.deploy.quantize import plainly_quantised
-from perception.deploy.translate import flat_raw
 from perception.engine import distributed
 from perception.engine.train import train
+from perception.export.export import export
+from perception.export.int8 import plainly_quantised
+from perception.export.trace import flat_raw
 from perception.model import ModelConfig
 from perception.nn import norm
 from perception.nn.backbone import BackboneConfig

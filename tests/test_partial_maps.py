@@ -20,10 +20,10 @@ from test_partial_classes import LOOKS, shapes
 from perception import config, recipe, runs
 from perception.data import check_labelled
 from perception.data.collate import collate
-from perception.data.doctor import diagnose
 from perception.data.mosaic import joined
-from perception.data.roll import rolled
+from perception.data.rotate import rolled
 from perception.data.transforms import for_evaluation
+from perception.doctor import diagnose
 from perception.engine.precision import move
 from perception.ops.draw import draw_labels
 from perception.ops.image import letterbox_frame, warp

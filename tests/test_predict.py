@@ -13,16 +13,17 @@ from films import records, summary
 from test_runtime import without_torch
 
 from perception import cli
-from perception.deploy.predict import Options, out_folder, predict
-from perception.deploy.runtime import Perceiver
-from perception.deploy.sources import Shot, find
-from perception.deploy.torch_runtime import TorchPerceiver
-from perception.deploy.video.film import VideoFile
-from perception.deploy.video.progress import Progress
-from perception.deploy.video.stream import Video
-from perception.deploy.video.timing import Timings
-from perception.deploy.video.writers import MapWriter, Recording, step
+from perception.runtime.predictor import Perceiver
+from perception.runtime.sources import Shot, find
+from perception.torch_predictor import TorchPerceiver
 from perception.types import Camera, DenseMap, PerceptionError, TaskSpec
+from perception.video.mp4_writer import VideoFile
+from perception.video.predict import Options, out_folder, predict
+from perception.video.progress import Progress
+from perception.video.stage_times import Timings
+from perception.video.stream import Video
+from perception.video.writer import Recording
+from perception.video.writers.maps import MapWriter, step
 
 
 def test_a_line_of_progress_may_begin_at_nothing():
@@ -226,8 +227,8 @@ def test_names_that_would_meet_keep_their_suffix(perceiver, tmp_path):
 
 def test_predicting_needs_no_torch(exported, folder, tmp_path):
     code = """
-from perception.deploy.predict import predict
-from perception.deploy.runtime import Perceiver
+from perception.video.predict import predict
+from perception.runtime.predictor import Perceiver
 report = predict(Perceiver(sys.argv[1], threads=1), sys.argv[2], sys.argv[3])
 print(report.frames, len(report.failures), "torch" in sys.modules)
 """

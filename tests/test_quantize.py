@@ -7,13 +7,14 @@ import onnx
 import pytest
 from onnx import helper, shape_inference
 
-from perception.deploy import parity, quantize
-from perception.deploy.deviation import Deviation
-from perception.deploy.half import halved
-from perception.deploy.manifest import extract
-from perception.deploy.parity import Disagreement
-from perception.deploy.reduce import Judge, Reduction, Refused
-from perception.deploy.session import runner
+from perception.export import int8, parity
+from perception.export.deviation import Deviation
+from perception.export.fp16 import halved
+from perception.export.parity import Disagreement
+from perception.export.precision_gate import Judge, Reduction, Refused
+from perception.export.reduction import reduce_precision
+from perception.runtime.manifest import extract
+from perception.runtime.session import runner
 from perception.types import TaskSpec
 
 PICTURES = [np.random.default_rng(i).integers(0, 256, (1, 3, 64, 96), np.uint8) for i in range(3)]
@@ -41,7 +42,7 @@ def kinds(model) -> list[str]:
 
 
 def test_int8_multiplies_whole_numbers_up_to_the_raw_outputs_and_stays_close(translated):
-    model = quantize.plainly_quantised(translated, PICTURES)
+    model = int8.plainly_quantised(translated, PICTURES)
     onnx.checker.check_model(model)
     assert kinds(model).count("QuantizeLinear") >= 2
     whole = {tensor.name for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.INT8}
@@ -77,7 +78,7 @@ def test_fp16_halves_the_file_and_keeps_what_is_sensitive_in_float32(translated)
 
 def test_ranges_are_means_of_the_pictures_extremes(translated):
     ready = shape_inference.infer_shapes(translated)
-    limits = quantize.ranges(ready, PICTURES)
+    limits = int8.ranges(ready, PICTURES)
     name = "segmentation.raw.logits"
     found = [runner(translated.SerializeToString())(picture)[name] for picture in PICTURES]
     expected = np.mean([one.min() for one in found]), np.mean([one.max() for one in found])
@@ -90,37 +91,37 @@ def test_blocks_follow_the_modules_and_hold_each_node_once(translated):
     ]
     values = [helper.make_tensor_value_info(name, 1, [1, 1, 8, 8]) for name in ("v0", "v60")]
     graph = helper.make_graph(nodes, "g", values[:1], values[1:], [helper.make_tensor("w", 1, [1, 1, 1, 1], [1.0])])
-    blocks = quantize.blocks_of(helper.make_model(graph))
+    blocks = int8.blocks_of(helper.make_model(graph))
     names = [name for block in blocks.values() for name in block]
     assert len(names) == len(set(names)) == 59  # the last makes the output
-    assert 6 <= len(blocks) <= quantize.MAX_BLOCKS
-    assert quantize.blocks_of(translated)
+    assert 6 <= len(blocks) <= int8.MAX_BLOCKS
+    assert int8.blocks_of(translated)
 
 
 def test_X2_a_block_that_hurts_goes_back_to_float32_by_itself(translated, network):
     said: list[str] = []
     kept = reduction("int8", [metrics(), metrics(0.4), metrics(0.495)], speed_up=None, say=said.append)
-    outcome = kept.apply(network, translated, network.specs)
+    outcome = reduce_precision(kept, network, translated, network.specs)
     assert "back in float32: " in outcome.table[-1]
     assert "detection: over the budget with 0 blocks" in said[0]
     assert outcome.facts["quality"]["detection"] == {"metric": "ap", "before": 0.5, "after": 0.495}
-    blocks = quantize.blocks_of(shape_inference.infer_shapes(translated))
+    blocks = int8.blocks_of(shape_inference.infer_shapes(translated))
     released = outcome.table[-1].partition("float32: ")[2].split(", ")
     assert set(released) < set(blocks)
-    everything = quantize.plainly_quantised(translated, PICTURES)
+    everything = int8.plainly_quantised(translated, PICTURES)
     assert kinds(outcome.model).count("QuantizeLinear") < kinds(everything).count("QuantizeLinear")
 
 
 def test_the_most_sensitive_block_is_found(translated):
     """A block whose activations are cut off by wrong ranges moves the outputs most."""
     ready = shape_inference.infer_shapes(translated)
-    blocks, limits = quantize.blocks_of(ready), quantize.ranges(ready, PICTURES)
+    blocks, limits = int8.blocks_of(ready), int8.ranges(ready, PICTURES)
     block = list(blocks)[-1]
     for node in ready.graph.node:
         if node.name in blocks[block]:
             limits[node.output[0]] = (0.0, 1e-3)
             limits |= {n.output[0]: (0.0, 1e-3) for n in ready.graph.node if node.output[0] in n.input}
-    harms = quantize.sensitivity(ready, blocks, limits, PICTURES[:1])
+    harms = int8.sensitivity(ready, blocks, limits, PICTURES[:1])
     assert max(harms, key=lambda name: max(harms[name].values())) == block
 
 
@@ -135,7 +136,7 @@ def test_the_most_sensitive_block_is_found(translated):
 def test_X2_what_does_not_pay_is_refused_and_nothing_is_written(
     translated, network, export_small, tmp_path, monkeypatch, after, options, message
 ):
-    monkeypatch.setattr("perception.deploy.reduce.Judge", lambda r, n, c, s: Judge(r, network, c, s))
+    monkeypatch.setattr("perception.export.reduction.Judge", lambda r, n, c, s: Judge(r, network, c, s))
     with pytest.raises(Refused, match=message) as refusal:
         export_small(tmp_path / "q.onnx", size=(64, 96), reduction=reduction("int8", [metrics(), after], **options))
     assert "detection/ap" in str(refusal.value)  # the table comes with it
@@ -144,7 +145,7 @@ def test_X2_what_does_not_pay_is_refused_and_nothing_is_written(
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_X2_what_pays_is_written_with_its_table(export_small, network, tmp_path, monkeypatch, precision):
-    monkeypatch.setattr("perception.deploy.reduce.Judge", lambda r, n, c, s: Judge(r, network, c, s))
+    monkeypatch.setattr("perception.export.reduction.Judge", lambda r, n, c, s: Judge(r, network, c, s))
     judged = reduction(precision, [metrics(), metrics(0.499)], speed_up=None)
     report = export_small(tmp_path / "q.onnx", size=(64, 96), reduction=judged)
     manifest = extract(report.path.read_bytes(), "")
@@ -161,19 +162,19 @@ def test_X2_a_metric_that_is_no_number_any_more_is_refused(translated, network, 
     """NaN is neither more nor less than the budget; blocks go back to float32 until nothing is left to give."""
     ruined = metrics() | {metric: float("nan")}
     with pytest.raises(Refused, match=f"{metric} is no number any more"):
-        reduction(precision, [metrics(), ruined], speed_up=None).apply(network, translated, network.specs)
+        reduce_precision(reduction(precision, [metrics(), ruined], speed_up=None), network, translated, network.specs)
 
 
 def test_X2_a_task_that_nothing_labels_is_said_not_to_be_judged(translated, network):
     unknown = metrics() | {"depth/abs_rel": float("nan")}
-    outcome = reduction("fp16", [unknown, unknown], speed_up=None).apply(network, translated, network.specs)
+    outcome = reduce_precision(reduction("fp16", [unknown, unknown], speed_up=None), network, translated, network.specs)
     assert "no validation picture is labelled: depth" in outcome.table[-1]
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_x2_the_parity_of_a_reduced_file_is_its_own(export_small, network, tmp_path, monkeypatch, precision):
     """What the manifest and the report say is what the written file differs by, not its float32 graph."""
-    monkeypatch.setattr("perception.deploy.reduce.Judge", lambda r, n, c, s: Judge(r, network, c, s))
+    monkeypatch.setattr("perception.export.reduction.Judge", lambda r, n, c, s: Judge(r, network, c, s))
     plain = export_small(tmp_path / "p.onnx", size=(64, 96), batches=(1, 2))
     judged = reduction(precision, [metrics(), metrics()], speed_up=None)
     report = export_small(tmp_path / "q.onnx", size=(64, 96), batches=(1, 2), reduction=judged)

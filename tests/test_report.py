@@ -13,8 +13,8 @@ import pytest
 from perception.metrics.depth import DepthMetric
 from perception.report import Example, read_events, write_report
 from perception.report.events import Series, series, smoothed, thinned
+from perception.report.format import label, number
 from perception.report.plots import chart, metric_charts, training_charts
-from perception.report.words import label, number
 from perception.types import DenseMap, ImageLabel, Instances, TaskSpec
 
 SPECS = {

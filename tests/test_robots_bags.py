@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from perception import cli
-from perception.deploy.robots.bag_writer import BagWriter, to_store
-from perception.deploy.robots.bags import Bag, is_bag
-from perception.deploy.robots.definitions import VISION_MSGS, typestore
-from perception.deploy.robots.messages import Stamp, camera_info, image
-from perception.deploy.robots.replay import replay
-from perception.deploy.robots.topics import namespace
-from perception.deploy.runtime import Perceiver
+from perception.robots.bag_writer import BagWriter, to_store
+from perception.robots.bags import Bag, is_bag
+from perception.robots.definitions import VISION_MSGS, typestore
+from perception.robots.messages import Stamp, camera_info, image
+from perception.robots.topics import namespace
+from perception.runtime.predictor import Perceiver
 from perception.types import Camera, PerceptionError
+from perception.video.replay import replay
 
 pytest.importorskip("rosbags")
 from rosbags.highlevel import AnyReader

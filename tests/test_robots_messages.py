@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from perception.deploy.result import Result
-from perception.deploy.robots.definitions import VISION_MSGS, typestore
-from perception.deploy.robots.lenses import lens
-from perception.deploy.robots.messages import Message, Stamp, all_messages, camera_info, diagnostics
-from perception.deploy.robots.pictures import COMPRESSED, IMAGE, decode
+from perception.robots.camera_info import lens
+from perception.robots.definitions import VISION_MSGS, typestore
+from perception.robots.images import COMPRESSED, IMAGE, decode
+from perception.robots.messages import Message, Stamp, all_messages, camera_info, diagnostics
+from perception.runtime.result import Result
 from perception.types import Camera, DenseMap, ImageLabel, Instances, PerceptionError, Prediction, TaskSpec
 
 pytest.importorskip("rosbags")

@@ -22,9 +22,9 @@ import recordings
 from recordings import CAMERA, SIZE, compressed, pixels, stamp, write_mcap, write_ros1, write_ros2, write_zstd
 from seer import Seer
 
-from perception.deploy.robots.messages import camera_info, image
-from perception.deploy.robots.replay import replay
+from perception.robots.messages import camera_info, image
 from perception.types import PerceptionError
+from perception.video.replay import replay
 
 SECONDS = 10.0
 MEMORY = 6 << 30

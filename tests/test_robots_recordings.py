@@ -37,12 +37,12 @@ from rosbags.highlevel import AnyReader
 from seer import Seer
 
 from perception import cli
-from perception.deploy.robots.bags import Bag, is_bag
-from perception.deploy.robots.definitions import typestore
-from perception.deploy.robots.messages import Stamp, image
-from perception.deploy.robots.replay import replay
-from perception.deploy.video.run import Options
+from perception.robots.bags import Bag, is_bag
+from perception.robots.definitions import typestore
+from perception.robots.messages import Stamp, image
 from perception.types import PerceptionError
+from perception.video.replay import replay
+from perception.video.run import Options
 
 METADATA = "rosbag2_bagfile_information:\n  version: 9\n  storage_identifier: ''\n  relative_file_paths: [{}]\n"
 HALVES = (lambda p: write_mcap(p, drive()[:COUNT]), lambda p: write_mcap(p, drive()[COUNT:]))

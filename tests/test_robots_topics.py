@@ -15,13 +15,13 @@ from recordings import CAMERA, IMAGE, INFO, SIZE, compressed, pixels, stamp, wri
 from rosbags.highlevel import AnyReader
 
 from perception import cli
-from perception.deploy.robots.bags import Bag
-from perception.deploy.robots.lenses import is_rectified, lens
-from perception.deploy.robots.messages import Message, camera_info, image
-from perception.deploy.robots.pictures import COMPRESSED, decode
-from perception.deploy.robots.pictures import IMAGE as RAW
-from perception.deploy.robots.recorded import Channel
-from perception.deploy.robots.topics import choose, info_topic, prefixes
+from perception.robots.bags import Bag
+from perception.robots.camera_info import is_rectified, lens
+from perception.robots.images import COMPRESSED, decode
+from perception.robots.images import IMAGE as RAW
+from perception.robots.messages import Message, camera_info, image
+from perception.robots.recorded_messages import Channel
+from perception.robots.topics import choose, info_topic, prefixes
 from perception.types import Camera, PerceptionError
 
 IMAGES, PACKED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"

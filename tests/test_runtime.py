@@ -13,10 +13,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from perception.deploy import container
-from perception.deploy.manifest import DIGEST_KEY, MANIFEST_KEY, Manifest, _sha256, embed, extract, parse
-from perception.deploy.result import Result
-from perception.deploy.runtime import Perceiver, sanitise
+from perception.runtime import onnx_file
+from perception.runtime.manifest import DIGEST_KEY, MANIFEST_KEY, Manifest, _sha256, embed, extract, parse
+from perception.runtime.predictor import Perceiver, sanitise
+from perception.runtime.result import Result
 from perception.types import Camera, DenseMap, ImageLabel, Instances, PerceptionError, Prediction
 
 BLOCKED = (
@@ -70,8 +70,8 @@ def perceiver(exported) -> Perceiver:
 def test_without_torch_the_result_is_the_same(exported, perceiver, tmp_path):
     np.save(tmp_path / "image.npy", picture())
     code = """
-import json, numpy, perception, perception.deploy.predict
-from perception.deploy.runtime import Perceiver
+import json, numpy, perception, perception.video.predict
+from perception.runtime.predictor import Perceiver
 found = Perceiver(sys.argv[1], threads=1)(numpy.load(sys.argv[2]))
 boxes, depth = (found.annotations[name] for name in ("detection", "depth"))
 said = {"boxes": boxes.boxes.tolist(), "mean": float(depth.values.mean()), "torch": "torch" in sys.modules}
@@ -247,8 +247,8 @@ def test_a_provider_that_does_not_start_is_told(exported, monkeypatch):
 def test_the_graph_is_cut_down_to_the_tasks_that_are_asked_for(exported, task):
     """ONNX Runtime would run all of it, whatever it is asked for."""
     whole = exported.read_bytes()
-    names = [name for name in container.output_names(whole) if name.startswith(f"{task}.")]
-    cut = container.keep_outputs(whole, names)
+    names = [name for name in onnx_file.output_names(whole) if name.startswith(f"{task}.")]
+    cut = onnx_file.keep_outputs(whole, names)
     before, after = onnx.load_from_string(whole).graph, onnx.load_from_string(cut).graph
     onnx.checker.check_model(cut)
     assert [value.name for value in after.output] == names
@@ -279,7 +279,7 @@ def test_what_the_branches_of_a_node_read_from_outside_is_kept():
         helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch),
     ]
     graph = helper.make_graph(nodes, "g", [entries["x"], entries["c"]], [entries["y"]])
-    cut = container.keep_outputs(helper.make_model(graph).SerializeToString(), ["y"])
+    cut = onnx_file.keep_outputs(helper.make_model(graph).SerializeToString(), ["y"])
     assert [node.op_type for node in onnx.load_from_string(cut).graph.node] == ["Abs", "If"]
 
 
@@ -363,9 +363,9 @@ def test_s3_custom_operators_and_hidden_tensors_are_refused():
     entries = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
     graph = helper.make_graph([node], "g", entries[:1], entries[1:])
     with pytest.raises(PerceptionError, match=r"operators of 'evil\.ops'"):
-        container.check(helper.make_model(graph, opset_imports=opset).SerializeToString())
+        onnx_file.check(helper.make_model(graph, opset_imports=opset).SerializeToString())
     with pytest.raises(PerceptionError, match=r"operators of 'evil\.ops'"):  # the node alone, without its import
-        container.check(helper.make_model(graph, opset_imports=opset[:1]).SerializeToString())
+        onnx_file.check(helper.make_model(graph, opset_imports=opset[:1]).SerializeToString())
 
     hidden = helper.make_tensor("t", TensorProto.FLOAT, [1], [1.0])
     hidden.data_location = TensorProto.EXTERNAL
@@ -374,23 +374,23 @@ def test_s3_custom_operators_and_hidden_tensors_are_refused():
     node = helper.make_node("If", ["x"], ["y"], then_branch=branch, else_branch=branch)
     graph = helper.make_graph([node], "g", entries[:1], entries[1:])
     with pytest.raises(PerceptionError, match="another file"):
-        container.check(helper.make_model(graph, opset_imports=opset[:1]).SerializeToString())
+        onnx_file.check(helper.make_model(graph, opset_imports=opset[:1]).SerializeToString())
 
 
 def test_metadata_is_what_onnx_reads_and_the_rest_stays(exported):
-    plain = container.without_metadata(exported.read_bytes())
-    data = container.with_metadata(plain, {"a": "1", "ä": "x" * 300})
+    plain = onnx_file.without_metadata(exported.read_bytes())
+    data = onnx_file.with_metadata(plain, {"a": "1", "ä": "x" * 300})
     assert {entry.key: entry.value for entry in onnx.load_from_string(data).metadata_props} == {
         "a": "1",
         "ä": "x" * 300,
     }
-    assert container.metadata(data) == {"a": "1", "ä": "x" * 300}
-    assert container.without_metadata(data) == plain
+    assert onnx_file.metadata(data) == {"a": "1", "ä": "x" * 300}
+    assert onnx_file.without_metadata(data) == plain
 
 
 def test_x3_missing_and_tampered_manifests(exported, tmp_path):
     whole, path = exported.read_bytes(), tmp_path / "model.onnx"
-    plain, pairs = container.without_metadata(whole), container.metadata(whole)
+    plain, pairs = onnx_file.without_metadata(whole), onnx_file.metadata(whole)
     changed = pairs[MANIFEST_KEY].replace('"car"', '"cat"')
     assert changed != pairs[MANIFEST_KEY]
     cases = {
@@ -401,12 +401,12 @@ def test_x3_missing_and_tampered_manifests(exported, tmp_path):
         "not valid": signed("[1, 2"),
     }
     for message, metadata in cases.items():
-        path.write_bytes(container.with_metadata(plain, metadata))
+        path.write_bytes(onnx_file.with_metadata(plain, metadata))
         with pytest.raises(PerceptionError, match=message):
             Perceiver(path)
     model = onnx.load(exported)
     next(node for node in model.graph.node if node.op_type == "Div").op_type = "Mul"
-    model_bytes = container.with_metadata(model.SerializeToString(), pairs)
+    model_bytes = onnx_file.with_metadata(model.SerializeToString(), pairs)
     path.write_bytes(model_bytes)
     with pytest.raises(PerceptionError, match="graph is not the one that was exported"):
         Perceiver(path)

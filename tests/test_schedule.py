@@ -12,7 +12,7 @@ from sharing_networks import CONFIGS, batch, network
 from test_engine import Died, dying, fit, flat, same
 
 from perception import checkpoint, config
-from perception.engine.following import Following
+from perception.engine.freezing import Following
 from perception.mtl.schedule import Schedule, ScheduleConfig
 from perception.nn.sharing import SHARINGS
 from perception.types import ConfigError

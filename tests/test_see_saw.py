@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from perception.mtl.see_saw import LEAST, see_saws
+from perception.mtl.negative_transfer import LEAST, see_saws
 
 EVALUATIONS = 12
 TASKS = ("detection", "segmentation", "depth", "scene")

@@ -11,10 +11,10 @@ import pytest
 import torch
 from sharing_networks import CLASSES, CONFIGS, GROUPS, awake, batch, network, pictures
 
-from perception.deploy.export import export
 from perception.engine import optim
-from perception.engine.balance import differentiate
+from perception.engine.backward import differentiate
 from perception.engine.distributed import joint_losses
+from perception.export.export import export
 from perception.model import ModelConfig, Perception
 from perception.mtl.balancers import BALANCERS, build_balancer
 from perception.nn.backbone import Backbone, BackboneConfig

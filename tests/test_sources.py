@@ -9,13 +9,13 @@ import pytest
 from films import noise_film
 from PIL import Image
 
-from perception.deploy.contents import kind_of
-from perception.deploy.sources import find, read_picture
-from perception.deploy.video.claims import undecodable
-from perception.deploy.video.journal import Journal, Status
-from perception.deploy.video.run import output_names
-from perception.deploy.video.stream import Video
+from perception.files.file_types import kind_of
+from perception.runtime.sources import find, read_picture
 from perception.types import PerceptionError
+from perception.video.declared_length import undecodable
+from perception.video.event_log import Journal, Status
+from perception.video.run import output_names
+from perception.video.stream import Video
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
 

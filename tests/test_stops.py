@@ -145,7 +145,7 @@ def test_a_signal_that_comes_while_files_are_closed_waits_for_that(exported, fil
     code = """
 import os, signal, sys, threading
 from perception import cli
-from perception.deploy.video.film import VideoFile
+from perception.video.mp4_writer import VideoFile
 close = VideoFile.close
 def slow(self):
     os.kill(os.getpid(), signal.SIGTERM)
@@ -185,7 +185,7 @@ sys.exit(cli.main(sys.argv[1:]))
 def test_a_thread_that_hangs_does_not_change_the_exit_code(tmp_path):
     code = """
 import sys, time
-from perception.deploy.video import threads
+from perception.video import threads
 threads.begin(lambda: time.sleep(600), "decode")
 print("said", end="")
 threads.leave_beside_hung_threads(143)

@@ -18,16 +18,16 @@ from scipy.spatial.transform import Rotation
 from perception.data.formats.cityscapes import CityscapesReader
 from perception.data.formats.coco import CocoReader
 from perception.data.formats.image_labels import ImageLabelsReader
-from perception.data.street import CLASSES, LABELS, SCENES, StreetPicture, frames, render, write, write_video
-from perception.data.street.ground import CORNER, DASH, SIDE, ZEBRA, sample_road, zones_along
-from perception.data.street.light import sample_light
-from perception.data.street.mesh import Builder, Slot
-from perception.data.street.palette import palette
-from perception.data.street.picture import FARTHEST, ROAD, SIDEWALK, SKY, TERRAIN
-from perception.data.street.render import picture as see
-from perception.data.street.view import make_view
-from perception.data.street.world import Thing, World
-from perception.data.street.write import disparity, instance_ids
+from perception.synthetic import CLASSES, LABELS, SCENES, StreetPicture, frames, render, write, write_video
+from perception.synthetic.canvas import FARTHEST, ROAD, SIDEWALK, SKY, TERRAIN
+from perception.synthetic.ground import CORNER, DASH, SIDE, ZEBRA, sample_road, zones_along
+from perception.synthetic.light import sample_light
+from perception.synthetic.mesh import Builder, Slot
+from perception.synthetic.palette import palette
+from perception.synthetic.render import picture as see
+from perception.synthetic.view import make_view
+from perception.synthetic.world import Thing, World
+from perception.synthetic.write import disparity, instance_ids
 from perception.types import Camera, DataError
 
 LABELS_OF_CLASS = {

@@ -20,14 +20,14 @@ from test_studies_compare import RECIPE
 
 from perception import checkpoint, runs
 from perception import recipe as recipes
+from perception.bench.step_cost import StepCost, measure_steps
 from perception.engine import optim
 from perception.engine.optim import learning_rate
 from perception.mtl.adaptive import DWAConfig
 from perception.mtl.balancers import BALANCERS, build_balancer
-from perception.mtl.compare import estimate
-from perception.mtl.losses_only import UncertaintyConfig
+from perception.mtl.delta_m import estimate
+from perception.mtl.loss_balancers import UncertaintyConfig
 from perception.studies import balancers as study
-from perception.studies.step_cost import StepCost, measure_steps
 from perception.types import ConfigError, PerceptionError
 
 TOOL = Path(__file__).parent.parent / "tools/benchmark_balancers.py"

@@ -15,8 +15,8 @@ from studies_stub import lives
 
 from perception import config
 from perception import recipe as recipes
-from perception.studies import children
-from perception.studies.children import Run, is_finished, last_metrics, locked, train_all
+from perception.studies import job_runner
+from perception.studies.job_runner import Run, is_finished, last_metrics, locked, train_all
 from perception.types import CheckpointError, PerceptionError
 
 
@@ -63,7 +63,7 @@ def test_what_is_damaged_in_a_run_is_no_traceback(study):
     train(runs)
     with (run.folder / "metrics.jsonl").open("ab") as log:
         log.write(b'[1]\n{"step": "x"}\n{"step": 1e999}\n\xff\xfe\n{"kind": 3}\n')
-    assert (children.progress(run), is_finished(run)) == (run.steps, True)
+    assert (job_runner.progress(run), is_finished(run)) == (run.steps, True)
     (run.folder / "recipe.yaml").write_bytes(b"name: \xff")
     with pytest.raises(CheckpointError, match=r"recipe\.yaml cannot be read: .* Put back the recipe"):
         is_finished(run)
@@ -91,11 +91,11 @@ def test_a_run_that_is_not_worth_going_on_with_is_stopped(study):
     stopped = train(
         runs,
         finished=lambda run: told.append(run.name),
-        stop_early=lambda run: run.name == "slow a" and children.progress(run) >= 2,
+        stop_early=lambda run: run.name == "slow a" and job_runner.progress(run) >= 2,
     )
     assert stopped == {}
     assert told == ["b"]
-    assert 2 <= children.progress(runs[0]) < 50
+    assert 2 <= job_runner.progress(runs[0]) < 50
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -103,7 +103,7 @@ def test_an_interrupt_lets_every_child_save_and_the_next_call_goes_on(study, num
     runs = study("slow a", "slow b", steps=8)
 
     def interrupt():
-        while not all(children.progress(run) >= 2 for run in runs):
+        while not all(job_runner.progress(run) >= 2 for run in runs):
             time.sleep(0.01)
         os.kill(os.getpid(), number)
 
@@ -114,7 +114,7 @@ def test_an_interrupt_lets_every_child_save_and_the_next_call_goes_on(study, num
     thread.join()
     assert stopped.value.code == 128 + number
     assert "Run the same command to go on" in capsys.readouterr().err
-    steps = [children.progress(run) for run in runs]
+    steps = [job_runner.progress(run) for run in runs]
     assert all(2 <= step < 8 for step in steps)
     assert train(runs, jobs=2) == {}
     for run, step in zip(runs, steps, strict=True):

@@ -12,13 +12,13 @@ import torch
 
 from perception import cli
 from perception import recipe as recipes
-from perception.mtl.compare import estimate
+from perception.bench.cost import measure, ratio
+from perception.mtl.delta_m import estimate
 from perception.mtl.schedule import FreezeConfig, ScheduleConfig
 from perception.report.compare_page import forest
+from perception.studies.baselines import control, matched, step_flops, stretched
 from perception.studies.compare import make_plan
-from perception.studies.controls import control, matched, step_flops, stretched
-from perception.studies.cost import measure, ratio
-from perception.studies.words import overall, verdict
+from perception.studies.format import overall, verdict
 
 RECIPE = """
 data:

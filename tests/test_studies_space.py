@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from perception import config
 from perception import recipe as recipes
 from perception.mtl.balancers import BALANCERS, StaticConfig
-from perception.studies.space import Dimension, applied, current, default, front, read, suggest
+from perception.studies.search_space import Dimension, applied, current, default, front, read, suggest
 from perception.types import ConfigError
 
 RECIPE = "data: {}\ntasks: {depth: {}, classification: {classes: [a, b]}}\ntrain: {lr: 0.001}\n" + (
@@ -129,7 +129,7 @@ def test_the_front_is_what_no_other_beats(points):
 
 
 def test_a_space_survives_its_own_text(recipe):
-    from perception.studies.space import text
+    from perception.studies.search_space import text
 
     space = default(recipe)
     plain = config.parse_yaml(text(space))

@@ -15,10 +15,10 @@ from studies_stub import lives
 from perception import cli
 from perception import recipe as recipes
 from perception.report.tune_page import scatter
-from perception.studies import children
-from perception.studies.children import Run
+from perception.studies import job_runner
+from perception.studies.job_runner import Run
 from perception.studies.search import Search
-from perception.studies.space import Dimension
+from perception.studies.search_space import Dimension
 from perception.studies.tune import opened, tune
 from perception.types import ConfigError
 
@@ -66,11 +66,11 @@ def test_a_study_goes_on_with_more_trials_and_draws_no_trial_twice(recipe, made_
 
 
 def test_an_interrupted_study_resumes_the_very_trial(recipe, made_up, monkeypatch):
-    monkeypatch.setattr(children, "command", lambda run, c=children.command: [*c(run)[:-1], "slow"])
+    monkeypatch.setattr(job_runner, "command", lambda run, c=job_runner.command: [*c(run)[:-1], "slow"])
     out = made_up / "out"
 
     def interrupt():
-        while not children.progress(Run("", recipe, out / "trial_0000")) >= 2:
+        while not job_runner.progress(Run("", recipe, out / "trial_0000")) >= 2:
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -129,7 +129,7 @@ def test_hopeless_trials_are_stopped_on_the_way(recipe, made_up, monkeypatch):
     rates = iter((1e-3, 1e-3, 1e-5))
     monkeypatch.setattr(search, "suggest", lambda space, ask: {"train.lr": next(rates)})
     monkeypatch.setattr(search, "STARTUP", 2)
-    monkeypatch.setattr(children, "command", lambda run, c=children.command: [*c(run)[:-1], "slow"])
+    monkeypatch.setattr(job_runner, "command", lambda run, c=job_runner.command: [*c(run)[:-1], "slow"])
     result = tune(recipe, {"train.lr": Dimension(log=(1e-6, 1e-3))}, made_up / "out", trials=3, jobs=1)
     assert [trial["state"] for trial in result["trials"]] == ["complete", "complete", "stopped early"]
     assert result["trials"][2]["step"] < 10

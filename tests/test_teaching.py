@@ -14,7 +14,7 @@ from engine_stub import batches
 from test_engine import events, fit
 
 from perception import checkpoint
-from perception.engine.teaching import LEAST, OBJECTS, PIXELS, Teaching, teaches
+from perception.engine.label_check import LEAST, OBJECTS, PIXELS, Teaching, teaches
 from perception.types import DataError, DenseMap, ImageLabel, Instances, LabelSpace, TaskSpec
 
 DEPTH = TaskSpec("depth", "dense", ("depth",), unit="m", limits=(0.3, 10.0))

@@ -9,14 +9,14 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from perception.data.street.picture import CLASSES
-from perception.data.street.video import frames
-from perception.deploy.sources import Shot
-from perception.deploy.video.approach import Approach
-from perception.deploy.video.tracking import Tracker
 from perception.ops.draw import describe
 from perception.ops.restore import to_json
+from perception.runtime.sources import Shot
+from perception.synthetic.canvas import CLASSES
+from perception.synthetic.video import frames
 from perception.types import DenseMap, Instances, PerceptionError, Prediction, TaskSpec
+from perception.video.time_to_contact import Approach
+from perception.video.tracking import Tracker
 
 FPS = 12.0
 SPECS = {

@@ -16,12 +16,12 @@ import pytest
 from films import noise_film, records, summary
 from video_server import JpegServer, frames, wait_until
 
-from perception.deploy.predict import Options, predict
-from perception.deploy.runtime import Perceiver
-from perception.deploy.video.channel import Channel, Closed, ahead
-from perception.deploy.video.film import VideoFile, fitted
-from perception.deploy.video.writers import WRITERS, make_writers
+from perception.runtime.predictor import Perceiver
 from perception.types import PerceptionError
+from perception.video.bounded_queue import Channel, Closed, ahead
+from perception.video.mp4_writer import VideoFile, fitted
+from perception.video.predict import Options, predict
+from perception.video.writers import WRITERS, make_writers
 
 DATA = Path(os.environ.get("PERCEPTION_TEST_DATA", ""))
 
@@ -203,8 +203,8 @@ def test_a_writer_that_fails_fails_its_source_and_leaves_the_others_whole(percei
 def test_an_interrupt_loses_nothing_that_was_written(exported, film, tmp_path, number):
     code = """
 import signal, sys, time
-from perception.deploy.predict import predict
-from perception.deploy.runtime import Perceiver
+from perception.video.predict import predict
+from perception.runtime.predictor import Perceiver
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background of a shell
 perceiver = Perceiver(sys.argv[1], threads=1)
 run = perceiver.run

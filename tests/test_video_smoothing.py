@@ -8,12 +8,12 @@ import cv2
 import numpy as np
 import pytest
 
-from perception.data.street.picture import CAR, LABELS, PERSON, POLE, TRUCK
-from perception.data.street.video import frames
-from perception.deploy.sources import Shot
-from perception.deploy.video.motion import Eye
-from perception.deploy.video.smoothing import Smoother
+from perception.runtime.sources import Shot
+from perception.synthetic.canvas import CAR, LABELS, PERSON, POLE, TRUCK
+from perception.synthetic.video import frames
 from perception.types import DenseMap, Prediction, TaskSpec
+from perception.video.optical_flow import Eye
+from perception.video.smoothing import Smoother
 
 SIZE = (96, 160)
 SPECS = {

@@ -15,14 +15,14 @@ import pytest
 from films import noise_film
 from video_server import JpegServer, frames, jpeg, wait_until
 
-from perception.data.files.images import decode_image
-from perception.deploy.sources import Source, find
-from perception.deploy.video import mjpeg
-from perception.deploy.video.clock import Clock
-from perception.deploy.video.journal import Journal, Status
-from perception.deploy.video.readers import to_rgb
-from perception.deploy.video.stream import SOUND, Video
+from perception.files.images import decode_image
+from perception.runtime.sources import Source, find
 from perception.types import PerceptionError
+from perception.video import mjpeg
+from perception.video.event_log import Journal, Status
+from perception.video.readers import to_rgb
+from perception.video.stream import SOUND, Video
+from perception.video.timestamps import Clock
 
 
 def live(url: str, **options) -> Video:

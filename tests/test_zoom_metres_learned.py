@@ -7,8 +7,8 @@ import pytest
 
 from perception import config, runs
 from perception import recipe as recipes
-from perception.data.street import write
-from perception.deploy.torch_runtime import TorchPerceiver
+from perception.synthetic import write
+from perception.torch_predictor import TorchPerceiver
 from perception.types import Frame
 
 SIZE = (96, 192)

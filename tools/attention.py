@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import torch
 
-from perception.data.files.images import read_image
+from perception.files.images import read_image
 from perception.ops.draw_attention import draw_attention
 from perception.ops.image import letterbox_frame, warp_image
 from perception.runs import open_run

@@ -16,12 +16,12 @@ from timm.utils.model_ema import ModelEmaV3
 from torchjd.aggregation import PCGrad
 from torchjd.autojac import jac_to_grad, mtl_backward
 
+from perception.bench.step_cost import TrainStep, measure_steps, training_step
 from perception.model import ModelConfig, Perception
 from perception.mtl.balancer import Space
 from perception.mtl.balancers import BALANCERS, build_balancer
 from perception.nn.backbone import BackboneConfig
 from perception.runs import hardware
-from perception.studies.step_cost import TrainStep, measure_steps, training_step
 from perception.tasks import TASKS, join
 from perception.types import Batch, DenseMap, ImageLabel, Instances
 

@@ -14,9 +14,9 @@ import cv2
 import torch
 from benchmark_rivals import ANNOTATIONS, BATCH, IMAGES, NAMES, SIZE
 
+from perception.bench.data import batches_cost
 from perception.config import build
 from perception.data import AugmentConfig, SourceConfig, open_source
-from perception.data.bench import batches_cost
 from perception.data.loader import train_batches
 from perception.data.mixture import Mixture
 

@@ -15,11 +15,11 @@ from collections.abc import Callable
 import torch
 
 from perception import recipe as recipes
+from perception.bench.step_cost import training_step
 from perception.data.loader import train_batches
 from perception.engine.precision import Precision, move
 from perception.mtl.balancers import build_balancer
 from perception.runs import hardware
-from perception.studies.step_cost import training_step
 
 TURNS, WARM_UP = 20, 5
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")

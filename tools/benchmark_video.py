@@ -16,9 +16,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from perception.deploy.predict import Options, predict
-from perception.deploy.runtime import Perceiver, prepare
-from perception.deploy.video.readers import to_rgb
+from perception.runtime.predictor import Perceiver, prepare
+from perception.video.predict import Options, predict
+from perception.video.readers import to_rgb
 
 KINDS = {"predict, jsonl": ("jsonl",), "predict, jsonl and mp4": ("jsonl", "mp4")}
 

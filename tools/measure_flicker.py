@@ -16,8 +16,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.deploy.video.motion import Eye, kept_size
 from perception.types import IGNORE_INDEX, DataError
+from perception.video.optical_flow import Eye, kept_size
 
 NOTICED = 0.005
 """Share of the upper part from which on a class that cannot be there is counted as seen."""

@@ -26,16 +26,16 @@ from numpy.typing import NDArray
 from timm.utils.model_ema import ModelEmaV3
 
 from perception import recipe as recipes
+from perception.bench.step_cost import measure_steps, training_step
 from perception.data.loader import train_batches
 from perception.engine import distributed, optim
-from perception.engine.balance import BackwardPass
+from perception.engine.backward import BackwardPass
 from perception.engine.distributed import joint_losses
 from perception.engine.step import Training, seed_step, take_step
 from perception.mtl.balancers import BALANCERS, build_balancer
 from perception.mtl.task_gradients import gramian
 from perception.ops.denormals import flushed_denormals
 from perception.runs import hardware
-from perception.studies.step_cost import measure_steps, training_step
 
 BURST = 4
 SKETCH = 4096

@@ -50,7 +50,7 @@ from perception.checkpoint.folder import (
     write_atomically,
 )
 from perception.checkpoint.manifest import sha256
-from perception.ops.files import FullError, is_full
+from perception.files.safe_write import FullError, is_full
 from perception.types import CheckpointError
 
 

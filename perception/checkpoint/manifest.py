@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from perception.ops.files import digest
+from perception.files.safe_write import digest
 from perception.types import CheckpointError
 
 NAME = "manifest.json"

@@ -9,12 +9,12 @@ import sys
 from collections.abc import Sequence
 
 from perception import __version__
-from perception.cli import bench, data, deployment, exporting, studies, training
+from perception.cli import bench, data, export, inference, studies, train
 from perception.cli.arguments import printable_lines, show_plainly
-from perception.deploy.video.progress import tell
-from perception.deploy.video.threads import leave_beside_hung_threads
-from perception.ops.files import FULL, REFUSED, is_full
+from perception.files.safe_write import FULL, REFUSED, is_full
 from perception.types import PerceptionError
+from perception.video.progress import tell
+from perception.video.threads import leave_beside_hung_threads
 
 UNREAD = 141
 """Exit code where nobody reads standard output any more, as of a program that SIGPIPE ends."""
@@ -98,6 +98,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"perception {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for group in (training, studies, deployment, exporting, bench, data):
+    for group in (train, studies, inference, export, bench, data):
         group.add_commands(commands)
     return parser

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from perception.deploy.video.progress import Progress
-from perception.ops.names import printable
+from perception.files.safe_names import printable
+from perception.video.progress import Progress
 
 
 def add_command(commands: Any, name: str, run: Callable, text: str) -> argparse.ArgumentParser:

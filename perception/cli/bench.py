@@ -18,16 +18,16 @@ FORMS = ("torch", "compiled", "onnx", "int8")
 
 
 def add_commands(commands: Any) -> None:
-    bench = add_command(
+    command = add_command(
         commands, "bench", _bench, "what a network costs, stage by stage; or how fast a recipe's pictures come"
     )
-    bench.usage = "perception bench MODEL [options]\n       perception bench data CONFIG [key=value ...] [options]"
-    bench.add_argument(
+    command.usage = "perception bench MODEL [options]\n       perception bench data CONFIG [key=value ...] [options]"
+    command.add_argument(
         "model", metavar="MODEL", help="run folder or .onnx file; or the word data: the pictures of CONFIG"
     )
-    bench.add_argument("config", nargs="?", type=Path, metavar="CONFIG", help="YAML recipe, after the word data")
-    add_overrides(bench)
-    network = bench.add_argument_group("of a network")
+    command.add_argument("config", nargs="?", type=Path, metavar="CONFIG", help="YAML recipe, after the word data")
+    add_overrides(command)
+    network = command.add_argument_group("of a network")
     add_tasks(network)
     network.add_argument(
         "--against", type=Path, metavar="OTHER", help="another run folder or .onnx file, in the same turns"
@@ -51,7 +51,7 @@ def add_commands(commands: Any) -> None:
         help=f"of a run folder: {', '.join(FORMS)} (default: all)",
     )
     network.add_argument("--json", type=Path, metavar="FILE", help="write the numbers too")
-    data = bench.add_argument_group("of a recipe's pictures")
+    data = command.add_argument_group("of a recipe's pictures")
     data.add_argument("--seconds", type=float, default=20, help="how long to measure (default: 20)")
     data.add_argument("--workers", type=int, help="loader processes (default: the recipe's data.workers)")
 
@@ -75,7 +75,7 @@ def _bench(parsed: argparse.Namespace) -> int:
 
 def _bench_data(parsed: argparse.Namespace) -> int:
     from perception import recipe as recipes
-    from perception.data.bench import measure
+    from perception.bench.data import measure
     from perception.types import ConfigError
 
     if not 0 < parsed.seconds <= 3600 or not 0 <= (parsed.workers or 0) <= 256:
@@ -90,7 +90,7 @@ def _bench_data(parsed: argparse.Namespace) -> int:
 
 
 def _bench_model(parsed: argparse.Namespace) -> int:
-    from perception.deploy import bench
+    from perception.bench import latency
     from perception.runs import hardware
     from perception.types import ConfigError
 
@@ -109,7 +109,7 @@ def _bench_model(parsed: argparse.Namespace) -> int:
             )
         opened.append((prepare_other, parsed.forms[:1], "against "))
     forms = [form for prepare, kinds, prefix in opened for form in prepare(kinds, notes, prefix)]
-    result = bench.measure(
+    result = latency.measure(
         forms, shown, batch=parsed.batch, turns=parsed.turns, batches=parsed.batches, threads=parsed.threads
     )
     result.notes, result.machine = notes, hardware()
@@ -122,8 +122,8 @@ def _bench_model(parsed: argparse.Namespace) -> int:
 def _opened(path: Path, tasks: Sequence[str] | None, wanted: tuple[int, int] | None) -> tuple[tuple[int, int], Prepare]:
     """The size that a run folder or a file is shown, and what makes its forms, which may take minutes."""
     from perception import runs
-    from perception.deploy.candidates import candidates
-    from perception.deploy.forms import from_file
+    from perception.bench.backends import candidates
+    from perception.bench.variants import from_file
 
     if path.suffix == ".onnx":
         form, rules = from_file(path.name, path, tasks)

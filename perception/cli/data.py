@@ -40,7 +40,7 @@ def add_commands(commands: Any) -> None:
 
 def _doctor(parsed: argparse.Namespace) -> int:
     try:
-        from perception.data import doctor
+        from perception import doctor
         from perception.report import doctor_page
     except ModuleNotFoundError as error:
         if not _is_there(error.name or ""):
@@ -90,7 +90,7 @@ def _check_recipe(state: None, mapping: dict) -> dict[str, dict] | str:
 
 
 def _data_street(parsed: argparse.Namespace) -> int:
-    from perception.data.street import write, write_video
+    from perception.synthetic import write, write_video
 
     if parsed.video is not None:
         write_video(parsed.out, parsed.video, parsed.seed, parsed.size)
@@ -101,7 +101,7 @@ def _data_street(parsed: argparse.Namespace) -> int:
 
 
 def _data_extract(parsed: argparse.Namespace) -> int:
-    from perception.data.files.archives import extract
+    from perception.files.archives import extract
 
     bytes = parsed.archive.stat().st_size if parsed.archive.is_file() else 0
     with bar("MB unpacked", max(1, bytes // 10**6)) as advance_to:

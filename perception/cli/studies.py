@@ -89,7 +89,7 @@ def _controls(text: str) -> tuple[str, ...]:
 def _compare(parsed: argparse.Namespace) -> int:
     from perception import recipe as recipes
     from perception.studies.compare import PAGE, compare
-    from perception.studies.words import table
+    from perception.studies.format import table
 
     recipe = recipes.load(parsed.config, parsed.overrides, parsed.tasks)
     out = parsed.out or Path("runs") / f"{recipe.name}_compare"
@@ -100,8 +100,8 @@ def _compare(parsed: argparse.Namespace) -> int:
 
 def _group(parsed: argparse.Namespace) -> int:
     from perception import recipe as recipes
+    from perception.studies.format import affinities
     from perception.studies.group import PAGE, group
-    from perception.studies.words import affinities
 
     recipe = recipes.load(parsed.config, parsed.overrides, parsed.tasks)
     out = parsed.out or Path("runs") / f"{recipe.name}_group"
@@ -112,12 +112,12 @@ def _group(parsed: argparse.Namespace) -> int:
 
 def _tune(parsed: argparse.Namespace) -> int:
     from perception import recipe as recipes
-    from perception.studies import space
+    from perception.studies import search_space
+    from perception.studies.format import trials
     from perception.studies.tune import PAGE, tune
-    from perception.studies.words import trials
 
     recipe = recipes.load(parsed.config, parsed.overrides, parsed.tasks)
-    searched = space.read(parsed.space, parsed.config) or space.default(recipe)
+    searched = search_space.read(parsed.space, parsed.config) or search_space.default(recipe)
     out = parsed.out or Path("runs") / f"{recipe.name}_tune"
     result = tune(recipe, searched, out, trials=parsed.trials, jobs=parsed.jobs)
     say([*trials(result), "", f"Report: {out / PAGE}"])
@@ -126,8 +126,8 @@ def _tune(parsed: argparse.Namespace) -> int:
 
 def _grow(parsed: argparse.Namespace) -> int:
     from perception import recipe as recipes
+    from perception.studies.format import growth
     from perception.studies.grow import PAGE, grow
-    from perception.studies.words import growth
 
     recipe = recipes.load(parsed.config, parsed.overrides, parsed.tasks)
     out = parsed.out or Path("runs") / f"{recipe.name}_grown"

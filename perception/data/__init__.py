@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Annotated, TypeAlias
 
 from perception.config import configuration
+from perception.data.class_names import by_exclusion, near
 from perception.data.dataset import Reader, Source
-from perception.data.files.picture_files import MAX_PIXELS
 from perception.data.formats.bdd100k import Bdd100kConfig, Bdd100kReader
 from perception.data.formats.cityscapes import CityscapesConfig, CityscapesReader
-from perception.data.formats.class_names import by_exclusion, near
 from perception.data.formats.coco import CocoConfig, CocoReader
 from perception.data.formats.coco_panoptic import CocoPanopticConfig, CocoPanopticReader
 from perception.data.formats.depth_maps import DepthMapsConfig, DepthMapsReader, check_camera
@@ -27,8 +26,9 @@ from perception.data.formats.nyuv2 import Nyuv2Config, Nyuv2Reader
 from perception.data.formats.voc import VocConfig, VocReader
 from perception.data.formats.yolo import YoloConfig, YoloReader
 from perception.data.formats.yolo_masks import YoloMasksConfig, YoloMasksReader
-from perception.data.order import MixConfig
+from perception.data.sampler import MixConfig
 from perception.data.transforms import AugmentConfig
+from perception.files.image_headers import MAX_PIXELS
 from perception.types import Camera, ConfigError, DataError
 
 DATASETS = {

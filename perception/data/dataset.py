@@ -12,9 +12,9 @@ from typing import Protocol
 
 import numpy as np
 
-from perception.data.files.images import StoredPicture, open_image
+from perception.data.class_names import ClassMap
 from perception.data.fingerprint import Fingerprint, labels_of
-from perception.data.formats.class_names import ClassMap
+from perception.files.images import StoredPicture, open_image
 from perception.types import Annotation, Camera, DataError, Sample
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from perception.data.files.index_cache import Bytes
+from perception.files.index_cache import Bytes
 
 READ = 64
 """Files of one source whose bytes are looked at: the first and the last 64 kB of each."""

@@ -10,10 +10,10 @@ from functools import partial
 import numpy as np
 
 from perception.data.dataset import Source
-from perception.data.files.images import PictureError
 from perception.data.mosaic import Mosaic
-from perception.data.order import MixConfig, Order, shares
+from perception.data.sampler import MixConfig, Order, shares
 from perception.data.transforms import AugmentConfig, for_training
+from perception.files.images import PictureError
 from perception.types import DataError, Sample
 
 logger = logging.getLogger(__name__)

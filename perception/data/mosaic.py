@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.data.files.images import StoredPicture
-from perception.data.roll import rolled
+from perception.data.rotate import rolled
 from perception.data.transforms import AugmentConfig, fitting, random_frame, random_zoom, through_frame
+from perception.files.images import StoredPicture
 from perception.types import Annotation, Camera, DenseMap, ImageLabel, Instances, Sample
 
 Tile = tuple[int, int, int, int]

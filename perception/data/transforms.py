@@ -8,9 +8,9 @@ import math
 import numpy as np
 
 from perception.config import configuration
-from perception.data.colours import degraded, recoloured, with_weather
-from perception.data.files.images import StoredPicture
-from perception.data.roll import rolled
+from perception.data.color_transforms import degraded, recoloured, with_weather
+from perception.data.rotate import rolled
+from perception.files.images import StoredPicture
 from perception.ops.image import PAD_VALUE, cut_image, letterbox_frame, on_canvas, warp, warp_image
 from perception.types import ConfigError, Frame, ImageLabel, Sample
 

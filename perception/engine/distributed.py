@@ -19,7 +19,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from perception.engine import interrupt, ranks
+from perception.engine import interrupt, rank_watch
 from perception.model import Losses
 from perception.nn import norm
 from perception.types import Batch, ConfigError, PerceptionError
@@ -43,7 +43,7 @@ def session(device: str = "auto") -> Iterator[torch.device]:
         yield chosen
         return
     store, number, count = next(rendezvous("env://"))
-    watch, reason = ranks.watch(store, number, count), ""
+    watch, reason = rank_watch.watch(store, number, count), ""
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", store=store, rank=number, world_size=count)
     try:
         yield chosen
@@ -54,7 +54,7 @@ def session(device: str = "auto") -> Iterator[torch.device]:
             raise
         raise found from error
     finally:
-        ranks.end_watch(watch, reason)
+        rank_watch.end_watch(watch, reason)
         dist.destroy_process_group()
 
 
@@ -109,7 +109,7 @@ def summed(numbers: Mapping[str, int]) -> dict[str, int]:
 def stop_wanted() -> bool:
     """Whether a signal asked this rank, or another that has noticed it, to stop. Always False in a lone process, where
     signals are heard at once."""
-    watch = ranks.current()
+    watch = rank_watch.current()
     if watch is None:
         return False
     if interrupt.asked():

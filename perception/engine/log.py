@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from perception.checkpoint import write_atomically
-from perception.engine.lines import evaluation_line, short, training_line
-from perception.ops.event_lines import read_lines
-from perception.ops.names import printable
+from perception.engine.console_lines import evaluation_line, short, training_line
+from perception.files.event_lines import read_lines
+from perception.files.safe_names import printable
 
 FILE, DAMAGED = "metrics.jsonl", "metrics.damaged.jsonl"
 COLUMNS = 100

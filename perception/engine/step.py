@@ -15,7 +15,7 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from perception.engine import distributed, optim
-from perception.engine.balance import Differentiated, differentiate
+from perception.engine.backward import Differentiated, differentiate
 from perception.engine.precision import Precision, autocast
 from perception.mtl.balancer import Balancer
 from perception.mtl.conflict import describe_conflicts, remember

@@ -19,17 +19,17 @@ from torch import nn
 
 from perception.config import configuration
 from perception.engine import distributed, optim
-from perception.engine.assess import Assessment, due
-from perception.engine.begin import alone, begin, writing
+from perception.engine.checkpointing import Saving
 from perception.engine.evaluate import Evaluation
-from perception.engine.following import Following
+from perception.engine.evaluations import Assessment, due
+from perception.engine.freezing import Following
 from perception.engine.interrupt import Stopped, exit_code, interruptible
+from perception.engine.label_check import Teaching
 from perception.engine.log import Log
 from perception.engine.precision import Precision, explain_out_of_memory, move, reproducible
-from perception.engine.ranks import now_doing
-from perception.engine.saving import Saving
+from perception.engine.rank_watch import now_doing
+from perception.engine.run_start import alone, begin, writing
 from perception.engine.step import Step, Training, seed_step, take_step
-from perception.engine.teaching import Teaching
 from perception.mtl.balancers import Balancer
 from perception.mtl.schedule import Schedule, ScheduleConfig
 from perception.types import Batch, ConfigError, DataError, PerceptionError

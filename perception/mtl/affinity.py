@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from perception.mtl.compare import Interval, t_interval
+from perception.mtl.delta_m import Interval, t_interval
 
 Partition = tuple[tuple[str, ...], ...]
 

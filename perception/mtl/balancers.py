@@ -31,7 +31,7 @@ from perception.mtl.gramian import (
     UPGrad,
     UPGradConfig,
 )  # fmt: skip
-from perception.mtl.losses_only import (
+from perception.mtl.loss_balancers import (  # fmt: skip
     IMTLL,
     RLW,
     GeometricMean,
@@ -44,7 +44,7 @@ from perception.mtl.losses_only import (
     StaticConfig,
     Uncertainty,
     UncertaintyConfig,
-)  # fmt: skip
+)
 
 __all__ = ["BALANCERS", "BalanceConfig", "Balancer", "StaticConfig", "build_balancer", "effective_weights"]
 

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from perception.config import configuration
 from perception.mtl import solvers
 from perception.mtl.balancer import Balancer, Gramian, Space, WeightsConfig, seeded, without_zeros
-from perception.mtl.losses_only import scaled_losses
-from perception.mtl.memory import GramianMemory
+from perception.mtl.gramian_average import GramianMemory
+from perception.mtl.loss_balancers import scaled_losses
 
 Count = Annotated[int, Field(gt=0)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from perception.nn.blocks import conv_norm_act, separable_conv, upsample_to
-from perception.nn.context import PyramidContext
+from perception.nn.pyramid_pooling import PyramidContext
 
 
 class DenseDecoder(nn.Module):

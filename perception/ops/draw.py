@@ -15,9 +15,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from perception.ops.draw_text import Area, Color, Picture, Writing, bright, text_scale
 from perception.ops.legend import color_bar
 from perception.ops.palette import in_classes, palette
-from perception.ops.writing import Area, Color, Picture, Writing, bright, text_scale
 from perception.types import Annotation, DenseMap, ImageLabel, Instances, Prediction, TaskSpec
 
 Specs: TypeAlias = Mapping[str, TaskSpec]

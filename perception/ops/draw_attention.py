@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.ops.writing import INK, Picture, text_scale, write
+from perception.ops.draw_text import INK, Picture, text_scale, write
 
 GAP = 4
 MARK = (255, 255, 255)

@@ -8,8 +8,8 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
+from perception.ops.draw_text import FONT, INK, Color, Picture, stroke, write
 from perception.ops.palette import palette
-from perception.ops.writing import FONT, INK, Color, Picture, stroke, write
 from perception.types import DenseMap
 
 GROUND: Color = (48, 48, 48)

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perception.ops.draw import Annotations, Specs, draw, draw_depth, draw_labels, drawable, scale_limits
+from perception.ops.draw_text import INK, SMALLEST, Picture, text_scale, write
 from perception.ops.legend import GROUND, color_bar, legend, legend_rows, line_height
 from perception.ops.palette import in_classes
-from perception.ops.writing import INK, SMALLEST, Picture, text_scale, write
 from perception.types import DenseMap, Instances, TaskSpec
 
 GAP = 255

@@ -60,7 +60,7 @@ def require_numbers(outputs: Mapping[str, NDArray], specs: Mapping[str, TaskSpec
     """Raise PerceptionError naming the task where an output of one picture is NaN, or a score is not finite.
 
     For who measures: `restore` would drop those values, and a ruined network would seem to find nothing. The runtime
-    drops and flags them instead (`perception.deploy.runtime.sanitise`).
+    drops and flags them instead (`perception.runtime.predictor.sanitise`).
     """
     for name, spec in specs.items():
         for output in spec.outputs:

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from perception.mtl.compare import t_interval
 from perception.mtl.conflict import LEAST, in_conflict
+from perception.mtl.delta_m import t_interval
 from perception.report.events import keys, series
+from perception.report.format import number, spaced
 from perception.report.plots import COLORS, chart
-from perception.report.words import number, spaced
 
 LATER = 0.5
 """Advice rests on this last part of the training; what the first steps do is another matter."""

@@ -8,9 +8,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from perception.ops.files import write_whole
+from perception.files.safe_write import write_whole
+from perception.report.format import label, number, spaced, wide
 from perception.report.page import _document, _facts, _section
-from perception.report.words import label, number, spaced, wide
 
 _WIDTH, _ROW, _USED = 560, 30, 0.84
 """Pixels of an estimate's drawing, and the share of it that the widest interval takes."""

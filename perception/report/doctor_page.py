@@ -10,12 +10,12 @@ from datetime import date
 from html import escape
 from pathlib import Path
 
-from perception.data.doctor.diagnosis import Diagnosis
-from perception.data.doctor.findings import SEVERITIES, Finding, plain
-from perception.data.doctor.state import Sample, SourceState
-from perception.data.doctor.summary import Bars, SourceSummary, TaskSummary
-from perception.data.doctor.text import TITLES, verdict
-from perception.ops.files import FullError, write_whole
+from perception.doctor.accumulators import Sample, SourceState
+from perception.doctor.console_report import TITLES, verdict
+from perception.doctor.diagnosis import Diagnosis
+from perception.doctor.findings import SEVERITIES, Finding, plain
+from perception.doctor.summary import Bars, SourceSummary, TaskSummary
+from perception.files.safe_write import FullError, write_whole
 from perception.report.page import _document, _section
 from perception.types import ConfigError, PerceptionError
 

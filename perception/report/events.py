@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from perception.ops.event_lines import read_lines
+from perception.files.event_lines import read_lines
 
 
 class Series(NamedTuple):

@@ -7,9 +7,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from perception.ops.files import write_whole
+from perception.files.safe_write import write_whole
+from perception.report.format import spaced, wide
 from perception.report.page import _document, _facts, _section
-from perception.report.words import spaced, wide
 
 _STYLE = """<style>
 .heat{border-collapse:separate;border-spacing:4px;font-size:14px}

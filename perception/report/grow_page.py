@@ -7,9 +7,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from perception.ops.files import write_whole
+from perception.files.safe_write import write_whole
+from perception.report.format import label, number, spaced, wide
 from perception.report.page import _document, _facts, _section
-from perception.report.words import label, number, spaced, wide
 
 METHODS = {
     "frozen": "All that the old network had was fixed; only what the new task adds was trained.",

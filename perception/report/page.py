@@ -8,13 +8,13 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from perception.ops.files import write_whole
-from perception.ops.names import printable
+from perception.files.safe_names import printable
+from perception.files.safe_write import write_whole
 from perception.report.balance import balance_section
 from perception.report.examples import Example, gallery
+from perception.report.format import label, named, number, spaced, wide
 from perception.report.plots import metric_charts, training_charts
 from perception.report.style import STYLE
-from perception.report.words import label, named, number, spaced, wide
 from perception.types import TaskSpec
 
 COUNTS = ("count", "pixels", "predicted")

@@ -15,7 +15,7 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 
 from perception.metrics.metric import LOWER_IS_BETTER
 from perception.report.events import Series, keys, series, smoothed, thinned
-from perception.report.words import label, named, number, spaced, wide
+from perception.report.format import label, named, number, spaced, wide
 
 COLORS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444", "#eab308", "#14b8a6", "#ec4899")
 DASHES = ("solid", "dashed", "dotted")

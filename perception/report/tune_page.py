@@ -8,9 +8,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from perception.ops.files import write_whole
+from perception.files.safe_write import write_whole
+from perception.report.format import number, wide
 from perception.report.page import _document, _facts, _section
-from perception.report.words import number, wide
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 720, 360, 60, 40
 _STYLE = """<style>

@@ -20,17 +20,17 @@ import torch
 
 from perception import config, runs
 from perception import recipe as recipes
+from perception.bench.step_cost import StepCost, measure_steps, training_step
 from perception.checkpoint import write_atomically
 from perception.data.loader import train_batches
 from perception.engine.optim import learning_rate
 from perception.engine.precision import move
 from perception.mtl.balancers import BALANCERS, BalanceConfig, build_balancer
-from perception.mtl.compare import MOST_SEEDS, delta_m, detectable, estimate, gain, seeds_to_tell
+from perception.mtl.delta_m import MOST_SEEDS, delta_m, detectable, estimate, gain, seeds_to_tell
 from perception.ops.denormals import flushed_denormals
 from perception.recipe import Recipe
-from perception.studies.children import Run, default_jobs, last_metrics, locked, train_all, with_threads
+from perception.studies.job_runner import Run, default_jobs, last_metrics, locked, train_all, with_threads
 from perception.studies.progress import told
-from perception.studies.step_cost import StepCost, measure_steps, training_step
 from perception.types import ConfigError
 
 STATIC, AGAIN = "static", "static_again"

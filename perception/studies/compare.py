@@ -12,18 +12,18 @@ from typing import Any
 
 from perception import recipe as recipes
 from perception import runs
+from perception.bench.cost import TURNS, Cost, measure, ratio
 from perception.checkpoint import write_atomically
 from perception.data.loader import evaluation_batches
 from perception.engine.log import plain
 from perception.model import Perception
-from perception.mtl.compare import delta_m, estimate, gain
+from perception.mtl.delta_m import delta_m, estimate, gain
 from perception.recipe import Recipe
 from perception.report.compare_page import write_page
-from perception.studies.children import Run, default_jobs, last_metrics, locked, train_all, with_threads
-from perception.studies.controls import HELD_EQUAL, Control, control, matched
-from perception.studies.cost import TURNS, Cost, measure, ratio
+from perception.studies.baselines import HELD_EQUAL, Control, control, matched
+from perception.studies.format import overall, verdict
+from perception.studies.job_runner import Run, default_jobs, last_metrics, locked, train_all, with_threads
 from perception.studies.progress import told
-from perception.studies.words import overall, verdict
 from perception.types import ConfigError, PerceptionError
 
 JOINT = "joint"

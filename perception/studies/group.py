@@ -15,16 +15,16 @@ import yaml
 from perception import checkpoint, config, runs
 from perception import recipe as recipes
 from perception.engine.precision import move
+from perception.files.event_lines import read_lines
 from perception.model import Perception
 from perception.mtl import affinity as affinities
 from perception.mtl.affinity import Affinity, best_groupings, group_affinity, look_ahead, margin, score
 from perception.mtl.balancers import StaticConfig
 from perception.nn.sharing.groups import GroupsConfig
-from perception.ops.event_lines import read_lines
 from perception.recipe import Recipe
 from perception.report.group_page import write_page
 from perception.runs import Watch
-from perception.studies.children import Run, is_finished, locked
+from perception.studies.job_runner import Run, is_finished, locked
 from perception.types import Batch, ConfigError, DataError
 
 LOOKS, RESULT, PAGE, TRUNKS = "affinity.jsonl", "group.json", "group.html", "one_network.yaml"

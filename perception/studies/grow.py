@@ -16,14 +16,14 @@ from perception.data.dataset import Source
 from perception.engine import distributed
 from perception.engine.log import plain
 from perception.model import Perception
-from perception.mtl.compare import change, gain
+from perception.mtl.delta_m import change, gain
 from perception.mtl.schedule import ScheduleConfig
 from perception.nn.sharing import SharingConfig
 from perception.nn.sharing.groups import GroupsConfig
 from perception.recipe import Recipe
 from perception.report.grow_page import write_page
-from perception.studies.children import locked
 from perception.studies.growing import Growing, Method, differing_tasks
+from perception.studies.job_runner import locked
 from perception.tasks import Task
 from perception.types import CheckpointError, ConfigError, DataError
 

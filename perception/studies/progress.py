@@ -10,7 +10,7 @@ from datetime import timedelta
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-from perception.studies.children import Run, is_finished, progress
+from perception.studies.job_runner import Run, is_finished, progress
 
 EVERY = 60.0
 

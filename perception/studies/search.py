@@ -13,12 +13,12 @@ import torch
 
 from perception import config
 from perception import recipe as recipes
+from perception.bench.cost import measure, ratio
 from perception.engine.log import FILE
 from perception.recipe import Recipe
 from perception.report import read_events
-from perception.studies.children import Run, last_metrics
-from perception.studies.cost import measure, ratio
-from perception.studies.space import Dimension, Space, applied, current, front, suggest
+from perception.studies.job_runner import Run, last_metrics
+from perception.studies.search_space import Dimension, Space, applied, current, front, suggest
 from perception.types import PerceptionError
 
 STARTUP = 5

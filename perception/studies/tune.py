@@ -16,10 +16,10 @@ from typing import Any
 from perception import checkpoint, config, runs
 from perception.recipe import Recipe
 from perception.report.tune_page import write_page
-from perception.studies.children import default_jobs, locked, train_all, with_threads
+from perception.studies.job_runner import default_jobs, locked, train_all, with_threads
 from perception.studies.progress import told
 from perception.studies.search import Search
-from perception.studies.space import Space, text
+from perception.studies.search_space import Space, text
 from perception.types import ConfigError
 
 DATABASE, RESULT, PAGE = "study.db", "tune.json", "tune.html"

@@ -15,14 +15,14 @@ from typing import Any, Literal
 import numpy as np
 
 from perception.config import configuration
+from perception.data.class_names import ClassMap, Coarse, Names, map_classes, map_pixels
 from perception.data.dataset import check_size
-from perception.data.files.folders import existing_folder, list_pictures, present
-from perception.data.files.images import PictureError, read_size
-from perception.data.files.picture_names import NamesBy, PictureNames
 from perception.data.formats.bdd100k_maps import DRIVABLE_KIND, SEMANTIC_KIND, Maps, find_maps, lane_kind
 from perception.data.formats.boxes import HUGE, BoxTable, labels_and_doubts
-from perception.data.formats.class_names import ClassMap, Coarse, Names, map_classes, map_pixels
 from perception.data.formats.scalabel import ATTRIBUTES, Frames, open_frames
+from perception.files.folders import existing_folder, list_pictures, present
+from perception.files.image_names import NamesBy, PictureNames
+from perception.files.images import PictureError, read_size
 from perception.types import Annotation, Camera, ConfigError, DataError, ImageLabel
 
 CLASSES = (

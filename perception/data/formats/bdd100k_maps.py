@@ -11,12 +11,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.data.files.folders import boundary_of, existing_folder
-from perception.data.files.text_files import files_in
+from perception.data.class_names import ClassMap
 from perception.data.formats.cityscapes_ids import CLASSES as SEMANTIC
-from perception.data.formats.class_names import ClassMap
 from perception.data.formats.label_maps import read_label_map
 from perception.data.formats.legend import lookup_table
+from perception.files.folders import boundary_of, existing_folder
+from perception.files.text_files import files_in
 from perception.types import IGNORE_INDEX, DataError, DenseMap
 
 DRIVABLE = ("direct", "alternative", "background")

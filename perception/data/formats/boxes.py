@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.data.formats.class_names import BACKGROUND, ClassMap
+from perception.data.class_names import BACKGROUND, ClassMap
 from perception.types import DataError, Instances
 
 HUGE = 1e5

@@ -18,11 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perception.config import configuration
+from perception.data.class_names import ClassMap, Coarse, Names, map_classes, map_pixels
 from perception.data.dataset import check_size
-from perception.data.files.folders import boundary_of, existing_folder, list_pictures
-from perception.data.files.map_files import read_map
-from perception.data.files.strict_json import read_json, shown
-from perception.data.files.text_files import files_in
 from perception.data.formats.cityscapes_ids import (
     CLASSES,
     LABEL_IDS,
@@ -32,9 +29,12 @@ from perception.data.formats.cityscapes_ids import (
     read_instance_ids,
     read_label_ids,
 )
-from perception.data.formats.class_names import ClassMap, Coarse, Names, map_classes, map_pixels
 from perception.data.formats.depth_maps import check_camera, metres
 from perception.data.formats.legend import lookup_table
+from perception.files.folders import boundary_of, existing_folder, list_pictures
+from perception.files.maps import read_map
+from perception.files.strict_json import read_json, shown
+from perception.files.text_files import files_in
 from perception.types import IGNORE_INDEX, Annotation, Camera, ConfigError, DataError, DenseMap
 
 

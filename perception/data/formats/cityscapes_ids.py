@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.data.files.map_files import read_map
+from perception.data.class_names import IGNORED, ClassMap
 from perception.data.formats.boxes import BoxTable
-from perception.data.formats.class_names import IGNORED, ClassMap
 from perception.data.formats.instance_ids import id_boxes, region_boxes
 from perception.data.formats.label_maps import read_label_map
+from perception.files.maps import read_map
 from perception.types import IGNORE_INDEX, DataError, Instances
 
 LABEL_IDS = {

@@ -12,11 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perception.config import configuration
-from perception.data.dataset import check_size
-from perception.data.files.folders import existing_file, existing_folder
-from perception.data.files.picture_names import NamesBy, PictureNames
-from perception.data.formats.boxes import TURNED, BoxTable, KnownClasses, Unlabelled, labelled_rows
-from perception.data.formats.class_names import (
+from perception.data.class_names import (
     BACKGROUND,
     OUTSIDE,
     ClassMap,
@@ -26,10 +22,14 @@ from perception.data.formats.class_names import (
     map_masks,
     map_value,
 )
+from perception.data.dataset import check_size
+from perception.data.formats.boxes import TURNED, BoxTable, KnownClasses, Unlabelled, labelled_rows
 from perception.data.formats.coco_index import category_names, existing_pictures, measure_by, read_instances
 from perception.data.formats.coco_partial import labelled_classes
 from perception.data.formats.coco_records import Arrays
 from perception.data.formats.masks import FAULTS, MaskTable
+from perception.files.folders import existing_file, existing_folder
+from perception.files.image_names import NamesBy, PictureNames
 from perception.types import IGNORE_INDEX, Annotation, Camera, ConfigError, DataError, DenseMap
 
 logger = logging.getLogger(__name__)

@@ -12,12 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.data.files.folders import present
-from perception.data.files.images import PictureError, read_size
-from perception.data.files.index_cache import cached, pack_bytes, pack_texts, unpack_texts
-from perception.data.files.picture_names import PictureNames
-from perception.data.files.scalars import real, truth, whole
-from perception.data.files.strict_json import read_json, shown
 from perception.data.formats.boxes import around_turned
 from perception.data.formats.coco_partial import partial_labels
 from perception.data.formats.coco_records import (
@@ -32,6 +26,12 @@ from perception.data.formats.coco_records import (
     text,
 )
 from perception.data.formats.masks import bounds, encode, encode_box, is_one_piece, outline_of
+from perception.files.folders import present
+from perception.files.image_names import PictureNames
+from perception.files.images import PictureError, read_size
+from perception.files.index_cache import cached, pack_bytes, pack_texts, unpack_texts
+from perception.files.scalars import real, truth, whole
+from perception.files.strict_json import read_json, shown
 from perception.types import DataError
 
 Measure = Callable[[str, str], tuple[int, int]]

@@ -15,15 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perception.config import configuration
+from perception.data.class_names import Coarse, Names, map_classes, map_pixels, map_value
 from perception.data.dataset import check_size
-from perception.data.files.folders import boundary_of, existing_file, existing_folder, inside
-from perception.data.files.images import PictureError, read_image
-from perception.data.files.index_cache import unpack_texts
-from perception.data.files.picture_names import NamesBy, PictureNames
-from perception.data.formats.class_names import Coarse, Names, map_classes, map_pixels, map_value
 from perception.data.formats.coco import box_table
 from perception.data.formats.coco_index import category_names, existing_pictures, measure_by, read_panoptic
 from perception.data.formats.coco_records import Arrays
+from perception.files.folders import boundary_of, existing_file, existing_folder, inside
+from perception.files.image_names import NamesBy, PictureNames
+from perception.files.images import PictureError, read_image
+from perception.files.index_cache import unpack_texts
 from perception.types import IGNORE_INDEX, Annotation, Camera, ConfigError, DataError, DenseMap
 
 

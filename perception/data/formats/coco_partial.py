@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.data.files.scalars import whole
-from perception.data.files.strict_json import shown
-from perception.data.formats.class_names import ClassMap
+from perception.data.class_names import ClassMap
+from perception.files.scalars import whole
+from perception.files.strict_json import shown
 from perception.types import DataError
 
 _KEYS = {"negatives": "neg_category_ids", "open": "not_exhaustive_category_ids"}

@@ -13,11 +13,11 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.data.files.images import MAX_PIXELS
-from perception.data.files.index_cache import pack_texts
-from perception.data.files.scalars import real, whole
-from perception.data.files.strict_json import shown
 from perception.data.formats.other_jsons import known_as
+from perception.files.images import MAX_PIXELS
+from perception.files.index_cache import pack_texts
+from perception.files.scalars import real, whole
+from perception.files.strict_json import shown
 from perception.types import DataError
 
 Arrays = dict[str, NDArray]

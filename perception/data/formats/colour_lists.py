@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from perception.data.files.strict_json import read_json, shown
-from perception.data.files.text_files import read_text
+from perception.files.strict_json import read_json, shown
+from perception.files.text_files import read_text
 from perception.types import DataError
 
 Colour = tuple[int, int, int]

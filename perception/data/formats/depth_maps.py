@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perception.config import configuration
+from perception.data.class_names import ClassMap
 from perception.data.dataset import check_size
-from perception.data.files.array_files import ARRAY_SUFFIXES
-from perception.data.files.folders import by_stem, existing_folder, list_pictures
-from perception.data.files.map_files import read_map
-from perception.data.files.pairs import Names, pair
-from perception.data.files.text_files import floats, list_files, read_text
-from perception.data.formats.class_names import ClassMap
+from perception.files.arrays import ARRAY_SUFFIXES
+from perception.files.folders import by_stem, existing_folder, list_pictures
+from perception.files.maps import read_map
+from perception.files.pairs import Names, pair
+from perception.files.text_files import floats, list_files, read_text
 from perception.types import Camera, ConfigError, DataError, DenseMap
 
 FARTHEST = 1e5

@@ -12,10 +12,10 @@ from typing import IO, Literal
 import numpy as np
 
 from perception.config import configuration
-from perception.data.files.folders import existing_file, existing_folder, list_pictures, present
-from perception.data.files.picture_names import NamesBy, PictureNames
-from perception.data.files.strict_json import encoding_of, shown
-from perception.data.formats.class_names import Names, map_classes
+from perception.data.class_names import Names, map_classes
+from perception.files.folders import existing_file, existing_folder, list_pictures, present
+from perception.files.image_names import NamesBy, PictureNames
+from perception.files.strict_json import encoding_of, shown
 from perception.types import Camera, ConfigError, DataError, ImageLabel
 
 MAX_LINE = 1_000_000

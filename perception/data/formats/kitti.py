@@ -16,8 +16,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from perception.config import configuration
+from perception.data.class_names import IGNORED, ClassMap, Names, map_classes
 from perception.data.dataset import check_size
-from perception.data.files.folders import (
+from perception.data.formats.boxes import BoxTable, labels_and_doubts
+from perception.data.formats.depth_maps import intrinsics
+from perception.files.folders import (
     boundary_of,
     by_stem,
     existing_file,
@@ -26,11 +29,8 @@ from perception.data.files.folders import (
     list_pictures,
     present,
 )
-from perception.data.files.images import PictureError, read_size
-from perception.data.files.text_files import MAX_LIST_BYTES, files_in, floats, read_text, rows
-from perception.data.formats.boxes import BoxTable, labels_and_doubts
-from perception.data.formats.class_names import IGNORED, ClassMap, Names, map_classes
-from perception.data.formats.depth_maps import intrinsics
+from perception.files.images import PictureError, read_size
+from perception.files.text_files import MAX_LIST_BYTES, files_in, floats, read_text, rows
 from perception.types import Camera, ConfigError, DataError, Instances
 
 CLASSES = ("Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc")

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Literal
 
 from perception.config import configuration
+from perception.data.class_names import ClassMap
 from perception.data.dataset import check_size
-from perception.data.files.folders import boundary_of, existing_file, existing_folder, list_pictures
-from perception.data.files.images import PICTURE_SUFFIXES
-from perception.data.files.text_files import MAX_LIST_BYTES, files_in, floats, read_text, rows
-from perception.data.formats.class_names import ClassMap
 from perception.data.formats.depth_maps import metres, read_depth, read_intrinsics
 from perception.data.formats.kitti import read_calibration, read_projection
+from perception.files.folders import boundary_of, existing_file, existing_folder, list_pictures
+from perception.files.images import PICTURE_SUFFIXES
+from perception.files.text_files import MAX_LIST_BYTES, files_in, floats, read_text, rows
 from perception.types import Camera, ConfigError, DataError, DenseMap
 
 SCALE = 1 / 256

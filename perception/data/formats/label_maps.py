@@ -12,15 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perception.config import configuration
+from perception.data.class_names import Coarse, Names, map_pixels
 from perception.data.dataset import check_size
-from perception.data.files.folders import existing_file
-from perception.data.files.map_files import read_colours, read_map
-from perception.data.files.pairs import Names as PairNames
-from perception.data.files.pairs import pair
-from perception.data.files.palettes import UNLIKE, unlike_palettes
-from perception.data.formats.class_names import Coarse, Names, map_pixels
 from perception.data.formats.colour_lists import Colour, parse_colour, read_class_list, read_colour_list, voc_colour
 from perception.data.formats.legend import UNKNOWN, ColourLegend, lookup_table
+from perception.files.folders import existing_file
+from perception.files.maps import read_colours, read_map
+from perception.files.pairs import Names as PairNames
+from perception.files.pairs import pair
+from perception.files.palettes import UNLIKE, unlike_palettes
 from perception.types import IGNORE_INDEX, Camera, ConfigError, DataError, DenseMap, LabelSpace
 
 LOOKED_AT = 200

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.data.formats.class_names import ClassMap
+from perception.data.class_names import ClassMap
 from perception.data.formats.colour_lists import Colour
 from perception.types import IGNORE_INDEX, DataError
 

@@ -16,10 +16,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.data.files.images import MAX_PIXELS
-from perception.data.files.index_cache import Bytes
-from perception.data.files.scalars import real, whole
 from perception.data.formats.boxes import HUGE
+from perception.files.images import MAX_PIXELS
+from perception.files.index_cache import Bytes
+from perception.files.scalars import real, whole
 from perception.types import DataError
 
 MAX_OUTLINE = 1_000_000

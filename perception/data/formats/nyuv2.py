@@ -11,21 +11,14 @@ from pathlib import Path
 from typing import Literal
 
 from perception.config import configuration
+from perception.data.class_names import ClassMap, Coarse, Names, map_pixels
 from perception.data.dataset import check_size
-from perception.data.files.folders import (
-    boundary_of,
-    existing_file,
-    existing_folder,
-    inside,
-    list_pictures,
-    present,
-)
-from perception.data.files.images import PictureError, read_size
-from perception.data.files.text_files import MAX_LIST_BYTES, floats, list_files, read_text, rows
-from perception.data.formats.class_names import ClassMap, Coarse, Names, map_pixels
 from perception.data.formats.depth_maps import check_camera, intrinsics, metres, read_depth
 from perception.data.formats.label_maps import read_label_map
 from perception.data.formats.legend import lookup_table
+from perception.files.folders import boundary_of, existing_file, existing_folder, inside, list_pictures, present
+from perception.files.images import PictureError, read_size
+from perception.files.text_files import MAX_LIST_BYTES, floats, list_files, read_text, rows
 from perception.types import Annotation, Camera, ConfigError, DataError
 
 CLASSES_40 = (

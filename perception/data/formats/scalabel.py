@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.data.files.index_cache import cached, pack_texts, unpack_texts
-from perception.data.files.scalars import real, truth, whole
-from perception.data.files.strict_json import read_json, shown
-from perception.data.files.text_files import files_in
 from perception.data.formats.boxes import HUGE
+from perception.files.index_cache import cached, pack_texts, unpack_texts
+from perception.files.scalars import real, truth, whole
+from perception.files.strict_json import read_json, shown
+from perception.files.text_files import files_in
 from perception.types import DataError
 
 ATTRIBUTES = ("weather", "scene", "timeofday")

@@ -17,26 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perception.config import configuration
+from perception.data.class_names import ClassMap, Coarse, Names, map_classes, map_pixels, near
 from perception.data.dataset import check_size
-from perception.data.files.folders import (
-    boundary_of,
-    by_stem,
-    existing_folder,
-    files_under,
-    inside,
-    list_pictures,
-    present,
-)
-from perception.data.files.images import PictureError, read_size
-from perception.data.files.index_cache import unpack_texts
-from perception.data.files.palettes import UNLIKE, unlike_palettes
-from perception.data.files.picture_names import MEND, NamesBy, PictureNames
-from perception.data.files.strict_json import shown
 from perception.data.formats.boxes import HUGE, TURNED, BoxTable, Unlabelled, labelled_rows, labels_and_doubts
-from perception.data.formats.class_names import ClassMap, Coarse, Names, map_classes, map_pixels, near
 from perception.data.formats.label_maps import lookup_table, read_label_map
 from perception.data.formats.voc_lists import class_names, read_list, without_suffix
 from perception.data.formats.voc_xml import read_objects
+from perception.files.folders import boundary_of, by_stem, existing_folder, files_under, inside, list_pictures, present
+from perception.files.image_names import MEND, NamesBy, PictureNames
+from perception.files.images import PictureError, read_size
+from perception.files.index_cache import unpack_texts
+from perception.files.palettes import UNLIKE, unlike_palettes
+from perception.files.strict_json import shown
 from perception.types import Annotation, Camera, ConfigError, DataError
 
 

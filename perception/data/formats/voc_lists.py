@@ -6,10 +6,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from perception.data.files.folders import existing_file, inside
-from perception.data.files.images import PICTURE_SUFFIXES
-from perception.data.files.strict_json import shown
-from perception.data.files.text_files import MAX_LIST_BYTES, read_text
+from perception.files.folders import existing_file, inside
+from perception.files.images import PICTURE_SUFFIXES
+from perception.files.strict_json import shown
+from perception.files.text_files import MAX_LIST_BYTES, read_text
 from perception.types import DataError
 
 CLASSES = (

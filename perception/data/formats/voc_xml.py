@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.data.files.index_cache import cached, pack_texts
-from perception.data.files.scalars import real, truth
-from perception.data.files.strict_json import shown
-from perception.data.files.strict_xml import Element, check_file, read_xml
 from perception.data.formats.boxes import HUGE, around_turned
+from perception.files.index_cache import cached, pack_texts
+from perception.files.scalars import real, truth
+from perception.files.strict_json import shown
+from perception.files.strict_xml import Element, check_file, read_xml
 from perception.types import DataError
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")

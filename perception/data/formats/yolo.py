@@ -16,14 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perception.config import configuration
-from perception.data.files.folders import existing_file
-from perception.data.files.images import read_size
-from perception.data.files.index_cache import cached
-from perception.data.files.text_files import check_text, floats, read_text, rows
+from perception.data.class_names import Names, map_classes
 from perception.data.formats.boxes import TURNED, BoxTable, Unlabelled, labelled_rows, labels_and_doubts
-from perception.data.formats.class_names import Names, map_classes
 from perception.data.formats.yolo_data import read_data_file
 from perception.data.formats.yolo_tree import YoloTree, label_files
+from perception.files.folders import existing_file
+from perception.files.images import read_size
+from perception.files.index_cache import cached
+from perception.files.text_files import check_text, floats, read_text, rows
 from perception.types import Camera, DataError, Instances
 
 _UNIT = 1024

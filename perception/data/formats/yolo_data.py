@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from perception.config import load_yaml
-from perception.data.files.text_files import read_text
+from perception.files.text_files import read_text
 from perception.types import ConfigError, DataError
 
 

@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perception.config import configuration
-from perception.data.files.folders import existing_file
-from perception.data.files.images import read_size
-from perception.data.files.text_files import check_text, floats, read_text, rows
+from perception.data.class_names import OUTSIDE, Coarse, Names, map_masks, map_value
 from perception.data.formats.boxes import Unlabelled, labelled_rows
-from perception.data.formats.class_names import OUTSIDE, Coarse, Names, map_masks, map_value
 from perception.data.formats.masks import FAULTS, draw, encode
 from perception.data.formats.yolo_data import read_data_file
 from perception.data.formats.yolo_tree import YoloTree, label_files
+from perception.files.folders import existing_file
+from perception.files.images import read_size
+from perception.files.text_files import check_text, floats, read_text, rows
 from perception.types import IGNORE_INDEX, Camera, DataError, DenseMap
 
 _BLANK = 64

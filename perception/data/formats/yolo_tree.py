@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from perception.data.files.folders import boundary_of, existing_folder, list_pictures, present
-from perception.data.files.images import PICTURE_SUFFIXES
-from perception.data.files.text_files import MAX_LIST_BYTES, files_in, read_text
 from perception.data.formats.yolo_data import DataFile
+from perception.files.folders import boundary_of, existing_folder, list_pictures, present
+from perception.files.images import PICTURE_SUFFIXES
+from perception.files.text_files import MAX_LIST_BYTES, files_in, read_text
 from perception.types import DataError
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from perception.config import configuration
 from perception.nn.backbone import Backbone, BackboneConfig
-from perception.nn.cut import Divide, undivided
+from perception.nn.gradient_cut import Divide, undivided
 from perception.nn.necks import NeckConfig
 from perception.nn.sharing.sharing import Features, Needs, Sharing, only
 from perception.nn.sharing.stages import run_in_stages

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from perception.config import configuration
 from perception.nn.backbone import Backbone, BackboneConfig
 from perception.nn.blocks import separable_conv
-from perception.nn.cut import Divide, undivided
+from perception.nn.gradient_cut import Divide, undivided
 from perception.nn.necks import NeckConfig
 from perception.nn.norm import alike, mean_over_ranks
 from perception.nn.sharing.sharing import Features, Needs, Sharing, levels, only

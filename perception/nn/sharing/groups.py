@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from perception.config import configuration, expected
 from perception.nn.backbone import Backbone, BackboneConfig
-from perception.nn.cut import Divide, undivided
+from perception.nn.gradient_cut import Divide, undivided
 from perception.nn.necks import NeckConfig
 from perception.nn.sharing.hard import Hard, HardConfig
 from perception.nn.sharing.sharing import Features, Needs, Pyramids, Sharing, only

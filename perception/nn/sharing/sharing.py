@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from perception.nn.backbone import Backbone, BackboneConfig
-from perception.nn.cut import Divide, undivided
+from perception.nn.gradient_cut import Divide, undivided
 from perception.nn.necks import NeckConfig
 
 Needs = Mapping[str, Collection[int]]

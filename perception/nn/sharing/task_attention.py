@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from perception.config import configuration
 from perception.nn.backbone import Backbone, BackboneConfig
 from perception.nn.blocks import Width, conv_norm_act, separable_conv
-from perception.nn.cut import Divide, undivided
+from perception.nn.gradient_cut import Divide, undivided
 from perception.nn.necks import NeckConfig, build_neck
 from perception.nn.sharing.sharing import Features, Needs, Sharing, only
 

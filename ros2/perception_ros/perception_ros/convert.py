@@ -1,4 +1,4 @@
-"""`perception.deploy.robots.messages.Message` as an instance of the ROS message class of that name."""
+"""`perception.robots.messages.Message` as an instance of the ROS message class of that name."""
 
 from array import array
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from perception.deploy.robots.messages import Message
+from perception.robots.messages import Message
 
 
 def ros_class(name: str) -> type:

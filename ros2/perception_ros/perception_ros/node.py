@@ -7,12 +7,12 @@ from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-from perception.deploy.robots.lenses import is_rectified, lens
-from perception.deploy.robots.messages import ERROR, OK, WARN, Stamp, all_messages, diagnostics
-from perception.deploy.robots.pictures import COMPRESSED, IMAGE, decode
-from perception.deploy.runtime import Perceiver
-from perception.deploy.sources import Shot
-from perception.deploy.video.monitor import Monitor
+from perception.robots.camera_info import is_rectified, lens
+from perception.robots.images import COMPRESSED, IMAGE, decode
+from perception.robots.messages import ERROR, OK, WARN, Stamp, all_messages, diagnostics
+from perception.runtime.predictor import Perceiver
+from perception.runtime.sources import Shot
+from perception.video.image_monitor import Monitor
 from perception_ros.convert import ros_class, to_ros
 from perception_ros.newest import NewestOnly
 

@@ -1,0 +1,1 @@
+"""Measuring speed: networks stage by stage, training data, training steps."""

@@ -1,0 +1,154 @@
+"""An exported graph in pieces that can be timed one by one: placing, trunk, and each task's head and decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from onnx import ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto, shape_inference
+
+from perception.export import graph as passes
+
+PLACING, TRUNK, HEAD, DECODING = "placing", "trunk", "head", "decoding"
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a graph as a model of its own. Its inputs are values of the whole graph, by name.
+
+    stage: "placing", "trunk", "head" or "decoding". task: "" where it is everyone's
+    """
+
+    stage: str
+    task: str
+    model: ModelProto
+
+    @property
+    def label(self) -> str:
+        return f"{self.task} {self.stage}".strip()
+
+
+def pieces(model: ModelProto, tasks: Collection[str]) -> list[Piece]:
+    """The graph in an order in which its pieces can be run. Nodes are told apart by the modules they are named after.
+
+    Where names say nothing (files of other programs) everything is trunk, and the sum is still the whole.
+    """
+    known = shape_inference.infer_shapes(model)
+    kinds = {
+        entry.name: entry.type
+        for entry in (*known.graph.value_info, *known.graph.input, *known.graph.output)
+        if entry.type.tensor_type.elem_type
+    }
+    places = _places(model, tasks)
+    order = [(PLACING, ""), (TRUNK, ""), *((stage, task) for stage in (HEAD, DECODING) for task in tasks)]
+    parts = {place: _with_restored(model, [n for n in model.graph.node if places[n.name] == place]) for place in order}
+    ends = {entry.name for entry in model.graph.output}
+    found = []
+    for (stage, task), nodes in parts.items():
+        elsewhere = {value for other in parts.values() if other is not nodes for n in other for value in n.input}
+        if nodes:
+            found.append(Piece(stage, task, _piece(model, nodes, elsewhere | ends, kinds)))
+    return found
+
+
+def _places(model: ModelProto, tasks: Collection[str]) -> dict[str, tuple[str, str]]:
+    """Node -> (stage, task)."""
+    users = _users(model, tasks)
+    makers = {value: node for node in model.graph.node for value in node.output}
+    found: dict[str, tuple[str, str]] = {}
+    for node in model.graph.node:
+        path, _, _ = node.name.partition("/")
+        before = [found[makers[value].name] for value in node.input if value in makers and makers[value].name in found]
+        task = next(iter(users[node.name])) if len(users[node.name]) == 1 else ""
+        if path == "place":
+            found[node.name] = (PLACING, "")
+        elif path.startswith("tasks."):
+            # The exporter merges what two heads compute alike, under the first one's name: it may not be there.
+            owner = path.split(".")[1]
+            owners = [name for name in tasks if name in users[node.name]]
+            found[node.name] = (HEAD, owner if owner in owners or not owners else owners[0])
+        elif path in ("graph", "restore") and task and _is_late(task, before):
+            found[node.name] = (DECODING, task)
+        elif path in ("graph", "restore") or "." in path:
+            found[node.name] = (TRUNK, "")
+        else:  # put in by a later pass: it belongs to whoever made what it reads
+            found[node.name] = max(before, key=lambda place: bool(place[1]), default=(TRUNK, ""))
+    return _settled(model, makers, found)
+
+
+def _is_late(task: str, before: Iterable[tuple[str, str]]) -> bool:
+    return any(place in ((HEAD, task), (DECODING, task)) for place in before)
+
+
+def _settled(
+    model: ModelProto, makers: Mapping[str, NodeProto], places: dict[str, tuple[str, str]]
+) -> dict[str, tuple[str, str]]:
+    """Move nodes of the trunk that need a task's values to this task: pieces must be runnable one after the other."""
+    for node in model.graph.node:
+        stage, task = places[node.name]
+        for value in node.input:
+            above = places[makers[value].name] if value in makers else (PLACING, "")
+            if above[1] and not task:
+                stage, task = DECODING, above[1]
+            elif above == (DECODING, task) and stage == HEAD:
+                stage = DECODING
+        places[node.name] = (stage, task)
+    return places
+
+
+def _users(model: ModelProto, tasks: Collection[str]) -> dict[str, set[str]]:
+    """Node -> the tasks whose outputs need it."""
+    needed: dict[str, set[str]] = {}
+    for entry in model.graph.output:
+        task = entry.name.partition(".")[0]
+        needed.setdefault(entry.name, set()).update({task} & set(tasks))
+    found = {}
+    for node in reversed(model.graph.node):
+        found[node.name] = set().union(*(needed.get(value, set()) for value in node.output))
+        for value in node.input:
+            needed.setdefault(value, set()).update(found[node.name])
+    return found
+
+
+def _with_restored(model: ModelProto, nodes: list[NodeProto]) -> list[NodeProto]:
+    """A piece's nodes with each DequantizeLinear that they read, which then fuses as in the whole graph."""
+    restoring = {n.output[0]: n for n in model.graph.node if n.op_type == "DequantizeLinear"}
+    ends = {entry.name for entry in model.graph.output}
+    own = [n for n in nodes if n.op_type != "DequantizeLinear" or n.output[0] in ends]
+    found, there = [], set()
+    for node in own:
+        for value in node.input:
+            if value in restoring and value not in there:
+                there.add(value)
+                found.append(restoring[value])
+        found.append(node)
+    return found
+
+
+def _piece(
+    model: ModelProto, nodes: list[NodeProto], elsewhere: Collection[str], kinds: Mapping[str, TypeProto]
+) -> ModelProto:
+    known = passes.constants(model)
+    made = {value for node in nodes for value in node.output}
+    read = dict.fromkeys(value for node in nodes for value in node.input if value and value not in made)
+    found = ModelProto()
+    found.ir_version = model.ir_version
+    found.opset_import.extend(model.opset_import)
+    found.graph.name = "piece"
+    found.graph.node.extend(nodes)
+    found.graph.initializer.extend(known[value] for value in read if value in known)
+    found.graph.input.extend(_entry(value, kinds) for value in read if value not in known)
+    found.graph.output.extend(_entry(value, kinds) for node in nodes for value in node.output if value in elsewhere)
+    return found
+
+
+def _entry(name: str, kinds: Mapping[str, TypeProto]) -> ValueInfoProto:
+    """The declaration of a value, its sizes left open but for lists of sizes, whose length operators want to know."""
+    entry = ValueInfoProto()
+    entry.name = name
+    if name in kinds:
+        entry.type.CopyFrom(kinds[name])
+        if entry.type.tensor_type.HasField("shape") and entry.type.tensor_type.elem_type != TensorProto.INT64:
+            for i, dim in enumerate(entry.type.tensor_type.shape.dim):
+                dim.dim_param = f"{name}:{i}"
+    return entry

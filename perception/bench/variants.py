@@ -1,0 +1,180 @@
+"""The forms of a network that are measured side by side: torch, compiled, ONNX files."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from perception.bench.latency import PICTURE, WHOLE, Stage
+from perception.bench.partition import pieces
+from perception.export import graph as passes
+from perception.ops.denormals import flushed_denormals
+from perception.runtime import onnx_file
+from perception.runtime.manifest import InputRules, extract
+from perception.runtime.predictor import choose
+from perception.runtime.session import open_session
+
+# Prints the MiB that loading and running a file add. On Linux not by ru_maxrss: it outlives exec, so that a small
+# process that a large one began would seem to need nothing.
+PEAK_MEMORY = """
+import pathlib, resource, sys, numpy
+from perception.runtime.session import runner
+
+def peak():
+    status = pathlib.Path("/proc/self/status")
+    if status.exists():
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+images = numpy.load(sys.argv[2])
+empty = peak()
+run = runner(open(sys.argv[1], "rb").read())
+for _ in range(3):
+    run(images)
+print((peak() - empty) / 1024)
+"""
+
+
+class OnnxForm:
+    """An ONNX graph in ONNX Runtime. Its stages are pieces of the graph, each a session of its own."""
+
+    def __init__(self, name: str, model: ModelProto, tasks: Collection[str], inside: bool = False) -> None:
+        self.name, self.inside = name, inside
+        outputs = [entry.name for entry in model.graph.output if ".raw." not in entry.name]
+        self._model = passes.keep_outputs(model, outputs)
+        self._data = self._model.SerializeToString()
+        self._tasks, self._threads = list(tasks), 1
+
+    def stages(self, images: NDArray[np.uint8]) -> list[Stage]:
+        values: dict[str, Any] = {self._model.graph.input[0].name: self._given(images)}
+        found = []
+        for piece in pieces(self._model, self._tasks):
+            session = open_session(piece.model.SerializeToString(), self._threads)
+            run = _stepping(session, values)
+            run()
+            found.append((piece.label, run))
+        session = open_session(self._data, self._threads)
+        given = session.get_inputs()[0].name
+        return [*found, (WHOLE, lambda: session.run(None, {given: values[given]}))]
+
+    def _given(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The input: letterboxed pictures, or those of a camera where the graph letterboxes."""
+        if not self.inside:
+            return images
+        return np.random.default_rng(0).integers(0, 256, (len(images), *PICTURE, 3), np.uint8)
+
+    def set_threads(self, threads: int) -> None:
+        self._threads = threads
+
+    def memory(self, images: NDArray[np.uint8]) -> float | None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            path.write_bytes(self._data)
+            np.save(Path(folder) / "images.npy", self._given(images))
+            command = [sys.executable, "-c", PEAK_MEMORY, str(path), f"{folder}/images.npy"]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return float(done.stdout) if done.returncode == 0 else None
+
+
+def _stepping(session: Any, values: dict[str, Any]) -> Callable[[], Any]:
+    """A function that runs a piece on what the pieces before it left in ``values``, and leaves its own there."""
+    read = [entry.name for entry in session.get_inputs()]
+    made = [entry.name for entry in session.get_outputs()]
+
+    def run() -> None:
+        values.update(zip(made, session.run(made, {name: values[name] for name in read}), strict=True))
+
+    return run
+
+
+class TorchForm:
+    """A `perception.model.Perception` in torch, eager: trunk, heads and decoding."""
+
+    inside = False
+
+    def __init__(self, name: str, model: Any) -> None:
+        self.name, self._model = name, model.eval()
+
+    def stages(self, images: NDArray[np.uint8]) -> list[Stage]:
+        model, left, pictures = self._model, {}, torch.from_numpy(images)
+        found: list[Stage] = [("trunk", _inferring(lambda: left.update(streams=model.streams(pictures))))]
+        for name, task in model.tasks.items():
+            found.append((f"{name} head", _inferring(lambda n=name, t=task: left.update({n: t(left["streams"][n])}))))
+        for name in model.tasks:
+            decode = _inferring(lambda n=name: model.decode({n: left[n]}, pictures.shape[-2:]))
+            found.append((f"{name} decoding", decode))
+        for _, run in found:
+            run()
+        return [*found, (WHOLE, _inferring(lambda: self._predict(pictures)))]
+
+    def _predict(self, pictures: torch.Tensor) -> Any:
+        return self._model.predict(pictures)
+
+    def set_threads(self, threads: int) -> None:
+        torch.set_num_threads(threads)
+
+    def memory(self, images: NDArray[np.uint8]) -> float | None:
+        return None
+
+
+class CompiledForm(TorchForm):
+    """The network compiled by torch up to its raw outputs, and decoded eagerly. Only as a whole.
+
+    Raises RuntimeError where it cannot be compiled: no C++ compiler, for one.
+    """
+
+    def __init__(self, name: str, model: Any, images: NDArray[np.uint8]) -> None:
+        super().__init__(name, model)
+        self._forward = torch.compile(model.forward)
+        with _still():
+            try:
+                _inferring(lambda: self._predict(torch.from_numpy(images)))()
+            except Exception as error:  # the compiler raises whatever its parts meet
+                first = next(iter(str(error).splitlines()), "") or type(error).__name__
+                raise RuntimeError(f"torch cannot compile it here: {first[:160]}") from error
+
+    def stages(self, images: NDArray[np.uint8]) -> list[Stage]:
+        run = _inferring(lambda: self._predict(torch.from_numpy(images)))
+        with _still():
+            run()
+        return [(WHOLE, run)]
+
+    def _predict(self, pictures: torch.Tensor) -> Any:
+        return self._model.decode(self._forward(pictures), pictures.shape[-2:])
+
+
+def _inferring(call: Callable[[], Any]) -> Callable[[], Any]:
+    def run() -> Any:
+        with flushed_denormals(), torch.inference_mode():
+            return call()
+
+    return run
+
+
+@contextlib.contextmanager
+def _still() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def from_file(name: str, path: Path, tasks: Collection[str] | None = None) -> tuple[OnnxForm, InputRules]:
+    """The form of an exported file, and what its input is. Raises PerceptionError as `Perceiver`."""
+    data = onnx_file.read_file(path)
+    manifest = extract(data, str(path))
+    chosen = choose(manifest.tasks, list(tasks) if tasks else None)
+    kept = [f"{name}.{output}" for name, spec in chosen.items() for output in spec.outputs]
+    graph = passes.keep_outputs(onnx.load_from_string(data), kept)
+    return OnnxForm(name, graph, list(chosen), manifest.input.inside), manifest.input

@@ -1,0 +1,240 @@
+"""The backward pass of a step: from the losses of the joint batch to the gradients of the update.
+
+With tasks t, losses L_t, the balancer's scalar S(L_1, ...) and its weights w_t, the update is
+
+    heads, and what sharing gives to one task alone:  dS/dL_t * dL_t/dp
+    all else (`shared_parameters` of the network):    sum_t  w_t * dS/dL_t * dL_t/dp       (w_t = 1: the gradient of S)
+
+The graph is divided (`perception.nn.gradient_cut`): one pass through the heads leaves each task's gradient at the
+features that its head reads, and these go down, weighted, in one pass through the rest. So the tasks' gradients at the
+features cost nothing extra, and a step that looks at them makes the update of one that does not, to the last bit. Where
+gradients are compared in parameters, each task takes a further pass down to these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from perception.engine import distributed
+from perception.engine.distributed import JointLosses
+from perception.model import Losses
+from perception.mtl.balancer import Balancer, Space
+from perception.mtl.task_gradients import describe, gramian
+from perception.nn.gradient_cut import Cuts
+from perception.types import ConfigError
+
+LOOKED_AT: Space = "late"
+"""Where the gradients are taken for the log, where the balancer has no space of its own."""
+
+
+@dataclass(slots=True)
+class Differentiated:
+    """What the backward pass came to.
+
+    total:   the scalar that heads descend, penalties included; on the device
+    weights: "weight/<task>": what each task's gradient was multiplied with where tasks share; empty unless asked for
+    looks:   of the tasks' gradients, see `perception.mtl.task_gradients.describe`; empty where they were not taken
+    problem: the gradient that is not finite; "" if all are
+    """
+
+    total: Tensor = field(default_factory=lambda: torch.zeros(()))
+    weights: dict[str, float] = field(default_factory=dict)
+    looks: dict[str, float] = field(default_factory=dict)
+    problem: str = ""
+
+
+def differentiate(
+    balancer: Balancer,
+    model: Any,
+    found: Losses,
+    joint: JointLosses,
+    step: int,
+    *,
+    with_weights: bool = False,
+    look: bool = False,
+) -> Differentiated:
+    """Let the balancer decide and add the gradients of the joint batch to ``.grad`` of model and balancer.
+
+    found: of this rank's divided pass. joint: the same, joined. look: take the tasks' gradients for the log, where the
+    balancer does not ask for them itself
+
+    Raises ConfigError where the balancer compares gradients of tasks that share nothing, or would weigh the
+    distillation of old tasks with their heads.
+    """
+    assert found.cuts is not None, "expected a divided pass: loss_parts(..., divided=True)"
+    present = tuple(name for name, count in joint.labelled.items() if count)
+    # Where all that a loss depends on rests, it still has its say in the scalar.
+    learning = {name: loss if loss.requires_grad else loss.requires_grad_() for name, loss in joint.losses.items()}
+    losses = {name: learning[name] for name in present}
+    if present:
+        balancer.observe(losses, step)
+    total = balancer(learning, present, step)
+    result = Differentiated(torch.stack([total.detach(), *map(torch.detach, joint.penalties.values())]).sum())
+    wants = bool(present) and balancer.wants_gramian(present, step)
+    space: Space = balancer.space or LOOKED_AT
+    places = _places(model, found, space, required=wants) if present and (wants or look) else []
+    factors = _factors(total, losses) if places or balancer.weighs or with_weights else torch.ones(len(present))
+    if balancer.weighs_heads and set(joint.penalties) - found.cuts.between:
+        raise ConfigError(
+            "balance.heads is 'weighted', and this training distils old tasks in their heads: their strength would be "
+            "weighted, too. Take heads: plain."
+        )
+    backward = BackwardPass(found.cuts, total, joint.penalties)
+    if places:
+        products = _gramian([backward.gradient(name, places) for name in present], places, space)
+        result.problem = _not_finite(products, present)
+        result.looks = describe(products, present, factors)
+        if wants and not result.problem:
+            balancer.compare(products, losses, step)
+    weights = balancer.shared_weights(present) if balancer.weighs and present and not result.problem else None
+    if weights is None:
+        backward.finish({})
+    else:
+        named = dict(zip(present, weights.tolist(), strict=True))
+        own = () if balancer.weighs_heads else list(model.own_parameters())
+        backward.finish(named, own, list(model.shared_parameters()) if own else ())
+        if balancer.weighs_heads:
+            _weigh_heads(model, named)
+    if with_weights:
+        effective = factors if weights is None else factors * weights
+        result.weights = {f"weight/{name}": float(weight) for name, weight in zip(present, effective, strict=True)}
+    return result
+
+
+def _places(model: Any, found: Losses, space: Space, required: bool) -> list[Tensor]:
+    """What the gradients are taken at; empty where it is frozen, or where nothing is shared and it is not required."""
+    if space == "features":
+        shared = list(found.shared)
+    else:
+        shared = list(getattr(model, _PARAMETERS[space])())
+    if not shared and required:
+        raise ConfigError(
+            f"balance.space is '{space}', but this network's tasks share no {_NAMES[space]}: their gradients never "
+            "meet there. Take space 'params', a balancer of losses (uncertainty, famo, ...), or a network that shares."
+        )
+    return [place for place in shared if place.requires_grad]
+
+
+_PARAMETERS = {"last_shared": "last_shared_parameters", "late": "late_parameters", "params": "shared_parameters"}
+_NAMES = {"features": "features", "last_shared": "last layers", "late": "late layers", "params": "parameters"}
+
+
+def _factors(total: Tensor, losses: Mapping[str, Tensor]) -> Tensor:
+    """What the scalar multiplies each present task's gradient with, float64 on the CPU."""
+    found = torch.autograd.grad(total, list(losses.values()), retain_graph=True, allow_unused=True)
+    return torch.stack([total.new_zeros(()) if factor is None else factor for factor in found]).detach().double().cpu()
+
+
+def _not_finite(products: Tensor, present: Sequence[str]) -> str:
+    broken = [name for name, square in zip(present, products.diagonal(), strict=True) if not square.isfinite()]
+    return f"gradient of {', '.join(broken)} is not finite" if broken else ""
+
+
+def _gramian(gradients: list[tuple[Tensor | None, ...]], places: Sequence[Tensor], space: Space) -> Tensor:
+    """Inner products of the gradients of the joint batch at ``places``, on the CPU and the same on all ranks.
+
+    Ranks hold different pictures' features, so their Gramians add up; of parameters, parts of one gradient.
+    """
+    if space == "features":
+        return distributed.total(gramian(gradients).to(places[0].device)).cpu() / distributed.world() ** 2
+    if distributed.world() > 1:
+        gradients = [tuple(distributed.mean(_dense(own, places))) for own in gradients]
+    return gramian(gradients).cpu()
+
+
+def _dense(gradients: Sequence[Tensor | None], places: Sequence[Tensor]) -> list[Tensor]:
+    return [torch.zeros_like(place) if g is None else g for g, place in zip(gradients, places, strict=True)]
+
+
+def _weigh_heads(model: Any, weights: Mapping[str, float]) -> None:
+    for name, weight in weights.items():
+        for parameter in model.tasks[name].parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(weight)
+
+
+class BackwardPass:
+    """The backward pass of one step, part by part. Every parameter gets its gradient in one of them, as
+    DistributedDataParallel wants it. Making one goes through the heads.
+
+    total: the balancer's scalar
+    """
+
+    def __init__(self, cuts: Cuts, total: Tensor, penalties: Mapping[str, Tensor]) -> None:
+        self.cuts = cuts
+        self.between = [p for name, p in penalties.items() if name in cuts.between and p.requires_grad]
+        above = [p for name, p in penalties.items() if name not in cuts.between and p.requires_grad]
+        reads = [read for pairs in cuts.upper.values() for _, read in pairs]
+        extra: Sequence[Tensor | None] = [None] * len(reads)
+        if above and reads:  # a penalty's gradient is no task's
+            extra = torch.autograd.grad(torch.stack(above).sum(), reads, retain_graph=True, allow_unused=True)
+        torch.stack([total, *above]).sum().backward()
+        self.extra = {id(read): gradient for read, gradient in zip(reads, extra, strict=True)}
+        self.own = {name: [self._take(read) for _, read in pairs] for name, pairs in cuts.upper.items()}
+
+    def _take(self, read: Tensor) -> Tensor | None:
+        """The gradient of its task at what a head read."""
+        gradient, extra = read.grad, self.extra[id(read)]
+        read.grad = None
+        return gradient if gradient is None or extra is None else gradient - extra
+
+    def gradient(self, name: str, places: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+        """The gradient of a task's term of the scalar at features or parameters of the parts below. Keeps the graph."""
+        made = [source for source, _ in self.cuts.upper.get(name, [])]
+        reads = [read for _, read in self.cuts.lower]
+        if {id(place) for place in places} <= {id(read) for read in reads}:
+            return _down(made, self.own.get(name, []), places)
+        found = _down(made, self.own.get(name, []), [*reads, *places])
+        further = _down([source for source, _ in self.cuts.lower], found[: len(reads)], places)
+        pairs = zip(found[len(reads) :], further, strict=True)
+        return tuple(a if b is None else b if a is None else a + b for a, b in pairs)
+
+    def finish(self, weights: Mapping[str, float], own: Sequence[Tensor] = (), shared: Sequence[Tensor] = ()) -> None:
+        """Go through the rest, down to the images. ``shared`` parameters get the tasks' gradients times ``weights`` (1
+        where there is none), a task's ``own`` get them as they are. Without own ones all get them weighted."""
+        reads = [read for _, read in self.cuts.lower]
+        own, shared = ([place for place in some if place.requires_grad] for some in (own, shared))
+        if own:
+            _up(*self._roots({}), inputs=own, retain_graph=True)
+            if reads or shared:  # else all that is shared rests
+                _up(*self._roots(weights), inputs=[*reads, *shared])
+        else:
+            _up(*self._roots(weights))
+        reached = [(made, read.grad) for made, read in self.cuts.lower if read.grad is not None]
+        _up([made for made, _ in reached], [gradient for _, gradient in reached])
+
+    def _roots(self, weights: Mapping[str, float]) -> tuple[list[Tensor], list[Tensor | None]]:
+        """What the heads read, as the parts below made it, and its gradient, summed in float32 or better. The penalties
+        of the parts below come last."""
+        sums: dict[int, tuple[Tensor, Tensor]] = {}
+        for name, pairs in self.cuts.upper.items():
+            for (made, read), gradient in zip(pairs, self.own[name], strict=True):
+                for term, weight in ((gradient, weights.get(name, 1.0)), (self.extra[id(read)], 1.0)):
+                    if term is not None:
+                        term = term.to(torch.promote_types(term.dtype, torch.float32)) * weight
+                        sums[id(made)] = (made, sums[id(made)][1] + term if id(made) in sums else term)
+        roots = [(made, gradient.to(made.dtype)) for made, gradient in sums.values()]
+        ends: list[Tensor | None] = [None] * len(self.between)
+        return [*(made for made, _ in roots), *self.between], [*(gradient for _, gradient in roots), *ends]
+
+
+def _down(
+    outputs: Sequence[Tensor], gradients: Sequence[Tensor | None], inputs: Sequence[Tensor]
+) -> tuple[Tensor | None, ...]:
+    """The gradient at ``inputs`` of what has these gradients at ``outputs``. Touches no ``.grad``, keeps the graph."""
+    pairs = [(output, g) for output, g in zip(outputs, gradients, strict=True) if g is not None]
+    if not pairs or not inputs:
+        return (None,) * len(inputs)
+    found, given = zip(*pairs, strict=True)
+    return torch.autograd.grad(found, inputs, given, retain_graph=True, allow_unused=True)
+
+
+def _up(roots: Sequence[Tensor], gradients: Sequence[Tensor | None], **options: Any) -> None:
+    """Add gradients to ``.grad``; nothing where there is no root."""
+    if roots:
+        torch.autograd.backward(roots, gradients, **options)

@@ -1,0 +1,38 @@
+"""An exported graph in the place of a network, for whoever measures networks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from perception.runtime.session import Run
+
+
+class ExportedNetwork:
+    """Predicts by ``run``; its tasks, their metrics and their specs are those of ``model``, which it was made from."""
+
+    training = False
+
+    def __init__(self, model: Any, run: Run) -> None:
+        self.tasks, self.specs = model.tasks, model.specs
+        self._run, self._parameters = run, model.parameters
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Those of the model: they say on which device it is."""
+        return self._parameters()
+
+    def predict(self, images: Tensor, spaces: Any = None) -> dict[str, Tensor]:
+        """As `perception.model.Perception.predict`; label maps as they are, whatever classes a source knows."""
+        found = self._run(images.numpy())
+        return {name: torch.from_numpy(value) for name, value in found.items() if ".raw." not in name}
+
+    def eval(self) -> ExportedNetwork:
+        """Itself: it never trains."""
+        return self
+
+    def train(self, mode: bool = True) -> ExportedNetwork:
+        """Itself: it never trains."""
+        return self

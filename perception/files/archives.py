@@ -1,0 +1,150 @@
+"""Unpacking archives that nobody vouches for: zip, tar, tar.gz, tar.bz2, tar.xz.
+
+What could harm is refused: names that lead out, links of any kind, devices, sparse files, a name twice, bombs, more
+than the disk holds. Permissions and owners in the archive are not taken over. Nothing is ever overwritten: the files
+are written to a temporary folder beside the target and moved when all of them are there and sound; after an error
+nothing is left behind.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+from perception.files.archive_members import DAMAGE, Limits, Member, members, safe_parts
+from perception.types import DataError
+
+MAX_BYTES = 1 << 40
+MAX_FILES = 2_000_000
+MAX_RATIO = 200.0
+
+Progress = Callable[[int, int], None]
+
+
+def extract(
+    archive: Path,
+    folder: Path,
+    *,
+    max_bytes: int = MAX_BYTES,
+    max_files: int = MAX_FILES,
+    max_ratio: float = MAX_RATIO,
+    progress: Progress | None = None,
+) -> int:
+    """Unpack ``archive`` into ``folder`` (made where it is missing, added to where it exists); the number of files.
+
+    max_bytes, max_files: what it may unpack to, in sum
+    max_ratio: bytes unpacked per byte of the archive
+    progress:  called now and then with (bytes of the archive done, bytes of the archive)
+
+    Raises DataError, and leaves everything as it was, where the archive is damaged or refused, where a file of that
+    name exists already, or where the disk is full.
+    """
+    archive, folder = Path(archive), Path(os.path.realpath(folder))
+    if not archive.is_file():
+        raise DataError(f"No archive at {archive}. Expected a zip, tar, tar.gz, tar.bz2 or tar.xz file.")
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise DataError(f"{folder} is no folder. Name one to unpack into.")
+    missing = [path for path in folder.parents if not path.exists()]
+    temporary, moved = None, False
+    try:
+        limits = Limits(archive, archive.stat().st_size, max_bytes, max_files, max_ratio)
+        temporary = _temporary(folder)
+        with archive.open("rb") as file:
+            count = _write(members(file, limits, temporary), temporary, folder, limits, file, progress)
+        _move(temporary, folder, archive)
+        moved = True
+    except (*DAMAGE, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise DataError(f"{archive} cannot be unpacked into {folder}: {error}. Check the disk.") from error
+        raise DataError(f"{archive} is damaged or no archive: {error}. Fetch it again.") from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+        with suppress(OSError):
+            for path in () if moved else missing:
+                path.rmdir()
+    return count
+
+
+def _write(
+    members: Iterator[Member],
+    temporary: Path,
+    folder: Path,
+    limits: Limits,
+    file: IO[bytes],
+    progress: Progress | None,
+) -> int:
+    """Write all members under ``temporary``; the number of files. ``folder`` is where they will be moved to."""
+    count = total = entries = 0
+    for member in members:
+        entries += 1
+        parts = safe_parts(member.name, limits.archive)
+        target = temporary.joinpath(*parts)
+        try:
+            if member.content is None:
+                target.mkdir(parents=True, exist_ok=True)
+                limits.check(total, entries)
+                continue
+            if not parts or os.path.lexists(folder.joinpath(*parts)):
+                raise DataError(
+                    f"{limits.archive}: {member.name!r} exists already in {folder}. Nothing is overwritten: "
+                    "unpack into another folder, or remove it first."
+                )
+            target.parent.mkdir(parents=True, exist_ok=True)
+            out = target.open("xb")
+        except (FileExistsError, NotADirectoryError):
+            raise DataError(f"{limits.archive}: the name {member.name!r} is given twice. Pack it anew.") from None
+        with out:
+            for chunk in member.content:
+                total += len(chunk)
+                limits.check(total, entries)
+                out.write(chunk)
+                if progress is not None:
+                    progress(min(file.tell(), limits.packed), limits.packed)
+        limits.check(total, entries)
+        count += 1
+    if not count:
+        raise DataError(f"{limits.archive} holds no file. Fetch it again.")
+    return count
+
+
+def _temporary(folder: Path) -> Path:
+    """A new folder on the disk of ``folder``: beside it, or in it where another disk is mounted there."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = not folder.exists() or folder.stat().st_dev == folder.parent.stat().st_dev
+    made = Path(tempfile.mkdtemp(prefix=f".{folder.name[:100]}.", dir=folder.parent if beside else folder))
+    mask = os.umask(0)
+    os.umask(mask)
+    made.chmod(0o777 & ~mask)
+    return made
+
+
+def _move(temporary: Path, folder: Path, archive: Path) -> None:
+    """Move what is in ``temporary`` into ``folder``; back again where a file of that name has come up meanwhile."""
+    if not folder.exists():
+        temporary.rename(folder)
+        return
+    moved: list[tuple[Path, Path]] = []
+    try:
+        _merge(temporary, folder, moved, archive)
+    except BaseException:
+        for source, target in reversed(moved):
+            target.rename(source)
+        raise
+
+
+def _merge(source: Path, target: Path, moved: list[tuple[Path, Path]], archive: Path) -> None:
+    for path in sorted(source.iterdir()):
+        place = target / path.name
+        if path.is_dir() and place.is_dir():
+            _merge(path, place, moved, archive)
+        elif os.path.lexists(place):
+            raise DataError(f"{archive}: {place} exists already. Nothing is overwritten: remove it first.")
+        else:
+            path.rename(place)
+            moved.append((path, place))

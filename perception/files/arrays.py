@@ -1,0 +1,102 @@
+"""Arrays of numbers in .npy and .npz, read without trusting their headers."""
+
+from __future__ import annotations
+
+import math
+import tokenize
+import warnings
+import zipfile
+import zlib
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perception.files.image_headers import MAX_BYTES, MAX_PIXELS
+from perception.files.strict_json import shown
+from perception.types import DataError
+
+ARRAY_SUFFIXES = (".npy", ".npz")
+
+_DAMAGE = (
+    ValueError, KeyError, EOFError, SyntaxError, TypeError, MemoryError, RecursionError, OverflowError,
+    tokenize.TokenError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What numpy and zipfile raise for files that are none."""
+
+_EXPECTED = "Expected a plain array of numbers; save it anew with numpy.save."
+_MAX_ARRAYS = 10_000
+
+
+def read_array(path: Path, name: str | None = None, channels: int = 4) -> NDArray:
+    """A plain array of numbers with 1 to 3 axes from a .npy, or array ``name`` (or the only one) of a .npz.
+
+    The header is checked before memory is taken: at most ``channels`` values for each of `MAX_PIXELS` pixels, and at
+    most `MAX_BYTES`. Pickles are refused. Raises DataError.
+    """
+    if not path.is_file():
+        raise DataError(f"No array at {path}. Restore the file.")
+    try:
+        size = path.stat().st_size
+        if path.suffix.lower() != ".npz":
+            with path.open("rb") as file:
+                return _read(file, size, str(path), channels)
+        if size > MAX_BYTES:
+            raise DataError(f"{path} has {size / 1e9:.1f} GB. Expected at most {MAX_BYTES / 1e9} GB.")
+        with zipfile.ZipFile(path) as archive:
+            member = _member(archive, path, name)
+            with archive.open(member) as file:
+                return _read(file, member.file_size, f"{path}, array {shown(member.filename[:-4])}", channels)
+    except _DAMAGE as error:
+        raise DataError(f"{path} cannot be read: {error}. {_EXPECTED}") from error
+
+
+def read_numbers(path: Path, name: str | None = None) -> NDArray:
+    """An array of one number for every pixel, [H, W]; axes of length 1 beside these are left out. Raises DataError."""
+    stored = read_array(path, name, channels=1)
+    for axis in (2, 0):
+        if stored.ndim == 3 and stored.shape[axis] == 1:
+            stored = stored.squeeze(axis)
+    if stored.ndim != 2:
+        raise DataError(f"{path} is {stored.dtype} {stored.shape}. Expected a number for every pixel, [H, W].")
+    return stored
+
+
+def _member(archive: zipfile.ZipFile, path: Path, name: str | None) -> zipfile.ZipInfo:
+    arrays = {member.filename[:-4]: member for member in archive.infolist() if member.filename.endswith(".npy")}
+    names = ", ".join(shown(key) for key in list(arrays)[:20]) or "none"
+    if name is None and len(arrays) != 1:
+        raise DataError(f"{path} holds {len(arrays)} arrays: {names}. Say which one: array: ...")
+    found = next(iter(arrays)) if name is None else name
+    if found not in arrays:
+        raise DataError(f"{path} has no array '{found}'. Found: {names}. Correct array: ...")
+    return arrays[found]
+
+
+def _read(file: IO[bytes], size: int, where: str, channels: int) -> NDArray:
+    version = np.lib.format.read_magic(file)
+    readers: dict[Any, Any] = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    with warnings.catch_warnings():  # of headers that Python 2 wrote
+        warnings.simplefilter("ignore")
+        shape, by_column, kind = readers[version](file)
+    held = size - file.tell()
+    if kind.hasobject:
+        raise DataError(f"{where} cannot be read: it holds pickled objects. {_EXPECTED}")
+    count = math.prod(shape)
+    if kind.kind not in "fiub" or len(shape) > 3 or min(shape, default=0) < 1:
+        raise DataError(f"{where} is {kind} {shape}. {_EXPECTED}")
+    if held != count * kind.itemsize:
+        raise DataError(f"{where} is {kind} {shape} by its header, but holds {held} bytes. It is damaged. {_EXPECTED}")
+    if count > channels * MAX_PIXELS or held > MAX_BYTES:
+        raise DataError(
+            f"{where} is {kind} {shape} by its header, {held / 1e9:.1f} GB. At most {MAX_PIXELS // 10**6} Mpx are "
+            "read. Scale or tile it first."
+        )
+    data = np.frombuffer(file.read(held), kind)
+    if data.size != count:
+        raise DataError(f"{where} changed while it was read. Read it again.")
+    return data.reshape(shape, order="F" if by_column else "C")

@@ -1,0 +1,1 @@
+"""Labeling images with a trained network: what several views of an image agree on."""

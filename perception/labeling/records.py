@@ -1,0 +1,159 @@
+"""The memory of `perception label`: a line for each picture, so that a kill loses no more than the one under way.
+
+The folder ``.records`` of the labels holds ``settings.json``, which all processes share, and for each start of a
+process a file of lines: ``{"begun": NAME}``, then ``{"done": NAME, ...}`` or ``{"failed": NAME, "reason": ...}``.
+Nobody writes to another's file, so any number of processes, on any number of machines, may label into one folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import json
+import os
+import platform
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from perception.files.safe_write import append_line, make_folder, write_whole, writing
+from perception.types import PerceptionError
+
+FOLDER, SETTINGS, CRASHED = ".records", "settings.json", ".crash"
+TRIES = 3
+"""Kills of the process, with nothing to say why, while a picture is under way, until it is taken to be the reason."""
+
+
+@dataclass
+class Past:
+    """What the processes so far have come to. Names are those of pictures.
+
+    done: of each what `label` made of it; failed: why; tries: kills while it was under way
+    """
+
+    done: dict[str, dict[str, Any]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    tries: Counter[str] = field(default_factory=Counter)
+
+    def left(self, names: Sequence[str]) -> list[str]:
+        """Those to be labelled: first what has not been tried, for a picture that ends the process does so last."""
+        rest = [name for name in names if name not in self.done and name not in self.failed]
+        return sorted(rest, key=self.tries.__getitem__)
+
+
+def settle(out: Path, settings: dict[str, Any]) -> None:
+    """Write the settings, or compare them. Raises PerceptionError where the folder was begun with others."""
+    path = out / FOLDER / SETTINGS
+    if not path.exists():
+        write_whole(path, f"{json.dumps(settings, indent=1)}\n".encode())
+    before, now = read_settings(out), json.loads(json.dumps(settings))
+    if wrong := [key for key in now if before.get(key) != now[key]]:
+        said = "; ".join(f"{key} was {json.dumps(before.get(key))}, is {json.dumps(now[key])}" for key in wrong)
+        raise PerceptionError(f"{out} was begun with other settings: {said[:600]}. Give the same, or another --out.")
+
+
+def read_settings(out: Path) -> dict[str, Any]:
+    """Raises PerceptionError where there are none, or they are damaged."""
+    path = out / FOLDER / SETTINGS
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise PerceptionError(f"{path} cannot be read: {error}. Label into another --out.") from error
+    if not isinstance(found, dict):
+        raise PerceptionError(f"{path} holds no settings. Label into another --out.")
+    return found
+
+
+def recall(out: Path, pictures: Path) -> Past:
+    """All that is recorded. A picture that failed and was changed since then is tried again."""
+    past, why = Past(), {}
+    for path in sorted((out / FOLDER).glob("*.jsonl")):
+        begun: dict[str, Any] = {}
+        for line in _lines(path):
+            if (name := line.get("begun")) is not None:
+                begun[name] = line["stamp"]
+            elif (name := line.get("done")) is not None:
+                begun.pop(name, None)
+                past.done[name] = line
+            elif (name := line.get("failed")) is not None:
+                begun.pop(name, None)
+                if line["stamp"] == stamp(pictures / name):
+                    past.failed[name] = line["reason"]
+        crash = path.with_suffix(CRASHED)
+        crashed = crash.exists() and crash.stat().st_size > 0
+        for name, was in begun.items():
+            if was == stamp(pictures / name):
+                past.tries[name] += 1
+                if crashed:
+                    why[name] = f"it ended the process ({crash.read_text('utf-8', 'replace').splitlines()[0]})"
+    for name, tries in past.tries.items():
+        if tries >= TRIES:
+            why.setdefault(name, f"the process was killed {tries} times while it was under way")
+    for name, reason in why.items():
+        past.failed.setdefault(name, f"{reason}. Mend or touch it, and it is tried again")
+    for name in past.done:
+        past.failed.pop(name, None)
+    return past
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines of a file: a kill leaves a part of the last."""
+    for text in path.read_bytes().split(b"\n")[:-1]:
+        with contextlib.suppress(ValueError):
+            line = json.loads(text)
+            if isinstance(line, dict):
+                yield line
+
+
+def stamp(path: Path) -> list[int]:
+    """Size and time of a file, by which it is known to be another."""
+    try:
+        status = path.stat()
+    except OSError:
+        return []
+    return [status.st_size, status.st_mtime_ns]
+
+
+class Log:
+    """The lines of this process. Use as a context manager.
+
+    What ends the process in code that is not Python (a damaged picture in a decoder) is recorded beside them.
+    """
+
+    def __init__(self, out: Path, pictures: Path) -> None:
+        self._pictures = pictures
+        name = f"{time.time_ns()}-{platform.node()}-{os.getpid()}"
+        self._path = out / FOLDER / f"{name}.jsonl"
+        self._crash: TextIO | None = None
+
+    def __enter__(self) -> Log:
+        make_folder(self._path.parent)
+        with writing(self._path):
+            self._file = self._path.open("ab", buffering=0)
+            if not faulthandler.is_enabled():
+                self._crash = self._path.with_suffix(CRASHED).open("w", encoding="utf-8")
+                faulthandler.enable(self._crash)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._crash is not None:
+            faulthandler.disable()
+            self._crash.close()
+            self._path.with_suffix(CRASHED).unlink(missing_ok=True)
+        self._file.close()
+
+    def begin(self, name: str) -> None:
+        self._add({"begun": name, "stamp": stamp(self._pictures / name)})
+
+    def fail(self, name: str, reason: str) -> None:
+        self._add({"failed": name, "reason": reason, "stamp": stamp(self._pictures / name)})
+
+    def finish(self, name: str, size: tuple[int, int], labels: dict[str, Any]) -> None:
+        """size: (height, width); labels: task -> what `label_files.keep` returned"""
+        self._add({"done": name, "size": size, "labels": labels})
+
+    def _add(self, line: dict[str, Any]) -> None:
+        append_line(self._file, self._path, json.dumps(line))

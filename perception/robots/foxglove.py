@@ -1,0 +1,124 @@
+"""Foxglove's images and calibrations as those of ROS: as Protocol Buffers, as JSON, or as messages of foxglove_msgs.
+
+Their fields and numbers are those of https://docs.foxglove.dev/docs/sdk/schemas, which do not change.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from struct import unpack
+from typing import Any
+
+import numpy as np
+
+from perception.robots.images import CAMERA_INFO, COMPRESSED, IMAGE
+from perception.robots.messages import Message, Stamp
+
+FIELDS = {
+    IMAGE: {1: "timestamp", 2: "width", 3: "height", 4: "encoding", 5: "step", 6: "data", 7: "frame_id"},
+    COMPRESSED: {1: "timestamp", 2: "data", 3: "format", 4: "frame_id"},
+    CAMERA_INFO: {1: "timestamp", 2: "width", 3: "height", 4: "distortion_model",
+                  5: "d", 6: "k", 7: "r", 8: "p", 9: "frame_id"},
+}  # fmt: skip
+"""Type of ROS -> number of a field in a Protocol Buffer -> its name."""
+LARGEST = 2**32
+
+
+def from_protobuf(data: bytes, kind: str) -> Message:
+    """kind: the type of ROS that is wanted. Raises ValueError, struct.error or UnicodeDecodeError on damage."""
+    values: dict[str, Any] = {}
+    for number, value in _pairs(data):
+        name = FIELDS[kind].get(number)
+        if name == "timestamp":
+            time = dict(_pairs(value))
+            values[name] = (_signed(time.get(1, 0)), _signed(time.get(2, 0)))
+        elif name in ("width", "height", "step"):
+            values[name] = int.from_bytes(value, "little")
+        elif name in ("d", "k", "r", "p"):
+            values[name] = [*values.get(name, []), *unpack(f"<{len(value) // 8}d", value)]
+        elif name is not None:
+            values[name] = bytes(value) if name == "data" else value.decode()
+    return _message(values, kind)
+
+
+def from_json(data: bytes, kind: str) -> Message:
+    """As `from_protobuf`."""
+    values = {name.lower(): value for name, value in json.loads(data).items()}
+    time = values.get("timestamp") or {}
+    values["timestamp"] = int(time.get("sec", 0)), int(time.get("nsec", 0))
+    values["data"] = base64.b64decode(values.get("data", ""), validate=True)
+    return _message(values, kind)
+
+
+def from_object(found: Any, kind: str) -> Message:
+    """Of a message of foxglove_msgs."""
+    values = {name: getattr(found, name) for name in FIELDS[kind].values()}
+    values["timestamp"] = found.timestamp.sec, found.timestamp.nanosec
+    return _message(values, kind)
+
+
+def _message(values: dict[str, Any], kind: str) -> Message:
+    seconds, nanoseconds = values.get("timestamp", (0, 0))
+    fields: dict[str, Any] = {"header": Stamp(seconds * 10**9 + nanoseconds, str(values.get("frame_id", ""))).header()}
+    if kind in (IMAGE, CAMERA_INFO):
+        for name in ("width", "height", *(["step"] if kind == IMAGE else [])):
+            fields[name] = int(values.get(name, 0))
+            if not 0 <= fields[name] < LARGEST:
+                raise ValueError(f"{name} {fields[name]}")
+    if kind == CAMERA_INFO:
+        for name, length in (("k", 9), ("r", 9), ("p", 12)):
+            given = np.asarray(values.get(name, ()), float).ravel()
+            fields[name] = given if len(given) == length else np.zeros(length)
+        region = {"x_offset": 0, "y_offset": 0, "height": 0, "width": 0, "do_rectify": False}
+        fields |= {
+            "distortion_model": str(values.get("distortion_model", "")),
+            "d": np.asarray(values.get("d", ()), float).ravel(),
+            "binning_x": 0,
+            "binning_y": 0,
+            "roi": Message("sensor_msgs/msg/RegionOfInterest", region),
+        }
+        return Message(kind, fields)
+    fields["data"] = np.frombuffer(values.get("data", b""), np.uint8)
+    name = "encoding" if kind == IMAGE else "format"
+    fields[name] = str(values.get(name, ""))
+    return Message(kind, fields | ({"is_bigendian": 0} if kind == IMAGE else {}))
+
+
+def _pairs(data: Any) -> Iterator[tuple[int, Any]]:
+    """The fields of a Protocol Buffer: number, and a number (varint) or bytes (anything else)."""
+    if not isinstance(data, bytes | memoryview):
+        raise ValueError("a number where a message is expected")
+    view, at = memoryview(data), 0
+    while at < len(view):
+        tag, at = _varint(view, at)
+        kind = tag & 7
+        if kind == 0:
+            value, at = _varint(view, at)
+            yield tag >> 3, value
+            continue
+        if kind == 2:
+            length, at = _varint(view, at)
+        else:
+            length = {1: 8, 5: 4}[kind] if kind in (1, 5) else len(view)
+        if at + length > len(view):
+            raise ValueError("a field ends behind its message")
+        yield tag >> 3, view[at : at + length] if kind != 2 else bytes(view[at : at + length])
+        at += length
+
+
+def _varint(view: memoryview, at: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        if at >= len(view):
+            break
+        value |= (view[at] & 0x7F) << shift
+        at += 1
+        if view[at - 1] < 0x80:
+            return value, at
+    raise ValueError("a number does not end")
+
+
+def _signed(value: Any) -> int:
+    return value - 2**64 if value >= 2**63 else value

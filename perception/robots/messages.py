@@ -1,0 +1,223 @@
+"""What the network says as ROS 2 messages, by the conventions of vision_msgs and sensor_msgs. No ROS, no torch.
+
+A message is a type and its fields, nested. Two short adapters turn it into what a transport wants: `bags.to_store` for
+recordings, and the node in ``ros2/`` for a running system; so both publish the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perception.runtime.result import Result
+from perception.types import Camera
+
+UNLABELLED = 255
+"""Class of a label image's pixel that is not valid (vision_msgs/LabelInfo reserves it)."""
+
+OK, WARN, ERROR = 0, 1, 2
+"""Levels of diagnostic_msgs/DiagnosticStatus."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """type: like "sensor_msgs/msg/Image". fields: name -> number, text, array, `Message`, or a list of these."""
+
+    type: str
+    fields: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """The header of the picture that a result belongs to: every message carries it on unchanged.
+
+    nanoseconds: since the epoch. frame_id: name of the camera's optical frame (x right, y down, z forward)
+    """
+
+    nanoseconds: int
+    frame_id: str
+
+    def header(self) -> Message:
+        seconds, rest = divmod(self.nanoseconds, 10**9)
+        time = Message("builtin_interfaces/msg/Time", {"sec": seconds, "nanosec": rest})
+        return Message("std_msgs/msg/Header", {"stamp": time, "frame_id": self.frame_id})
+
+
+def all_messages(result: Result, stamp: Stamp, point_step: int = 4) -> dict[str, Message]:
+    """Topic (relative) -> message, of all that the network's tasks give.
+
+    point_step: the cloud takes every so many rows and columns; 0 = no cloud.
+    """
+    found: dict[str, Message] = {}
+    if result.boxes is not None:
+        found["detections"] = detections(result, stamp)
+    if result.label_map is not None:
+        found["label_image"] = image(result.label_map, "mono8", stamp)
+        found["label_info"] = label_info(result, stamp)
+    if result.depth is not None:
+        found["depth/image_rect"] = image(result.depth, "32FC1", stamp)
+        found["depth/camera_info"] = camera_info(result.lens(), result.size, stamp)
+        if point_step:
+            found["points"] = points(result, stamp, point_step)
+    if result.scene is not None:
+        found["scene"] = scene(result, stamp)
+    return found
+
+
+def detections(result: Result, stamp: Stamp) -> Message:
+    """vision_msgs/Detection2DArray: boxes over the threshold, best first; ``id`` is the track, "" where unknown.
+
+    The pose of a hypothesis is the place of the box's centre at the box's distance, in metres in the optical frame;
+    where that is unknown, the first element of its covariance is -1.
+    """
+    boxes, scores, labels = result.boxes, result.scores, result.labels
+    assert boxes is not None
+    assert scores is not None
+    assert labels is not None
+    distances, tracks = result.distances, result.tracks
+    header, lens = stamp.header(), result.lens() if distances is not None else None
+    items = []
+    for i, (x1, y1, x2, y2) in enumerate(boxes.astype(float).tolist()):
+        center = (x1 + x2) / 2, (y1 + y2) / 2
+        hypothesis = Message("vision_msgs/msg/ObjectHypothesis", {"class_id": labels[i], "score": float(scores[i])})
+        metres = float("nan") if distances is None else float(distances[i])
+        fields = {"hypothesis": hypothesis, "pose": _pose(center, metres, lens)}
+        box = {"center": _center(*center), "size_x": x2 - x1, "size_y": y2 - y1}
+        items.append(
+            Message(
+                "vision_msgs/msg/Detection2D",
+                {
+                    "header": header,
+                    "results": [Message("vision_msgs/msg/ObjectHypothesisWithPose", fields)],
+                    "bbox": Message("vision_msgs/msg/BoundingBox2D", box),
+                    "id": "" if tracks is None or tracks[i] < 0 else str(int(tracks[i])),
+                },
+            )
+        )
+    return Message("vision_msgs/msg/Detection2DArray", {"header": header, "detections": items})
+
+
+def _center(x: float, y: float) -> Message:
+    position = Message("vision_msgs/msg/Point2D", {"x": x, "y": y})
+    return Message("vision_msgs/msg/Pose2D", {"position": position, "theta": 0.0})
+
+
+def _pose(center: tuple[float, float], metres: float, lens: Camera | None) -> Message:
+    covariance = np.zeros(36)
+    x = y = z = 0.0
+    if lens is not None and np.isfinite(metres):
+        x, y, z = (center[0] - lens.cx) / lens.fx * metres, (center[1] - lens.cy) / lens.fy * metres, metres
+    else:
+        covariance[0] = -1.0
+    pose = {
+        "position": Message("geometry_msgs/msg/Point", {"x": x, "y": y, "z": z}),
+        "orientation": Message("geometry_msgs/msg/Quaternion", {"x": 0.0, "y": 0.0, "z": 0.0, "w": 1.0}),
+    }
+    return Message(
+        "geometry_msgs/msg/PoseWithCovariance",
+        {"pose": Message("geometry_msgs/msg/Pose", pose), "covariance": covariance},
+    )
+
+
+def image(values: NDArray, encoding: str, stamp: Stamp) -> Message:
+    """sensor_msgs/Image of a [H, W] or [H, W, 3] array: "mono8" ids, "32FC1" metres with NaN where unknown (REP 118),
+    or "rgb8"."""
+    kind = np.dtype("<f4") if encoding == "32FC1" else np.dtype(np.uint8)
+    plain = np.ascontiguousarray(values, kind)
+    fields = {
+        "header": stamp.header(),
+        "height": plain.shape[0],
+        "width": plain.shape[1],
+        "encoding": encoding,
+        "is_bigendian": 0,
+        "step": plain.strides[0],
+        "data": plain.reshape(-1).view(np.uint8),
+    }
+    return Message("sensor_msgs/msg/Image", fields)
+
+
+def label_info(result: Result, stamp: Stamp) -> Message:
+    """vision_msgs/LabelInfo: the names of the label image's ids, with 255 for pixels that are not valid."""
+    names = [*enumerate(result.label_names or ()), (UNLABELLED, "UNLABELED")]
+    classes = [Message("vision_msgs/msg/VisionClass", {"class_id": id, "class_name": name}) for id, name in names]
+    return Message("vision_msgs/msg/LabelInfo", {"header": stamp.header(), "class_map": classes, "threshold": 0.0})
+
+
+def camera_info(camera: Camera, size: tuple[int, int], stamp: Stamp) -> Message:
+    """sensor_msgs/CameraInfo of a pinhole camera without distortion. ROS puts a pixel's centre at whole numbers."""
+    k = np.array([camera.fx, 0, camera.cx - 0.5, 0, camera.fy, camera.cy - 0.5, 0, 0, 1.0])
+    region = {"x_offset": 0, "y_offset": 0, "height": 0, "width": 0, "do_rectify": False}
+    fields = {
+        "header": stamp.header(),
+        "height": size[0],
+        "width": size[1],
+        "distortion_model": "plumb_bob",
+        "d": np.zeros(5),
+        "k": k,
+        "r": np.eye(3).ravel(),
+        "p": np.insert(k, [3, 6, 9], 0.0),
+        "binning_x": 0,
+        "binning_y": 0,
+        "roi": Message("sensor_msgs/msg/RegionOfInterest", region),
+    }
+    return Message("sensor_msgs/msg/CameraInfo", fields)
+
+
+def points(result: Result, stamp: Stamp, step: int) -> Message:
+    """sensor_msgs/PointCloud2 of x, y, z (metres, optical frame) and rgb, as RViz and Foxglove expect it."""
+    cloud = result.cloud(step)
+    record = np.zeros(len(cloud.points), np.dtype([("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("rgb", "<u4")]))
+    for i, axis in enumerate("xyz"):
+        record[axis] = cloud.points[:, i]
+    red, green, blue = cloud.colours.astype(np.uint32).T
+    record["rgb"] = red << 16 | green << 8 | blue
+    float32 = 7
+    layout = [
+        Message("sensor_msgs/msg/PointField", {"name": name, "offset": 4 * i, "datatype": float32, "count": 1})
+        for i, name in enumerate(("x", "y", "z", "rgb"))
+    ]
+    fields = {
+        "header": stamp.header(),
+        "height": 1,
+        "width": len(record),
+        "fields": layout,
+        "is_bigendian": False,
+        "point_step": record.itemsize,
+        "row_step": record.nbytes,
+        "data": record.view(np.uint8),
+        "is_dense": True,
+    }
+    return Message("sensor_msgs/msg/PointCloud2", fields)
+
+
+def scene(result: Result, stamp: Stamp) -> Message:
+    """vision_msgs/Classification: every class of the picture with its probability, the most probable first."""
+    kinds = [
+        Message("vision_msgs/msg/ObjectHypothesis", {"class_id": name, "score": float(score)})
+        for name, score in (result.scene or {}).items()
+    ]
+    return Message("vision_msgs/msg/Classification", {"header": stamp.header(), "results": kinds})
+
+
+def doubts(result: Result, name: str, stamp: Stamp) -> Message | None:
+    """diagnostic_msgs/DiagnosticArray of what is wrong with a result, an error where no one should act on it; None
+    where nothing is."""
+    if not result.flags:
+        return None
+    level = WARN if result.valid else ERROR
+    return diagnostics(name, level, "; ".join(result.flags), {"valid": result.valid}, stamp.nanoseconds)
+
+
+def diagnostics(name: str, level: int, text: str, values: dict[str, Any], nanoseconds: int) -> Message:
+    """diagnostic_msgs/DiagnosticArray with one status. level: `OK`, `WARN` or `ERROR`; values: shown as text."""
+    pairs = [
+        Message("diagnostic_msgs/msg/KeyValue", {"key": key, "value": str(value)}) for key, value in values.items()
+    ]
+    fields = {"level": level, "name": name, "message": text, "hardware_id": "", "values": pairs}
+    status = Message("diagnostic_msgs/msg/DiagnosticStatus", fields)
+    return Message(
+        "diagnostic_msgs/msg/DiagnosticArray", {"header": Stamp(nanoseconds, "").header(), "status": [status]}
+    )

@@ -1,0 +1,83 @@
+"""ROS 2 bags in SQLite, also with a write-ahead log that a killed recorder left beside them. Nothing is written."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+from perception.robots.recorded_messages import Channel, DamageError, Found, ros2_type
+
+MAGIC = b"SQLite format 3\0"
+ERRORS = (sqlite3.Error, ValueError, TypeError, OverflowError)
+"""What damage leads to: also names that are not UTF-8, and numbers that are none."""
+
+
+class SqliteFile:
+    """Implements `RecordingFile`. shown: the file's name for people. Raises DamageError where nothing can be read."""
+
+    def __init__(self, path: Path, shown: Path) -> None:
+        self._path = shown
+        self.damage: list[str] = []
+        self._base = _connect(path)
+        try:
+            self.channels = self._channels()
+        except ERRORS as error:
+            self.close()
+            raise DamageError(str(error)) from error
+
+    def close(self) -> None:
+        self._base.close()
+
+    def _channels(self) -> dict[int, Channel]:
+        tables = {str(name) for (name,) in self._base.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if not {"topics", "messages"} <= tables:
+            raise ValueError("it is an SQLite file without the tables of a bag, 'topics' and 'messages'")
+        counts = dict(self._base.execute("SELECT topic_id, count(*) FROM messages GROUP BY topic_id"))
+        rows = self._base.execute("SELECT id, name, type, serialization_format FROM topics").fetchall()
+        return {
+            int(number): Channel(str(name), ros2_type(str(kind)), str(format), counts.get(number, 0))
+            for number, name, kind, format in rows
+        }
+
+    def messages(self, wanted: set[int]) -> Iterator[Found]:
+        """By time; read one by one, for those that are damaged."""
+        numbers = ",".join(str(int(number)) for number in wanted)
+        order = f"SELECT id, topic_id, timestamp FROM messages WHERE topic_id IN ({numbers}) ORDER BY timestamp, id"
+        try:
+            for row, number, time in self._base.execute(order):
+                data = self._data(row)
+                if isinstance(data, bytes) and isinstance(time, int):
+                    yield max(time, 0), number, data
+                else:
+                    self.damage.append(f"{self._path}: messages are damaged")
+        except ERRORS as error:
+            self.damage.append(f"{self._path} is damaged: {error}. What follows is lost (`sqlite3 FILE .recover`)")
+
+    def _data(self, row: int) -> object:
+        try:
+            found = self._base.execute("SELECT data FROM messages WHERE id = ?", (row,)).fetchone()
+        except ERRORS:
+            return None
+        return found and found[0]
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """Read-only, with the write-ahead log where there is one, without the lock and the index files that SQLite would
+    write beside it: nobody else has the file open for writing."""
+    where = quote(str(path.absolute()), safe="/")
+    for options in ("mode=ro&vfs=unix-none", "mode=ro", "immutable=1"):
+        base = None
+        try:
+            base = sqlite3.connect(f"file:{where}?{options}", uri=True, check_same_thread=False)
+            base.text_factory = lambda data: data.decode(errors="replace")
+            base.execute("PRAGMA trusted_schema = OFF")
+            base.execute("PRAGMA locking_mode = EXCLUSIVE")
+            base.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            return base
+        except ERRORS as error:
+            last = error
+            if base is not None:
+                base.close()
+    raise DamageError(str(last))

@@ -1,0 +1,72 @@
+"""Running a network in torch with the interface of the torch-free `perception.runtime.predictor.Perceiver`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from perception.runtime.predictor import Outputs, check_size, check_threads, choose, perceive, warm_up
+
+
+class TorchPerceiver:
+    """A `perception.model.Perception`, ready to be called with pictures.
+
+    size:   (height, width) that the network sees: that of its training
+    device: where it runs; None = where its parameters are
+    tasks:  the only ones that are computed; None = all
+    threads: of torch on the CPU, for the whole process; None = as they are
+
+    The model is put into evaluation mode.
+    """
+
+    multiple = 32
+
+    def __init__(
+        self,
+        model: Any,
+        size: tuple[int, int],
+        device: torch.device | str | None = None,
+        tasks: Sequence[str] | None = None,
+        threads: int | None = None,
+    ) -> None:
+        check_threads(threads)
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.specs = choose(model.specs, tasks)
+        self.size = size
+        self.model = model.eval() if device is None else model.to(device).eval()
+        self._device = next(self.model.parameters()).device
+
+    def __call__(self, images: Any, camera: Any = None, size: tuple[int, int] | None = None) -> Any:
+        """As `Perceiver.__call__`: one picture or a list, results in their own pixels."""
+        return perceive(self.run, self.specs, images, camera, size or self.size, self.multiple)
+
+    def placed(self, size: tuple[int, int] | None = None) -> tuple[int, int]:
+        """As `Perceiver.placed`."""
+        check_size(size or self.size, self.multiple)
+        return size or self.size
+
+    def warm_up(self, batch: int = 1, size: tuple[int, int] | None = None) -> TorchPerceiver:
+        """As `Perceiver.warm_up`."""
+        warm_up(self.run, self.placed(size), batch)
+        return self
+
+    def run(self, images: NDArray[np.uint8]) -> Outputs:
+        """Decoded outputs of a letterboxed batch uint8 RGB [B, 3, H, W], in input pixels."""
+        with torch.inference_mode():
+            found = self.model.predict(torch.from_numpy(images).to(self._device), list(self.specs))
+        return {name: value.cpu().numpy() for name, value in found.items()}
+
+
+def weights_digest(model: torch.nn.Module) -> str:
+    """SHA-256 of the names and values of all weights."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

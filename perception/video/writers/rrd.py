@@ -1,0 +1,110 @@
+"""Recordings for the viewer of rerun.io (``--save rrd``): picture, boxes, label map and depth."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+
+from perception.ops.draw import describe
+from perception.ops.palette import palette
+from perception.runtime.result import Result, default_camera
+from perception.runtime.sources import Shot
+from perception.types import Camera, DenseMap, ImageLabel, Instances, PerceptionError, TaskSpec
+from perception.video.writer import Recording
+
+MISSING = "--save rrd needs rerun-sdk. Install it: pip install 'dense-perception[rerun]'"
+UNITS = 1000
+"""Of a depth map, per metre."""
+
+
+class RerunWriter:
+    """``<name>.rrd`` for each video, ``pictures.rrd`` for pictures. Nothing is sent anywhere."""
+
+    _stream: Any = None
+
+    def open(self, recording: Recording) -> None:
+        try:
+            import rerun  # pyright: ignore[reportMissingImports]
+        except ModuleNotFoundError as error:
+            raise PerceptionError(MISSING) from error
+        self._rerun, self._specs, self._count = rerun, recording.specs, 0
+        path = recording.folder / f"{recording.name or 'pictures'}.rrd"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._stream = rerun.RecordingStream("perception", recording_id=recording.name or "pictures")
+        self._stream.save(path)
+        for name, spec in recording.specs.items():
+            if spec.classes and spec.shape != "label":
+                infos = zip(range(len(spec.classes)), spec.classes, palette(spec.classes).tolist(), strict=True)
+                self._log(f"camera/{name}", rerun.AnnotationContext(list(infos)), static=True)
+
+    def write(self, shot: Shot, result: Result, record: dict[str, Any]) -> None:
+        if shot.time is None:
+            self._stream.set_time("picture", sequence=self._count)
+        else:
+            self._stream.set_time("video", duration=shot.time)
+        self._count += 1
+        rerun = self._rerun
+        data = cv2.imencode(".jpg", cv2.cvtColor(shot.image, cv2.COLOR_RGB2BGR))[1].tobytes()
+        self._log("camera", self._pinhole(result))
+        self._log("camera/picture", rerun.EncodedImage(contents=data, media_type="image/jpeg"))
+        notes = describe(result.prediction)
+        for name, annotation in result.annotations.items():
+            spec = self._specs[name]
+            if isinstance(annotation, Instances):
+                self._boxes(name, annotation, spec, notes)
+                notes = []
+            elif isinstance(annotation, ImageLabel):
+                values = dict(zip(spec.classes, np.asarray(annotation.values).tolist(), strict=True))
+                for label, value in values.items():
+                    self._log(f"{name}/{label}", rerun.Scalars(value))
+            elif spec.classes:
+                shown = np.where(annotation.valid, annotation.values, 255).astype(np.uint8)
+                self._log(f"camera/{name}", rerun.SegmentationImage(shown, opacity=0.4))
+            else:
+                self._log(f"camera/{name}", rerun.DepthImage(_steps(annotation), meter=float(UNITS)))
+        if result.flags:
+            level = rerun.TextLogLevel.WARN if result.valid else rerun.TextLogLevel.ERROR
+            self._log("flags", rerun.TextLog("; ".join(result.flags), level=level))
+
+    def close(self) -> None:
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.flush()
+            stream.disconnect()
+
+    def _log(self, path: str, entity: Any, static: bool = False) -> None:
+        self._stream.log(path, entity, static=static)
+
+    def _boxes(self, name: str, found: Instances, spec: TaskSpec, notes: list[str]) -> None:
+        scores = np.ones(len(found.boxes)) if found.scores is None else found.scores
+        shown = np.flatnonzero(scores >= spec.threshold)
+        words = []
+        for i in shown:
+            parts = [spec.classes[int(found.labels[i])]]
+            parts += [f"#{found.tracks[i]}"] if found.tracks is not None and found.tracks[i] >= 0 else []
+            words.append(" ".join([*parts, f"{scores[i]:.2f}", *notes[i : i + 1]]))
+        rerun = self._rerun
+        boxes = rerun.Boxes2D(
+            array=found.boxes[shown],
+            array_format=rerun.Box2DFormat.XYXY,
+            labels=words,
+            class_ids=found.labels[shown].astype(np.uint16),
+        )
+        self._log(f"camera/{name}", boxes)
+
+    def _pinhole(self, result: Result) -> Any:
+        lens: Camera | None = result.camera
+        if lens is None:
+            depth = next((spec for spec in self._specs.values() if spec.unit == "m"), TaskSpec("", "dense", ()))
+            lens = default_camera(result.size, depth)
+        height, width = result.size
+        return self._rerun.Pinhole(
+            focal_length=[lens.fx, lens.fy], principal_point=[lens.cx, lens.cy], width=width, height=height
+        )
+
+
+def _steps(depth: DenseMap) -> Any:
+    metres = np.where(depth.valid, depth.values, 0)
+    return np.clip(np.rint(metres * UNITS), 0, 65535).astype(np.uint16)
