@@ -108,6 +108,8 @@ def settle(model: Perception) -> None:
     model.train()(torch.cat([torch.from_numpy(images) for images in pictures]))
 
 
+RESIZING = ("test_vit3", "test_vit2", "vit_small_patch14_dinov2")
+"""They resize their positions by the size of the picture; DINOv3 turns them."""
 CUBIC = {"Resize with mode cubic", "Resize with antialias 1"}
 
 
@@ -122,7 +124,7 @@ def test_exports_with_dynamic_sizes(name, tmp_path):
         settle(model)
     sizes = ((96, 160), (64, 64), (160, 224), (256, 128))
     report = export(model.eval(), tmp_path / "model.onnx", size=(96, 160), sizes=sizes, batches=(1, 3))
-    if "vit" in name:  # TensorRT's: they resize their positions by the size of the picture, smoothly
+    if name in RESIZING:  # TensorRT's
         assert {obstacle.partition(" (")[0] for obstacle in report.obstacles} == CUBIC
         report_of_one_size = export(model, tmp_path / "one_size.onnx", size=(96, 160), dynamic=False)
         assert report_of_one_size.obstacles == ()
