@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from onnx import ModelProto
+from onnxscript.optimizer import optimize
 from timm.layers import Conv2dSame  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
@@ -23,6 +24,8 @@ from perception.types import PerceptionError, TaskSpec
 MULTIPLE = 32
 OPSET, IR_VERSION = 18, 8
 """The oldest that hold what the graphs need: ONNX Runtime from 1.14 and TensorRT from 10.0 read them."""
+CONSTANT_LIMIT = 1 << 24
+"""Bytes of a constant that is computed beforehand where the size of the pictures is fixed."""
 
 
 def flat_raw(raws: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -88,6 +91,9 @@ def translate(
             raise PerceptionError(f"The network cannot be exported to ONNX: {error}") from error
     assert program is not None
     found = program.model_proto
+    if size is not None:  # what is computed from it alone is a constant, as the resized positions of a ViT
+        found = optimize(found, input_size_limit=CONSTANT_LIMIT, output_size_limit=CONSTANT_LIMIT)
+        assert isinstance(found, ModelProto)
     passes.name_nodes(found)
     passes.forget_origins(found)
     passes.hold_constants(found)

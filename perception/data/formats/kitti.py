@@ -30,6 +30,7 @@ from perception.files.folders import (
     present,
 )
 from perception.files.images import PictureError, read_size
+from perception.files.strict_json import shown
 from perception.files.text_files import MAX_LIST_BYTES, files_in, floats, read_text, rows
 from perception.types import Camera, ConfigError, DataError, Instances
 
@@ -230,7 +231,8 @@ def read_projection(path: Path, key: str) -> Camera:
     """Intrinsics from the 3x4 projection matrix ``key`` of a KITTI calibration. Raises DataError where it is none."""
     entries = read_calibration(path)
     if key not in entries:
-        raise DataError(f"{path} has no entry {key}. Found {', '.join(list(entries)[:20])}.")
+        found = ", ".join(shown(name, 30)[1:-1] for name in list(entries)[:20])
+        raise DataError(f"{path} has no entry {key}. Found {found}.")
     values = floats(entries[key].split(), f"{path}, {key}", "the 12 numbers of a projection matrix")
     if len(values) != 12 or values[8:11] != [0, 0, 1] or values[4] != 0:
         raise DataError(
