@@ -6,8 +6,10 @@ Every function works without a process group, where it does nothing. The group e
 
 from __future__ import annotations
 
+import gc
 import math
 import os
+import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
@@ -47,15 +49,33 @@ def session(device: str = "auto") -> Iterator[torch.device]:
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", store=store, rank=number, world_size=count)
     try:
         yield chosen
-    except Exception as error:
+    except BaseException as error:
         found = watch.explain(error) if isinstance(error, RuntimeError) else None
-        reason = f"{type(found or error).__name__}: {found or error}"
+        reason = f"{type(found or error).__name__}: {found or error}" if isinstance(error, Exception) else ""
+        _forget_locals(error)
         if found is None:
             raise
         raise found from error
     finally:
         rank_watch.end_watch(watch, reason)
+        gc.collect()  # see `_forget_locals`; modules refer to themselves
         dist.destroy_process_group()
+
+
+def _forget_locals(error: BaseException) -> None:
+    """Let go of what the frames hold that an error came through, above all of DistributedDataParallel.
+
+    If that outlives the process group, its reducer ends the group's threads while it holds Python's lock, for which
+    they may wait: the process never ends.
+    """
+    seen: set[int] = set()
+    left: list[BaseException | None] = [error]
+    while left:
+        one = left.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            traceback.clear_frames(one.__traceback__)
+            left += [one.__cause__, one.__context__]
 
 
 def rank() -> int:

@@ -23,6 +23,8 @@ TIMEOUT = "PERCEPTION_RANK_TIMEOUT"
 DEFAULT_TIMEOUT = 60.0
 LOST = 2.5
 """Beats that a rank may miss before it is taken for the one because of which the others end."""
+PATIENCE = 8
+"""Beats for which a rank that lost the others listens for who it was; on a busy machine beats come late."""
 JOINING = 3
 """Ranks may take so many times as long to come: some still import what others have."""
 
@@ -92,7 +94,7 @@ class Watch:
 
     def _outstay(self) -> None:
         """Wait for the others, who ask the store that is in this process why they end; not for those that are lost."""
-        deadline = time.monotonic() + 4 * self._interval
+        deadline = time.monotonic() + (PATIENCE + 2) * self._interval
         while time.monotonic() < deadline:
             here = (rank for rank in range(1, self._world) if self._silent[rank] <= LOST * self._interval)
             if all(self._store.check([f"end/{rank}"]) for rank in here):
@@ -112,7 +114,7 @@ class Watch:
         text = str(error)
         if not isinstance(error, dist.DistError) and not any(word in text for word in ("gloo", "Connection closed")):
             return None
-        deadline, lost = time.monotonic() + 4 * self._interval, []
+        deadline, lost = time.monotonic() + PATIENCE * self._interval, []
         while not lost and time.monotonic() < deadline:
             lost = [rank for rank, reason in self._ends().items() if reason != _DONE]
             lost += [
