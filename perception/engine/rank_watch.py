@@ -172,16 +172,20 @@ class Watch:
             before = time.monotonic()
             if self._unanswered > self._seconds:
                 where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-                self._end(
+                before_that = [rank for rank, silent in self._silent.items() if silent > LOST * self._interval]
+                nothing = (
                     f"Rank {self._rank} on {socket.gethostname()} has heard nothing from {where}, where all ranks "
                     f"meet, for {self._unanswered:.0f} s."
                 )
+                self._end(" ".join([*map(self._about, before_that), nothing]))
             if lost := [rank for rank, silent in self._silent.items() if silent > self._seconds]:
                 self._end(" ".join(self._about(rank) for rank in lost))
 
     def _end(self, sentence: str) -> None:
         """The main thread waits for what never comes and cannot be woken."""
         print(f"perception: {sentence} {_ADVICE}", file=sys.stderr, flush=True)  # noqa: T201
+        if self._rank == 0:  # with it goes the store, by which the others come to the same conclusion
+            time.sleep(LOST * self._interval)
         os._exit(1)
 
 
