@@ -3,14 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 export NO_ALBUMENTATIONS_UPDATE = 1
 
-.PHONY: help demo test test-slow test-examples bench-balance check fmt clean setup
+.PHONY: help demo test test-slow test-lowest coverage test-examples bench-balance check fmt clean setup
 
 help:
-	@echo "make demo       train four tasks on made street data, evaluate, predict a video, export: runs/demo/report.html"
+	@echo "make demo       train four tasks on synthetic street data, evaluate, predict a video, export: runs/demo/report.html"
 	@echo "make test       the tests that every change must pass (under 15 minutes on 2 cores)"
 	@echo "make test-slow  the longer ones: many kills, speed, full trainings"
+	@echo "make coverage   the tests with coverage; fails below the floor in pyproject.toml"
+	@echo "make test-lowest  the tests with the lowest versions that pyproject.toml allows (needs uv)"
 	@echo "make test-examples  the examples in Python, JavaScript and C++ against the package (npm; docs/deployment.md)"
-	@echo "                    RUN=runs/demo: on 50 real pictures too, with this network and those of PERCEPTION_TEST_DATA"
+	@echo "                    RUN=runs/demo: on 50 real images, too, with this network and those of PERCEPTION_TEST_DATA"
 	@echo "make bench-balance  every balancer on configs/street.yaml and configs/road.yaml, 3 seeds each (a GPU; docs/balancers.md)"
 	@echo "make check      ruff, pyright, import-linter"
 	@echo "make fmt        format the code"
@@ -37,6 +39,16 @@ test: .venv/.ready
 test-slow: .venv/.ready
 	$(BIN)/python -m pytest -m slow
 
+# Tests that start other processes are measured in this process only; the floor is in pyproject.toml.
+coverage: .venv/.ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
+	    --cov=perception --cov-report=term:skip-covered --cov-report=xml:coverage.xml
+
+test-lowest:
+	uv venv --clear --python 3.11 .venv-lowest
+	uv pip install --quiet --python .venv-lowest --resolution lowest-direct --editable '.[train,test]'
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
 test-examples: .venv/.ready
 	cd examples/onnxruntime_node && ONNXRUNTIME_NODE_INSTALL_CUDA=skip npm install --ignore-scripts --no-audit --no-fund --no-package-lock
 	PERCEPTION_TEST_RUN='$(RUN)' $(BIN)/python -m pytest -rs -m 'slow or not slow' tests/test_examples.py tests/test_examples_run.py
@@ -58,5 +70,5 @@ fmt: .venv/.ready
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-lowest build dist coverage.xml .coverage *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""CamVid as distributed (960 x 720, 32 colours) to pictures and label maps of the usual 11 classes.
+"""CamVid as distributed (960 x 720, 32 colors) to images and segmentation masks of the usual 11 classes.
 
 RAW holds 701_StillsRaw_full/, LabeledApproved_full/ and label_colors.txt.
 
@@ -27,21 +27,21 @@ CLASSES = {
 """The grouping of SegNet (Badrinarayanan et al. 2017); everything else is void."""
 
 
-def colours(path: Path) -> dict[int, int]:
-    """Packed colour (r << 16 | g << 8 | b) -> class id, 255 = void, from the lines "r g b name"."""
+def read_colors(path: Path) -> dict[int, int]:
+    """Packed color (r << 16 | g << 8 | b) -> class id, 255 = void, from the lines "r g b name"."""
     of = {name: id for id, names in enumerate(CLASSES.values()) for name in names}
     lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
     return {int(r) << 16 | int(g) << 8 | int(b): of.get(name, 255) for r, g, b, name in lines}
 
 
-def to_ids(image: np.ndarray, table: dict[int, int], path: Path) -> np.ndarray:
+def colors_to_ids(image: np.ndarray, color_ids: dict[int, int], path: Path) -> np.ndarray:
     """BGR [H, W, 3] to class ids uint8 [H, W]."""
     packed = image.astype(np.int32) @ np.array([1, 1 << 8, 1 << 16], np.int32)
     values, inverse = np.unique(packed, return_inverse=True)
-    unknown = [f"#{value:06x}" for value in values.tolist() if value not in table]
+    unknown = [f"#{value:06x}" for value in values.tolist() if value not in color_ids]
     if unknown:
-        raise SystemExit(f"{path}: colours {', '.join(unknown[:5])} are not in label_colors.txt.")
-    return np.array([table[value] for value in values.tolist()], np.uint8)[inverse].reshape(packed.shape)
+        raise SystemExit(f"{path}: colors {', '.join(unknown[:5])} are not in label_colors.txt.")
+    return np.array([color_ids[value] for value in values.tolist()], np.uint8)[inverse].reshape(packed.shape)
 
 
 def main() -> None:
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=(480, 360), metavar=("WIDTH", "HEIGHT"))
     parser.add_argument("--val", type=float, default=0.2, help="share of every sequence, at its end, for validation")
     options = parser.parse_args()
-    table = colours(options.raw / "label_colors.txt")
+    table = read_colors(options.raw / "label_colors.txt")
     sequences: dict[str, list[Path]] = {}
     for path in sorted((options.raw / "701_StillsRaw_full").glob("*.png")):
         sequences.setdefault(path.stem.split("_")[0], []).append(path)
@@ -60,10 +60,10 @@ def main() -> None:
         for number, path in enumerate(paths):
             split = "train" if number < first else "val"
             label = options.raw / "LabeledApproved_full" / f"{path.stem}_L.png"
-            image, coloured = cv2.imread(str(path)), cv2.imread(str(label))
-            if image is None or coloured is None:
+            image, colored = cv2.imread(str(path)), cv2.imread(str(label))
+            if image is None or colored is None:
                 raise SystemExit(f"{path} or {label} cannot be read.")
-            ids = to_ids(coloured, table, label)
+            ids = colors_to_ids(colored, table, label)
             for folder, suffix, picture, how in (
                 ("images", ".jpg", image, cv2.INTER_AREA),
                 ("masks", ".png", ids, cv2.INTER_NEAREST_EXACT),

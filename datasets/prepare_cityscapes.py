@@ -25,28 +25,28 @@ PACKAGES = {
 }  # fmt: skip
 
 
-def names(root: Path, folder: str, split: str, ending: str) -> set[str]:
+def list_names(root: Path, folder: str, split: str, ending: str) -> set[str]:
     """<city>/<city>_<sequence>_<frame> of the files there."""
     at = root / folder / split
     return {path.relative_to(at).as_posix().removesuffix(f"_{ending}") for path in at.glob(f"*/*_{ending}")}
 
 
-def check(root: Path, name: str) -> tuple[bool, bool]:
+def check_package(root: Path, name: str) -> tuple[bool, bool]:
     """Say what there is of a package. Returns whether any of it is there, and whether all of it is."""
     _, folder, endings, counts = PACKAGES[name]
     any_there, whole = False, True
     for split, count in counts.items():
-        pictures = names(root, "leftImg8bit", split, "leftImg8bit.png")
+        pictures = list_names(root, "leftImg8bit", split, "leftImg8bit.png")
         for ending in endings:
-            found = names(root, folder, split, ending)
+            found = list_names(root, folder, split, ending)
             any_there, whole = any_there or bool(found), whole and len(found) >= count
             if not found:
                 continue
             print(f"{name}: {split}: {len(found)} of {count} *_{ending}")
-            for what, odd in (("without a picture", found - pictures), ("that pictures lack", pictures - found)):
+            for what, odd in (("without an image", found - pictures), ("that images lack", pictures - found)):
                 if odd and folder != "leftImg8bit":
                     print(f"  {len(odd)} {what}, the first is {min(odd)}_{ending}")
-                    whole = whole and what != "without a picture"
+                    whole = whole and what != "without an image"
     return any_there, any_there and whole
 
 
@@ -58,7 +58,7 @@ def main() -> None:
     nested = [path for path in options.root.glob("*/leftImg8bit") if path.is_dir()]
     if nested and not (options.root / "leftImg8bit").is_dir():
         print(f"{nested[0]} is one folder too deep: move it to {options.root / 'leftImg8bit'}, and others like it.")
-    states = {name: check(options.root, name) for name in PACKAGES}
+    states = {name: check_package(options.root, name) for name in PACKAGES}
     missing = [name for name, (there, whole) in states.items() if (there or name in options.need) and not whole]
     for name in missing:
         print(f"To fetch: {PACKAGES[name][0]} ({name}) from {DOWNLOADS}, and unpack it in {options.root}.")

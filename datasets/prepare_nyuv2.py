@@ -1,4 +1,5 @@
-"""NYU Depth V2 as multi-task researchers hand it around, or as published, to pictures, label maps and depth in metres.
+"""NYU Depth V2 as multi-task researchers hand it around, or as published, to images, segmentation masks and depth in
+metres.
 
 FROM is one of
 - a folder (or an archive of one) with {train,val}/{image,label,depth}/0.npy ...: image [H, W, 3] of 0 to 1, label
@@ -7,8 +8,8 @@ FROM is one of
   of 894 numbers, 0 = void, or classMapping40.mat, and with --classes 13 class13Mapping.mat after it (these need scipy).
   --split names splits.mat or a text file with the numbers (from 1) of the training frames.
 
-Writes OUT/{train,val}/{images,masks,depths}/N.{png,png,npy} and OUT/classes.txt for the readers `label_maps` and
-`depth_maps`. Fetches nothing.
+Writes OUT/{train,val}/{images,masks,depths}/N.{png,png,npy} and OUT/classes.txt for the readers
+`segmentation_masks` and `depth_maps`. Fetches nothing.
 
 python datasets/prepare_nyuv2.py FROM data/nyuv2
 """
@@ -24,17 +25,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perception.data.formats.nyuv2 import CLASSES_13, CLASSES_40
-from perception.files.archives import extract
+from perception.files.archives import extract_archive
 from perception.files.arrays import read_array
-from perception.files.text_files import floats, read_text
+from perception.files.text_files import parse_floats, read_text
 from perception.types import DataError
 
 CLASSES = {13: CLASSES_13, 40: CLASSES_40}
-Frame = tuple[str, str, NDArray, NDArray | None, NDArray]
-"""Split, name, picture uint8 RGB [H, W, 3], label ids uint8 [H, W] with 255 = void, depth float32 [H, W] in metres."""
+RgbdFrame = tuple[str, str, NDArray, NDArray | None, NDArray]
+"""Split, name, image uint8 RGB [H, W, 3], label ids uint8 [H, W] with 255 = void, depth float32 [H, W] in metres."""
 
 
-def from_arrays(root: Path) -> Iterator[Frame]:
+def read_arrays(root: Path) -> Iterator[RgbdFrame]:
     """The frames of the .npy files. A frame without one of its files is an error."""
     for split in ("train", "val"):
         for path in sorted((root / split / "image").glob("*.npy"), key=lambda path: (len(path.stem), path.stem)):
@@ -42,16 +43,16 @@ def from_arrays(root: Path) -> Iterator[Frame]:
             yield (
                 split,
                 path.stem,
-                picture(image, path),
-                ids(label, path.parent.parent / "label" / path.name),
-                metres(depth, path.parent.parent / "depth" / path.name),
+                to_uint8_image(image, path),
+                to_uint8_ids(label, path.parent.parent / "label" / path.name),
+                to_float32_depth(depth, path.parent.parent / "depth" / path.name),
             )
 
 
-def picture(image: NDArray, path: Path) -> NDArray:
+def to_uint8_image(image: NDArray, path: Path) -> NDArray:
     """[H, W, 3] of 0 to 1 (or whole numbers to 255) as uint8."""
     if image.ndim != 3 or image.shape[2] != 3:
-        raise DataError(f"{path} is {image.dtype} {image.shape}. Expected a picture [H, W, 3].")
+        raise DataError(f"{path} is {image.dtype} {image.shape}. Expected an image [H, W, 3].")
     whole = image.dtype.kind in "iu"
     low, high = float(image.min()), float(image.max())
     if not (low >= -1e-3 and high <= (255 if whole else 1.001)):
@@ -59,7 +60,7 @@ def picture(image: NDArray, path: Path) -> NDArray:
     return (image if whole else (image.clip(0, 1) * 255).round()).astype(np.uint8)
 
 
-def ids(label: NDArray, path: Path) -> NDArray:
+def to_uint8_ids(label: NDArray, path: Path) -> NDArray:
     """Ids with -1 = void as uint8 with 255 = void."""
     label = label[..., 0] if label.ndim == 3 and label.shape[2] == 1 else label
     found = np.unique(label)
@@ -68,7 +69,7 @@ def ids(label: NDArray, path: Path) -> NDArray:
     return np.where(label < 0, 255, label).astype(np.uint8)
 
 
-def metres(depth: NDArray, path: Path) -> NDArray:
+def to_float32_depth(depth: NDArray, path: Path) -> NDArray:
     """[H, W] or [H, W, 1] as float32 [H, W]."""
     depth = depth[..., 0] if depth.ndim == 3 and depth.shape[2] == 1 else depth
     if depth.ndim != 2 or depth.dtype.kind != "f":
@@ -76,10 +77,10 @@ def metres(depth: NDArray, path: Path) -> NDArray:
     return np.ascontiguousarray(depth, np.float32)
 
 
-def from_matlab(path: Path, table: NDArray | None, training: set[int] | None) -> Iterator[Frame]:
-    """The frames of the labelled .mat. Its arrays are stored column by column: [frame, ..., W, H].
+def read_matlab(path: Path, id_table: NDArray | None, train_numbers: set[int] | None) -> Iterator[RgbdFrame]:
+    """The frames of the labeled .mat. Its arrays are stored column by column: [frame, ..., W, H].
 
-    table: uint8 [895], stored id -> id or 255. training: numbers (from 1) of the frames for train; None = all
+    id_table: uint8 [895], stored id -> id or 255. train_numbers: numbers (from 1) of the frames for train; None = all
     """
     try:
         import h5py  # pyright: ignore[reportMissingImports]
@@ -97,35 +98,35 @@ def from_matlab(path: Path, table: NDArray | None, training: set[int] | None) ->
             ):
                 raise DataError(f"{path} holds images {images.shape}, depths {depths.shape}, labels {labels.shape}.")
             for i in range(len(images)):
-                split = "train" if training is None or i + 1 in training else "val"
+                split = "train" if train_numbers is None or i + 1 in train_numbers else "val"
                 image = np.ascontiguousarray(np.transpose(images[i], (2, 1, 0)), np.uint8)
                 depth = np.ascontiguousarray(np.transpose(depths[i]), np.float32)
                 stored = np.transpose(labels[i])
-                if table is not None and int(stored.max()) >= len(table):
-                    raise DataError(f"{path}, frame {i + 1}: class {stored.max()} is not among {len(table) - 1}.")
-                yield split, f"{i + 1:05d}", image, None if table is None else table[stored], depth
+                if id_table is not None and int(stored.max()) >= len(id_table):
+                    raise DataError(f"{path}, frame {i + 1}: class {stored.max()} is not among {len(id_table) - 1}.")
+                yield split, f"{i + 1:05d}", image, None if id_table is None else id_table[stored], depth
     except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise DataError(f"{path} is not the labelled data set: {error}. Expected nyu_depth_v2_labeled.mat.") from error
+        raise DataError(f"{path} is not the labeled data set: {error}. Expected nyu_depth_v2_labeled.mat.") from error
 
 
-def class_table(mappings: list[Path], count: int) -> NDArray:
+def build_id_table(mapping_files: list[Path], count: int) -> NDArray:
     """uint8 [895]: stored id -> id from 0, 255 = void."""
     table = np.arange(895)
-    for path in mappings:
-        given = numbers(path, ("mapClass", "classMapping13"))
+    for path in mapping_files:
+        given = read_numbers(path, ("mapClass", "classMapping13"))
         if not all(number in range(256) for number in given) or table.max() > len(given):
             raise DataError(f"{path} maps {len(given)} classes. Expected whole numbers for {table.max()}.")
         following = np.array([0, *given]).astype(np.int64)
         table = following[table]
     if table.max() != count:
-        raise DataError(f"{mappings[-1]} gives classes up to {table.max()}. Expected {count}: see --classes.")
+        raise DataError(f"{mapping_files[-1]} gives classes up to {table.max()}. Expected {count}: see --classes.")
     return np.where(table == 0, 255, table - 1).astype(np.uint8)
 
 
-def numbers(path: Path, names: tuple[str, ...]) -> list[float]:
+def read_numbers(path: Path, names: tuple[str, ...]) -> list[float]:
     """The numbers of a text file, or of a variable of a .mat file (the first of ``names`` that it has)."""
     if path.suffix != ".mat":
-        return floats(read_text(path).replace(",", " ").split(), str(path), "whole numbers")
+        return parse_floats(read_text(path).replace(",", " ").split(), str(path), "whole numbers")
     try:
         from scipy.io import loadmat
     except ImportError:
@@ -143,12 +144,12 @@ def numbers(path: Path, names: tuple[str, ...]) -> list[float]:
         raise DataError(f"{path} cannot be read: {error}.") from error
 
 
-def write(frames: Iterator[Frame], out: Path) -> dict[str, int]:
+def write_frames(frames: Iterator[RgbdFrame], out: Path) -> dict[str, int]:
     """Write the frames; how many of each split."""
     counts: dict[str, int] = {}
     for split, name, image, label, depth in frames:
         if image.shape[:2] != depth.shape or (label is not None and label.shape != depth.shape):
-            raise DataError(f"{split} {name}: the picture is {image.shape}, the depth map {depth.shape}.")
+            raise DataError(f"{split} {name}: the image is {image.shape}, the depth map {depth.shape}.")
         maps = {"images": np.ascontiguousarray(image[..., ::-1])} | ({} if label is None else {"masks": label})
         for folder, content in maps.items():
             path = out / split / folder / f"{name}.png"
@@ -161,20 +162,20 @@ def write(frames: Iterator[Frame], out: Path) -> dict[str, int]:
     return counts
 
 
-def frames_of(options: argparse.Namespace, work: Path) -> tuple[Iterator[Frame], bool]:
+def open_frames(options: argparse.Namespace, work: Path) -> tuple[Iterator[RgbdFrame], bool]:
     """The frames, and whether they have labels. ``work`` is a folder to unpack an archive in."""
     source: Path = options.source
     if source.suffix == ".mat":
-        table = class_table(options.mapping, options.classes) if options.mapping else None
-        training = {int(n) for n in numbers(options.split, ("trainNdxs",))} if options.split else None
-        return from_matlab(source, table, training), table is not None
+        table = build_id_table(options.mapping, options.classes) if options.mapping else None
+        training = {int(n) for n in read_numbers(options.split, ("trainNdxs",))} if options.split else None
+        return read_matlab(source, table, training), table is not None
     if source.is_file():
-        extract(source, work / "unpacked")
+        extract_archive(source, work / "unpacked")
         source = work / "unpacked"
     found = sorted(path.parents[1] for path in source.glob("**/train/image"))
     if not found:
         raise SystemExit(f"No train/image under {source}. Expected {{train,val}}/{{image,label,depth}}/0.npy.")
-    return from_arrays(found[0]), True
+    return read_arrays(found[0]), True
 
 
 def main() -> None:
@@ -191,8 +192,8 @@ def main() -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as work:
         try:
-            frames, labelled = frames_of(options, Path(work))
-            counts = write(frames, Path(work) / "out")
+            frames, labelled = open_frames(options, Path(work))
+            counts = write_frames(frames, Path(work) / "out")
         except DataError as error:
             raise SystemExit(str(error)) from None
         if not counts:

@@ -1,4 +1,4 @@
-"""A scene of 7-Scenes as distributed to colour pictures and depth maps in millimetres, 0 = invalid.
+"""A scene of 7-Scenes as distributed to color images and depth maps in millimetres, 0 = invalid.
 
 SCENE holds seq-01/frame-000000.color.png, .depth.png and TrainSplit.txt, TestSplit.txt.
 
@@ -15,7 +15,7 @@ import numpy as np
 INVALID = 65535
 
 
-def sequences(path: Path) -> list[str]:
+def read_sequences(path: Path) -> list[str]:
     """Folder names from the lines "sequence1"."""
     return [f"seq-{int(number):02d}" for number in re.findall(r"(\d+)", path.read_text())]
 
@@ -24,11 +24,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("scene", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--every", type=int, default=5, help="keep one frame of so many: neighbours are nearly equal")
+    parser.add_argument("--every", type=int, default=5, help="keep one frame of so many: neighbors are nearly equal")
     options = parser.parse_args()
     for split, file in (("train", "TrainSplit.txt"), ("val", "TestSplit.txt")):
         count = 0
-        for sequence in sequences(options.scene / file):
+        for sequence in read_sequences(options.scene / file):
             for path in sorted((options.scene / sequence).glob("frame-*.color.png"))[:: options.every]:
                 frame = path.name.removesuffix(".color.png")
                 image = cv2.imread(str(path))

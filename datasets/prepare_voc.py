@@ -1,4 +1,4 @@
-"""Pascal VOC boxes (one XML per picture) to one COCO JSON, for tools that read only that.
+"""Pascal VOC boxes (one XML per image) to one COCO JSON, for tools that read only that.
 
 The reader `voc` takes such XML files as they are. Objects marked difficult become crowds: regions that are ignored.
 
@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from perception.data.formats.voc_xml import read_objects
-from perception.files.images import PICTURE_SUFFIXES, read_size
+from perception.files.images import IMAGE_SUFFIXES, read_image_size
 from perception.files.index_cache import unpack_texts
 from perception.types import DataError
 
@@ -29,7 +29,7 @@ def main() -> None:
 
 
 def convert(images: Path, xmls: Path, out: Path, classes: list[str]) -> None:
-    pictures = sorted(p for p in images.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES)
+    pictures = sorted(p for p in images.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
     labelled = [p for p in pictures if (xmls / f"{p.stem}.xml").is_file()]
     for picture in sorted(set(pictures) - set(labelled)):
         print(f"{picture.name} has no XML: left out")
@@ -38,7 +38,7 @@ def convert(images: Path, xmls: Path, out: Path, classes: list[str]) -> None:
     names = unpack_texts(found["names"], found["name_offsets"])
     records, annotations = [], []
     for i, (picture, size) in enumerate(zip(labelled, found["sizes"].tolist(), strict=True)):
-        height, width = size if all(size) else read_size(picture)
+        height, width = size if all(size) else read_image_size(picture)
         records.append({"id": i + 1, "file_name": picture.name, "width": width, "height": height})
     columns = (found[key].tolist() for key in ("file", "line", "name", "difficult", "corners"))
     for file, line, name, difficult, (x1, y1, x2, y2) in zip(*columns, strict=True):
@@ -53,7 +53,7 @@ def convert(images: Path, xmls: Path, out: Path, classes: list[str]) -> None:
     content = {"images": records, "annotations": annotations, "categories": categories}
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(content, allow_nan=False))
-    print(f"{len(records)} pictures, {len(annotations)} boxes: {out}")
+    print(f"{len(records)} images, {len(annotations)} boxes: {out}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Reading a YAML file into frozen dataclasses. Knows no component of the system.
 
-A config is a frozen dataclass beside the class that it configures, declared with `configuration`. Reading refuses
+A config is a frozen dataclass beside the class that it configures, declared with `config_dataclass`. Reading refuses
 unknown keys and wrong kinds with their dotted path, YAML aliases (bombs), tags (code), duplicate keys and huge files.
 """
 
@@ -28,14 +28,14 @@ else:  # typing has it from Python 3.11 on, and only type checkers look at it
 
 T = TypeVar("T")
 
-MAX_BYTES = 1 << 20
-_LONGEST = 300
-_NO_VALUE = (TypeError, ValueError, OverflowError, AttributeError)
+MAX_YAML_BYTES = 1 << 20
+_MAX_QUOTED_LENGTH = 300
+_YAML_VALUE_ERRORS = (TypeError, ValueError, OverflowError, AttributeError)
 """What PyYAML raises for a list as a key, and for a date or a number that is none."""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
-def configuration(cls: type[T]) -> type[T]:
+def config_dataclass(cls: type[T]) -> type[T]:
     """Declare a config: a frozen, keyword-only dataclass that refuses unknown keys."""
     cls.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
     return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
@@ -67,8 +67,8 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"No recipe at {path}. Give the path of a YAML file, for example configs/street.yaml.")
-    if path.stat().st_size > MAX_BYTES:
-        raise ConfigError(f"{path} has {path.stat().st_size} bytes. A recipe has at most {MAX_BYTES}.")
+    if path.stat().st_size > MAX_YAML_BYTES:
+        raise ConfigError(f"{path} has {path.stat().st_size} bytes. A recipe has at most {MAX_YAML_BYTES}.")
     try:
         text = path.read_text("utf-8")
     except UnicodeDecodeError as error:
@@ -86,14 +86,14 @@ def parse_yaml(text: str, where: str = "the recipe") -> dict[str, Any]:
         raise ConfigError(f"{where} is not valid YAML: {error}") from error
     except RecursionError as error:
         raise ConfigError(f"{where} is nested too deeply. A recipe has about four levels.") from error
-    except _NO_VALUE as error:
+    except _YAML_VALUE_ERRORS as error:
         raise ConfigError(f"{where} is not valid YAML: {error}") from error
     if not isinstance(mapping, dict):
         raise ConfigError(f"{where} holds a {type(mapping).__name__}. Expected a mapping (key: value).")
     return mapping
 
 
-def override(mapping: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+def apply_overrides(mapping: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """A copy of ``mapping`` with dotted ``key=value`` assignments applied; values are parsed as YAML.
 
     A number in the path selects an item of a list: ``data.train.0.weight=2``.
@@ -106,16 +106,16 @@ def override(mapping: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any
         node: Any = result
         *parents, last = key.split(".")
         for part in parents:
-            place: Any = _position(node, part, key) if isinstance(node, list) else part
+            place: Any = _parse_list_index(node, part, key) if isinstance(node, list) else part
             if not isinstance(node[place] if isinstance(node, list) else node.get(place), (dict, list)):
                 node[place] = {}
             node = node[place]
         try:
             parsed = yaml.load(value, _Loader)  # noqa: S506 - a SafeLoader
-        except (yaml.YAMLError, RecursionError, *_NO_VALUE) as error:
+        except (yaml.YAMLError, RecursionError, *_YAML_VALUE_ERRORS) as error:
             raise ConfigError(f"Override '{text}': '{value}' is not valid YAML.") from error
         if isinstance(node, list):
-            node[_position(node, last, key)] = parsed
+            node[_parse_list_index(node, last, key)] = parsed
         else:
             node[last] = parsed
     return result
@@ -127,48 +127,48 @@ def _copy(value: Any) -> Any:
     return [_copy(item) for item in value] if isinstance(value, list) else value
 
 
-def _position(items: list, part: str, key: str) -> int:
+def _parse_list_index(items: list, part: str, key: str) -> int:
     if not re.fullmatch("[0-9]{1,9}", part) or int(part) >= len(items):
         raise ConfigError(f"Override '{key}': '{part}' is no position in a list of {len(items)} items.")
     return int(part)
 
 
-def build(cls: Any, value: Any, where: str = "", path: str = "") -> Any:
+def validate_config(cls: Any, value: Any, where: str = "", path: str = "") -> Any:
     """Validate plain data against a type. ``where`` names the file, ``path`` the place in it, for the message."""
     from pydantic import TypeAdapter, ValidationError
 
     try:
         return TypeAdapter(cls).validate_python(value)
     except ValidationError as error:
-        lines = [_explain(cls, problem, path) for problem in error.errors(include_url=False)]
+        lines = [_describe_error(cls, problem, path) for problem in error.errors(include_url=False)]
         raise ConfigError("\n".join([f"{where or 'The recipe'} is not valid:", *lines])) from None
 
 
-def _explain(cls: Any, problem: Any, path: str) -> str:
-    keys, there = _follow(cls, problem["loc"])
-    location, kind, found = ".".join([path, *keys]).strip("."), problem["type"], problem["input"]
+def _describe_error(cls: Any, error: Any, path: str) -> str:
+    keys, there = _resolve_location(cls, error["loc"])
+    location, kind, found = ".".join([path, *keys]).strip("."), error["type"], error["input"]
     if kind == "unexpected_keyword_argument":
-        known = _fields(_follow(cls, problem["loc"][:-1])[1])
+        known = _field_names(_resolve_location(cls, error["loc"][:-1])[1])
         near = difflib.get_close_matches(keys[-1], known, n=1)
         hint = f"Did you mean '{near[0]}'?" if near else (f"Known keys: {', '.join(known)}." if known else "Remove it.")
         return f"  {location}: unknown key. {hint}"
     if kind == "missing":
         return f"  {location}: missing. Add it."
     if kind == "union_tag_invalid":
-        key, tag = problem["ctx"]["discriminator"].strip("'"), problem["ctx"]["tag"]
-        return f"  {location}.{key}: found '{tag}'. {expected(tag, _tags(there))}"
-    return f"  {location}: {_wanted(kind, there, found) or problem['msg']}, found {_short(found)}"
+        key, tag = error["ctx"]["discriminator"].strip("'"), error["ctx"]["tag"]
+        return f"  {location}.{key}: found '{tag}'. {suggest_name(tag, _discriminator_keys(there))}"
+    return f"  {location}: {_describe_expected(kind, there, found) or error['msg']}, found {_shorten_value(found)}"
 
 
-def _short(value: Any) -> str:
+def _shorten_value(value: Any) -> str:
     """What was found, as far as it fits into a sentence."""
     text = repr(value)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    return text if len(text) <= _MAX_QUOTED_LENGTH else f"{text[:_MAX_QUOTED_LENGTH]}..."
 
 
-def _wanted(kind: str, there: Any, found: Any) -> str:
+def _describe_expected(kind: str, expected_type: Any, found: Any) -> str:
     """What a recipe holds at a place where another kind of thing was found: in YAML's words, not in Python's."""
-    tags, keys = _tags(there), _fields(there)
+    tags, keys = _discriminator_keys(expected_type), _field_names(expected_type)
     if kind in ("tuple_type", "list_type"):
         return "expected a list, such as [a, b]"
     if kind == "union_tag_not_found" and tags:
@@ -181,33 +181,37 @@ def _wanted(kind: str, there: Any, found: Any) -> str:
     return ""
 
 
-def expected(name: str, known: Collection[str]) -> str:
+def suggest_name(name: str, known_names: Collection[str]) -> str:
     """What to write instead of a name that is unknown, as a sentence."""
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"Did you mean '{near[0]}'?" if near else f"Expected one of: {', '.join(known)}."
+    near = difflib.get_close_matches(name, known_names, n=1)
+    return f"Did you mean '{near[0]}'?" if near else f"Expected one of: {', '.join(known_names)}."
 
 
-def _follow(cls: Any, location: Sequence[Any]) -> tuple[list[str], Any]:
+def _resolve_location(cls: Any, location: Sequence[Any]) -> tuple[list[str], Any]:
     """The keys of a recipe at the ``location`` of a pydantic error, and the type of what it has there.
 
     A location also names which of several types was tried: that is no key.
     """
     keys: list[str] = []
     for part in location:
-        kinds = _kinds(cls)
-        chosen = [kind for kind in kinds if part in _tags(kind) or _is_called(kind, part)] if len(kinds) > 1 else []
+        kinds = _union_members(cls)
+        chosen = (
+            [kind for kind in kinds if part in _discriminator_keys(kind) or _is_type_name(kind, part)]
+            if len(kinds) > 1
+            else []
+        )
         if not chosen:
             keys.append(str(part))
-        cls = chosen[0] if chosen else next((found for kind in kinds if (found := _inside(kind, part))), None)
+        cls = chosen[0] if chosen else next((found for kind in kinds if (found := _member_type(kind, part))), None)
     return keys, cls
 
 
-def _is_called(cls: Any, part: Any) -> bool:
+def _is_type_name(cls: Any, part: Any) -> bool:
     """Whether pydantic names the type so in a location: ``tuple[str, ...]``, ``literal['rest']``."""
     return str(part).partition("[")[0] == getattr(get_origin(cls), "__name__", "").lower() != ""
 
 
-def _inside(cls: Any, key: Any) -> Any:
+def _member_type(cls: Any, key: Any) -> Any:
     """The type of what a config, a list or a mapping has at a key; None where it has nothing there."""
     if dataclasses.is_dataclass(cls):
         return get_type_hints(cls).get(str(key))
@@ -215,23 +219,27 @@ def _inside(cls: Any, key: Any) -> Any:
     return None if place is None else get_args(cls)[place]
 
 
-def _kinds(cls: Any) -> list[Any]:
+def _union_members(cls: Any) -> list[Any]:
     """The types that a type lets one choose from."""
     if get_origin(cls) is Annotated:
-        return _kinds(get_args(cls)[0])
-    return [one for kind in get_args(cls) for one in _kinds(kind)] if get_origin(cls) in (Union, UnionType) else [cls]
+        return _union_members(get_args(cls)[0])
+    return (
+        [one for kind in get_args(cls) for one in _union_members(kind)]
+        if get_origin(cls) in (Union, UnionType)
+        else [cls]
+    )
 
 
-def _fields(cls: Any) -> list[str]:
+def _field_names(cls: Any) -> list[str]:
     """Names of the keys that a config knows."""
     return [f.name for f in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
 
 
-def _tags(cls: Any) -> dict[str, str]:
+def _discriminator_keys(cls: Any) -> dict[str, str]:
     """{name: key that holds it} of the names by which a config, or one of several, is chosen."""
     return {
         field.default: field.name
-        for kind in _kinds(cls)
+        for kind in _union_members(cls)
         for field in (dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ())
         if isinstance(field.default, str) and get_type_hints(kind)[field.name] == Literal[field.default]
     }
@@ -248,6 +256,6 @@ def to_plain(config: Any) -> Any:
     return str(config) if isinstance(config, Path) else config
 
 
-def dump(config: Any) -> str:
+def dump_yaml(config: Any) -> str:
     """A config as YAML text."""
     return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True, width=120)

@@ -11,56 +11,64 @@ from perception import checkpoint, runs
 from perception import recipe as recipes
 from perception.engine.log import progress_bar
 from perception.export.export import export
-from perception.runtime.predictor import Perceiver
-from perception.synthetic import write, write_video
+from perception.runtime.predictor import Predictor
+from perception.synthetic import write_dataset, write_video
 from perception.types import PerceptionError
-from perception.video.interrupt import Stopped
+from perception.video.interrupt import StopRequested
 from perception.video.predict import predict
 
-PICTURES = 2000
+NUM_IMAGES = 2000
 SEED = 0
 VIDEO_SECONDS = 10
 MARK = "demo.txt"
 
 
-def demo(out: Path, overrides: Sequence[str] = ()) -> None:
+def run_demo(out: Path, overrides: Sequence[str] = ()) -> None:
     """Write ``out``/{metrics.json, report.html, model.onnx, video.mp4}. An interrupted demo goes on where it stopped.
 
     Raises PerceptionError where ``out`` holds something that no demo made.
     """
-    _claim(out)
+    _claim_folder(out)
     text = resources.files("perception").joinpath("demo.yaml").read_text("utf-8")
     recipe = recipes.parse(text, [f"data.root={out / 'data'}", *overrides], where="demo.yaml")
     if not (out / "data").is_dir():
-        _say(f"1/5 Making {PICTURES} street pictures with labels for four tasks")
-        with progress_bar("street pictures", PICTURES) as advance_to:
-            write(out / "data", PICTURES, SEED, recipe.data.size, validation=0.1, progress=advance_to)
+        _print_progress(f"1/5 Making {NUM_IMAGES} street images with labels for four tasks")
+        with progress_bar("street images", NUM_IMAGES) as advance_to:
+            write_dataset(
+                out / "data", NUM_IMAGES, SEED, recipe.data.size, validation_fraction=0.1, report_progress=advance_to
+            )
     resume = checkpoint.has_checkpoints(out)
     verb = "Going on with" if resume else "Training"
-    _say(f"2/5 {verb} {', '.join(recipe.tasks)} together, {recipe.train.steps} steps")
+    _print_progress(f"2/5 {verb} {', '.join(recipe.tasks)} together, {recipe.train.steps} steps")
     evaluation = runs.train(recipe, out, resume=resume, force=resume)
-    _say("3/5 Exporting to one ONNX file and comparing it with torch")
-    _, model = runs.open_network(out)
-    _say(str(export(model, out / "model.onnx", size=recipe.data.size, images=runs.some_pictures(recipe))))
-    _say("4/5 Predicting a made drive with the ONNX file alone")
+    _print_progress("3/5 Exporting to one ONNX file and comparing it with torch")
+    _, model = runs.open_inference_model(out)
+    _print_progress(
+        str(
+            export(
+                model, out / "model.onnx", size=recipe.data.size, parity_images=runs.sample_validation_images(recipe)
+            )
+        )
+    )
+    _print_progress("4/5 Predicting a made drive with the ONNX file alone")
     film = out / "drive.mp4"
     write_video(film, VIDEO_SECONDS, SEED + 1, recipe.data.size)
     shutil.rmtree(out / "prediction", ignore_errors=True)
-    report = predict(Perceiver(out / "model.onnx"), str(film), out=out / "prediction")
-    if report.interrupted is not None:
-        raise Stopped(report.interrupted)
+    report = predict(Predictor(out / "model.onnx"), str(film), out=out / "prediction")
+    if report.stop_signal is not None:
+        raise StopRequested(report.stop_signal)
     if report.failures:
         raise PerceptionError(report.failures[0][1])
     (out / "prediction" / "drive.mp4").replace(out / "video.mp4")
     (out / MARK).write_text("finished\n", "utf-8")
-    _say(f"5/5 Done: open {out / 'report.html'} and {out / 'video.mp4'}")
+    _print_progress(f"5/5 Done: open {out / 'report.html'} and {out / 'video.mp4'}")
     if evaluation is not None:
         for name, task in model.tasks.items():
-            key = f"{name}/{task.score}"
-            _say(f"  {key:24s} {evaluation.metrics[key]:.3f}")
+            key = f"{name}/{task.main_metric}"
+            _print_progress(f"  {key:24s} {evaluation.metrics[key]:.3f}")
 
 
-def _claim(out: Path) -> None:
+def _claim_folder(out: Path) -> None:
     """Take ``out``: new, or of a demo that was interrupted (it goes on) or finished (it is made anew)."""
     mark = out / MARK
     if out.is_dir() and any(out.iterdir()):
@@ -72,5 +80,5 @@ def _claim(out: Path) -> None:
     mark.write_text("begun\n", "utf-8")
 
 
-def _say(text: str) -> None:
+def _print_progress(text: str) -> None:
     print(text, flush=True)  # noqa: T201

@@ -17,73 +17,74 @@ from numpy.typing import NDArray
 
 from perception import __version__, checkpoint, config
 from perception import recipe as recipes
-from perception.data.dataset import Source
-from perception.data.loader import evaluation_batches, train_batches
+from perception.data.dataset import DataSource
+from perception.data.loader import make_evaluation_loader, make_train_loader
 from perception.data.mixture import Mixture
 from perception.engine import distributed
 from perception.engine import train as training
 from perception.engine.evaluate import Evaluation
 from perception.engine.evaluate import evaluate as measure
-from perception.engine.interrupt import Stopped, exit_code, interruptible
+from perception.engine.interrupt import SignalInterrupt, catch_stop_signals, exit_code
 from perception.engine.log import progress_bar, write_metrics
-from perception.files.safe_write import make_folder, writing
-from perception.model import Perception
+from perception.files.safe_write import convert_write_errors, make_folder
+from perception.model import MultiTaskModel
 from perception.mtl.balancers import build_balancer
-from perception.mtl.schedule import Schedule
+from perception.mtl.schedule import TaskSchedule
 from perception.recipe import Recipe
-from perception.report import Example, read_events, write_report
+from perception.report import ReportExample, read_events, write_report
 from perception.types import Batch, CheckpointError, PerceptionError
 
-KEPT_EXAMPLES = 3
-"""How many of the worst and of the best pictures of each task the report shows."""
+NUM_EXAMPLES = 3
+"""How many of the worst and of the best images of each task the report shows."""
 
 
-Watch: TypeAlias = Callable[[Perception, int, Batch], None]
+StepHook: TypeAlias = Callable[[MultiTaskModel, int, Batch], None]
 
 
 def train(
     recipe: Recipe,
-    run: Path,
+    run_folder: Path,
     *,
     resume: bool = False,
     force: bool = False,
-    watch: Watch | None = None,
-    model: Perception | None = None,
-    sources: Sequence[Source] | None = None,
+    step_hook: StepHook | None = None,
+    model: MultiTaskModel | None = None,
+    sources: Sequence[DataSource] | None = None,
 ) -> Evaluation | None:
     """Train a recipe into a run folder, evaluate its best weights, write metrics.json and report.html.
 
-    watch: called before each step with the network, the step's number and this rank's batch; leaves the network as it
+    step_hook: called before each step with the network, the step's number and this rank's batch; leaves the network as
+    it
     finds it
     model, sources: to be used instead of those that the recipe says
 
     Returns the evaluation of the best weights; None on ranks other than 0 and where there is no validation source.
     """
-    with distributed.session() as device:
+    with distributed.process_group() as device:
         model = (model or recipes.build_model(recipe)).to(device)
         settings = recipe.data
         mixture = recipes.build_mixture(recipe, sources)
-        held_out = recipes.validation_sources(recipe) if settings.validation else []
+        held_out = recipes.open_validation_sources(recipe) if settings.validation else []
 
         def batches(start: int):
-            stream = train_batches(
+            stream = make_train_loader(
                 mixture,
                 tuple(recipe.tasks),
                 recipe.train.batch_size,
                 recipe.train.steps,
                 start,
                 distributed.rank(),
-                distributed.world(),
+                distributed.world_size(),
                 settings.workers,
                 settings.timeout,
             )
-            return stream if watch is None else watched(stream, start, model, watch)
+            return stream if step_hook is None else call_step_hook(stream, start, model, step_hook)
 
-        def evaluate_now(network: Perception) -> Evaluation:
+        def evaluate_now(network: MultiTaskModel) -> Evaluation:
             return evaluate_model(network, recipe, held_out, calibrate=True)
 
-        def quick(network: Perception) -> Evaluation:
-            return evaluate_model(network, recipe, recipes.thinned(held_out, few), calibrate=True)
+        def quick(network: MultiTaskModel) -> Evaluation:
+            return evaluate_model(network, recipe, recipes.subsample_sources(held_out, few), calibrate=True)
 
         few = recipe.train.quick_images
 
@@ -91,85 +92,87 @@ def train(
             model,
             batches,
             recipe.train,
-            run=run,
-            recipe=config.dump(recipe),
+            run_folder=run_folder,
+            recipe_text=config.dump_yaml(recipe),
             balancer=build_balancer(recipe.balance, tuple(recipe.tasks), recipe.seed),
-            schedule=Schedule(recipe.schedule, tuple(recipe.tasks)),
-            data={
-                f"{part}.{source.name}": source.fingerprint()
+            schedule=TaskSchedule(recipe.schedule, tuple(recipe.tasks)),
+            data_fingerprints={
+                f"{part}.{source.name}": source.compute_fingerprints()
                 for part, sources in (("train", mixture.sources), ("validation", held_out))
                 for source in sources
             },
             evaluate=evaluate_now if held_out else None,
-            quick=quick if 0 < few < sum(map(len, held_out)) else None,
+            quick_evaluate=quick if 0 < few < sum(map(len, held_out)) else None,
             seed=recipe.seed,
             resume=resume,
             force=force,
-            warnings=recipes.warnings(recipe),
+            warnings=recipes.collect_warnings(recipe),
         )
         if not held_out:
             return None
-        with stoppable(f"All is trained and saved; --resume {run} measures it and writes the report."):
+        with exit_on_signal(f"All is trained and saved; --resume {run_folder} measures it and writes the report."):
             evaluation = result.evaluation
-            best = checkpoint.load(run, "best")
+            best = checkpoint.load(run_folder, "best")
             if evaluation is None or best.step != result.step:
-                checkpoint.fit(model, best)
+                checkpoint.load_into_model(model, best)
                 evaluation = evaluate_model(model, recipe, held_out)  # as they are saved, calibrated when they were
-            if not distributed.is_main():
+            if not distributed.is_main_process():
                 return None
-            finish(run, recipe, model, evaluation, best.step, left_out(mixture))
+            write_results(run_folder, recipe, model, evaluation, best.step, describe_skipped_data(mixture))
             return evaluation
 
 
 @contextmanager
-def stoppable(said: str) -> Iterator[None]:
-    """What a signal ends at once, on every rank, with ``said`` on stderr. Raises SystemExit with its exit code."""
-    with interruptible() as interruption:
+def exit_on_signal(message: str) -> Iterator[None]:
+    """What a signal ends at once, on every rank, with ``message`` on stderr. Raises SystemExit with its exit code."""
+    with catch_stop_signals() as interruption:
         try:
-            with interruption.abandonable() if distributed.world() == 1 else nullcontext():
+            with interruption.abort_on_signal() if distributed.world_size() == 1 else nullcontext():
                 yield
-        except Stopped:
-            if distributed.is_main():
-                print(f"Stopped by a signal. {said}", file=sys.stderr)  # noqa: T201
-            raise SystemExit(exit_code(distributed.summed(interruption.flags))) from None
+        except SignalInterrupt:
+            if distributed.is_main_process():
+                print(f"Stopped by a signal. {message}", file=sys.stderr)  # noqa: T201
+            raise SystemExit(exit_code(distributed.sum_over_ranks(interruption.flags))) from None
 
 
-def watched(stream: Iterable[Batch], start: int, model: Perception, watch: Watch) -> Iterator[Batch]:
-    """The batches of the steps from ``start`` on, each shown before it is used."""
-    for step, batch in enumerate(stream, start):
-        watch(model, step, batch)
+def call_step_hook(
+    batches: Iterable[Batch], first_step: int, model: MultiTaskModel, step_hook: StepHook
+) -> Iterator[Batch]:
+    """The batches of the steps from ``first_step`` on, each shown before it is used."""
+    for step, batch in enumerate(batches, first_step):
+        step_hook(model, step, batch)
         yield batch
 
 
 def evaluate_model(
-    model: Perception,
+    model: MultiTaskModel,
     recipe: Recipe,
-    sources: Sequence[Source],
+    sources: Sequence[DataSource],
     batch_size: int = 8,
     show_progress: bool = False,
     calibrate: bool = False,
 ) -> Evaluation:
-    """Metrics of a network on sources, by this rank's share of the pictures.
+    """Metrics of a network on sources, by this rank's share of the images.
 
-    calibrate: fit the network's scores to these pictures first, see `perception.engine.evaluate.evaluate`.
+    calibrate: fit the network's scores to these images first, see `perception.engine.evaluate.evaluate`.
     """
-    batches = evaluation_batches(
+    batches = make_evaluation_loader(
         sources,
         tuple(model.tasks),
         recipe.data.size,
         batch_size,
         distributed.rank(),
-        distributed.world(),
+        distributed.world_size(),
         recipe.data.workers,
         recipe.data.timeout,
     )
-    if not show_progress or not distributed.is_main():
-        return measure(model, batches, keep_examples=KEPT_EXAMPLES, calibrate=calibrate)
+    if not show_progress or not distributed.is_main_process():
+        return measure(model, batches, num_examples=NUM_EXAMPLES, calibrate=calibrate)
     with progress_bar("evaluate", len(batches)) as advance_to:
-        return measure(model, told(batches, advance_to), keep_examples=KEPT_EXAMPLES, calibrate=calibrate)
+        return measure(model, report_progress(batches, advance_to), num_examples=NUM_EXAMPLES, calibrate=calibrate)
 
 
-def told(batches: Iterable[Batch], advance_to: Callable[[int], None]) -> Iterator[Batch]:
+def report_progress(batches: Iterable[Batch], advance_to: Callable[[int], None]) -> Iterator[Batch]:
     """The batches, telling how many were used."""
     for done, batch in enumerate(batches):
         advance_to(done)
@@ -178,7 +181,7 @@ def told(batches: Iterable[Batch], advance_to: Callable[[int], None]) -> Iterato
 
 def open_run(
     path: str | Path, overrides: Sequence[str] = (), tasks: Collection[str] | None = None
-) -> tuple[Recipe, Perception]:
+) -> tuple[Recipe, MultiTaskModel]:
     """The recipe and the network, with its best weights, of a run folder, a checkpoint or a .safetensors file.
 
     The network is in evaluation mode and holds only ``tasks`` (all by default).
@@ -189,22 +192,22 @@ def open_run(
             "Here give the run folder that it was exported from."
         )
     found = checkpoint.load_weights(Path(path))
-    if not found.recipe:
+    if not found.recipe_text:
         raise CheckpointError(f"No recipe beside {path}. Keep recipe.yaml in the folder of the weights.")
-    recipe = recipes.parse(found.recipe, overrides, where=str(found.path))
-    model = recipes.build_model(recipe, weights=False)
-    checkpoint.fit(model, found)
+    recipe = recipes.parse(found.recipe_text, overrides, where=str(found.path))
+    model = recipes.build_model(recipe, pretrained=False)
+    checkpoint.load_into_model(model, found)
     if tasks is not None:
-        model.keep(tasks)
+        model.keep_tasks(tasks)
     return recipe, model.eval()
 
 
-def open_network(
+def open_inference_model(
     path: str | Path, tasks: Collection[str] | None = None, overrides: Sequence[str] = ()
-) -> tuple[Recipe, Perception]:
+) -> tuple[Recipe, MultiTaskModel]:
     """As `open_run`, to be used: holds the auxiliary tasks only where ``tasks`` names them."""
     recipe, model = open_run(path, overrides, tasks)
-    return recipe, model if tasks is not None else model.keep(recipe.scored)
+    return recipe, model if tasks is not None else model.keep_tasks(recipe.scored_tasks)
 
 
 def evaluate(
@@ -221,95 +224,106 @@ def evaluate(
 
     size: (height, width) that the network sees; None = as its recipe says
     """
-    with distributed.session() as device:
+    with distributed.process_group() as device:
         recipe, model = open_run(path, () if data else overrides, tasks)
         if data is not None:
-            recipe = recipes.with_other_data(recipe, data, overrides)
+            recipe = recipes.replace_validation_data(recipe, data, overrides)
         if size is not None:
             recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, size=size))
-        sources = recipes.validation_sources(recipe)
+        sources = recipes.open_validation_sources(recipe)
         evaluation = evaluate_model(model.to(device), recipe, sources, batch_size, show_progress=True)
-        if out is not None and distributed.is_main():
+        if out is not None and distributed.is_main_process():
             make_folder(out)
-            finish(out, recipe, model, evaluation, checkpoint.load_weights(path).step)
+            write_results(out, recipe, model, evaluation, checkpoint.load_weights(path).step)
         return evaluation
 
 
-def some_pictures(recipe: Recipe, count: int = 4) -> list[NDArray[np.uint8]]:
-    """A few of the recipe's validation pictures, RGB, for checking an export; none where the data is not at hand."""
+def sample_validation_images(recipe: Recipe, count: int = 4) -> list[NDArray[np.uint8]]:
+    """A few of the recipe's validation images, RGB, for checking an export; none where the data is not at hand."""
     try:
-        sources = recipes.validation_sources(recipe)
+        sources = recipes.open_validation_sources(recipe)
     except PerceptionError:
         return []
-    return [sources[i % len(sources)].sample(i * len(sources[i % len(sources)]) // count).image for i in range(count)]
+    return [
+        sources[i % len(sources)].load_sample(i * len(sources[i % len(sources)]) // count).image for i in range(count)
+    ]
 
 
-def left_out(mixture: Mixture) -> dict[str, str]:
+def describe_skipped_data(mixture: Mixture) -> dict[str, str]:
     """What training passed over in the data, for the report."""
     notes = {
         f"{source.name}: {kind}": str(count) for source in mixture.sources for kind, count in source.problems.items()
     }
     if mixture.skipped:
-        notes["pictures that could not be read"] = ", ".join(sorted(mixture.skipped))
+        notes["images that could not be read"] = ", ".join(sorted(mixture.skipped))
     return notes
 
 
-def finish(
-    run: Path, recipe: Recipe, model: Perception, evaluation: Evaluation, step: int, notes: Mapping[str, str] = {}
+def write_results(
+    run_folder: Path,
+    recipe: Recipe,
+    model: MultiTaskModel,
+    evaluation: Evaluation,
+    step: int,
+    notes: Mapping[str, str] = {},
 ) -> None:
     """Write metrics.json and the report of an evaluation. notes: further facts for the report.
 
     Raises PerceptionError where they cannot be written; then those that were there stay.
     """
-    path = run / "metrics.json"
-    with writing(path):
+    path = run_folder / "metrics.json"
+    with convert_write_errors(path):
         write_metrics(path, {"step": step, "score": evaluation.score, **evaluation.metrics})
-    log = run / "metrics.jsonl"
+    log = run_folder / "metrics.jsonl"
     events = read_events(log) if log.is_file() else []
     write_report(
-        run / "report.html",
+        run_folder / "report.html",
         title=recipe.name,
         specs=model.specs,
         metrics=evaluation.metrics,
         tables=evaluation.tables,
         events=events,
         examples=[
-            Example(example.id, name, example.quality, example.image, example.prediction, example.target)
+            ReportExample(example.id, name, example.quality, example.image, example.prediction, example.target)
             for name, shelves in evaluation.examples.items()
             for shelf in shelves.values()
             for example in shelf
         ],
-        recipe=config.dump(recipe),
-        facts={**facts(evaluation, step), **_curves(recipe, events), **notes},
-        auxiliary=[name for name in recipe.tasks if name not in recipe.scored],
-        protocols={name: task.metric().protocol for name, task in model.tasks.items()},  # type: ignore[operator,union-attr]
+        recipe=config.dump_yaml(recipe),
+        metadata={**describe_evaluation(evaluation, step), **_describe_curves(recipe, events), **notes},
+        auxiliary=[name for name in recipe.tasks if name not in recipe.scored_tasks],
+        protocols={name: task.create_metric().protocol for name, task in model.tasks.items()},  # type: ignore[operator,union-attr]
     )
 
 
-def _curves(recipe: Recipe, events: Sequence[Mapping[str, object]]) -> dict[str, str]:
+def _describe_curves(recipe: Recipe, events: Sequence[Mapping[str, object]]) -> dict[str, str]:
     """What the curves of the validation are of."""
     if not any(event.get("kind") == "quick_evaluation" for event in events):
         return {}
-    return {"curves of the validation": f"{recipe.train.quick_images} of its pictures, the same at every evaluation"}
+    return {"curves of the validation": f"{recipe.train.quick_images} of its images, the same at every evaluation"}
 
 
-def facts(evaluation: Evaluation, step: int) -> dict[str, str]:
+def describe_evaluation(evaluation: Evaluation, step: int) -> dict[str, str]:
     """Where and with what the numbers were made."""
-    return {"pictures evaluated": str(evaluation.pictures), "step of the weights": str(step), **machine_facts()}
+    return {
+        "images evaluated": str(evaluation.num_images),
+        "step of the weights": str(step),
+        **describe_environment(),
+    }
 
 
-def machine_facts() -> dict[str, str]:
+def describe_environment() -> dict[str, str]:
     """When, by which command, on what hardware and with which versions."""
     return {
         "command": " ".join(["perception", *sys.argv[1:]]),
         "date": date.today().isoformat(),
-        "hardware": hardware(),
+        "hardware": describe_hardware(),
         "versions": f"perception {__version__}, torch {torch.__version__}, numpy {np.__version__}, "
         f"Python {platform.python_version()}",
     }
 
 
-def hardware() -> str:
+def describe_hardware() -> str:
     """Processor, number of threads, and the GPU if there is one."""
     processor = platform.processor() or platform.machine()
     information = Path("/proc/cpuinfo")

@@ -1,4 +1,4 @@
-"""Running a network in torch with the interface of the torch-free `perception.runtime.predictor.Perceiver`."""
+"""Running a network in torch with the interface of the torch-free `perception.runtime.predictor.Predictor`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from perception.runtime.predictor import Outputs, check_size, check_threads, choose, perceive, warm_up
+from perception.runtime.predictor import Outputs, check_input_size, check_threads, predict_images, select_specs, warm_up
 
 
-class TorchPerceiver:
-    """A `perception.model.Perception`, ready to be called with pictures.
+class TorchPredictor:
+    """A `perception.model.MultiTaskModel`, ready to be called with images.
 
     size:   (height, width) that the network sees: that of its training
     device: where it runs; None = where its parameters are
@@ -24,7 +24,7 @@ class TorchPerceiver:
     The model is put into evaluation mode.
     """
 
-    multiple = 32
+    size_divisor = 32
 
     def __init__(
         self,
@@ -37,23 +37,23 @@ class TorchPerceiver:
         check_threads(threads)
         if threads is not None:
             torch.set_num_threads(threads)
-        self.specs = choose(model.specs, tasks)
+        self.specs = select_specs(model.specs, tasks)
         self.size = size
         self.model = model.eval() if device is None else model.to(device).eval()
         self._device = next(self.model.parameters()).device
 
     def __call__(self, images: Any, camera: Any = None, size: tuple[int, int] | None = None) -> Any:
-        """As `Perceiver.__call__`: one picture or a list, results in their own pixels."""
-        return perceive(self.run, self.specs, images, camera, size or self.size, self.multiple)
+        """As `Predictor.__call__`: one image or a list, results in their own pixels."""
+        return predict_images(self.run, self.specs, images, camera, size or self.size, self.size_divisor)
 
-    def placed(self, size: tuple[int, int] | None = None) -> tuple[int, int]:
-        """As `Perceiver.placed`."""
-        check_size(size or self.size, self.multiple)
+    def letterbox_size(self, size: tuple[int, int] | None = None) -> tuple[int, int]:
+        """As `Predictor.letterbox_size`."""
+        check_input_size(size or self.size, self.size_divisor)
         return size or self.size
 
-    def warm_up(self, batch: int = 1, size: tuple[int, int] | None = None) -> TorchPerceiver:
-        """As `Perceiver.warm_up`."""
-        warm_up(self.run, self.placed(size), batch)
+    def warm_up(self, batch_size: int = 1, size: tuple[int, int] | None = None) -> TorchPredictor:
+        """As `Predictor.warm_up`."""
+        warm_up(self.run, self.letterbox_size(size), batch_size)
         return self
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
@@ -63,7 +63,7 @@ class TorchPerceiver:
         return {name: value.cpu().numpy() for name, value in found.items()}
 
 
-def weights_digest(model: torch.nn.Module) -> str:
+def hash_weights(model: torch.nn.Module) -> str:
     """SHA-256 of the names and values of all weights."""
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():

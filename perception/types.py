@@ -5,7 +5,7 @@ step; both share these types. Targets and predictions are the same type.
 
 Two conventions run through everything:
 
-* ``None`` means *not labelled*; an empty container means *labelled, nothing there*.
+* ``None`` means *not labeled*; an empty container means *labeled, nothing there*.
 * Coordinates are continuous pixels: pixel ``i`` covers ``[i, i + 1)``, a box is ``x1, y1, x2, y2`` with
   ``width = x2 - x1``.
 """
@@ -19,7 +19,7 @@ Array: TypeAlias = Any
 """A numpy array (data layer, runtime) or a torch tensor (inside a training step)."""
 
 IGNORE_INDEX = 255
-"""The value of a label map's pixel that carries no label (Cityscapes' and CamVid's convention)."""
+"""The value of a segmentation mask's pixel that carries no label (Cityscapes' and CamVid's convention)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,25 +30,26 @@ class Instances:
     labels:  int64 [N], index into the task's classes; -1 for an ignore region of every class
     scores:  float32 [N] for predictions, None for targets
     ignore:  bool [N], regions that are neither object nor background (crowds); None = no such region
-    classes: bool [C], which classes this picture's source labels; None = all of them
-    tracks:  int64 [N], identity of each object through a video; None = unknown
-    partial: bool [C], which of ``classes`` are labelled in part: where none is labelled there may be more; None = none
+    labeled_classes: bool [C], which classes this image's source labels; None = all of them
+    track_ids:  int64 [N], identity of each object through a video; None = unknown
+    partial_classes: bool [C], which of ``labeled_classes`` are labeled in part: where none is labeled there may be
+    more; None = none
     """
 
     boxes: Array
     labels: Array
     scores: Array | None = None
     ignore: Array | None = None
-    classes: Array | None = None
-    tracks: Array | None = None
-    partial: Array | None = None
+    labeled_classes: Array | None = None
+    track_ids: Array | None = None
+    partial_classes: Array | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class LabelSpace:
-    """What the ids of a source's label maps mean, where they are not the task's classes one by one.
+    """What the ids of a source's segmentation masks mean, where they are not the task's classes one by one.
 
-    sets:  for every id the task's classes that a pixel of it may be, ascending, at least one: of one class, of a
+    class_sets:  for every id the task's classes that a pixel of it may be, ascending, at least one: of one class, of a
            super-class ("vehicle": car, truck or bus), or of whatever the source does not label
     names: of the ids; "" for what the source does not label: no class of its own, so no metric averages over it
 
@@ -56,7 +57,7 @@ class LabelSpace:
     """
 
     names: tuple[str, ...]
-    sets: tuple[tuple[int, ...], ...]
+    class_sets: tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,108 +66,110 @@ class DenseMap:
 
     values: [H, W] or [C, H, W]
     valid:  bool [H, W], False where nothing is known
-    error:  float32 [H, W], how wrong a predicted quantity expects to be, as a share of its value (0.1 = 10 %): the
+    relative_error:  float32 [H, W], how wrong a predicted quantity expects to be, as a share of its value (0.1 = 10
+    %): the
             scale of a Laplace distribution over its logarithm. None = not told, and in targets
-    classes: which of the task's classes an id stands for, where the source knows only some classes or super-classes;
+    label_space: which of the task's classes an id stands for, where the source knows only some classes or
+    super-classes;
             None = id k is class k
     """
 
     values: Array
     valid: Array
-    error: Array | None = None
-    classes: LabelSpace | None = None
+    relative_error: Array | None = None
+    label_space: LabelSpace | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ImageLabel:
-    """A statement about the whole picture.
+    """A statement about the whole image.
 
     values:  float32 [C], 1 or 0 in a target, a probability in a prediction
-    classes: bool [C], which classes this picture's source labels (multi-label); None = all of them
+    labeled_classes: bool [C], which classes this image's source labels (multi-label); None = all of them
     """
 
     values: Array
-    classes: Array | None = None
+    labeled_classes: Array | None = None
 
 
 Annotation: TypeAlias = Instances | DenseMap | ImageLabel
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
-    """How a source picture was placed in the network's input: cut ``crop``, resize it to ``place``, mirror, pad.
+class ImageTransform:
+    """How a source image was placed in the network's input: cut ``crop``, resize it to ``placement``, mirror, pad.
 
-    source, input: (height, width) in pixels
+    source_size, input_size: (height, width) in pixels
     crop:  (x, y, width, height) whole pixels of the source
-    place: (x, y, width, height) whole pixels of the input, before mirroring
+    placement: (x, y, width, height) whole pixels of the input, before mirroring
     flip:  mirrored left to right within the input
 
     Whole pixels make the map exact: ``x_input = (x_source - crop.x) * scale_x + place.x``.
     """
 
-    source: tuple[int, int]
-    input: tuple[int, int]
+    source_size: tuple[int, int]
+    input_size: tuple[int, int]
     crop: tuple[int, int, int, int]
-    place: tuple[int, int, int, int]
+    placement: tuple[int, int, int, int]
     flip: bool = False
 
     @property
     def scale(self) -> tuple[float, float]:
         """(scale_x, scale_y): input pixels per source pixel."""
-        return self.place[2] / self.crop[2], self.place[3] / self.crop[3]
+        return self.placement[2] / self.crop[2], self.placement[3] / self.crop[3]
 
 
 @dataclass(frozen=True, slots=True)
 class Camera:
-    """Pinhole intrinsics in pixels of the picture they travel with (focal lengths and principal point)."""
+    """Pinhole intrinsics in pixels of the image they travel with (focal lengths and principal point)."""
 
     fx: float
     fy: float
     cx: float
     cy: float
 
-    def through(self, frame: Frame) -> Camera:
-        """The same camera in the pixels of ``frame``'s input."""
-        scale_x, scale_y = frame.scale
-        cx = (self.cx - frame.crop[0]) * scale_x + frame.place[0]
-        cy = (self.cy - frame.crop[1]) * scale_y + frame.place[1]
-        return Camera(self.fx * scale_x, self.fy * scale_y, frame.input[1] - cx if frame.flip else cx, cy)
+    def to_input(self, transform: ImageTransform) -> Camera:
+        """The same camera in the pixels of ``transform``'s input."""
+        scale_x, scale_y = transform.scale
+        cx = (self.cx - transform.crop[0]) * scale_x + transform.placement[0]
+        cy = (self.cy - transform.crop[1]) * scale_y + transform.placement[1]
+        return Camera(self.fx * scale_x, self.fy * scale_y, transform.input_size[1] - cx if transform.flip else cx, cy)
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One picture with whatever its source labels.
+    """One image with whatever its source labels.
 
     image:       uint8 RGB [H, W, 3]
-    annotations: task name -> annotation; a missing name or None = not labelled
+    annotations: task name -> annotation; a missing name or None = not labeled
     camera:      intrinsics in pixels of ``image``; None = unknown
-    frame:       set where ``image`` is a network input but the annotations are still in source pixels (evaluation);
+    transform:       set where ``image`` is a network input but the annotations are still in source pixels (evaluation);
                  None where the annotations are in the pixels of ``image``
-    id, source:  unique name of the picture (it begins with its source), name of its source in the recipe
+    id, source:  unique name of the image (it begins with its source), name of its source in the recipe
     """
 
     image: Array
     annotations: dict[str, Annotation | None]
     camera: Camera | None = None
-    frame: Frame | None = None
+    transform: ImageTransform | None = None
     id: str = ""
     source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Pictures of one size, and their annotations as lists of length B.
+    """Images of one size, and their annotations as lists of length B.
 
     images:      uint8 RGB [B, 3, H, W]
-    annotations: task name -> B annotations (None = not labelled); the tasks that the recipe trains, always all keys.
-                 Tensors in input pixels (training) or numpy in source pixels (evaluation, ``frames`` set)
+    annotations: task name -> B annotations (None = not labeled); the tasks that the recipe trains, always all keys.
+                 Tensors in input pixels (training) or numpy in source pixels (evaluation, ``transforms`` set)
     cameras:     intrinsics in input pixels (training) or source pixels (evaluation)
     """
 
     images: Array
     annotations: dict[str, list[Annotation | None]]
     cameras: list[Camera | None]
-    frames: list[Frame | None]
+    transforms: list[ImageTransform | None]
     ids: list[str]
     sources: list[str]
 
@@ -174,7 +177,7 @@ class Batch:
         return len(self.ids)
 
 
-Shape: TypeAlias = Literal["instances", "dense", "label"]
+AnnotationType: TypeAlias = Literal["instances", "dense", "label"]
 """The three annotation shapes that carry any number of tasks."""
 
 
@@ -183,20 +186,20 @@ class TaskSpec:
     """What everyone but the network needs to know of a task: metrics, drawing, JSON, the ONNX manifest.
 
     name:     the task's name in the recipe
-    shape:    which annotation carries it
+    annotation_type:    which annotation carries it
     outputs:  names of its decoded tensors; in ONNX they are called ``<name>.<output>``
     classes:  class names; empty where the task predicts a quantity
     unit:     of a quantity ("m"); "" for classes
     limits:   smallest and largest value of a quantity
     canonical_focal: a quantity that scales with the focal length is predicted as seen by a camera of this focal
               length in input pixels; multiply by ``focal / canonical_focal``. 0 = does not scale
-    default_focal: focal length, as a fraction of the picture's width, that is assumed where intrinsics are unknown
-    multi_label: a picture may carry several classes (shape "label")
-    threshold: score under which an instance or a label is not shown
+    default_focal: focal length, as a fraction of the image's width, that is assumed where intrinsics are unknown
+    multi_label: an image may carry several classes (shape "label")
+    score_threshold: score under which an instance or a label is not shown
     """
 
     name: str
-    shape: Shape
+    annotation_type: AnnotationType
     outputs: tuple[str, ...]
     classes: tuple[str, ...] = ()
     unit: str = ""
@@ -204,21 +207,21 @@ class TaskSpec:
     canonical_focal: float = 0.0
     default_focal: float = 1.0
     multi_label: bool = False
-    threshold: float = 0.3
+    score_threshold: float = 0.3
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Everything the network says of one picture, in source pixels.
+    """Everything the network says of one image, in source pixels.
 
     time:      seconds from the start of a video
     distances: float32 [N], metres to each box of the first "instances" task, NaN where unknown; None = no depth
     closing_speeds: float32 [N], metres per second at which each of these boxes comes nearer, negative where it goes
                away, NaN where unknown; None = not tracked
-    contact_times: float32 [N], seconds until each of these boxes is met if it goes on so, NaN where it will not be
-    flags:     what is wrong with the picture, and what was wrong with the network's output and was taken out
-    valid:     False where no one should act on this prediction: the picture shows too little (the flags say why)
-    doubt:     how unlike what the network knows this picture and what it says are: the share of known good pictures
+    times_to_contact: float32 [N], seconds until each of these boxes is met if it goes on so, NaN where it will not be
+    flags:     what is wrong with the image, and what was wrong with the network's output and was taken out
+    valid:     False where no one should act on this prediction: the image shows too little (the flags say why)
+    ood_score:     how unlike what the network knows this image and what it says are: the share of known good images
                that are less so, 0 to 1; None = not measured
     """
 
@@ -228,10 +231,10 @@ class Prediction:
     time: float | None = None
     distances: Array | None = None
     closing_speeds: Array | None = None
-    contact_times: Array | None = None
+    times_to_contact: Array | None = None
     flags: tuple[str, ...] = ()
     valid: bool = True
-    doubt: float | None = None
+    ood_score: float | None = None
 
 
 class PerceptionError(Exception):
@@ -251,6 +254,22 @@ class CheckpointError(PerceptionError):
 
 
 __all__ = [
-    "IGNORE_INDEX", "Annotation", "Array", "Batch", "Camera", "CheckpointError", "ConfigError", "DataError", "DenseMap",
-    "Frame", "ImageLabel", "Instances", "LabelSpace", "PerceptionError", "Prediction", "Sample", "Shape", "TaskSpec",
+    "IGNORE_INDEX",
+    "Annotation",
+    "AnnotationType",
+    "Array",
+    "Batch",
+    "Camera",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "DenseMap",
+    "ImageLabel",
+    "ImageTransform",
+    "Instances",
+    "LabelSpace",
+    "PerceptionError",
+    "Prediction",
+    "Sample",
+    "TaskSpec",
 ]  # fmt: skip

@@ -27,6 +27,23 @@ if CONNECTIONS not in os.environ:
 runpy.run_path(str(OFFLINE / "sitecustomize.py"))
 
 
+def pytest_addoption(parser):
+    parser.addoption("--fault", metavar="ID", help="run only the tests of a fault of docs/faults.md, slow ones too")
+
+
+def pytest_configure(config):
+    if config.getoption("fault"):
+        config.option.markexpr = ""  # slow ones too
+
+
+def pytest_collection_modifyitems(config, items):
+    """Keep the tests of the fault that was asked for."""
+    if fault := config.getoption("fault"):
+        kept = [item for item in items if any(fault in mark.args for mark in item.iter_markers("fault"))]
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = kept
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session):
     """S5: no test, and no command that a test ran, tried to leave this machine; else all of them fail."""
@@ -51,39 +68,39 @@ def own_cache(tmp_path_factory):
 @pytest.fixture(scope="session")
 def street(tmp_path_factory) -> Path:
     """A tree of 12 street scenes to train on and 4 to measure, 64x128. Read only."""
-    from perception.synthetic import write
+    from perception.synthetic import write_dataset
 
     folder = tmp_path_factory.mktemp("data") / "street"
-    write(folder, 16, seed=3, size=(64, 128), validation=0.25)
+    write_dataset(folder, 16, seed=3, size=(64, 128), validation_fraction=0.25)
     return folder
 
 
 @pytest.fixture(scope="session")
 def demo_street(tmp_path_factory) -> Path:
     """A tree of 18 street scenes to train on and 6 to measure, 128x256. Read only."""
-    from perception.synthetic import write
+    from perception.synthetic import write_dataset
 
     folder = tmp_path_factory.mktemp("data") / "street"
-    write(folder, 24, seed=3, size=(128, 256), validation=0.25)
+    write_dataset(folder, 24, seed=3, size=(128, 256), validation_fraction=0.25)
     return folder
 
 
 @pytest.fixture(scope="session")
 def demo_run(demo_street, tmp_path_factory) -> Path:
     """A run of the demo's recipe, 20 steps that nothing disturbed, without loader workers. Read only."""
-    from commands import perception, training
+    from command_line import run_perception, training_arguments
 
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    perception(*training(demo_street), "data.workers=0", "--out", folder)
+    run_perception(*training_arguments(demo_street), "data.workers=0", "--out", folder)
     return folder
 
 
 @pytest.fixture
-def made_up(tmp_path, monkeypatch) -> Path:
-    """Trainings of studies are made up, see studies_stub.py; an empty folder but for their script."""
-    from studies_stub import install
+def fake_trainings(tmp_path, monkeypatch) -> Path:
+    """Trainings of studies are made up, see fake_training.py; an empty folder but for their script."""
+    from fake_training import fake_trainings
 
-    install(tmp_path, monkeypatch)
+    fake_trainings(tmp_path, monkeypatch)
     return tmp_path
 
 
@@ -97,12 +114,13 @@ def exact_floats():
 
 @pytest.fixture(scope="session")
 def small_network():
-    """A randomly initialised network with the interface of `perception.model.Perception`; untrained but not trivial."""
+    """A randomly initialized network with the interface of `perception.model.MultiTaskModel`; untrained but not
+    trivial."""
     import torch
     from torch import Tensor, nn
     from torch.nn.functional import interpolate, pad
 
-    from perception.ops.nms import best, select
+    from perception.ops.nms import select_detections, stable_topk
 
     class Raw(NamedTuple):
         logits: Tensor
@@ -133,13 +151,13 @@ def small_network():
                 spec.name: spec
                 for spec in (
                     TaskSpec("detection", "instances", ("boxes", "scores", "labels"), CLASSES),
-                    TaskSpec("segmentation", "dense", ("label_map",), ("road", "sky", "car", "other")),
+                    TaskSpec("segmentation", "dense", ("mask",), ("road", "sky", "car", "other")),
                     TaskSpec("depth", "dense", ("depth",), (), "m", (0.5, 80.0), 512.0),
                     TaskSpec("classification", "label", ("probabilities",), ("day", "night")),
                 )
             }
 
-        def keep(self, tasks: Sequence[str]) -> SmallNetwork:
+        def keep_tasks(self, tasks: Sequence[str]) -> SmallNetwork:
             return self
 
         def forward(self, images: Tensor, tasks: Sequence[str] | None = None) -> dict[str, NamedTuple]:
@@ -165,17 +183,17 @@ def small_network():
             for name, raw in raws.items():
                 if name == "detection":
                     scores, labels = (pad(part, (0, 400)) for part in raw.logits.sigmoid().max(2))
-                    top = best(scores, 400)
+                    top = stable_topk(scores, 400)
                     boxes = pad(raw.boxes, (0, 0, 0, 400)).gather(1, top[:, :, None].expand(-1, -1, 4))
                     scores, labels = scores.gather(1, top), labels.gather(1, top)
-                    kept = select(boxes, scores * (scores > 0.3), labels, 0.6, 300)
+                    kept = select_detections(boxes, scores * (scores > 0.3), labels, 0.6, 300)
                     found |= dict(zip(("detection.boxes", "detection.scores", "detection.labels"), kept, strict=True))
                 elif name == "classification":
                     found["classification.probabilities"] = raw.logits.softmax(1)
                 else:
                     values = interpolate(raw.logits, size=tuple(size), mode="bilinear")
                     if name == "segmentation":
-                        found["segmentation.label_map"] = values.argmax(1).float().to(torch.uint8)
+                        found["segmentation.mask"] = values.argmax(1).float().to(torch.uint8)
                     else:
                         found["depth.depth"] = 0.5 * 160 ** values[:, 0].sigmoid()
             return found
@@ -183,10 +201,10 @@ def small_network():
         def _detect(self, features: Tensor) -> NamedTuple:
             height, width = features.shape[2:]
             y, x = torch.meshgrid(torch.arange(height) * 8.0, torch.arange(width) * 8.0, indexing="ij")
-            centres = torch.stack([x, y, x, y]) + 4
+            centers = torch.stack([x, y, x, y]) + 4
             sides = self.boxes(features).exp() * 12 * torch.tensor([-1.0, -1, 1, 1])[:, None, None]
             logits = self.scores(features).flatten(2).transpose(1, 2)
-            return RawBoxes(logits, (centres + sides).flatten(2).transpose(1, 2))
+            return RawBoxes(logits, (centers + sides).flatten(2).transpose(1, 2))
 
     torch.manual_seed(0)
     network = SmallNetwork()
@@ -200,15 +218,15 @@ def small_network():
 
 
 @pytest.fixture(scope="session")
-def translated(small_network):
+def small_graph(small_network):
     """The graph of the small network with its raw outputs, for any size: what `export` makes its file of. Read only."""
-    from perception.export.trace import translate
+    from perception.export.trace import trace_to_onnx
 
-    return translate(small_network, small_network.specs, None)
+    return trace_to_onnx(small_network, small_network.specs, None)
 
 
 @pytest.fixture(scope="session")
-def export_small(small_network, translated):
+def export_small(small_network, small_graph):
     """`export` of the small network (or of one like it) that follows its code only once, which takes most of the time.
 
     nudge: changes the graph before it is checked.
@@ -218,14 +236,14 @@ def export_small(small_network, translated):
 
     def export_it(out: Path, nudge=lambda model: None, **options):
         def again(model, specs, size, opset):
-            kept = {entry.name for entry in translated.graph.output if entry.name.partition(".")[0] in specs}
-            found = graph.keep_outputs(translated, kept)
+            kept = {entry.name for entry in small_graph.graph.output if entry.name.partition(".")[0] in specs}
+            found = graph.keep_outputs(small_graph, kept)
             nudge(found)
             return found
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("perception.export.export.translate", again)
-            return export(small_network, out, **{"sizes": ((64, 64),), "batches": (1,), **options})
+            patch.setattr("perception.export.export.trace_to_onnx", again)
+            return export(small_network, out, **{"parity_sizes": ((64, 64),), "parity_batch_sizes": (1,), **options})
 
     return export_it
 
@@ -234,13 +252,13 @@ def export_small(small_network, translated):
 def exported(export_small, tmp_path_factory) -> Path:
     """The small network as an ONNX file. Read only: copy it to change it."""
     path = tmp_path_factory.mktemp("exported") / "small.onnx"
-    export_small(path, size=(96, 160), sizes=((96, 160), (64, 64)), batches=(1, 2))
+    export_small(path, size=(96, 160), parity_sizes=((96, 160), (64, 64)), parity_batch_sizes=(1, 2))
     return path
 
 
 @pytest.fixture(scope="session")
-def exported_inside(export_small, tmp_path_factory) -> Path:
+def exported_with_preprocessing(export_small, tmp_path_factory) -> Path:
     """As `exported`, with the letterbox to 96x160 inside. Read only."""
     path = tmp_path_factory.mktemp("inside") / "small.onnx"
-    export_small(path, size=(96, 160), preprocess="inside")
+    export_small(path, size=(96, 160), preprocess="embedded")
     return path

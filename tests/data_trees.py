@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from perception.config import build
-from perception.data import DataConfig, Source, SourceConfig, open_source
+from perception.config import validate_config
+from perception.data import DataConfig, DataSource, SourceConfig, open_source
 from perception.types import IGNORE_INDEX, Annotation, DenseMap, ImageLabel, Instances
 
 CLASSES = {
@@ -24,25 +24,25 @@ CLASSES = {
 }
 
 
-def picture(seed: int, size: tuple[int, int] = (48, 64)) -> np.ndarray:
+def noise_image(seed: int, size: tuple[int, int] = (48, 64)) -> np.ndarray:
     """Smooth noise, so that JPEG keeps it nearly."""
     noise = np.random.default_rng(seed).integers(0, 256, (size[0] // 8, size[1] // 8, 3), np.uint8)
     return cv2.resize(noise, size[::-1], interpolation=cv2.INTER_LINEAR)
 
 
-def write(path: Path, image: np.ndarray) -> Path:
+def write_image(path: Path, image: np.ndarray) -> Path:
     """RGB or single-channel array to an image file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     assert cv2.imwrite(str(path), image[..., ::-1] if image.ndim == 3 else image)
     return path
 
 
-def pictures(folder: Path, count: int, size: tuple[int, int] = (48, 64), suffix: str = ".jpg") -> list[Path]:
-    return [write(folder / f"{i:03d}{suffix}", picture(i, size)) for i in range(count)]
+def write_noise_images(folder: Path, count: int, size: tuple[int, int] = (48, 64), suffix: str = ".jpg") -> list[Path]:
+    return [write_image(folder / f"{i:03d}{suffix}", noise_image(i, size)) for i in range(count)]
 
 
 def coco_content(count: int, size: tuple[int, int] = (48, 64)) -> dict[str, Any]:
-    """Two boxes in every picture but the last; ids with gaps."""
+    """Two boxes in every image but the last; ids with gaps."""
     images = [{"id": 10 + i, "file_name": f"{i:03d}.jpg", "height": size[0], "width": size[1]} for i in range(count)]
     annotations = [
         {"id": 2 * i + k + 1, "image_id": 10 + i, "category_id": (3, 7)[k], "bbox": [4 + i, 5 + 10 * k, 12, 9],
@@ -57,8 +57,8 @@ def coco_content(count: int, size: tuple[int, int] = (48, 64)) -> dict[str, Any]
 
 
 def coco_tree(root: Path, count: int = 4, content: dict | str | bytes | None = None) -> dict[str, Any]:
-    """Writes pictures and a JSON (``content`` replaces it); the reader's config."""
-    pictures(root / "coco" / "images", count)
+    """Writes images and a JSON (``content`` replaces it); the reader's config."""
+    write_noise_images(root / "coco" / "images", count)
     content = coco_content(count) if content is None else content
     data = json.dumps(content) if isinstance(content, dict) else content
     (root / "coco" / "boxes.json").write_bytes(data if isinstance(data, bytes) else data.encode())
@@ -67,24 +67,29 @@ def coco_tree(root: Path, count: int = 4, content: dict | str | bytes | None = N
 
 def label_maps_tree(root: Path, count: int = 3, names: tuple[str, ...] = ("sky", "road", "car")) -> dict[str, Any]:
     """Left half id 0, right half id 1, top row void, a corner of id 2."""
-    pictures(root / "maps" / "images", count)
+    write_noise_images(root / "maps" / "images", count)
     for i in range(count):
         label_map = np.zeros((48, 64), np.uint8)
         label_map[:, 32:] = 1
         label_map[40:, 56:] = 2
         label_map[0] = 255
-        write(root / "maps" / "masks" / f"{i:03d}.png", label_map)
+        write_image(root / "maps" / "masks" / f"{i:03d}.png", label_map)
     (root / "maps" / "classes.txt").write_text("\n".join(names) + "\n")
-    return {"format": "label_maps", "images": "maps/images", "masks": "maps/masks", "classes": "maps/classes.txt"}
+    return {
+        "format": "segmentation_masks",
+        "images": "maps/images",
+        "masks": "maps/masks",
+        "class_file": "maps/classes.txt",
+    }
 
 
 def depth_maps_tree(root: Path, count: int = 3) -> dict[str, Any]:
     """Depth 1 m at the left to 3 m at the right in millimetres, top row invalid."""
-    pictures(root / "depth" / "images", count)
+    write_noise_images(root / "depth" / "images", count)
     for i in range(count):
         depth = np.tile(np.linspace(1000, 3000, 64).astype(np.uint16), (48, 1))
         depth[0] = 0
-        write(root / "depth" / "depths" / f"{i:03d}.png", depth)
+        write_image(root / "depth" / "depths" / f"{i:03d}.png", depth)
     camera = {"fx": 60.0, "fy": 60.0, "cx": 32.0, "cy": 24.0}
     return {
         "format": "depth_maps",
@@ -99,13 +104,13 @@ def cityscapes_tree(root: Path, count: int = 2, split: str = "train") -> dict[st
     """Label ids: road (7) below, sky (23) above, a car (26), ego vehicle (1); disparity 2 px of baseline 0.2 m."""
     for i in range(count):
         name, at = f"ulm_{i:06d}_000019", root / "city"
-        write(at / f"leftImg8bit/{split}/ulm/{name}_leftImg8bit.png", picture(i))
+        write_image(at / f"leftImg8bit/{split}/ulm/{name}_leftImg8bit.png", noise_image(i))
         ids = np.full((48, 64), 7, np.uint8)
         ids[:20], ids[30:40, 10:30], ids[46:] = 23, 26, 1
-        write(at / f"gtFine/{split}/ulm/{name}_gtFine_labelIds.png", ids)
+        write_image(at / f"gtFine/{split}/ulm/{name}_gtFine_labelIds.png", ids)
         disparity = np.full((48, 64), 2 * 256 + 1, np.uint16)
         disparity[0], disparity[1] = 0, 1
-        write(at / f"disparity/{split}/ulm/{name}_disparity.png", disparity)
+        write_image(at / f"disparity/{split}/ulm/{name}_disparity.png", disparity)
         camera = {"extrinsic": {"baseline": 0.2}, "intrinsic": {"fx": 70.0, "fy": 71.0, "u0": 31.0, "v0": 23.0}}
         path = at / f"camera/{split}/ulm/{name}_camera.json"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,9 +119,9 @@ def cityscapes_tree(root: Path, count: int = 2, split: str = "train") -> dict[st
 
 
 def image_labels_tree(root: Path, count: int = 4) -> dict[str, Any]:
-    """Even pictures by day, odd ones by night; a folder per class."""
+    """Even images by day, odd ones by night; a folder per class."""
     for i in range(count):
-        write(root / "scenes" / ("day", "night")[i % 2] / f"{i:03d}.jpg", picture(i))
+        write_image(root / "scenes" / ("day", "night")[i % 2] / f"{i:03d}.jpg", noise_image(i))
     return {"format": "image_labels", "images": "scenes"}
 
 
@@ -129,10 +134,12 @@ def source_config(*labels: dict[str, Any], name: str = "source", weight: float =
     try:
         return _SOURCES.validate_python(given)
     except ValidationError:
-        return build(SourceConfig, given)
+        return validate_config(SourceConfig, given)
 
 
-def open_tree(root: Path, *labels: dict[str, Any], name: str = "source", weight: float = 1.0, **classes: Any) -> Source:
+def open_tree(
+    root: Path, *labels: dict[str, Any], name: str = "source", weight: float = 1.0, **classes: Any
+) -> DataSource:
     """The source of some readers' configs; ``classes`` replaces parts of `CLASSES`."""
     source = open_source(source_config(*labels, name=name, weight=weight), root, {**CLASSES, **classes})
     assert source is not None
@@ -140,12 +147,12 @@ def open_tree(root: Path, *labels: dict[str, Any], name: str = "source", weight:
 
 
 def data_config(**options: Any) -> DataConfig:
-    return build(DataConfig, options)
+    return validate_config(DataConfig, options)
 
 
 TREES: dict[str, Callable[..., dict[str, Any]]] = {
     "coco": coco_tree,
-    "label_maps": label_maps_tree,
+    "segmentation_masks": label_maps_tree,
     "cityscapes": lambda root, count=3: {**cityscapes_tree(root, count), "ignore": "rest"},
     "depth_maps": depth_maps_tree,
     "image_labels": image_labels_tree,
@@ -166,7 +173,7 @@ def all_trees() -> dict[str, Callable[..., dict[str, Any]]]:
 def check_annotation(annotation: Annotation, size: tuple[int, int], classes: tuple[str, ...]) -> None:
     """Assert that an annotation is what its type promises: dtypes, shapes, bounds, contiguous memory.
 
-    size: (height, width) of its picture. classes: of its task.
+    size: (height, width) of its image. classes: of its task.
     """
     height, width = size
     match annotation:

@@ -16,31 +16,31 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from perception.export.parity import BOX_TOLERANCE, PIXEL_SHARE, SCORE_TOLERANCE
-from perception.runtime.predictor import Perceiver
+from perception.export.parity import BOX_TOLERANCE, PIXEL_TOLERANCE, SCORE_TOLERANCE
+from perception.runtime.predictor import Predictor
 from perception.types import DenseMap, Instances
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 Program = Callable[[Path, Path, list[Path]], None]
-"""(model, folder to write to, pictures)"""
+"""(model, folder to write to, images)"""
 
 
-def run(command: list[str], environment: dict[str, str] | None = None) -> None:
+def run_command(command: list[str], environment: dict[str, str] | None = None) -> None:
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=300, check=False, env=os.environ | (environment or {})
     )
     assert done.returncode == 0, done.stderr
 
 
-def python(model: Path, out: Path, pictures: list[Path]) -> None:
-    run([sys.executable, str(EXAMPLES / "bare_python/run.py"), *map(str, (model, out, *pictures))])
+def run_python(model: Path, out: Path, pictures: list[Path]) -> None:
+    run_command([sys.executable, str(EXAMPLES / "bare_python/run.py"), *map(str, (model, out, *pictures))])
 
 
-def node(model: Path, out: Path, pictures: list[Path]) -> None:
+def run_node(model: Path, out: Path, pictures: list[Path]) -> None:
     folder = EXAMPLES / "onnxruntime_node"
     if shutil.which("node") is None or not (folder / "node_modules").is_dir():
         pytest.skip("no node, or no `npm install --ignore-scripts` in examples/onnxruntime_node")
-    run(["node", str(folder / "run.mjs"), *map(str, (model, out, *pictures))])
+    run_command(["node", str(folder / "run.mjs"), *map(str, (model, out, *pictures))])
 
 
 def build_cpp(build: Path) -> Program:
@@ -59,10 +59,10 @@ def build_cpp(build: Path) -> Program:
     if configured.returncode:
         missing = [line for line in configured.stderr.splitlines() if "Could not find" in line]
         pytest.skip(f"C++ libraries are missing: {missing[0].strip() if missing else configured.stderr[-200:]}")
-    run(["cmake", "--build", str(build)])
+    run_command(["cmake", "--build", str(build)])
 
     def perceive(model: Path, out: Path, pictures: list[Path]) -> None:
-        run([str(build / "perceive"), *map(str, (model, out, *pictures))])
+        run_command([str(build / "perceive"), *map(str, (model, out, *pictures))])
 
     return perceive
 
@@ -75,51 +75,55 @@ class Differences:
     """
 
     def __init__(self, model: Path, out: Path) -> None:
-        self.perceiver, self.out, self.boxes = Perceiver(model, threads=1), out, 0
+        self.predictor, self.out, self.boxes = Predictor(model, threads=1), out, 0
         self.largest: dict[str, float] = {}
 
-    def add(self, pictures: Iterable[Path]) -> Differences:
+    def compare(self, pictures: Iterable[Path]) -> Differences:
         for path in pictures:
             image = np.ascontiguousarray(cv2.imread(str(path))[:, :, ::-1])
-            wanted = self.perceiver(image)
+            wanted = self.predictor(image)
             record = json.loads((self.out / f"{path.stem}.json").read_text("utf-8"))
             assert record["size"] == list(image.shape[:2])
             for name, annotation in wanted.annotations.items():
                 if isinstance(annotation, Instances):
-                    self._add_boxes(name, path, annotation, record[name])
+                    self._compare_boxes(name, path, annotation, record[name])
                 elif isinstance(annotation, DenseMap):
-                    self._add_map(name, path, annotation)
+                    self._compare_map(name, path, annotation)
                 else:
-                    assert list(record[name]) == list(self.perceiver.specs[name].classes)
-                    self._note(name, np.abs(list(record[name].values()) - annotation.values), SCORE_TOLERANCE)
+                    assert list(record[name]) == list(self.predictor.specs[name].classes)
+                    self._check_difference(
+                        name, np.abs(list(record[name].values()) - annotation.values), SCORE_TOLERANCE
+                    )
         return self
 
-    def _add_boxes(self, name: str, path: Path, wanted: Instances, entries: list[dict[str, Any]]) -> None:
-        spec = self.perceiver.specs[name]
+    def _compare_boxes(self, name: str, path: Path, expected: Instances, entries: list[dict[str, Any]]) -> None:
+        spec = self.predictor.specs[name]
         scores = np.array([entry["score"] for entry in entries])
         boxes = np.array([entry["box"] for entry in entries]).reshape(-1, 4)
         labels = np.array([spec.classes.index(entry["label"]) for entry in entries], int)
-        away = np.abs(wanted.boxes[:, None] - boxes[None]).max(2, initial=0) / BOX_TOLERANCE
-        gaps = np.abs(wanted.scores[:, None] - scores[None]) / SCORE_TOLERANCE
-        same = (np.maximum(away, gaps) <= 1) & (wanted.labels[:, None] == labels[None])
-        for sure, counts in ((wanted.scores, same.sum(1)), (scores, same.sum(0))):
-            assert (counts[sure > spec.threshold + SCORE_TOLERANCE] == 1).all(), f"{path.name}: boxes of {name}"
-        self._note(f"{name} boxes, px", away[same] * BOX_TOLERANCE, BOX_TOLERANCE)
-        self._note(f"{name} scores", gaps[same] * SCORE_TOLERANCE, SCORE_TOLERANCE)
+        away = np.abs(expected.boxes[:, None] - boxes[None]).max(2, initial=0) / BOX_TOLERANCE
+        gaps = np.abs(expected.scores[:, None] - scores[None]) / SCORE_TOLERANCE
+        same = (np.maximum(away, gaps) <= 1) & (expected.labels[:, None] == labels[None])
+        for sure, counts in ((expected.scores, same.sum(1)), (scores, same.sum(0))):
+            assert (counts[sure > spec.score_threshold + SCORE_TOLERANCE] == 1).all(), f"{path.name}: boxes of {name}"
+        self._check_difference(f"{name} boxes, px", away[same] * BOX_TOLERANCE, BOX_TOLERANCE)
+        self._check_difference(f"{name} scores", gaps[same] * SCORE_TOLERANCE, SCORE_TOLERANCE)
         self.boxes += int(same.sum())
 
-    def _add_map(self, name: str, path: Path, wanted: DenseMap) -> None:
-        spec, shape = self.perceiver.specs[name], wanted.values.shape
+    def _compare_map(self, name: str, path: Path, expected: DenseMap) -> None:
+        spec, shape = self.predictor.specs[name], expected.values.shape
         file = self.out / f"{path.stem}.{name}.bin"
         if spec.classes:
             found = np.fromfile(file, np.uint8).reshape(shape)
-            self._note(f"{name}, share of pixels", (found != wanted.values).mean(), PIXEL_SHARE)
+            self._check_difference(f"{name}, share of pixels", (found != expected.values).mean(), PIXEL_TOLERANCE)
         else:
             found = np.fromfile(file, "<f4").reshape(shape)
-            assert wanted.valid.all()
-            self._note(f"{name}, logarithm", np.abs(np.log(found) - np.log(wanted.values)), SCORE_TOLERANCE)
+            assert expected.valid.all()
+            self._check_difference(
+                f"{name}, logarithm", np.abs(np.log(found) - np.log(expected.values)), SCORE_TOLERANCE
+            )
 
-    def _note(self, key: str, values: Any, tolerance: float) -> None:
+    def _check_difference(self, key: str, values: Any, tolerance: float) -> None:
         worst = float(np.max(values, initial=0))
         assert worst <= tolerance, f"{key} differs by {worst:.3g}, tolerance {tolerance:g}"
         self.largest[key] = max(self.largest.get(key, 0.0), worst)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from perception.files.images import StoredPicture
-from perception.synthetic import render
+from perception.files.images import StoredImage
+from perception.synthetic import render_image
 from perception.types import Camera, DenseMap, Instances, Sample
 
 SIZE = (128, 256)
@@ -16,11 +16,12 @@ SIZE = (128, 256)
 
 @lru_cache(maxsize=16)
 def _street(index: int):
-    return render(5, index, SIZE)
+    return render_image(5, index, SIZE)
 
 
-def street(index: int, camera: Camera | bool | None = True) -> tuple[StoredPicture, Sample]:
-    """A picture and its sample. Beside boxes, label map and depth: which box owns each pixel ("owners": 1 + its row, a
+def render_sample(index: int, camera: Camera | bool | None = True) -> tuple[StoredImage, Sample]:
+    """An image and its sample. Beside boxes, segmentation mask and depth: which box owns each pixel ("owners": 1 + its
+    row, a
     map of ids), and where its surface is in metres right, down and ahead of the camera ("points", [3, H, W])."""
     made = _street(index)
     depth, everywhere = made.depth, np.ones(SIZE, bool)
@@ -28,21 +29,21 @@ def street(index: int, camera: Camera | bool | None = True) -> tuple[StoredPictu
     sight = made.camera
     points = np.stack([(columns - sight.cx) / sight.fx, (rows - sight.cy) / sight.fy, np.ones(SIZE)]) * depth
     annotations = {
-        "detection": Instances(made.boxes, made.labels, ignore=made.ignore, tracks=made.identities),
+        "detection": Instances(made.boxes, made.labels, ignore=made.ignore, track_ids=made.track_ids),
         "segmentation": DenseMap(made.label_ids, everywhere),
         "depth": DenseMap(depth, depth > 0),
-        "owners": DenseMap(made.instances.astype(np.int32), everywhere),
+        "owners": DenseMap(made.instance_map.astype(np.int32), everywhere),
         "points": DenseMap(points.astype(np.float32), depth > 0),
     }
     known = sight if camera is True else camera or None
-    return StoredPicture(Path(f"{index}.png"), SIZE, _decoded=made.image), Sample(
+    return StoredImage(Path(f"{index}.png"), SIZE, _decoded=made.image), Sample(
         None, annotations, known, None, f"street/{index}", "street"
     )
 
 
-def boxes_of_pixels(owners: DenseMap) -> dict[int, np.ndarray]:
+def boxes_from_pixels(owner_ids: DenseMap) -> dict[int, np.ndarray]:
     """Owner -> x1 y1 x2 y2 around its pixels."""
-    values = np.where(owners.valid, owners.values, 0)
+    values = np.where(owner_ids.valid, owner_ids.values, 0)
     boxes = {}
     for owner in np.unique(values[values > 0]).tolist():
         rows, columns = np.nonzero(values == owner)

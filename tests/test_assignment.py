@@ -16,10 +16,10 @@ from perception.ops.assignment import (
     Assignment,
     Grid,
     Objects,
-    best_of_each,
-    largest_of_each,
-    sim_ota,
-    task_aligned,
+    assign_sim_ota,
+    assign_task_aligned,
+    max_per_group,
+    topk_per_group,
 )
 
 SIZE = (64, 96)
@@ -49,15 +49,15 @@ def scene(
     generator = torch.Generator().manual_seed(seed)
     scores = torch.rand(pictures, len(grid.points), CLASSES, generator=generator)
     sides = torch.rand(pictures, len(grid.points), 4, generator=generator) * 3 * grid.strides[:, None]
-    predicted = geometry.from_distances(grid.points, sides)
-    for box, picture in zip(objects.boxes, objects.pictures, strict=True):
+    predicted = geometry.distances_to_boxes(grid.points, sides)
+    for box, picture in zip(objects.boxes, objects.image_indices, strict=True):
         near = (grid.points - (box[:2] + box[2:]) / 2).abs().amax(1) < 20
         predicted[picture, near] += learned * (box - predicted[picture, near])
     return scores, predicted, objects
 
 
 def candidates(grid: Grid, boxes: np.ndarray) -> list[list[int]]:
-    """For each box the cells whose centre it holds, when widened to at least two of the finest cells."""
+    """For each box the cells whose center it holds, when widened to at least two of the finest cells."""
     finest = float(grid.strides.min())
     found = []
     for x1, y1, x2, y2 in boxes:
@@ -69,11 +69,11 @@ def candidates(grid: Grid, boxes: np.ndarray) -> list[list[int]]:
 
 
 def by_loops(grid, scores, predicted, objects, rank, how_many, prefer, final) -> dict[tuple[int, int], int]:
-    """{(picture, cell): object}: the ``how_many`` best-ranked candidates of each object, conflicts by ``prefer``."""
+    """{(image, cell): object}: the ``how_many`` best-ranked candidates of each object, conflicts by ``prefer``."""
     wanted: dict[tuple[int, int], list[int]] = {}
     ranks = {}
     for m, cells in enumerate(candidates(grid, objects.boxes.double().numpy())):
-        picture = int(objects.pictures[m])
+        picture = int(objects.image_indices[m])
         for p in cells:
             ranks[m, p] = rank(m, p)
         for p in sorted(cells, key=lambda p: -ranks[m, p])[: how_many(m, cells)]:
@@ -89,8 +89,8 @@ def by_loops(grid, scores, predicted, objects, rank, how_many, prefer, final) ->
 
 
 def as_dict(found: Assignment) -> dict[tuple[int, int], int]:
-    places = zip(found.pictures.tolist(), found.cells.tolist(), strict=True)
-    return dict(zip(places, found.objects.tolist(), strict=True))
+    places = zip(found.image_indices.tolist(), found.cell_indices.tolist(), strict=True)
+    return dict(zip(places, found.object_indices.tolist(), strict=True))
 
 
 scenes = st.tuples(st.integers(0, 2**31), st.integers(1, 3), st.integers(0, 8), st.sampled_from([0.0, 0.5, 0.9]))
@@ -103,10 +103,10 @@ def test_task_aligned_is_what_loops_find(setup, strides, limits):
     grid = grid_of(strides)
     scores, predicted, objects = scene(*setup, grid)
     top, final = limits
-    found = task_aligned(grid, scores, predicted, objects, top, final)
+    found = assign_task_aligned(grid, scores, predicted, objects, top, final)
 
     def overlap(m, p):
-        return float(box_iou(objects.boxes[m][None], predicted[objects.pictures[m], p][None]))
+        return float(box_iou(objects.boxes[m][None], predicted[objects.image_indices[m], p][None]))
 
     def closeness(m, p):
         box = objects.boxes[m].double()
@@ -114,7 +114,7 @@ def test_task_aligned_is_what_loops_find(setup, strides, limits):
         return 1 / (1 + float(((grid.points[p] - (box[:2] + box[2:]) / 2) / half).square().sum()))
 
     def alignment(m, p):
-        score = float(scores[objects.pictures[m], p, objects.labels[m]])
+        score = float(scores[objects.image_indices[m], p, objects.labels[m]])
         return score**0.5 * overlap(m, p) ** 6 + 1e-9 * closeness(m, p)
 
     matched = by_loops(
@@ -123,7 +123,7 @@ def test_task_aligned_is_what_loops_find(setup, strides, limits):
     )  # fmt: skip
     assert as_dict(found) == matched
     for (_, p), m, quality, share in zip(
-        as_dict(found), found.objects.tolist(), found.quality.tolist(), found.share.tolist(), strict=True
+        as_dict(found), found.object_indices.tolist(), found.quality.tolist(), found.box_weight.tolist(), strict=True
     ):
         mine = [cell for (_, cell), owner in matched.items() if owner == m]
         peak, reach = max(alignment(m, c) for c in mine), max(overlap(m, c) for c in mine)
@@ -136,13 +136,13 @@ def test_task_aligned_is_what_loops_find(setup, strides, limits):
 def test_sim_ota_is_what_loops_find(setup, strides, final):
     grid = grid_of(strides)
     scores, predicted, objects = scene(*setup, grid)
-    found = sim_ota(grid, scores, predicted, objects, 10, final)
+    found = assign_sim_ota(grid, scores, predicted, objects, 10, final)
 
     def overlap(m, p):
-        return float(box_iou(objects.boxes[m][None], predicted[objects.pictures[m], p][None]))
+        return float(box_iou(objects.boxes[m][None], predicted[objects.image_indices[m], p][None]))
 
     def merit(m, p):
-        score, iou = float(scores[objects.pictures[m], p, objects.labels[m]]), overlap(m, p)
+        score, iou = float(scores[objects.image_indices[m], p, objects.labels[m]]), overlap(m, p)
         cross_entropy = -iou * math.log(score) - (1 - iou) * math.log(1 - score)
         center = (objects.boxes[m][:2] + objects.boxes[m][2:]) / 2
         away = float((grid.points[p] - center).square().sum()) ** 0.5 / float(grid.strides[p])
@@ -158,41 +158,47 @@ def test_sim_ota_is_what_loops_find(setup, strides, final):
 
 
 @settings(max_examples=25, deadline=None)
-@given(scenes, LEVELS, st.sampled_from([task_aligned, sim_ota]), st.sampled_from([0, 1]))
+@given(scenes, LEVELS, st.sampled_from([assign_task_aligned, assign_sim_ota]), st.sampled_from([0, 1]))
 def test_every_assignment_is_sound(setup, strides, assign, final):
     grid = grid_of(strides)
     scores, predicted, objects = scene(*setup, grid)
     found = assign(grid, scores, predicted, objects, 10, final)
-    places = list(zip(found.pictures.tolist(), found.cells.tolist(), strict=True))
+    places = list(zip(found.image_indices.tolist(), found.cell_indices.tolist(), strict=True))
     assert len(set(places)) == len(places), "a cell answers for one object"
-    assert torch.equal(found.pictures, objects.pictures[found.objects]), "of its own picture"
+    assert torch.equal(found.image_indices, objects.image_indices[found.object_indices]), "of its own image"
     assert ((found.quality >= 0) & (found.quality <= 1)).all()
-    assert (found.share > 0).all()
-    assert largest_of_each(found.objects, found.share, len(objects.boxes))[found.objects.unique()].eq(1).all()
+    assert (found.box_weight > 0).all()
+    assert (
+        max_per_group(found.object_indices, found.box_weight, len(objects.boxes))[found.object_indices.unique()]
+        .eq(1)
+        .all()
+    )
     if final:
-        assert len(found.objects.unique()) == len(found.objects)
+        assert len(found.object_indices.unique()) == len(found.object_indices)
     for b in range(len(scores)):
-        mine = objects.pictures == b
+        mine = objects.image_indices == b
         alone = Objects(objects.boxes[mine], objects.labels[mine], torch.zeros_like(objects.labels[mine]))
         one = assign(grid, scores[b : b + 1], predicted[b : b + 1], alone, 10, final)
-        assert torch.equal(one.cells, found.cells[found.pictures == b]), "a picture does not see its batch"
-        torch.testing.assert_close(one.quality, found.quality[found.pictures == b])
+        assert torch.equal(one.cell_indices, found.cell_indices[found.image_indices == b]), (
+            "an image does not see its batch"
+        )
+        torch.testing.assert_close(one.quality, found.quality[found.image_indices == b])
 
 
-@pytest.mark.parametrize("assign", [task_aligned, sim_ota])
+@pytest.mark.parametrize("assign", [assign_task_aligned, assign_sim_ota])
 @pytest.mark.parametrize("strides", [(8, 16, 32), (4, 8, 16, 32)])
 def test_an_object_alone_is_always_found_even_the_smallest(assign, strides):
     grid = grid_of(strides)
     rng = np.random.default_rng(0)
     scores = torch.full((1, len(grid.points), 1), 0.01)
-    predicted = geometry.from_distances(grid.points, 2 * grid.strides[:, None].expand(-1, 4))[None]
+    predicted = geometry.distances_to_boxes(grid.points, 2 * grid.strides[:, None].expand(-1, 4))[None]
     for _ in range(50):
         side = rng.uniform(0.5, 6)
         x, y = rng.uniform(0, SIZE[1] - side), rng.uniform(0, SIZE[0] - side)
         box = torch.tensor([[x, y, x + side, y + side]], dtype=torch.float32)
         found = assign(grid, scores, predicted, Objects(box, torch.tensor([0]), torch.tensor([0])))
-        assert len(found.cells)
-        near = (grid.points[found.cells] - (box[0, :2] + box[0, 2:]) / 2).abs()
+        assert len(found.cell_indices)
+        near = (grid.points[found.cell_indices] - (box[0, :2] + box[0, 2:]) / 2).abs()
         assert (near < min(strides)).all(), "by the cells around it"
 
 
@@ -200,8 +206,8 @@ def test_a_cell_answers_for_the_object_that_it_overlaps_most():
     grid = Grid(torch.tensor([[16.0, 16.0]]), torch.tensor([8.0]))
     objects = Objects(torch.tensor([[0.0, 0.0, 32.0, 32.0], [8.0, 8.0, 24.0, 24.0]]), *torch.zeros(2, 2).long())
     predicted = torch.tensor([[[9.0, 9.0, 23.0, 23.0]]])
-    found = task_aligned(grid, torch.tensor([[[0.5]]]), predicted, objects)
-    assert found.objects.tolist() == [1]
+    found = assign_task_aligned(grid, torch.tensor([[[0.5]]]), predicted, objects)
+    assert found.object_indices.tolist() == [1]
     assert found.quality.item() == pytest.approx(geometry.iou(predicted[0, 0], objects.boxes[1]).item())
 
 
@@ -213,11 +219,11 @@ def test_a_cell_answers_for_the_object_that_it_overlaps_most():
 def test_best_of_each_group(items, counts):
     groups = torch.tensor([group for group, _ in items], dtype=torch.int64)
     values = torch.tensor([float(value) for _, value in items])
-    found = best_of_each(groups, values, torch.tensor(counts)).tolist()
+    found = topk_per_group(groups, values, torch.tensor(counts)).tolist()
     expected = []
     for group in range(5):
         members = [i for i, item in enumerate(items) if item[0] == group]
         expected += sorted(members, key=lambda i: -items[i][1])[: counts[group]]
     assert found == expected
     peaks = [max((value for other, value in items if other == group), default=0) for group in range(5)]
-    assert largest_of_each(groups, values, 5).tolist() == peaks
+    assert max_per_group(groups, values, 5).tolist() == peaks

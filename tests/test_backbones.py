@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from perception.config import build
+from perception.config import validate_config
 from perception.export.export import export
-from perception.export.parity import batches
-from perception.model import ModelConfig, Perception
+from perception.export.parity import generate_batches
+from perception.model import ModelConfig, MultiTaskModel
 from perception.nn.backbone import Backbone, BackboneConfig, reparameterize
 from perception.tasks import TASKS
 from perception.types import CheckpointError, ConfigError
@@ -51,13 +51,13 @@ LARGER = (
 BRANCHES = ("repvgg_a0", "mobileone_s0")
 
 
-def network(name: str, *tasks: str) -> Perception:
+def network(name: str, *tasks: str) -> MultiTaskModel:
     torch.manual_seed(0)
     settings = {
         task: {"classes": ("a", "b")} if "classes" in TASKS[task].Config.__dataclass_fields__ else {} for task in tasks
     }
     configs = {task: TASKS[task].Config(**given) for task, given in settings.items()}
-    return Perception(ModelConfig(backbone=BackboneConfig(name=name, weights="none")), configs)
+    return MultiTaskModel(ModelConfig(backbone=BackboneConfig(name=name, weights="none")), configs)
 
 
 def noise(*size: int, count: int = 2) -> torch.Tensor:
@@ -74,9 +74,9 @@ def check(name: str) -> None:
             for stride, one in backbone.eval()(noise(*size, count=1)).items():
                 assert one.shape == (1, backbone.channels[stride], size[0] // stride, size[1] // stride)
         outputs = model.eval().predict(noise(96, 160))
-    assert outputs["segmentation.label_map"].shape == (2, 96, 160)
+    assert outputs["segmentation.mask"].shape == (2, 96, 160)
     raw = model.train()(noise(64, 96))
-    (raw["segmentation"].logits.square().mean() + raw["detection"].sides.square().mean()).backward()
+    (raw["segmentation"].logits.square().mean() + raw["detection"].box_regression.square().mean()).backward()
     trunk = model.sharing.named_parameters()
     silent = [key for key, one in trunk if one.grad is None or not torch.isfinite(one.grad).all()]
     assert not silent, "a distributed run waits for these gradients for ever"
@@ -93,23 +93,23 @@ def test_larger_members_too(name):
     check(name)
 
 
-def settle(model: Perception) -> None:
+def settle(model: MultiTaskModel) -> None:
     """Statistics that fit, of one pass; and paths past convolutions that lead, as in what has been trained.
 
     Without, a deep random network of branches makes a hundred times as much of every rounding, and so does a channel
-    that is all but silent, which the normalisation then amplifies.
+    that is all but silent, which the normalization then amplifies.
     """
     for name, module in model.named_modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum, module.eps = 1.0, 0.1
             if "conv_" in name:
                 module.weight.mul_(0.2)
-    pictures = (images for _, images in batches(((96, 160),), (4,), []))
+    pictures = (images for _, images in generate_batches(((96, 160),), (4,), []))
     model.train()(torch.cat([torch.from_numpy(images) for images in pictures]))
 
 
 RESIZING = ("test_vit3", "test_vit2", "vit_small_patch14_dinov2")
-"""They resize their positions by the size of the picture; DINOv3 turns them."""
+"""They resize their positions by the size of the image; DINOv3 turns them."""
 CUBIC = {"Resize with mode cubic", "Resize with antialias 1"}
 
 
@@ -123,14 +123,16 @@ def test_exports_with_dynamic_sizes(name, tmp_path):
                 value.normal_()
         settle(model)
     sizes = ((96, 160), (64, 64), (160, 224), (256, 128))
-    report = export(model.eval(), tmp_path / "model.onnx", size=(96, 160), sizes=sizes, batches=(1, 3))
+    report = export(
+        model.eval(), tmp_path / "model.onnx", size=(96, 160), parity_sizes=sizes, parity_batch_sizes=(1, 3)
+    )
     if name in RESIZING:  # TensorRT's
-        assert {obstacle.partition(" (")[0] for obstacle in report.obstacles} == CUBIC
+        assert {obstacle.partition(" (")[0] for obstacle in report.tensorrt_problems} == CUBIC
         report_of_one_size = export(model, tmp_path / "one_size.onnx", size=(96, 160), dynamic=False)
-        assert report_of_one_size.obstacles == ()
+        assert report_of_one_size.tensorrt_problems == ()
     else:
-        assert report.obstacles == ()
-    assert report.batches >= 2 * len(sizes)
+        assert report.tensorrt_problems == ()
+    assert report.num_batches >= 2 * len(sizes)
     if name in BRANCHES:
         import onnx
 
@@ -170,7 +172,7 @@ def test_a_network_without_branches_stays_as_it_is():
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
-def test_patches_of_14_see_what_patches_of_16_see_of_a_picture_that_is_larger(tmp_path):
+def test_patches_of_14_see_what_patches_of_16_see_of_an_image_that_is_larger(tmp_path):
     """FlexiViT's property: tokens are the same where each patch was stretched from 14 to 16."""
     donor = timm.create_model("vit_small_patch14_dinov2", num_classes=0, img_size=70)
     torch.save({"state_dict": donor.state_dict()}, tmp_path / "dinov2.pth")
@@ -230,15 +232,15 @@ def test_weights_that_cannot_be_got_are_told(monkeypatch, tmp_path):
         ({"name": "mobilenet_v4"}, "Similar: .*mobilenetv4"),
         ({"name": "hf-hub:someone/something"}, "timm knows no"),
         ({"name": "local-dir:/tmp"}, "timm knows no"),
-        ({"name": "test_maxvit"}, "does not take pictures of any size.*divisible by window.*without fixed windows"),
-        ({"name": "test_coatnet"}, "does not take pictures of any size"),
-        ({"name": "test_vit_relpos"}, "does not take pictures of any size"),
+        ({"name": "test_maxvit"}, "does not take images of any size.*divisible by window.*without fixed windows"),
+        ({"name": "test_coatnet"}, "does not take images of any size"),
+        ({"name": "test_vit_relpos"}, "does not take images of any size"),
         ({"name": "levit_128s"}, "has strides .16, 32, 64.. Needed: 8, 16, 32"),
         ({"name": "inception_v3"}, "makes 20 x 36 of 96 x 160 at stride 4"),
-        ({"name": "mixer_s32_224"}, "does not take pictures of any size"),
+        ({"name": "mixer_s32_224"}, "does not take images of any size"),
         ({"name": "vgg11", "drop_path": 0.1}, "has no drop_path"),
     ],
 )
 def test_what_cannot_be_a_backbone_is_told(settings, message):
     with pytest.raises(ConfigError, match=message):
-        Backbone(build(BackboneConfig, {"weights": "none", **settings}))
+        Backbone(validate_config(BackboneConfig, {"weights": "none", **settings}))

@@ -8,23 +8,23 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from sharing_networks import CONFIGS, awake, batch, network
+from sharing_networks import CONFIGS, build_network, make_batch, randomize_gates
 from torch import Tensor, nn
 from torchjd.autojac import jac
 
-from perception.engine.backward import Differentiated, differentiate
-from perception.engine.distributed import joint_losses
-from perception.model import Losses, Perception
-from perception.mtl.balancer import Space
+from perception.engine.backward import BackwardResult, compute_gradients
+from perception.engine.distributed import reduce_losses
+from perception.model import LossOutput, MultiTaskModel
+from perception.mtl.balancer import GradientSpace
 from perception.mtl.balancers import BALANCERS, build_balancer
 from perception.nn.fusion import FUSIONS
-from perception.nn.gradient_cut import Cuts, undivided
+from perception.nn.gradient_cut import GraphCuts, no_cut
 from perception.nn.necks import NECKS
 from perception.nn.sharing import SHARINGS
-from perception.tasks import Part, join
+from perception.tasks import LossTerm, sum_loss_terms
 from perception.types import ConfigError
 
-SPACES = get_args(Space)
+SPACES = get_args(GradientSpace)
 COMPARING = [name for name, kind in BALANCERS.items() if "space" in kind.Config.__dataclass_fields__]
 NETWORKS = list(product([neck for neck in NECKS if neck != "simple"], SHARINGS, FUSIONS))
 FAST = {kind for kind in NETWORKS if kind[0] == "pan" or kind[1:] == ("hard", "none")}
@@ -39,40 +39,40 @@ class Chain(nn.Module):
         self.a, self.b = nn.Parameter(torch.tensor(2.0)), nn.Parameter(torch.tensor(3.0))
         self.tasks = nn.ModuleDict({"one": nn.Identity(), "two": nn.Identity()})
 
-    def loss_parts(self, _: Any = None, divided: bool = True) -> Losses:
-        cuts = Cuts()
+    def compute_loss_terms(self, _: Any = None, cut_graph: bool = True) -> LossOutput:
+        cuts = GraphCuts()
         first = self.a * torch.ones(())
         made = {1: first, 2: self.b * first}
-        shared = {key: cuts.divide(value) if divided else value for key, value in made.items()}
+        shared = {key: cuts.cut_trunk(value) if cut_graph else value for key, value in made.items()}
         streams = {"one": shared, "two": {2: shared[2]}}
-        one, two = (cuts.streams(streams) if divided else streams).values()
+        one, two = (cuts.cut_pyramids(streams) if cut_graph else streams).values()
         losses = {"one": one[1] + one[2], "two": two[2]}
-        parts = {name: {"sum": Part(loss, torch.ones(()))} for name, loss in losses.items()}
-        return Losses(parts, tuple(shared.values()), {}, cuts if divided else None)
+        parts = {name: {"sum": LossTerm(loss, torch.ones(()))} for name, loss in losses.items()}
+        return LossOutput(parts, tuple(shared.values()), {}, cuts if cut_graph else None)
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:
         return self.parameters()
 
-    last_shared_parameters = late_parameters = shared_parameters
+    last_shared_parameters = late_shared_parameters = shared_parameters
 
-    def own_parameters(self) -> Iterator[nn.Parameter]:
+    def task_specific_parameters(self) -> Iterator[nn.Parameter]:
         return iter(())
 
 
 def step(name: str, model: Any, given: Any = None, step: int = 0, balancer: Any = None, **options: Any):
     """The engine's backward pass: what it did, the gradients by name, and the balancer."""
-    look = {key: options.pop(key) for key in ("with_weights", "look") if key in options}
+    look = {key: options.pop(key) for key in ("with_weights", "log_gradients") if key in options}
     model.zero_grad()
     torch.manual_seed(0)
-    found = model.loss_parts(given, divided=True)
-    joint = joint_losses(found, options.pop("labelled", None) or dict.fromkeys(found.parts, 2), {})
-    balancer = balancer or build_balancer(BALANCERS[name].Config(**options), tuple(found.parts))
-    done = differentiate(balancer, model, found, joint, step, **look)
+    found = model.compute_loss_terms(given, cut_graph=True)
+    joint = reduce_losses(found, options.pop("labeled", None) or dict.fromkeys(found.terms, 2), {})
+    balancer = balancer or build_balancer(BALANCERS[name].Config(**options), tuple(found.terms))
+    done = compute_gradients(balancer, model, found, joint, step, **look)
     assert not done.problem
     return done, {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}, balancer
 
 
-MODES = {"plain": {}, "logged": {"with_weights": True}, "looked at": {"with_weights": True, "look": True}}
+MODES = {"plain": {}, "logged": {"with_weights": True}, "looked at": {"with_weights": True, "log_gradients": True}}
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -87,9 +87,9 @@ def test_a_feature_that_is_computed_from_another_sends_its_gradient_once(name, m
 
 def test_the_gramian_at_features_that_depend_on_each_other_is_that_of_what_heads_read():
     done, _, _ = step("gradnorm", Chain(), space="features")
-    assert done.looks["gradient/one"] == pytest.approx(2**0.5)
-    assert done.looks["gradient/two"] == 1
-    assert done.looks["cosine/one/two"] == pytest.approx(0.5**0.5)
+    assert done.gradient_stats["task_gradient_norm/one"] == pytest.approx(2**0.5)
+    assert done.gradient_stats["task_gradient_norm/two"] == 1
+    assert done.gradient_stats["cosine/one/two"] == pytest.approx(0.5**0.5)
 
 
 def marked(kinds: Any, fast: Any = FAST) -> list[Any]:
@@ -97,18 +97,18 @@ def marked(kinds: Any, fast: Any = FAST) -> list[Any]:
 
 
 @pytest.fixture(scope="module", params=marked(NETWORKS))
-def model(request) -> Perception:
+def model(request) -> MultiTaskModel:
     """In training mode, without what is random in it."""
     neck, sharing, fusion = request.param
-    return awake(network(sharing, fusion, neck=neck, drop=0.0, noise=0.0)).train()
+    return randomize_gates(build_network(sharing, fusion, neck=neck, task_dropout=0.0, router_noise=0.0)).train()
 
 
 @pytest.fixture(scope="module")
 def truth(model) -> dict[str, dict[str, Tensor]]:
     """Task (or "penalty") -> parameter -> gradient, by plain autograd of the whole graph."""
     torch.manual_seed(0)
-    found = model.loss_parts(batch())
-    sums = {name: join(parts) for name, parts in found.parts.items()}
+    found = model.compute_loss_terms(make_batch())
+    sums = {name: sum_loss_terms(parts) for name, parts in found.terms.items()}
     if found.penalties:
         sums["penalty"] = torch.stack(list(found.penalties.values())).sum()
     named = {key: p for key, p in model.named_parameters() if p.requires_grad}
@@ -117,9 +117,11 @@ def truth(model) -> dict[str, dict[str, Tensor]]:
     return {name: dict(zip(named, gradients, strict=True)) for name, gradients in taken.items()}
 
 
-def expected(model: Perception, truth: dict[str, dict[str, Tensor]], weights: dict[str, float]) -> dict[str, Tensor]:
+def expected(
+    model: MultiTaskModel, truth: dict[str, dict[str, Tensor]], weights: dict[str, float]
+) -> dict[str, Tensor]:
     """The weighted sum in what tasks share; each task's own gradient in what is its own."""
-    own = {id(p) for p in model.own_parameters()}
+    own = {id(p) for p in model.task_specific_parameters()}
     sums: dict[str, Tensor] = {}
     for key, parameter in model.named_parameters():
         alone = key.startswith("tasks.") or id(parameter) in own
@@ -142,17 +144,17 @@ def trunk_error(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
     return error({key: g for key, g in found.items() if key in below}, below)
 
 
-def check(model: Perception, truth: Any, name: str, **options: Any) -> None:
+def check(model: MultiTaskModel, truth: Any, name: str, **options: Any) -> None:
     """All three kinds of step make one and the same update, that of plain autograd."""
-    updates = {mode: step(name, model, batch(), **look, **options) for mode, look in MODES.items()}
+    updates = {mode: step(name, model, make_batch(), **look, **options) for mode, look in MODES.items()}
     done, plain, balancer = updates["plain"]
     for mode, (_, found, _) in updates.items():
         assert found.keys() == plain.keys(), mode
         assert all(torch.equal(g, plain[key]) for key, g in found.items()), mode
-    logged: Differentiated = updates["logged"][0]
+    logged: BackwardResult = updates["logged"][0]
     weights = {key.removeprefix("weight/"): weight for key, weight in logged.weights.items()}
     heads = dict.fromkeys(CONFIGS, 1.0)
-    if balancer.weighs:  # the scalar's own weights act in the heads as well
+    if balancer.has_shared_weights:  # the scalar's own weights act in the heads as well
         shared = dict(zip(CONFIGS, balancer.shared_weights(tuple(CONFIGS)).tolist(), strict=True))
         heads = {task: weights[task] / shared[task] for task in CONFIGS}
     else:
@@ -164,7 +166,7 @@ def check(model: Perception, truth: Any, name: str, **options: Any) -> None:
     wanted = expected(model, scaled, shared)
     assert error(plain, wanted) < 1e-4
     assert trunk_error(plain, wanted) < 1e-4
-    assert float(done.total) == pytest.approx(float(logged.total))
+    assert float(done.total_loss) == pytest.approx(float(logged.total_loss))
 
 
 def test_every_step_of_a_loss_balancer_is_plain_autograd_of_the_weighted_sum(model, truth):
@@ -172,12 +174,13 @@ def test_every_step_of_a_loss_balancer_is_plain_autograd_of_the_weighted_sum(mod
 
 
 @pytest.mark.parametrize(
-    "space", ["params", "features", *(pytest.param(s, marks=pytest.mark.slow) for s in ("last_shared", "late"))]
+    "space", ["all_shared", "features", *(pytest.param(s, marks=pytest.mark.slow) for s in ("last_shared", "late"))]
 )
 def test_every_step_of_a_gradient_balancer_is_plain_autograd_of_the_weighted_sum(model, truth, space):
-    if space != "params" and not (model.loss_parts(batch()).shared and list(model.last_shared_parameters())):
+    meets = model.compute_loss_terms(make_batch()).shared_features and list(model.last_shared_parameters())
+    if space != "all_shared" and not meets:
         pytest.skip("nothing is shared there")
-    if space == "params" and not list(model.shared_parameters()):
+    if space == "all_shared" and not list(model.shared_parameters()):
         pytest.skip("nothing is shared")
     check(model, truth, "imtl_g", space=space)
 
@@ -186,17 +189,17 @@ def test_the_gramian_over_the_parameters_is_torchjds_of_the_full_jacobian(model)
     shared = [p for p in model.shared_parameters() if p.requires_grad]
     if not shared:
         pytest.skip("nothing is shared")
-    done, _, _ = step("gradnorm", model, batch(), space="params")
+    done, _, _ = step("gradnorm", model, make_batch(), space="all_shared")
     torch.manual_seed(0)
-    losses = [join(parts) for parts in model.loss_parts(batch()).parts.values()]
+    losses = [sum_loss_terms(parts) for parts in model.compute_loss_terms(make_batch()).terms.values()]
     rows = [jacobian.flatten(1).double() for jacobian in jac(losses, shared, parallel_chunk_size=1)]
     products = torch.stack([row @ row.T for row in rows]).sum(0)
     norms = products.diagonal().sqrt()
     for i, one in enumerate(CONFIGS):
-        assert done.looks[f"gradient/{one}"] == pytest.approx(float(norms[i]), rel=1e-4)
+        assert done.gradient_stats[f"task_gradient_norm/{one}"] == pytest.approx(float(norms[i]), rel=1e-4)
         for j, other in list(enumerate(CONFIGS))[i + 1 :]:
             cosine = float(products[i, j] / norms[i] / norms[j])
-            assert done.looks[f"cosine/{one}/{other}"] == pytest.approx(cosine, abs=1e-4)
+            assert done.gradient_stats[f"cosine/{one}/{other}"] == pytest.approx(cosine, abs=1e-4)
 
 
 FEW = [("pan", "experts", "attention"), ("bifpn", "hard", "none"), ("fpn", "task_attention", "none")]
@@ -213,43 +216,43 @@ def test_every_balancer_in_every_space_makes_one_update_in_every_kind_of_step(mo
 @pytest.mark.parametrize("parts", [("backbone",), ("backbone", "neck")], ids="-".join)
 def test_what_is_shared_may_rest_after_it_was_weighed(sharing, parts):
     """The weights of the last step are still there, and then have nothing to act on; heads go on by their own loss."""
-    model = awake(network(sharing, noise=0.0)).train()
-    space = "params" if list(model.shared_parameters()) else None
+    model = randomize_gates(build_network(sharing, router_noise=0.0)).train()
+    space = "all_shared" if list(model.shared_parameters()) else None
     name = "upgrad" if space else "static"
-    _, _, balancer = step(name, model, batch(), **({"space": space} if space else {}))
+    _, _, balancer = step(name, model, make_batch(), **({"space": space} if space else {}))
     for key, parameter in model.named_parameters():
         parameter.requires_grad_(not set(parts) & set(key.split(".")))
-    _, found, _ = step(name, model, batch(), step=1, balancer=balancer)
+    _, found, _ = step(name, model, make_batch(), step=1, balancer=balancer)
     assert {key for key in found if key.startswith("tasks.")} == {
         key for key, _ in model.named_parameters() if key.startswith("tasks.")
     }
 
 
 def test_looks_between_two_gramians_are_taken_in_the_balancers_space():
-    model = network("hard").train()
-    _, _, balancer = step("upgrad", model, batch(), space="features", every=5)
-    first, _, _ = step("upgrad", model, batch(), step=5, balancer=balancer, look=True)
-    between, _, _ = step("upgrad", model, batch(), step=6, balancer=balancer, look=True)
-    assert between.looks == first.looks
+    model = build_network("hard").train()
+    _, _, balancer = step("upgrad", model, make_batch(), space="features", update_every=5)
+    first, _, _ = step("upgrad", model, make_batch(), step=5, balancer=balancer, log_gradients=True)
+    between, _, _ = step("upgrad", model, make_batch(), step=6, balancer=balancer, log_gradients=True)
+    assert between.gradient_stats == first.gradient_stats
 
 
 def test_weighted_heads_do_not_weigh_what_else_is_asked_of_them():
-    model = network("hard").train()
-    found = model.loss_parts(batch(), divided=True)
-    asked = found._replace(penalties={"distil_depth": join(found.parts["depth"])})
-    joint = joint_losses(asked, dict.fromkeys(found.parts, 2), {})
+    model = build_network("hard").train()
+    found = model.compute_loss_terms(make_batch(), cut_graph=True)
+    asked = found._replace(penalties={"distil_depth": sum_loss_terms(found.terms["depth"])})
+    joint = reduce_losses(asked, dict.fromkeys(found.terms, 2), {})
     balancer = build_balancer(BALANCERS["nash_mtl"].Config(heads="weighted"), tuple(CONFIGS))
     with pytest.raises(ConfigError, match="heads: plain"):
-        differentiate(balancer, model, asked, joint, 0)
+        compute_gradients(balancer, model, asked, joint, 0)
 
 
 @pytest.mark.parametrize("name", ["nash_mtl", "fairgrad"])
 @pytest.mark.parametrize("model", marked(FEW, FEW[:1]), indirect=True)
 def test_heads_are_weighted_too_where_asked(model, truth, name):
     """The update is then the gradient of the weighted sum of the losses, everywhere."""
-    done, found, balancer = step(name, model, batch(), heads="weighted", with_weights=True)
+    done, found, balancer = step(name, model, make_batch(), heads="weighted", with_weights=True)
     weights = {key.removeprefix("weight/"): weight for key, weight in done.weights.items()}
-    assert balancer.weighs_heads
+    assert balancer.has_head_weights
     assert max(weights.values()) > 1.1 * min(weights.values())
     scaled = {
         task: {key: g if g is None else g * weights.get(task, 1.0) for key, g in gradients.items()}
@@ -260,7 +263,7 @@ def test_heads_are_weighted_too_where_asked(model, truth, name):
 
 def test_a_whole_graph_is_what_it_was():
     """Without division one backward reaches every parameter, as in plain PyTorch."""
-    model = network("hard", neck="pan").train()
-    torch.stack(list(model.losses(batch()).values())).sum().backward()
+    model = build_network("hard", neck="pan").train()
+    torch.stack(list(model.compute_losses(make_batch()).values())).sum().backward()
     assert all(p.grad is not None for p in model.parameters())
-    assert undivided(model.backbone.body) is model.backbone.body
+    assert no_cut(model.backbone.body) is model.backbone.body

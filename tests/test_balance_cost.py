@@ -16,7 +16,7 @@ LIMITS = {"features": 1.2, "late": 1.25}
 
 @pytest.fixture(scope="module")
 def benchmark() -> Any:
-    tool = Path(__file__).parent.parent / "tools/benchmark_balance.py"
+    tool = Path(__file__).parent.parent / "tools/benchmark_balancer_cost.py"
     spec = importlib.util.spec_from_file_location("benchmark_balance", tool)
     assert spec is not None
     assert spec.loader is not None
@@ -28,13 +28,13 @@ def benchmark() -> Any:
 @pytest.mark.parametrize("space", LIMITS)
 def test_comparing_gradients_costs_little(benchmark, space):
     """Four tasks on the default network; the least of a few ratios, each the median of turns taken one by one."""
-    model, batch = benchmark.network(), benchmark.batch((128, 192))
+    model, batch = benchmark.build_model(), benchmark.make_batch((128, 192))
     steps = {
-        "static": benchmark.balanced("static", model, batch),
-        space: benchmark.balanced("upgrad", model, batch, space=space),
+        "static": benchmark.balancer_step("static", model, batch),
+        space: benchmark.balancer_step("upgrad", model, batch, space=space),
     }
     ratios: list[float] = []
     while len(ratios) < 5 and (not ratios or min(ratios) > LIMITS[space]):
         found = measure_steps(steps, 3)
-        ratios.append(found[space].over(found["static"]))
+        ratios.append(found[space].ratio_to(found["static"]))
     assert min(ratios) <= LIMITS[space], ratios

@@ -13,7 +13,7 @@ import torchjd.scalarization as oracle
 from torch import nn
 
 from perception import config
-from perception.mtl.balancer import seeded
+from perception.mtl.balancer import derive_seed
 from perception.mtl.balancers import BALANCERS, BalanceConfig, build_balancer, effective_weights
 from perception.types import ConfigError
 
@@ -21,7 +21,7 @@ TASKS = ("detection", "depth", "classification")
 
 
 def make(name: str, tasks=TASKS, **settings: Any):
-    return build_balancer(config.build(BalanceConfig, {"name": name, **settings}), tasks, seed=5)
+    return build_balancer(config.validate_config(BalanceConfig, {"name": name, **settings}), tasks, seed=5)
 
 
 def losses(*values: float) -> dict[str, torch.Tensor]:
@@ -39,9 +39,9 @@ def decide(balancer, here, present=TASKS, step: int = 0, products=None) -> torch
     chosen = {name: here[name] for name in names}
     balancer.observe(chosen, step)
     total = balancer(here, present, step)
-    if balancer.space and balancer.wants_gramian(names, step):
+    if balancer.space and balancer.needs_gramian(names, step):
         factors = torch.tensor(list(effective_weights(total, chosen).values())).double()
-        balancer.compare(products * torch.outer(factors, factors), chosen, step)
+        balancer.observe_gramian(products * torch.outer(factors, factors), chosen, step)
     return total
 
 
@@ -63,7 +63,7 @@ def test_static_is_the_weighted_sum():
 
 
 def test_uncertainty_is_kendalls_formula_and_rests_at_half_the_inverse_loss():
-    balancer = make("uncertainty", initial=0.7)
+    balancer = make("uncertainty", initial_log_variance=0.7)
     values = (1.0, 0.2, 5.0)
     total = balancer(losses(*values), TASKS, 0)
     assert total.item() == pytest.approx(sum(math.exp(-0.7) * value + 0.35 for value in values), rel=1e-6)
@@ -144,8 +144,8 @@ def test_weights_scale_losses_before_the_balancer_looks(name):
         expected = weights_of(plain, losses(*(values * factors).tolist()), step=step, products=scaled)
         assert found == pytest.approx((torch.tensor(expected).double() * factors).tolist(), rel=1e-4)
         after = values * torch.tensor([0.9, 0.99, 1.05])
-        weighted.look_back(losses(*after.tolist()))
-        plain.look_back(losses(*(after * factors).tolist()))
+        weighted.observe_updated_losses(losses(*after.tolist()))
+        plain.observe_updated_losses(losses(*(after * factors).tolist()))
     assert not any("weight" in key for key in set(weighted.state_dict()) ^ set(plain.state_dict()))
 
 
@@ -160,18 +160,18 @@ def test_a_task_of_weight_zero_is_as_if_absent(name):
         others = {key: here[key] for key in (TASKS[0], TASKS[2])}
         expected = weights_of(smaller, others, tuple(others), step, some)
         assert found == pytest.approx([expected[0], 0.0, expected[1]], rel=1e-6)
-        balancer.look_back(losses(0.9, 1.0, 3.1))
-        smaller.look_back({key: loss for key, loss in losses(0.9, 1.0, 3.1).items() if key in others})
+        balancer.observe_updated_losses(losses(0.9, 1.0, 3.1))
+        smaller.observe_updated_losses({key: loss for key, loss in losses(0.9, 1.0, 3.1).items() if key in others})
 
 
-GRAMIAN = [name for name, kind in BALANCERS.items() if kind.weighs]
+GRAMIAN = [name for name, kind in BALANCERS.items() if kind.has_shared_weights]
 
 
 @pytest.mark.parametrize("name", [name for name in GRAMIAN if name != "imtl"])
 def test_log_works_on_gradients_divided_by_their_loss(name):
     values = torch.tensor([0.5, 2.0, 8.0]).double()
     products = gramian(1)
-    found = weights_of(make(name, log=True, weights={"depth": 3.0}), losses(*values.tolist()), products=products)
+    found = weights_of(make(name, log_losses=True, weights={"depth": 3.0}), losses(*values.tolist()), products=products)
     scales = torch.tensor([1.0, 3.0, 1.0]).double() / values  # factors multiply logarithms
     expected = weights_of(make(name), losses(1.0, 1.0, 1.0), products=products * torch.outer(scales, scales))
     assert found == pytest.approx((torch.tensor(expected).double() * scales).tolist(), rel=1e-4)
@@ -180,14 +180,14 @@ def test_log_works_on_gradients_divided_by_their_loss(name):
 @pytest.mark.parametrize("name", [name for name in GRAMIAN if name != "imtl"])
 def test_log_leaves_out_a_loss_of_exactly_zero(name):
     here, products, some = losses(0.5, 0.0, 8.0), gramian(1), (TASKS[0], TASKS[2])
-    balancer = make(name, log=True)
+    balancer = make(name, log_losses=True)
     found = weights_of(balancer, here, products=products)
     others = {key: here[key] for key in some}
-    expected = weights_of(make(name, some, log=True), others, some, 0, products[[0, 2]][:, [0, 2]])
+    expected = weights_of(make(name, some, log_losses=True), others, some, 0, products[[0, 2]][:, [0, 2]])
     assert found == pytest.approx([expected[0], 0.0, expected[1]], rel=1e-6)
     balancer(here, TASKS, 0).backward()
     assert here["depth"].grad == 0  # still in the graph
-    assert not make(name, log=True)(losses(1.0, math.nan, 1.0), TASKS, 0).isfinite()
+    assert not make(name, log_losses=True)(losses(1.0, math.nan, 1.0), TASKS, 0).isfinite()
 
 
 def test_famo_leaves_out_a_loss_of_exactly_zero():
@@ -201,9 +201,9 @@ def test_famo_leaves_out_a_loss_of_exactly_zero():
             weights_of(smaller, others, tuple(others), step),
         )
         assert found == pytest.approx([expected[0], 0.0, expected[1]], rel=1e-6)
-        balancer.look_back(losses(0.9, 0.0, 2.0))
-        smaller.look_back({key: loss for key, loss in losses(0.9, 0.0, 2.0).items() if key in others})
-    assert balancer.logits.of(TASKS).ne(0).tolist() == [True, False, True]
+        balancer.observe_updated_losses(losses(0.9, 0.0, 2.0))
+        smaller.observe_updated_losses({key: loss for key, loss in losses(0.9, 0.0, 2.0).items() if key in others})
+    assert balancer.logits.get(TASKS).ne(0).tolist() == [True, False, True]
     total = balancer(losses(0.0, 0.0, 0.0), TASKS, 9)
     assert total == 0
     assert total.requires_grad
@@ -218,7 +218,7 @@ def test_gradnorm_leaves_out_a_task_without_gradient():
         found = weights_of(balancer, here, step=step, products=products)
         expected = weights_of(smaller, others, tuple(others), step, products[[0, 2]][:, [0, 2]])
         assert found == pytest.approx([expected[0], 1.0, expected[1]], rel=1e-6)
-    assert "depth" not in balancer.first  # its first loss is the first that it learns from
+    assert "depth" not in balancer.initial_losses  # its first loss is the first that it learns from
 
 
 # --- torchjd ---------------------------------------------------------------------------------------------------------
@@ -247,7 +247,7 @@ def test_rlw_gives_torchjds_weights_drawn_by_seed_and_step():
     drawn = []
     for step, _, values, weights in run(make("rlw"), 4):
         leaf = values.clone().requires_grad_()
-        torch.manual_seed(seeded(5, step))
+        torch.manual_seed(derive_seed(5, step))
         oracle.Random()(leaf).backward()
         assert weights == pytest.approx(leaf.grad.tolist(), rel=1e-6)
         drawn.append(weights)
@@ -264,9 +264,9 @@ def test_famo_gives_torchjds_weights():
         expected(leaf).backward()
         assert weights == pytest.approx(leaf.grad.tolist(), rel=1e-5)
         after = values * torch.tensor([0.9, 0.99, 1.05]) ** (step % 3)
-        balancer.look_back(dict(zip(here, after, strict=True)))
+        balancer.observe_updated_losses(dict(zip(here, after, strict=True)))
         expected.update(after)
-    assert balancer.logits.of(TASKS).tolist() == pytest.approx(expected._w.tolist(), rel=1e-5)
+    assert balancer.logits.get(TASKS).tolist() == pytest.approx(expected._w.tolist(), rel=1e-5)
     assert max(expected._w.tolist()) > 0.1
 
 
@@ -331,8 +331,8 @@ def test_steps_without_a_task_leave_no_trace_in_it(name):
             optimizer.zero_grad()
             one(here, present, number).backward()
             optimizer.step()
-        if one.looks_back:
-            one.look_back({key: loss.detach() * 0.9 for key, loss in here.items() if key in present})
+        if one.needs_updated_losses:
+            one.observe_updated_losses({key: loss.detach() * 0.9 for key, loss in here.items() if key in present})
         return weights
 
     for number in range(6):
@@ -372,7 +372,7 @@ def test_state_comes_back_whole(name):
     balancer = make(name)
     for number in range(3):
         decide(balancer, losses(1.0, 2.0 + number, 3.0), step=number, products=gramian(number))
-        balancer.look_back(losses(0.9, 1.5, 3.1))
+        balancer.observe_updated_losses(losses(0.9, 1.5, 3.1))
     for parameter in balancer.parameters():
         nn.init.constant_(parameter, 0.4)
     other = make(name)
@@ -382,7 +382,7 @@ def test_state_comes_back_whole(name):
         expected = weights_of(balancer, here, step=number, products=gramian(number))
         assert weights_of(other, here, step=number, products=gramian(number)) == expected
         for one in (balancer, other):
-            one.look_back(losses(0.4, 0.2, 2.5))
+            one.observe_updated_losses(losses(0.4, 0.2, 2.5))
 
 
 @pytest.mark.parametrize(
@@ -396,14 +396,14 @@ def test_state_comes_back_whole(name):
         ({"name": "pcgrad", "weights": {"lanes": 1}}, "no task 'lanes'"),
         ({"name": "famo", "weights": {"depth": -1}}, "weights.depth"),
         ({"name": "log_sum", "weights": {"depth": 2}}, "weights: unknown key"),
-        ({"name": "imtl", "log": True}, "log"),
+        ({"name": "imtl", "log_losses": True}, "log"),
         ({"name": "fairgrad", "heads": "own"}, "heads"),
         ({"name": "upgrad", "heads": "weighted"}, "heads: unknown key"),
         ({"name": "upgrad", "space": "heads"}, "space"),
         ({"name": "famo", "lr": -1}, "lr"),
-        ({"name": "mgda", "every": 0}, "every"),
+        ({"name": "mgda", "update_every": 0}, "every"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_name(settings, message):
     with pytest.raises(ConfigError, match=message):
-        build_balancer(config.build(BalanceConfig, settings), TASKS)
+        build_balancer(config.validate_config(BalanceConfig, settings), TASKS)

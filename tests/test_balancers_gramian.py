@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, get_args
 
-import engine_stub
 import pytest
+import tiny_network
 import torch
 import torchjd.aggregation as oracle
 from test_balancers import TASKS, gramian, losses, make, weights_of
@@ -13,17 +13,17 @@ from torch import Tensor, nn
 from torchjd.autojac import jac_to_grad, mtl_backward
 from torchjd.linalg import DualConeProjector
 
-from perception.engine.backward import differentiate
-from perception.engine.distributed import joint_losses
-from perception.model import Losses
+from perception.engine.backward import compute_gradients
+from perception.engine.distributed import reduce_losses
+from perception.model import LossOutput
 from perception.mtl import solvers
-from perception.mtl.balancer import Space, seeded
+from perception.mtl.balancer import GradientSpace, derive_seed
 from perception.mtl.balancers import BALANCERS
 from perception.mtl.gramian import GramianBalancer
-from perception.mtl.task_gradients import describe
-from perception.mtl.task_gradients import gramian as products_of
-from perception.nn.gradient_cut import Cuts
-from perception.tasks import Part
+from perception.mtl.task_gradients import compute_gramian as products_of
+from perception.mtl.task_gradients import describe_gradients
+from perception.nn.gradient_cut import GraphCuts
+from perception.tasks import LossTerm
 from perception.types import ConfigError
 
 CONFLICT = [name for name, kind in BALANCERS.items() if issubclass(kind, GramianBalancer)]
@@ -55,7 +55,7 @@ class Projector(DualConeProjector):
 def test_weights_are_torchjds(name, expected, seed):
     products = gramian(seed)
     products = products / products.diagonal().mean()
-    torch.manual_seed(seeded(5, seed))
+    torch.manual_seed(derive_seed(5, seed))
     wanted = expected(products).tolist()
     before = torch.get_rng_state()
     assert weights_of(make(name), losses(1.0, 2.0, 3.0), step=seed, products=products) == pytest.approx(
@@ -68,7 +68,7 @@ def test_gradvac_keeps_torchjds_targets_from_step_to_step():
     balancer, expected = make("gradvac", beta=0.3), oracle.GradVacWeighting(beta=0.3)
     for step in range(6):
         products = gramian(step)
-        torch.manual_seed(seeded(5, step))
+        torch.manual_seed(derive_seed(5, step))
         wanted = expected(products / products.diagonal().mean()).tolist()
         found = weights_of(balancer, losses(1.0, 2.0, 3.0), step=step, products=products)
         assert found == pytest.approx(wanted, abs=1e-6)
@@ -90,7 +90,7 @@ def test_cagrad_gives_torchjds_weights():
     for seed in SEEDS:
         products = gramian(seed, 4)
         expected = oracle.CAGradWeighting(c=0.4)(products).tolist()
-        assert solvers.cagrad(products, 0.4).tolist() == pytest.approx(expected, abs=1e-3)
+        assert solvers.solve_cagrad(products, 0.4).tolist() == pytest.approx(expected, abs=1e-3)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -103,10 +103,10 @@ def test_nash_mtl_is_the_bargaining_solution(seed):
 
 @pytest.mark.parametrize("name", BALANCERS)
 def test_heads_are_weighted_only_where_a_recipe_asks(name):
-    assert not make(name).weighs_heads
+    assert not make(name).has_head_weights
     if name in ("nash_mtl", "fairgrad"):
-        assert make(name, heads="weighted").weighs_heads
-        assert make(name, heads="weighted").weighs
+        assert make(name, heads="weighted").has_head_weights
+        assert make(name, heads="weighted").has_shared_weights
 
 
 def test_imtl_is_g_on_the_gradients_of_the_losses_that_l_scales():
@@ -143,14 +143,14 @@ def test_a_task_with_no_gradient_stops_nobody(name):
 
 @pytest.mark.parametrize("name", CONFLICT)
 def test_weights_are_kept_for_every_steps_and_for_the_tasks_that_they_were_found_for(name):
-    balancer, names, some = make(name, every=3), TASKS, TASKS[:2]
+    balancer, names, some = make(name, update_every=3), TASKS, TASKS[:2]
     first = weights_of(balancer, losses(1.0, 2.0, 3.0), step=4, products=gramian(0))
-    assert not balancer.wants_gramian(names, 6)
+    assert not balancer.needs_gramian(names, 6)
     assert weights_of(balancer, losses(1.0, 2.0, 3.0), step=6, products=gramian(1)) == first
-    assert balancer.wants_gramian(some, 6)
+    assert balancer.needs_gramian(some, 6)
     weights_of(balancer, losses(1.0, 2.0, 3.0), some, 6, gramian(1, 2))
-    assert balancer.wants_gramian(names, 7)
-    assert not balancer.wants_gramian(some, 8)
+    assert balancer.needs_gramian(names, 7)
+    assert not balancer.needs_gramian(some, 8)
     assert weights_of(balancer, losses(1.0, 2.0, 3.0), step=7, products=gramian(1)) != first
 
 
@@ -179,16 +179,16 @@ class Pair(nn.Module):
         targets = [3.0 if k == 0 else 3.0 * self.pull * k for k in range(len(outputs))]
         return [((output - target) ** 2).sum() for output, target in zip(outputs, targets, strict=True)]
 
-    def loss_parts(self, inputs: Tensor, divided: bool = False) -> Losses:
-        cuts = Cuts(between=frozenset({"size"}))
+    def compute_loss_terms(self, inputs: Tensor, cut_graph: bool = False) -> LossOutput:
+        cuts = GraphCuts(trunk_penalties=frozenset({"size"}))
         features = self.trunk(inputs)
-        features = cuts.divide(features) if divided else features
+        features = cuts.cut_trunk(features) if cut_graph else features
         streams = {name: {1: features} for name in self.tasks}
-        streams = cuts.streams(streams) if divided else streams
+        streams = cuts.cut_pyramids(streams) if cut_graph else streams
         totals = self.totals([head(streams[name][1]) for name, head in self.tasks.items()])
-        parts = {f"task{k}": {"error": Part(total, torch.tensor(4.0))} for k, total in enumerate(totals)}
+        parts = {f"task{k}": {"error": LossTerm(total, torch.tensor(4.0))} for k, total in enumerate(totals)}
         penalties = {"size": 0.1 * features.square().mean()}
-        return Losses(parts, (features,), penalties, cuts if divided else None)
+        return LossOutput(parts, (features,), penalties, cuts if cut_graph else None)
 
     def shared_parameters(self):
         return self.trunk.parameters()
@@ -196,20 +196,22 @@ class Pair(nn.Module):
     def last_shared_parameters(self):
         return self.trunk[2].parameters()
 
-    def late_parameters(self):
+    def late_shared_parameters(self):
         return [*self.trunk.parameters()][1:]
 
-    def own_parameters(self):
+    def task_specific_parameters(self):
         return iter(())
 
 
 def step_of(name: str, model: Any, labelled: dict[str, int] | None = None, penalty: bool = True, **options: Any):
     """Gradients by name after the engine's backward pass."""
     model.zero_grad()
-    found = model.loss_parts(inputs(), divided=True)
+    found = model.compute_loss_terms(inputs(), cut_graph=True)
     found = found if penalty else found._replace(penalties={})
-    labelled = labelled or dict.fromkeys(found.parts, 4)
-    done = differentiate(make(name, tuple(found.parts), **options), model, found, joint_losses(found, labelled, {}), 0)
+    labelled = labelled or dict.fromkeys(found.terms, 4)
+    done = compute_gradients(
+        make(name, tuple(found.terms), **options), model, found, reduce_losses(found, labelled, {}), 0
+    )
     assert not done.problem
     return {key: parameter.grad.clone() for key, parameter in model.named_parameters()}
 
@@ -229,29 +231,29 @@ def step_of(name: str, model: Any, labelled: dict[str, int] | None = None, penal
 )
 def test_the_update_in_parameter_space_is_that_of_torchjds_mtl_backward(name, expected, tasks):
     model = Pair(tasks=tasks)
-    found = step_of(name, model, penalty=False, space="params")
+    found = step_of(name, model, penalty=False, space="all_shared")
     model.zero_grad()
-    parts = model.loss_parts(inputs())
-    mtl_backward([own["error"].total / 4 for own in parts.parts.values()], features=parts.shared)
-    torch.manual_seed(seeded(5, 0))
+    parts = model.compute_loss_terms(inputs())
+    mtl_backward([own["error"].total / 4 for own in parts.terms.values()], features=parts.shared_features)
+    torch.manual_seed(derive_seed(5, 0))
     jac_to_grad(model.trunk.parameters(), expected())
     for key, parameter in model.named_parameters():
         torch.testing.assert_close(found[key], parameter.grad, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("space", get_args(Space))
+@pytest.mark.parametrize("space", get_args(GradientSpace))
 @pytest.mark.parametrize("name", CONFLICT)
 def test_heads_learn_by_their_own_loss_and_the_trunk_by_the_weighted_sum(name, space):
     """Against gradients of whole losses, taken one by one; penalties count once everywhere."""
     model = Pair()
     found = step_of(name, model, space=space)
-    parts = model.loss_parts(inputs())
-    totals = [own["error"].total / 4 for own in parts.parts.values()]
+    parts = model.compute_loss_terms(inputs())
+    totals = [own["error"].total / 4 for own in parts.terms.values()]
     places = {
-        "features": parts.shared,
+        "features": parts.shared_features,
         "last_shared": [*model.last_shared_parameters()],
-        "late": [*model.late_parameters()],
-        "params": [*model.shared_parameters()],
+        "late": [*model.late_shared_parameters()],
+        "all_shared": [*model.shared_parameters()],
     }
     products = products_of([torch.autograd.grad(total, places[space], retain_graph=True) for total in totals])
     weights = weights_of(
@@ -273,7 +275,7 @@ def test_heads_learn_by_their_own_loss_and_the_trunk_by_the_weighted_sum(name, s
         torch.testing.assert_close(found[key], own[0], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("space", get_args(Space))
+@pytest.mark.parametrize("space", get_args(GradientSpace))
 @pytest.mark.parametrize("name", CONFLICT)
 def test_opposed_tasks_do_not_move_the_trunk_as_equal_weights_do(name, space):
     """The second task wants exactly the opposite, and half as much."""
@@ -282,8 +284,8 @@ def test_opposed_tasks_do_not_move_the_trunk_as_equal_weights_do(name, space):
         def totals(self, outputs: list[Tensor]) -> list[Tensor]:
             return [outputs[0].sum(), -0.5 * outputs[1].sum()]
 
-        def loss_parts(self, inputs: Tensor, divided: bool = False) -> Losses:
-            return super().loss_parts(inputs, divided)._replace(penalties={})
+        def compute_loss_terms(self, inputs: Tensor, cut_graph: bool = False) -> LossOutput:
+            return super().compute_loss_terms(inputs, cut_graph)._replace(penalties={})
 
     found, equal = step_of(name, Opposed(), space=space), step_of("static", Opposed())
     moved = torch.cat([(found[key] - equal[key]).flatten() for key in found if key.startswith("trunk")])
@@ -292,13 +294,13 @@ def test_opposed_tasks_do_not_move_the_trunk_as_equal_weights_do(name, space):
     assert moved.norm() > 0.05 * size
 
 
-@pytest.mark.parametrize("space", get_args(Space))
+@pytest.mark.parametrize("space", get_args(GradientSpace))
 def test_an_absent_task_is_not_in_the_gramian(space):
     model = Pair()
     found = step_of("mgda", model, {"task0": 4, "task1": 0}, space=space)
     alone = Pair()
-    parts = alone.loss_parts(inputs())
-    (parts.parts["task0"]["error"].total / 4 + parts.penalties["size"]).backward()
+    parts = alone.compute_loss_terms(inputs())
+    (parts.terms["task0"]["error"].total / 4 + parts.penalties["size"]).backward()
     for key, parameter in alone.named_parameters():
         if parameter.grad is not None:
             torch.testing.assert_close(found[key], parameter.grad, rtol=1e-6, atol=1e-7)
@@ -310,22 +312,22 @@ def test_without_shared_features_parameters_are_weighed_themselves(name):
     """As in cross-stitch networks, where tasks share parameters but no features."""
 
     class Apart(Pair):
-        def loss_parts(self, inputs: Tensor, divided: bool = False) -> Losses:
-            return super().loss_parts(inputs, divided)._replace(shared=())
+        def compute_loss_terms(self, inputs: Tensor, cut_graph: bool = False) -> LossOutput:
+            return super().compute_loss_terms(inputs, cut_graph)._replace(shared_features=())
 
-    found, expected = step_of(name, Apart(), space="params"), step_of(name, Pair(), space="params")
+    found, expected = step_of(name, Apart(), space="all_shared"), step_of(name, Pair(), space="all_shared")
     for key, gradient in expected.items():
         torch.testing.assert_close(found[key], gradient, rtol=1e-5, atol=1e-6)
-    with pytest.raises(ConfigError, match=r"space is 'features'.*share no features.*space 'params'"):
+    with pytest.raises(ConfigError, match=r"space is 'features'.*share no features.*space 'all_shared'"):
         step_of(name, Apart(), space="features")
 
 
 def test_a_frozen_trunk_leaves_heads_to_their_own_loss():
     model = Pair()
     model.trunk.requires_grad_(False)
-    found = model.loss_parts(inputs(), divided=True)
-    done = differentiate(
-        make("mgda", ("task0", "task1")), model, found, joint_losses(found, dict.fromkeys(found.parts, 4), {}), 0
+    found = model.compute_loss_terms(inputs(), cut_graph=True)
+    done = compute_gradients(
+        make("mgda", ("task0", "task1")), model, found, reduce_losses(found, dict.fromkeys(found.terms, 4), {}), 0
     )
     assert not done.problem
     assert all(head.weight.grad.any() for head in model.tasks.values())
@@ -339,10 +341,10 @@ def test_a_gradient_that_is_not_finite_is_named_before_any_solver_sees_it():
             return [(outputs[0] - outputs[0].detach()).abs().sqrt().sum(), outputs[1].sum()]
 
     model = Broken()
-    found = model.loss_parts(inputs(), divided=True)
+    found = model.compute_loss_terms(inputs(), cut_graph=True)
     labelled = {"task0": 4, "task1": 0}
-    done = differentiate(
-        make("upgrad", ("task0", "task1"), space="params"), model, found, joint_losses(found, labelled, {}), 0
+    done = compute_gradients(
+        make("upgrad", ("task0", "task1"), space="all_shared"), model, found, reduce_losses(found, labelled, {}), 0
     )
     assert done.problem == "gradient of task0 is not finite"
 
@@ -357,13 +359,16 @@ def test_bfloat16_features_are_compared_in_float32():
 
 def test_what_is_said_of_gradients():
     rows = torch.tensor([[3.0, 0.0], [-1.0, 1.0], [0.0, 0.0]]).double()
-    found = describe(rows @ rows.T, ("a", "b", "c"), torch.tensor([1.0, 2.0, 1.0]))
-    assert (found["gradient/a"], found["gradient/b"]) == (3, pytest.approx(0.5**0.5))  # half of the weighted norm
+    found = describe_gradients(rows @ rows.T, ("a", "b", "c"), torch.tensor([1.0, 2.0, 1.0]))
+    assert (found["task_gradient_norm/a"], found["task_gradient_norm/b"]) == (
+        3,
+        pytest.approx(0.5**0.5),
+    )  # half of the weighted norm
     assert found["cosine/a/b"] == pytest.approx(-(0.5**0.5))
     rounded = torch.full((2, 2), 1.0).double() + torch.tensor([[0, 1e-12], [1e-12, 0]]).double()
-    assert describe(rounded, ("a", "b"), torch.ones(2))["cosine/a/b"] == 1
+    assert describe_gradients(rounded, ("a", "b"), torch.ones(2))["cosine/a/b"] == 1
     assert "cosine/a/c" not in found  # without a gradient there is no angle
 
 
 def test_all_balancers_are_in_the_distributed_proof():
-    assert {name for name, _ in engine_stub.VARIANTS} == set(BALANCERS)
+    assert {name for name, _ in tiny_network.VARIANTS} == set(BALANCERS)

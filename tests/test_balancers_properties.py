@@ -95,7 +95,7 @@ def weights_of(name: str, gramian: torch.Tensor, order: NDArray | None = None, *
     names = tuple(f"task{k}" for k in range(len(gramian)))
     balancer = make(name, names, **options)
     order = np.arange(len(gramian)) if order is None else order
-    balancer.compare(gramian[order][:, order], dict.fromkeys(names, torch.ones(())), 3)
+    balancer.observe_gramian(gramian[order][:, order], dict.fromkeys(names, torch.ones(())), 3)
     found = balancer.shared_weights(names)
     assert found is not None
     weights = np.empty(len(order))
@@ -218,7 +218,7 @@ def test_the_projection_is_the_optimum_of_its_quadratic_program(problem):
 def test_cagrad_is_the_best_update_in_its_ball(problem, c):
     """The worst-off task's gain is the dual's value at our weights: no update in the ball can do better."""
     rows, lengths = problem.rows, problem.lengths
-    weights = solvers.cagrad(problem.gramian, c).numpy()
+    weights = solvers.solve_cagrad(problem.gramian, c).numpy()
     mean = rows.mean(0)
     radius = c * np.linalg.norm(mean)
     assert np.linalg.norm(weights @ rows - mean) == pytest.approx(radius, rel=1e-6)
@@ -234,7 +234,7 @@ def test_cagrad_is_the_best_update_in_its_ball(problem, c):
 @given(problems(precise=True))
 def test_mgda_is_the_shortest_point_of_the_convex_hull(problem):
     """No gradient's product with it is below its squared length: the hull lies beyond."""
-    weights = solvers.shortest_mean(problem.gramian).numpy()
+    weights = solvers.solve_mgda(problem.gramian).numpy()
     update = weights @ problem.rows
     assert weights.min() >= 0
     assert weights.sum() == pytest.approx(1)
@@ -256,7 +256,7 @@ def test_nash_mtl_is_the_bargaining_solution(problem):
 def test_fairgrad_is_alpha_fair(problem, alpha):
     """G x = x^(-1 / alpha), to the digits that the sum on the left has."""
     products = (problem.gramian / problem.gramian.diagonal().mean()).numpy()
-    weights = solvers.fair(torch.from_numpy(products), alpha).numpy()
+    weights = solvers.solve_fairgrad(torch.from_numpy(products), alpha).numpy()
     assert weights.min() > 0
     lengths = np.sqrt(products.diagonal())
     gap = products @ weights - weights ** (-1 / alpha)
@@ -275,7 +275,7 @@ def test_fairgrad_is_finite_and_positive_at_any_alpha(alpha, problem):
 @settings(deadline=None, max_examples=40)
 @given(independent())
 def test_imtl_g_has_equal_positive_projections(problem):
-    weights = solvers.equal_projections(problem.gramian).numpy()
+    weights = solvers.solve_imtl_g(problem.gramian).numpy()
     projections = problem.rows @ (weights @ problem.rows) / problem.lengths
     assert projections.min() > 0
     assert projections.tolist() == pytest.approx([projections.mean()] * len(projections), rel=1e-6)
@@ -289,5 +289,5 @@ def test_aligned_mtl_makes_the_singular_values_equal(problem):
     """Of rows in the common basis, its update is the mean of the nearest orthonormal rows times the least value."""
     left, values, right = np.linalg.svd(problem.rows, full_matrices=False)
     expected = values[-1] * (left @ right).mean(0)
-    update = solvers.aligned(problem.gramian, "min").numpy() @ problem.rows
+    update = solvers.solve_aligned_mtl(problem.gramian, "min").numpy() @ problem.rows
     assert np.linalg.norm(update - expected) <= 1e-4 * np.linalg.norm(expected)

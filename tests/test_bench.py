@@ -10,7 +10,7 @@ import pytest
 
 from perception import cli
 from perception.bench import latency, partition, variants
-from perception.bench.backends import candidates
+from perception.bench.backends import build_variants
 from perception.export import embedded_preprocessing
 from perception.export import graph as passes
 from perception.types import PerceptionError
@@ -19,9 +19,9 @@ TASKS = ("detection", "segmentation", "depth", "classification")
 
 
 @pytest.fixture(scope="module")
-def plain(translated):
-    names = [entry.name for entry in translated.graph.output if ".raw." not in entry.name]
-    return passes.keep_outputs(translated, names)
+def plain(small_graph):
+    names = [entry.name for entry in small_graph.graph.output if ".raw." not in entry.name]
+    return passes.keep_outputs(small_graph, names)
 
 
 @pytest.fixture(scope="module")
@@ -54,22 +54,22 @@ def named(model, head: str = "tasks."):
     return found
 
 
-@pytest.mark.parametrize("kind", ["plain", "inside", "int8", "fp16"])
-def test_the_pieces_are_the_whole(translated, small_network, images, kind):
-    from perception.export.fp16 import halved
-    from perception.export.int8 import plainly_quantised
+@pytest.mark.parametrize("kind", ["plain", "embedded", "int8", "fp16"])
+def test_the_pieces_are_the_whole(small_graph, small_network, images, kind):
+    from perception.export.fp16 import convert_to_fp16
+    from perception.export.int8 import quantize_all
 
-    model = named(translated)
-    if kind == "inside":
-        model = embedded_preprocessing.wrap(model, small_network.specs, (64, 96))
+    model = named(small_graph)
+    if kind == "embedded":
+        model = embedded_preprocessing.embed_letterbox(model, small_network.specs, (64, 96))
         images = np.random.default_rng(0).integers(0, 256, (2, 70, 80, 3), np.uint8)
     elif kind != "plain":
-        model = halved(model) if kind == "fp16" else plainly_quantised(model, [images])
+        model = convert_to_fp16(model) if kind == "fp16" else quantize_all(model, [images])
     names = [f"{name}.{output}" for name, spec in small_network.specs.items() for output in spec.outputs]
     model = passes.keep_outputs(model, names)
-    parts = partition.pieces(model, TASKS)
+    parts = partition.partition_graph(model, TASKS)
     labels = [part.label for part in parts]
-    assert labels[: 1 + (kind == "inside")] == [*(["placing"] if kind == "inside" else []), "trunk"]
+    assert labels[: 1 + (kind == "embedded")] == [*(["letterbox"] if kind == "embedded" else []), "trunk"]
     assert {f"{task} head" for task in TASKS} <= set(labels)
     assert {f"{task} decoding" for task in TASKS} <= set(labels)
     values = run_pieces(parts, images)
@@ -92,21 +92,21 @@ def test_a_graph_of_unknown_names_is_one_piece_and_its_task_selections_are_small
     one.CopyFrom(plain)
     for number, node in enumerate(one.graph.node):
         node.name = f"n{number}"
-    assert [part.label for part in partition.pieces(one, TASKS)] == ["trunk"]
-    depth = variants.OnnxForm("depth", passes.keep_outputs(named(plain), ["depth.depth"]), ["depth"])
-    assert [name for name, _ in depth.stages(images)] == ["trunk", "depth head", "depth decoding", latency.WHOLE]
+    assert [part.label for part in partition.partition_graph(one, TASKS)] == ["trunk"]
+    depth = variants.OnnxVariant("depth", passes.keep_outputs(named(plain), ["depth.depth"]), ["depth"])
+    assert [name for name, _ in depth.build_stages(images)] == ["trunk", "depth head", "depth decoding", latency.TOTAL]
 
 
 class Sleeper:
     """A form of known cost, which notes when it runs."""
 
-    inside = False
+    embeds_preprocessing = False
 
     def __init__(self, name: str, seconds: float, log: list) -> None:
         self.name, self.seconds, self.log, self.threads = name, seconds, log, 0
 
-    def stages(self, images):
-        return [("trunk", self.work), (latency.WHOLE, self.work)]
+    def build_stages(self, images):
+        return [("trunk", self.work), (latency.TOTAL, self.work)]
 
     def work(self) -> None:
         self.log.append((self.name, self.threads))
@@ -117,39 +117,48 @@ class Sleeper:
     def set_threads(self, threads: int) -> None:
         self.threads = threads
 
-    def memory(self, images):
+    def measure_memory(self, images):
         return 12.0
 
 
 def test_forms_take_turns_and_ratios_are_of_processor_time():
     log: list = []
     slow, quick = Sleeper("slow", 0.01, log), Sleeper("quick", 0.002, log)
-    found = latency.measure([slow, quick], (64, 64), turns=5, batches=(1, 2), threads=(1, 3))
+    found = latency.measure_latency([slow, quick], (64, 64), rounds=5, batch_sizes=(1, 2), thread_counts=(1, 3))
     assert [name for name, _ in log[:8]] == ["slow", "slow", "quick", "quick"] * 2
     assert {threads for _, threads in log} == {1, 3}
-    assert found.ratios["quick"] == pytest.approx(5, rel=0.4)
+    assert found.speedups["quick"] == pytest.approx(5, rel=0.4)
     assert 0.01 <= found.costs["slow"]["trunk"].cpu < 0.02
     assert found.costs["slow"]["trunk"].wall >= found.costs["slow"]["trunk"].cpu * 0.9
-    assert found.costs["slow"]["trunk"].wall_99 >= found.costs["slow"]["trunk"].wall
+    assert found.costs["slow"]["trunk"].wall_p99 >= found.costs["slow"]["trunk"].wall
     assert set(found.throughput["quick"]) == {(1, 1), (2, 1), (1, 3), (2, 3)}
     assert found.throughput["quick"][2, 1][1] == pytest.approx(2 / 0.002, rel=0.4)
     found.notes["quick"] = "made up"
-    text = "\n".join(found.lines())
+    text = "\n".join(found.format_lines())
     for part in ("slow", "quick", "trunk", "batch 2, 3 threads", "peak memory of slow: 12 MB", "quick: made up"):
         assert part in text
     assert json.loads(json.dumps(found.to_json()))["costs"]["slow"]["trunk"]["cpu"] > 0
 
 
-def test_the_command_on_files(exported, exported_inside, tmp_path, capsys):
+def test_the_command_on_files(exported, exported_with_preprocessing, tmp_path, capsys):
     """The letterbox inside is a stage of its own file; the other's is timed beside it."""
     out = tmp_path / "bench.json"
-    arguments = ["--against", str(exported_inside), "--turns", "2", "--batches", "1", "--json", str(out)]
+    arguments = [
+        "--against",
+        str(exported_with_preprocessing),
+        "--rounds",
+        "2",
+        "--batch-sizes",
+        "1",
+        "--json",
+        str(out),
+    ]
     assert cli.main(["bench", str(exported), *arguments]) == 0
     text, numbers = capsys.readouterr().out, json.loads(out.read_text("utf-8"))
     assert "letterbox of 720x1280" in text
     assert "against small.onnx" in text
-    assert numbers["costs"]["against small.onnx"]["placing"]["cpu"] > 0
-    assert numbers["costs"]["small.onnx"][latency.WHOLE]["wall"] > 0
+    assert numbers["costs"]["against small.onnx"]["letterbox"]["cpu"] > 0
+    assert numbers["costs"]["small.onnx"][latency.TOTAL]["wall"] > 0
     assert numbers["memory_mb"]["small.onnx"] is not None
     assert numbers["size"] == [96, 160]
 
@@ -157,7 +166,7 @@ def test_the_command_on_files(exported, exported_inside, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--forms", "rust"], "--forms rust: unknown. Known: torch, compiled"),
+        (["--backends", "rust"], "--backends rust: unknown. Known: torch, compiled"),
         (["--tasks", "lidar"], "No task lidar"),
         (["--against", "absent.onnx"], "No file at absent.onnx"),
     ],
@@ -176,19 +185,19 @@ def test_where_torch_cannot_compile_a_line_says_so_and_the_other_forms_are_measu
 
     monkeypatch.setattr(variants.torch, "compile", lambda forward: failing)
     notes: dict[str, str] = {}
-    found = candidates(tmp_path, small_network, (64, 96), ("torch", "compiled"), notes)
+    found = build_variants(tmp_path, small_network, (64, 96), ("torch", "compiled"), notes)
     assert [form.name for form in found] == ["torch"]
     assert notes == {"compiled": f"torch cannot compile it here: {told}"}
 
 
-def test_sizes_that_do_not_fit_are_told(exported, exported_inside, capsys):
-    assert cli.main(["bench", str(exported), "--size", "64x64", "--against", str(exported_inside)]) == 2
+def test_sizes_that_do_not_fit_are_told(exported, exported_with_preprocessing, capsys):
+    assert cli.main(["bench", str(exported), "--size", "64x64", "--against", str(exported_with_preprocessing)]) == 2
     assert "takes 96x160 alone" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         cli.main(["bench", str(exported), "--threads", "0"])
     capsys.readouterr()
     with pytest.raises(PerceptionError):
-        variants.from_file("x", exported.with_suffix(".json"))
+        variants.load_variant("x", exported.with_suffix(".json"))
 
 
 @pytest.mark.parametrize("tasks", [("segmentation", "depth"), ("depth",)])
@@ -198,14 +207,14 @@ def test_what_two_heads_compute_alike_is_there_for_either_alone(tasks):
     nodes = [
         node("Relu", ["images"], ["x"], "trunk/Relu"),
         node("Exp", ["x"], ["mean"], "tasks.segmentation.project/Exp"),
-        node("Neg", ["mean"], ["segmentation.label_map"], "tasks.segmentation/Neg"),
+        node("Neg", ["mean"], ["segmentation.mask"], "tasks.segmentation/Neg"),
         node("Abs", ["mean"], ["depth.depth"], "tasks.depth/Abs"),
     ]
-    ends = [value(name, onnx.TensorProto.FLOAT, [2]) for name in ("segmentation.label_map", "depth.depth")]
+    ends = [value(name, onnx.TensorProto.FLOAT, [2]) for name in ("segmentation.mask", "depth.depth")]
     graph = onnx.helper.make_graph(nodes, "g", [value("images", onnx.TensorProto.FLOAT, [2])], ends)
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
     model = passes.keep_outputs(model, [entry.name for entry in ends if entry.name.split(".")[0] in tasks])
-    parts = partition.pieces(model, tasks)
+    parts = partition.partition_graph(model, tasks)
     assert [part.label for part in parts] == ["trunk", *(f"{task} head" for task in tasks)]
     found = run_pieces(parts, np.array([-1, 2], np.float32))
     np.testing.assert_allclose(found["depth.depth"], np.exp([0, 2]), rtol=1e-6)

@@ -12,7 +12,7 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
-import disks
+import full_disks
 import pytest
 import torch
 from torch import nn
@@ -28,7 +28,7 @@ RECIPE = "name: test\nlr: 0.1\n"
 def write(run: Path, step: int, best: bool = False, **options) -> Path:
     weights = {"weight": torch.full((2, 3), float(step)), "count": torch.tensor(step)}
     state = {"step": step, "model": weights, "groups": [{"lr": 0.5}]}
-    return checkpoint.save(run, step, model=weights, train_state=state, recipe=RECIPE, best=best, **options)
+    return checkpoint.save(run, step, model=weights, train_state=state, recipe_text=RECIPE, best=best, **options)
 
 
 def names(run: Path) -> list[str]:
@@ -39,7 +39,7 @@ def test_what_is_saved_comes_back(tmp_path):
     folder = write(tmp_path, 7)
     for place in (tmp_path, folder, tmp_path / "checkpoints" / "last"):
         found = checkpoint.load(place)
-        assert (found.step, found.recipe, found.path) == (7, RECIPE, folder)
+        assert (found.step, found.recipe_text, found.path) == (7, RECIPE, folder)
         assert torch.equal(found.weights["weight"], torch.full((2, 3), 7.0))
         assert found.weights["count"].dtype == torch.int64
     state = checkpoint.load_train_state(folder)
@@ -50,7 +50,7 @@ def test_what_is_saved_comes_back(tmp_path):
 
 def test_channels_last_and_shared_tensors_keep_their_values(tmp_path):
     image = torch.arange(24.0).reshape(1, 2, 3, 4).to(memory_format=torch.channels_last)
-    checkpoint.save(tmp_path, 1, model={"a": image, "b": image, "c": image[:, :, 1]}, train_state={}, recipe="")
+    checkpoint.save(tmp_path, 1, model={"a": image, "b": image, "c": image[:, :, 1]}, train_state={}, recipe_text="")
     found = checkpoint.load(tmp_path).weights
     assert torch.equal(found["a"], image)
     assert torch.equal(found["b"], image)
@@ -78,12 +78,13 @@ def test_a_lone_file_of_weights_carries_its_recipe(tmp_path):
     lone = tmp_path / "elsewhere.safetensors"
     lone.write_bytes((tmp_path / "checkpoints/last/model.safetensors").read_bytes())
     found = checkpoint.load_weights(lone)
-    assert (found.recipe, found.step) == (RECIPE, -1)
+    assert (found.recipe_text, found.step) == (RECIPE, -1)
 
 
+@pytest.mark.fault("T4")
 @pytest.mark.parametrize("name", ["model.safetensors", "recipe.yaml", "train_state.pt", "manifest.json"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "gone"])
-def test_T4_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, name, damage):
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, name, damage):
     write(tmp_path, 1)
     newest = write(tmp_path, 2, best=True)
     path = newest / name
@@ -100,7 +101,8 @@ def test_T4_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, name, d
         checkpoint.load(newest)
 
 
-def test_T4_no_flipped_bit_of_a_manifest_counts(tmp_path):
+@pytest.mark.fault("T4")
+def test_no_flipped_bit_of_a_manifest_counts(tmp_path):
     """Whatever it makes of step, sums, versions or the sum itself, the checkpoint before is taken, with a warning."""
     write(tmp_path, 1, best=True)
     path = write(tmp_path, 2) / "manifest.json"
@@ -115,6 +117,7 @@ def test_T4_no_flipped_bit_of_a_manifest_counts(tmp_path):
     assert checkpoint.load(tmp_path).step == 2
 
 
+@pytest.mark.fault("T4")
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -125,7 +128,7 @@ def test_T4_no_flipped_bit_of_a_manifest_counts(tmp_path):
         ("versions", 3),
     ],
 )
-def test_T4_a_manifest_of_other_types_with_a_right_sum_is_passed_over(tmp_path, key, value):
+def test_a_manifest_of_other_types_with_a_right_sum_is_passed_over(tmp_path, key, value):
     write(tmp_path, 1)
     newest = write(tmp_path, 2)
     rewrite(newest, **{key: value})
@@ -142,7 +145,7 @@ def rewrite(folder: Path, **changes) -> None:
     for name, entry in content["files"].items():
         entry["sha256"] = checkpoint.sha256(folder / name)
     content = {key: value for key, value in {**content, **changes}.items() if key != "checksum"}
-    text = json.dumps({**content, "checksum": manifest._sum(content)}, indent=2) + "\n"
+    text = json.dumps({**content, "checksum": manifest._compute_checksum(content)}, indent=2) + "\n"
     (folder / "manifest.json").write_text(text)
 
 
@@ -176,7 +179,8 @@ def test_links_that_lead_nowhere_do_not_hide_the_best(tmp_path, link):
     assert checkpoint.load(tmp_path, "best").step == 1
 
 
-def test_T1_a_crash_while_a_step_is_written_anew_loses_nothing(tmp_path, monkeypatch):
+@pytest.mark.fault("T1")
+def test_a_crash_while_a_step_is_written_anew_loses_nothing(tmp_path, monkeypatch):
     write(tmp_path, 1)
     original = Path.replace
 
@@ -189,7 +193,7 @@ def test_T1_a_crash_while_a_step_is_written_anew_loses_nothing(tmp_path, monkeyp
         patch.setattr(Path, "replace", fails)
         with pytest.raises(Crash):
             write(tmp_path, 1)
-    checkpoint.tidy(tmp_path)
+    checkpoint.clean_up(tmp_path)
     assert checkpoint.load(tmp_path).step == 1
     assert names(tmp_path) == ["last", "step_00000001"]
 
@@ -202,17 +206,19 @@ def test_a_train_state_that_is_none_is_told(tmp_path, content):
         checkpoint.load_train_state(folder)
 
 
-def test_T4_nothing_sound_says_what_is_wrong_with_each(tmp_path):
+@pytest.mark.fault("T4")
+def test_nothing_sound_says_what_is_wrong_with_each(tmp_path):
     for step in (1, 2):
         (write(tmp_path, step) / "model.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"(?s)No sound.*step_00000002.*step_00000001"):
         checkpoint.load(tmp_path)
 
 
-def test_T4_damaged_newer_ones_are_set_aside_and_do_not_push_out_sound_ones(tmp_path):
+@pytest.mark.fault("T4")
+def test_damaged_newer_ones_are_set_aside_and_do_not_push_out_sound_ones(tmp_path):
     write(tmp_path, 1)
     (write(tmp_path, 9) / "recipe.yaml").unlink()
-    checkpoint.tidy(tmp_path, 1)
+    checkpoint.clean_up(tmp_path, 1)
     assert names(tmp_path) == ["damaged-step_00000009", "last", "step_00000001"]
     for step in (2, 3, 9):
         write(tmp_path, step)
@@ -224,9 +230,10 @@ class Crash(BaseException):
     """The process dies here."""
 
 
+@pytest.mark.fault("T1")
 @pytest.mark.parametrize("operation", ["replace", "symlink_to", "sync"])
 @pytest.mark.parametrize("moment", range(12))
-def test_T1_a_crash_at_any_file_operation_of_a_save_loses_nothing(tmp_path, monkeypatch, operation, moment):
+def test_a_crash_at_any_file_operation_of_a_save_loses_nothing(tmp_path, monkeypatch, operation, moment):
     write(tmp_path, 1, best=True)
     write(tmp_path, 2)
     owner, name = (os, "fsync") if operation == "sync" else (Path, operation)
@@ -249,22 +256,24 @@ def test_T1_a_crash_at_any_file_operation_of_a_save_loses_nothing(tmp_path, monk
     newest = checkpoint.load(tmp_path)
     assert newest.step in (2, 3)
     assert checkpoint.load(tmp_path, "best").step in (1, 3)
-    checkpoint.tidy(tmp_path, newest.step)
-    assert not [name for name in names(tmp_path) if name.startswith(checkpoint.TEMPORARY)]
+    checkpoint.clean_up(tmp_path, newest.step)
+    assert not [name for name in names(tmp_path) if name.startswith(checkpoint.TEMPORARY_PREFIX)]
     assert str((tmp_path / "checkpoints/last").readlink()) == f"step_{newest.step:08d}"
     assert checkpoint.load(tmp_path, "best").step == (3 if newest.step == 3 else 1)
     write(tmp_path, 4)
     assert checkpoint.load(tmp_path).step == 4
 
 
-def test_T1_a_step_that_is_written_again_replaces_the_old_one(tmp_path):
+@pytest.mark.fault("T1")
+def test_a_step_that_is_written_again_replaces_the_old_one(tmp_path):
     (write(tmp_path, 1) / "recipe.yaml").unlink()
     write(tmp_path, 1)
     assert checkpoint.load(tmp_path).step == 1
     assert names(tmp_path) == ["last", "step_00000001"]
 
 
-def test_T3_a_full_disk_leaves_the_old_checkpoint(tmp_path):
+@pytest.mark.fault("T3")
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path):
     write(tmp_path, 1)
     code = (
         "import resource, sys, pathlib, torch\n"
@@ -274,8 +283,8 @@ def test_T3_a_full_disk_leaves_the_old_checkpoint(tmp_path):
         "small = {'w': torch.zeros(1)}\n"
         "for model, state in ((big, small), (small, big)):\n"
         "    try:\n"
-        "        checkpoint.save(pathlib.Path(sys.argv[1]), 2, model=model, train_state=state, recipe='')\n"
-        "    except checkpoint.NoRoomError as error:\n"
+        "        checkpoint.save(pathlib.Path(sys.argv[1]), 2, model=model, train_state=state, recipe_text='')\n"
+        "    except checkpoint.CheckpointDiskFullError as error:\n"
         "        print(error)\n"
     )
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
@@ -286,16 +295,21 @@ def test_T3_a_full_disk_leaves_the_old_checkpoint(tmp_path):
     assert names(tmp_path) == ["last", "step_00000001"]
 
 
-def test_T3_a_read_only_folder(tmp_path):
+@pytest.mark.fault("T3")
+def test_a_read_only_folder(tmp_path):
     write(tmp_path, 1)
-    with disks.closed(tmp_path / "checkpoints"), pytest.raises(CheckpointError, match="Make the folder writable"):
+    with (
+        full_disks.read_only_folder(tmp_path / "checkpoints"),
+        pytest.raises(CheckpointError, match="Make the folder writable"),
+    ):
         write(tmp_path, 2)
     assert checkpoint.load(tmp_path).step == 1
     write(tmp_path, 2)
     assert names(tmp_path) == ["last", "step_00000001", "step_00000002"]
 
 
-def test_T3_a_file_in_the_place_of_the_folder(tmp_path):
+@pytest.mark.fault("T3")
+def test_a_file_in_the_place_of_the_folder(tmp_path):
     (tmp_path / "checkpoints").write_text("")
     with pytest.raises(CheckpointError, match="Could not write"):
         write(tmp_path, 1)
@@ -308,7 +322,8 @@ class Bomb:
     target = ""
 
 
-def test_S1_a_pickle_that_runs_code_is_refused(tmp_path):
+@pytest.mark.fault("S1")
+def test_a_pickle_that_runs_code_is_refused(tmp_path):
     Bomb.target = str(tmp_path / "exploded")
     folder = write(tmp_path, 1)
     torch.save({"model": Bomb()}, folder / "train_state.pt")
@@ -323,7 +338,8 @@ def test_S1_a_pickle_that_runs_code_is_refused(tmp_path):
     assert not Path(Bomb.target).exists()
 
 
-def test_S1_no_code_path_reads_a_pickle_unguarded():
+@pytest.mark.fault("S1")
+def test_no_code_path_reads_a_pickle_unguarded():
     package = Path(perception.__file__).parent
     for path in package.rglob("*.py"):
         for line in path.read_text().splitlines():
@@ -341,18 +357,19 @@ def test_nothing_there_says_so(tmp_path, missing):
 
 def test_weights_that_do_not_fit_are_named(tmp_path):
     model = nn.Linear(3, 2)
-    checkpoint.save(tmp_path, 1, model=model.state_dict(), train_state={}, recipe="")
+    checkpoint.save(tmp_path, 1, model=model.state_dict(), train_state={}, recipe_text="")
     found = checkpoint.load(tmp_path)
     other = nn.Linear(3, 2)
-    checkpoint.fit(other, found)
+    checkpoint.load_into_model(other, found)
     assert torch.equal(other.weight, model.weight)
     with pytest.raises(CheckpointError, match=r"weight of shape \(2, 3\), expected \(4, 3\)"):
-        checkpoint.fit(nn.Linear(3, 4), found)
+        checkpoint.load_into_model(nn.Linear(3, 4), found)
     with pytest.raises(CheckpointError, match=r"lacks 0\.weight"):
-        checkpoint.fit(nn.Sequential(nn.Linear(3, 2)), found)
+        checkpoint.load_into_model(nn.Sequential(nn.Linear(3, 2)), found)
 
 
-def test_T5_a_changed_recipe_shows_the_difference(tmp_path):
+@pytest.mark.fault("T5")
+def test_a_changed_recipe_shows_the_difference(tmp_path):
     write(tmp_path, 1)
     found = checkpoint.load(tmp_path)
     checkpoint.require_same_recipe(found, RECIPE)

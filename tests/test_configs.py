@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from data_trees import picture, write
-from trees_coco import id_colours
-from trees_kitti import kitti_depth_tree, kitti_selection_tree, kitti_tree, text
+from data_trees import noise_image, write_image
+from trees_coco import ids_to_colors
+from trees_kitti import kitti_depth_tree, kitti_selection_tree, kitti_tree, write_text
 from trees_street import bdd100k_tree, cityscapes_instances_tree
 
 import perception
@@ -28,13 +28,13 @@ PUBLISHED = Path(os.environ.get("PERCEPTION_TEST_DATA", "/nowhere")) / "coco128/
 
 
 def coco(root: Path, folder: str = "coco", splits: tuple[str, ...] = ("train", "val")) -> None:
-    """Two pictures a split with COCO's own categories."""
+    """Two images a split with COCO's own categories."""
     if not PUBLISHED.is_dir():
         pytest.skip("COCO's categories are in the data of PERCEPTION_TEST_DATA")
     for split in splits:
         images = [{"id": i, "file_name": f"{i:03d}.jpg", "height": 48, "width": 64} for i in range(2)]
         for image in images:
-            write(root / folder / f"{split}2017" / image["file_name"], picture(image["id"]))
+            write_image(root / folder / f"{split}2017" / image["file_name"], noise_image(image["id"]))
         boxes = [
             {"id": i + 1, "image_id": i, "category_id": 3, "bbox": [4, 5, 20, 20], "area": 400, "iscrowd": 0}
             for i in range(2)
@@ -49,9 +49,9 @@ def coco(root: Path, folder: str = "coco", splits: tuple[str, ...] = ("train", "
         for kind, labels in (("instances", boxes), ("panoptic", maps)):
             categories = json.loads((PUBLISHED / f"{kind}_train2017.json").read_text())["categories"]
             content = {"images": images, "annotations": labels, "categories": categories}
-            text(root / folder / f"annotations/{kind}_{split}2017.json", json.dumps(content))
+            write_text(root / folder / f"annotations/{kind}_{split}2017.json", json.dumps(content))
         for one in maps:
-            write(root / folder / f"annotations/panoptic_{split}2017" / one["file_name"], id_colours(ids))
+            write_image(root / folder / f"annotations/panoptic_{split}2017" / one["file_name"], ids_to_colors(ids))
 
 
 def cityscapes(root: Path) -> None:
@@ -78,15 +78,15 @@ def bdd100k(root: Path) -> None:
 def nyuv2(root: Path) -> None:
     for split in ("train", "val"):
         for i in range(2):
-            write(root / f"nyuv2/{split}/images/{i}.png", picture(i))
-            write(root / f"nyuv2/{split}/masks/{i}.png", np.full((48, 64), 3 + i, np.uint8))
+            write_image(root / f"nyuv2/{split}/images/{i}.png", noise_image(i))
+            write_image(root / f"nyuv2/{split}/masks/{i}.png", np.full((48, 64), 3 + i, np.uint8))
             (root / f"nyuv2/{split}/depths").mkdir(exist_ok=True)
             np.save(root / f"nyuv2/{split}/depths/{i}.npy", np.full((48, 64), 2.5, np.float32))
-    text(root / "nyuv2/classes.txt", "\n".join(CLASSES_40) + "\n")
-    write(root / "nyu/kitchen_0028b/rgb_00045.jpg", picture(0))
-    write(root / "nyu/kitchen_0028b/sync_depth_00045.png", np.full((48, 64), 2500, np.uint16))
+    write_text(root / "nyuv2/classes.txt", "\n".join(CLASSES_40) + "\n")
+    write_image(root / "nyu/kitchen_0028b/rgb_00045.jpg", noise_image(0))
+    write_image(root / "nyu/kitchen_0028b/sync_depth_00045.png", np.full((48, 64), 2500, np.uint16))
     line = "/kitchen_0028b/rgb_00045.jpg /kitchen_0028b/sync_depth_00045.png 518.8579\n"
-    text(root / "nyudepthv2_train_files_with_gt.txt", line)
+    write_text(root / "nyudepthv2_train_files_with_gt.txt", line)
 
 
 def kitti(root: Path) -> None:
@@ -98,18 +98,18 @@ def kitti(root: Path) -> None:
     for name, place in (("kitti_depth", "depth"), ("kitti_raw", "raw"), ("depth_selection", "depth_selection")):
         (root / name).rename(root / "kitti" / place)
     for split, name in (("train", "000000"), ("val", "000001")):
-        text(root / f"kitti/object/ImageSets/{split}.txt", f"{name}\n")
+        write_text(root / f"kitti/object/ImageSets/{split}.txt", f"{name}\n")
 
 
 def camvid_idd(root: Path) -> None:
-    """Names as in the two sets; each picture is one band of every id."""
+    """Names as in the two sets; each image is one band of every id."""
     for name, ids in (("camvid", CAMVID), ("idd", IDD)):
-        text(root / f"{name}/classes.txt", "\n".join(ids) + "\n")
+        write_text(root / f"{name}/classes.txt", "\n".join(ids) + "\n")
         for split in ("train", "val"):
             for i in range(2):
-                write(root / f"{name}/images/{split}/{i}.png", picture(i))
+                write_image(root / f"{name}/images/{split}/{i}.png", noise_image(i))
                 bands = np.linspace(0, len(ids) - 1, 64).round().astype(np.uint8)
-                write(root / f"{name}/masks/{split}/{i}.png", np.tile(bands, (48, 1)))
+                write_image(root / f"{name}/masks/{split}/{i}.png", np.tile(bands, (48, 1)))
 
 
 CAMVID = (
@@ -148,7 +148,7 @@ def test_says_how_to_run_it_and_on_what(path):
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_builds_its_network_without_weights(path):
     recipe = recipes.load(path)
-    model = recipes.build_model(recipe, weights=False)
+    model = recipes.build_model(recipe, pretrained=False)
     assert {name: spec.classes for name, spec in model.specs.items()} == recipe.classes
     for names in recipe.classes.values():
         assert len(set(names)) == len(names)
@@ -164,33 +164,33 @@ def test_its_readers_label_its_classes(name, tmp_path):
     path = next(path for path in RECIPES if path.stem == name)
     recipe = recipes.load(path, [f"data.root={tmp_path}", "data.size=[64, 96]"])
     mixture = recipes.build_mixture(recipe)
-    held_out = recipes.validation_sources(recipe)
+    held_out = recipes.open_validation_sources(recipe)
     for sources, wanted in ((mixture.sources, recipe.data.train), (held_out, recipe.data.validation)):
         assert [source.name for source in sources] == [source.name for source in wanted]
-        seen = {task for source in sources for i in range(len(source)) for task in source.sample(i).annotations}
+        seen = {task for source in sources for i in range(len(source)) for task in source.load_sample(i).annotations}
         assert seen == set(recipe.tasks)
-    assert mixture.sample(0).image.shape == (64, 96, 3)
+    assert mixture.load_sample(0).image.shape == (64, 96, 3)
 
 
 @pytest.mark.parametrize("path", [DEMO, *(path for path in RECIPES if path.stem == "street")], ids=lambda p: p.stem)
 def test_the_sky_of_made_streets_is_far_in_training_and_unknown_in_validation(path, tmp_path):
-    synthetic.write(tmp_path / "street", 6, 0, (64, 128), 0.5)
-    plain = [f"data.augment.{key}=0" for key in ("flip", "colour", "degrade")] + ["data.augment.scale=[1, 1]"]
+    synthetic.write_dataset(tmp_path / "street", 6, 0, (64, 128), 0.5)
+    plain = [f"data.augment.{key}=0" for key in ("flip", "color", "degrade")] + ["data.augment.scale=[1, 1]"]
     recipe = recipes.load(
         path, [f"data.root={tmp_path / 'street'}", "data.size=[64, 128]", *plain], ("segmentation", "depth")
     )
     mixture = recipes.build_mixture(recipe)
     sky, far = recipe.classes["segmentation"].index("sky"), 0
     for turn in range(4):
-        labels = mixture.sample(turn).annotations
+        labels = mixture.load_sample(turn).annotations
         depth, where = labels["depth"], labels["segmentation"].values == sky
         assert (depth.valid & (depth.values == 80))[where].all()
         assert depth.values.max() <= recipe.tasks["depth"].limits[1]
         far += where.sum()
     assert far > 100
-    for source in recipes.validation_sources(recipe):
+    for source in recipes.open_validation_sources(recipe):
         for i in range(len(source)):
-            labels = source.sample(i).annotations
+            labels = source.load_sample(i).annotations
             assert not labels["depth"].valid[labels["segmentation"].values == sky].any()
 
 

@@ -8,8 +8,8 @@ import pytest
 from data_trees import coco_tree, label_maps_tree, open_tree
 
 from perception import cli
-from perception.bench.data import measure, processor_seconds
-from perception.config import build
+from perception.bench.data import cpu_seconds, measure_loading
+from perception.config import validate_config
 from perception.data import AugmentConfig
 from perception.data.mixture import Mixture
 
@@ -24,14 +24,14 @@ def sources(tmp_path):
 
 @pytest.mark.parametrize("mosaic", [0, 1])
 def test_the_parts_make_the_whole(sources, mosaic):
-    mixture = Mixture(sources, (64, 96), build(AugmentConfig, {"degrade": 0, "mosaic": mosaic}))
-    speed = measure(mixture, TASKS, 4, workers=0, seconds=0.5)
+    mixture = Mixture(sources, (64, 96), validate_config(AugmentConfig, {"degrade": 0, "mosaic": mosaic}))
+    speed = measure_loading(mixture, TASKS, 4, workers=0, seconds=0.5)
     assert [source.name for source in speed.sources] == ["boxes", "maps"]
     for source in speed.sources:
-        assert 0 < source.decode < source.whole
-        assert 0 < source.read < source.whole
-    assert 1 < speed.pictures_per_second < 1e5
-    assert 0 < speed.processor_seconds < 1 or math.isnan(speed.processor_seconds)
+        assert 0 < source.decode_seconds < source.total_seconds
+        assert 0 < source.read_seconds < source.total_seconds
+    assert 1 < speed.images_per_second < 1e5
+    assert 0 < speed.cpu_seconds_per_image < 1 or math.isnan(speed.cpu_seconds_per_image)
     text = str(speed)
     assert "in the process itself" in text
     assert all(source.name in text for source in speed.sources)
@@ -39,21 +39,21 @@ def test_the_parts_make_the_whole(sources, mosaic):
 
 def test_measuring_changes_nothing_and_workers_end(sources):
     mixture = Mixture(sources, (64, 96))
-    before = mixture.sample(3).image.tobytes()
-    speed = measure(mixture, TASKS, 4, workers=1, seconds=0.2)
+    before = mixture.load_sample(3).image.tobytes()
+    speed = measure_loading(mixture, TASKS, 4, workers=1, seconds=0.2)
     assert "1 workers" in str(speed)
-    assert mixture.sample(3).image.tobytes() == before
+    assert mixture.load_sample(3).image.tobytes() == before
     assert not mixture.skipped
 
 
 def test_processor_time_counts():
-    begun = processor_seconds()
+    begun = cpu_seconds()
     if math.isnan(begun):
         pytest.skip("no /proc")
     deadline = time.process_time() + 0.1
     while time.process_time() < deadline:
         sum(range(1000))
-    assert 0.05 <= processor_seconds() - begun < 5
+    assert 0.05 <= cpu_seconds() - begun < 5
 
 
 def recipe(root) -> str:
@@ -91,9 +91,10 @@ def test_what_the_command_cannot_do(tmp_path, capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
-def test_D1_a_damaged_source_is_an_error_here_too(tmp_path, capsys):
+@pytest.mark.fault("D1")
+def test_a_damaged_source_is_an_error_here_too(tmp_path, capsys):
     path = recipe(tmp_path)
     for picture in (tmp_path / "coco/images").iterdir():
         os.truncate(picture, 100)
     assert cli.main(["bench", "data", path, "--seconds", "0.2", "data.workers=0"]) == 2
-    assert "pictures in a row cannot be read" in capsys.readouterr().err
+    assert "images in a row cannot be read" in capsys.readouterr().err

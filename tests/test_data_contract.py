@@ -14,15 +14,15 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from data_damage import bounded
-from data_trees import CLASSES, all_trees, check_annotation, open_tree, source_config, write
+from data_corruption import limit_resources
+from data_trees import CLASSES, all_trees, check_annotation, open_tree, source_config, write_image
 
-from perception.data import DATASETS, Source, open_source
+from perception.data import DATASETS, DataSource, open_source
 from perception.types import Camera, DataError, DenseMap, ImageLabel, Instances, Sample
 
 TREES = all_trees()
-PICTURE_SIZE_IS_NOT_KNOWN = ("image_labels", "yolo", "yolo_masks")
-"""Formats whose labels say nothing of the picture's size, or are relative to it."""
+IMAGE_SIZE_IS_NOT_KNOWN = ("image_labels", "yolo", "yolo_masks")
+"""Formats whose labels say nothing of the image's size, or are relative to it."""
 
 
 @pytest.fixture(scope="module", params=TREES)
@@ -54,8 +54,8 @@ def digest(sample: Sample) -> str:
 
 
 def outcome(root: Path, config: dict[str, Any]) -> tuple[dict[str, str], list[str]]:
-    """(picture -> check sum of its sample, what was reported: errors and problems)."""
-    with bounded(10, 2 << 30):
+    """(image -> check sum of its sample, what was reported: errors and problems)."""
+    with limit_resources(10, 2 << 30):
         try:
             source = open_tree(root, config)
         except DataError as error:
@@ -65,7 +65,7 @@ def outcome(root: Path, config: dict[str, Any]) -> tuple[dict[str, str], list[st
         samples = {}
         for index in range(len(source)):
             try:
-                samples[source.id(index)] = digest(source.sample(index))
+                samples[source.image_id(index)] = digest(source.load_sample(index))
             except DataError as error:
                 reports.append(str(error))
         return samples, reports
@@ -86,7 +86,7 @@ def test_samples_are_what_their_types_promise(tree):
     assert set(reader.tasks) <= set(CLASSES)
     labelled = set()
     for index in range(len(source)):
-        sample = source.sample(index)
+        sample = source.load_sample(index)
         assert sample.image.dtype == np.uint8
         assert sample.image.flags.c_contiguous
         assert sample.camera is None or all(np.isfinite(value) for value in parts(sample.camera).values())
@@ -103,30 +103,32 @@ def test_the_size_may_be_unknown(tree):
     root, config = tree
     source = open_tree(root, config)
     for index in range(len(source)):
-        sample = source.sample(index)
-        without = source.annotations(index)
+        sample = source.load_sample(index)
+        without = source.read_annotations(index)
         assert digest(sample) == digest(Sample(sample.image, dict(without), sample.camera))
 
 
+@pytest.mark.fault("D6")
 @pytest.mark.parametrize("other", [(49, 64), (48, 63), (64, 48), (1, 1)])
-def test_D6_labels_of_a_picture_of_another_size(tree, other):
+def test_labels_of_an_image_of_another_size(tree, other):
     root, config = tree
-    if config["format"] in PICTURE_SIZE_IS_NOT_KNOWN:
-        pytest.skip("its labels say nothing of the picture's size")
+    if config["format"] in IMAGE_SIZE_IS_NOT_KNOWN:
+        pytest.skip("its labels say nothing of the image's size")
     source = open_tree(root, config)
-    for index, picture in enumerate(source.pictures):
+    for index, picture in enumerate(source.records):
         with pytest.raises(DataError, match=f"{other[1]} x {other[0]}") as caught:
-            source.annotations(index, other)
+            source.read_annotations(index, other)
         assert picture.path.name in str(caught.value)
 
 
-def test_L1_a_reader_travels_to_a_worker(tree):
+@pytest.mark.fault("L1")
+def test_a_reader_travels_to_a_worker(tree):
     root, config = tree
     source = open_tree(root, config)
     again = pickle.loads(pickle.dumps(source))
     assert again.problems == source.problems
-    assert [digest(again.sample(i)) for i in range(len(again))] == [
-        digest(source.sample(i)) for i in range(len(source))
+    assert [digest(again.load_sample(i)) for i in range(len(again))] == [
+        digest(source.load_sample(i)) for i in range(len(source))
     ]
 
 
@@ -157,11 +159,12 @@ def test_the_order_does_not_depend_on_how_folders_are_listed(tree, monkeypatch):
         monkeypatch.setattr(os, "scandir", ways[0])
         monkeypatch.setattr(os, "listdir", ways[1])
         source = open_tree(root, config)
-        listed[turn] = [source.readers[0].images, [digest(source.sample(i)) for i in range(len(source))]]
+        listed[turn] = [source.readers[0].images, [digest(source.load_sample(i)) for i in range(len(source))]]
     assert listed["forwards"] == listed["backwards"]
 
 
-def test_D17_only_the_tasks_of_the_recipe_are_labelled(tree):
+@pytest.mark.fault("D17")
+def test_only_the_tasks_of_the_recipe_are_labeled(tree):
     root, config = tree
     whole = open_tree(root, config)
     for task in whole.tasks:
@@ -169,7 +172,7 @@ def test_D17_only_the_tasks_of_the_recipe_are_labelled(tree):
         assert source is not None
         assert source.tasks == (task,)
         for index in range(len(source)):
-            assert set(source.annotations(index)) == {task}
+            assert set(source.read_annotations(index)) == {task}
     none = open_source(source_config(config), root, {"other": ("a",)})
     assert none is None
 
@@ -195,7 +198,8 @@ def task_of(config: dict[str, Any], name: str, ending: str) -> str:
     return config.get(key) or fields[key].default
 
 
-def test_D11_options_that_name_no_class_are_refused_with_the_nearest(tree):
+@pytest.mark.fault("D11")
+def test_options_that_name_no_class_are_refused_with_the_nearest(tree):
     root, config = tree
     tasks = open_tree(root, config).tasks
     for name in options(config, "rename", tasks):
@@ -214,7 +218,8 @@ def test_D11_options_that_name_no_class_are_refused_with_the_nearest(tree):
                 open_tree(root, {**config, name: ["qqqqq"]})
 
 
-def test_D11_a_class_without_a_place_in_the_recipe_is_refused_with_the_nearest(tree):
+@pytest.mark.fault("D11")
+def test_a_class_without_a_place_in_the_recipe_is_refused_with_the_nearest(tree):
     root, config = tree
     tasks = [task for task in open_tree(root, config).tasks if CLASSES[task]]
     for task in tasks:
@@ -223,27 +228,27 @@ def test_D11_a_class_without_a_place_in_the_recipe_is_refused_with_the_nearest(t
             open_source(source_config(bare), root, {task: ("qqqqq", "zzzzz")})
 
 
-def test_labels_only_marks_the_other_classes_as_unlabelled(tree):
+def test_labels_only_marks_the_other_classes_as_unlabeled(tree):
     root, config = tree
     whole = open_tree(root, config)
     for name in options(config, "labels_only", whole.tasks):
         task = task_of(config, name, "labels_only")
-        seen = {c for i in range(len(whole)) for c in labels_in(whole.annotations(i).get(task))}
+        seen = {c for i in range(len(whole)) for c in labels_in(whole.read_annotations(i).get(task))}
         kept = CLASSES[task][min(seen)]
         source = open_tree(root, {**config, name: [kept]})
         index = CLASSES[task].index(kept)
         met = 0
         for i in range(len(source)):
-            match source.sample(i).annotations.get(task):
+            match source.load_sample(i).annotations.get(task):
                 case Instances(boxes, labels, _, ignore, classes):
                     assert classes.tolist() == [c == index for c in range(len(CLASSES[task]))]
                     assert len(boxes) == 0 or (labels[~ignore] == index).all() if ignore is not None else True
                     met += 1
                 case DenseMap(values, valid, _, space):
-                    before = whole.sample(i).annotations[task]
+                    before = whole.load_sample(i).annotations[task]
                     others = tuple(k for k in range(len(CLASSES[task])) if k != index)
                     assert (valid == before.valid).all(), "what had a label has one still: what it is not"
-                    sets = [(k,) for k in range(len(CLASSES[task]))] if space is None else space.sets
+                    sets = [(k,) for k in range(len(CLASSES[task]))] if space is None else space.class_sets
                     mine = np.array([each == (index,) for each in sets])[values[valid]]
                     assert {sets[k] for k in np.unique(values[valid])} <= {(index,), others}
                     assert (mine == (before.values[valid] == index)).all()
@@ -262,25 +267,25 @@ def test_a_coarse_name_is_a_set_of_classes_in_every_reader_of_label_maps(tree):
     for name in options(config, "coarse", whole.tasks):
         task = task_of(config, name, "coarse")
         class_map = next(reader.class_maps[task] for reader in whole.readers if task in reader.class_maps)
-        there = {k for i in range(len(whole)) for k in labels_in(whole.annotations(i).get(task))}
-        theirs = [own for own, k in class_map.index.items() if k in there]
+        there = {k for i in range(len(whole)) for k in labels_in(whole.read_annotations(i).get(task))}
+        theirs = [own for own, k in class_map.indices.items() if k in there]
         if len(theirs) < 2:
             continue
         ending = name.removesuffix("coarse")
         given = config.get(f"{ending}rename") or {}
         plain = {**config, f"{ending}rename": {k: v for k, v in given.items() if k != theirs[0]}}
-        both = [CLASSES[task][k] for k in sorted({class_map.index[own] for own in theirs[:2]})]
+        both = [CLASSES[task][k] for k in sorted({class_map.indices[own] for own in theirs[:2]})]
         source = open_tree(root, {**plain, name: {theirs[0]: both}})
         met = 0
         for i in range(len(source)):
-            label_map, before = source.annotations(i).get(task), whole.annotations(i).get(task)
+            label_map, before = source.read_annotations(i).get(task), whole.read_annotations(i).get(task)
             if label_map is None:
                 continue
             assert (label_map.valid == before.valid).all()
             for k in np.unique(label_map.values[label_map.valid]).tolist():
                 here = label_map.valid & (label_map.values == k)
-                assert set(np.unique(before.values[here]).tolist()) <= set(label_map.classes.sets[k])
-                met += label_map.classes.sets[k] == tuple(CLASSES[task].index(one) for one in both)
+                assert set(np.unique(before.values[here]).tolist()) <= set(label_map.labeled_classes.class_sets[k])
+                met += label_map.labeled_classes.class_sets[k] == tuple(CLASSES[task].index(one) for one in both)
         assert met
         with pytest.raises(DataError, match=r"(?s)coarse names.*qqqqq.*(Did you mean|Known: )"):
             open_tree(root, {**config, name: {"qqqqq": both}})
@@ -348,8 +353,9 @@ def kinds_of_files(root: Path) -> list[Path]:
     return [paths[min(1, len(paths) - 1)] for paths in kinds.values()]
 
 
+@pytest.mark.fault("D13")
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_D13_a_spoiled_file_is_never_passed_over_in_silence(tree, damage, tmp_path):
+def test_a_spoiled_file_is_never_passed_over_in_silence(tree, damage, tmp_path):
     root, config = tree
     samples_before, reports_before = outcome(root, config)
     for number, file in enumerate(kinds_of_files(root)):
@@ -369,7 +375,8 @@ def test_D13_a_spoiled_file_is_never_passed_over_in_silence(tree, damage, tmp_pa
             assert any(path.name in report for report in new), (path, reports)
 
 
-def test_D14_files_that_link_out_are_refused(tree, tmp_path):
+@pytest.mark.fault("D14")
+def test_files_that_link_out_are_refused(tree, tmp_path):
     root, config = tree
     named = {(root / value).resolve() for value in config.values() if isinstance(value, str)}
     for number, file in enumerate(kinds_of_files(root)):
@@ -393,7 +400,7 @@ def matters(outside: Path, root: Path, config: dict[str, Any]) -> bool:
     return outcome(root, config) != found
 
 
-def test_an_empty_folder_of_pictures_is_an_error_that_names_it(copied):
+def test_an_empty_folder_of_images_is_an_error_that_names_it(copied):
     root, config = copied
     for path in open_tree(root, config).readers[0].images:
         path.unlink()
@@ -426,28 +433,28 @@ def test_the_tree_may_be_read_only(copied):
         path.chmod(0o755 if path.is_dir() else 0o644)
 
 
-def test_readers_of_the_same_pictures_make_one_source(copied):
+def test_readers_of_the_same_images_make_one_source(copied):
     root, config = copied
     alone = open_tree(root, config)
     images = alone.readers[0].images
     shared = Path(os.path.commonpath([path.parent for path in images]))
-    if shared == root:  # pictures of several folders: not a folder of its own
+    if shared == root:  # images of several folders: not a folder of its own
         shared = images[0].parent
     other = {"format": "image_labels", "images": str(shared.relative_to(root)), "patterns": {"*": "night"}}
     joined = open_tree(root, config, other)
-    assert isinstance(joined, Source)
-    assert {picture.path for picture in joined.pictures} >= set(images)
-    index = next(i for i, picture in enumerate(joined.pictures) if picture.path == images[0])
+    assert isinstance(joined, DataSource)
+    assert {picture.path for picture in joined.records} >= set(images)
+    index = next(i for i, picture in enumerate(joined.records) if picture.path == images[0])
     if "classification" in alone.tasks:
         with pytest.raises(DataError, match="two of its readers label task 'classification'"):
-            joined.sample(index)
+            joined.load_sample(index)
         return
-    sample = joined.sample(index)
+    sample = joined.load_sample(index)
     assert sample.annotations["classification"].values.tolist() == [0, 1]
-    assert set(sample.annotations) == {"classification", *alone.sample(0).annotations}
+    assert set(sample.annotations) == {"classification", *alone.load_sample(0).annotations}
 
 
-def test_strange_names_of_pictures_are_read(tmp_path):
+def test_strange_names_of_images_are_read(tmp_path):
     """Blanks, newlines, letters beyond ASCII, composed and decomposed: files like any other."""
     names = [
         "a b.png",
@@ -462,19 +469,19 @@ def test_strange_names_of_pictures_are_read(tmp_path):
         "*.png",
     ]
     for i, name in enumerate(names):
-        write(tmp_path / "scenes/day" / f"{i}.png", np.full((8, 8, 3), i, np.uint8))
+        write_image(tmp_path / "scenes/day" / f"{i}.png", np.full((8, 8, 3), i, np.uint8))
         (tmp_path / "scenes/day" / f"{i}.png").rename(tmp_path / "scenes/day" / name)
     source = open_tree(tmp_path, {"format": "image_labels", "images": "scenes"}, classification=("day",))
-    assert {Path(source.id(i)).name for i in range(len(source))} == set(names)
-    assert sorted(int(source.sample(i).image[0, 0, 0]) for i in range(len(source))) == list(range(len(names)))
+    assert {Path(source.image_id(i)).name for i in range(len(source))} == set(names)
+    assert sorted(int(source.load_sample(i).image[0, 0, 0]) for i in range(len(source))) == list(range(len(names)))
 
 
 def labelled(root: Path, config: dict[str, Any]) -> tuple[str, dict[str, str]] | None:
     """(check sum of all labels, fingerprint) of a source; None where it, or one of its samples, is refused."""
     try:
         source = open_tree(root, config)
-        found = source.fingerprint()
-        samples = [source.annotations(index) for index in range(len(source))]
+        found = source.compute_fingerprints()
+        samples = [source.read_annotations(index) for index in range(len(source))]
     except DataError:
         return None
     said = hashlib.sha256()
@@ -509,7 +516,8 @@ def other_contents(path: Path, count: int = 30) -> Iterator[bytes]:
         yield data[:at] + bytes([data[at] + 1]) + data[at + 1 :]
 
 
-def test_T5_the_fingerprint_is_that_of_what_the_labels_say(copied, tmp_path):
+@pytest.mark.fault("T5")
+def test_the_fingerprint_is_that_of_what_the_labels_say(copied, tmp_path):
     """It stays when files are touched, read or moved, and changes with any label."""
     root, config = copied
     labels, before = labelled(root, config)
@@ -517,11 +525,11 @@ def test_T5_the_fingerprint_is_that_of_what_the_labels_say(copied, tmp_path):
         os.utime(path, (1e9, 1e9))
     shutil.copytree(root, tmp_path / "moved", symlinks=True)
     source = open_tree((tmp_path / "moved").resolve(), config)
-    assert source.fingerprint() == labelled(root, config)[1] == before
+    assert source.compute_fingerprints() == labelled(root, config)[1] == before
     for index in range(len(source)):
-        source.sample(index)
-    assert source.fingerprint() == before
-    pictures = {picture.path for picture in open_tree(root, config).pictures}
+        source.load_sample(index)
+    assert source.compute_fingerprints() == before
+    pictures = {picture.path for picture in open_tree(root, config).records}
     changed = 0
     for path in sorted(p for p in root.rglob("*") if p.is_file() and p.resolve() not in pictures):
         data = path.read_bytes()

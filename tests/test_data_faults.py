@@ -1,6 +1,6 @@
 """What the rows D1 to D17 ask for beyond a single reader: the doctor, losses, metrics, offsets, and memory.
 
-Pictures: `test_data_picture_faults`. Loader workers (L1): `test_data_loader`, `test_data_workers`. Archives (S6):
+Images: `test_data_image_faults`. Loader workers (L1): `test_data_loader`, `test_data_workers`. Archives (S6):
 `test_data_archives`. Any file of any format: `test_data_contract`, `test_data_fuzz`.
 """
 
@@ -25,57 +25,60 @@ from data_trees import (
     image_labels_tree,
     label_maps_tree,
     open_tree,
-    write,
+    write_image,
 )
-from doctor_cases import examined, kinds, recipe
+from doctor_cases import build_recipe, finding_kinds, run_doctor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trees_street import cityscapes_instances_tree
 
-from perception.config import build
+from perception.config import validate_config
 from perception.data import AugmentConfig
 from perception.data.collate import collate
-from perception.data.loader import evaluation_batches, train_batches
+from perception.data.loader import make_evaluation_loader, make_train_loader
 from perception.data.mixture import Mixture
 from perception.data.sampler import MixConfig
 from perception.files.strict_json import read_json
 from perception.metrics.detection import DetectionMetric
-from perception.model import ModelConfig, Perception
+from perception.model import ModelConfig, MultiTaskModel
 from perception.nn.backbone import BackboneConfig
-from perception.tasks import TASKS, join
+from perception.tasks import TASKS, sum_loss_terms
 from perception.types import DataError, Instances
 
 SIZE = (64, 96)
 
 
+@pytest.mark.fault("D1")
 @pytest.mark.parametrize("fault", ["truncated", "flipped", "empty", "HTML"])
-def test_D1_the_doctor_names_a_damaged_picture(tmp_path, fault):
-    mapping = recipe(tmp_path)
+def test_the_doctor_names_a_damaged_image(tmp_path, fault):
+    mapping = build_recipe(tmp_path)
     path = tmp_path / "train/coco/images/001.jpg"
     data = bytearray(path.read_bytes())
     middle = len(data) // 2
     if fault == "flipped":
         data[middle : middle + 40] = bytes(byte ^ 0x5A for byte in data[middle : middle + 40])
     path.write_bytes({"truncated": data[:middle], "empty": b"", "HTML": b"<!DOCTYPE html>", "flipped": data}[fault])
-    found = examined(tmp_path, mapping)
-    assert "damaged_picture" in kinds(found)
-    finding = next(finding for finding in found.findings if finding.kind == "damaged_picture")
+    found = run_doctor(tmp_path, mapping)
+    assert "damaged_image" in finding_kinds(found)
+    finding = next(finding for finding in found.findings if finding.code == "damaged_image")
     assert any("001.jpg" in example for example in finding.examples)
 
 
-def test_D5_one_of_many_pictures_missing_is_skipped_all_of_them_name_the_root(tmp_path):
+@pytest.mark.fault("D5")
+def test_one_of_many_images_missing_is_skipped_all_of_them_name_the_root(tmp_path):
     trees = [coco_tree(tmp_path, 4), image_labels_tree(tmp_path, 4)]
     for config, folder in zip(trees, ("coco/images", "scenes"), strict=True):
         source = open_tree(tmp_path, config)
         for path in (tmp_path / folder).rglob("*.jpg"):
             path.unlink()
         with pytest.raises(DataError, match=str(tmp_path)):
-            Mixture([source], SIZE).sample(0)
-    with pytest.raises(DataError, match=rf"none of its 4 pictures is under {tmp_path}/coco/images, the first is"):
+            Mixture([source], SIZE).load_sample(0)
+    with pytest.raises(DataError, match=rf"none of its 4 images is under {tmp_path}/coco/images, the first is"):
         open_tree(tmp_path, trees[0])
 
 
-def test_D5_a_name_in_other_letters_is_told(tmp_path):
+@pytest.mark.fault("D5")
+def test_a_name_in_other_letters_is_told(tmp_path):
     """Capitals differ, or accents are letters of their own: macOS and Windows take such names for the same."""
     for on_disk, listed in (("A.JPG", "a.jpg"), ("e\u0301.jpg", "é.jpg")):
         root = tmp_path / listed
@@ -84,30 +87,34 @@ def test_D5_a_name_in_other_letters_is_told(tmp_path):
         config = coco_tree(root, 4, content)
         (root / "coco/images/000.jpg").rename(root / "coco/images" / on_disk)
         source = open_tree(root, config)
-        assert source.problems["missing pictures"] == 1
+        assert source.problems["missing images"] == 1
         for path in (root / "coco/images").glob("0*.jpg"):
             path.unlink()
         with pytest.raises(DataError, match=f"there is {on_disk!r}: other capitals, or letters composed otherwise"):
             open_tree(root, config)
 
 
-def test_D6_maps_of_one_picture_that_differ_in_size(tmp_path):
-    """Also where the picture's own size is not asked for."""
+@pytest.mark.fault("D6")
+def test_maps_of_one_image_that_differ_in_size(tmp_path):
+    """Also where the image's own size is not asked for."""
     config = cityscapes_instances_tree(tmp_path)
     path = next((tmp_path / "city/gtFine/train/ulm").glob("*labelIds.png"))
-    write(path, np.full((480, 640), 7, np.uint8))
+    write_image(path, np.full((480, 640), 7, np.uint8))
     source = open_tree(tmp_path, config)
     name = path.name.removesuffix("_gtFine_labelIds.png")
-    index = next(i for i, picture in enumerate(source.pictures) if picture.path.name.startswith(name))
+    index = next(i for i, picture in enumerate(source.records) if picture.path.name.startswith(name))
     with pytest.raises(DataError, match="640 x 480"):
-        source.annotations(index)
+        source.read_annotations(index)
 
 
 def perfect(target: Instances) -> Instances:
     return Instances(target.boxes, target.labels, np.linspace(0.9, 0.8, len(target.boxes), dtype=np.float32))
 
 
-def test_D7_D8_D10_whatever_boxes_a_file_holds_the_rest_can_be_evaluated(tmp_path):
+@pytest.mark.fault("D10")
+@pytest.mark.fault("D8")
+@pytest.mark.fault("D7")
+def test_whatever_boxes_a_file_holds_the_rest_can_be_evaluated(tmp_path):
     """Annotation id 0 counts (to pycocotools it is "not matched"); boxes that would crash an evaluator are gone."""
     content = coco_content(4)
     bad = [[1, 1, 0, 5], [1, 1, 5, -2], [1e300, 1, 5, 5], [1, 1, 1e30, 1e30], [-50, -50, 9, 9], [500, 1, 5, 5]]
@@ -119,10 +126,10 @@ def test_D7_D8_D10_whatever_boxes_a_file_holds_the_rest_can_be_evaluated(tmp_pat
     assert sum(source.problems.values()) >= len(bad)
     metric = DetectionMetric(CLASSES["detection"])
     for index in range(len(source)):
-        target = source.annotations(index)["detection"]
+        target = source.read_annotations(index)["detection"]
         metric.update(str(index), perfect(target), target)
     assert metric.compute()["ap"] == pytest.approx(1.0)
-    assert metric.table()["vehicle"]["count"] == 3
+    assert metric.compute_per_class()["vehicle"]["count"] == 3
 
 
 @pytest.fixture(autouse=True)
@@ -134,26 +141,27 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
-def small_network(*tasks: str) -> Perception:
+def small_network(*tasks: str) -> MultiTaskModel:
     torch.manual_seed(0)
     configs = {}
     for task in tasks:
         kind = TASKS[task].Config
         configs[task] = kind(classes=CLASSES[task]) if CLASSES[task] else kind()
-    return Perception(ModelConfig(backbone=BackboneConfig(name="test_efficientnet", weights="none")), configs)
+    return MultiTaskModel(ModelConfig(backbone=BackboneConfig(name="test_efficientnet", weights="none")), configs)
 
 
+@pytest.mark.fault("D12")
 @pytest.mark.parametrize("mask", [{}, {"segmentation": {"size": [48, 64], "counts": [0, 3072]}}])
-def test_D12_a_crowd_is_an_ignore_region_in_loss_and_metric(tmp_path, mask):
-    """A crowd over the whole picture: no class score is pushed anywhere, and no detection in it is wrong."""
+def test_a_crowd_is_an_ignore_region_in_loss_and_metric(tmp_path, mask):
+    """A crowd over the whole image: no class score is pushed anywhere, and no detection in it is wrong."""
     content = coco_content(2)
     crowd = {"id": 1, "image_id": 10, "category_id": 3, "bbox": [0, 0, 64, 48], "iscrowd": 1, **mask}
     content["annotations"] = [crowd]
     content["categories"].append({"id": 9, "name": "bike"})
     source = open_tree(tmp_path, coco_tree(tmp_path, 2, content))
-    plain = build(AugmentConfig, {"scale": [1, 1], "flip": 0, "colour": 0, "degrade": 0})
+    plain = validate_config(AugmentConfig, {"scale": [1, 1], "flip": 0, "color": 0, "degrade": 0})
     mixture = Mixture([source], SIZE, plain)
-    samples = [mixture.sample(p) for p in range(2)]
+    samples = [mixture.load_sample(p) for p in range(2)]
     samples.sort(key=lambda sample: sample.id)
     network = small_network("detection").train()
     for sample, pushed in zip(samples, (False, True), strict=True):
@@ -162,12 +170,14 @@ def test_D12_a_crowd_is_an_ignore_region_in_loss_and_metric(tmp_path, mask):
         assert len(target.boxes) == (0 if pushed else 1)
         raw = network(batch.images)["detection"]
         raw.logits.retain_grad()
-        join(network.tasks["detection"].loss(raw, batch.annotations["detection"], batch.cameras)).backward()
+        sum_loss_terms(
+            network.tasks["detection"].total_loss_terms(raw, batch.annotations["detection"], batch.cameras)
+        ).backward()
         region = target.boxes[0] if len(target.boxes) else torch.tensor([0, 0, SIZE[1], SIZE[0]])
         inside = ((raw.points >= region[:2]) & (raw.points <= region[2:])).all(1)
         assert inside.sum() > len(inside) / 2
         assert bool(raw.logits.grad[:, inside].any()) is pushed
-    target = source.annotations(0)["detection"]
+    target = source.read_annotations(0)["detection"]
     metric = DetectionMetric(CLASSES["detection"])
     whole = Instances(np.array([[1, 1, 9, 9]], np.float32), np.array([0]))
     metric.update("crowd", perfect(whole), target)
@@ -184,13 +194,14 @@ VALUES = st.recursive(
 OBJECTS = st.dictionaries(WORDS, VALUES, min_size=1, max_size=4)
 
 
+@pytest.mark.fault("D13")
 @settings(max_examples=120, deadline=None)
 @given(
     before=OBJECTS,
     after=VALUES,
     fault=st.sampled_from(["NaN", "-Infinity", "twice"]),
 )
-def test_D13_the_offset_of_a_nan_or_a_key_given_twice_is_right(tmp_path_factory, before, after, fault):
+def test_the_offset_of_a_nan_or_a_key_given_twice_is_right(tmp_path_factory, before, after, fault):
     path = tmp_path_factory.mktemp("json") / "a.json"
     head = json.dumps(before, ensure_ascii=False)[:-1] + ", "
     if fault == "twice":
@@ -206,13 +217,14 @@ def test_D13_the_offset_of_a_nan_or_a_key_given_twice_is_right(tmp_path_factory,
     assert re.search(rf"at byte {len(text[:at].encode())}\b", str(caught.value))
 
 
+@pytest.mark.fault("D13")
 @settings(max_examples=60, deadline=None)
 @given(
     content=OBJECTS,
     part=st.floats(0, 1),
     bad=st.sampled_from([b"", b"\xff", b"\0"]),
 )
-def test_D13_the_offset_where_json_ends_or_is_no_utf8_is_right(tmp_path_factory, content, part, bad):
+def test_the_offset_where_json_ends_or_is_no_utf8_is_right(tmp_path_factory, content, part, bad):
     path = tmp_path_factory.mktemp("json") / "a.json"
     data = json.dumps(content, ensure_ascii=False).encode()
     at = int(part * (len(data) - 1))
@@ -237,7 +249,7 @@ for name in sorted(p.name for p in root.iterdir()):
     at = root / name
     configs = {
         "json": {"format": "coco", "images": "images", "annotations": name},
-        "txt": {"format": "label_maps", "images": "images", "masks": "masks", "classes": name},
+        "txt": {"format": "segmentation_masks", "images": "images", "masks": "masks", "class_file": name},
         "csv": {"format": "image_labels", "images": "images", "csv": name},
     }
     if at.suffix[1:] in configs:
@@ -304,7 +316,8 @@ OPENED = {"sound.json", "many.json", "infinite.json", "digits.json", "width_4.js
 """Sound, but for boxes that are none, which are counted; a number as text, UTF-16 with its mark."""
 
 
-def test_D13_evil_label_files_are_refused_in_little_memory_and_time(tmp_path):
+@pytest.mark.fault("D13")
+def test_evil_label_files_are_refused_in_little_memory_and_time(tmp_path):
     evil_files(tmp_path)
     command = [sys.executable, "-W", "error", "-c", READ, str(tmp_path), str(Path(__file__).parent)]
     surroundings = {**os.environ, "PERCEPTION_CACHE": ""}
@@ -322,8 +335,9 @@ def test_D13_evil_label_files_are_refused_in_little_memory_and_time(tmp_path):
     assert not wrong, "\n".join("|".join(line) for line in wrong)
 
 
-def test_D17_pictures_without_boxes_and_samples_without_labels_train_and_an_empty_set_raises(tmp_path):
-    """Finite losses, zero where nothing is labelled, every parameter in the graph."""
+@pytest.mark.fault("D17")
+def test_images_without_boxes_and_samples_without_labels_train_and_an_empty_set_raises(tmp_path):
+    """Finite losses, zero where nothing is labeled, every parameter in the graph."""
     empty = {**coco_content(4), "annotations": []}
     sources = [
         open_tree(tmp_path, coco_tree(tmp_path, 4, empty), name="boxes"),
@@ -332,13 +346,13 @@ def test_D17_pictures_without_boxes_and_samples_without_labels_train_and_an_empt
         open_tree(tmp_path, image_labels_tree(tmp_path), name="scenes"),
     ]
     network = small_network(*CLASSES).train()
-    by_source = build(MixConfig, {"batches": "by_source"})
-    labelled_by = {"boxes": "detection", "maps": "segmentation", "depth": "depth", "scenes": "classification"}
+    by_source = validate_config(MixConfig, {"batches": "by_source"})
+    labeled_by = {"boxes": "detection", "maps": "segmentation", "depth": "depth", "scenes": "classification"}
     mixture = Mixture(sources, SIZE, mix=by_source, batch_size=2)
     seen = set()
-    for batch in train_batches(mixture, tuple(CLASSES), 2, steps=8):
-        losses = network.losses(batch)
-        labelled = labelled_by[batch.sources[0]]
+    for batch in make_train_loader(mixture, tuple(CLASSES), 2, steps=8):
+        losses = network.compute_losses(batch)
+        labelled = labeled_by[batch.sources[0]]
         assert set(losses) == set(CLASSES)
         assert all(torch.isfinite(loss) for loss in losses.values())
         assert all(loss.item() == 0 for task, loss in losses.items() if task != labelled)
@@ -347,7 +361,7 @@ def test_D17_pictures_without_boxes_and_samples_without_labels_train_and_an_empt
         assert all(value.grad is not None and value.grad.isfinite().all() for value in network.parameters())
         seen.add(labelled)
     assert seen == set(CLASSES)
-    batch = next(iter(evaluation_batches(sources[:1], ("detection",), SIZE, 4)))
+    batch = next(iter(make_evaluation_loader(sources[:1], ("detection",), SIZE, 4)))
     assert all(len(target.boxes) == 0 for target in batch.annotations["detection"])
     with pytest.raises(DataError, match="lists 0 images"):
         open_tree(tmp_path, coco_tree(tmp_path, 4, {**empty, "images": []}))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_damage import bounded, spoil
+from data_corruption import corrupt_tree, limit_resources
 from data_trees import CLASSES, all_trees, check_annotation, open_tree
 
 from perception.data import DATASETS
@@ -32,14 +32,14 @@ def read_everything(root: Path, config: dict) -> int:
     pickle.loads(pickle.dumps(source))
     whole = 0
     for index in range(len(source)):
-        assert isinstance(source.id(index), str)
-        source.id(index).encode()
+        assert isinstance(source.image_id(index), str)
+        source.image_id(index).encode()
         try:
-            sample = source.sample(index)
+            sample = source.load_sample(index)
         except DataError as error:
             check_message(error, root)
             with contextlib.suppress(DataError):
-                source.annotations(index)
+                source.read_annotations(index)
             continue
         assert sample.image.dtype == np.uint8
         assert sample.image.ndim == 3
@@ -62,8 +62,8 @@ def attempt(valid: Path, config: dict, seed: int, at: Path) -> str:
     root = at / str(seed)
     shutil.copytree(valid, root, symlinks=True)
     try:
-        done = spoil(root, random.Random(seed))
-        with bounded(SECONDS, MEMORY):
+        done = corrupt_tree(root, random.Random(seed))
+        with limit_resources(SECONDS, MEMORY):
             try:
                 read_everything(root, config)
             except BaseException as error:
@@ -74,18 +74,20 @@ def attempt(valid: Path, config: dict, seed: int, at: Path) -> str:
     return done
 
 
+@pytest.mark.fault("D13")
 @pytest.mark.parametrize("format", TREES)
-def test_D13_spoiled_trees_give_samples_or_errors_that_name_them(format, tmp_path):
+def test_spoiled_trees_give_samples_or_errors_that_name_them(format, tmp_path):
     config = TREES[format](tmp_path / "valid")
     assert read_everything(tmp_path / "valid", config) > 0
     for seed in range(EVERY):
         attempt(tmp_path / "valid", config, seed, tmp_path)
 
 
+@pytest.mark.fault("D13")
 @pytest.mark.slow
 @pytest.mark.parametrize("block", range(20))
 @pytest.mark.parametrize("format", TREES)
-def test_D13_thousands_of_spoiled_trees(format, block, tmp_path):
+def test_thousands_of_spoiled_trees(format, block, tmp_path):
     config = TREES[format](tmp_path / "valid")
     for seed in range(1000 * block + 1000, 1000 * block + 1250):
         attempt(tmp_path / "valid", config, seed, tmp_path)

@@ -1,10 +1,10 @@
-"""Labels of whole pictures, and how readers join."""
+"""Labels of whole images, and how readers join."""
 
 import data_trees
 import pytest
-from data_trees import coco_tree, image_labels_tree, open_tree, pictures
+from data_trees import coco_tree, image_labels_tree, open_tree, write_noise_images
 
-from perception.config import build
+from perception.config import validate_config
 from perception.data import DataConfig, SourceConfig, open_source, open_sources
 from perception.types import ConfigError, DataError
 
@@ -12,17 +12,20 @@ THREE = {"classification": ("day", "night", "rain")}
 
 
 def csv_tree(root, text: str, count: int = 4):
-    pictures(root / "scenes", count)
+    write_noise_images(root / "scenes", count)
     (root / "labels.csv").write_text(text)
     return {"format": "image_labels", "images": "scenes", "csv": "labels.csv"}
 
 
 def labels(source):
-    """Picture name -> (values, classes) as lists."""
+    """Image name -> (values, classes) as lists."""
     found = {}
-    for index, picture in enumerate(source.pictures):
-        label = source.annotations(index)["classification"]
-        found[picture.path.name] = (label.values.tolist(), None if label.classes is None else label.classes.tolist())
+    for index, picture in enumerate(source.records):
+        label = source.read_annotations(index)["classification"]
+        found[picture.path.name] = (
+            label.values.tolist(),
+            None if label.labeled_classes is None else label.labeled_classes.tolist(),
+        )
     return found
 
 
@@ -35,13 +38,13 @@ def test_folder_per_class(tmp_path):
         tmp_path, {**image_labels_tree(tmp_path, 2), "ignore": ["night"]}, classification=("day", "dusk")
     )
     assert labels(ignored) == {"000.jpg": ([1, 0], None)}
-    data_trees.write(tmp_path / "scenes" / "loose.jpg", data_trees.picture(0))
+    data_trees.write_image(tmp_path / "scenes" / "loose.jpg", data_trees.noise_image(0))
     with pytest.raises(DataError, match=r"loose\.jpg lies in no folder of a class"):
         open_tree(tmp_path, image_labels_tree(tmp_path, 2))
 
 
-def test_patterns_first_match_counts_and_no_match_is_unlabelled(tmp_path):
-    pictures(tmp_path / "scenes", 12)
+def test_patterns_first_match_counts_and_no_match_is_unlabeled(tmp_path):
+    write_noise_images(tmp_path / "scenes", 12)
     config = {
         "format": "image_labels",
         "images": "scenes",
@@ -52,7 +55,7 @@ def test_patterns_first_match_counts_and_no_match_is_unlabelled(tmp_path):
     assert len(found) == 10
     assert found["000.jpg"] == ([0, 1, 0], None)
     assert found["009.jpg"] == ([1, 0, 0], None)
-    assert source.problems == {"patterns that fit no picture": 1}
+    assert source.problems == {"patterns that fit no image": 1}
     with pytest.raises(DataError, match="None of the patterns"):
         open_tree(tmp_path, {**config, "patterns": {"z*": "day"}})
 
@@ -74,13 +77,13 @@ def test_csv_multi_label_by_list_labels_only_the_classes_it_names(tmp_path):
 def test_csv_of_roboflow_and_pandas(tmp_path):
     config = csv_tree(tmp_path, "filename, day, night\n000.jpg, 1, 0\n001.jpg,True,FALSE\n002.jpg,0.0,1.0\n003.jpg,,\n")
     source = open_tree(tmp_path, {**config, "multi_label": True})
-    values = [source.sample(i).annotations["classification"].values.tolist() for i in range(len(source))]
+    values = [source.load_sample(i).annotations["classification"].values.tolist() for i in range(len(source))]
     assert values == [[1, 0], [1, 0], [0, 1]]
     with pytest.raises(DataError, match=r"line 2: day is 'perhaps'. Expected 1, 0"):
         open_tree(tmp_path, csv_tree(tmp_path, "file,day\n000.jpg,perhaps\n"))
 
 
-def test_csv_multi_label_by_columns_says_which_for_every_picture(tmp_path):
+def test_csv_multi_label_by_columns_says_which_for_every_image(tmp_path):
     config = csv_tree(tmp_path, "file,day,rain,night\n000.jpg,1,0,\n001.jpg,,1,0\n002.jpg,,,\n003.jpg,0,0,0\n")
     found = labels(open_tree(tmp_path, {**config, "multi_label": True}, **THREE))
     assert found == {
@@ -111,12 +114,13 @@ def test_csv_that_is_wrong(tmp_path, text, words):
         open_tree(tmp_path, csv_tree(tmp_path, text))
 
 
-def test_D5_pictures_of_a_csv_that_are_missing(tmp_path):
+@pytest.mark.fault("D5")
+def test_images_of_a_csv_that_are_missing(tmp_path):
     config = csv_tree(tmp_path, "file,label\n" + "".join(f"{i:03d}.jpg,day\n" for i in range(4)) + "zzz.jpg,day\n")
     source = open_tree(tmp_path, config)
     assert len(source) == 4
-    assert source.problems == {"missing pictures": 1}
-    with pytest.raises(DataError, match="none of its 2 pictures"):
+    assert source.problems == {"missing images": 1}
+    with pytest.raises(DataError, match="none of its 2 images"):
         open_tree(tmp_path, csv_tree(tmp_path, "file,label\nx.jpg,day\ny.jpg,day\n"))
 
 
@@ -127,14 +131,14 @@ def test_csv_in_another_encoding(tmp_path):
         open_tree(tmp_path, config)
 
 
-def test_readers_join_on_the_same_pictures_and_carry_only_what_is_labelled(tmp_path):
+def test_readers_join_on_the_same_images_and_carry_only_what_is_labeled(tmp_path):
     boxes = coco_tree(tmp_path, 4)
     scenes = {"format": "image_labels", "images": "link", "patterns": {"00[12]*": "day"}}
     (tmp_path / "link").symlink_to(tmp_path / "coco/images")
-    data_trees.write(tmp_path / "coco/images/extra.jpg", data_trees.picture(9))
+    data_trees.write_image(tmp_path / "coco/images/extra.jpg", data_trees.noise_image(9))
     scenes["patterns"]["extra*"] = "night"
     source = open_tree(tmp_path, boxes, scenes)
-    tasks = {picture.path.name: set(source.sample(i).annotations) for i, picture in enumerate(source.pictures)}
+    tasks = {picture.path.name: set(source.load_sample(i).annotations) for i, picture in enumerate(source.records)}
     assert tasks == {
         "000.jpg": {"detection"},
         "001.jpg": {"detection", "classification"},
@@ -142,19 +146,19 @@ def test_readers_join_on_the_same_pictures_and_carry_only_what_is_labelled(tmp_p
         "003.jpg": {"detection"},
         "extra.jpg": {"classification"},
     }
-    assert len({source.id(i) for i in range(len(source))}) == 5
-    assert source.id(0) == "source/coco/images/000.jpg"
+    assert len({source.image_id(i) for i in range(len(source))}) == 5
+    assert source.image_id(0) == "source/coco/images/000.jpg"
 
 
-def test_two_readers_of_one_task_on_one_picture_are_refused(tmp_path):
+def test_two_readers_of_one_task_on_one_image_are_refused(tmp_path):
     boxes = coco_tree(tmp_path, 4)
     with pytest.raises(DataError, match="two of its readers label task 'detection'"):
-        open_tree(tmp_path, boxes, boxes).sample(0)
+        open_tree(tmp_path, boxes, boxes).load_sample(0)
 
 
 def test_readers_of_tasks_that_are_not_trained_stay_closed(tmp_path):
     labels = [coco_tree(tmp_path, 4), {"format": "image_labels", "images": "nowhere"}]
-    config = build(SourceConfig, {"name": "a", "labels": labels})
+    config = validate_config(SourceConfig, {"name": "a", "labels": labels})
     source = open_source(config, tmp_path, {"detection": ("vehicle", "pedestrian")})
     assert source is not None
     assert source.tasks == ("detection",)
@@ -195,4 +199,4 @@ def test_readers_of_tasks_that_are_not_trained_stay_closed(tmp_path):
 )
 def test_config_that_is_wrong(options, words):
     with pytest.raises(ConfigError, match=words):
-        build(DataConfig, options)
+        validate_config(DataConfig, options)

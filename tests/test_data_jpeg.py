@@ -6,10 +6,10 @@ import struct
 import cv2
 import numpy as np
 import pytest
-from data_trees import picture
+from data_trees import noise_image
 from PIL import Image
 
-from perception.files.images import PictureError, decode_image, open_image
+from perception.files.images import ImageError, decode_image, open_image
 
 SCAN, END = b"\xff\xda", b"\xff\xd9"
 KINDS = {
@@ -23,7 +23,7 @@ KINDS = {
 
 
 def encode(kind: str = "4:2:0", size: tuple[int, int] = (240, 320)) -> bytes:
-    buffer, image = io.BytesIO(), Image.fromarray(picture(1, (240, 320))).resize(size[::-1])
+    buffer, image = io.BytesIO(), Image.fromarray(noise_image(1, (240, 320))).resize(size[::-1])
     image = image.convert("L") if kind == "gray" else image
     image.save(buffer, "JPEG", quality=90, **KINDS[kind])
     return buffer.getvalue()
@@ -57,17 +57,18 @@ def harmless() -> dict[str, bytes]:
     return {
         "JFIF of an unknown version": data.replace(b"JFIF\0\1", b"JFIF\0\x21", 1),
         "Adobe of an unknown kind": data[:2] + b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\x63" + data[20:],
-        "a damaged colour profile": data[:2] + b"\xff\xe2" + struct.pack(">H", len(profile) + 2) + profile + data[2:],
+        "a damaged color profile": data[:2] + b"\xff\xe2" + struct.pack(">H", len(profile) + 2) + profile + data[2:],
         "parameters of a progressive scan": data[:at] + bytes(3) + data[at + 3 :],
         "zeros before the end": data[:-2] + bytes(700) + END,
         "fill bytes before the end": data[:-2] + b"\xff" * 7 + END,
-        "a second picture behind it": data + bytes(5) + encode("gray"),
+        "a second image behind it": data + bytes(5) + encode("gray"),
         "a camera's notes behind it": data + b"notes" * 1000,
     }
 
 
+@pytest.mark.fault("D1")
 @pytest.mark.parametrize("what", harmless())
-def test_D1_what_changes_no_pixel_is_read(what):
+def test_what_changes_no_pixel_is_read(what):
     assert np.array_equal(decode_image(harmless()[what], "x"), decode_image(encode(), "x"))
 
 
@@ -94,31 +95,33 @@ def taller(data: bytes, rows: int) -> bytes:
     return data[:at] + struct.pack(">H", struct.unpack_from(">H", data, at)[0] + rows) + data[at + 2 :]
 
 
+@pytest.mark.fault("D1")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("what", damaged("4:2:0"))
-def test_D1_damage_is_an_error_and_no_word_on_the_error_stream(kind, what, capfd):
-    with pytest.raises(PictureError, match=r"^x "):
+def test_damage_is_an_error_and_no_word_on_the_error_stream(kind, what, capfd):
+    with pytest.raises(ImageError, match=r"^x "):
         decode_image(damaged(kind)[what], "x")
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.fault("D1")
 @pytest.mark.parametrize("count", [0, 1, 2])
-def test_D1_a_component_without_its_scan_is_no_gray_picture(count):
-    """Three scans, one for each component, of a picture of 4:4:4."""
+def test_a_component_without_its_scan_is_no_gray_image(count):
+    """Three scans, one for each component, of an image of 4:4:4."""
     gray = encode("gray")
     frame, scan = gray.index(b"\xff\xc0"), gray.index(SCAN)
     components = b"".join(bytes((number, 0x11, 0)) for number in (1, 2, 3))
     head = gray[:frame] + b"\xff\xc0\0\x11" + gray[frame + 4 : frame + 9] + b"\3" + components + gray[frame + 13 : scan]
     scans = [gray[scan : scan + 5] + bytes((number,)) + gray[scan + 6 : -2] for number in (1, 2, 3)]
     assert decode_image(head + b"".join(scans) + END, "x").shape == (240, 320, 3)
-    with pytest.raises(PictureError, match=f"{3 - count} of its 3 components are in none of its" if count else "x is"):
+    with pytest.raises(ImageError, match=f"{3 - count} of its 3 components are in none of its" if count else "x is"):
         decode_image(head + b"".join(scans[:count]) + END, "x")
 
 
 @pytest.mark.parametrize("optimize", [False, True])
 @pytest.mark.parametrize("value", [0, 255])
-def test_a_black_picture_is_no_damage(optimize, value):
-    """With tables of its own a flat picture is all zeros."""
+def test_a_black_image_is_no_damage(optimize, value):
+    """With tables of its own a flat image is all zeros."""
     buffer = io.BytesIO()
     Image.fromarray(np.full((480, 640, 3), value, np.uint8)).save(buffer, "JPEG", optimize=optimize, subsampling=0)
     assert np.unique(decode_image(buffer.getvalue(), "x")).tolist() == [value]

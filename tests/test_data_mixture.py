@@ -9,10 +9,10 @@ from data_trees import coco_content, coco_tree, depth_maps_tree, image_labels_tr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perception.config import build
+from perception.config import validate_config
 from perception.data import AugmentConfig
 from perception.data.mixture import Mixture
-from perception.data.transforms import for_evaluation, training_frame
+from perception.data.transforms import prepare_for_evaluation, sample_training_transform
 from perception.ops.image import PAD_VALUE
 from perception.types import Camera, DataError, Instances
 
@@ -45,46 +45,53 @@ def test_a_sample_is_a_function_of_the_seed_and_its_turn(tmp_path):
     sources = street(tmp_path)
     first, second = Mixture(sources, SIZE, seed=3), Mixture(street(tmp_path), SIZE, seed=3)
     order = list(range(24))
-    one = {p: first.sample(p) for p in order}
-    two = {p: second.sample(p) for p in reversed(order)}
+    one = {p: first.load_sample(p) for p in order}
+    two = {p: second.load_sample(p) for p in reversed(order)}
     assert all(same(one[p], two[p]) for p in order)
     other = Mixture(sources, SIZE, seed=4)
-    assert not all(same(one[p], other.sample(p)) for p in order)
+    assert not all(same(one[p], other.load_sample(p)) for p in order)
     without = Mixture(sources[:3], SIZE, seed=3)
     kept = [p for p in order if one[p].source != "depth"]
-    again = {without.order.turn(p): without.sample(p) for p in range(len(kept))}
-    matched = [same(one[p], again[first.order.turn(p)]) for p in kept if first.order.turn(p) in again]
+    again = {without.sampler.locate_turn(p): without.load_sample(p) for p in range(len(kept))}
+    matched = [same(one[p], again[first.sampler.locate_turn(p)]) for p in kept if first.sampler.locate_turn(p) in again]
     assert len(matched) > 12
     assert all(matched)
 
 
-def test_D17_each_sample_carries_only_what_its_source_labels(tmp_path):
+@pytest.mark.fault("D17")
+def test_each_sample_carries_only_what_its_source_labels(tmp_path):
     mixture = Mixture(street(tmp_path), SIZE)
     carried = {"boxes": {"detection"}, "maps": {"segmentation"}, "scenes": {"classification"}, "depth": {"depth"}}
     for p in range(24):
-        sample = mixture.sample(p)
+        sample = mixture.load_sample(p)
         assert set(sample.annotations) == carried[sample.source]
         assert sample.image.shape == (*SIZE, 3)
         assert (sample.camera is not None) == (sample.source == "depth")
         if sample.source == "boxes":
-            assert sample.annotations["detection"].classes.tolist() == [True, True, False]
+            assert sample.annotations["detection"].labeled_classes.tolist() == [True, True, False]
 
 
-def test_a_source_of_vehicles_only_marks_the_other_classes_as_unlabelled(tmp_path):
+def test_a_source_of_vehicles_only_marks_the_other_classes_as_unlabeled(tmp_path):
     content = coco_content(4)
     content["categories"] = content["categories"][:1]
     content["annotations"] = content["annotations"][::2]
     source = open_tree(tmp_path, coco_tree(tmp_path, 4, content))
     for p in range(8):
-        assert Mixture([source], SIZE).sample(p).annotations["detection"].classes.tolist() == [True, False, False]
+        assert Mixture([source], SIZE).load_sample(p).annotations["detection"].labeled_classes.tolist() == [
+            True,
+            False,
+            False,
+        ]
 
 
-def test_the_camera_follows_the_picture(tmp_path):
+def test_the_camera_follows_the_image(tmp_path):
     """A pixel of the depth map, projected back by the sample's camera, is the point that the source shows there."""
-    mixture = Mixture(street(tmp_path, depth_only=True), SIZE, build(AugmentConfig, {"colour": 0, "degrade": 0}))
+    mixture = Mixture(
+        street(tmp_path, depth_only=True), SIZE, validate_config(AugmentConfig, {"color": 0, "degrade": 0})
+    )
     mirrored = 0
     for p in range(12):
-        sample = mixture.sample(p)
+        sample = mixture.load_sample(p)
         depth, camera = sample.annotations["depth"], sample.camera
         rows, columns = np.nonzero(depth.valid)
         z = depth.values[rows, columns].astype(float)
@@ -99,22 +106,24 @@ def test_the_camera_follows_the_picture(tmp_path):
 
 def test_padding_stays_gray_and_no_augmentation_is_the_letterbox(tmp_path):
     source = open_tree(tmp_path, coco_tree(tmp_path))
-    plain = build(AugmentConfig, {"scale": [1, 1], "flip": 0, "colour": 0, "degrade": 0})
-    sample = Mixture([source], (64, 128), plain).sample(0)
-    still = for_evaluation(source.sample(Mixture([source], (64, 128), plain).order.item(0)[1]), (64, 128))
-    assert still.frame is not None
+    plain = validate_config(AugmentConfig, {"scale": [1, 1], "flip": 0, "color": 0, "degrade": 0})
+    sample = Mixture([source], (64, 128), plain).load_sample(0)
+    still = prepare_for_evaluation(
+        source.load_sample(Mixture([source], (64, 128), plain).sampler.locate_image(0)[1]), (64, 128)
+    )
+    assert still.transform is not None
     columns = np.flatnonzero((sample.image != PAD_VALUE).any((0, 2)))
-    placed = sample.image[:, columns[0] : columns[0] + still.frame.place[2]]
-    assert np.array_equal(placed, still.image[:, : still.frame.place[2]])
-    strong = build(AugmentConfig, {"scale": [0.3, 0.4], "colour": 1, "degrade": 1})
-    image = Mixture([source], (64, 128), strong).sample(1).image
+    placed = sample.image[:, columns[0] : columns[0] + still.transform.placement[2]]
+    assert np.array_equal(placed, still.image[:, : still.transform.placement[2]])
+    strong = validate_config(AugmentConfig, {"scale": [0.3, 0.4], "color": 1, "degrade": 1})
+    image = Mixture([source], (64, 128), strong).load_sample(1).image
     assert (image[0] == PAD_VALUE).all() or (image[-1] == PAD_VALUE).all()
 
 
 def test_evaluation_leaves_annotations_and_camera_in_source_pixels(tmp_path):
     source = street(tmp_path, depth_only=True)[0]
-    sample = for_evaluation(source.sample(0), SIZE)
-    assert sample.frame is not None
+    sample = prepare_for_evaluation(source.load_sample(0), SIZE)
+    assert sample.transform is not None
     assert sample.image.shape == (*SIZE, 3)
     assert sample.annotations["depth"].values.shape == (48, 64)
     assert sample.camera == Camera(60, 60, 32, 24)
@@ -129,20 +138,23 @@ def test_evaluation_leaves_annotations_and_camera_in_source_pixels(tmp_path):
 )
 def test_training_frames_lie_within_source_and_input(source, blocks, scale, seed):
     size = blocks[0] * 32, blocks[1] * 32
-    config = build(AugmentConfig, {"scale": sorted(scale)})
-    frame = training_frame(source, size, config, np.random.default_rng(seed))
-    for (x, y, width, height), (rows, columns) in ((frame.crop, source), (frame.place, size)):
+    config = validate_config(AugmentConfig, {"scale": sorted(scale)})
+    frame = sample_training_transform(source, size, config, np.random.default_rng(seed))
+    for (x, y, width, height), (rows, columns) in ((frame.crop, source), (frame.placement, size)):
         assert min(x, y) >= 0
         assert min(width, height) >= 1
         assert x + width <= columns
         assert y + height <= rows
-    if min(source) > 64 and min(frame.place[2:]) > 32:
+    if min(source) > 64 and min(frame.placement[2:]) > 32:
         assert frame.scale[0] / frame.scale[1] == pytest.approx(1, abs=0.1)
 
 
 def test_flips_come_in_their_proportion():
     rng = np.random.default_rng(0)
-    flips = [training_frame((100, 100), SIZE, build(AugmentConfig, {"flip": 0.3}), rng).flip for _ in range(500)]
+    flips = [
+        sample_training_transform((100, 100), SIZE, validate_config(AugmentConfig, {"flip": 0.3}), rng).flip
+        for _ in range(500)
+    ]
     assert 0.22 < np.mean(flips) < 0.38
 
 
@@ -154,54 +166,57 @@ def damaged(root, count: int, *broken: int):
     return open_tree(root, config, name="boxes")
 
 
-def test_D1_a_damaged_picture_is_replaced_counted_and_reported(tmp_path, caplog):
+@pytest.mark.fault("D1")
+def test_a_damaged_image_is_replaced_counted_and_reported(tmp_path, caplog):
     source = damaged(tmp_path, 8, 5)
     mixture = Mixture([source], SIZE, seed=1)
-    position = next(p for p in range(8) if mixture.order.item(p)[1] == 5)
-    sample = mixture.sample(position)
+    position = next(p for p in range(8) if mixture.sampler.locate_image(p)[1] == 5)
+    sample = mixture.load_sample(position)
     assert sample.id != "boxes/coco/images/005.jpg"
-    assert same(sample, Mixture([source], SIZE, seed=1).sample(position))
+    assert same(sample, Mixture([source], SIZE, seed=1).load_sample(position))
     assert list(mixture.skipped) == ["boxes/coco/images/005.jpg"]
     with caplog.at_level(logging.WARNING):
-        mixture.report({})
-        mixture.report({})
+        mixture.record_skipped({})
+        mixture.record_skipped({})
     assert len(caplog.records) == 1
     assert "005.jpg is a truncated or damaged JPEG" in caplog.text
 
 
-def test_D1_too_many_damaged_pictures_are_an_error(tmp_path):
+@pytest.mark.fault("D1")
+def test_too_many_damaged_images_are_an_error(tmp_path):
     mixture = Mixture([damaged(tmp_path, 8, 2, 5)], SIZE)
     for p in range(8):
-        mixture.sample(p)
-    with pytest.raises(DataError, match=r"2 of its 8 pictures cannot be read. At most 1.0% may"):
-        mixture.report({})
-    patient = Mixture(mixture.sources, SIZE, allow_damaged=0.3)
-    patient.report(mixture.skipped)
-    with pytest.raises(DataError, match="20 pictures in a row cannot be read"):
-        Mixture([damaged(tmp_path, 8, *range(8))], SIZE).sample(0)
+        mixture.load_sample(p)
+    with pytest.raises(DataError, match=r"2 of its 8 images cannot be read. At most 1.0% may"):
+        mixture.record_skipped({})
+    patient = Mixture(mixture.sources, SIZE, max_damaged=0.3)
+    patient.record_skipped(mixture.skipped)
+    with pytest.raises(DataError, match="20 images in a row cannot be read"):
+        Mixture([damaged(tmp_path, 8, *range(8))], SIZE).load_sample(0)
 
 
-def test_D5_a_picture_that_vanishes_after_opening_is_replaced(tmp_path):
+@pytest.mark.fault("D5")
+def test_an_image_that_vanishes_after_opening_is_replaced(tmp_path):
     source = damaged(tmp_path, 8)
     (tmp_path / "coco/images/003.jpg").unlink()
     mixture = Mixture([source], SIZE)
-    assert all(mixture.sample(p).id for p in range(8))
+    assert all(mixture.load_sample(p).id for p in range(8))
     assert len(mixture.skipped) == 1
 
 
 def test_wrong_labels_are_never_skipped(tmp_path):
     config = label_maps_tree(tmp_path)
-    data_trees.write(tmp_path / "maps/masks/000.png", np.full((48, 64), 9, np.uint8))
+    data_trees.write_image(tmp_path / "maps/masks/000.png", np.full((48, 64), 9, np.uint8))
     mixture = Mixture([open_tree(tmp_path, config)], SIZE)
     with pytest.raises(DataError, match="ids without a name"):
-        [mixture.sample(p) for p in range(3)]
+        [mixture.load_sample(p) for p in range(3)]
     path = tmp_path / "maps/masks/000.png"
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(DataError, match="truncated"):
-        [mixture.sample(p) for p in range(3)]
+        [mixture.load_sample(p) for p in range(3)]
 
 
-def test_boxes_follow_the_picture(tmp_path):
+def test_boxes_follow_the_image(tmp_path):
     """A bright square and its box stay together through zoom, crop and mirroring."""
     content = {
         "images": [{"id": 1, "file_name": "a.png", "height": 60, "width": 80}],
@@ -211,11 +226,13 @@ def test_boxes_follow_the_picture(tmp_path):
     config = coco_tree(tmp_path, 1, content)
     image = np.zeros((60, 80, 3), np.uint8)
     image[24:36, 20:36] = 255
-    data_trees.write(tmp_path / "coco/images/a.png", image)
-    mixture = Mixture([open_tree(tmp_path, config)], (96, 96), build(AugmentConfig, {"colour": 0, "degrade": 0}))
+    data_trees.write_image(tmp_path / "coco/images/a.png", image)
+    mixture = Mixture(
+        [open_tree(tmp_path, config)], (96, 96), validate_config(AugmentConfig, {"color": 0, "degrade": 0})
+    )
     seen = 0
     for p in range(30):
-        sample = mixture.sample(p)
+        sample = mixture.load_sample(p)
         target = sample.annotations["detection"]
         assert isinstance(target, Instances)
         bright = (sample.image[..., 0] > 127) & (sample.image[..., 0] != PAD_VALUE)

@@ -11,17 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_trees import CLASSES, open_tree, write
+from data_trees import CLASSES, open_tree, write_image
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from trees_coco import coco_panoptic_tree, compressed, id_colours, panoptic_content, panoptic_ids
+from trees_coco import coco_panoptic_tree, encode_compressed_runs, ids_to_colors, panoptic_content, panoptic_ids
 
-from perception.config import build
+from perception.config import validate_config
 from perception.data import DATASETS, SourceConfig
 from perception.data.formats import coco_index
-from perception.data.formats.coco_panoptic import read_ids
-from perception.files.images import PictureError
+from perception.data.formats.coco_panoptic import read_panoptic_ids
+from perception.files.images import ImageError
 from perception.types import ConfigError, DataError
 
 REAL = os.environ.get("PERCEPTION_TEST_DATA")
@@ -31,12 +31,12 @@ ROAD, SKY, CAR, VOID = 0, 1, 2, 255
 def reader(root: Path, content=None, count: int = 3, only=None, **options):
     """``only`` these tasks are trained."""
     labels = {**coco_panoptic_tree(root, count, content), **options}
-    (config,) = build(SourceConfig, {"name": "s", "labels": [labels]}).labels
+    (config,) = validate_config(SourceConfig, {"name": "s", "labels": [labels]}).labels
     return DATASETS[config.format](config, root, only or CLASSES)
 
 
 def changed(**values):
-    """Content with values of the last segment of the first picture replaced; "absent" removes."""
+    """Content with values of the last segment of the first image replaced; "absent" removes."""
     content = panoptic_content(3)
     segment = content["annotations"][0]["segments_info"][-1]
     segment |= values
@@ -49,12 +49,12 @@ def test_things_are_boxes_and_everything_is_the_label_map(tmp_path):
     assert found.tasks == ("detection", "segmentation")
     assert [path.name for path in found.images] == ["000.jpg", "001.jpg", "002.jpg"]
     for i in range(3):
-        annotations = found.annotations(i, (48, 64))
+        annotations = found.read_annotations(i, (48, 64))
         boxes, label_map = annotations["detection"], annotations["segmentation"]
         assert boxes.boxes.tolist() == [[5, 25, 20, 35], [40, 30, 60, 44], [24, 15, 34, 25]]
         assert boxes.labels.tolist() == [0, 0, 1]
         assert boxes.ignore.tolist() == [False, False, True]  # a crowd
-        assert boxes.classes.tolist() == [True, True, False]
+        assert boxes.labeled_classes.tolist() == [True, True, False]
         expected = np.full((48, 64), SKY)
         expected[20:] = ROAD
         expected[25:35, 5:20] = expected[30:44, 40:60] = CAR
@@ -67,25 +67,25 @@ def test_things_are_boxes_and_everything_is_the_label_map(tmp_path):
 
 def test_each_task_has_its_own_names(tmp_path):
     options = {"segmentation_rename": {"vehicle": "car", "pedestrian": "road"}, "segmentation_ignore": ["sky"]}
-    found = reader(tmp_path, **options, detection_ignore=["vehicle"]).annotations(0)
+    found = reader(tmp_path, **options, detection_ignore=["vehicle"]).read_annotations(0)
     assert found["segmentation"].values[16, 25] == ROAD  # a crowd has its class
     assert found["segmentation"].values[5, 5] == VOID
     assert found["detection"].ignore.tolist() == [True, True, True]
     found = reader(tmp_path, **options, detection_background="rest", only={**CLASSES, "detection": ("pedestrian",)})
-    assert found.annotations(0)["detection"].boxes.tolist() == [[24, 15, 34, 25]]
-    assert found.class_map.index == {"vehicle": -2, "pedestrian": 0}
-    only = reader(tmp_path, segmentation_labels_only=["road"]).annotations(0)["segmentation"]
-    assert (ROAD,) in {only.classes.sets[k] for k in np.unique(only.values[only.valid])}
+    assert found.read_annotations(0)["detection"].boxes.tolist() == [[24, 15, 34, 25]]
+    assert found.class_map.indices == {"vehicle": -2, "pedestrian": 0}
+    only = reader(tmp_path, segmentation_labels_only=["road"]).read_annotations(0)["segmentation"]
+    assert (ROAD,) in {only.label_space.class_sets[k] for k in np.unique(only.values[only.valid])}
 
 
 def test_only_what_the_recipe_trains_is_read(tmp_path):
     pixels = reader(tmp_path, only={"segmentation": CLASSES["segmentation"]})
-    assert pixels.tasks == tuple(pixels.annotations(0)) == ("segmentation",)
+    assert pixels.tasks == tuple(pixels.read_annotations(0)) == ("segmentation",)
     assert reader(tmp_path, detection_task=None).tasks == ("segmentation",)
     config = coco_panoptic_tree(tmp_path)
     shutil.rmtree(tmp_path / "coco/panoptic")
     boxes = open_tree(tmp_path, {**config, "segmentation_task": None}).readers[0]
-    assert boxes.tasks == tuple(boxes.annotations(0)) == ("detection",)
+    assert boxes.tasks == tuple(boxes.read_annotations(0)) == ("detection",)
     with pytest.raises(DataError, match=f"No folder of panoptic PNGs at {tmp_path}"):
         open_tree(tmp_path, config)
     with pytest.raises(ConfigError, match="both tasks are called 'a'"):
@@ -104,35 +104,36 @@ def test_names_without_a_place_are_told_with_their_task(tmp_path):
 def test_masks_may_be_elsewhere(tmp_path):
     config = coco_panoptic_tree(tmp_path)
     (tmp_path / "coco/panoptic").rename(tmp_path / "pngs")
-    assert open_tree(tmp_path, {**config, "masks": "pngs"}).sample(0).annotations["segmentation"] is not None
+    assert open_tree(tmp_path, {**config, "masks": "pngs"}).load_sample(0).annotations["segmentation"] is not None
 
 
-def test_pictures_without_an_annotation_are_not_labelled(tmp_path):
+def test_images_without_an_annotation_are_not_labeled(tmp_path):
     content = panoptic_content(3)
     del content["annotations"][1]
     found = reader(tmp_path, content)
     assert [path.name for path in found.images] == ["000.jpg", "002.jpg"]
-    assert found.problems == {"pictures without an annotation": 1}
-    assert found.annotations(1)["detection"].labels.tolist() == [0, 0, 1]
+    assert found.problems == {"images without an annotation": 1}
+    assert found.read_annotations(1)["detection"].labels.tolist() == [0, 0, 1]
 
 
-def test_D5_missing_pictures_keep_the_others_in_step(tmp_path):
+@pytest.mark.fault("D5")
+def test_missing_images_keep_the_others_in_step(tmp_path):
     content = panoptic_content(4)
     content["images"].reverse()
     content["annotations"][0]["segments_info"] = content["annotations"][0]["segments_info"][:3]
     config = coco_panoptic_tree(tmp_path, 4, content)
     (tmp_path / "coco/images/001.jpg").unlink()
     found = open_tree(tmp_path, config).readers[0]
-    assert found.problems["missing pictures"] == 1
+    assert found.problems["missing images"] == 1
     with pytest.raises(DataError, match="holds 2 segments"):
-        found.annotations(0)
+        found.read_annotations(0)
     assert [path.name for path in found.images[1:]] == ["002.jpg", "003.jpg"]
-    assert found.annotations(1)["detection"].labels.tolist() == [0, 0, 1]
+    assert found.read_annotations(1)["detection"].labels.tolist() == [0, 0, 1]
 
 
 def test_a_source_of_it_is_read_and_sent_to_workers(tmp_path):
     source = pickle.loads(pickle.dumps(open_tree(tmp_path, coco_panoptic_tree(tmp_path))))
-    sample = source.sample(2)
+    sample = source.load_sample(2)
     assert sample.image.shape[:2] == sample.annotations["segmentation"].values.shape
 
 
@@ -143,71 +144,77 @@ def with_png(root: Path, image: np.ndarray | bytes, mode: str | None = None):
     if isinstance(image, bytes):
         path.write_bytes(image)
     elif mode is None:
-        write(path, image)
+        write_image(path, image)
     else:
         Image.fromarray(image).convert(mode).save(path)
     return found
 
 
-def test_D15_pixels_and_segments_that_do_not_fit_are_named(tmp_path):
+@pytest.mark.fault("D15")
+def test_pixels_and_segments_that_do_not_fit_are_named(tmp_path):
     ids = panoptic_ids()
     ids[5, 5:9], ids[6, 6] = 1_000_000, 77
     with pytest.raises(DataError, match=r"000\.png holds 2 segments.*\{77: 1, 1000000: 4\}.*Expected 5, 260"):
-        with_png(tmp_path, id_colours(ids)).annotations(0)
+        with_png(tmp_path, ids_to_colors(ids)).read_annotations(0)
     ids = np.where(panoptic_ids() == 9, 260, panoptic_ids())
     with pytest.raises(DataError, match=r"000\.png has no pixel of the segments \[9\]"):
-        with_png(tmp_path, id_colours(ids)).annotations(0)
+        with_png(tmp_path, ids_to_colors(ids)).read_annotations(0)
     with pytest.raises(DataError, match=r"000\.png is for 64 x 47 pixels"):
-        with_png(tmp_path, id_colours(panoptic_ids()[:47])).annotations(0)
+        with_png(tmp_path, ids_to_colors(panoptic_ids()[:47])).read_annotations(0)
 
 
-def test_D6_a_record_of_another_size(tmp_path):
+@pytest.mark.fault("D6")
+def test_a_record_of_another_size(tmp_path):
     content = panoptic_content(3)
     content["images"][0]["width"] = 65
     found = reader(tmp_path, content)
     with pytest.raises(DataError, match="65 x 48 pixels"):
-        found.annotations(0, (48, 64))
+        found.read_annotations(0, (48, 64))
     with pytest.raises(DataError, match=r"000\.png is for 64 x 48"):
-        found.annotations(0)
+        found.read_annotations(0)
 
 
+@pytest.mark.fault("D15")
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1", "LA", "I;16"])
-def test_D15_a_png_that_is_not_rgb(tmp_path, mode):
-    image = np.zeros((48, 64), np.uint16) if mode == "I;16" else id_colours(panoptic_ids())
+def test_a_png_that_is_not_rgb(tmp_path, mode):
+    image = np.zeros((48, 64), np.uint16) if mode == "I;16" else ids_to_colors(panoptic_ids())
     with pytest.raises(DataError, match=r"000\.png is no PNG of 8-bit RGB"):
-        with_png(tmp_path, image, None if mode == "I;16" else mode).annotations(0)
+        with_png(tmp_path, image, None if mode == "I;16" else mode).read_annotations(0)
 
 
-def test_D1_a_damaged_png_is_an_error_and_not_passed_over(tmp_path):
+@pytest.mark.fault("D1")
+def test_a_damaged_png_is_an_error_and_not_passed_over(tmp_path):
     buffer = io.BytesIO()
-    Image.fromarray(id_colours(panoptic_ids())).save(buffer, "png")
+    Image.fromarray(ids_to_colors(panoptic_ids())).save(buffer, "png")
     whole = buffer.getvalue()
     for data in (b"", b"GIF89a", whole[:30], whole[:-20], whole[:60] + b"\0" + whole[61:], b"\xff\xd8\xff" + whole):
         with pytest.raises(DataError, match=r"000\.png") as caught:
-            with_png(tmp_path, data).annotations(0)
-        assert not isinstance(caught.value, PictureError)
+            with_png(tmp_path, data).read_annotations(0)
+        assert not isinstance(caught.value, ImageError)
 
 
 def test_a_png_that_is_missing(tmp_path):
     found = reader(tmp_path)
     (tmp_path / "coco/panoptic/001.png").unlink()
     with pytest.raises(DataError, match=r"001\.png cannot be read"):
-        found.annotations(1)
+        found.read_annotations(1)
     config = coco_panoptic_tree(tmp_path)
     (tmp_path / "coco/panoptic/002.png").unlink()
     with pytest.raises(DataError, match=r"1 of 3 PNGs are not under .*002\.png"):
         open_tree(tmp_path, config)
 
 
+@pytest.mark.fault("D14")
 @pytest.mark.parametrize("name", ["../panoptic.json", "/etc/passwd", "a\\b.png", "a\0.png", "", None, 3, "x" * 2000])
-def test_D14_png_names_that_lead_out(tmp_path, name):
+def test_png_names_that_lead_out(tmp_path, name):
     content = panoptic_content(3)
     content["annotations"][0]["file_name"] = name
     with pytest.raises(DataError, match=r"refused|Expected a name"):
         reader(tmp_path, content)
 
 
-def test_D14_a_png_that_is_a_link_out(tmp_path):
+@pytest.mark.fault("D14")
+def test_a_png_that_is_a_link_out(tmp_path):
     config = coco_panoptic_tree(tmp_path / "root")
     path = tmp_path / "root/coco/panoptic/000.png"
     path.rename(tmp_path / "elsewhere.png")
@@ -216,6 +223,7 @@ def test_D14_a_png_that_is_a_link_out(tmp_path):
         open_tree(tmp_path / "root", config)
 
 
+@pytest.mark.fault("D11")
 @pytest.mark.parametrize(
     ("values", "words"),
     [
@@ -233,11 +241,13 @@ def test_D14_a_png_that_is_a_link_out(tmp_path):
         ({"bbox": "abcd"}, "segment 9 of image 10: bbox is"),
     ],
 )
-def test_D11_segments_that_are_none(tmp_path, values, words):
+def test_segments_that_are_none(tmp_path, values, words):
     with pytest.raises(DataError, match=words):
         reader(tmp_path, changed(**values))
 
 
+@pytest.mark.fault("D11")
+@pytest.mark.fault("D10")
 @pytest.mark.parametrize(
     ("path", "value", "words"),
     [
@@ -253,10 +263,10 @@ def test_D11_segments_that_are_none(tmp_path, values, words):
         (("annotations", 0), 3, "'annotations' is missing or no list of objects"),
         (("images", 0, "id"), 11, "id 11 is given twice in images"),
         (("images",), [], "lists 0 images"),
-        (("annotations",), [], "none of its 0 pictures"),
+        (("annotations",), [], "none of its 0 images"),
     ],
 )
-def test_D10_D11_content_that_is_not_panoptic(tmp_path, path, value, words):
+def test_content_that_is_not_panoptic(tmp_path, path, value, words):
     content = panoptic_content(3)
     place = content
     for key in path[:-1]:
@@ -273,27 +283,30 @@ def test_an_instances_json_is_refused(tmp_path):
         reader(tmp_path, content)
 
 
-def test_D12_defaults(tmp_path):
+@pytest.mark.fault("D12")
+def test_defaults(tmp_path):
     found = reader(tmp_path, changed(iscrowd="absent", area="absent"))
-    assert found.annotations(0)["detection"].ignore is None
+    assert found.read_annotations(0)["detection"].ignore is None
     content = panoptic_content(3)
     del content["annotations"][0]["segments_info"][0]["bbox"]  # of stuff
-    assert len(reader(tmp_path, content).annotations(0)["detection"].boxes) == 3
+    assert len(reader(tmp_path, content).read_annotations(0)["detection"].boxes) == 3
 
 
-def test_D7_D8_boxes_are_checked_like_any_others(tmp_path):
+@pytest.mark.fault("D8")
+@pytest.mark.fault("D7")
+def test_boxes_are_checked_like_any_others(tmp_path):
     found = reader(tmp_path, changed(bbox=[1, 1, 0, 5]))
     assert found.problems["invalid boxes skipped"] == 1
-    assert len(found.annotations(0)["detection"].boxes) == 2
-    assert (found.annotations(0)["segmentation"].values[15:25, 24:34] == VOID).all()
+    assert len(found.read_annotations(0)["detection"].boxes) == 2
+    assert (found.read_annotations(0)["segmentation"].values[15:25, 24:34] == VOID).all()
 
 
-def test_a_picture_without_segments_is_void_and_empty(tmp_path):
+def test_an_image_without_segments_is_void_and_empty(tmp_path):
     content = panoptic_content(3)
     content["annotations"][0]["segments_info"] = []
     found = reader(tmp_path, content)
-    write(tmp_path / "coco/panoptic/000.png", np.zeros((48, 64, 3), np.uint8))
-    annotations = found.annotations(0)
+    write_image(tmp_path / "coco/panoptic/000.png", np.zeros((48, 64, 3), np.uint8))
+    annotations = found.read_annotations(0)
     assert len(annotations["detection"].boxes) == 0
     assert not annotations["segmentation"].valid.any()
 
@@ -307,18 +320,18 @@ def test_a_file_is_parsed_once(tmp_path, monkeypatch):
     first, second = reader(tmp_path, content), reader(tmp_path, content)
     assert len(parsed) == 1
     for i in range(3):
-        one, other = first.annotations(i), second.annotations(i)
+        one, other = first.read_annotations(i), second.read_annotations(i)
         assert np.array_equal(one["detection"].boxes, other["detection"].boxes)
         assert np.array_equal(one["segmentation"].values, other["segmentation"].values)
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.integers(0, (1 << 24) - 1), min_size=6, max_size=6))
-def test_ids_are_what_the_colours_say(tmp_path_factory, ids):
+def test_ids_are_what_the_colors_say(tmp_path_factory, ids):
     path = tmp_path_factory.getbasetemp() / "ids.png"
     expected = np.array(ids).reshape(2, 3)
-    Image.fromarray(id_colours(expected)).save(path)
-    assert (read_ids(path) == expected).all()
+    Image.fromarray(ids_to_colors(expected)).save(path)
+    assert (read_panoptic_ids(path) == expected).all()
 
 
 @pytest.mark.parametrize(
@@ -333,13 +346,13 @@ def test_ids_are_what_the_colours_say(tmp_path_factory, ids):
         (b"cICP", bytes([9, 16, 0, 1])),
     ],
 )
-def test_no_colour_management_changes_an_id(tmp_path, name, data):
+def test_no_color_management_changes_an_id(tmp_path, name, data):
     buffer = io.BytesIO()
-    Image.fromarray(id_colours(panoptic_ids())).save(buffer, "png")
+    Image.fromarray(ids_to_colors(panoptic_ids())).save(buffer, "png")
     whole = buffer.getvalue()
     extra = struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
     (tmp_path / "a.png").write_bytes(whole[:33] + extra + whole[33:])
-    assert (read_ids(tmp_path / "a.png") == panoptic_ids()).all()
+    assert (read_panoptic_ids(tmp_path / "a.png") == panoptic_ids()).all()
 
 
 @pytest.mark.skipif(REAL is None, reason="PERCEPTION_TEST_DATA is not set")
@@ -362,11 +375,11 @@ def test_real_panoptic_maps_have_cocos_own_areas_and_boxes(part):
     by_name = {Path(a["file_name"]).stem: a for a in content["annotations"]}
     for index, path in enumerate(found.images):
         annotation = by_name[path.stem]
-        annotations = found.annotations(index)
+        annotations = found.read_annotations(index)
         label_map, instances = annotations["segmentation"].values, annotations["detection"]
         png = root / f"coco128/annotations/panoptic_{part}2017" / annotation["file_name"]
-        colours = np.asarray(Image.open(png), np.uint32)
-        ids = colours[:, :, 0] + 256 * colours[:, :, 1] + 256 * 256 * colours[:, :, 2]
+        colors = np.asarray(Image.open(png), np.uint32)
+        ids = colors[:, :, 0] + 256 * colors[:, :, 1] + 256 * 256 * colors[:, :, 2]
         areas = [0] * len(names)
         for segment in annotation["segments_info"]:
             label = names.index(name_of[segment["category_id"]])
@@ -382,7 +395,7 @@ def test_real_panoptic_maps_have_cocos_own_areas_and_boxes(part):
         crowd = np.zeros(len(expected), bool) if instances.ignore is None else instances.ignore
         assert crowd.tolist() == [bool(s["iscrowd"]) for s in expected]
     for index in range(0, 100, 25):
-        assert source.sample(index).image.shape[:2] == found.sizes[index]
+        assert source.load_sample(index).image.shape[:2] == found.sizes[index]
 
 
 @pytest.mark.skipif(REAL is None, reason="PERCEPTION_TEST_DATA is not set")
@@ -395,9 +408,9 @@ def test_real_segments_as_masks_make_the_same_label_map(tmp_path):
     panoptic = open_tree(root, {"format": "coco_panoptic", **config, "detection_task": None}, segmentation=names)
     chosen, annotations = content["annotations"][:20], []
     for annotation in chosen:
-        ids = read_ids(root / "coco128/annotations/panoptic_val2017" / annotation["file_name"])
+        ids = read_panoptic_ids(root / "coco128/annotations/panoptic_val2017" / annotation["file_name"])
         for segment in annotation["segments_info"]:
-            mask = compressed(ids == segment["id"])
+            mask = encode_compressed_runs(ids == segment["id"])
             annotations.append(
                 {**segment, "id": len(annotations), "image_id": annotation["image_id"], "segmentation": mask}
             )
@@ -409,7 +422,7 @@ def test_real_segments_as_masks_make_the_same_label_map(tmp_path):
     found = open_tree(tmp_path, options, segmentation=names, detection=names)
     assert len(found) == 20
     assert not found.problems
-    where = {picture.path.name: i for i, picture in enumerate(panoptic.pictures)}
-    for index, picture in enumerate(found.pictures):
-        expected = panoptic.annotations(where[picture.path.name])["segmentation"].values
-        assert np.array_equal(found.annotations(index)["segmentation"].values, expected)
+    where = {picture.path.name: i for i, picture in enumerate(panoptic.records)}
+    for index, picture in enumerate(found.records):
+        expected = panoptic.read_annotations(where[picture.path.name])["segmentation"].values
+        assert np.array_equal(found.read_annotations(index)["segmentation"].values, expected)

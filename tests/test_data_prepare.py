@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 import pytest
 import yaml
-from data_trees import open_tree, picture, write
+from data_trees import noise_image, open_tree, write_image
 from trees_street import voc_tree
 
-from perception.config import build
+from perception.config import validate_config
 from perception.data import DATASETS, ReaderConfig, SourceConfig
 
 SCRIPTS = Path(__file__).parent.parent / "datasets"
@@ -23,7 +23,7 @@ def test_the_examples_of_the_readme_are_valid():
     blocks = re.findall(r"```yaml\n(.*?)```", (SCRIPTS / "README.md").read_text(), re.DOTALL)
     entries = [entry for block in blocks for entry in yaml.safe_load(block)]
     for entry in entries:
-        build(SourceConfig if "labels" in entry else ReaderConfig, entry)
+        validate_config(SourceConfig if "labels" in entry else ReaderConfig, entry)
     assert {labels["format"] for entry in entries for labels in entry.get("labels", [entry])} == set(DATASETS)
 
 
@@ -36,8 +36,8 @@ def run(script: str, *arguments: object) -> str:
 
 
 def test_voc_to_coco(tmp_path):
-    write(tmp_path / "images/a.jpg", picture(0))
-    write(tmp_path / "images/b.jpg", picture(1))
+    write_image(tmp_path / "images/a.jpg", noise_image(0))
+    write_image(tmp_path / "images/b.jpg", noise_image(1))
     item = (
         "<object><name>bike</name><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>10</xmax><ymax>12</ymax></bndbox></object>"
     )
@@ -49,7 +49,7 @@ def test_voc_to_coco(tmp_path):
     )
     assert "b.jpg has no XML" in out
     source = open_tree(tmp_path, {"format": "coco", "images": "images", "annotations": "a/b.json"})
-    target = source.sample(0).annotations["detection"]
+    target = source.load_sample(0).annotations["detection"]
     assert target.boxes.tolist() == [[0, 1, 10, 12]]
     assert target.labels.tolist() == [2]
     with pytest.raises(RuntimeError, match="class 'bike' is not among vehicle"):
@@ -58,20 +58,20 @@ def test_voc_to_coco(tmp_path):
 
 def test_camvid(tmp_path):
     raw = tmp_path / "raw"
-    colours = {"Sky": (128, 128, 128), "Road": (128, 64, 128), "LaneMkgsDriv": (128, 0, 192), "Void": (0, 0, 0)}
+    colors = {"Sky": (128, 128, 128), "Road": (128, 64, 128), "LaneMkgsDriv": (128, 0, 192), "Void": (0, 0, 0)}
     (raw / "701_StillsRaw_full").mkdir(parents=True)
-    (raw / "label_colors.txt").write_text("".join(f"{r} {g} {b}\t\t{n}\n" for n, (r, g, b) in colours.items()))
+    (raw / "label_colors.txt").write_text("".join(f"{r} {g} {b}\t\t{n}\n" for n, (r, g, b) in colors.items()))
     for i in range(5):
-        write(raw / f"701_StillsRaw_full/0001TP_{i:06d}.png", picture(i, (96, 128)))
+        write_image(raw / f"701_StillsRaw_full/0001TP_{i:06d}.png", noise_image(i, (96, 128)))
         label = np.zeros((96, 128, 3), np.uint8)
-        label[:32], label[32:64, :64], label[32:64, 64:] = colours["Sky"], colours["Road"], colours["LaneMkgsDriv"]
-        write(raw / f"LabeledApproved_full/0001TP_{i:06d}_L.png", label)
+        label[:32], label[32:64, :64], label[32:64, 64:] = colors["Sky"], colors["Road"], colors["LaneMkgsDriv"]
+        write_image(raw / f"LabeledApproved_full/0001TP_{i:06d}_L.png", label)
     assert "4 train, 1 val" in run("prepare_camvid.py", raw, tmp_path / "camvid", "--size", 64, 48)
     names = (tmp_path / "camvid/classes.txt").read_text().split()
-    folders = {"images": "camvid/images/train", "masks": "camvid/masks/train", "classes": "camvid/classes.txt"}
-    source = open_tree(tmp_path, {"format": "label_maps", **folders}, segmentation=names)
+    folders = {"images": "camvid/images/train", "masks": "camvid/masks/train", "class_file": "camvid/classes.txt"}
+    source = open_tree(tmp_path, {"format": "segmentation_masks", **folders}, segmentation=names)
     assert len(source) == 4
-    values = source.sample(0).annotations["segmentation"].values
+    values = source.load_sample(0).annotations["segmentation"].values
     assert [names[values[4, 4]], names[values[20, 4]], names[values[20, 60]], values[40, 4]] == [
         "sky",
         "road",
@@ -83,16 +83,16 @@ def test_camvid(tmp_path):
 def test_seven_scenes(tmp_path):
     for sequence in ("seq-01", "seq-02"):
         for i in range(4):
-            write(tmp_path / f"chess/{sequence}/frame-{i:06d}.color.png", picture(i))
+            write_image(tmp_path / f"chess/{sequence}/frame-{i:06d}.color.png", noise_image(i))
             depth = np.full((48, 64), 1500, np.uint16)
             depth[0] = 65535
-            write(tmp_path / f"chess/{sequence}/frame-{i:06d}.depth.png", depth)
+            write_image(tmp_path / f"chess/{sequence}/frame-{i:06d}.depth.png", depth)
     (tmp_path / "chess/TrainSplit.txt").write_text("sequence1\n")
     (tmp_path / "chess/TestSplit.txt").write_text("sequence2\n")
     out = run("prepare_seven_scenes.py", tmp_path / "chess", tmp_path / "rgbd", "--every", 2)
     assert out == "train: 2 frames\nval: 2 frames\n"
     folders = {"images": "rgbd/color/val", "depths": "rgbd/depth/val"}
-    depth = open_tree(tmp_path, {"format": "depth_maps", **folders, "scale": 0.001}).sample(1).annotations["depth"]
+    depth = open_tree(tmp_path, {"format": "depth_maps", **folders, "scale": 0.001}).load_sample(1).annotations["depth"]
     assert not depth.valid[0].any()
     assert np.allclose(depth.values[1:], 1.5)
     assert cv2.imread(str(tmp_path / "rgbd/color/train/seq-01_000002.jpg")) is not None
@@ -135,7 +135,7 @@ def test_voc_difficult_objects_become_crowds_and_faults_say_where(tmp_path):
     options = {"segmentation_task": None, "detection_background": "rest"}
     own = open_tree(tmp_path, {"format": "voc", "root": "VOCdevkit/VOC2012", **options}, **classes)
     for i in range(3):
-        read, converted = (source.annotations(i)["detection"] for source in (own, theirs))
+        read, converted = (source.read_annotations(i)["detection"] for source in (own, theirs))
         assert np.array_equal(read.boxes, converted.boxes)
         assert np.array_equal(read.labels, converted.labels)
         assert (read.ignore is None) == (converted.ignore is None)
@@ -169,33 +169,33 @@ def test_cityscapes_trees_are_checked(tmp_path, check):
     label.rename(label.with_name("ulm_999999_000019_gtFine_labelIds.png"))
     code, out = check(script, {"FINE": counts}, tmp_path)
     assert code == 1
-    assert "1 without a picture, the first is ulm/ulm_999999_000019_gtFine_labelIds.png" in out
-    assert "1 that pictures lack, the first is ulm/ulm_000007_000019_gtFine_labelIds.png" in out
+    assert "1 without an image, the first is ulm/ulm_999999_000019_gtFine_labelIds.png" in out
+    assert "1 that images lack, the first is ulm/ulm_000007_000019_gtFine_labelIds.png" in out
     touch(tmp_path / "b", "leftImg8bit_trainvaltest/leftImg8bit/train/ulm/a_leftImg8bit.png")
     assert "one folder too deep" in check(script, {}, tmp_path / "b")[1]
 
 
 def test_bdd100k_trees_are_checked(tmp_path, check):
-    script, counts = "prepare_bdd100k.py", {"PICTURES": {"10k": {"train": 7, "val": 4, "test": 2}}}
+    script, counts = "prepare_bdd100k.py", {"IMAGE_COUNTS": {"10k": {"train": 7, "val": 4, "test": 2}}}
     code, out = check(script, {}, tmp_path)
     assert code == 1
     assert "'100K Images' (images) from https://bdd-data.berkeley.edu/" in out
     assert "'Detection 2020 Labels' (boxes)" in out
     assert "(drivable)" not in out
     assert check(script, {}, tmp_path, "--need")[0] == 0
-    for split, count in counts["PICTURES"]["10k"].items():
+    for split, count in counts["IMAGE_COUNTS"]["10k"].items():
         names = [f"{i:08x}-62c2a288" for i in range(count)]
         touch(tmp_path, *(f"images/10k/{split}/{name}.jpg" for name in names))
         if split != "test":
             touch(tmp_path, *(f"labels/sem_seg/masks/{split}/{name}.png" for name in names))
     code, out = check(script, counts, tmp_path, "--need", "sem_seg", "images_10k")
     assert code == 0
-    assert "labels/sem_seg/masks/val: 4; 0 pictures of images/10k without" in out
+    assert "labels/sem_seg/masks/val: 4; 0 images of images/10k without" in out
     assert check(script, {}, tmp_path, "--need")[0] == 1  # of what is there, all must be
     touch(tmp_path, "labels/sem_seg/masks/val/x.png", "images/100k/train/a.jpg", "labels/det_20/det_train.json")
     code, out = check(script, counts, tmp_path, "--need", "sem_seg")
     assert code == 1
-    assert "1 without a picture, the first is x.png" in out
+    assert "1 without an image, the first is x.png" in out
     assert "images/100k/train: 1 of 70000" in out
     assert "boxes of train: labels/det_20/det_train.json" in out
     touch(tmp_path / "b", "bdd100k/images/100k/train/a.jpg")

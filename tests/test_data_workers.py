@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from commands import python_path
+from command_line import python_path
 from data_trees import coco_tree
 
 from perception import checkpoint
@@ -25,7 +25,7 @@ from perception.data.formats.coco import CocoReader
 class Trap(CocoReader):
     """In a worker, once the training has a checkpoint, it does something dreadful."""
 
-    def annotations(self, index, size=None):
+    def read_annotations(self, index, size=None):
         armed = multiprocessing.parent_process() is not None and Path(os.environ["ARMED"]).exists()
         {
             "raise": lambda: {}["absent"],
@@ -34,7 +34,7 @@ class Trap(CocoReader):
             "memory": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)),
             "": lambda: None,
         }[os.environ["DEED"] if armed else ""]()
-        return super().annotations(index, size)
+        return super().read_annotations(index, size)
 
 if __name__ == "__main__":
     import trap
@@ -131,9 +131,10 @@ def session(leader: int) -> list[int]:
     return found
 
 
+@pytest.mark.fault("L1")
 @pytest.mark.skipif(sys.platform != "linux", reason="it looks at Linux's list of processes")
 @pytest.mark.parametrize("deed", WORDS)
-def test_L1_the_command_ends_with_a_named_error_a_checkpoint_and_no_orphan(ended, deed):
+def test_the_command_ends_with_a_named_error_a_checkpoint_and_no_orphan(ended, deed):
     end = ended[deed]
     assert end.code == 2, end.said
     for word in WORDS[deed]:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perception.ops import boxes as geometry
-from perception.ops.detection_losses import distribution_focal, expected_bin, quality_focal
+from perception.ops.detection_losses import distribution_focal_loss, expected_bin, quality_focal_loss
 
 
 @st.composite
@@ -81,7 +81,9 @@ def test_degenerate_boxes_give_finite_overlaps_and_gradients(name):
 @given(pairs())
 def test_distances_and_back(boxes):
     points = boxes[1][:, :2]
-    torch.testing.assert_close(geometry.from_distances(points, geometry.to_distances(points, boxes[0])), boxes[0])
+    torch.testing.assert_close(
+        geometry.distances_to_boxes(points, geometry.boxes_to_distances(points, boxes[0])), boxes[0]
+    )
 
 
 @settings(max_examples=40, deadline=None)
@@ -94,7 +96,7 @@ def test_distribution_focal_is_the_cross_entropy_with_the_two_bins_beside(bins, 
     left = min(math.floor(held), bins - 2)
     weights[left], weights[left + 1] = left + 1 - held, held - left
     expected = -(weights * logits.softmax(0).log()).sum()
-    found = distribution_focal(logits, torch.tensor(target, dtype=torch.float64))
+    found = distribution_focal_loss(logits, torch.tensor(target, dtype=torch.float64))
     assert found.item() == pytest.approx(expected.item(), rel=1e-9)
 
 
@@ -108,7 +110,7 @@ def test_a_distance_written_as_a_distribution_reads_back(bins, share):
     weights[low], weights[low + 1] = low + 1 - target, target - low
     logits = weights.clamp(min=1e-12).log().requires_grad_()
     assert expected_bin(logits).item() == pytest.approx(target.item(), abs=1e-6)
-    loss = distribution_focal(logits, target)
+    loss = distribution_focal_loss(logits, target)
     entropy = -sum(float(w) * math.log(w) for w in weights.tolist() if w > 0)
     assert loss.item() == pytest.approx(entropy, abs=1e-6)
     assert torch.autograd.grad(loss, logits)[0].abs().max() < 1e-6
@@ -121,8 +123,8 @@ def test_equal_logits_expect_the_middle():
 def test_quality_focal_vanishes_where_the_score_is_the_target():
     targets = torch.tensor([0.0, 0.3, 0.9])
     right = torch.logit(targets, eps=1e-7)
-    assert quality_focal(right, targets).max() < 1e-6
-    assert (quality_focal(right + 2, targets)[1:] > 0).all()
+    assert quality_focal_loss(right, targets).max() < 1e-6
+    assert (quality_focal_loss(right + 2, targets)[1:] > 0).all()
 
 
 def test_quality_focal_is_focal_loss_without_its_balance_where_targets_are_hard():
@@ -130,5 +132,5 @@ def test_quality_focal_is_focal_loss_without_its_balance_where_targets_are_hard(
     for target in (0.0, 1.0):
         targets = torch.full_like(logits, target)
         torch.testing.assert_close(
-            quality_focal(logits, targets), oracle.sigmoid_focal_loss(logits, targets, alpha=-1, gamma=2)
+            quality_focal_loss(logits, targets), oracle.sigmoid_focal_loss(logits, targets, alpha=-1, gamma=2)
         )

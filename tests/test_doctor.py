@@ -11,55 +11,55 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from data_trees import cityscapes_tree, picture, write
+from data_trees import cityscapes_tree, noise_image, write_image
 from doctor_cases import (
-    Change,
-    boxes,
-    check,
-    content,
-    copied,
-    cut,
-    every,
-    examined,
-    image,
-    jpg,
-    kinds,
-    png16,
-    recipe,
-    setting,
-    under,
+    Corruption,
+    build_recipe,
+    change_setting,
+    check_findings,
+    constant_depth,
+    copy_file,
+    edit_annotations,
+    edit_maps,
+    finding_kinds,
+    image_path,
+    prefix_paths,
+    replace_image,
+    run_doctor,
+    truncate_file,
+    write_content,
 )
 from PIL import Image
 
-from perception.doctor import verdict
+from perception.doctor import summarize_findings
 
 
 @pytest.fixture
 def case(tmp_path) -> tuple[Path, dict[str, Any]]:
     """The folder of healthy data, and its recipe."""
-    return tmp_path, recipe(tmp_path)
+    return tmp_path, build_recipe(tmp_path)
 
 
 def test_healthy_data_has_no_findings(case):
-    found = examined(*case)
+    found = run_doctor(*case)
     assert [f for f in found.findings if f.severity != "note"] == []
     assert found.exit_code == 0
-    assert verdict(found.findings).startswith("Healthy")
+    assert summarize_findings(found.findings).startswith("Healthy")
     assert {summary.where for summary in found.summaries} == {
         f"{part}/{name}" for part in ("train", "validation") for name in ("boxes", "maps", "depth", "scenes")
     }
     boxes = next(s for s in found.summaries if s.where == "train/boxes")
-    assert boxes.facts["pictures"] == "4 found; 0 missing, 0 unreadable, 0 duplicate"
-    assert boxes.tasks[0].bars is not None
-    assert boxes.tasks[0].bars.counts == [3, 3]
-    assert boxes.tasks[0].facts["labelled"] == "4 pictures, 1 of them empty"
+    assert boxes.properties["images"] == "4 found; 0 missing, 0 unreadable, 0 duplicate"
+    assert boxes.tasks[0].class_chart is not None
+    assert boxes.tasks[0].class_chart.counts == [3, 3]
+    assert boxes.tasks[0].properties["labeled"] == "4 images, 1 of them empty"
     depth = next(s for s in found.summaries if s.where == "train/depth").tasks[0]
-    assert depth.facts["holes"].startswith("2 %")
-    assert "1 to 3 m" in depth.facts["distance"]
+    assert depth.properties["holes"].startswith("2 %")
+    assert "1 to 3 m" in depth.properties["distance"]
 
 
 def unlabelled(root: Path, mapping: dict[str, Any]) -> None:
-    boxes(lambda data: data.update(annotations=data["annotations"][:2]))(root, mapping)
+    edit_annotations(lambda data: data.update(annotations=data["annotations"][:2]))(root, mapping)
 
 
 def brushed(data: dict[str, Any]) -> None:
@@ -67,19 +67,19 @@ def brushed(data: dict[str, Any]) -> None:
         annotation |= {"iscrowd": 1, "segmentation": {"size": [48, 64], "counts": [500, 20, 28, 20, 2504]}}
 
 
-def test_half_labelled_and_brushed_sets_are_asked_about_with_the_key_that_answers(case):
+def test_half_labeled_and_brushed_sets_are_asked_about_with_the_key_that_answers(case):
     root, mapping = case
     unlabelled(root, mapping)
-    (finding,) = (f for f in examined(root, mapping).findings if f.kind == "half_labelled")
-    assert finding.what.startswith("3 of 4 pictures have no annotation (75 %): background, or not labelled yet?")
-    assert "unlabelled: skip" in finding.mend
+    (finding,) = (f for f in run_doctor(root, mapping).findings if f.code == "unannotated_images")
+    assert finding.message.startswith("3 of 4 images have no annotation (75 %): background, or not labeled yet?")
+    assert "unlabeled: skip" in finding.fix
     for answer in ("skip", "empty"):
-        mapping["data"]["train"][0]["labels"][0]["unlabelled"] = answer
-        assert "half_labelled" not in kinds(examined(root, mapping), "warning")
-    boxes(brushed)(root, mapping)
-    (finding,) = (f for f in examined(root, mapping).findings if f.kind == "brushed_objects")
+        mapping["data"]["train"][0]["labels"][0]["unlabeled"] = answer
+        assert "unannotated_images" not in finding_kinds(run_doctor(root, mapping), "warning")
+    edit_annotations(brushed)(root, mapping)
+    (finding,) = (f for f in run_doctor(root, mapping).findings if f.code == "brushed_objects")
     assert finding.count == 2
-    assert "crowds: objects" in finding.mend
+    assert "crowds: object" in finding.fix
 
 
 def scale_boxes(data: dict[str, Any]) -> None:
@@ -98,18 +98,18 @@ def twice(data: dict[str, Any]) -> None:
 
 
 def missing(root: Path, mapping: dict[str, Any]) -> None:
-    jpg(root).unlink()
+    image_path(root).unlink()
 
 
-def half_grey(root: Path, mapping: dict[str, Any]) -> None:
-    spoiled = picture(5)
+def half_gray(root: Path, mapping: dict[str, Any]) -> None:
+    spoiled = noise_image(5)
     spoiled[24:] = 128
-    write(jpg(root).with_suffix(".png"), spoiled).rename(jpg(root))
+    write_image(image_path(root).with_suffix(".png"), spoiled).rename(image_path(root))
 
 
-def cityscapes(change: Callable[[Path], None] = lambda at: None) -> Change:
+def cityscapes(change: Callable[[Path], None] = lambda at: None) -> Corruption:
     def act(root: Path, mapping: dict[str, Any]) -> None:
-        labels = {**under("train", cityscapes_tree(root / "train")), "ignore": "rest"}
+        labels = {**prefix_paths("train", cityscapes_tree(root / "train")), "ignore": "rest"}
         mapping["data"]["train"].append({"name": "city", "labels": [labels]})
         change(root / "train/city")
 
@@ -138,84 +138,95 @@ def no_car(ids: np.ndarray) -> np.ndarray:
 
 BOX, MASK, DEPTH = "train/coco/images/001.jpg", "train/maps/masks/001.png", "train/depth/depths/001.png"
 CLASSES, CAMERA = ("tasks", "detection", "classes"), ("data", "train", 2, "labels", 0, "camera")
-ERRORS: dict[str, tuple[Change, str]] = {
-    "truncated picture": (cut(BOX), "damaged_picture"),
-    "empty picture": (content(BOX, b""), "damaged_picture"),
-    "a page for a picture": (content(BOX, b"<html>404"), "damaged_picture"),
-    "picture is gone": (missing, "missing_picture"),
-    "picture is a pipe": (lambda root, m: jpg(root).unlink() or os.mkfifo(jpg(root)), "missing_picture"),
-    "huge file": (lambda root, m: os.truncate(jpg(root), 3 << 30), "refused_picture"),
-    "picture of another size": (image(BOX, lambda: picture(3, (64, 48))), "size_mismatch"),
-    "mask of another size": (image(MASK, lambda: np.zeros((40, 64), np.uint8)), "size_mismatch"),
-    "depth of another size": (image(DEPTH, lambda: png16(24, 32)), "size_mismatch"),
-    "mask with unknown ids": (image(MASK, lambda: np.full((48, 64), 7, np.uint8)), "wrong_labels"),
-    "mask in colours": (image(MASK, lambda: picture(3)), "wrong_labels"),
-    "truncated mask": (cut(MASK), "wrong_labels"),
-    "masks of 0 and 255": (every("train/maps/masks", lambda m: (255 * (m != 1)).astype(np.uint8)), "cannot_open"),
+ERRORS: dict[str, tuple[Corruption, str]] = {
+    "truncated image": (truncate_file(BOX), "damaged_image"),
+    "empty image": (write_content(BOX, b""), "damaged_image"),
+    "a page for an image": (write_content(BOX, b"<html>404"), "damaged_image"),
+    "image is gone": (missing, "missing_image"),
+    "image is a pipe": (lambda root, m: image_path(root).unlink() or os.mkfifo(image_path(root)), "missing_image"),
+    "huge file": (lambda root, m: os.truncate(image_path(root), 3 << 30), "refused_image"),
+    "image of another size": (replace_image(BOX, lambda: noise_image(3, (64, 48))), "size_mismatch"),
+    "mask of another size": (replace_image(MASK, lambda: np.zeros((40, 64), np.uint8)), "size_mismatch"),
+    "depth of another size": (replace_image(DEPTH, lambda: constant_depth(24, 32)), "size_mismatch"),
+    "mask with unknown ids": (replace_image(MASK, lambda: np.full((48, 64), 7, np.uint8)), "invalid_labels"),
+    "mask in colors": (replace_image(MASK, lambda: noise_image(3)), "invalid_labels"),
+    "truncated mask": (truncate_file(MASK), "invalid_labels"),
+    "masks of 0 and 255": (edit_maps("train/maps/masks", lambda m: (255 * (m != 1)).astype(np.uint8)), "cannot_open"),
     "a class that no mask shows": (
-        lambda root, m: [every(f"{part}/maps/masks", no_car)(root, m) for part in ("train", "validation")],
+        lambda root, m: [edit_maps(f"{part}/maps/masks", no_car)(root, m) for part in ("train", "validation")],
         "absent_classes",
     ),
-    "depth of 8 bits": (image(DEPTH, lambda: np.full((48, 64), 9, np.uint8)), "wrong_labels"),
-    "broken JSON": (content("train/coco/boxes.json", b'{"images": [{"id": 1'), "cannot_open"),
-    "JSON not UTF-8": (content("train/coco/boxes.json", b'{"\xff": 1}'), "cannot_open"),
-    "category that is not in the recipe": (boxes(lambda c: c["categories"][0].update(name="lorry")), "cannot_open"),
-    "unknown image id": (boxes(lambda c: c["annotations"][0].update(image_id=99)), "cannot_open"),
-    "most pictures gone": (lambda root, m: [p.unlink() for p in jpg(root).parent.glob("00[1-3].jpg")], "cannot_open"),
+    "depth of 8 bits": (replace_image(DEPTH, lambda: np.full((48, 64), 9, np.uint8)), "invalid_labels"),
+    "broken JSON": (write_content("train/coco/boxes.json", b'{"images": [{"id": 1'), "cannot_open"),
+    "JSON not UTF-8": (write_content("train/coco/boxes.json", b'{"\xff": 1}'), "cannot_open"),
+    "category that is not "
+    "in the recipe": (edit_annotations(lambda c: c["categories"][0].update(name="truck")), "cannot_open"),
+    "unknown image id": (edit_annotations(lambda c: c["annotations"][0].update(image_id=99)), "cannot_open"),
+    "most images gone": (lambda root, m: [p.unlink() for p in image_path(root).parent.glob("00[1-3].jpg")],
+    "cannot_open"),
     "no folder of masks": (lambda root, m: shutil.rmtree(root / "train/maps/masks"), "cannot_open"),
-    "boxes as fractions": (boxes(scale_boxes), "normalised_boxes"),
-    "class that nobody labels": (setting(*CLASSES, value=["vehicle", "pedestrian", "bike"]), "unlabelled_classes"),
-    "task that nobody labels": (setting("tasks", "pose", value={"classes": ["person"]}), "unlabelled_task"),
-    "depth in millimetres": (setting("data", "train", 2, "labels", 0, "scale", value=1.0), "depth_unit"),
-    "depth scale too small": (setting("data", "train", 2, "labels", 0, "scale", value=1e-6), "depth_unit"),
-    "depth without a valid pixel": (every("train/depth/depths", lambda d: d * 0), "no_depth"),
-    "depth beyond the limits": (setting("tasks", "depth", "limits", value=[20.0, 80.0]), "depth_limits"),
-    "the same picture in both parts": (copied(BOX, "validation/coco/images/001.jpg"), "leaked_pictures"),
-    "no data folder": (setting("data", "root", value="/nowhere"), "no_root"),
-    "no training source": (setting("data", "train", value=[]), "no_sources"),
-    "unknown format": (setting("data", "train", 1, "labels", 0, "format", value="pascal"), "recipe"),
-    "unknown key": (setting("data", "train", 1, "labels", 0, "maks", value="x"), "recipe"),
-    "sources are no list": (setting("data", "train", value={"name": "x"}), "recipe"),
-    "classes that YAML took for something else": (setting(*CLASSES, value=[True, "b"]), "recipe"),
-    "classes given twice": (setting(*CLASSES, value=["vehicle", "pedestrian", "vehicle"]), "recipe"),
-    "a wrong data setting": (setting("data", "size", value=[100, 100]), "recipe"),
-    "a size that no memory holds": (setting("data", "size", value=[32 * 10**400, 64]), "recipe"),
-    "two sources of one name": (setting("data", "train", 1, "name", value="boxes"), "recipe"),
-    "two readers of one task": (second_reader, "two_labels"),
-    "a camera that is none": (cityscapes(bad_camera), "wrong_labels"),
-    "label map is a text file": (content(MASK, b"hello"), "wrong_labels"),
-    "picture is a folder": (lambda root, m: jpg(root).unlink() or jpg(root).mkdir(), "missing_picture"),
+    "boxes as fractions": (edit_annotations(scale_boxes), "normalized_boxes"),
+    "class that nobody labels": (change_setting(*CLASSES, value=["vehicle", "pedestrian", "bike"]),
+    "unlabeled_classes"),
+    "task that nobody labels": (change_setting("tasks", "pose", value={"classes": ["person"]}), "unlabeled_task"),
+    "depth in millimetres": (change_setting("data", "train", 2, "labels", 0, "scale", value=1.0), "depth_unit"),
+    "depth scale too small": (change_setting("data", "train", 2, "labels", 0, "scale", value=1e-6), "depth_unit"),
+    "depth without a valid pixel": (edit_maps("train/depth/depths", lambda d: d * 0), "no_depth"),
+    "depth beyond the limits": (change_setting("tasks", "depth", "limits", value=[20.0, 80.0]), "depth_limits"),
+    "the same image in both parts": (copy_file(BOX, "validation/coco/images/001.jpg"), "leaked_images"),
+    "no data folder": (change_setting("data", "root", value="/nowhere"), "missing_root"),
+    "no training source": (change_setting("data", "train", value=[]), "no_sources"),
+    "unknown format": (change_setting("data", "train", 1, "labels", 0, "format", value="pascal"), "recipe"),
+    "unknown key": (change_setting("data", "train", 1, "labels", 0, "maks", value="x"), "recipe"),
+    "sources are no list": (change_setting("data", "train", value={"name": "x"}), "recipe"),
+    "classes that YAML took for something else": (change_setting(*CLASSES, value=[True, "b"]), "recipe"),
+    "classes given twice": (change_setting(*CLASSES, value=["vehicle", "pedestrian", "vehicle"]), "recipe"),
+    "a wrong data setting": (change_setting("data", "size", value=[100, 100]), "recipe"),
+    "a size that no memory holds": (change_setting("data", "size", value=[32 * 10**400, 64]), "recipe"),
+    "two sources of one name": (change_setting("data", "train", 1, "name", value="boxes"), "recipe"),
+    "two readers of one task": (second_reader, "conflicting_labels"),
+    "a camera that is none": (cityscapes(bad_camera), "invalid_labels"),
+    "segmentation mask is a text file": (write_content(MASK, b"hello"), "invalid_labels"),
+    "image is a folder": (lambda root, m: image_path(root).unlink() or image_path(root).mkdir(), "missing_image"),
 }  # fmt: skip
-WARNINGS: dict[str, tuple[Change, str]] = {
-    "one colour": (image(BOX, lambda: np.full((48, 64, 3), 90, np.uint8)), "blank_picture"),
-    "half grey": (half_grey, "half_grey_picture"),
-    "void mask": (image(MASK, lambda: np.full((48, 64), 255, np.uint8)), "void_map"),
-    "masks of one class": (every("train/maps/masks", lambda m: np.where(m < 255, 1, m)), "one_class_maps"),
-    "palettes of their own": (palettes, "unlike_palettes"),
-    "constant depth": (image(DEPTH, png16), "constant_depth"),
-    "depth without a value": (image(DEPTH, lambda: png16(value=0)), "empty_depth"),
-    "depth with full scale": (every("train/depth/depths", lambda d: np.where(d > 2900, 65535, d)), "saturated_depth"),
-    "boxes twice": (boxes(twice), "repeated_boxes"),
-    "boxes over the whole": (boxes(everywhere), "whole_picture_boxes"),
-    "no boxes at all": (boxes(lambda c: c.update(annotations=[])), "no_boxes"),
-    "boxes outside": (boxes(lambda c: c["annotations"][0].update(bbox=[500, 500, 4, 4])), "reader_problems"),
-    "class that never occurs": (boxes(lambda c: c.update(annotations=c["annotations"][::2])), "untrained_classes"),
-    "mask without a picture": (lambda root, m: (root / "train/maps/images/002.jpg").unlink(), "reader_problems"),
-    "the same picture twice": (copied(BOX, "train/coco/images/002.jpg"), "duplicate_pictures"),
-    "the same picture again": (image("validation/coco/images/001.jpg", lambda: picture(777)), "leaked_looks"),
-    "no camera": (setting(*CAMERA, value=None), "no_cameras"),
-    "camera of a larger picture": (setting(*CAMERA, value={"fx": 120, "fy": 120, "cx": 64, "cy": 48}), "odd_camera"),
-    "camera in millimetres": (setting(*CAMERA, value={"fx": 4, "fy": 4, "cx": 32, "cy": 24}), "odd_camera"),
-    "stretched camera": (setting(*CAMERA, value={"fx": 60, "fy": 30, "cx": 32, "cy": 24}), "odd_camera"),
-    "principal point outside": (setting(*CAMERA, value={"fx": 60, "fy": 60, "cx": 99, "cy": 20}), "odd_camera"),
-    "no validation": (setting("data", "validation", value=[]), "no_validation"),
+WARNINGS: dict[str, tuple[Corruption, str]] = {
+    "one color": (replace_image(BOX, lambda: np.full((48, 64, 3), 90, np.uint8)), "blank_image"),
+    "half gray": (half_gray, "half_gray_image"),
+    "void mask": (replace_image(MASK, lambda: np.full((48, 64), 255, np.uint8)), "empty_mask"),
+    "masks of one class": (edit_maps("train/maps/masks", lambda m: np.where(m < 255, 1, m)), "one_class_masks"),
+    "palettes of their own": (palettes, "inconsistent_palettes"),
+    "constant depth": (replace_image(DEPTH, constant_depth), "constant_depth"),
+    "depth without a value": (replace_image(DEPTH, lambda: constant_depth(value=0)), "empty_depth"),
+    "depth with full scale": (edit_maps("train/depth/depths", lambda d: np.where(d > 2900, 65535, d)),
+    "saturated_depth"),
+    "boxes twice": (edit_annotations(twice), "duplicate_boxes"),
+    "boxes over the whole": (edit_annotations(everywhere), "full_image_boxes"),
+    "no boxes at all": (edit_annotations(lambda c: c.update(annotations=[])), "no_boxes"),
+    "boxes outside": (edit_annotations(lambda c: c["annotations"][0].update(bbox=[500, 500, 4, 4])), "reader_problems"),
+    "class that never occurs": (edit_annotations(lambda c: c.update(annotations=c["annotations"][::2])),
+    "untrained_classes"),
+    "mask without an image": (lambda root, m: (root / "train/maps/images/002.jpg").unlink(), "reader_problems"),
+    "the same image twice": (copy_file(BOX, "train/coco/images/002.jpg"), "duplicate_images"),
+    "the same image again": (replace_image("validation/coco/images/001.jpg", lambda: noise_image(777)),
+    "leaked_near_duplicates"),
+    "no camera": (change_setting(*CAMERA, value=None), "no_cameras"),
+    "camera of a larger image": (change_setting(*CAMERA, value={"fx": 120, "fy": 120, "cx": 64, "cy": 48}),
+    "implausible_camera"),
+    "camera in millimetres": (change_setting(*CAMERA, value={"fx": 4, "fy": 4, "cx": 32, "cy": 24}),
+    "implausible_camera"),
+    "stretched camera": (change_setting(*CAMERA, value={"fx": 60, "fy": 30, "cx": 32, "cy": 24}), "implausible_camera"),
+    "principal point outside": (change_setting(*CAMERA, value={"fx": 60, "fy": 60, "cx": 99, "cy": 20}),
+    "implausible_camera"),
+    "no validation": (change_setting("data", "validation", value=[]), "no_validation"),
     "task without validation": (lambda root, m: m["data"]["validation"].pop(2), "unmeasured_task"),
-    "a source of another task": (setting("data", "train", 0, "labels", 0, "task", value="pose"), "unused_source"),
-    "weights far from sizes": (setting("data", "train", 0, "weight", value=500.0), "uneven_sources"),
-    "input of another shape": (setting("data", "size", value=[32, 256]), "wasted_input"),
-    "input much larger": (setting("data", "size", value=[256, 320]), "enlarged_pictures"),
-    "small boxes": (setting("data", "size", value=[32, 32]), "small_boxes"),
-    "a space that is void": (setting("balance", value={"name": "pcgrad", "space": "features"}), "void_space"),
+    "a source of another task": (change_setting("data", "train", 0, "labels", 0, "task", value="pose"),
+    "unused_source"),
+    "weights far from sizes": (change_setting("data", "train", 0, "weight", value=500.0), "uneven_sources"),
+    "input of another shape": (change_setting("data", "size", value=[32, 256]), "wasted_input"),
+    "input much larger": (change_setting("data", "size", value=[256, 320]), "upscaled_images"),
+    "small boxes": (change_setting("data", "size", value=[32, 32]), "small_boxes"),
+    "a space that is void": (change_setting("balance", value={"name": "pcgrad", "space": "features"}),
+    "unused_conflict_space"),
 }  # fmt: skip
 
 
@@ -224,21 +235,21 @@ def test_errors_are_named_and_the_rest_is_still_examined(case, fault):
     root, mapping = case
     change, kind = ERRORS[fault]
     change(root, mapping)
-    found = examined(root, mapping)
-    assert kind in kinds(found)
+    found = run_doctor(root, mapping)
+    assert kind in finding_kinds(found)
     assert found.exit_code == 1
-    check(found)
-    if kind not in ("no_root", "no_sources"):
-        assert any(state.looked for state in found.states)
+    check_findings(found)
+    if kind not in ("missing_root", "no_sources"):
+        assert any(state.num_examined for state in found.states)
 
 
 @pytest.mark.parametrize("fault", WARNINGS)
 def test_suspicious_things_are_warnings(case, fault):
     root, mapping = case
     change, kind = WARNINGS[fault]
-    if kind == "leaked_looks":
-        write(jpg(root).with_suffix(".png"), picture(777)).rename(jpg(root))
+    if kind == "leaked_near_duplicates":
+        write_image(image_path(root).with_suffix(".png"), noise_image(777)).rename(image_path(root))
     change(root, mapping)
-    found = examined(root, mapping)
-    assert kind in kinds(found, "warning")
-    check(found)
+    found = run_doctor(root, mapping)
+    assert kind in finding_kinds(found, "warning")
+    check_findings(found)

@@ -9,8 +9,16 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from data_trees import CLASSES, all_trees, picture, write
-from doctor_cases import check, cut, examined, jpg, kinds, png16, recipe
+from data_trees import CLASSES, all_trees, noise_image, write_image
+from doctor_cases import (
+    build_recipe,
+    check_findings,
+    constant_depth,
+    finding_kinds,
+    image_path,
+    run_doctor,
+    truncate_file,
+)
 from PIL import Image
 
 from perception.doctor import diagnose, environment
@@ -20,20 +28,20 @@ from perception.types import ConfigError
 @pytest.fixture
 def case(tmp_path) -> tuple[Path, dict[str, Any]]:
     """The folder of healthy data, and its recipe."""
-    return tmp_path, recipe(tmp_path)
+    return tmp_path, build_recipe(tmp_path)
 
 
-def test_pictures_that_carry_an_exif_rotation_are_named(case):
+def test_images_that_carry_an_exif_rotation_are_named(case):
     root, mapping = case
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.fromarray(picture(4, (64, 48))).save(jpg(root), quality=95, exif=exif)
-    found = examined(root, mapping)
-    assert "turned_pictures" in kinds(found, "warning")
+    Image.fromarray(noise_image(4, (64, 48))).save(image_path(root), quality=95, exif=exif)
+    found = run_doctor(root, mapping)
+    assert "rotated_images" in finding_kinds(found, "warning")
     assert found.exit_code == 0
     exif[0x0112] = 3
-    Image.fromarray(picture(4, (64, 48))).save(jpg(root), quality=95, exif=exif)
-    assert "size_mismatch" in kinds(examined(root, mapping))
+    Image.fromarray(noise_image(4, (64, 48))).save(image_path(root), quality=95, exif=exif)
+    assert "size_mismatch" in finding_kinds(run_doctor(root, mapping))
 
 
 def test_masks_resized_with_interpolation_are_suspicious(case):
@@ -42,9 +50,9 @@ def test_masks_resized_with_interpolation_are_suspicious(case):
     for part in ("train", "validation"):
         for path in (root / part / "maps/masks").glob("*.png"):
             coarse = noise.integers(0, 2, (24, 32), np.uint8) * 2
-            write(path, cv2.resize(coarse, (64, 48), interpolation=cv2.INTER_LINEAR if part == "train" else 0))
-    found = examined(root, mapping)
-    assert [f.where for f in found.findings if f.kind == "interpolated_maps"] == ["train/maps"]
+            write_image(path, cv2.resize(coarse, (64, 48), interpolation=cv2.INTER_LINEAR if part == "train" else 0))
+    found = run_doctor(root, mapping)
+    assert [f.where for f in found.findings if f.code == "interpolated_masks"] == ["train/maps"]
 
 
 def test_label_ids_read_as_training_ids_are_named_though_they_pass(case):
@@ -52,45 +60,45 @@ def test_label_ids_read_as_training_ids_are_named_though_they_pass(case):
     names = ("road", "sidewalk", "building", "wall", "fence", "pole", "light", "sign", "vegetation", "terrain", "sky")
     (root / "train/maps/classes.txt").write_text("\n".join(names))
     for path in (root / "train/maps/masks").glob("*.png"):
-        write(path, np.full((48, 64), 7, np.uint8)).rename(path.with_name(f"{path.stem}_labelIds.png"))
+        write_image(path, np.full((48, 64), 7, np.uint8)).rename(path.with_name(f"{path.stem}_labelIds.png"))
         path.unlink(missing_ok=True)
     mapping["data"]["train"][1]["labels"][0] |= {"suffix": "_labelIds", "rename": {"light": "road"}, "ignore": "rest"}
-    assert "label_ids" in kinds(examined(root, mapping))
+    assert "label_ids" in finding_kinds(run_doctor(root, mapping))
 
 
 def test_two_units_of_depth_in_one_source(case):
     root, mapping = case
     folder = root / "train/depth"
     for number in range(3, 8):
-        write(folder / f"images/{number:03d}.jpg", picture(50 + number))
-        write(folder / f"depths/{number:03d}.png", png16(value=2 + number))
+        write_image(folder / f"images/{number:03d}.jpg", noise_image(50 + number))
+        write_image(folder / f"depths/{number:03d}.png", constant_depth(value=2 + number))
     mapping["data"]["train"][2]["labels"][0]["scale"] = 0.1
-    assert "mixed_depth_units" in kinds(examined(root, mapping))
+    assert "mixed_depth_units" in finding_kinds(run_doctor(root, mapping))
 
 
 def test_a_quick_look_says_so_and_does_not_call_absent_what_it_did_not_look_for(case):
     root, mapping = case
-    found = examined(root, mapping, quick=1)
-    assert {"quick"} <= kinds(found, "note")
-    assert all(state.looked == 1 for state in found.states)
+    found = run_doctor(root, mapping, max_images=1)
+    assert {"partial_examination"} <= finding_kinds(found, "note")
+    assert all(state.num_examined == 1 for state in found.states)
     assert found.exit_code == 0
-    assert not kinds(found, "warning")
-    assert "1 of them looked at" in found.summaries[0].facts["pictures"]
+    assert not finding_kinds(found, "warning")
+    assert "1 of them looked at" in found.summaries[0].properties["images"]
 
 
 def test_only_some_tasks(case):
-    found = examined(*case, tasks=["depth"])
+    found = run_doctor(*case, tasks=["depth"])
     assert [state.where for state in found.states] == ["train/depth", "validation/depth"]
-    assert kinds(found, "warning") == {"unused_source"}
+    assert finding_kinds(found, "warning") == {"unused_source"}
     with pytest.raises(ConfigError, match="has no task 'pose'"):
-        examined(*case, tasks=["pose"])
+        run_doctor(*case, tasks=["pose"])
 
 
 def test_worker_processes_find_the_same(case):
     root, mapping = case
     for name in ("coco/images/000.jpg", "maps/masks/001.png"):
-        cut(f"train/{name}")(root, mapping)
-    alone, together = examined(root, mapping), examined(root, mapping, workers=2)
+        truncate_file(f"train/{name}")(root, mapping)
+    alone, together = run_doctor(root, mapping), run_doctor(root, mapping, workers=2)
     assert alone.findings == together.findings
     assert alone.summaries == together.summaries
 
@@ -102,13 +110,13 @@ def check_recipe(state: None, mapping: dict[str, Any]) -> Any:
 
 def test_packages_and_the_rest_of_the_recipe_are_looked_at_meanwhile(case, monkeypatch):
     root, mapping = case
-    monkeypatch.setattr(environment, "MODULES", ("json",))
-    found = examined(root, {**mapping, "wrong": 1}, look_around=True, check=check_recipe)
-    assert [f.what for f in found.findings if f.kind == "recipe"] == ["train is wrong. Mend it."]
+    monkeypatch.setattr(environment, "IMPORTED_MODULES", ("json",))
+    found = run_doctor(root, {**mapping, "wrong": 1}, include_environment=True, check_rest=check_recipe)
+    assert [f.message for f in found.findings if f.code == "recipe"] == ["train is wrong. Mend it."]
     assert "Python" in found.environment
     del mapping["tasks"]["depth"]["limits"]
-    found = examined(root, mapping, look_around=True, check=check_recipe)
-    assert "depth_limits" in kinds(found)  # by the defaults, which only the recipe itself knows
+    found = run_doctor(root, mapping, include_environment=True, check_rest=check_recipe)
+    assert "depth_limits" in finding_kinds(found)  # by the defaults, which only the recipe itself knows
 
 
 @pytest.mark.parametrize(
@@ -133,7 +141,7 @@ def test_what_is_no_recipe_is_refused(tmp_path, text, message):
     if text is not None:
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ConfigError, match=message):
-        diagnose(path, workers=0, look_around=False)
+        diagnose(path, workers=0, include_environment=False)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -150,7 +158,7 @@ def test_spoiled_trees_never_make_it_fail(tmp_path, seed):
     sources = [{"name": "one", "labels": [config]}]
     tasks = {task: {"classes": list(names)} if names else {} for task, names in CLASSES.items()}
     data = {"root": str(tmp_path / "data"), "size": [64, 96], "train": sources, "validation": sources}
-    found = examined(tmp_path, {"data": data, "tasks": tasks})
-    check(found)
-    assert not kinds(found) & {"internal_error", "crashed", "too_slow"}
+    found = run_doctor(tmp_path, {"data": data, "tasks": tasks})
+    check_findings(found)
+    assert not finding_kinds(found) & {"internal_error", "crashed", "timeout"}
     assert found.exit_code == 1

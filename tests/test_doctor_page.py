@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_trees import picture, write
-from doctor_cases import examined, jpg, recipe
+from data_trees import noise_image, write_image
+from doctor_cases import build_recipe, image_path, run_doctor
 
 from perception.cli import main
 from perception.doctor import Diagnosis, diagnosis
-from perception.files.safe_write import FullError
+from perception.files.safe_write import DiskFullError
 from perception.report import doctor_page
 from perception.types import ConfigError
 
@@ -26,20 +26,20 @@ EVIL = "<img src=x onerror=alert(1)>&\"'"
 
 @pytest.fixture(scope="module")
 def sick(tmp_path_factory) -> Diagnosis:
-    """A diagnosis with a finding of every severity, pictures that leak, and names that are no HTML."""
+    """A diagnosis with a finding of every severity, images that leak, and names that are no HTML."""
     root = tmp_path_factory.mktemp("sick")
-    mapping = recipe(root)
+    mapping = build_recipe(root)
     mapping["name"] = EVIL
-    jpg(root).write_bytes(b"no picture")
+    image_path(root).write_bytes(b"no image")
     (root / "train/maps/images/001.jpg").rename(root / f"train/maps/images/{EVIL}.jpg")
-    mask = write(root / "train/maps/masks/001.png", np.full((48, 64), 99, np.uint8))
+    mask = write_image(root / "train/maps/masks/001.png", np.full((48, 64), 99, np.uint8))
     mask.rename(mask.with_name(f"{EVIL}.png"))
-    write(root / "train/coco/images/unlisted.jpg", picture(78))
+    write_image(root / "train/coco/images/unlisted.jpg", noise_image(78))
     mapping["data"]["train"][0]["weight"] = 500
-    write(root / "train/depth/images/000.jpg", picture(77))
-    write(root / "validation/depth/images/001.jpg", picture(77))
+    write_image(root / "train/depth/images/000.jpg", noise_image(77))
+    write_image(root / "validation/depth/images/001.jpg", noise_image(77))
     mapping["data"]["train"][3]["name"] = EVIL.replace("/", "")
-    return examined(root, mapping)
+    return run_doctor(root, mapping)
 
 
 class Page(HTMLParser):
@@ -55,7 +55,7 @@ class Page(HTMLParser):
 
 
 def test_the_page_holds_everything_and_asks_nothing_of_any_network(sick):
-    text = doctor_page.page(sick)
+    text = doctor_page.render_page(sick)
     page = Page(text)
     names = {tag for tag, _ in page.tags}
     assert not names & {"script", "link", "iframe", "object"}
@@ -65,45 +65,45 @@ def test_the_page_holds_everything_and_asks_nothing_of_any_network(sick):
         if tag == "img":
             assert (attributes["src"] or "").startswith("data:image/jpeg;base64,")
     for finding in sick.findings:
-        assert f"<p class=kind>{finding.kind}</p>" in text
+        assert f"<p class=kind>{finding.code}</p>" in text
     for summary in sick.summaries:
         assert doctor_page.escape(summary.where) in text
     assert {f.severity for f in sick.findings} == {"error", "warning", "note"}
-    assert {"damaged_picture", "wrong_labels", "leaked_pictures"} <= {f.kind for f in sick.findings}
+    assert {"damaged_image", "invalid_labels", "leaked_images"} <= {f.code for f in sick.findings}
 
 
 def test_names_of_files_and_sources_are_no_html(sick):
-    text = doctor_page.page(sick)
+    text = doctor_page.render_page(sick)
     assert "<img src=x" not in text
     assert "&lt;img src=x onerror=alert(1)&gt;" in text
 
 
 def test_samples_of_every_source_and_pairs_are_drawn(sick):
-    text = doctor_page.page(sick)
-    assert all(len(state.samples) >= 2 for state in sick.states)
+    text = doctor_page.render_page(sick)
+    assert all(len(state.previews) >= 2 for state in sick.states)
     depth = next(state for state in sick.states if state.where == "train/depth")
-    assert all(len(sample.tiles) == 2 for sample in depth.samples)
+    assert all(len(sample.jpegs) == 2 for sample in depth.previews)
     assert "The same in validation and in training" in text
     assert "the same file" in text
-    pictures = sum(len(sample.tiles) for state in sick.states for sample in state.samples)
+    pictures = sum(len(sample.jpegs) for state in sick.states for sample in state.previews)
     assert text.count("<img ") >= pictures + 2
 
 
 def test_the_json_says_the_same(sick, tmp_path):
-    said = doctor_page.write(tmp_path / "out", sick)
+    said = doctor_page.write_doctor_report(tmp_path / "out", sick)
     assert str(tmp_path / "out" / "doctor.html") in said
     data = json.loads((tmp_path / "out" / "doctor.json").read_text())
     assert data["healthy"] is False
-    assert [finding["kind"] for finding in data["findings"]] == [finding.kind for finding in sick.findings]
+    assert [finding["code"] for finding in data["findings"]] == [finding.code for finding in sick.findings]
     assert {source["where"] for source in data["sources"]} == {summary.where for summary in sick.summaries}
     boxes = next(source for source in data["sources"] if source["where"] == "validation/boxes")
-    assert boxes["tasks"][0]["bars"]["counts"] == [3, 3]
+    assert boxes["tasks"][0]["class_chart"]["counts"] == [3, 3]
 
 
 def test_a_folder_that_cannot_be_written(sick, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="--out DIR"):
-        doctor_page.write(tmp_path / "file", sick)
+        doctor_page.write_doctor_report(tmp_path / "file", sick)
 
 
 def test_a_full_disk_leaves_no_part_of_the_page(sick, tmp_path, monkeypatch):
@@ -112,20 +112,22 @@ def test_a_full_disk_leaves_no_part_of_the_page(sick, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "write_bytes", full)
     monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(FullError, match=r"doctor\.html cannot be written: No space left on device\. Free some space"):
-        doctor_page.write(tmp_path / "out", sick)
+    with pytest.raises(
+        DiskFullError, match=r"doctor\.html cannot be written: No space left on device\. Free some space"
+    ):
+        doctor_page.write_doctor_report(tmp_path / "out", sick)
     assert not list((tmp_path / "out").iterdir())
 
 
 def test_the_name_of_a_recipe_is_no_path(sick):
-    assert re.fullmatch(r"[\w-]+", doctor_page.folder_name(sick))
+    assert re.fullmatch(r"[\w-]+", doctor_page.make_folder_name(sick))
 
 
 @pytest.fixture
 def command(tmp_path, monkeypatch, capsys):
     """Runs the command in a folder of its own, without looking at the environment; (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(diagnosis, "_look_around", lambda *_: ([], {"Python": "3"}))
+    monkeypatch.setattr(diagnosis, "_examine_environment", lambda *_: ([], {"Python": "3"}))
 
     def run(*arguments: str) -> tuple[int, str, str]:
         code = main(["doctor", *arguments, "--workers", "0"])
@@ -140,7 +142,7 @@ def written(root: Path, mapping: dict[str, Any]) -> str:
 
 
 def test_the_command_on_healthy_data(command, tmp_path):
-    code, out, err = command(written(tmp_path, recipe(tmp_path)), "data.size=[64, 96]")
+    code, out, err = command(written(tmp_path, build_recipe(tmp_path)), "data.size=[64, 96]")
     assert code == 0
     assert "Healthy" in out
     assert "Page: doctor/small/doctor.html" in out
@@ -150,12 +152,12 @@ def test_the_command_on_healthy_data(command, tmp_path):
 
 
 def test_the_command_where_something_must_be_mended(command, tmp_path):
-    path = written(tmp_path, recipe(tmp_path))
-    jpg(tmp_path).write_bytes(b"")
-    code, out, _ = command(path, "--out", str(tmp_path / "there"), "--quick", "3")
+    path = written(tmp_path, build_recipe(tmp_path))
+    image_path(tmp_path).write_bytes(b"")
+    code, out, _ = command(path, "--out", str(tmp_path / "there"), "--max-images", "3")
     assert code == 1
-    assert "MUST BE MENDED (1)" in out
-    assert "GOOD TO KNOW" in out
+    assert "ERROR (1)" in out
+    assert "NOTE" in out
     assert (tmp_path / "there/doctor.html").is_file()
     code, _, _ = command(path, "--tasks", "depth")
     assert code == 0
@@ -168,10 +170,10 @@ def test_the_command_without_a_recipe(command, tmp_path):
     code, out, err = command("nothing.yaml")
     assert (code, out) == (2, "")
     assert "No recipe at nothing.yaml" in err
-    path = written(tmp_path, recipe(tmp_path))
+    path = written(tmp_path, build_recipe(tmp_path))
     assert command(path, "--tasks", "pose")[0] == 2
     with pytest.raises(SystemExit):
-        main(["doctor", path, "--quick", "0"])
+        main(["doctor", path, "--max-images", "0"])
 
 
 def test_the_rest_of_the_recipe_is_checked_too(tmp_path):

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import DEMO, perception, training
+from command_line import DEMO, run_perception, training_arguments
 
 
 def _require_close(first: dict, second: dict) -> None:
@@ -37,50 +37,50 @@ def test_evaluation_does_not_depend_on_the_batch_size_and_takes_other_data(demo_
         f"root: {demo_street}\nvalidation:\n  - name: s\n    labels:\n"
         "      - {format: cityscapes, root: ., split: val, ignore: rest}\n"
     )
-    perception("evaluate", demo_run, "--out", tmp_path / "one", "--batch-size", 1, "data.workers=0")
+    run_perception("evaluate", demo_run, "--out", tmp_path / "one", "--batch-size", 1, "data.workers=0")
     again = json.loads((tmp_path / "one" / "metrics.json").read_text())
     _require_close(again, mine)
-    perception("evaluate", demo_run, "--data", other, "--tasks", "segmentation", "--out", tmp_path / "two")
+    run_perception("evaluate", demo_run, "--data", other, "--tasks", "segmentation", "--out", tmp_path / "two")
     alone = json.loads((tmp_path / "two" / "metrics.json").read_text())
     assert alone["segmentation/miou"] == pytest.approx(mine["segmentation/miou"], abs=1e-3)
     assert not [key for key in alone if key.startswith(("depth", "detection"))]
 
 
 def test_two_ranks_train_and_evaluate_the_whole_network(demo_street, tmp_path):
-    """A rank's batch may lack a task, pictures do not divide evenly: nothing hangs, one set of numbers comes out."""
+    """A rank's batch may lack a task, images do not divide evenly: nothing hangs, one set of numbers comes out."""
     tools = Path(__file__).parents[1] / "tools"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     folder = tmp_path / "run"
     options = ("train={steps: 3, batch_size: 2, threads: 1}", "data.workers=0", "--out", str(folder))
-    train = [*torchrun, str(tools / "train.py"), *map(str, training(demo_street)[1:]), *options]
+    train = [*torchrun, str(tools / "train.py"), *map(str, training_arguments(demo_street)[1:]), *options]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(train, capture_output=True, text=True, timeout=300, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     metrics = json.loads((folder / "metrics.json").read_text())
-    perception("evaluate", folder, "--out", tmp_path / "alone", "data.workers=0")
+    run_perception("evaluate", folder, "--out", tmp_path / "alone", "data.workers=0")
     alone = json.loads((tmp_path / "alone" / "metrics.json").read_text())
     _require_close(alone, metrics)
 
 
 def test_errors_name_the_mend(demo_run, tmp_path):
-    done = perception("train", check=False)
+    done = run_perception("train", check=False)
     assert done.returncode == 2
     assert "configs/street.yaml" in done.stderr
-    done = perception("train", DEMO, "data.root=/nowhere", "--out", tmp_path / "x", check=False)
+    done = run_perception("train", DEMO, "data.root=/nowhere", "--out", tmp_path / "x", check=False)
     assert done.returncode == 2
     assert "/nowhere" in done.stderr
     assert "Traceback" not in done.stderr
-    done = perception("predict", demo_run, tmp_path / "absent.jpg", check=False)
+    done = run_perception("predict", demo_run, tmp_path / "absent.jpg", check=False)
     assert done.returncode != 0
     assert "absent.jpg" in done.stderr
-    done = perception("evaluate", tmp_path / "no_run", check=False)
+    done = run_perception("evaluate", tmp_path / "no_run", check=False)
     assert done.returncode == 2
     assert "no_run" in done.stderr
 
 
 def test_help_is_instant():
     start = time.perf_counter()
-    perception("--help")
+    run_perception("--help")
     assert time.perf_counter() - start < 1.5
     code = "import sys, perception, perception.cli; print([m for m in ('torch', 'cv2', 'numpy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

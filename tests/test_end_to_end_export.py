@@ -8,7 +8,7 @@ import os
 import cv2
 import numpy as np
 import pytest
-from commands import perception, python_path
+from command_line import python_path, run_perception
 
 from perception.export import from_run
 from perception.types import ConfigError
@@ -16,15 +16,15 @@ from perception.types import ConfigError
 
 def test_the_exported_file_predicts_what_torch_predicts_without_torch(demo_run, demo_street, tmp_path):
     onnx = tmp_path / "model.onnx"
-    perception("export", demo_run, "--out", onnx)
+    run_perception("export", demo_run, "--out", onnx)
     pictures = demo_street / "leftImg8bit" / "val" / "street"
-    perception("predict", demo_run, pictures, "--out", tmp_path / "torch", "--maps")
+    run_perception("predict", demo_run, pictures, "--out", tmp_path / "torch", "--maps")
     blocker = tmp_path / "blocked"
     blocker.mkdir()
     for name in ("torch", "torchvision", "timm", "pydantic", "rich", "matplotlib", "albumentations", "onnx"):
         (blocker / f"{name}.py").write_text("raise ImportError('not on the vehicle')")
     without = {**os.environ, "PYTHONPATH": python_path(blocker)}
-    perception("predict", onnx, pictures, "--out", tmp_path / "onnx", "--maps", env=without)
+    run_perception("predict", onnx, pictures, "--out", tmp_path / "onnx", "--maps", env=without)
     records = [
         [json.loads(line) for line in (tmp_path / kind / "predictions.jsonl").read_text().splitlines()]
         for kind in ("torch", "onnx")
@@ -44,17 +44,20 @@ def test_the_exported_file_predicts_what_torch_predicts_without_torch(demo_run, 
 
 
 class Looked(Exception):
-    """At the picture of this shape."""
+    """At the image of this shape."""
 
 
-def test_x2_a_file_of_a_size_of_its_own_is_judged_at_that_size(demo_run, monkeypatch, tmp_path):
+@pytest.mark.fault("X2")
+def test_a_file_of_a_size_of_its_own_is_judged_at_that_size(demo_run, monkeypatch, tmp_path):
     def look(images):
         raise Looked(images.shape)
 
     asked = {}
     monkeypatch.setattr(from_run, "write", lambda model, out, **options: asked.update(options))
-    from_run.export(demo_run, tmp_path / "x.onnx", precision="int8", size=(32, 64), calibration=1, pictures=1)
-    assert asked["reduction"].pictures[0].shape == (1, 3, 32, 64)
+    from_run.export(
+        demo_run, tmp_path / "x.onnx", precision="int8", size=(32, 64), calibration_images=1, validation_images=1
+    )
+    assert asked["reduction"].calibration_batches[0].shape == (1, 3, 32, 64)
     with pytest.raises(Looked, match=r"\(1, 3, 32, 64\)"):
         asked["reduction"].evaluate(look)
 

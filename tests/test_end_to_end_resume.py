@@ -11,19 +11,20 @@ import time
 
 import pytest
 import torch
-from commands import perception, training
+from command_line import run_perception, training_arguments
 from safetensors.torch import load_file
 
 
+@pytest.mark.fault("T1")
 @pytest.mark.parametrize("workers", [0, 2])
-def test_t1_twenty_steps_equal_ten_a_kill_and_ten(workers, demo_run, demo_street, tmp_path):
-    """Bit for bit: weights, optimiser, moving average, and the losses in the log."""
+def test_twenty_steps_equal_ten_a_kill_and_ten(workers, demo_run, demo_street, tmp_path):
+    """Bit for bit: weights, optimizer, moving average, and the losses in the log."""
     broken = tmp_path / "broken"
     command = [
         sys.executable,
         "-m",
         "perception.cli",
-        *map(str, training(demo_street)),
+        *map(str, training_arguments(demo_street)),
         f"data.workers={workers}",
         "--out",
         str(broken),
@@ -35,7 +36,7 @@ def test_t1_twenty_steps_equal_ten_a_kill_and_ten(workers, demo_run, demo_street
     os.killpg(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
     assert (broken / "checkpoints" / "last").resolve().name == "step_00000010"
-    perception("train", "--resume", broken)
+    run_perception("train", "--resume", broken)
     ends = [folder / "checkpoints" / "last" for folder in (demo_run, broken)]
     weights = [load_file(end / "model.safetensors") for end in ends]
     assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
@@ -63,7 +64,8 @@ def _require_equal(first, second, where: str) -> None:
         assert first == second, where
 
 
-def test_t5_a_resume_with_another_recipe_shows_the_difference(demo_run):
-    done = perception("train", "--resume", demo_run, "train.lr=0.5", check=False)
+@pytest.mark.fault("T5")
+def test_a_resume_with_another_recipe_shows_the_difference(demo_run):
+    done = run_perception("train", "--resume", demo_run, "train.lr=0.5", check=False)
     assert done.returncode == 2
     assert "+  lr: 0.5" in done.stderr

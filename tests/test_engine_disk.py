@@ -5,19 +5,20 @@ from __future__ import annotations
 import errno
 from contextlib import ExitStack
 
-import disks
+import full_disks
 import pytest
 import torch
-from engine_stub import batches
 from test_engine import fit
+from tiny_network import make_batches
 
 from perception import checkpoint, runs
 from perception.engine import log
 from perception.engine.evaluate import Evaluation
-from perception.files.safe_write import FullError
+from perception.files.safe_write import DiskFullError
 from perception.types import CheckpointError
 
 
+@pytest.mark.fault("T3")
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -25,21 +26,21 @@ from perception.types import CheckpointError
         ({"log_every": 12, "checkpoint_every": 4}, "is full; saved, in the room that was held for it"),
     ],
 )
-def test_T3_a_full_disk_ends_the_training_with_a_checkpoint_and_a_sentence(tmp_path, capsys, settings, said):
+def test_a_full_disk_ends_the_training_with_a_checkpoint_and_a_sentence(tmp_path, capsys, settings, said):
     """Of the step it came to; with room again it goes on as if nothing had happened."""
     settings = {"steps": 60, "evaluate_every": 0, "threads": 1, **settings}
     fit(tmp_path / "whole", **settings)
     capsys.readouterr()
-    with disks.small_disk(tmp_path / "disk") as disk:
+    with full_disks.small_disk(tmp_path / "disk") as disk:
 
         def filling(first: int):
-            for step, batch in enumerate(batches(first), first):
+            for step, batch in enumerate(make_batches(first), first):
                 if step == 5:
-                    disks.fill(disk)
+                    full_disks.fill_disk(disk)
                 yield batch
 
         run = disk / "run"
-        with pytest.raises((SystemExit, FullError)) as ended:
+        with pytest.raises((SystemExit, DiskFullError)) as ended:
             fit(run, None, filling, **settings)
         text = f"{ended.value}{capsys.readouterr().err}"
         assert text.count(said) == text.count("saved") == text.count("--resume") == 1, text
@@ -52,33 +53,36 @@ def test_T3_a_full_disk_ends_the_training_with_a_checkpoint_and_a_sentence(tmp_p
         assert all(torch.equal(value, other[key]) for key, value in one.items())
 
 
-def test_T3_a_disk_without_room_for_a_checkpoint_is_told_at_the_start(tmp_path):
-    with disks.small_disk(tmp_path / "disk") as disk:
-        disks.fill(disk).write_bytes(bytes(4_000_000))
-        with pytest.raises(FullError, match=r"no room for a checkpoint \(0 MB\)"):
+@pytest.mark.fault("T3")
+def test_a_disk_without_room_for_a_checkpoint_is_told_at_the_start(tmp_path):
+    with full_disks.small_disk(tmp_path / "disk") as disk:
+        full_disks.fill_disk(disk).write_bytes(bytes(4_000_000))
+        with pytest.raises(DiskFullError, match=r"no room for a checkpoint \(0 MB\)"):
             fit(disk / "run", steps=4)
 
 
-def test_T3_a_full_disk_leaves_the_results_that_were_there(tmp_path):
-    with disks.small_disk(tmp_path / "disk") as disk:
+@pytest.mark.fault("T3")
+def test_a_full_disk_leaves_the_results_that_were_there(tmp_path):
+    with full_disks.small_disk(tmp_path / "disk") as disk:
         (disk / "metrics.json").write_text("{}")
-        disks.fill(disk)
-        with pytest.raises(FullError, match=r"metrics\.json.* cannot be written: No space left on device"):
-            runs.finish(disk, None, None, Evaluation({}, {}, {}, 0.0, 1), 3)  # pyright: ignore[reportArgumentType]
+        full_disks.fill_disk(disk)
+        with pytest.raises(DiskFullError, match=r"metrics\.json.* cannot be written: No space left on device"):
+            runs.write_results(disk, None, None, Evaluation({}, {}, {}, 0.0, 1), 3)  # pyright: ignore[reportArgumentType]
         assert (disk / "metrics.json").read_text() == "{}"
         assert sorted(path.name for path in disk.iterdir()) == ["balloon", "metrics.json"]
 
 
-def test_T3_a_full_disk_that_has_no_room_at_all_is_told(tmp_path, monkeypatch, capsys):
+@pytest.mark.fault("T3")
+def test_a_full_disk_that_has_no_room_at_all_is_told(tmp_path, monkeypatch, capsys):
     """What was saved before stays."""
 
     def full(*arguments, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     def filling(first: int):
-        for step, batch in enumerate(batches(first), first):
+        for step, batch in enumerate(make_batches(first), first):
             if step == 5:
-                patch.setattr(log, "plain", full)
+                patch.setattr(log, "to_json_value", full)
                 patch.setattr(checkpoint, "_write_files", full)
             yield batch
 
@@ -89,15 +93,16 @@ def test_T3_a_full_disk_that_has_no_room_at_all_is_told(tmp_path, monkeypatch, c
     assert checkpoint.load(tmp_path).step == 4
 
 
-def test_T3_a_run_folder_that_becomes_read_only_ends_the_training(tmp_path):
+@pytest.mark.fault("T3")
+def test_a_run_folder_that_becomes_read_only_ends_the_training(tmp_path):
     """With the checkpoint before intact, from which it goes on."""
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     with ExitStack() as opened:
 
         def closing(first: int):
-            for step, batch in enumerate(batches(first), first):
+            for step, batch in enumerate(make_batches(first), first):
                 if step == 5:
-                    opened.enter_context(disks.closed(tmp_path / "run" / "checkpoints"))
+                    opened.enter_context(full_disks.read_only_folder(tmp_path / "run" / "checkpoints"))
                 yield batch
 
         with pytest.raises(CheckpointError, match=r"step_00000008.*Make the folder writable"):

@@ -10,28 +10,28 @@ import signal
 import time
 from pathlib import Path
 
-import engine_stub
 import pytest
+import tiny_network
 import torch
-from commands import python_path
+from command_line import python_path
 
 from perception import checkpoint, runs
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["engine_stub"])
+CONTEXT.set_forkserver_preload(["tiny_network"])
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _server():
     """The server, which imports everything once, finds the stub (it does not inherit sys.path)."""
     patch = pytest.MonkeyPatch()
-    patch.setenv("PYTHONPATH", python_path(Path(engine_stub.__file__).parent))
+    patch.setenv("PYTHONPATH", python_path(Path(tiny_network.__file__).parent))
     CONTEXT.Process(target=int).start()
     patch.undo()
 
 
 def start(run: Path, **options):
-    process = CONTEXT.Process(target=engine_stub.work, args=(run,), kwargs=options)
+    process = CONTEXT.Process(target=tiny_network.train_network, args=(run,), kwargs=options)
     process.start()
     return process
 
@@ -47,7 +47,7 @@ def outcome(run: Path):
     newest = checkpoint.load(run)
     state = checkpoint.load_train_state(newest.path)
     state.pop("seconds")
-    state["window"].pop("seconds_per_step", None)
+    state["window_sums"].pop("seconds_per_step", None)
     events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for event in events:
         event.pop("time")
@@ -95,32 +95,35 @@ def kill_until_done(run: Path, kills: int, seed: int, longest: float, **options)
     return done, half
 
 
+@pytest.mark.fault("T1")
 @pytest.mark.parametrize("workers", [0, 2])
-def test_T1_killed_and_resumed_equals_uninterrupted(tmp_path, workers):
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, workers):
     finish(tmp_path / "whole", workers=0)
-    done, _ = kill_until_done(tmp_path / "killed", 2, seed=workers, longest=0.3, workers=workers, pause=0.05)
+    done, _ = kill_until_done(tmp_path / "killed", 2, seed=workers, longest=0.3, workers=workers, batch_seconds=0.05)
     assert done
     assert_same(outcome(tmp_path / "killed"), outcome(tmp_path / "whole"))
 
 
+@pytest.mark.fault("T1")
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
-def test_T1_twenty_kills_in_training_and_in_saving(tmp_path, workers):
+def test_twenty_kills_in_training_and_in_saving(tmp_path, workers):
     options = {"steps": 300, "every": 1}
     finish(tmp_path / "whole", **options)
     done, half = kill_until_done(
-        tmp_path / "killed", 24, seed=workers, longest=0.4, workers=workers, pause=0.01, **options
+        tmp_path / "killed", 24, seed=workers, longest=0.4, workers=workers, batch_seconds=0.01, **options
     )
     assert done >= 20
     assert half >= 3
     assert_same(outcome(tmp_path / "killed"), outcome(tmp_path / "whole"))
 
 
+@pytest.mark.fault("T2")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_T2_a_signal_saves_and_exits(tmp_path, number, code):
+def test_a_signal_saves_and_exits(tmp_path, number, code):
     finish(tmp_path / "whole")
     run = tmp_path / "stopped"
-    process = start(run, every=0, pause=0.1, workers=2)
+    process = start(run, every=0, batch_seconds=0.1, workers=2)
     deadline = time.monotonic() + 30
     while not (run / "metrics.jsonl").is_file() or not (run / "metrics.jsonl").read_text():
         assert time.monotonic() < deadline
@@ -133,12 +136,13 @@ def test_T2_a_signal_saves_and_exits(tmp_path, number, code):
     assert_same(outcome(run), outcome(tmp_path / "whole"))
 
 
+@pytest.mark.fault("T2")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
-def test_T2_a_signal_during_an_evaluation_is_heard_at_once(tmp_path, number):
+def test_a_signal_during_an_evaluation_is_heard_at_once(tmp_path, number):
     """The steps before it are saved, the evaluation is done again: the run equals one that was left alone."""
     finish(tmp_path / "whole")
     run = tmp_path / "stopped"
-    process = start(run, every=0, looking=60)
+    process = start(run, every=0, evaluation_seconds=60)
     wait_for(run / "looking", process)
     if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
         process.kill()
@@ -154,24 +158,26 @@ def test_T2_a_signal_during_an_evaluation_is_heard_at_once(tmp_path, number):
     assert_same(outcome(run), outcome(tmp_path / "whole"))
 
 
+@pytest.mark.fault("T2")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_T2_a_signal_after_the_training_is_heard_at_once_and_says_that_all_is_saved(capsys, number, code):
+def test_a_signal_after_the_training_is_heard_at_once_and_says_that_all_is_saved(capsys, number, code):
     def measured() -> None:
         os.kill(os.getpid(), number)
         time.sleep(30)
 
     began = time.monotonic()
-    with pytest.raises(SystemExit) as ended, runs.stoppable("All is saved."):
+    with pytest.raises(SystemExit) as ended, runs.exit_on_signal("All is saved."):
         measured()
     assert ended.value.code == code
     assert time.monotonic() - began < 20
     assert capsys.readouterr().err == "Stopped by a signal. All is saved.\n"
 
 
-@pytest.mark.parametrize("pause", [60.0])
-def test_T2_a_signal_is_heard_at_once_while_a_training_waits_for_its_data(tmp_path, pause):
+@pytest.mark.fault("T2")
+@pytest.mark.parametrize("batch_seconds", [60.0])
+def test_a_signal_is_heard_at_once_while_a_training_waits_for_its_data(tmp_path, batch_seconds):
     run = tmp_path / "stopped"
-    process = start(run, pause=pause)
+    process = start(run, batch_seconds=batch_seconds)
     wait_for(run / "metrics.jsonl", process)
     os.kill(process.pid, signal.SIGTERM)
     process.join(20)

@@ -11,10 +11,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from example_programs import Differences, build_cpp, node, python
+from example_programs import Differences, build_cpp, run_node, run_python
 
 from perception import cli
-from perception.export.parity import shapes
+from perception.export.parity import draw_rectangles
 
 SIZES = ((96, 160), (61, 97), (240, 320), (500, 40))
 
@@ -25,7 +25,7 @@ def pictures(tmp_path_factory) -> list[Path]:
     generator = np.random.default_rng(0)
     paths = [folder / f"p{i}.png" for i in range(len(SIZES))]
     for path, size in zip(paths, SIZES, strict=True):
-        image = cv2.GaussianBlur(shapes(generator, *size), (0, 0), 1.5)
+        image = cv2.GaussianBlur(draw_rectangles(generator, *size), (0, 0), 1.5)
         assert cv2.imwrite(str(path), image)
     return paths
 
@@ -38,28 +38,34 @@ def cpp(tmp_path_factory) -> Callable:
 CPP = pytest.param("cpp", marks=pytest.mark.slow)  # it compiles
 
 
+@pytest.mark.fault("X1")
 @pytest.mark.parametrize("program", ["python", "node", CPP])
-def test_x1_an_example_says_what_the_package_says(program, exported_inside, pictures, tmp_path, request):
-    example = request.getfixturevalue("cpp") if program == "cpp" else {"python": python, "node": node}[program]
-    example(exported_inside, tmp_path / "out", pictures)
-    same_as_the_package(exported_inside, tmp_path / "out", pictures)
+def test_an_example_says_what_the_package_says(program, exported_with_preprocessing, pictures, tmp_path, request):
+    example = request.getfixturevalue("cpp") if program == "cpp" else {"python": run_python, "node": run_node}[program]
+    example(exported_with_preprocessing, tmp_path / "out", pictures)
+    same_as_the_package(exported_with_preprocessing, tmp_path / "out", pictures)
 
 
-def test_x1_the_python_example_letterboxes_as_the_package_does(exported, pictures, tmp_path):
-    python(exported, tmp_path / "out", pictures)
+@pytest.mark.fault("X1")
+def test_the_python_example_letterboxes_as_the_package_does(exported, pictures, tmp_path):
+    run_python(exported, tmp_path / "out", pictures)
     same_as_the_package(exported, tmp_path / "out", pictures)
 
 
 def same_as_the_package(model: Path, out: Path, pictures: list[Path]) -> None:
-    found = Differences(model, out).add(pictures)
+    found = Differences(model, out).compare(pictures)
     assert found.boxes > 20
     assert len(found.largest) == 5
 
 
-def test_x1_an_example_says_what_the_command_predict_writes(exported_inside, pictures, tmp_path):
-    python(exported_inside, tmp_path / "out", pictures)
+@pytest.mark.fault("X1")
+def test_an_example_says_what_the_command_predict_writes(exported_with_preprocessing, pictures, tmp_path):
+    run_python(exported_with_preprocessing, tmp_path / "out", pictures)
     assert (
-        cli.main(["predict", str(exported_inside), str(pictures[0].parent), "--out", str(tmp_path / "predicted")]) == 0
+        cli.main(
+            ["predict", str(exported_with_preprocessing), str(pictures[0].parent), "--out", str(tmp_path / "predicted")]
+        )
+        == 0
     )
     lines = (tmp_path / "predicted/predictions.jsonl").read_text("utf-8").splitlines()
     assert len(lines) == len(pictures)
@@ -71,7 +77,7 @@ def test_x1_an_example_says_what_the_command_predict_writes(exported_inside, pic
 
 
 @pytest.mark.parametrize("program", ["node", CPP])
-def test_a_file_that_wants_letterboxed_pictures_is_refused(program, exported, pictures, tmp_path, request):
-    example = request.getfixturevalue("cpp") if program == "cpp" else node
-    with pytest.raises(AssertionError, match="--preprocess inside"):
+def test_a_file_that_wants_letterboxed_images_is_refused(program, exported, pictures, tmp_path, request):
+    example = request.getfixturevalue("cpp") if program == "cpp" else run_node
+    with pytest.raises(AssertionError, match="--preprocess embedded"):
         example(exported, tmp_path / "out", pictures)

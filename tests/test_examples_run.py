@@ -1,6 +1,6 @@
-"""The examples on pictures of real roads with a trained network (X1): `make test-examples RUN=runs/demo`.
+"""The examples on images of real roads with a trained network (X1): `make test-examples RUN=runs/demo`.
 
-Skipped, visibly, without a run folder in PERCEPTION_TEST_RUN and real pictures in PERCEPTION_TEST_DATA.
+Skipped, visibly, without a run folder in PERCEPTION_TEST_RUN and real images in PERCEPTION_TEST_DATA.
 """
 
 import json
@@ -11,11 +11,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from example_programs import Differences, build_cpp, node, python
+from example_programs import Differences, build_cpp, run_node, run_python
 
 from perception import cli
 from perception.export import from_run
-from perception.runtime.predictor import Perceiver
+from perception.runtime.predictor import Predictor
 from perception.types import DenseMap
 
 RUN, DATA = os.environ.get("PERCEPTION_TEST_RUN", ""), Path(os.environ.get("PERCEPTION_TEST_DATA", ""))
@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
         not RUN or not (DATA / "video").is_dir(),
-        reason="no trained run in PERCEPTION_TEST_RUN, or no real pictures in PERCEPTION_TEST_DATA",
+        reason="no trained run in PERCEPTION_TEST_RUN, or no real images in PERCEPTION_TEST_DATA",
     ),
 ]
 
@@ -48,31 +48,34 @@ def pictures(tmp_path_factory) -> list[Path]:
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("models")
-    kinds = ("inside", "outside")
+    kinds = ("embedded", "external")
     for kind in kinds:
         from_run.export(Path(RUN), folder / f"{kind}.onnx", preprocess=kind)
     return {kind: folder / f"{kind}.onnx" for kind in kinds}
 
 
+@pytest.mark.fault("X1")
 @pytest.mark.parametrize(
-    ("program", "preprocess"), [("python", "inside"), ("python", "outside"), ("node", "inside"), ("cpp", "inside")]
+    ("program", "preprocess"),
+    [("python", "embedded"), ("python", "external"), ("node", "embedded"), ("cpp", "embedded")],
 )
-def test_x1_an_example_says_what_the_package_says(program, preprocess, models, pictures, tmp_path, capsys):
-    example = build_cpp(tmp_path) if program == "cpp" else {"python": python, "node": node}[program]
+def test_an_example_says_what_the_package_says(program, preprocess, models, pictures, tmp_path, capsys):
+    example = build_cpp(tmp_path) if program == "cpp" else {"python": run_python, "node": run_node}[program]
     example(models[preprocess], tmp_path / "out", pictures)
-    found = Differences(models[preprocess], tmp_path / "out").add(pictures)
+    found = Differences(models[preprocess], tmp_path / "out").compare(pictures)
     with capsys.disabled():
-        print(f"\n{program}, letterbox {preprocess}, {len(pictures)} pictures: {found}")
+        print(f"\n{program}, letterbox {preprocess}, {len(pictures)} images: {found}")
     assert found.boxes > 0
 
 
-@pytest.mark.parametrize("preprocess", ["inside", "outside"])
-def test_x1_the_command_predict_writes_what_the_package_says(preprocess, models, pictures, tmp_path):
+@pytest.mark.fault("X1")
+@pytest.mark.parametrize("preprocess", ["embedded", "external"])
+def test_the_command_predict_writes_what_the_package_says(preprocess, models, pictures, tmp_path):
     """Rounded as the files are: boxes to 0.01 px, scores to 1e-4, depth to the step that its record names."""
     out = tmp_path / "out"
     arguments = ["predict", str(models[preprocess]), str(pictures[0].parent), "--out", str(out), "--threads", "1"]
     assert cli.main([*arguments, "--save", "jsonl", "--maps"]) == 0
-    perceiver = Perceiver(models[preprocess], threads=1)
+    perceiver = Predictor(models[preprocess], threads=1)
     lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text("utf-8").splitlines()]
     assert len(lines) == len(pictures)
     for line in lines:

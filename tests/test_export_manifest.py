@@ -11,18 +11,18 @@ import pytest
 from perception import cli
 from perception.runtime import json_schema, onnx_file
 from perception.runtime import manifest as module
-from perception.runtime.manifest import DIGEST_KEY, MANIFEST_KEY, extract, parse
-from perception.runtime.predictor import Perceiver
+from perception.runtime.manifest import DIGEST_KEY, MANIFEST_KEY, extract_manifest, parse_manifest
+from perception.runtime.predictor import Predictor
 from perception.types import PerceptionError
 
 SCHEMA = json.loads(Path(module.__file__).with_name("manifest.schema.json").read_text("utf-8"))
 
 
 def problems(value) -> list[str]:
-    return list(json_schema.problems(value, SCHEMA, SCHEMA))
+    return list(json_schema.find_schema_errors(value, SCHEMA, SCHEMA))
 
 
-@pytest.fixture(params=["exported", "exported_inside"])
+@pytest.fixture(params=["exported", "exported_with_preprocessing"])
 def text(request) -> str:
     return request.getfixturevalue(request.param).with_suffix(".json").read_text("utf-8")
 
@@ -34,7 +34,7 @@ def test_what_is_written_fits_the_schema(text):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda m: m.pop("graph"),
+        lambda m: m.pop("graph_sha256"),
         lambda m: m.update(format=1),
         lambda m: m.update(extra=1),
         lambda m: m["input"].update(dtype="float32"),
@@ -66,30 +66,31 @@ def test_the_schema_is_a_schema():
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
 
 
+@pytest.mark.fault("X3")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda m: m["outputs"].pop("depth.depth"), r"outputs: depth\.depth is missing"),
         (lambda m: m["input"].update(preprocess="within"), "input.preprocess is 'within', expected one of"),
         (lambda m: m["input"].update(layout="NHWC"), "input.layout 'NHWC', expected 'NCHW'"),
-        (lambda m: m["input"].update(resize="nearest"), "input.resize 'nearest'"),
+        (lambda m: m["input"].update(resize_rule="nearest"), "input.resize_rule 'nearest'"),
         (lambda m: m.pop("outputs"), "manifest is not valid"),
         (lambda m: m.update(surprise=1), "surprise"),
     ],
 )
-def test_x3_a_manifest_that_is_not_valid_is_refused(exported, change, message):
+def test_a_manifest_that_is_not_valid_is_refused(exported, change, message):
     plain = json.loads(exported.with_suffix(".json").read_text("utf-8"))
-    assert parse(json.dumps(plain), "") == extract(exported.read_bytes(), "")
+    assert parse_manifest(json.dumps(plain), "") == extract_manifest(exported.read_bytes(), "")
     change(plain)
     with pytest.raises(PerceptionError, match=message):
-        parse(json.dumps(plain), "small.onnx")
+        parse_manifest(json.dumps(plain), "small.onnx")
 
 
 def signed(model: Path, manifest: object, out: Path) -> Path:
     """The file with another manifest whose checksums are right: as one who wants to deceive would write it."""
     text = manifest if isinstance(manifest, str) else json.dumps(manifest)
     metadata = {MANIFEST_KEY: text, DIGEST_KEY: module._sha256(text)}
-    out.write_bytes(onnx_file.with_metadata(model.read_bytes(), metadata))
+    out.write_bytes(onnx_file.replace_metadata(model.read_bytes(), metadata))
     return out
 
 
@@ -101,23 +102,25 @@ def renamed(plain: dict, old: str, new: str) -> dict:
     return plain
 
 
+@pytest.mark.fault("S3")
 @pytest.mark.parametrize(
     "name", ["../../../out", "/tmp/out", "..", "a/b", "a\\b", "C:x", "a\x1b[31m", "A", "", "a\n", "a" * 65]
 )
 @pytest.mark.parametrize("command", ["predict", "label"])
-def test_s3_a_task_whose_name_is_a_path_is_refused_when_the_file_is_opened(exported, tmp_path, name, command, capsys):
+def test_a_task_whose_name_is_a_path_is_refused_when_the_file_is_opened(exported, tmp_path, name, command, capsys):
     plain = renamed(json.loads(exported.with_suffix(".json").read_text("utf-8")), "segmentation", name)
     evil = signed(exported, plain, tmp_path / "evil.onnx")
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     options = ["--maps"] if command == "predict" else []
-    arguments = [command, str(evil), str(tmp_path / "pictures"), "--out", str(tmp_path / "a" / "b"), *options]
+    arguments = [command, str(evil), str(tmp_path / "images"), "--out", str(tmp_path / "a" / "b"), *options]
     assert cli.main(arguments) == 2
     said = capsys.readouterr().err
     assert "the manifest is not valid" in said
     assert "\x1b" not in said
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["evil.onnx", "pictures"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["evil.onnx", "images"]
 
 
+@pytest.mark.fault("X3")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -127,7 +130,7 @@ def test_s3_a_task_whose_name_is_a_path_is_refused_when_the_file_is_opened(expor
         (lambda m: m["tasks"]["depth"].update(unit="m\u202e"), "depth.unit"),
         (lambda m: m["tasks"]["depth"].update(limits=[80, 1]), "the smaller number first"),
         (lambda m: m["tasks"]["depth"].update(canonical_focal=10**400), "canonical_focal is a huge number"),
-        (lambda m: m["tasks"]["depth"].update(threshold=True), "threshold is True, expected number"),
+        (lambda m: m["tasks"]["depth"].update(score_threshold=True), "score_threshold is True, expected number"),
         (lambda m: m["input"].update(size=[1 << 14, 1 << 14]), "at most 100000000 pixels"),
         (lambda m: m["input"].update(size=[1 << 40, 32]), r"input.size\[0\]"),
         (lambda m: m["input"].update(std=[0, 1, 1]), "over 0"),
@@ -137,31 +140,33 @@ def test_s3_a_task_whose_name_is_a_path_is_refused_when_the_file_is_opened(expor
         (lambda m: m.update(tasks=5), "tasks is 5, expected object"),
     ],
 )
-def test_x3_a_manifest_whose_fields_do_not_fit_is_refused(exported, change, message):
+def test_a_manifest_whose_fields_do_not_fit_is_refused(exported, change, message):
     plain = json.loads(exported.with_suffix(".json").read_text("utf-8"))
     change(plain)
     with pytest.raises(PerceptionError, match=message):
-        parse(json.dumps(plain), "small.onnx")
+        parse_manifest(json.dumps(plain), "small.onnx")
 
 
+@pytest.mark.fault("X3")
 @pytest.mark.parametrize(
     "text", ["", "[]", "5", "null", '{"format": NaN}', "[" * 200_000, '{"format": 1e999}', "9" * 9999]
 )
-def test_x3_what_is_no_manifest_at_all_is_refused(text):
+def test_what_is_no_manifest_at_all_is_refused(text):
     with pytest.raises(PerceptionError, match="manifest"):
-        parse(text, "small.onnx")
+        parse_manifest(text, "small.onnx")
 
 
-def test_x3_a_graph_that_gives_something_else_than_its_manifest_says_is_refused(exported, tmp_path):
+@pytest.mark.fault("X3")
+def test_a_graph_that_gives_something_else_than_its_manifest_says_is_refused(exported, tmp_path):
     plain = json.loads(exported.with_suffix(".json").read_text("utf-8"))
     other = copy.deepcopy(plain)
     for name in ("boxes", "scores", "labels"):
         other["outputs"][f"detection.{name}"]["shape"][1] = 299
     with pytest.raises(PerceptionError, match=r"detection\.boxes is tensor\(float\).*its manifest says"):
-        Perceiver(signed(exported, other, tmp_path / "a.onnx"))
+        Predictor(signed(exported, other, tmp_path / "a.onnx"))
     other = copy.deepcopy(plain)
     other["outputs"]["depth.depth"]["shape"] = ["batch", "width", "height"]
-    perceiver = Perceiver(signed(exported, other, tmp_path / "b.onnx"), threads=1)
+    perceiver = Predictor(signed(exported, other, tmp_path / "b.onnx"), threads=1)
     with pytest.raises(PerceptionError, match=r"depth\.depth is float32 \[1, 96, 160\].*manifest says"):
         perceiver(np.zeros((50, 50, 3), np.uint8))
 
@@ -217,7 +222,8 @@ def mutated(plain: dict, chance: random.Random) -> dict:
     return found
 
 
-def test_x3_any_manifest_is_refused_by_a_sentence_or_works(exported, tmp_path):
+@pytest.mark.fault("X3")
+def test_any_manifest_is_refused_by_a_sentence_or_works(exported, tmp_path):
     """3,000 that are wrong somewhere, checksums right: no other error, no hang, no flood of memory."""
     plain = json.loads(exported.with_suffix(".json").read_text("utf-8"))
     chance, opened, picture = random.Random(0), 0, np.zeros((40, 60, 3), np.uint8)
@@ -226,7 +232,7 @@ def test_x3_any_manifest_is_refused_by_a_sentence_or_works(exported, tmp_path):
         path = signed(exported, given, tmp_path / "m.onnx")
         said = ""
         try:
-            perceiver = Perceiver(path, threads=1)
+            perceiver = Predictor(path, threads=1)
             opened += 1
             perceiver(picture).to_dict()
         except PerceptionError as error:
@@ -238,7 +244,7 @@ def test_x3_any_manifest_is_refused_by_a_sentence_or_works(exported, tmp_path):
 
 def _opens(path: Path) -> bool:
     try:
-        extract(path.read_bytes(), "")
+        extract_manifest(path.read_bytes(), "")
     except PerceptionError:
         return False
     return True

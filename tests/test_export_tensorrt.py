@@ -8,25 +8,25 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from perception.export import embedded_preprocessing, int8, tensorrt
-from perception.export.fp16 import halved
-from perception.export.trace import translate
-from perception.model import ModelConfig, Perception
+from perception.export.fp16 import convert_to_fp16
+from perception.export.trace import trace_to_onnx
+from perception.model import ModelConfig, MultiTaskModel
 from perception.nn.backbone import BackboneConfig
 from perception.tasks import TASKS
 from perception.types import PerceptionError
 
-PICTURES = [np.random.default_rng(0).integers(0, 256, (1, 3, 64, 96), np.uint8)]
+IMAGES = [np.random.default_rng(0).integers(0, 256, (1, 3, 64, 96), np.uint8)]
 
 
-def network(**detection) -> Perception:
+def network(**detection) -> MultiTaskModel:
     """One with all four tasks, untrained."""
     tasks = {
-        "detection": TASKS["detection"].Config(classes=("car", "bike"), depth=1, width=16, **detection),
-        "segmentation": TASKS["segmentation"].Config(classes=tuple("abcde"), width=16),
-        "depth": TASKS["depth"].Config(width=16),
-        "classification": TASKS["classification"].Config(classes=("day", "night"), width=16),
+        "detection": TASKS["detection"].Config(classes=("car", "bike"), num_convs=1, channels=16, **detection),
+        "segmentation": TASKS["segmentation"].Config(classes=tuple("abcde"), channels=16),
+        "depth": TASKS["depth"].Config(channels=16),
+        "classification": TASKS["classification"].Config(classes=("day", "night"), channels=16),
     }
-    return Perception(ModelConfig(backbone=BackboneConfig(name="lcnet_035", weights="none")), tasks).eval()
+    return MultiTaskModel(ModelConfig(backbone=BackboneConfig(name="lcnet_035", weights="none")), tasks).eval()
 
 
 @pytest.mark.slow
@@ -34,31 +34,31 @@ def network(**detection) -> Perception:
 @pytest.mark.parametrize("size", [None, (352, 544), (640, 640), (1088, 1920)])
 def test_every_kind_of_file_passes(detection, size):
     model = network(**detection)
-    core = translate(model, model.specs, size)
-    forms = {"fp32": core, "fp16": halved(core)}
+    core = trace_to_onnx(model, model.specs, size)
+    forms = {"fp32": core, "fp16": convert_to_fp16(core)}
     if size:
-        forms["inside"] = embedded_preprocessing.wrap(core, model.specs, size)
-        forms["inside fp16"] = embedded_preprocessing.wrap(forms["fp16"], model.specs, size)
-    assert {name: tensorrt.problems(form) for name, form in forms.items()} == {name: [] for name in forms}
+        forms["inside"] = embedded_preprocessing.embed_letterbox(core, model.specs, size)
+        forms["inside fp16"] = embedded_preprocessing.embed_letterbox(forms["fp16"], model.specs, size)
+    assert {name: tensorrt.find_problems(form) for name, form in forms.items()} == {name: [] for name in forms}
     assert core.ir_version == 8
     assert [(entry.domain, entry.version) for entry in core.opset_import] == [("", 18)]
 
 
-def test_int8_for_tensorrt_is_symmetric_and_int8_for_processors_is_told_apart(translated, small_network):
+def test_int8_for_tensorrt_is_symmetric_and_int8_for_processors_is_told_apart(small_graph, small_network):
     for symmetric in (True, False):
-        ready = onnx.shape_inference.infer_shapes(translated)
-        nodes = [name for names in int8.blocks_of(ready).values() for name in names]
-        form = int8.quantise(ready, nodes, int8.ranges(ready, PICTURES), symmetric)
+        ready = onnx.shape_inference.infer_shapes(small_graph)
+        nodes = [name for names in int8.find_blocks(ready).values() for name in names]
+        form = int8.quantize(ready, nodes, int8.calibrate_ranges(ready, IMAGES), symmetric)
         kinds = [node.op_type for node in form.graph.node]
         assert kinds.count("QuantizeLinear") >= 2
-        for whole in (form, embedded_preprocessing.wrap(form, small_network.specs, (64, 96))):
-            found = tensorrt.problems(whole)
+        for whole in (form, embedded_preprocessing.embed_letterbox(form, small_network.specs, (64, 96))):
+            found = tensorrt.find_problems(whole)
             assert bool(found) is not symmetric
             assert all("not symmetric in int8" in problem for problem in found)
 
 
 def test_the_report_tells_and_the_target_refuses(export_small, tmp_path, monkeypatch):
-    monkeypatch.setattr("perception.export.export.tensorrt.problems", lambda model: ["float64 (graph/Cast_1)"])
+    monkeypatch.setattr("perception.export.export.tensorrt.find_problems", lambda model: ["float64 (graph/Cast_1)"])
     report = export_small(tmp_path / "a.onnx", size=(64, 64))
     assert "TensorRT would refuse this file: float64 (graph/Cast_1)." in str(report)
     with pytest.raises(PerceptionError, match=r"TensorRT would refuse this file: float64 .* Nothing is written"):
@@ -69,7 +69,7 @@ def test_the_report_tells_and_the_target_refuses(export_small, tmp_path, monkeyp
 @pytest.mark.slow  # a whole export; the rule itself is tested below
 def test_too_many_candidates_for_tensorrt_are_told():
     model = network(candidates=4000)
-    found = tensorrt.problems(translate(model, model.specs, (64, 64)))
+    found = tensorrt.find_problems(trace_to_onnx(model, model.specs, (64, 64)))
     assert [problem.partition(" (")[0] for problem in found] == [
         "TopK of 4000: it takes a fixed number under 3840, sorted"
     ]
@@ -133,7 +133,7 @@ NODE = helper.make_node
     ],
 )
 def test_each_rule_sees_what_it_is_for(model, message):
-    found = tensorrt.problems(model)
+    found = tensorrt.find_problems(model)
     assert any(re.search(message, problem) for problem in found), found
 
 
@@ -143,4 +143,4 @@ def test_a_plain_graph_has_nothing_against_it():
         [("x", B, [2])],
         [("y", B, [2])],
     )
-    assert tensorrt.problems(model) == []
+    assert tensorrt.find_problems(model) == []

@@ -11,34 +11,34 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
-import disks
+import full_disks
 import numpy as np
 import pytest
-from films import noise_film, records
+from prediction_files import read_records, write_noise_video
 
 from perception.files import safe_write
-from perception.files.safe_write import FullError, append_line, check_room, write_whole
+from perception.files.safe_write import DiskFullError, append_line, check_free_space, write_atomic
 from perception.robots.bags import BagWriter
-from perception.robots.messages import Stamp, image
+from perception.robots.messages import MessageHeader, make_image
 from perception.types import PerceptionError
 
 
 @pytest.fixture(scope="module")
 def film(tmp_path_factory) -> Path:
-    return noise_film(tmp_path_factory.mktemp("film") / "drive.mp4", 200, 25)
+    return write_noise_video(tmp_path_factory.mktemp("film") / "drive.mp4", 200, 25)
 
 
 @pytest.fixture
 def disk(tmp_path) -> Iterator[Path]:
     """A disk of 4 MB of its own."""
-    with disks.small_disk(tmp_path / "disk") as folder:
+    with full_disks.small_disk(tmp_path / "disk") as folder:
         yield folder
 
 
 @pytest.fixture
 def closed(tmp_path) -> Iterator[Path]:
     (tmp_path / "closed").mkdir()
-    with disks.closed(tmp_path / "closed") as folder:
+    with full_disks.read_only_folder(tmp_path / "closed") as folder:
         yield folder
 
 
@@ -78,11 +78,11 @@ def pictures(tmp_path) -> Path:
     return folder
 
 
-def test_a_full_disk_ends_a_film_with_what_was_written_whole(exported, film, disk):
+def test_a_full_disk_ends_a_video_with_what_was_written_whole(exported, film, disk):
     out = disk / "o"
     done = run("predict", exported, film, "--out", out, "--threads", 1, "--maps")
     said_once(done, 1, "its disk is full")
-    lines = records(out)
+    lines = read_records(out)
     assert 5 < len(lines) < 200
     assert frames_of(out / "drive.mp4") == len(lines)
     assert json.loads((out / "summary.json").read_text())["frames"] == len(lines)
@@ -90,17 +90,17 @@ def test_a_full_disk_ends_a_film_with_what_was_written_whole(exported, film, dis
         assert cv2.imread(str(out / line["segmentation"]["file"]), -1) is not None
 
 
-def test_a_full_disk_ends_pictures_with_what_was_written_whole(exported, pictures, disk):
+def test_a_full_disk_ends_images_with_what_was_written_whole(exported, pictures, disk):
     out = disk / "o"
     done = run("predict", exported, pictures, "--out", out, "--threads", 1)
     said_once(done, 1, "its disk is full")
     written = sorted(out.glob("*.jpg"))
     assert 5 < len(written) < 40
-    assert len(records(out)) == len(written)
+    assert len(read_records(out)) == len(written)
     assert all(cv2.imread(str(path)) is not None for path in written)
 
 
-def test_a_full_disk_ends_labelling_and_more_room_lets_it_go_on(exported, pictures, disk):
+def test_a_full_disk_ends_labeling_and_more_room_lets_it_go_on(exported, pictures, disk):
     out = disk / "labels"
     (disk / "balloon").write_bytes(bytes(2_700_000))
     options = ("label", exported, pictures, "--out", out, "--threads", 1, "--no-mirror")
@@ -118,8 +118,8 @@ def bag(path: Path, count: int) -> Path:
     generator = np.random.default_rng(0)
     with BagWriter(path) as writer:
         for number in range(count):
-            at = Stamp((number + 1) * 40_000_000, "camera")
-            message = image(generator.integers(0, 256, (96, 160, 3), np.uint8), "rgb8", at)
+            at = MessageHeader((number + 1) * 40_000_000, "camera")
+            message = make_image(generator.integers(0, 256, (96, 160, 3), np.uint8), "rgb8", at)
             writer.write("/camera/image_raw", message, at.nanoseconds)
     return path
 
@@ -140,15 +140,15 @@ def test_a_limit_on_the_size_of_files_leaves_what_was_written_whole(exported, fi
     options = ["--threads", 1, "--save", save, "--tasks", "segmentation" if save == "mp4" else "detection"]
     done = run("predict", exported, film, "--out", out, *options, limit=500_000)
     said_once(done, 1, "File too large" if save == "jsonl" else "is not whole")
-    count = len(records(out)) if save == "jsonl" else frames_of(out / "drive.mp4")
+    count = len(read_records(out)) if save == "jsonl" else frames_of(out / "drive.mp4")
     assert 5 < count < 200
     assert json.loads((out / "summary.json").read_text())["frames"] >= count
 
 
-@pytest.mark.parametrize("command", ["predict", "label", "calibrate"])
+@pytest.mark.parametrize("command", ["predict", "label", "ood fit"])
 def test_a_folder_that_cannot_be_written_is_a_sentence_and_code_2(exported, film, pictures, closed, command):
-    source = film if command == "calibrate" else pictures
-    done = run(command, exported, source, "--out", closed / "o", "--threads", 1)
+    source = film if command == "ood fit" else pictures
+    done = run(*command.split(), exported, source, "--out", closed / "o", "--threads", 1)
     said_once(done, 2, "cannot be written", str(closed))
 
 
@@ -165,7 +165,7 @@ def test_an_output_that_is_a_file_or_below_one_is_told(exported, pictures, tmp_p
 
 def test_a_file_is_whole_or_not_there(tmp_path, monkeypatch):
     path = tmp_path / "a" / "x"
-    write_whole(path, b"before")
+    write_atomic(path, b"before")
 
     def torn(self, data):
         with self.open("wb") as file:
@@ -173,8 +173,8 @@ def test_a_file_is_whole_or_not_there(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device", str(self))
 
     monkeypatch.setattr(Path, "write_bytes", torn)
-    with pytest.raises(FullError, match=f"{path} cannot be written: No space left"):
-        write_whole(path, b"after")
+    with pytest.raises(DiskFullError, match=f"{path} cannot be written: No space left"):
+        write_atomic(path, b"after")
     assert path.read_bytes() == b"before"
     assert list(path.parent.iterdir()) == [path]
 
@@ -198,31 +198,31 @@ def test_a_line_is_whole_or_not_there(tmp_path):
 
     with path.open("ab", buffering=0) as file:
         append_line(file, path, "one")
-        with pytest.raises(FullError):
+        with pytest.raises(DiskFullError):
             append_line(Torn(file), path, "another")
         append_line(file, path, "two")
     assert path.read_text() == "one\ntwo\n"
 
 
 def test_room_is_kept_to_close_what_is_open(tmp_path, monkeypatch):
-    check_room(tmp_path)
+    check_free_space(tmp_path)
     monkeypatch.setattr(safe_write.shutil, "disk_usage", lambda _: SimpleNamespace(free=1))
-    with pytest.raises(FullError, match="1 bytes are left"):
-        check_room(tmp_path)
+    with pytest.raises(DiskFullError, match="1 bytes are left"):
+        check_free_space(tmp_path)
     monkeypatch.undo()
     with pytest.raises(PerceptionError, match="missing"):
-        check_room(tmp_path / "missing")
+        check_free_space(tmp_path / "missing")
 
 
-def test_a_film_plays_up_to_where_its_writer_was_killed(tmp_path):
+def test_a_video_plays_up_to_where_its_writer_was_killed(tmp_path):
     code = """
 import os, sys
 import numpy as np
 from pathlib import Path
-from perception.video.mp4_writer import VideoFile
-film = VideoFile(Path(sys.argv[1]), 25, (480, 640))
+from perception.video.mp4_writer import Mp4Writer
+video = Mp4Writer(Path(sys.argv[1]), 25, (480, 640))
 for number in range(100):
-    film.write(np.random.default_rng(number).integers(0, 256, (480, 640, 3), np.uint8), number / 25)
+    video.write(np.random.default_rng(number).integers(0, 256, (480, 640, 3), np.uint8), number / 25)
 os.kill(os.getpid(), 9)
 """
     path = tmp_path / "killed.mp4"

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-import engine_stub
 import pytest
+import tiny_network
 import torch
-from sharing_networks import CONFIGS, SIZE, network
+from sharing_networks import CONFIGS, SIZE, build_network
 from timm.utils.model_ema import ModelEmaV3
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from perception.engine import distributed
-from perception.engine.step import Training, take_step
-from perception.tasks import Task, join
+from perception.engine.step import TrainState, take_step
+from perception.tasks import Task, sum_loss_terms
 from perception.types import Camera, DenseMap, ImageLabel, Instances
 
 READS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "bincount")
@@ -63,13 +63,13 @@ def test_what_waits_is_counted(run, expected):
 
 
 def targets() -> dict[str, list[Any]]:
-    """Of four pictures, of which one is not labelled; in detection with regions to ignore and classes not labelled."""
+    """Of four images, of which one is not labeled; in detection with regions to ignore and classes not labeled."""
     valid = torch.ones(SIZE, dtype=torch.bool)
     valid[:8] = False
     boxes = torch.tensor([[8.0, 8, 40, 40], [30, 20, 90, 60], [50, 2, 70, 30]])
     labels, ignored = torch.tensor([0, 2, 1]), torch.tensor([False, False, True])
     instances = Instances(boxes, labels)
-    part = Instances(boxes, labels, ignore=ignored, classes=torch.tensor([True, False, True]))
+    part = Instances(boxes, labels, ignore=ignored, labeled_classes=torch.tensor([True, False, True]))
     columns = DenseMap(torch.arange(SIZE[1]).expand(SIZE) * 3 // SIZE[1], valid)
     ramp = DenseMap(torch.linspace(4, 30, SIZE[0])[:, None].repeat(1, SIZE[1]), valid)
     label = ImageLabel(torch.eye(3)[1])
@@ -91,13 +91,13 @@ def waits(task: Task, given: list[Any]) -> Counter[str]:
     sizes = {s: (len(given), 48 if s == 4 else 96, SIZE[0] // s, SIZE[1] // s) for s in (4, 8, 16, 32)}
     raw = task({s: torch.randn(shape, generator=generator) for s, shape in sizes.items()})
     with Waits() as mode:
-        join(task.loss(raw, given, [Camera(100, 100, 48, 32)] * len(given))).backward()
+        sum_loss_terms(task.total_loss_terms(raw, given, [Camera(100, 100, 48, 32)] * len(given))).backward()
     return mode.found
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_loss_waits_as_seldom_as_it_can_whatever_the_batch(name):
-    task = network().train().tasks[name]
+    task = build_network().train().tasks[name]
     for given in (targets()[name], targets()[name] * 3):
         assert waits(task, given).total() == ALLOWED[name]
     assert waits(task, targets()[name][:1]).total() <= ALLOWED[name]
@@ -108,15 +108,15 @@ def test_a_step_of_the_engine_waits_twice_beside_the_losses(monkeypatch):
     reads: list[int] = []
     listed = torch.Tensor.tolist
     monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: reads.append(1) or listed(tensor))
-    network = engine_stub.network()
-    balancer = engine_stub.balancer("uncertainty")
+    network = tiny_network.build_network()
+    balancer = tiny_network.make_balancer("uncertainty")
     optimizer = torch.optim.SGD([{"params": [*network.parameters(), *balancer.parameters()], "scale": 1.0}], lr=0.1)
-    training = Training(network, balancer, optimizer, ModelEmaV3(network))
-    losses_of = distributed.LossesOf(network)
-    batch = next(engine_stub.batches(0))
+    training = TrainState(network, balancer, optimizer, ModelEmaV3(network))
+    losses_of = distributed.LossFunction(network)
+    batch = next(tiny_network.make_batches(0))
     options = {"lr": 0.1, "clip_norm": 1.0, "precision": "float32", "flags": {}, "with_weights": False}
     with Waits() as losses:
-        torch.stack([join(parts) for parts in losses_of(batch).parts.values()]).sum().backward()
+        torch.stack([sum_loss_terms(parts) for parts in losses_of(batch).terms.values()]).sum().backward()
     network.zero_grad()
     reads.clear()
     with Waits() as whole:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from perception.cli import missing
-from perception.runtime.installed_engines import check_one_engine
+from perception.cli import describe_missing
+from perception.runtime.onnxruntime_check import check_single_onnxruntime
 from perception.types import PerceptionError
 
 ROOT = Path(__file__).parents[1]
@@ -82,7 +82,7 @@ COMMANDS = {
     "evaluate run": "[train]",
     "predict run a.jpg": "[train]",
     "predict absent.onnx a.jpg": "absent.onnx",
-    "calibrate absent.onnx a.jpg": "absent.onnx",
+    "ood fit absent.onnx a.jpg": "absent.onnx",
     "label absent.onnx a --out o": "absent.onnx",
     "export run": "[train]",
     "compare recipe.yaml --out c": "[train]",
@@ -123,10 +123,10 @@ def test_the_base_install_says_what_a_command_lacks(tmp_path, command):
 
 
 def test_each_missing_package_has_its_own_mend():
-    assert "onnxruntime-gpu" in missing("onnxruntime.capi")
-    assert "python3-opencv" in missing("cv2")
-    assert "[robots]" in missing("rosbags.highlevel")
-    assert "[train]" in missing("torch")
+    assert "onnxruntime-gpu" in describe_missing("onnxruntime.capi")
+    assert "python3-opencv" in describe_missing("cv2")
+    assert "[robots]" in describe_missing("rosbags.highlevel")
+    assert "[train]" in describe_missing("torch")
 
 
 @pytest.mark.parametrize(
@@ -143,13 +143,13 @@ def test_two_engines_in_one_folder_are_an_error_with_its_mend(tmp_path, monkeypa
         path.mkdir(parents=True)
         (path / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.23.0\n", "utf-8")
     monkeypatch.setattr(sys, "path", sorted({str(tmp_path / folder) for folder in folders.values()}))
-    check_one_engine.cache_clear()
+    check_single_onnxruntime.cache_clear()
     try:
         with (
             pytest.raises(PerceptionError, match="pip uninstall -y onnxruntime onnxruntime-gpu && pip install")
             if (conflict)
             else nullcontext()
         ):
-            check_one_engine()
+            check_single_onnxruntime()
     finally:
-        check_one_engine.cache_clear()
+        check_single_onnxruntime.cache_clear()

@@ -23,20 +23,20 @@ from video_server import wait_until
 
 from perception import cli, config
 from perception.data import SourceConfig, open_source
-from perception.files.safe_write import FullError
-from perception.labeling.consensus import agreed, mirrored
-from perception.labeling.jobs import label_by_jobs
-from perception.labeling.label import label
+from perception.files.safe_write import DiskFullError
+from perception.labeling.consensus import find_consensus, mirror_annotation
+from perception.labeling.jobs import label_in_parallel
+from perception.labeling.label import label_images
 from perception.types import Camera, DataError, DenseMap, ImageLabel, Instances, PerceptionError, TaskSpec
 
 SPECS = {
     spec.name: spec
     for spec in (
         TaskSpec("detection", "instances", ("boxes", "scores", "labels"), ("thing", "other")),
-        TaskSpec("segmentation", "dense", ("label_map",), ("ground", "sky", "thing")),
+        TaskSpec("segmentation", "dense", ("mask",), ("ground", "sky", "thing")),
         TaskSpec("depth", "dense", ("depth",), (), "m", (0.5, 80.0)),
         TaskSpec("classification", "label", ("probabilities",), ("day", "night")),
-        TaskSpec("weather", "label", ("probabilities",), ("rain", "sun"), multi_label=True, threshold=0.5),
+        TaskSpec("weather", "label", ("probabilities",), ("rain", "sun"), multi_label=True, score_threshold=0.5),
     )
 }
 CLASSES = {name: spec.classes for name, spec in SPECS.items()}
@@ -45,8 +45,8 @@ BOX = (30, 24, 54, 44)
 HORIZON = 30
 
 
-class ByColour:
-    """A network that tells things by their colour, and so says the same of every view; but for what is told not to."""
+class ByColor:
+    """A network that tells things by their color, and so says the same of every view; but for what is told not to."""
 
     size = (96, 160)
     specs = SPECS
@@ -55,7 +55,7 @@ class ByColour:
         self.left_only = left_only
         self.seen: list[tuple[int, ...]] = []
 
-    def placed(self, size=None):
+    def letterbox_size(self, size=None):
         return size or self.size
 
     def run(self, images):
@@ -77,7 +77,7 @@ class ByColour:
             "detection.boxes": boxes,
             "detection.scores": scores,
             "detection.labels": np.zeros((len(images), 3), np.int64),
-            "segmentation.label_map": labels,
+            "segmentation.mask": labels,
             "depth.depth": np.where(labels == 1, 70, 5).astype(np.float32),
             "classification.probabilities": np.tile(np.float32([0.8, 0.2]), (len(images), 1)),
             "weather.probabilities": np.array([[0.9, 0.9 if t.any() else 0.1] for t in things], np.float32),
@@ -101,19 +101,19 @@ def pictures(tmp_path):
 
 
 def labelled(network, pictures, **options):
-    """The samples of a source made of what was written, by its pictures' names."""
+    """The samples of a source made of what was written, by its images' names."""
     root = pictures.parent
-    label(network, pictures, root / "labels", root=root, quiet=True, **options)
+    label_images(network, pictures, root / "labels", root=root, quiet=True, **options)
     entries = yaml.safe_load((root / "labels" / "labels.yaml").read_text())
-    source = open_source(config.build(SourceConfig, {"name": "own", "labels": entries}), root, CLASSES)
+    source = open_source(config.validate_config(SourceConfig, {"name": "own", "labels": entries}), root, CLASSES)
     assert source is not None
-    return {source.pictures[i].path.name: source.sample(i) for i in range(len(source))}
+    return {source.records[i].path.name: source.load_sample(i) for i in range(len(source))}
 
 
 @pytest.mark.parametrize("name", ["a.png", "b.png"])
 def test_what_all_views_say_is_read_back_by_the_readers(pictures, name):
     camera = Camera(80, 80, 50, 30)
-    sample = labelled(ByColour(), pictures, camera=camera)[name]
+    sample = labelled(ByColor(), pictures, camera=camera)[name]
     assert sample.camera == camera
     truth = np.zeros((60, 100), np.uint8)
     truth[:HORIZON] = 1
@@ -133,8 +133,8 @@ def test_what_all_views_say_is_read_back_by_the_readers(pictures, name):
     assert sample.annotations["weather"].values.tolist() == [1, 1]
 
 
-def test_what_the_mirror_image_does_not_confirm_is_unlabelled(pictures):
-    sample = labelled(ByColour(left_only=True), pictures)[
+def test_what_the_mirror_image_does_not_confirm_is_unlabeled(pictures):
+    sample = labelled(ByColor(left_only=True), pictures)[
         "a.png"
     ]  # a part of the thing: right in one, left in the other
     map, boxes = sample.annotations["segmentation"], sample.annotations["detection"]
@@ -144,87 +144,87 @@ def test_what_the_mirror_image_does_not_confirm_is_unlabelled(pictures):
     assert len(boxes.boxes)
 
 
-def test_without_the_mirror_the_picture_alone_counts(pictures):
-    sample = labelled(ByColour(left_only=True), pictures, mirror=False)["a.png"]
+def test_without_the_mirror_the_image_alone_counts(pictures):
+    sample = labelled(ByColor(left_only=True), pictures, mirror=False)["a.png"]
     assert sample.annotations["segmentation"].valid[BOX[1] + 2 : BOX[3] - 2, BOX[0] + 2 : 46].all()
 
 
 def test_it_is_seen_at_several_sizes(pictures, tmp_path):
-    network = ByColour()
-    label(network, pictures, tmp_path / "labels", quiet=True)
+    network = ByColor()
+    label_images(network, pictures, tmp_path / "labels", quiet=True)
     assert {shape[2:] for shape in network.seen} == {(96, 160), (64, 128), (128, 192)}
     assert all(shape[0] == 2 for shape in network.seen)
 
 
 def test_a_network_of_one_size_is_asked_at_that(pictures, tmp_path):
-    class Fixed(ByColour):
-        def placed(self, size=None):
+    class Fixed(ByColor):
+        def letterbox_size(self, size=None):
             if size not in (None, self.size):
                 raise PerceptionError("one size")
             return self.size
 
     network = Fixed()
-    label(network, pictures, tmp_path / "labels", quiet=True)
+    label_images(network, pictures, tmp_path / "labels", quiet=True)
     assert {shape[2:] for shape in network.seen} == {(96, 160)}
 
 
 def test_stopped_halfway_what_is_written_is_whole(pictures):
-    class Impatient(ByColour):
+    class Impatient(ByColor):
         def run(self, images):
-            if len(self.seen) == 4:  # in the midst of the second picture
+            if len(self.seen) == 4:  # in the midst of the second image
                 raise KeyboardInterrupt
             return super().run(images)
 
     root = pictures.parent
-    done = label(Impatient(), pictures, root / "labels", root=root, quiet=True)
-    assert done.interrupted == signal.SIGINT
-    assert done.pictures == 1
+    done = label_images(Impatient(), pictures, root / "labels", root=root, quiet=True)
+    assert done.stop_signal == signal.SIGINT
+    assert done.num_images == 1
     entries = yaml.safe_load((root / "labels" / "labels.yaml").read_text())
-    source = open_source(config.build(SourceConfig, {"name": "own", "labels": entries}), root, CLASSES)
+    source = open_source(config.validate_config(SourceConfig, {"name": "own", "labels": entries}), root, CLASSES)
     assert source is not None
     assert {len(reader.images) for reader in source.readers} == {1}
 
 
 def test_a_signal_ends_it_and_the_exit_code_says_which(pictures, tmp_path, monkeypatch):
-    class Terminated(ByColour):
+    class Terminated(ByColor):
         def run(self, images):
             os.kill(os.getpid(), signal.SIGTERM)
             return super().run(images)
 
-    monkeypatch.setattr("perception.cli.inference._perceiver", lambda parsed, threads: Terminated())
+    monkeypatch.setattr("perception.cli.inference._open_predictor", lambda parsed, threads: Terminated())
     assert cli.main(["label", "network.onnx", str(pictures), "--out", str(tmp_path / "labels")]) == 143
 
 
-def test_two_pictures_that_would_share_a_map_are_refused(pictures, tmp_path):
+def test_two_images_that_would_share_a_map_are_refused(pictures, tmp_path):
     cv2.imwrite(str(pictures / "a.jpg"), scene())
     with pytest.raises(DataError, match="differ only in their extension"):
-        label(ByColour(), pictures, tmp_path / "labels", quiet=True)
+        label_images(ByColor(), pictures, tmp_path / "labels", quiet=True)
     assert not (tmp_path / "labels").exists()
 
 
 def test_nothing_sure_makes_no_entry(pictures):
-    class Unsure(ByColour):
+    class Unsure(ByColor):
         turn = 0
 
         def run(self, images):
             found = super().run(images)
             self.turn += 1
-            found["segmentation.label_map"] = np.full_like(found["segmentation.label_map"], self.turn % 3)
+            found["segmentation.mask"] = np.full_like(found["segmentation.mask"], self.turn % 3)
             found["classification.probabilities"] = np.float32([[0.9, 0.1], [0.1, 0.9]])
             return found
 
     root = pictures.parent
-    done = label(Unsure(), pictures, root / "labels", root=root, quiet=True)
+    done = label_images(Unsure(), pictures, root / "labels", root=root, quiet=True)
     assert set(done.entries) == {"detection", "depth", "weather"}
-    assert done.kept["segmentation"] == "0.0% of the pixels"
-    assert done.kept["classification"] == "0 of 2 pictures"
+    assert done.coverage["segmentation"] == "0.0% of the pixels"
+    assert done.coverage["classification"] == "0 of 2 images"
 
 
 def test_the_command_labels_with_an_exported_network_and_without_torch(exported, pictures):
     root, out = pictures.parent, pictures.parent / "labels"
     arguments = ["label", str(exported), str(pictures), "--out", str(out), "--root", str(root), "--threads", "1"]
     said = without_torch(f"from perception import cli; raise SystemExit(cli.main({arguments!r}))")
-    assert "labels of 2 pictures" in said
+    assert "labels of 2 images" in said
     entries = yaml.safe_load((out / "labels.yaml").read_text())
     assert entries
     assert {entry["images"] for entry in entries} == {"pictures"}
@@ -235,12 +235,12 @@ def test_what_cannot_be_read_is_told_and_passed_over(exported, pictures, tmp_pat
     (pictures / "broken.png").write_bytes((pictures / "a.png").read_bytes()[:60])
     assert cli.main(["label", str(exported), str(pictures), "--out", str(tmp_path / "labels"), "--threads", "1"]) == 1
     said = capsys.readouterr().out
-    assert "labels of 2 pictures" in said
-    assert "not labelled: broken.png: " in said
+    assert "labels of 2 images" in said
+    assert "not labeled: broken.png: " in said
 
 
 @pytest.mark.parametrize("jobs", ["1", "2"])
-def test_names_that_are_not_utf8_keep_no_other_picture_from_being_labelled(exported, pictures, tmp_path, capsys, jobs):
+def test_names_that_are_not_utf8_keep_no_other_image_from_being_labeled(exported, pictures, tmp_path, capsys, jobs):
     for name in (b"caf\xe9.png", b"f\xe9/c.png"):
         path = pictures / os.fsdecode(name)
         path.parent.mkdir(exist_ok=True)
@@ -248,18 +248,18 @@ def test_names_that_are_not_utf8_keep_no_other_picture_from_being_labelled(expor
     out = ["--out", str(tmp_path / "labels"), "--jobs", jobs, "--threads", "1"]
     assert cli.main(["label", str(exported), str(pictures), *out]) == 1
     said = capsys.readouterr().out
-    assert "labels of 2 pictures" in said
-    assert r"not labelled: caf\udce9.png: its name is not UTF-8. Rename it" in said
-    assert r"not labelled: f\udce9/c.png" in said
+    assert "labels of 2 images" in said
+    assert r"not labeled: caf\udce9.png: its name is not UTF-8. Rename it" in said
+    assert r"not labeled: f\udce9/c.png" in said
 
 
 def test_paths_are_those_of_the_recipe_though_links_lead_elsewhere(pictures, tmp_path):
     root = tmp_path / "root"
     root.mkdir()
     (root / "linked").symlink_to(pictures, target_is_directory=True)
-    done = label(ByColour(), root / "linked", root / "labels", root=root, quiet=True)
+    done = label_images(ByColor(), root / "linked", root / "labels", root=root, quiet=True)
     assert {entry["images"] for entry in done.entries.values()} == {"linked"}
-    elsewhere = label(ByColour(), pictures, tmp_path / "labels", root=root, quiet=True)
+    elsewhere = label_images(ByColor(), pictures, tmp_path / "labels", root=root, quiet=True)
     assert {entry["images"] for entry in elsewhere.entries.values()} == {str(pictures)}
 
 
@@ -275,7 +275,7 @@ def test_agreed_pixels_are_those_of_equal_ids(flips, seed):
     random = np.random.default_rng(seed)
     first = random.integers(0, 3, (4, 6)).astype(np.uint8)
     views = [first] + [np.where(random.random((4, 6)) < 0.2, k, first).astype(np.uint8) for k in flips]
-    found = agreed([DenseMap(view, np.ones((4, 6), bool)) for view in views], SPECS["segmentation"])
+    found = find_consensus([DenseMap(view, np.ones((4, 6), bool)) for view in views], SPECS["segmentation"])
     same = np.all([view == first for view in views], axis=0)
     if found is None:
         assert not same.any()
@@ -294,8 +294,8 @@ def test_agreed_pixels_are_those_of_equal_ids(flips, seed):
     ids=lambda annotation: type(annotation).__name__,
 )
 def test_mirrored_twice_is_as_it_was(annotation):
-    turned = mirrored(annotation, 4)
-    twice = mirrored(turned, 4)
+    turned = mirror_annotation(annotation, 4)
+    twice = mirror_annotation(turned, 4)
     for name in ("values", "valid", "boxes", "labels", "scores"):
         if hasattr(annotation, name):
             np.testing.assert_array_equal(getattr(twice, name), getattr(annotation, name))
@@ -307,15 +307,15 @@ def test_an_object_that_only_another_view_has_is_no_background():
     box, none = np.float32([[10, 10, 30, 30]]), np.zeros((0, 4), np.float32)
     seen = Instances(box, np.array([0]), np.float32([0.8]))
     blind = Instances(none, np.zeros(0, np.int64), np.zeros(0, np.float32))
-    found = agreed([blind, seen], SPECS["detection"])
+    found = find_consensus([blind, seen], SPECS["detection"])
     assert isinstance(found, Instances)
     assert found.boxes.tolist() == box.tolist()
     assert found.ignore.tolist() == [True]
     other = Instances(box, np.array([1]), np.float32([0.8]))  # the same place, another class
-    assert agreed([seen, other], SPECS["detection"]).ignore.all()
+    assert find_consensus([seen, other], SPECS["detection"]).ignore.all()
 
 
-class Slow(ByColour):
+class Slow(ByColor):
     """Takes its time, so that a signal finds it at work."""
 
     def run(self, images):
@@ -323,7 +323,7 @@ class Slow(ByColour):
         return super().run(images)
 
 
-class Deadly(ByColour):
+class Deadly(ByColor):
     """What is dark kills the process; what is bright is more than it can do."""
 
     def run(self, images):
@@ -334,7 +334,7 @@ class Deadly(ByColour):
         return super().run(images)
 
 
-MAKE = {"slow": Slow, "deadly": Deadly, "plain": ByColour}
+MAKE = {"slow": Slow, "deadly": Deadly, "plain": ByColor}
 
 
 def make(kind: str):
@@ -342,7 +342,7 @@ def make(kind: str):
 
 
 def many(folder: Path, count: int = 12) -> Path:
-    """Pictures of things in different places."""
+    """Images of things in different places."""
     folder.mkdir(parents=True)
     for number in range(count):
         picture = scene()
@@ -365,16 +365,16 @@ import sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 import test_label
-from perception.labeling.label import label
+from perception.labeling.label import label_images
 network, identity = test_label.make({kind!r})
-done = label(network, {pictures!r}, {out!r}, root={root!r}, quiet=True, resume=True, identity=identity)
-print(*done.lines(), sep="\\n")
+done = label_images(network, {images!r}, {out!r}, root={root!r}, quiet=True, resume=True, identity=identity)
+print(*done.summary_lines(), sep="\\n")
 raise SystemExit(1 if done.failures else 0)
 """
 
 
 def start(kind: str, pictures: Path, out: Path) -> subprocess.Popen:
-    values = {"tests": str(Path(__file__).parent), "pictures": str(pictures), "out": str(out), "root": str(out.parent)}
+    values = {"tests": str(Path(__file__).parent), "images": str(pictures), "out": str(out), "root": str(out.parent)}
     code = PROGRAM.format(kind=kind, **values)
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -386,7 +386,7 @@ def records_of(out: Path) -> int:
 
 def test_killed_at_any_moment_it_ends_up_with_the_same_bytes(tmp_path):
     pictures = many(tmp_path / "pictures", 20)
-    label(Slow(), pictures, tmp_path / "whole", root=tmp_path, quiet=True, identity="slow")
+    label_images(Slow(), pictures, tmp_path / "whole", root=tmp_path, quiet=True, identity="slow")
     choose, out = random.Random(5), tmp_path / "killed"
     for turn in range(6):
         process = start("slow", pictures, out)
@@ -405,7 +405,7 @@ def test_killed_at_any_moment_it_ends_up_with_the_same_bytes(tmp_path):
     assert not list(out.rglob(".partial-*"))
 
 
-def test_a_picture_that_kills_the_process_is_left_out_and_told(tmp_path):
+def test_an_image_that_kills_the_process_is_left_out_and_told(tmp_path):
     pictures = many(tmp_path / "pictures", 4)
     cv2.imwrite(str(pictures / "01a.png"), np.full((60, 100, 3), (0, 0, 9), np.uint8))  # a kill without a reason
     cv2.imwrite(str(pictures / "01b.png"), np.full((60, 100, 3), (9, 0, 0), np.uint8))  # a crash
@@ -427,75 +427,75 @@ def test_a_picture_that_kills_the_process_is_left_out_and_told(tmp_path):
     assert [image["file_name"] for image in images] == ["00.png", "01.png", "02.png", "03.png"]
 
 
-def test_a_picture_that_was_mended_is_labelled_by_the_next_start(pictures, tmp_path):
+def test_an_image_that_was_mended_is_labeled_by_the_next_start(pictures, tmp_path):
     sound = (pictures / "a.png").read_bytes()
     (pictures / "a.png").write_bytes(sound[:60])
-    done = label(ByColour(), pictures, tmp_path / "out", quiet=True)
+    done = label_images(ByColor(), pictures, tmp_path / "out", quiet=True)
     assert [failure.split(":")[0] for failure in done.failures] == ["a.png"]
     (pictures / "a.png").write_bytes(sound)
-    done = label(ByColour(), pictures, tmp_path / "out", quiet=True, resume=True)
-    assert (done.pictures, done.failures) == (2, [])
+    done = label_images(ByColor(), pictures, tmp_path / "out", quiet=True, resume=True)
+    assert (done.num_images, done.failures) == (2, [])
 
 
 def test_any_number_of_processes_writes_the_same_bytes(tmp_path):
     pictures = many(tmp_path / "pictures")
-    label(ByColour(), pictures, tmp_path / "one", root=tmp_path / "one", quiet=True, identity="plain")
+    label_images(ByColor(), pictures, tmp_path / "one", root=tmp_path / "one", quiet=True, identity="plain")
     network = functools.partial(make, "plain")
-    label_by_jobs(network, 3, pictures, tmp_path / "jobs", root=tmp_path / "jobs", quiet=True)
+    label_in_parallel(network, 3, pictures, tmp_path / "jobs", root=tmp_path / "jobs", quiet=True)
     for number in (3, 1, 2):
         options = {"shard": (number, 3), "quiet": True, "identity": "plain"}
-        done = label(ByColour(), pictures, tmp_path / "shards", root=tmp_path / "shards", **options)
-        assert "--resume" in done.lines()[0]
+        done = label_images(ByColor(), pictures, tmp_path / "shards", root=tmp_path / "shards", **options)
+        assert "--resume" in done.summary_lines()[0]
     merged = tmp_path / "shards"
-    label(ByColour(), pictures, merged, root=merged, quiet=True, resume=True, identity="plain")
+    label_images(ByColor(), pictures, merged, root=merged, quiet=True, resume=True, identity="plain")
     written = {name: files(tmp_path / name) for name in ("one", "jobs", "shards")}
     assert len(written["one"]) == 2 * 12 + 5
     assert written["jobs"] == written["one"]
     assert written["shards"] == written["one"]
 
 
-def test_a_picture_that_kills_one_of_several_processes_is_left_out_at_once(tmp_path):
+def test_an_image_that_kills_one_of_several_processes_is_left_out_at_once(tmp_path):
     pictures = many(tmp_path / "pictures", 5)
     cv2.imwrite(str(pictures / "02a.png"), np.full((60, 100, 3), (0, 0, 9), np.uint8))
-    done = label_by_jobs(functools.partial(make, "deadly"), 2, pictures, tmp_path / "out", quiet=True)
-    assert done.pictures == 5
+    done = label_in_parallel(functools.partial(make, "deadly"), 2, pictures, tmp_path / "out", quiet=True)
+    assert done.num_images == 5
     assert [failure.split(":")[0] for failure in done.failures] == ["02a.png"]
 
 
 def test_labels_are_not_mixed_with_those_of_other_settings(pictures, tmp_path):
     out = tmp_path / "out"
-    label(ByColour(), pictures, out, quiet=True)
+    label_images(ByColor(), pictures, out, quiet=True)
     before = files(out)
     with pytest.raises(PerceptionError, match="mirror was true, is false"):
-        label(ByColour(), pictures, out, quiet=True, resume=True, mirror=False)
+        label_images(ByColor(), pictures, out, quiet=True, resume=True, mirror=False)
     with pytest.raises(PerceptionError, match="network was"):
-        label(ByColour(), pictures, out, quiet=True, resume=True, identity="other")
+        label_images(ByColor(), pictures, out, quiet=True, resume=True, identity="other")
     with pytest.raises(PerceptionError, match="--resume"):
-        label(ByColour(), pictures, out, quiet=True)
+        label_images(ByColor(), pictures, out, quiet=True)
     assert files(out) == before
 
 
 def test_a_full_disk_loses_no_labels(pictures, tmp_path, monkeypatch):
-    network, out = ByColour(), tmp_path / "out"
-    monkeypatch.setattr("perception.labeling.label.check_room", lambda _: full(network))
-    with pytest.raises(FullError, match="--resume"):
-        label(network, pictures, out, quiet=True)
+    network, out = ByColor(), tmp_path / "out"
+    monkeypatch.setattr("perception.labeling.label.check_free_space", lambda _: full(network))
+    with pytest.raises(DiskFullError, match="--resume"):
+        label_images(network, pictures, out, quiet=True)
     assert len(json.loads((out / "detection.json").read_text())["images"]) == 1
     monkeypatch.undo()
-    assert label(network, pictures, out, quiet=True, resume=True).pictures == 2
+    assert label_images(network, pictures, out, quiet=True, resume=True).num_images == 2
 
 
-def full(network: ByColour) -> None:
+def full(network: ByColor) -> None:
     if network.seen:
-        raise FullError("disk full")
+        raise DiskFullError("disk full")
 
 
 @pytest.mark.parametrize("name", ["../../x", "/abs/x", "a/b", "..", "nul"])
 def test_a_task_cannot_lead_out_of_the_folder(pictures, tmp_path, name):
-    network = ByColour()
+    network = ByColor()
     network.specs = {name: dataclasses.replace(SPECS["segmentation"], name=name)}
     with pytest.raises(PerceptionError, match="cannot be the name of a file"):
-        label(network, pictures, tmp_path / "deep" / "out", quiet=True)
+        label_images(network, pictures, tmp_path / "deep" / "out", quiet=True)
     assert not list(tmp_path.rglob("*x*"))
 
 
@@ -513,11 +513,11 @@ def test_a_signal_ends_all_processes_of_jobs(pictures, tmp_path, number, code):
 import functools, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import test_label
-from perception.labeling.jobs import label_by_jobs
+from perception.labeling.jobs import label_in_parallel
 if __name__ == "__main__":
     network = functools.partial(test_label.make, "slow")
-    done = label_by_jobs(network, 2, {str(pictures.parent)!r}, {str(tmp_path / "o")!r})
-    raise SystemExit(128 + done.interrupted)
+    done = label_in_parallel(network, 2, {str(pictures.parent)!r}, {str(tmp_path / "o")!r})
+    raise SystemExit(128 + done.stop_signal)
 """
     many(pictures.parent / "more", 300)
     (tmp_path / "program.py").write_text(program)

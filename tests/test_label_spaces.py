@@ -1,4 +1,4 @@
-"""A picture is judged in the label space of its source by the probability of sets, not by the likeliest class alone."""
+"""An image is judged in the label space of its source by the probability of sets, not by the likeliest class alone."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sharing_networks import network, pictures
+from sharing_networks import build_network, noise_images
 
 from perception.engine.evaluate import evaluate
-from perception.ops.image import letterbox_frame
-from perception.tasks.segmentation import Raw, Segmentation, SegmentationConfig
+from perception.ops.image import compute_letterbox
+from perception.tasks.segmentation import Raw, SegmentationConfig, SegmentationTask
 from perception.types import Batch, DenseMap, LabelSpace
 
 CLASSES = ("road", "car", "tree")
@@ -19,9 +19,9 @@ SPLIT = torch.tensor([0.4, 0.35, 0.25])
 """Probabilities: the likeliest class is road, the likelier half is the rest, and of it car."""
 
 
-def task(**options) -> Segmentation:
-    config = SegmentationConfig(classes=CLASSES, width=16, strides=(4, 8, 16, 32), **options)
-    return Segmentation("segmentation", config, {4: 48, 8: 96, 16: 96, 32: 96})
+def task(**options) -> SegmentationTask:
+    config = SegmentationConfig(classes=CLASSES, channels=16, strides=(4, 8, 16, 32), **options)
+    return SegmentationTask("segmentation", config, {4: 48, 8: 96, 16: 96, 32: 96})
 
 
 def raw(count: int = 2) -> Raw:
@@ -29,7 +29,7 @@ def raw(count: int = 2) -> Raw:
 
 
 def test_the_likeliest_set_wins_and_in_it_the_likeliest_class():
-    found = task().decode_within(raw(), [HALVES, None])["label_map"]
+    found = task().decode_in_label_spaces(raw(), [HALVES, None])["mask"]
     assert found.shape == (2, 12, 20)
     assert found.dtype == torch.uint8
     assert (found[0] == 1).all()
@@ -42,7 +42,7 @@ def test_it_is_the_best_decision_there_is(seed, sets):
     """Against probabilities added up by numpy; with sets of one class each it is the plain decision."""
     logits = torch.randn(1, 3, 2, 3, generator=torch.Generator().manual_seed(seed))
     space = LabelSpace(tuple("abc"[: len(sets)]), sets)
-    found = task().decode_within(Raw(logits), [space])["label_map"][0].numpy()
+    found = task().decode_in_label_spaces(Raw(logits), [space])["mask"][0].numpy()
     fine = torch.nn.functional.interpolate(logits, scale_factor=4.0, mode="bilinear")[0].softmax(0).numpy()
     sums = np.stack([fine[list(each)].sum(0) for each in sets])
     chosen = sums.argmax(0)
@@ -52,14 +52,14 @@ def test_it_is_the_best_decision_there_is(seed, sets):
         assert found[place] == each[fine[(list(each), *place)].argmax()]
 
 
-def test_evaluation_reads_each_picture_in_its_own_label_space(monkeypatch):
-    model = network(tasks=("segmentation",))
+def test_evaluation_reads_each_image_in_its_own_label_space(monkeypatch):
+    model = build_network(tasks=("segmentation",))
     monkeypatch.setattr(
         model.tasks["segmentation"], "forward", lambda _: Raw(raw(2).logits[:, :, :1, :1].repeat(1, 1, 16, 24))
     )
     values, valid = np.ones((64, 96), np.uint8), np.ones((64, 96), bool)
-    own, plain = DenseMap(values, valid, classes=HALVES), DenseMap(values * 0, valid)
-    frame = letterbox_frame((64, 96), (64, 96))
-    batch = Batch(pictures(2), {"segmentation": [own, plain]}, [None] * 2, [frame] * 2, ["a/1", "b/1"], ["a", "b"])
+    own, plain = DenseMap(values, valid, label_space=HALVES), DenseMap(values * 0, valid)
+    frame = compute_letterbox((64, 96), (64, 96))
+    batch = Batch(noise_images(2), {"segmentation": [own, plain]}, [None] * 2, [frame] * 2, ["a/1", "b/1"], ["a", "b"])
     found = evaluate(model, [batch]).metrics
     assert (found["segmentation/a/miou"], found["segmentation/b/miou"]) == (1.0, 1.0)

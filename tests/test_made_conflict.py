@@ -12,14 +12,14 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from sharing_networks import awake, network, pictures
+from sharing_networks import build_network, noise_images, randomize_gates
 from test_backward import step
 
-from perception.engine.backward import LOOKED_AT
-from perception.model import Perception
-from perception.mtl.affinity import Affinity, best_groupings, look_ahead
+from perception.engine.backward import LOG_SPACE
+from perception.model import MultiTaskModel
+from perception.mtl.affinity import Affinity, find_best_groupings, measure_affinity
 from perception.mtl.balancers import BALANCERS
-from perception.mtl.conflict import in_conflict
+from perception.mtl.conflict import is_conflicting
 from perception.tasks import TASKS
 from perception.types import Batch, Camera, ImageLabel
 
@@ -28,13 +28,13 @@ LOOKS = 8
 DEFAULT = BALANCERS["pcgrad"].Config().space
 
 
-def model(neck: str = "fpn") -> Perception:
-    config = TASKS["classification"].Config(classes=("left", "right"), width=16)  # type: ignore[call-arg]
+def model(neck: str = "fpn") -> MultiTaskModel:
+    config = TASKS["classification"].Config(classes=("left", "right"), channels=16)  # type: ignore[call-arg]
     configs = dict.fromkeys(NAMES, config)
-    made = network("hard", tasks=NAMES, configs=configs, neck=neck)
+    made = build_network("hard", tasks=NAMES, configs=configs, neck=neck)
     for name in NAMES[1:]:
         made.tasks[name].load_state_dict(made.tasks["one"].state_dict())
-    return awake(made)  # BatchNorm by running statistics: in training it mixes the images
+    return randomize_gates(made)  # BatchNorm by running statistics: in training it mixes the images
 
 
 def torn(seed: int, each: int = 1) -> Batch:
@@ -46,24 +46,24 @@ def torn(seed: int, each: int = 1) -> Batch:
         name: [targets[name] if i // each == k else None for i in range(count)] for k, name in enumerate(NAMES)
     }
     ids = [str(i) for i in range(count)]
-    return Batch(pictures(count, seed), annotations, [Camera(100, 100, 48, 32)] * count, [None] * count, ids, ids)
+    return Batch(noise_images(count, seed), annotations, [Camera(100, 100, 48, 32)] * count, [None] * count, ids, ids)
 
 
 @cache
 def cosines(space: str, neck: str = "fpn") -> dict[str, list[float]]:
     """ "cosine/<task>/<task>" -> those of some batches."""
     network = model(neck)
-    looks = [step("gradnorm", network, torn(seed), space=space)[0].looks for seed in range(LOOKS)]
+    looks = [step("gradnorm", network, torn(seed), space=space)[0].gradient_stats for seed in range(LOOKS)]
     return {key: [look[key] for look in looks] for key in looks[0] if key.startswith("cosine/")}
 
 
-@pytest.mark.parametrize("space", sorted({DEFAULT, LOOKED_AT, "params"}))
+@pytest.mark.parametrize("space", sorted({DEFAULT, LOG_SPACE, "all_shared"}))
 def test_conflict_and_affinity_are_seen_in_the_weights(space):
     found = cosines(space)
-    assert in_conflict(found["cosine/one/opposed"])
-    assert in_conflict(found["cosine/same/opposed"])
-    assert not in_conflict(found["cosine/one/same"])
-    assert in_conflict([-value for value in found["cosine/one/same"]]), "affinity is as sure as conflict"
+    assert is_conflicting(found["cosine/one/opposed"])
+    assert is_conflicting(found["cosine/same/opposed"])
+    assert not is_conflicting(found["cosine/one/same"])
+    assert is_conflicting([-value for value in found["cosine/one/same"]]), "affinity is as sure as conflict"
 
 
 def test_the_features_see_neither():
@@ -91,9 +91,11 @@ def test_grouping_puts_the_tasks_together_that_pull_together():
     looks = []
     for seed in range(4):
         batch = torn(seed)
-        found = look_ahead(network, lambda b=batch: network.losses(b), NAMES, step=1e-3, weights={}, seed=0)
+        found = measure_affinity(
+            network, lambda b=batch: network.compute_losses(b), NAMES, step_size=1e-3, weights={}, seed=0
+        )
         looks.append([[found[one][other] for other in NAMES] for one in NAMES])
     affinity = Affinity(NAMES, np.array(looks))
-    mean, error = affinity.mean, affinity.error
+    mean, error = affinity.mean, affinity.standard_error
     assert mean[0, 1] > 3 * error[0, 1] > 0 > -3 * error[0, 2] > mean[0, 2]
-    assert best_groupings(mean, 2)[0][1] == ((0, 1), (2,))
+    assert find_best_groupings(mean, 2)[0][1] == ((0, 1), (2,))

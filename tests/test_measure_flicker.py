@@ -1,4 +1,4 @@
-"""tools/measure_flicker.py: what it counts, on label maps whose changes are known."""
+"""tools/measure_flicker.py: what it counts, on segmentation masks whose changes are known."""
 
 import runpy
 from pathlib import Path
@@ -34,11 +34,11 @@ def maps(tmp_path):
 
 
 def test_changes_are_counted_and_the_largest_is_found(tool, maps):
-    found = tool.measure(maps, ROAD, upper=0.4)
-    assert found.frames == 3
-    assert found.changed == pytest.approx([48 / 800, 16 / 800])
-    assert found.largest == pytest.approx([32 / 800, 16 / 800])
-    assert found.above == pytest.approx([0, 0, 16 / 320])
+    found = tool.measure_flicker(maps, ROAD, upper=0.4)
+    assert found.num_frames == 3
+    assert found.changed_shares == pytest.approx([48 / 800, 16 / 800])
+    assert found.largest_changes == pytest.approx([32 / 800, 16 / 800])
+    assert found.class_shares == pytest.approx([0, 0, 16 / 320])
 
 
 def test_it_says_so(tool, maps, capsys):
@@ -51,11 +51,12 @@ def test_it_says_so(tool, maps, capsys):
 
 @pytest.fixture
 def moving(tmp_path) -> tuple[Path, Path]:
-    """A film that moves three pixels a frame, and label maps that go with it, but for a block in every other one."""
+    """A video that moves three pixels a frame, and segmentation masks that go with it, but for a block in every other
+    one."""
     ground = np.random.default_rng(0).integers(0, 255, (30, 60, 3), np.uint8)
     ground = cv2.resize(ground, (240, 120), interpolation=cv2.INTER_CUBIC)
     labels = np.repeat(np.arange(240) // 10 % 2, 120).reshape(240, 120).T.astype(np.uint8)
-    film, folder = tmp_path / "film.avi", tmp_path / "maps"
+    film, folder = tmp_path / "video.avi", tmp_path / "maps"
     folder.mkdir()
     writer = cv2.VideoWriter(str(film), cv2.VideoWriter.fourcc(*"MJPG"), 25, (160, 96))
     for k in range(6):
@@ -67,27 +68,27 @@ def moving(tmp_path) -> tuple[Path, Path]:
     return film, folder
 
 
-def test_along_the_motion_of_the_film_only_what_flickers_is_counted(tool, moving, capsys):
+def test_along_the_motion_of_the_video_only_what_flickers_is_counted(tool, moving, capsys):
     film, folder = moving
-    found = tool.measure(folder, film=film)
-    assert found.changed.min() > 0.25
-    assert found.flickered == pytest.approx(300 / (96 * 157), rel=0.25)
-    assert np.isnan(tool.measure(folder).flickered).all()
-    tool.main([str(folder), "--film", str(film)])
-    assert "along the motion of the film" in capsys.readouterr().out
+    found = tool.measure_flicker(folder, video=film)
+    assert found.changed_shares.min() > 0.25
+    assert found.flicker_shares == pytest.approx(300 / (96 * 157), rel=0.25)
+    assert np.isnan(tool.measure_flicker(folder).flicker_shares).all()
+    tool.main([str(folder), "--video", str(film)])
+    assert "along the motion of the video" in capsys.readouterr().out
     cv2.imwrite(str(folder / "000006.segmentation.png"), np.zeros((96, 160), np.uint8))
     with pytest.raises(DataError, match=r"ends before .*000006"):
-        tool.measure(folder, film=film)
+        tool.measure_flicker(folder, video=film)
     with pytest.raises(DataError, match="cannot be read"):
-        tool.measure(folder, film=folder / "nothing.mp4")
+        tool.measure_flicker(folder, video=folder / "nothing.mp4")
 
 
-def test_what_is_no_film_of_label_maps_is_refused(tool, maps):
-    (maps / "000002.segmentation.png").write_bytes(b"no picture")
+def test_what_is_no_video_of_label_maps_is_refused(tool, maps):
+    (maps / "000002.segmentation.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"000002.*damaged"):
-        tool.measure(maps)
+        tool.measure_flicker(maps)
     cv2.imwrite(str(maps / "000001.segmentation.png"), np.zeros((8, 8), np.uint8))
-    with pytest.raises(DataError, match=r"000001.* one film"):
-        tool.measure(maps)
+    with pytest.raises(DataError, match=r"000001.* one video"):
+        tool.measure_flicker(maps)
     with pytest.raises(DataError, match="two or more"):
-        tool.measure(maps / "nowhere")
+        tool.measure_flicker(maps / "nowhere")

@@ -55,7 +55,7 @@ def test_equals_scikit_learn():
     assert numbers["silog"] == pytest.approx(silog, rel=1e-6)
 
 
-def test_mean_over_pictures_not_over_pixels():
+def test_mean_over_images_not_over_pixels():
     big, small = full(np.full((10, 10), 10.0)), full([[10.0]])
     assert measured((full(np.full((10, 10), 11.0)), big), (full([[13.0]]), small))["abs_rel"] == pytest.approx(0.2)
 
@@ -75,11 +75,11 @@ def test_a_pixel_that_the_prediction_leaves_out_does_not_pay():
     assert measured((prediction, full([[10, 10]])))["abs_rel"] == pytest.approx(0.95 / 2)
 
 
-def test_a_picture_without_valid_pixels_is_in_no_mean():
+def test_an_image_without_valid_pixels_is_in_no_mean():
     empty = DenseMap(np.zeros((1, 2), np.float32), np.zeros((1, 2), bool))
     numbers = measured((full([[5, 5]]), empty), (full([[11.0]]), full([[10.0]])))
     assert numbers["abs_rel"] == pytest.approx(0.1)
-    assert math.isnan(DepthMetric(LIMITS).quality(full([[5, 5]]), empty))
+    assert math.isnan(DepthMetric(LIMITS).score_image(full([[5, 5]]), empty))
 
 
 def test_wrong_size_limits_and_depths_are_refused():

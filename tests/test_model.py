@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from perception.model import ModelConfig, Perception
+from perception.model import ModelConfig, MultiTaskModel
 from perception.nn.backbone import Backbone, BackboneConfig
 from perception.tasks import TASKS
 from perception.types import CheckpointError, ConfigError
@@ -18,10 +18,10 @@ CONFIGS = {
 }
 
 
-def network(name: str = "test_efficientnet", tasks=tuple(TASKS)) -> Perception:
+def network(name: str = "test_efficientnet", tasks=tuple(TASKS)) -> MultiTaskModel:
     torch.manual_seed(0)
     config = ModelConfig(backbone=BackboneConfig(name=name, weights="none"))
-    return Perception(config, {task: CONFIGS[task] for task in tasks}).eval()
+    return MultiTaskModel(config, {task: CONFIGS[task] for task in tasks}).eval()
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def images() -> torch.Tensor:
 def test_any_convolutional_timm_backbone(name, images):
     with torch.inference_mode():
         outputs = network(name).predict(images)
-    assert outputs["segmentation.label_map"].shape == outputs["depth.depth"].shape == (2, 96, 160)
+    assert outputs["segmentation.mask"].shape == outputs["depth.depth"].shape == (2, 96, 160)
     assert outputs["detection.boxes"].shape[0] == 2
 
 
@@ -69,7 +69,7 @@ def test_unknown_task_names_those_that_there_are(images):
         network().predict(images, {"detektion"})
 
 
-def test_a_picture_does_not_depend_on_its_batch(images):
+def test_an_image_does_not_depend_on_its_batch(images):
     model = network()
     with torch.inference_mode():
         pair, single = model.predict(images), model.predict(images[1:])
@@ -107,12 +107,12 @@ def test_local_weights_are_loaded(tmp_path):
 def test_four_tasks_cost_at_most_1_7_backbones():
     """The forward of all heads against the bare backbone's: 512 x 512, one thread, the fastest of turns in one run.
 
-    Processor time, not wall time, and turns: neighbours on a shared machine must not decide.
+    Processor time, not wall time, and turns: neighbors on a shared machine must not decide.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        model = Perception(ModelConfig(), CONFIGS).eval()
+        model = MultiTaskModel(ModelConfig(), CONFIGS).eval()
         picture = torch.randint(0, 255, (1, 3, 512, 512), dtype=torch.uint8)
         with torch.inference_mode():
             turns = [(_seconds(lambda: model.backbone(picture)), _seconds(lambda: model(picture))) for _ in range(9)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from perception.mtl.affinity import Affinity, best_groupings, look_ahead, margin, score
+from perception.mtl.affinity import Affinity, compare_groupings, find_best_groupings, measure_affinity, score_grouping
 
 
 class Scalars(nn.Module):
@@ -30,7 +31,7 @@ class Scalars(nn.Module):
 def test_a_step_and_what_it_takes_in_closed_form():
     """At 0 the gradients are -2, 2 and -2: each task moves by 2 s / sqrt(12), and squares are exact to second order."""
     network, s = Scalars(), 0.3
-    found = look_ahead(network, network.losses, ("up", "down", "far"), step=s, weights={}, seed=0)
+    found = measure_affinity(network, network.losses, ("up", "down", "far"), step_size=s, weights={}, seed=0)
     d = 2 * s / math.sqrt(12)
     up, down = 1 - (d - 1) ** 2, 1 - (d + 1) ** 2
     assert found["up"] == pytest.approx({"up": up, "down": down, "far": 2 * d / 4})
@@ -40,7 +41,7 @@ def test_a_step_and_what_it_takes_in_closed_form():
 
 def test_weights_share_the_step_out_and_absent_tasks_take_no_part():
     network = Scalars()
-    found = look_ahead(network, network.losses, ("up", "down"), step=0.1, weights={"up": 3.0}, seed=0)
+    found = measure_affinity(network, network.losses, ("up", "down"), step_size=0.1, weights={"up": 3.0}, seed=0)
     long, short = 0.1 * 3 / math.sqrt(10), 0.1 / math.sqrt(10)
     assert found.keys() == {"up", "down"} == found["up"].keys()
     assert found["up"]["up"] == pytest.approx(1 - (1 - long) ** 2)
@@ -80,7 +81,7 @@ def test_nothing_is_left_changed():
     x, labels = next(iter(batches(1, 0)))
     state = {key: value.clone() for key, value in network.state_dict().items()}
     random = torch.get_rng_state()
-    look_ahead(network, lambda: network.losses(x, labels), tuple(labels), step=0.1, weights={}, seed=3)
+    measure_affinity(network, lambda: network.losses(x, labels), tuple(labels), step_size=0.1, weights={}, seed=3)
     assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
     assert all(parameter.grad is None for parameter in network.parameters())
     assert torch.equal(torch.get_rng_state(), random)
@@ -91,9 +92,13 @@ def test_only_shared_parameters_move():
     torch.manual_seed(0)
     network = Network().eval()
     x, labels = next(iter(batches(1, 0)))
-    found = look_ahead(network, lambda: network.losses(x, labels), tuple(labels), step=1e-3, weights={}, seed=3)
+    found = measure_affinity(
+        network, lambda: network.losses(x, labels), tuple(labels), step_size=1e-3, weights={}, seed=3
+    )
     network.heads.requires_grad_(False)
-    again = look_ahead(network, lambda: network.losses(x, labels), tuple(labels), step=1e-3, weights={}, seed=3)
+    again = measure_affinity(
+        network, lambda: network.losses(x, labels), tuple(labels), step_size=1e-3, weights={}, seed=3
+    )
     assert found == again
 
 
@@ -106,18 +111,19 @@ def test_the_made_problem_is_found(seed):
     names, looks = ("one", "twin", "noise"), []
     for step, (x, labels) in enumerate(batches(150, seed)):
         if step % 5 == 0:
-            look = look_ahead(network, lambda: network.losses(x, labels), names, step=3e-4, weights={}, seed=step)  # noqa: B023 - called at once
+            losses = partial(network.losses, x, labels)
+            look = measure_affinity(network, losses, names, step_size=3e-4, weights={}, seed=step)
             looks.append([[look[i][j] for j in names] for i in names])
         optimizer.zero_grad()
         torch.stack(list(network.losses(x, labels).values())).sum().backward()
         optimizer.step()
     found = Affinity(names, np.array(looks))
-    (_, groups), (_, runner_up) = best_groupings(found.mean, 2)
+    (_, groups), (_, runner_up) = find_best_groupings(found.mean, 2)
     assert groups == ((0, 1), (2,))
-    interval = margin(found, groups, runner_up)
+    interval = compare_groupings(found, groups, runner_up)
     assert interval is not None
     assert interval[0] > 0
-    matrix, error = found.mean, found.error
+    matrix, error = found.mean, found.standard_error
     assert min(matrix[0, 1], matrix[1, 0]) > 5 * error[2].max() > 0
     assert matrix[2, :2].max() < 0.2 * min(matrix[0, 1], matrix[1, 0])
 
@@ -138,26 +144,28 @@ def partitions(items: list[int]):
 def test_the_best_groupings_are_the_best_of_all_partitions(case):
     tasks, networks, seed = case
     matrix = np.random.default_rng(seed).normal(size=(tasks, tasks))
-    expected = sorted((score(matrix, p) for p in partitions(list(range(tasks))) if len(p) <= networks), reverse=True)
-    found = best_groupings(matrix, networks)
+    expected = sorted(
+        (score_grouping(matrix, p) for p in partitions(list(range(tasks))) if len(p) <= networks), reverse=True
+    )
+    found = find_best_groupings(matrix, networks)
     assert [value for value, _ in found] == pytest.approx(expected[:2])
     for value, groups in found:
-        assert value == pytest.approx(score(matrix, groups))
+        assert value == pytest.approx(score_grouping(matrix, groups))
         assert sorted(i for group in groups for i in group) == list(range(tasks))
         assert len(groups) <= networks
 
 
 def test_the_budget_is_kept_and_not_spent_where_all_help_alike():
     helpful = np.full((3, 3), 0.1)
-    assert best_groupings(helpful, 3)[0][1] == ((0, 1, 2),)
-    assert best_groupings(-helpful, 3)[0] == (0.0, ((0,), (1,), (2,)))
-    assert best_groupings(-helpful, 1)[0][1] == ((0, 1, 2),)
-    assert len(best_groupings(helpful, 1)) == 1
+    assert find_best_groupings(helpful, 3)[0][1] == ((0, 1, 2),)
+    assert find_best_groupings(-helpful, 3)[0] == (0.0, ((0,), (1,), (2,)))
+    assert find_best_groupings(-helpful, 1)[0][1] == ((0, 1, 2),)
+    assert len(find_best_groupings(helpful, 1)) == 1
 
 
 def test_twelve_tasks_are_grouped_in_time():
     matrix = np.random.default_rng(0).normal(size=(12, 12))
-    assert len(best_groupings(matrix, 3)) == 2
+    assert len(find_best_groupings(matrix, 3)) == 2
 
 
 def test_pairs_that_no_look_saw_count_as_nothing():
@@ -165,11 +173,11 @@ def test_pairs_that_no_look_saw_count_as_nothing():
     values[:, 0, 0] = values[:, 1, 1] = 1.0
     found = Affinity(("a", "b"), values)
     assert np.isnan(found.mean[0, 1])
-    assert score(found.mean, [(0, 1)]) == 0.0
-    assert found.error[0, 0] == 0.0
+    assert score_grouping(found.mean, [(0, 1)]) == 0.0
+    assert found.standard_error[0, 0] == 0.0
 
 
 def test_the_standard_error_is_that_of_the_stretches():
     values = np.random.default_rng(0).normal(size=(100, 1, 1))
     means = values.reshape(10, 10).mean(1)
-    assert Affinity(("a",), values).error[0, 0] == pytest.approx(means.std(ddof=1) / math.sqrt(10))
+    assert Affinity(("a",), values).standard_error[0, 0] == pytest.approx(means.std(ddof=1) / math.sqrt(10))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from perception.files.safe_names import TASK_NAME, check_file_name, is_file_name, printable
+from perception.files.safe_names import TASK_NAME, check_file_name, escape_unprintable, is_file_name
 from perception.types import PerceptionError
 
 
@@ -31,5 +31,5 @@ def test_task_names_are_file_names():
 
 
 def test_terminal_escapes_are_shown_not_sent():
-    assert printable("a\x1b[31mb\nc\u202ed\udcffe") == "a\\x1b[31mb\\nc\\u202ed\\udcffe"
-    assert printable("Größe 3 px") == "Größe 3 px"
+    assert escape_unprintable("a\x1b[31mb\nc\u202ed\udcffe") == "a\\x1b[31mb\\nc\\u202ed\\udcffe"
+    assert escape_unprintable("Größe 3 px") == "Größe 3 px"

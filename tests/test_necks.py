@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from perception import config
 from perception.export.export import export
-from perception.model import ModelConfig, Perception
+from perception.model import ModelConfig, MultiTaskModel
 from perception.nn.backbone import BackboneConfig
 from perception.nn.necks import NECKS, STRIDES, AutoNeckConfig, Neck, NeckConfig, build_neck
 from perception.nn.necks.bifpn import WeightedSum
@@ -23,7 +23,7 @@ SUBSETS = [{4, 8, 16, 32, 64}, {4, 8, 16, 32}, {8, 16}, {4}, {32}, {64}, {4, 32}
 
 def channels(kind: type[Neck]) -> dict[int, int]:
     """Of a backbone that the neck is made for."""
-    return {16: 24} if kind.plain else STAGES
+    return {16: 24} if kind.single_scale else STAGES
 
 
 def features(kind: type[Neck], size: tuple[int, int] = (96, 32), batch: int = 2) -> dict[int, Tensor]:
@@ -37,7 +37,9 @@ def features(kind: type[Neck], size: tuple[int, int] = (96, 32), batch: int = 2)
 def make(name: str, strides: set[int], **settings: Any) -> Neck:
     torch.manual_seed(0)
     settings = {"channels": 16, "fine_channels": 8, **settings}
-    return build_neck(config.build(NeckConfig, {"name": name, **settings}), channels(NECKS[name]), strides).eval()
+    return build_neck(
+        config.validate_config(NeckConfig, {"name": name, **settings}), channels(NECKS[name]), strides
+    ).eval()
 
 
 @pytest.fixture(params=NECKS)
@@ -86,37 +88,37 @@ def test_no_level_costs_what_finer_ones_cost(name):
 
 def test_every_task_works_on_it(name):
     """The widths that heads see are the neck's, not typed anywhere; detection reads stride 64 as well."""
-    backbone = "test_vit2" if NECKS[name].plain else "test_resnet"
-    neck = config.build(NeckConfig, {"name": name, "channels": 40, "fine_channels": 24})
+    backbone = "test_vit2" if NECKS[name].single_scale else "test_resnet"
+    neck = config.validate_config(NeckConfig, {"name": name, "channels": 40, "fine_channels": 24})
     tasks = {
         task: kind.Config(classes=("a", "b")) if "classes" in kind.Config.__dataclass_fields__ else kind.Config()
         for task, kind in TASKS.items()
     }
     tasks["detection"] = TASKS["detection"].Config(classes=("a", "b"), strides=(4, 8, 16, 32, 64))
-    model = Perception(ModelConfig(backbone=BackboneConfig(name=backbone, weights="none"), neck=neck), tasks).eval()
+    model = MultiTaskModel(ModelConfig(backbone=BackboneConfig(name=backbone, weights="none"), neck=neck), tasks).eval()
     assert model.sharing.trunk.neck.channels == {4: 24, 8: 40, 16: 40, 32: 40, 64: 40}
     outputs = model.predict(torch.zeros(1, 3, 96, 160, dtype=torch.uint8))
-    assert outputs["segmentation.label_map"].shape == (1, 96, 160)
+    assert outputs["segmentation.mask"].shape == (1, 96, 160)
 
 
 @pytest.mark.slow
 def test_exports_with_dynamic_sizes(name, tmp_path):
-    """All its levels, 64 too, where a picture of 96 pixels ends in the middle of a cell."""
-    backbone = BackboneConfig(name="test_vit2" if NECKS[name].plain else "test_resnet", weights="none")
-    neck = config.build(NeckConfig, {"name": name, "channels": 16, "fine_channels": 8})
-    task = TASKS["segmentation"].Config(classes=("a", "b", "c"), strides=STRIDES, width=16)
+    """All its levels, 64 too, where an image of 96 pixels ends in the middle of a cell."""
+    backbone = BackboneConfig(name="test_vit2" if NECKS[name].single_scale else "test_resnet", weights="none")
+    neck = config.validate_config(NeckConfig, {"name": name, "channels": 16, "fine_channels": 8})
+    task = TASKS["segmentation"].Config(classes=("a", "b", "c"), strides=STRIDES, channels=16)
     torch.manual_seed(0)
-    model = Perception(ModelConfig(backbone=backbone, neck=neck), {"segmentation": task}).eval()
+    model = MultiTaskModel(ModelConfig(backbone=backbone, neck=neck), {"segmentation": task}).eval()
     sizes = ((96, 160), (64, 64), (224, 32))
-    report = export(model, tmp_path / "model.onnx", size=(96, 160), sizes=sizes, batches=(1, 3))
-    assert report.obstacles == ()  # TensorRT's
-    assert report.batches >= 2 * len(sizes)
+    report = export(model, tmp_path / "model.onnx", size=(96, 160), parity_sizes=sizes, parity_batch_sizes=(1, 3))
+    assert report.tensorrt_problems == ()  # TensorRT's
+    assert report.num_batches >= 2 * len(sizes)
 
 
 def test_a_name_chooses_and_the_backbone_where_none_is_given():
     for name, kind in NECKS.items():
         assert type(make(name, {8})) is kind
-    assert isinstance(config.build(NeckConfig, {"channels": 8}), AutoNeckConfig)
+    assert isinstance(config.validate_config(NeckConfig, {"channels": 8}), AutoNeckConfig)
     chosen = [type(build_neck(AutoNeckConfig(), given, {8, 16})).__name__ for given in (STAGES, {16: 8}, {32: 8})]
     assert chosen == ["FPN", "SimplePyramid", "SimplePyramid"]
 
@@ -125,9 +127,9 @@ def test_a_name_chooses_and_the_backbone_where_none_is_given():
     ("settings", "given", "strides", "message"),
     [
         ({"name": "fpm"}, STAGES, {8}, "fpm"),
-        ({"name": "bifpn", "layer": 2}, STAGES, {8}, "layer: unknown key. Did you mean 'layers'"),
+        ({"name": "bifpn", "layer": 2}, STAGES, {8}, "layer: unknown key. Did you mean 'num_layers'"),
         ({"chanels": 2}, STAGES, {8}, "chanels: unknown key. Did you mean 'channels'"),
-        ({"name": "bifpn", "layers": 0}, STAGES, {8}, "layers"),
+        ({"name": "bifpn", "num_layers": 0}, STAGES, {8}, "layers"),
         ({"name": "fpn"}, {16: 8}, {8}, "reads features of several strides.*have stride 16. Use .*simple"),
         ({"name": "simple"}, STAGES, {8}, "reads features of one stride.*Use .*fpn or pan or bifpn"),
         ({"name": "pan"}, {8: 4, 16: 4, 32: 4}, {4, 8}, "from stride 4 on.*strides 8, 16, 32. Give tasks"),
@@ -137,7 +139,7 @@ def test_a_name_chooses_and_the_backbone_where_none_is_given():
 )  # fmt: skip
 def test_what_does_not_fit_is_told(settings, given, strides, message):
     with pytest.raises(ConfigError, match=message):
-        build_neck(config.build(ModelConfig, {"neck": settings}).neck, given, strides)
+        build_neck(config.validate_config(ModelConfig, {"neck": settings}).neck, given, strides)
 
 
 def test_weighted_sum_is_a_mean_that_learns_to_leave_out():

@@ -10,7 +10,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from perception.ops.nms import keep, onnx_translations, select
+from perception.ops.nms import nms_mask, onnx_translations, select_detections
 
 LIMIT = 100
 THRESHOLD = float(np.float32(0.55))  # as ONNX holds it: boxes on whole pixels do have an IoU of exactly 0.55
@@ -27,7 +27,7 @@ def candidates(pictures: int, count: int, classes: int = 5, seed: int = 0) -> tu
 
 
 def oracle(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float) -> set[int]:
-    """torchvision's own per-class loop over one picture."""
+    """torchvision's own per-class loop over one image."""
     kept = set()
     for label in labels.unique():
         members = ((labels == label) & (scores > 0)).nonzero().squeeze(1)
@@ -39,7 +39,7 @@ def oracle(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float) 
 @pytest.mark.parametrize("count", [1, 2, 30, 300])
 def test_keep_equals_torchvision_class_by_class(count, classes):
     boxes, scores, labels = candidates(3, count, classes)
-    kept = keep(boxes, scores, labels, THRESHOLD)
+    kept = nms_mask(boxes, scores, labels, THRESHOLD)
     assert kept.shape == (3, count)
     assert kept.dtype == torch.bool
     for b in range(3):
@@ -50,45 +50,45 @@ def test_keep_equals_batched_nms():
     boxes, scores, labels = candidates(1, 200)
     scores = scores + 0.01
     wanted = torchvision.ops.batched_nms(boxes[0], scores[0], labels[0], 0.5)
-    assert sorted(wanted.tolist()) == keep(boxes, scores, labels, 0.5)[0].nonzero().squeeze(1).tolist()
+    assert sorted(wanted.tolist()) == nms_mask(boxes, scores, labels, 0.5)[0].nonzero().squeeze(1).tolist()
 
 
 def test_of_duplicates_the_first_survives():
     boxes = torch.tensor([[[0, 0, 10, 10]] * 4]).float()
     scores = torch.tensor([[0.5, 0.9, 0.9, 0.9]])
     labels = torch.tensor([[0, 0, 0, 1]])
-    assert keep(boxes, scores, labels, 0.5).tolist() == [[False, True, False, True]]
+    assert nms_mask(boxes, scores, labels, 0.5).tolist() == [[False, True, False, True]]
 
 
 def test_a_box_of_another_class_suppresses_nothing_even_at_negative_coordinates():
     boxes = torch.tensor([[[-50, -50, 10, 10], [-50, -50, 10, 10], [-20, 0, 5, 30]]]).float()
-    kept = keep(boxes, torch.tensor([[0.9, 0.8, 0.7]]), torch.tensor([[0, 1, 2]]), 0.1)
+    kept = nms_mask(boxes, torch.tensor([[0.9, 0.8, 0.7]]), torch.tensor([[0, 1, 2]]), 0.1)
     assert kept.all()
 
 
 def test_padding_is_never_kept_and_nothing_is_found_in_nothing():
     boxes, _, labels = candidates(2, 7)
-    assert not keep(boxes, torch.zeros(2, 7), labels, 0.5).any()
-    assert keep(boxes[:, :0], torch.zeros(2, 0), labels[:, :0], 0.5).shape == (2, 0)
-    found = select(boxes[:, :0], torch.zeros(2, 0), labels[:, :0], 0.5, 4)
+    assert not nms_mask(boxes, torch.zeros(2, 7), labels, 0.5).any()
+    assert nms_mask(boxes[:, :0], torch.zeros(2, 0), labels[:, :0], 0.5).shape == (2, 0)
+    found = select_detections(boxes[:, :0], torch.zeros(2, 0), labels[:, :0], 0.5, 4)
     assert [tuple(x.shape) for x in found] == [(2, 4, 4), (2, 4), (2, 4)]
     assert not any(x.any() for x in found)
 
 
 @pytest.mark.parametrize("pictures", [1, 2, 3, 4, 5])
-def test_a_picture_does_not_see_its_batch(pictures):
+def test_an_image_does_not_see_its_batch(pictures):
     boxes, scores, labels = candidates(pictures, 120, seed=pictures)
-    boxes[0] *= 37.3  # a picture with other coordinates, hence another offset
-    together = select(boxes, scores, labels, 0.5, LIMIT)
+    boxes[0] *= 37.3  # an image with other coordinates, hence another offset
+    together = select_detections(boxes, scores, labels, 0.5, LIMIT)
     for b in range(pictures):
-        alone = select(boxes[b : b + 1], scores[b : b + 1], labels[b : b + 1], 0.5, LIMIT)
+        alone = select_detections(boxes[b : b + 1], scores[b : b + 1], labels[b : b + 1], 0.5, LIMIT)
         assert all(torch.equal(x[b], y[0]) for x, y in zip(together, alone, strict=True))
 
 
 def test_select_is_sorted_padded_and_made_of_kept_candidates():
     boxes, scores, labels = candidates(2, 50)
-    kept = keep(boxes, scores, labels, 0.5)
-    found = select(boxes, scores, labels, 0.5, 80)
+    kept = nms_mask(boxes, scores, labels, 0.5)
+    found = select_detections(boxes, scores, labels, 0.5, 80)
     for b in range(2):
         count = int(kept[b].sum())
         order = np.argsort(-scores[b][kept[b]].numpy(), kind="stable")
@@ -100,26 +100,26 @@ def test_select_is_sorted_padded_and_made_of_kept_candidates():
 
 def test_select_cuts_to_the_limit():
     boxes, scores, labels = candidates(2, 300)
-    few, many = (select(boxes, scores, labels, 0.5, limit) for limit in (10, 300))
+    few, many = (select_detections(boxes, scores, labels, 0.5, limit) for limit in (10, 300))
     assert all(torch.equal(x, y[:, :10]) for x, y in zip(few, many, strict=True))
 
 
 def test_select_stays_in_float32_under_autocast():
     boxes, scores, labels = candidates(1, 40)
-    wanted = select(boxes, scores, labels, 0.5, 20)
+    wanted = select_detections(boxes, scores, labels, 0.5, 20)
     with torch.autocast("cpu", torch.bfloat16):
-        found = select(boxes, scores, labels, 0.5, 20)
+        found = select_detections(boxes, scores, labels, 0.5, 20)
     assert all(torch.equal(x, y) and x.dtype == y.dtype for x, y in zip(found, wanted, strict=True))
     assert found[1].dtype == torch.float32
 
 
 def test_the_operator_is_well_formed():
-    torch.library.opcheck(keep, (*candidates(2, 9), 0.5), test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(nms_mask, (*candidates(2, 9), 0.5), test_utils=("test_schema", "test_faketensor"))
 
 
 class Suppression(nn.Module):
     def forward(self, boxes: Tensor, scores: Tensor, labels: Tensor):
-        return keep(boxes, scores, labels, 0.6), *select(boxes, scores, labels, 0.6, LIMIT)
+        return nms_mask(boxes, scores, labels, 0.6), *select_detections(boxes, scores, labels, 0.6, LIMIT)
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,9 @@ ATTEMPTS = (
 )
 
 
+@pytest.mark.fault("S5")
 @pytest.mark.parametrize("attempt", ATTEMPTS)
-def test_s5_a_connection_is_refused_here_and_in_child_processes(attempt):
+def test_a_connection_is_refused_here_and_in_child_processes(attempt):
     with pytest.raises(OSError, match="the tests refuse connections"):
         eval(attempt)
     child = subprocess.run(
@@ -27,7 +28,8 @@ def test_s5_a_connection_is_refused_here_and_in_child_processes(attempt):
     assert "the tests refuse connections" in child.stderr
 
 
-def test_s5_an_attempt_fails_the_whole_run(tmp_path):
+@pytest.mark.fault("S5")
+def test_an_attempt_fails_the_whole_run(tmp_path):
     """In a run of its own: a test that swallows the error is caught at the end."""
     (tmp_path / "conftest.py").write_text(Path(__file__).with_name("conftest.py").read_text("utf-8"), "utf-8")
     (tmp_path / "offline").symlink_to(Path(__file__).with_name("offline"))

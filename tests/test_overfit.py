@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from perception import recipe as recipes
-from perception.data.loader import train_batches
+from perception.data.loader import make_train_loader
 from perception.types import Batch, DenseMap, Instances
 
 DATA = Path(os.environ.get("PERCEPTION_TEST_DATA", "/nowhere"))
@@ -23,16 +23,18 @@ ALONE: dict[str, dict[str, dict[str, Any]]] = {
     "boxes by distributions": {"detection": {"bins": 16}},
     "boxes without suppression": {"detection": {"one_to_one": True}},
     "boxes from stride 4": {"detection": {"strides": [4, 8, 16, 32]}},
-    "label maps": {"segmentation": {"loss_stride": 1}},
-    "label maps by Lovasz": {"segmentation": {"loss_stride": 1, "lovasz_weight": 1.0, "dice_weight": 0.0}},
+    "segmentation masks": {"segmentation": {"loss_stride": 1}},
+    "segmentation masks by Lovasz": {"segmentation": {"loss_stride": 1, "lovasz_weight": 1.0, "dice_weight": 0.0}},
     "both": {"detection": {}, "segmentation": {"loss_stride": 1}},
 }
-"""Every pixel of the label maps counts: without augmentation a coarser loss would see the same ones in every step, and
+"""Every pixel of the segmentation masks counts: without augmentation a coarser loss would see the same ones in every
+step, and
 no network could then be right about more than 0.90 of the others."""
 
 
 def recipe(tasks: dict[str, dict[str, Any]], shown: Collection[str] = ()) -> recipes.Recipe:
-    """Photographs of 320 x 320, not augmented, with COCO's 80 classes of boxes and 133 of label maps, or of these those
+    """Photographs of 320 x 320, not augmented, with COCO's 80 classes of boxes and 133 of segmentation masks, or of
+    these those
     that are ``shown``."""
     files = {
         "detection": ("coco", "instances", {}),
@@ -51,7 +53,7 @@ def recipe(tasks: dict[str, dict[str, Any]], shown: Collection[str] = ()) -> rec
                 "data": {
                     "root": str(DATA),
                     "size": [320, 320],
-                    "augment": {"scale": [1.0, 1.0], "flip": 0.0, "colour": 0.0, "degrade": 0.0},
+                    "augment": {"scale": [1.0, 1.0], "flip": 0.0, "color": 0.0, "degrade": 0.0},
                     "train": [{"name": "coco", "labels": labels}],
                 },
                 "tasks": {task: {"classes": classes[task], **settings} for task, settings in tasks.items()},
@@ -61,7 +63,7 @@ def recipe(tasks: dict[str, dict[str, Any]], shown: Collection[str] = ()) -> rec
 
 
 def first_batch(setup: recipes.Recipe) -> Batch:
-    return next(iter(train_batches(recipes.build_mixture(setup), tuple(setup.tasks), 4, 1)))
+    return next(iter(make_train_loader(recipes.build_mixture(setup), tuple(setup.tasks), 4, 1)))
 
 
 def classes_shown(setup: recipes.Recipe) -> list[str]:
@@ -87,7 +89,7 @@ def test_a_real_batch_is_learned_by_heart(name):
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps)
     for _ in range(steps):
         optimizer.zero_grad()
-        losses = model.losses(batch)
+        losses = model.compute_losses(batch)
         sum(losses[task] for task in tasks).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 10)
         optimizer.step()
@@ -96,7 +98,7 @@ def test_a_real_batch_is_learned_by_heart(name):
         found = {key: value.numpy() for key, value in model.eval().predict(batch.images).items()}
     reached = {}
     for task in tasks:
-        metric = model.tasks[task].metric()
+        metric = model.tasks[task].create_metric()
         for i, (picture, target) in enumerate(zip(batch.ids, batch.annotations[task], strict=True)):
             if target is not None:
                 metric.update(picture, *pair(task, found, i, target))
@@ -106,13 +108,13 @@ def test_a_real_batch_is_learned_by_heart(name):
 
 
 def pair(task: str, found: dict[str, Any], i: int, target: Instances | DenseMap) -> tuple[Any, Any]:
-    """What was found in picture ``i``, and its truth."""
+    """What was found in image ``i``, and its truth."""
     if isinstance(target, DenseMap):
         values, valid = target.values.numpy(), target.valid.numpy()
         return DenseMap(found[f"{task}.label_map"][i], valid | True), DenseMap(values, valid)
     boxes, scores, labels = (found[f"{task}.{key}"][i] for key in ("boxes", "scores", "labels"))
     arrays = (
         None if x is None else x.numpy()
-        for x in (target.boxes, target.labels, target.scores, target.ignore, target.classes)
+        for x in (target.boxes, target.labels, target.scores, target.ignore, target.labeled_classes)
     )
     return Instances(boxes, labels, scores), Instances(*arrays)

@@ -22,8 +22,8 @@ from pycocotools.cocoeval import COCOeval
 from perception import config, recipe, runs
 from perception.metrics.detection import DetectionMetric
 from perception.ops import boxes as geometry
-from perception.tasks import join
-from perception.tasks.detection import Detection, DetectionConfig, Raw
+from perception.tasks import sum_loss_terms
+from perception.tasks.detection import DetectionConfig, DetectionTask, Raw
 from perception.types import Instances
 
 CLASSES = ("car", "truck", "person", "sign")
@@ -32,7 +32,7 @@ SIZE = (64, 96)
 
 @st.composite
 def partial_targets(draw) -> Instances:
-    """Boxes of labelled classes; ignore regions of any class; at least one class labelled, at least one not."""
+    """Boxes of labeled classes; ignore regions of any class; at least one class labeled, at least one not."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     known = rng.permutation(len(CLASSES)) < draw(st.integers(1, len(CLASSES) - 1))
     count = draw(st.integers(0, 6))
@@ -54,26 +54,28 @@ def raw_of(seed: int, pictures: int) -> Raw:
     return Raw(logits.requires_grad_(), sides, points, strides)
 
 
-def detection(classes: tuple[str, ...] = CLASSES) -> Detection:
-    return Detection("detection", DetectionConfig(classes=classes, width=8), {8: 8, 16: 8, 32: 8})
+def detection(classes: tuple[str, ...] = CLASSES) -> DetectionTask:
+    return DetectionTask("detection", DetectionConfig(classes=classes, channels=8), {8: 8, 16: 8, 32: 8})
 
 
-def gradients(task: Detection, raw: Raw, targets: list[Instances | None]) -> tuple[torch.Tensor, torch.Tensor]:
+def gradients(task: DetectionTask, raw: Raw, targets: list[Instances | None]) -> tuple[torch.Tensor, torch.Tensor]:
     """d loss / d logits [B, P, C] and d loss / d sides [B, P, 4]."""
-    loss = join(task.losses(raw, targets, [None] * len(targets)))
-    logits, sides = torch.autograd.grad(loss, (raw.logits, raw.sides), allow_unused=True, materialize_grads=True)
+    loss = sum_loss_terms(task.compute_loss_terms(raw, targets, [None] * len(targets)))
+    logits, sides = torch.autograd.grad(
+        loss, (raw.logits, raw.box_regression), allow_unused=True, materialize_grads=True
+    )
     return logits, sides
 
 
 @settings(max_examples=60, deadline=None)
 @given(partial_targets(), st.integers(0, 2**31))
-def test_an_unlabelled_class_gets_exactly_no_gradient_at_any_anchor(target, seed):
-    """Whatever the network says of it, and whether or not it is seen beside labelled classes and ignore regions."""
+def test_an_unlabeled_class_gets_exactly_no_gradient_at_any_anchor(target, seed):
+    """Whatever the network says of it, and whether or not it is seen beside labeled classes and ignore regions."""
     raw = raw_of(seed, 1)
     moved, _ = gradients(detection(), raw, [target])
-    assert (moved[0][:, ~target.classes] == 0).all()
+    assert (moved[0][:, ~target.labeled_classes] == 0).all()
     outside = ~regions(raw.points, target.boxes[target.ignore])
-    assert (moved[0][outside][:, target.classes] != 0).all(), "a labelled class is trained on every other anchor"
+    assert (moved[0][outside][:, target.labeled_classes] != 0).all(), "a labeled class is trained on every other anchor"
 
 
 def regions(points: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
@@ -84,11 +86,11 @@ def regions(points: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
 
 @settings(max_examples=40, deadline=None)
 @given(partial_targets(), st.integers(0, 2**31))
-def test_a_partial_picture_trains_as_in_a_network_of_its_classes_alone(target, seed):
-    """The same loss gradient as if the unlabelled classes did not exist in the recipe."""
+def test_a_partial_image_trains_as_in_a_network_of_its_classes_alone(target, seed):
+    """The same loss gradient as if the unlabeled classes did not exist in the recipe."""
     raw = raw_of(seed, 1)
-    kept = torch.nonzero(target.classes)[:, 0]
-    alone = Raw(raw.logits.detach()[..., kept].requires_grad_(), raw.sides, raw.points, raw.strides)
+    kept = torch.nonzero(target.labeled_classes)[:, 0]
+    alone = Raw(raw.logits.detach()[..., kept].requires_grad_(), raw.box_regression, raw.points, raw.strides)
     place = torch.full((len(CLASSES),), 0).scatter_(0, kept, torch.arange(len(kept)))
     smaller = Instances(target.boxes, place[target.labels], None, target.ignore)
     among_all, sides = gradients(detection(), raw, [target])
@@ -99,24 +101,28 @@ def test_a_partial_picture_trains_as_in_a_network_of_its_classes_alone(target, s
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(partial_targets() | st.none(), min_size=2, max_size=4).filter(any), st.integers(0, 2**31))
-def test_in_a_batch_every_picture_keeps_to_its_own_classes(targets, seed):
+def test_in_a_batch_every_image_keeps_to_its_own_classes(targets, seed):
     moved, _ = gradients(detection(), raw_of(seed, len(targets)), targets)
     for gradient, target in zip(moved, targets, strict=True):
         assert target is not None or not gradient.any()
-        assert target is None or (gradient[:, ~target.classes] == 0).all()
+        assert target is None or (gradient[:, ~target.labeled_classes] == 0).all()
 
 
 @settings(max_examples=40, deadline=None)
 @given(partial_targets(), st.integers(0, 2**31))
-def test_a_class_labelled_in_part_adds_no_negative(target, seed):
-    """Its scores are trained only upwards, where an object of it is; there they are as if it were labelled whole."""
+def test_a_class_labeled_in_part_adds_no_negative(target, seed):
+    """Its scores are trained only upwards, where an object of it is; there they are as if it were labeled whole."""
     raw, network = raw_of(seed, 1), detection().train()
     raw.logits.data.fill_(-20)  # less than any object wants
     whole, sides = gradients(network, raw, [target])
-    moved, same_sides = gradients(network, raw, [dataclasses.replace(target, partial=target.classes.clone())])
+    moved, same_sides = gradients(
+        network, raw, [dataclasses.replace(target, partial_classes=target.labeled_classes.clone())]
+    )
     objects = torch.isin(torch.arange(len(CLASSES)), target.labels[~target.ignore])
     outside = ~regions(raw.points, target.boxes[target.ignore])
-    assert (whole[0][outside][:, target.classes & ~objects] > 0).all(), "labelled whole, its scores are pushed down"
+    assert (whole[0][outside][:, target.labeled_classes & ~objects] > 0).all(), (
+        "labeled whole, its scores are pushed down"
+    )
     assert not (moved > 0).any()
     assert not moved[0][:, ~objects].any()
     assert torch.equal(moved, torch.where(whole < 0, whole, 0))
@@ -124,7 +130,7 @@ def test_a_class_labelled_in_part_adds_no_negative(target, seed):
 
 
 def scored(rng: np.random.Generator, target: Instances) -> Instances:
-    """What a middling detector would say of a picture: boxes moved a little, some missed, some invented, any class."""
+    """What a middling detector would say of an image: boxes moved a little, some missed, some invented, any class."""
     boxes = target.boxes[rng.random(len(target.boxes)) < 0.85]
     boxes = boxes + rng.normal(0, 3, boxes.shape)
     low = rng.uniform(0, 300, (6, 2))
@@ -135,21 +141,21 @@ def scored(rng: np.random.Generator, target: Instances) -> Instances:
     return Instances(boxes, labels, rng.random(len(boxes)).astype(np.float32))
 
 
-def labelled_pictures(rng: np.random.Generator, count: int) -> list[Instances]:
-    """Pictures whose sources label different classes; every fourth one labels all."""
+def labeled_images(rng: np.random.Generator, count: int) -> list[Instances]:
+    """Images whose sources label different classes; every fourth one labels all."""
     pictures = []
     for i in range(count):
         known = np.ones(len(CLASSES), bool) if i % 4 == 0 else rng.permutation(len(CLASSES)) < rng.integers(1, 4)
         labels = rng.choice(np.flatnonzero(known), int(rng.integers(0, 9)))
         low = rng.uniform(0, 300, (len(labels), 2))
         boxes = np.concatenate([low, low + rng.uniform(10, 120, (len(labels), 2))], 1).astype(np.float32)
-        pictures.append(Instances(boxes, labels, classes=None if known.all() else known))
+        pictures.append(Instances(boxes, labels, labeled_classes=None if known.all() else known))
     return pictures
 
 
 def cocos_ap(pairs: list[tuple[Instances, Instances]], label: int) -> tuple[float, float]:
-    """AP and AP50 of one class by pycocotools, which is shown only the pictures that label it; NaN without truth."""
-    shown = [(p, t) for p, t in pairs if t.classes is None or t.classes[label]]
+    """AP and AP50 of one class by pycocotools, which is shown only the images that label it; NaN without truth."""
+    shown = [(p, t) for p, t in pairs if t.labeled_classes is None or t.labeled_classes[label]]
     truth, found = [], []
     for image, (prediction, target) in enumerate(shown, start=1):
         for rows, instances in ((truth, target), (found, prediction)):
@@ -175,13 +181,13 @@ def measured(pairs: list[tuple[Instances, Instances]]) -> tuple[dict[str, float]
     metric = DetectionMetric(CLASSES)
     for i, (prediction, target) in enumerate(pairs):
         metric.update(f"{i:03d}", prediction, target)
-    return metric.compute(), metric.table()
+    return metric.compute(), metric.compute_per_class()
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_ap_is_pycocotools_ap_of_each_class_on_the_pictures_that_label_it(seed):
+def test_ap_is_pycocotools_ap_of_each_class_on_the_images_that_label_it(seed):
     rng = np.random.default_rng(seed)
-    targets = labelled_pictures(rng, 24)
+    targets = labeled_images(rng, 24)
     pairs = [(scored(rng, target), target) for target in targets]
     numbers, table = measured(pairs)
     expected = [cocos_ap(pairs, label) for label in range(len(CLASSES))]
@@ -191,14 +197,14 @@ def test_ap_is_pycocotools_ap_of_each_class_on_the_pictures_that_label_it(seed):
     assert 0.02 < numbers["ap"] < 0.9
 
 
-def test_predictions_of_unlabelled_classes_change_no_number():
+def test_predictions_of_unlabeled_classes_change_no_number():
     rng = np.random.default_rng(5)
-    targets = labelled_pictures(rng, 16)
+    targets = labeled_images(rng, 16)
     pairs, cleaned = [], []
     for target in targets:
         prediction = scored(rng, target)
         pairs.append((prediction, target))
-        known = np.ones(len(CLASSES), bool) if target.classes is None else target.classes
+        known = np.ones(len(CLASSES), bool) if target.labeled_classes is None else target.labeled_classes
         kept = known[prediction.labels]
         cleaned.append((Instances(prediction.boxes[kept], prediction.labels[kept], prediction.scores[kept]), target))
     assert sum(len(p.boxes) for p, _ in cleaned) < sum(len(p.boxes) for p, _ in pairs)
@@ -211,7 +217,7 @@ LOOKS = {"plain": (1.0, 1.0, 1.0), "warm": (1.0, 0.8, 0.6)}
 
 
 def shapes(rng: np.random.Generator, size: tuple[int, int] = (96, 128)) -> tuple[np.ndarray, list[tuple[int, list]]]:
-    """Discs, squares, and triangles that nobody labels, on a mottled ground: the picture, and (label, COCO box)s."""
+    """Discs, squares, and triangles that nobody labels, on a mottled ground: the image, and (label, COCO box)s."""
     height, width = size
     ground = rng.integers(30, 226, (height // 8, width // 8, 3), np.uint8)
     image = cv2.resize(ground, (width, height), interpolation=cv2.INTER_CUBIC)
@@ -236,7 +242,7 @@ def shapes(rng: np.random.Generator, size: tuple[int, int] = (96, 128)) -> tuple
 
 
 def write_source(root: Path, name: str, look: str, count: int, seed: int, declared: list[str], boxed: list[str]) -> Any:
-    """Pictures of one camera and their COCO file. Returns the source's mapping in a recipe.
+    """Images of one camera and their COCO file. Returns the source's mapping in a recipe.
 
     declared: classes that the file's categories name; boxed: those of which it holds the boxes
     """
@@ -258,10 +264,10 @@ def write_source(root: Path, name: str, look: str, count: int, seed: int, declar
 
 
 def trained(folder: Path, labels: str, seed: int = 0, steps: int = 700) -> dict[str, float]:
-    """Metrics on fully labelled pictures of both cameras after a training whose labels are
+    """Metrics on fully labeled images of both cameras after a training whose labels are
 
-    full:       both classes on all pictures
-    partial:    discs on the plain pictures, squares on the warm ones, and the sources say so
+    full:       both classes on all images
+    partial:    discs on the plain images, squares on the warm ones, and the sources say so
     background: the same boxes, but the sources claim to label both classes
     """
     folder.mkdir()
@@ -279,7 +285,7 @@ def trained(folder: Path, labels: str, seed: int = 0, steps: int = 700) -> dict[
         "seed": seed,
         "data": {
             "root": str(folder), "size": [96, 128], "workers": 0, "train": train, "validation": validation,
-            "augment": {"scale": [1.0, 1.0], "flip": 0.5, "colour": 0.0, "degrade": 0.0},
+            "augment": {"scale": [1.0, 1.0], "flip": 0.5, "color": 0.0, "degrade": 0.0},
         },
         "tasks": {"detection": {"classes": both}},
         "train": {
@@ -287,17 +293,19 @@ def trained(folder: Path, labels: str, seed: int = 0, steps: int = 700) -> dict[
             "checkpoint_every": 0,
         },
     }  # fmt: skip
-    evaluation = runs.train(recipe.parse(config.dump(config.build(recipe.Recipe, mapping))), folder / "run")
+    evaluation = runs.train(
+        recipe.parse(config.dump_yaml(config.validate_config(recipe.Recipe, mapping))), folder / "run"
+    )
     assert evaluation is not None
     return {key: evaluation.metrics[f"detection/{key}"] for key in ("ap", "ap50")}
 
 
 @pytest.mark.slow
 def test_two_sources_that_label_one_class_each_teach_both(tmp_path):
-    """On pictures of both classes: nearly what full labels teach, and far more than missing labels as background.
+    """On images of both classes: nearly what full labels teach, and far more than missing labels as background.
 
-    The sources differ in colour, as real ones differ in their cameras: then a network can learn of which source a
-    picture is, and that "background" holds none of the other's class.
+    The sources differ in color, as real ones differ in their cameras: then a network can learn of which source a
+    image is, and that "background" holds none of the other's class.
     """
     found = {labels: trained(tmp_path / labels, labels) for labels in ("full", "partial", "background")}
     for key in ("ap", "ap50"):

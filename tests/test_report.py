@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from perception.metrics.depth import DepthMetric
-from perception.report import Example, read_events, write_report
-from perception.report.events import Series, series, smoothed, thinned
-from perception.report.format import label, number
-from perception.report.plots import chart, metric_charts, training_charts
+from perception.report import ReportExample, read_events, write_report
+from perception.report.events import Series, downsample_series, extract_series, smooth_values
+from perception.report.format import format_decimal, format_metric_name
+from perception.report.plots import render_chart, render_metric_charts, render_training_charts
 from perception.types import DenseMap, ImageLabel, Instances, TaskSpec
 
 SPECS = {
     "detection": TaskSpec("detection", "instances", ("boxes", "scores", "labels"), ("car", "bus")),
-    "segmentation": TaskSpec("segmentation", "dense", ("label_map",), ("road", "sky")),
+    "segmentation": TaskSpec("segmentation", "dense", ("mask",), ("road", "sky")),
     "depth": TaskSpec("depth", "dense", ("depth",), unit="m", limits=(0.5, 80.0)),
     "classification": TaskSpec("classification", "label", ("probabilities",), ("day", "dusk")),
 }
@@ -89,7 +89,7 @@ def example(task, id="a", quality=0.5, size=(60, 80)):
         "classification": ImageLabel(np.array([0.8, 0.2], np.float32)),
     }
     true = {**found, "classification": ImageLabel(np.array([0.0, 1.0], np.float32))}
-    return Example(id, task, quality, np.full((*size, 3), 90, np.uint8), found, true)
+    return ReportExample(id, task, quality, np.full((*size, 3), 90, np.uint8), found, true)
 
 
 def written(path, **changes):
@@ -106,7 +106,7 @@ def written(path, **changes):
         "events": list(events()),
         "examples": [example(task, f"{task}-{k}", k / 9) for task in SPECS for k in range(9)],
         "recipe": "seed: 0\n",
-        "facts": {"command": "perception train street.yaml", "date": "2026-01-02"},
+        "metadata": {"command": "perception train street.yaml", "date": "2026-01-02"},
         "protocols": {"depth": DepthMetric((0.5, 80.0)).protocol},
     } | changes
     write_report(path, **content)
@@ -158,10 +158,11 @@ def test_text_from_outside_is_escaped(tmp_path):
         metrics={f"{evil}/{evil}": 1.0, evil: 2.0},
         tables={"labels": {evil: {evil: 0.5}}},
         events=[{"step": 1, "kind": "train", f"loss/{evil}": 1.0}, {"step": 2, "kind": "train", f"loss/{evil}": 2.0}],
-        examples=[Example(evil, "labels", 0.5, np.zeros((8, 8, 3), np.uint8), {"labels": ImageLabel(np.eye(2)[0])},
+        examples=[ReportExample(evil, "labels", 0.5, np.zeros((8, 8, 3), np.uint8),
+        {"labels": ImageLabel(np.eye(2)[0])},
                           {"labels": ImageLabel(np.eye(2)[0])})],
         recipe=evil,
-        facts={evil: evil},
+        metadata={evil: evil},
         protocols={evil: evil},
     )  # fmt: skip
     assert "<script" not in text
@@ -171,14 +172,22 @@ def test_text_from_outside_is_escaped(tmp_path):
 
 
 def test_an_empty_run_has_a_report(tmp_path):
-    nothing = {"metrics": {}, "tables": {}, "events": [], "examples": [], "recipe": "", "facts": {}, "protocols": None}
+    nothing = {
+        "metrics": {},
+        "tables": {},
+        "events": [],
+        "examples": [],
+        "recipe": "",
+        "metadata": {},
+        "protocols": None,
+    }
     page = parsed(written(tmp_path / "report.html", **nothing))
     assert "street" in page.text
     assert "img" not in page.tags
 
 
 def test_missing_annotations_unknown_qualities_and_repeated_examples(tmp_path):
-    lost = Example("lost", "depth", 0.1, np.zeros((9, 9, 3), np.uint8), {}, {"depth": None})
+    lost = ReportExample("lost", "depth", 0.1, np.zeros((9, 9, 3), np.uint8), {}, {"depth": None})
     unjudged = example("depth", "unjudged", math.nan)
     same = example("segmentation", "same")
     text = written(tmp_path / "report.html", examples=[lost, unjudged, same, same])
@@ -187,7 +196,7 @@ def test_missing_annotations_unknown_qualities_and_repeated_examples(tmp_path):
     assert text.count(">same<") == 1
 
 
-def test_large_pictures_are_made_small(tmp_path):
+def test_large_images_are_made_small(tmp_path):
     text = written(tmp_path / "report.html", examples=[example("detection", size=(2160, 3840))])
     assert set(re.findall(r"<img width=(\d+) height=(\d+)", text)) == {("440", "248")}
 
@@ -198,15 +207,15 @@ def test_numbers_that_json_cannot_hold(tmp_path):
 
 
 def test_charts_show_what_was_logged():
-    titles = re.findall(r"<figcaption>(.*?)</figcaption>", "".join(training_charts(list(events()))))
+    titles = re.findall(r"<figcaption>(.*?)</figcaption>", "".join(render_training_charts(list(events()))))
     assert titles == ["Loss, total", "Loss, detection", "Weights of the tasks", "Learning rate", "Speed"]
-    titles = re.findall(r"<figcaption>(.*?)</figcaption>", "".join(metric_charts(list(events()), "detection")))
+    titles = re.findall(r"<figcaption>(.*?)</figcaption>", "".join(render_metric_charts(list(events()), "detection")))
     assert titles == ["AP, higher is better"]
-    assert training_charts([]) == metric_charts([], "detection") == []
+    assert render_training_charts([]) == render_metric_charts([], "detection") == []
 
 
 def test_a_metric_of_a_new_task_has_a_chart():
-    found = metric_charts([{"step": step, "kind": "evaluation", "pose/pck": 0.5} for step in (1, 2, 3)], "pose")
+    found = render_metric_charts([{"step": step, "kind": "evaluation", "pose/pck": 0.5} for step in (1, 2, 3)], "pose")
     assert ["<svg" in drawn and "pck" in drawn for drawn in found] == [True]
 
 
@@ -217,30 +226,32 @@ def test_fewer_than_three_evaluations_are_one_table_of_every_number(kind):
         for step in (50, 100, 150)
     ]
     for few in (logged[:1], logged[:2]):
-        (table,) = metric_charts([*few, *few], "depth")  # a resumed run logs a step twice
+        (table,) = render_metric_charts([*few, *few], "depth")  # a resumed run logs a step twice
         assert "<svg" not in table
         told = parsed(table).text
         assert [f"step {event['step']}" in told for event in logged] == [event in few for event in logged]
         assert all(words in told for words in ("abs rel", "sq rel (m)", "AUSE", "0.050", "0.200", "–")), told
-    assert [drawn.count("<svg") for drawn in metric_charts(logged, "depth")] == [1]
-    assert metric_charts(logged[:1], "pose") == []
+    assert [drawn.count("<svg") for drawn in render_metric_charts(logged, "depth")] == [1]
+    assert render_metric_charts(logged[:1], "pose") == []
 
 
-def test_a_chart_is_labelled_and_takes_its_ink_from_the_page():
-    drawn = chart("Loss", [Series("a", [0, 1000], [1.0, 2.0]), Series("b", [0, 1000], [2.0, 3.0])], "loss", marks=True)
+def test_a_chart_is_labeled_and_takes_its_ink_from_the_page():
+    drawn = render_chart(
+        "Loss", [Series("a", [0, 1000], [1.0, 2.0]), Series("b", [0, 1000], [2.0, 3.0])], "loss", show_markers=True
+    )
     for words in (">step<", ">loss<", ">a<", ">b<", ">1k<", "currentColor", 'aria-label="Loss"'):
         assert words in drawn, words
     assert "#010203" not in drawn
     assert "<g id" not in drawn
-    assert drawn == chart(
-        "Loss", [Series("a", [0, 1000], [1.0, 2.0]), Series("b", [0, 1000], [2.0, 3.0])], "loss", marks=True
+    assert drawn == render_chart(
+        "Loss", [Series("a", [0, 1000], [1.0, 2.0]), Series("b", [0, 1000], [2.0, 3.0])], "loss", show_markers=True
     )
 
 
 def test_a_long_run_makes_no_large_chart():
     whole = Series("loss", list(range(100_000)), np.random.default_rng(0).random(100_000).tolist())
-    assert len(chart("Loss", [whole], "loss", smooth=True)) < 60_000
-    short = thinned(whole, 300)
+    assert len(render_chart("Loss", [whole], "loss", smooth=True)) < 60_000
+    short = downsample_series(whole, 300)
     assert len(short.steps) == 300
     assert np.mean(short.values) == pytest.approx(np.mean(whole.values), abs=1e-3)
 
@@ -252,12 +263,12 @@ def test_pyplot_and_its_global_state_are_not_used():
 
 def test_of_a_repeated_step_the_last_counts_and_nan_is_left_out():
     found = [{"step": 3, "x": 1}, {"step": 1, "x": 5}, {"step": 3, "x": 2.5}, {"step": 4, "x": math.nan}, {"step": 5}]
-    assert series(found, "x") == Series("x", [1, 3], [5, 2.5])
+    assert extract_series(found, "x") == Series("x", [1, 3], [5, 2.5])
 
 
 def test_smoothing_is_a_running_mean():
-    assert smoothed([1, 2, 3, 4, 5], 3) == pytest.approx([1.5, 2, 3, 4, 4.5])
-    assert smoothed([1, 2], 0) == [1, 2]
+    assert smooth_values([1, 2, 3, 4, 5], 3) == pytest.approx([1.5, 2, 3, 4, 4.5])
+    assert smooth_values([1, 2], 0) == [1, 2]
 
 
 def test_events_are_read_back_even_where_a_kill_cut_the_last_line(tmp_path):
@@ -274,9 +285,9 @@ def test_events_are_read_back_even_where_a_kill_cut_the_last_line(tmp_path):
     [(0.12345, "0.123"), (12.345, "12.35"), (1234.5, "1,234.5"), (math.nan, "–"), (None, "–"), (-math.inf, "−∞")],
 )
 def test_numbers(value, expected):
-    assert number(value) == expected
+    assert format_decimal(value) == expected
 
 
 def test_labels():
-    assert label("abs_rel_aligned") == "abs rel, aligned"
-    assert label("something_new") == "something new"
+    assert format_metric_name("abs_rel_aligned") == "abs rel, aligned"
+    assert format_metric_name("something_new") == "something new"

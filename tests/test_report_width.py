@@ -15,7 +15,7 @@ import pytest
 from test_report import written
 
 from perception.report import compare_page, group_page, grow_page, tune_page
-from perception.report.balance import balance_section
+from perception.report.gradients import render_gradients
 from perception.report.plots import COLORS
 from perception.types import TaskSpec
 
@@ -31,7 +31,11 @@ def logged(tasks, evaluations: int = 1) -> list[dict]:
     generator = np.random.default_rng(0)
     steps = []
     for step in range(10, 210, 10):
-        one = {f"{kind}/{task}": step / 10 for kind in ("gradient", "weight", "pace", "loss") for task in tasks}
+        one = {
+            f"{kind}/{task}": step / 10
+            for kind in ("task_gradient_norm", "weight", "loss_ratio", "loss")
+            for task in tasks
+        }
         one |= {f"cosine/{a}/{b}": float(generator.normal(0, 0.3)) for a, b in itertools.combinations(tasks, 2)}
         steps.append({"step": step, "kind": "train", "loss": 3 / step, "lr": 1e-3, **one})
     measured = {f"{task}/{name}": 0.5 for task in tasks for name in METRICS}
@@ -45,43 +49,45 @@ def report(path, tasks):
     specs = {task: TaskSpec(task, "label", ("probabilities",), ("day", "dusk")) for task in tasks}
     written(
         path, title="a_recipe_with_a_name_that_is_rather_long_" * 2, specs=specs, metrics=metrics, events=events,
-        tables=dict.fromkeys(tasks, rows), examples=[], facts=FACTS, protocols=None,
+        tables=dict.fromkeys(tasks, rows), examples=[], metadata=FACTS, protocols=None,
     )  # fmt: skip
 
 
 def compare(path, tasks):
-    change = {"mean": 0.1, "values": [0.09, 0.11], "t": (-0.05, 0.25)}
+    change = {"mean": 0.1, "values": [0.09, 0.11], "t_interval": (-0.05, 0.25)}
     of_task = {"change": change, "verdict": "better", "metrics": {"depth/abs_rel_aligned": {"control": 1, "joint": 2}}}
     against = {
-        "tasks": dict.fromkeys(tasks, of_task), "delta_m": change, "verdict": "better", "left_out": [],
-        "held_equal": "Equal steps.",
+        "tasks": dict.fromkeys(tasks, of_task), "delta_m": change, "verdict": "better", "excluded_tasks": [],
+        "equal_budget": "Equal steps.",
     }  # fmt: skip
     network = {"parameters": 123_456_789, "milliseconds": 12.3}
     cost = {
         "networks": dict.fromkeys(("joint", *tasks), network), "ratio": {"time": 0.4, "parameters": 0.3},
-        "sum_of_controls": network, "size": [256, 512], "how": "torch",
+        "sum_of_controls": network, "size": [256, 512], "protocol": "torch",
     }  # fmt: skip
-    compare_page.write_page(path, {
-        "recipe": "street", "seeds": [0, 1], "steps": 10, "facts": FACTS, "controls": {"steps": against}, "cost": cost,
-        "changes_are": "relative", "judged_by": "score",
+    compare_page.write_compare_page(path, {
+        "recipe": "street", "seeds": [0, 1], "steps": 10, "metadata": FACTS, "controls": {"steps": against},
+        "cost": cost,
+        "change_definition": "relative", "score_metrics": "score",
     })  # fmt: skip
 
 
 def group(path, tasks):
     matrix = {one: dict.fromkeys(tasks, 0.01) for one in tasks}
-    group_page.write_page(path, {
-        "recipe": "street", "looks": 20, "networks": 3, "facts": FACTS, "verdict": "Two networks.", "tasks": tasks,
-        "groups": [tasks[:2], tasks[2:]], "score": 0.02, "one_network": 0.01, "a_network_each": 0.0,
-        "runner_up": {"groups": [tasks[:3], tasks[3:]], "score": 0.01}, "never_seen_together": [tasks[:2]],
-        "trunks": {"recipe": "one.yaml", "line": "perception train " + "x" * 200}, "affinity": matrix,
+    group_page.write_group_page(path, {
+        "recipe": "street", "num_measurements": 20, "networks": 3, "metadata": FACTS, "verdict": "Two networks.",
+        "tasks": tasks,
+        "groups": [tasks[:2], tasks[2:]], "score": 0.02, "one_network_score": 0.01, "separate_networks_score": 0.0,
+        "runner_up": {"groups": [tasks[:3], tasks[3:]], "score": 0.01}, "never_labeled_together": [tasks[:2]],
+        "trunk_recipe": {"recipe": "one.yaml", "override": "perception train " + "x" * 200}, "affinity": matrix,
         "standard_error": matrix, "recipes": ["a.yaml"],
     })  # fmt: skip
 
 
 def grow(path, tasks):
     old = {"verdict": "unchanged", "metrics": {f"{tasks[-1]}/abs_rel_aligned": {"before": 0.1, "after": 0.1}}}
-    grow_page.write_page(path, {
-        "added": tasks[2:], "run": "runs/demo", "facts": FACTS, "old": dict.fromkeys(tasks, old),
+    grow_page.write_grow_page(path, {
+        "added_tasks": tasks[2:], "run": "runs/demo", "metadata": FACTS, "old": dict.fromkeys(tasks, old),
         "new": {f"{tasks[-1]}/abs_rel": 0.2}, "method": "frozen",
     })  # fmt: skip
 
@@ -92,8 +98,8 @@ def tune(path, tasks):
         {"number": k, "state": "complete", "time": k + 1.0, "score": k / 9, "values": changed, "failure": ""}
         for k in range(4)
     ]
-    tune_page.write_page(path, {
-        "recipe": "street", "trials": trials, "front": [0, 3], "facts": FACTS, "base_milliseconds": 12.1,
+    tune_page.write_tune_page(path, {
+        "recipe": "street", "trials": trials, "pareto_front": [0, 3], "metadata": FACTS, "baseline_milliseconds": 12.1,
         "size": [256, 512],
     })  # fmt: skip
 
@@ -133,11 +139,11 @@ def test_every_table_can_scroll_within_its_place_or_breaks_its_lines(tmp_path, n
 
 @pytest.mark.parametrize(("count", "place"), [(2, "broad"), (4, "broad"), (5, "whole"), (8, "whole")])
 def test_the_table_of_cosines_has_two_columns_of_the_page_and_a_row_of_its_own_for_many_tasks(count, place):
-    assert f'<figure class="chart {place}"><figcaption>Mean cosine' in balance_section(logged(TASKS[:count]))
+    assert f'<figure class="chart {place}"><figcaption>Mean cosine' in render_gradients(logged(TASKS[:count]))
 
 
-def test_charts_of_many_lines_with_long_names_are_as_large_as_any_and_draw_no_more_than_there_are_colours():
-    few, many = balance_section(logged(TASKS[:2])), balance_section(logged(TASKS))
+def test_charts_of_many_lines_with_long_names_are_as_large_as_any_and_draw_no_more_than_there_are_colors():
+    few, many = render_gradients(logged(TASKS[:2])), render_gradients(logged(TASKS))
     boxes = [set(re.findall(r'viewBox="([^"]*)"', drawn)) for drawn in (few, many)]
     assert boxes[0] == boxes[1]
     assert len(boxes[0]) == 1

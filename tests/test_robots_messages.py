@@ -9,20 +9,22 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from perception.robots.camera_info import lens
-from perception.robots.definitions import VISION_MSGS, typestore
-from perception.robots.images import COMPRESSED, IMAGE, decode
-from perception.robots.messages import Message, Stamp, all_messages, camera_info, diagnostics
+from perception.robots.camera_info import parse_camera_info
+from perception.robots.definitions import VISION_MSGS, make_typestore
+from perception.robots.images import COMPRESSED_IMAGE, IMAGE, decode_image_message
+from perception.robots.messages import Message, MessageHeader, make_camera_info, make_diagnostics, result_to_messages
 from perception.runtime.result import Result
 from perception.types import Camera, DenseMap, ImageLabel, Instances, PerceptionError, Prediction, TaskSpec
 
 pytest.importorskip("rosbags")
 ROS2 = Path(__file__).parents[1] / "ros2" / "perception_ros"
-STAMP = Stamp(1_700_000_000_123_456_789, "front_optical")
+STAMP = MessageHeader(1_700_000_000_123_456_789, "front_optical")
 SIZE = (6, 8)
 SPECS = {
-    "detection": TaskSpec("detection", "instances", ("boxes", "scores", "labels"), ("car", "sign"), threshold=0.3),
-    "segmentation": TaskSpec("segmentation", "dense", ("label_map",), ("road", "sky")),
+    "detection": TaskSpec(
+        "detection", "instances", ("boxes", "scores", "labels"), ("car", "sign"), score_threshold=0.3
+    ),
+    "segmentation": TaskSpec("segmentation", "dense", ("mask",), ("road", "sky")),
     "depth": TaskSpec("depth", "dense", ("depth",), (), "m", (0.5, 80.0), 500.0, 1.0),
     "classification": TaskSpec("classification", "label", ("probabilities",), ("day", "night")),
 }
@@ -35,7 +37,9 @@ def result() -> Result:
     valid = np.ones(SIZE, bool)
     valid[0, 0] = False
     boxes = np.array([[1, 1, 5, 3], [0, 0, 2, 2], [2, 2, 4, 4]], np.float32)
-    found = Instances(boxes, np.array([1, 0, 0]), np.array([0.9, 0.5, 0.1], np.float32), tracks=np.array([7, -1, -1]))
+    found = Instances(
+        boxes, np.array([1, 0, 0]), np.array([0.9, 0.5, 0.1], np.float32), track_ids=np.array([7, -1, -1])
+    )
     annotations = {
         "detection": found,
         "segmentation": DenseMap(np.arange(48).reshape(SIZE) % 2, valid),
@@ -56,7 +60,7 @@ def every(message: Message):
 
 
 def test_the_definitions_have_the_hashes_that_ros_computes():
-    store = typestore()
+    store = make_typestore()
     expected = {
         "Detection2DArray": "214274120007f4a683866481336b70310268cfa107aebe9d594a6acf75bda968",
         "LabelInfo": "3d37df4015cdf660cc851c51897f2acd957e1ca6205ba0a99aebffb9406b0783",
@@ -67,13 +71,13 @@ def test_the_definitions_have_the_hashes_that_ros_computes():
     assert set(expected) <= set(VISION_MSGS)
 
 
-def test_every_message_has_exactly_the_fields_of_its_definition_and_the_pictures_header():
-    store = typestore()
-    messages = all_messages(result(), STAMP)
+def test_every_message_has_exactly_the_fields_of_its_definition_and_the_images_header():
+    store = make_typestore()
+    messages = result_to_messages(result(), STAMP)
     assert set(messages) == {
         "detections", "label_image", "label_info", "depth/image_rect", "depth/camera_info", "points", "scene",
     }  # fmt: skip
-    for message in [*messages.values(), diagnostics("node", 1, "slow", {"dropped": 3}, 5)]:
+    for message in [*messages.values(), make_diagnostics("node", 1, "slow", {"dropped": 3}, 5)]:
         for part in every(message):
             assert list(part.fields) == [name for name, _ in store.fielddefs[part.type][1]], part.type
     for message in messages.values():
@@ -87,7 +91,9 @@ def test_every_message_has_exactly_the_fields_of_its_definition_and_the_pictures
 
 
 def test_detections_name_class_score_track_and_place_in_metres():
-    first, second = all_messages(result(), STAMP)["detections"].fields["detections"]  # the third is under the threshold
+    first, second = result_to_messages(result(), STAMP)["detections"].fields[
+        "detections"
+    ]  # the third is under the threshold
     box = first.fields["bbox"].fields
     center = box["center"].fields["position"].fields
     assert (center["x"], center["y"], box["size_x"], box["size_y"]) == (3.0, 2.0, 4.0, 2.0)
@@ -102,7 +108,7 @@ def test_detections_name_class_score_track_and_place_in_metres():
 
 
 def test_depth_is_metres_with_nan_where_unknown_and_the_label_image_says_255():
-    messages = all_messages(result(), STAMP)
+    messages = result_to_messages(result(), STAMP)
     depth, label = messages["depth/image_rect"].fields, messages["label_image"].fields
     values = depth["data"].view("<f4").reshape(SIZE)
     assert (depth["encoding"], depth["step"], depth["is_bigendian"]) == ("32FC1", 4 * SIZE[1], 0)
@@ -115,8 +121,8 @@ def test_depth_is_metres_with_nan_where_unknown_and_the_label_image_says_255():
 
 
 def test_points_are_those_that_depth_image_proc_computes_from_depth_and_camera_info():
-    """x = (u - cx) z / fx with whole u for the centre of a pixel: ROS's convention."""
-    messages = all_messages(result(), STAMP, point_step=1)
+    """x = (u - cx) z / fx with whole u for the center of a pixel: ROS's convention."""
+    messages = result_to_messages(result(), STAMP, point_stride=1)
     cloud, info = messages["points"].fields, messages["depth/camera_info"].fields
     rows = cloud["data"].view(np.dtype([("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("rgb", "<u4")]))
     assert len(rows) == cloud["width"] == SIZE[0] * SIZE[1] - 1
@@ -137,17 +143,17 @@ def info_of(message: Message, **changes) -> SimpleNamespace:
 
 
 def test_camera_info_goes_round():
-    info = info_of(all_messages(result(), STAMP)["depth/camera_info"])
-    assert lens(info, SIZE) == (CAMERA, "")
-    assert lens(info, (480, 640))[0] is None
+    info = info_of(result_to_messages(result(), STAMP)["depth/camera_info"])
+    assert parse_camera_info(info, SIZE) == (CAMERA, "")
+    assert parse_camera_info(info, (480, 640))[0] is None
 
 
 def test_a_subset_of_tasks_gives_a_subset_of_topics():
     whole = result()
     boxes = {"detection": whole.annotations["detection"]}
     alone = Result(Prediction(boxes, SIZE), {"detection": SPECS["detection"]}, whole.image)
-    assert set(all_messages(alone, STAMP)) == {"detections"}
-    pose = all_messages(alone, STAMP)["detections"].fields["detections"][0].fields["results"][0].fields["pose"]
+    assert set(result_to_messages(alone, STAMP)) == {"detections"}
+    pose = result_to_messages(alone, STAMP)["detections"].fields["detections"][0].fields["results"][0].fields["pose"]
     assert pose.fields["covariance"][0] == -1
 
 
@@ -162,43 +168,43 @@ RGB = np.random.default_rng(0).integers(0, 255, (4, 6, 3), np.uint8)
 
 @pytest.mark.parametrize("padding", [0, 5])
 @pytest.mark.parametrize("encoding", ["rgb8", "bgr8", "rgba8", "bgra8"])
-def test_colour_pictures_whatever_the_order_and_the_padding(encoding, padding):
+def test_color_images_whatever_the_order_and_the_padding(encoding, padding):
     pixels = RGB if encoding.startswith("rgb") else RGB[..., ::-1]
     if "a8" in encoding:
         pixels = np.concatenate([pixels, np.full((4, 6, 1), 9, np.uint8)], 2)
     rows = np.zeros((4, 6 * pixels.shape[2] + padding), np.uint8)
     rows[:, : 6 * pixels.shape[2]] = pixels.reshape(4, -1)
-    found = decode(picture(encoding, rows.tobytes(), 6, 4, rows.shape[1]), IMAGE, "x")
+    found = decode_image_message(picture(encoding, rows.tobytes(), 6, 4, rows.shape[1]), IMAGE, "x")
     np.testing.assert_array_equal(found, RGB)
 
 
-def test_grey_sixteen_bit_bayer_and_yuv_pictures():
-    grey = RGB[..., 0]
+def test_gray_sixteen_bit_bayer_and_yuv_images():
+    gray = RGB[..., 0]
     for kind, data, big in (
-        ("mono8", grey, 0),
-        ("mono16", grey.astype("<u2") << 8, 0),
-        ("mono16", (grey.astype("<u2") << 8).astype(">u2"), 1),
+        ("mono8", gray, 0),
+        ("mono16", gray.astype("<u2") << 8, 0),
+        ("mono16", (gray.astype("<u2") << 8).astype(">u2"), 1),
     ):
-        found = decode(picture(kind, data.tobytes(), 6, 4, data.nbytes // 4, big), IMAGE, "x")
-        np.testing.assert_array_equal(found, np.repeat(grey[..., None], 3, 2))
+        found = decode_image_message(picture(kind, data.tobytes(), 6, 4, data.nbytes // 4, big), IMAGE, "x")
+        np.testing.assert_array_equal(found, np.repeat(gray[..., None], 3, 2))
     red = np.zeros((8, 8), np.uint8)
     red[::2, ::2] = 200  # RGGB: red at even rows and columns
-    found = decode(picture("bayer_rggb8", red.tobytes(), 8, 8, 8), IMAGE, "x")
+    found = decode_image_message(picture("bayer_rggb8", red.tobytes(), 8, 8, 8), IMAGE, "x")
     assert found[2:-2, 2:-2, 0].min() == 200
     assert found[2:-2, 2:-2, 1:].max() == 0
     for kind, data in (("yuv422", [128, 90, 128, 90]), ("yuv422_yuy2", [90, 128, 90, 128])):
-        found = decode(picture(kind, bytes(data * 8), 4, 4, 8), IMAGE, "x")
+        found = decode_image_message(picture(kind, bytes(data * 8), 4, 4, 8), IMAGE, "x")
         assert np.ptp(found) == 0
     nv12 = bytes([90] * 16 + [128] * 8)
-    assert np.ptp(decode(picture("nv12", nv12, 4, 4, 4), IMAGE, "x")) == 0
+    assert np.ptp(decode_image_message(picture("nv12", nv12, 4, 4, 4), IMAGE, "x")) == 0
 
 
-def test_compressed_pictures():
+def test_compressed_images():
     import cv2
 
     data = cv2.imencode(".png", RGB[..., ::-1])[1]
     message = SimpleNamespace(format="rgb8; png compressed bgr8", data=data.ravel())
-    np.testing.assert_array_equal(decode(message, COMPRESSED, "x"), RGB)
+    np.testing.assert_array_equal(decode_image_message(message, COMPRESSED_IMAGE, "x"), RGB)
 
 
 @pytest.mark.parametrize(
@@ -208,13 +214,13 @@ def test_compressed_pictures():
         (picture("rgb8", bytes(100), 0, 4, 18), IMAGE, "0x4"),
         (picture("rgb8", bytes(100), 6, 4, 5), IMAGE, "rows of 5"),
         (picture("weird", bytes(100), 6, 4, 18), IMAGE, "'weird'"),
-        (SimpleNamespace(format="jpeg", data=np.zeros(0, np.uint8)), COMPRESSED, "0 bytes"),
-        (SimpleNamespace(format="jpeg", data=np.ones(50, np.uint8)), COMPRESSED, "50 bytes"),
+        (SimpleNamespace(format="jpeg", data=np.zeros(0, np.uint8)), COMPRESSED_IMAGE, "0 bytes"),
+        (SimpleNamespace(format="jpeg", data=np.ones(50, np.uint8)), COMPRESSED_IMAGE, "50 bytes"),
     ],
 )
-def test_what_is_no_picture_is_named(message, kind, words):
+def test_what_is_no_image_is_named(message, kind, words):
     with pytest.raises(PerceptionError, match=words) as caught:
-        decode(message, kind, "drive, /front at 3.5")
+        decode_image_message(message, kind, "drive, /front at 3.5")
     assert str(caught.value).startswith("drive, /front at 3.5")
 
 
@@ -276,11 +282,11 @@ def ros(monkeypatch):
         QoSProfile=lambda **settings: settings,
         qos_profile_sensor_data="sensor data",
     )
-    for name in {kind.split("/")[0] for kind in typestore().fielddefs}:
-        kinds = {kind.split("/")[2] for kind in typestore().fielddefs if kind.startswith(name + "/")}
+    for name in {kind.split("/")[0] for kind in make_typestore().fielddefs}:
+        kinds = {kind.split("/")[2] for kind in make_typestore().fielddefs if kind.startswith(name + "/")}
         module(f"{name}.msg", **{kind: type(kind, (), {}) for kind in kinds})
     monkeypatch.syspath_prepend(str(ROS2))
-    for name in ("perception_ros.node", "perception_ros.convert", "perception_ros.newest", "perception_ros"):
+    for name in ("perception_ros.node", "perception_ros.convert", "perception_ros.worker", "perception_ros"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     return made
 
@@ -301,7 +307,7 @@ def wait_for(condition):
     raise AssertionError("not within 8 s")
 
 
-def test_the_node_publishes_each_picture_with_its_own_stamp_and_frame(ros, exported):
+def test_the_node_publishes_each_image_with_its_own_stamp_and_frame(ros, exported):
     from importlib import import_module
 
     ros.parameters = {"model": str(exported), "deadline": 0.05}
@@ -309,12 +315,12 @@ def test_the_node_publishes_each_picture_with_its_own_stamp_and_frame(ros, expor
     kind, take, quality = ros.subscriptions["image"]
     assert (kind.__name__, quality) == ("Image", "sensor data")
     assert ros.subscriptions["camera_info"][2] == "sensor data"
-    info = info_of(camera_info(Camera(100, 100, 80, 48), (96, 160), STAMP))
+    info = info_of(make_camera_info(Camera(100, 100, 80, 48), (96, 160), STAMP))
     ros.subscriptions["camera_info"][1](info)
     take(image_message())
-    wait_for(lambda: node._queue.done == 1)
+    wait_for(lambda: node._worker.processed == 1)
     topics = {topic: message for topic, _, message in ros.published}
-    assert set(topics) == {f"perception/{name}" for name in all_messages(result(), STAMP)}
+    assert set(topics) == {f"perception/{name}" for name in result_to_messages(result(), STAMP)}
     for message in topics.values():
         assert (message.header.stamp.sec, message.header.stamp.nanosec) == (1_700_000_000, 123_456_789)
         assert message.header.frame_id == "front_optical"
@@ -334,10 +340,10 @@ def test_the_node_publishes_each_picture_with_its_own_stamp_and_frame(ros, expor
     dark.data = bytes(len(dark.data))
     for done in (2, 3):
         take(dark)
-        wait_for(lambda done=done: node._queue.done == done)
+        wait_for(lambda done=done: node._worker.processed == done)
     diagnose()
     status = ros.published[-1][2].status[0]
-    assert (status.level, status.message) == (b"\x02", "picture: black"), "in the second of a row"
+    assert (status.level, status.message) == (b"\x02", "image: black"), "in the second of a row"
     node.destroy_node()
 
 
@@ -346,12 +352,12 @@ def test_the_node_goes_by_p_on_a_rectified_topic_and_says_why_a_camera_is_not_us
 
     ros.parameters, ros.remapped = {"model": str(exported)}, {"image": "/front/image_rect_color"}
     node = import_module("perception_ros.node").PerceptionNode()
-    found = camera_info(Camera(100, 100, 80, 48), (96, 160), STAMP)
+    found = make_camera_info(Camera(100, 100, 80, 48), (96, 160), STAMP)
     whole = info_of(found, p=found.fields["p"] * 1.5)
     for done, info in enumerate([whole, info_of(found, binning_x=2)], start=1):
         ros.subscriptions["camera_info"][1](info)
         ros.subscriptions["image"][1](image_message())
-        wait_for(lambda done=done: node._queue.done == done)
+        wait_for(lambda done=done: node._worker.processed == done)
         ros.timers[0][1]()
         if info is whole:
             used = [m for topic, _, m in ros.published if topic == "perception/depth/camera_info"]
@@ -362,7 +368,7 @@ def test_the_node_goes_by_p_on_a_rectified_topic_and_says_why_a_camera_is_not_us
     node.destroy_node()
 
 
-def test_the_node_outlives_a_bad_picture_and_says_so(ros, exported):
+def test_the_node_outlives_a_bad_image_and_says_so(ros, exported):
     from importlib import import_module
 
     ros.parameters = {"model": str(exported), "tasks": ["detection"]}
@@ -371,12 +377,12 @@ def test_the_node_outlives_a_bad_picture_and_says_so(ros, exported):
     bad = image_message()
     bad.encoding = "weird"
     take(bad)
-    wait_for(lambda: node._queue.errors == 1)
+    wait_for(lambda: node._worker.failed == 1)
     assert "'weird'" in ros.errors[0]
     ros.timers[0][1]()
     assert ros.published[-1][2].status[0].level == b"\x02"
     take(image_message())
-    wait_for(lambda: node._queue.done == 1)
+    wait_for(lambda: node._worker.processed == 1)
     assert [topic for topic, *_ in ros.published if topic != "/diagnostics"] == ["perception/detections"]
     node.destroy_node()
 
@@ -386,14 +392,14 @@ def test_a_node_that_is_too_slow_drops_the_oldest_and_counts(ros):
     from threading import Event
 
     go, seen = Event(), []
-    queue = import_module("perception_ros.newest").NewestOnly(lambda item: (go.wait(5), seen.append(item)), print)
+    queue = import_module("perception_ros.worker").LatestItemWorker(lambda item: (go.wait(5), seen.append(item)), print)
     queue.put(0)
-    wait_for(lambda: queue._waiting is None)
+    wait_for(lambda: queue._pending is None)
     for item in range(1, 10):
         queue.put(item)
     go.set()
-    wait_for(lambda: queue.done == 2)
+    wait_for(lambda: queue.processed == 2)
     assert seen == [0, 9]
     assert (queue.received, queue.dropped) == (10, 8)
-    assert queue.latencies()[0] >= 0
+    assert queue.latency_percentiles()[0] >= 0
     queue.close()

@@ -18,11 +18,21 @@ import pytest
 
 pytest.importorskip("rosbags")
 pytest.importorskip("mcap")
-import recordings
-from recordings import CAMERA, SIZE, compressed, pixels, stamp, write_mcap, write_ros1, write_ros2, write_zstd
-from seer import Seer
+import bag_files
+from bag_files import (
+    CAMERA,
+    SIZE,
+    compressed_image,
+    make_stamp,
+    noise_image,
+    write_mcap,
+    write_ros1,
+    write_ros2,
+    write_zstd,
+)
+from fake_predictor import FakePredictor
 
-from perception.robots.messages import camera_info, image
+from perception.robots.messages import make_camera_info, make_image
 from perception.types import PerceptionError
 from perception.video.replay import replay
 
@@ -30,15 +40,17 @@ SECONDS = 10.0
 MEMORY = 6 << 30
 
 
-def drive() -> recordings.Messages:
-    found: recordings.Messages = []
-    jpeg = cv2.imencode(".jpg", pixels(0))[1].tobytes()
+def drive() -> bag_files.Messages:
+    found: bag_files.Messages = []
+    jpeg = cv2.imencode(".jpg", noise_image(0))[1].tobytes()
     for n in range(3):
-        small = pixels(n)[:12, :16]
+        small = noise_image(n)[:12, :16]
         encoding, data = [("rgb8", small), ("bayer_rggb8", small[..., 0]), ("nv12", small[..., 0])][n]
-        found.append(("/a/image", image(data, encoding, stamp(n)), stamp(n).nanoseconds))
-        found.append(("/a/camera_info", camera_info(CAMERA, SIZE, stamp(n)), stamp(n).nanoseconds))
-        found.append(("/b/image", compressed(jpeg, n, "bayer_rggb8; jpeg compressed "), stamp(n).nanoseconds + 1))
+        found.append(("/a/image", make_image(data, encoding, make_stamp(n)), make_stamp(n).nanoseconds))
+        found.append(("/a/camera_info", make_camera_info(CAMERA, SIZE, make_stamp(n)), make_stamp(n).nanoseconds))
+        found.append(
+            ("/b/image", compressed_image(jpeg, n, "bayer_rggb8; jpeg compressed "), make_stamp(n).nanoseconds + 1)
+        )
     return found
 
 
@@ -85,7 +97,7 @@ def run(kind: str, count: int) -> None:
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as folder:
         path = WRITERS[kind](Path(folder))
-        sound, encoder = path.read_bytes(), recordings.ENCODERS.get(ENCODING.get(kind, ""))
+        sound, encoder = path.read_bytes(), bag_files.ENCODERS.get(ENCODING.get(kind, ""))
         for seed in range(count):
             draw = random.Random(f"{kind} {seed}")
             if encoder is not None and seed % 2:
@@ -94,14 +106,14 @@ def run(kind: str, count: int) -> None:
                     name, schema, data = encoder(message)
                     return name, schema, damaged(data, draw) if draw.random() < 0.5 else data
 
-                recordings.ENCODERS[ENCODING[kind]] = one
+                bag_files.ENCODERS[ENCODING[kind]] = one
                 WRITERS[kind](Path(folder))
-                recordings.ENCODERS[ENCODING[kind]] = encoder
+                bag_files.ENCODERS[ENCODING[kind]] = encoder
             else:
                 path.write_bytes(damaged(sound, draw))
             out, begin = Path(folder) / f"out{seed}", time.perf_counter()
             try:
-                report = replay(Seer(), path, out)
+                report = replay(FakePredictor(), path, out)
                 told = bool(report.frames) or "\n" in str(report)
             except PerceptionError as error:
                 told = path.name in str(error)

@@ -15,17 +15,17 @@ import pytest
 
 pytest.importorskip("rosbags")
 pytest.importorskip("mcap")
-from recordings import (
+from bag_files import (
     CAMERA,
-    COUNT,
+    CAMERA_INFO,
     IMAGE,
-    INFO,
+    NUM_IMAGES,
     SIZE,
     START,
-    compressed,
-    drive,
-    pixels,
-    stamp,
+    compressed_image,
+    make_stamp,
+    noise_image,
+    recorded_messages,
     write_folder,
     write_mcap,
     write_ros1,
@@ -33,19 +33,22 @@ from recordings import (
     write_wal,
     write_zstd,
 )
+from fake_predictor import FakePredictor
 from rosbags.highlevel import AnyReader
-from seer import Seer
 
 from perception import cli
-from perception.robots.bags import Bag, is_bag
-from perception.robots.definitions import typestore
-from perception.robots.messages import Stamp, image
+from perception.robots.bags import BagReader, is_bag
+from perception.robots.definitions import make_typestore
+from perception.robots.messages import MessageHeader, make_image
 from perception.types import PerceptionError
 from perception.video.replay import replay
-from perception.video.run import Options
+from perception.video.run import PredictOptions
 
 METADATA = "rosbag2_bagfile_information:\n  version: 9\n  storage_identifier: ''\n  relative_file_paths: [{}]\n"
-HALVES = (lambda p: write_mcap(p, drive()[:COUNT]), lambda p: write_mcap(p, drive()[COUNT:]))
+HALVES = (
+    lambda p: write_mcap(p, recorded_messages()[:NUM_IMAGES]),
+    lambda p: write_mcap(p, recorded_messages()[NUM_IMAGES:]),
+)
 
 WRITERS: dict[str, Callable[[Path], Path]] = {
     "ROS 1": lambda p: write_ros1(p / "drive.bag"),
@@ -80,30 +83,30 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-def test_every_kind_of_recording_gives_the_same_pictures_and_a_bag_that_others_read(kind, tmp_path):
+def test_every_kind_of_recording_gives_the_same_images_and_a_bag_that_others_read(kind, tmp_path):
     path = WRITERS[kind](tmp_path)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     assert is_bag(path)
-    with Bag(path) as bag:
-        assert (bag.topics, len(bag)) == ([IMAGE], COUNT)
-        frames = list(bag.frames())
+    with BagReader(path) as bag:
+        assert (bag.topics, len(bag)) == ([IMAGE], NUM_IMAGES)
+        frames = list(bag.read_frames())
         assert [text for text in bag.damage() if "old_0.mcap" not in text] == []
-    assert [(f.stamp, f.logged, f.camera) for f in frames] == [
-        (stamp(n), stamp(n).nanoseconds + 3_000_000, CAMERA) for n in range(COUNT)
+    assert [(f.header, f.log_time, f.camera) for f in frames] == [
+        (make_stamp(n), make_stamp(n).nanoseconds + 3_000_000, CAMERA) for n in range(NUM_IMAGES)
     ]
     for n, frame in enumerate(frames):
-        np.testing.assert_array_equal(frame.image, pixels(n))
-    assert replay(Seer(), path, tmp_path / "out").frames == COUNT
+        np.testing.assert_array_equal(frame.image, noise_image(n))
+    assert replay(FakePredictor(), path, tmp_path / "out").frames == NUM_IMAGES
     assert {p: p.read_bytes() for p in before} == before, "nobody's file is changed"
     counts: dict[str, int] = {}
-    with AnyReader([tmp_path / "out"], default_typestore=typestore()) as reader:
+    with AnyReader([tmp_path / "out"], default_typestore=make_typestore()) as reader:
         for connection, _, data in reader.messages():
             message = reader.deserialize(data, connection.msgtype)
             n = counts[connection.topic] = counts.get(connection.topic, -1) + 1
             if connection.topic == IMAGE:
-                np.testing.assert_array_equal(message.data, pixels(n).ravel())
+                np.testing.assert_array_equal(message.data, noise_image(n).ravel())
             assert message.header.frame_id == "front_optical"
-    assert counts == dict.fromkeys((IMAGE, INFO, "/front/perception/detections"), COUNT - 1)
+    assert counts == dict.fromkeys((IMAGE, CAMERA_INFO, "/front/perception/detections"), NUM_IMAGES - 1)
     _check_by_mcap(next((tmp_path / "out").glob("*.mcap")))
 
 
@@ -112,16 +115,18 @@ def _check_by_mcap(path: Path) -> None:
     from mcap_ros2.decoder import DecoderFactory
 
     with path.open("rb") as file:
-        found = list(make_reader(file, decoder_factories=[DecoderFactory()]).iter_decoded_messages([IMAGE, INFO]))
-    assert [m.height for *_, m in found] == [SIZE[0]] * 2 * COUNT
-    assert bytes(found[0][3].data) == pixels(0).tobytes()
+        found = list(
+            make_reader(file, decoder_factories=[DecoderFactory()]).iter_decoded_messages([IMAGE, CAMERA_INFO])
+        )
+    assert [m.height for *_, m in found] == [SIZE[0]] * 2 * NUM_IMAGES
+    assert bytes(found[0][3].data) == noise_image(0).tobytes()
 
 
 def seen(path: Path) -> tuple[list[int], list[str]]:
-    """The numbers of the pictures that are read, and what is told of damage."""
-    numbers = {pixels(n).tobytes(): n for n in range(COUNT)}
-    with Bag(path) as bag:
-        found = [numbers[frame.image.tobytes()] for frame in bag.frames() if frame.image is not None]
+    """The numbers of the images that are read, and what is told of damage."""
+    numbers = {noise_image(n).tobytes(): n for n in range(NUM_IMAGES)}
+    with BagReader(path) as bag:
+        found = [numbers[frame.image.tobytes()] for frame in bag.read_frames() if frame.image is not None]
         return found, list(bag.damage())
 
 
@@ -145,8 +150,8 @@ def cut(path: Path, share: float) -> Path:
 @pytest.mark.parametrize(
     ("write", "least"),
     [
-        (lambda p: kill_ros1(write_ros1(p / "drive.bag")), COUNT),
-        (lambda p: kill_ros1(write_ros1(p / "drive.bag", kind="lz4", size=30_000)), COUNT),
+        (lambda p: kill_ros1(write_ros1(p / "drive.bag")), NUM_IMAGES),
+        (lambda p: kill_ros1(write_ros1(p / "drive.bag", kind="lz4", size=30_000)), NUM_IMAGES),
         (lambda p: cut(kill_ros1(write_ros1(p / "drive.bag")), 0.7), 3),
         (lambda p: cut(write_ros1(p / "drive.bag"), 0.7), 3),
         (lambda p: cut(write_ros1(p / "drive.bag", size=10**6), 0.7), 3),
@@ -168,17 +173,17 @@ def test_what_a_killed_recorder_left_is_read_up_to_its_end_and_told(write, least
 
 
 def spoil(path: Path, number: int, how: Callable[[bytes], bytes] = lambda data: bytes(len(data))) -> Path:
-    """Change 16 bytes in the middle of a picture."""
-    data, part = path.read_bytes(), pixels(number).tobytes()[4000:4016]
+    """Change 16 bytes in the middle of an image."""
+    data, part = path.read_bytes(), noise_image(number).tobytes()[4000:4016]
     assert data.count(part) == 1
     path.write_bytes(data.replace(part, how(part)))
     return path
 
 
 def spoil_length(path: Path, number: int) -> Path:
-    """The message says that its picture is longer than it is."""
+    """The message says that its image is longer than it is."""
     data = path.read_bytes()
-    at = data.index(pixels(number).tobytes()[:100]) - 4
+    at = data.index(noise_image(number).tobytes()[:100]) - 4
     path.write_bytes(data[:at] + b"\xff\xff\xff\x7f" + data[at + 4 :])
     return path
 
@@ -199,8 +204,8 @@ def spoil_file(path: Path, n: int = 0) -> Path:
 )
 def test_damage_in_the_middle_costs_what_is_damaged_and_is_counted(write, words, tmp_path):
     path = write(tmp_path)
-    report = replay(Seer(), path, tmp_path / "out")
-    assert report.frames == COUNT - 1
+    report = replay(FakePredictor(), path, tmp_path / "out")
+    assert report.frames == NUM_IMAGES - 1
     assert words in str(report)
     assert "1 x " in str(report)
     assert seen(path)[0] == [0, 1, 3, 4, 5]
@@ -226,7 +231,7 @@ def test_what_is_no_recording_is_told_with_the_mend(content, words, tmp_path):
     path = tmp_path / "drive.bag"
     path.write_bytes(content)
     with pytest.raises(PerceptionError, match=rf"(?i)drive\.bag.*{words}"):
-        Bag(path)
+        BagReader(path)
 
 
 def test_a_folder_without_recordings_is_none_and_one_whose_files_are_missing_is_told(tmp_path):
@@ -236,20 +241,21 @@ def test_a_folder_without_recordings_is_none_and_one_whose_files_are_missing_is_
     (tmp_path / "metadata.yaml").write_text(METADATA.format("drive_0.mcap"))
     assert is_bag(tmp_path)
     with pytest.raises(PerceptionError, match=r"not its files \(drive_0\.mcap\)"):
-        Bag(tmp_path)
+        BagReader(tmp_path)
 
 
 def test_messages_come_in_the_order_of_recording_whatever_that_of_the_file(tmp_path):
-    shuffled = [drive()[i] for i in (8, 2, 10, 0, 4, 6)]
+    shuffled = [recorded_messages()[i] for i in (8, 2, 10, 0, 4, 6)]
     for path in (write_mcap(tmp_path / "a.mcap", shuffled), write_ros1(tmp_path / "a.bag", shuffled)):
-        assert seen(path) == (list(range(COUNT)), [])
+        assert seen(path) == (list(range(NUM_IMAGES)), [])
 
 
 def test_a_recording_is_not_loaded_whole(tmp_path):
     import tracemalloc
 
     many = [
-        (IMAGE, image(np.full((400, 500, 3), n, np.uint8), "rgb8", stamp(n)), stamp(n).nanoseconds) for n in range(60)
+        (IMAGE, make_image(np.full((400, 500, 3), n, np.uint8), "rgb8", make_stamp(n)), make_stamp(n).nanoseconds)
+        for n in range(60)
     ]
     for path in (
         write_mcap(tmp_path / "a.mcap", many, chunk_size=1 << 20),
@@ -258,8 +264,8 @@ def test_a_recording_is_not_loaded_whole(tmp_path):
         write_ros2(tmp_path / "c", many, plugin="sqlite3"),
     ):
         tracemalloc.start()
-        with Bag(path) as bag:
-            assert sum(frame.image is not None for frame in bag.frames()) == 60
+        with BagReader(path) as bag:
+            assert sum(frame.image is not None for frame in bag.read_frames()) == 60
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 12e6, f"{path}: {peak / 1e6:.0f} MB of {60 * 0.6:.0f}"
@@ -276,32 +282,43 @@ def test_a_chunk_that_says_it_is_huge_is_not_unpacked(tmp_path):
 
 
 def test_each_topic_has_its_own_limit_and_empty_topics_are_told(tmp_path):
-    late = [("/rear/image", image(pixels(n), "rgb8", stamp(n)), stamp(n).nanoseconds + 10**9) for n in range(4)]
-    path = write_ros2(tmp_path / "in", drive() + late)
-    report = replay(Seer(), path, tmp_path / "out", options=Options(frames=2))
+    late = [
+        ("/rear/image", make_image(noise_image(n), "rgb8", make_stamp(n)), make_stamp(n).nanoseconds + 10**9)
+        for n in range(4)
+    ]
+    path = write_ros2(tmp_path / "in", recorded_messages() + late)
+    report = replay(FakePredictor(), path, tmp_path / "out", options=PredictOptions(max_frames=2))
     assert report.frames == 4
-    with AnyReader([tmp_path / "out"], default_typestore=typestore()) as reader:
+    with AnyReader([tmp_path / "out"], default_typestore=make_typestore()) as reader:
         counts = {c.topic: c.msgcount for c in reader.connections}
     assert counts["/front/perception/detections"] == counts["/rear/perception/detections"] == 2
 
 
 def test_stamps_of_zero_are_replaced_by_the_time_of_recording_and_told(tmp_path):
-    messages = [(IMAGE, image(pixels(n), "rgb8", Stamp(0, "cam")), stamp(n).nanoseconds) for n in range(3)]
-    with Bag(write_ros2(tmp_path / "in", messages)) as bag:
-        frames = list(bag.frames())
-    assert [frame.stamp for frame in frames] == [Stamp(stamp(n).nanoseconds, "cam") for n in range(3)]
+    messages = [
+        (IMAGE, make_image(noise_image(n), "rgb8", MessageHeader(0, "cam")), make_stamp(n).nanoseconds)
+        for n in range(3)
+    ]
+    with BagReader(write_ros2(tmp_path / "in", messages)) as bag:
+        frames = list(bag.read_frames())
+    assert [frame.header for frame in frames] == [MessageHeader(make_stamp(n).nanoseconds, "cam") for n in range(3)]
     assert all("no usable time" in frame.problem for frame in frames)
 
 
-def test_a_recording_whose_pictures_change_their_size_and_whose_time_jumps_is_run(tmp_path):
+def test_a_recording_whose_images_change_their_size_and_whose_time_jumps_is_run(tmp_path):
     times = [0, 1, 2, 2, 1, 10**6, 10**6 + 1]
     sizes = [(48, 64), (48, 64), (24, 32), (24, 32), (48, 64), (64, 48), (48, 64)]
     messages = []
     for n, (seconds, size) in enumerate(zip(times, sizes, strict=True)):
         picture = np.random.default_rng(n).integers(0, 255, (*size, 3), np.uint8)
-        when = stamp(0).nanoseconds + seconds * 10**9
-        messages.append((IMAGE, image(picture, "rgb8", Stamp(when, "cam")), when))
-    report = replay(Seer(), write_ros2(tmp_path / "in", messages), tmp_path / "out", options=Options(smooth=0.3))
+        when = make_stamp(0).nanoseconds + seconds * 10**9
+        messages.append((IMAGE, make_image(picture, "rgb8", MessageHeader(when, "cam")), when))
+    report = replay(
+        FakePredictor(),
+        write_ros2(tmp_path / "in", messages),
+        tmp_path / "out",
+        options=PredictOptions(smoothing_seconds=0.3),
+    )
     assert (report.frames, report.problems) == (7, {})
 
 
@@ -320,11 +337,11 @@ sys.exit(cli.main(sys.argv[1:]))
 
 
 def test_a_recording_of_which_nothing_is_decoded_ends_with_1(tmp_path, exported, capsys):
-    unreadable = image(pixels(0), "nv99", stamp(0))
+    unreadable = make_image(noise_image(0), "nv99", make_stamp(0))
     for name, messages in {
         "encoding": [(IMAGE, unreadable, START)],
-        "damaged": [(f"{IMAGE}/compressed", compressed(b"\xff\xd8\xff no picture"), START)],
-        "nothing": [(IMAGE, image(pixels(0), "rgb8", stamp(0)), START)],
+        "damaged": [(f"{IMAGE}/compressed", compressed_image(b"\xff\xd8\xff no image"), START)],
+        "nothing": [(IMAGE, make_image(noise_image(0), "rgb8", make_stamp(0)), START)],
     }.items():
         bag = write_ros2(tmp_path / name, messages)
         if name == "nothing":
@@ -336,14 +353,14 @@ def test_a_recording_of_which_nothing_is_decoded_ends_with_1(tmp_path, exported,
         out = tmp_path / f"out-{name}"
         assert cli.main(["predict", str(exported), str(bag), "--out", str(out), "--threads", "1"]) == 1
         said = capsys.readouterr().err
-        assert "No picture of it could be decoded" in said
+        assert "No image of it could be decoded" in said
         assert "Fetch the file again" not in said
 
 
 def test_recordings_need_the_packages_of_their_extra_only(tmp_path, exported):
     for n, path in enumerate([write_mcap(tmp_path / "a.mcap"), write_ros1(tmp_path / "b.bag")]):
         out = tmp_path / f"out{n}"
-        command = ["predict", str(exported), str(path), "--out", str(out), "--frames", "1"]
+        command = ["predict", str(exported), str(path), "--out", str(out), "--max-frames", "1"]
         done = subprocess.run([sys.executable, "-c", BLOCKED, *command], check=False, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert f"1 frames of {IMAGE}" in done.stderr

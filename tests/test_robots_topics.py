@@ -11,17 +11,27 @@ import pytest
 
 pytest.importorskip("rosbags")
 pytest.importorskip("mcap")
-from recordings import CAMERA, IMAGE, INFO, SIZE, compressed, pixels, stamp, write_mcap, write_ros2
+from bag_files import (
+    CAMERA,
+    CAMERA_INFO,
+    IMAGE,
+    SIZE,
+    compressed_image,
+    make_stamp,
+    noise_image,
+    write_mcap,
+    write_ros2,
+)
 from rosbags.highlevel import AnyReader
 
 from perception import cli
-from perception.robots.bags import Bag
-from perception.robots.camera_info import is_rectified, lens
-from perception.robots.images import COMPRESSED, decode
+from perception.robots.bags import BagReader
+from perception.robots.camera_info import is_rectified, parse_camera_info
+from perception.robots.images import COMPRESSED_IMAGE, decode_image_message
 from perception.robots.images import IMAGE as RAW
-from perception.robots.messages import Message, camera_info, image
+from perception.robots.messages import Message, make_camera_info, make_image
 from perception.robots.recorded_messages import Channel
-from perception.robots.topics import choose, info_topic, prefixes
+from perception.robots.topics import assign_prefixes, find_info_topic, select_topics
 from perception.types import Camera, PerceptionError
 
 IMAGES, PACKED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
@@ -52,7 +62,7 @@ def topics(*names: str) -> list[Channel]:
     ],
 )
 def test_each_image_is_run_once_and_what_is_left_out_is_named(names, chosen, left_out):
-    found, why = choose(topics(*names), None, "drive")
+    found, why = select_topics(topics(*names), None, "drive")
     assert found == chosen
     assert set(why) == set(left_out)
     assert all(left_out[topic] in reason for topic, reason in why.items())
@@ -61,7 +71,7 @@ def test_each_image_is_run_once_and_what_is_left_out_is_named(names, chosen, lef
 @pytest.mark.parametrize(("count", "chosen"), [(0, "/compressed"), (3, "/compressed"), (8, ""), (20, "")])
 def test_a_raw_topic_with_few_images_does_not_hide_its_compressed_form(count, chosen):
     some = [Channel("/a/image", IMAGES, "cdr", count), Channel("/a/image/compressed", PACKED, "cdr", 9)]
-    assert f"/a/image{chosen}" in choose(some, None, "drive")[0]
+    assert f"/a/image{chosen}" in select_topics(some, None, "drive")[0]
 
 
 @pytest.mark.parametrize(
@@ -75,11 +85,11 @@ def test_a_raw_topic_with_few_images_does_not_hide_its_compressed_form(count, ch
 )
 def test_video_and_encodings_that_are_not_read_are_named_with_the_reason(kind, encoding, words):
     with pytest.raises(PerceptionError, match=f"drive has no image topic. It has: /a/x .*{words}"):
-        choose([Channel("/a/x", kind, encoding, 3)], None, "drive")
+        select_topics([Channel("/a/x", kind, encoding, 3)], None, "drive")
     some = [*topics("/a/image"), Channel("/a/x", kind, encoding, 3)]
-    assert words in choose(some, None, "drive")[1]["/a/x"]
+    assert words in select_topics(some, None, "drive")[1]["/a/x"]
     with pytest.raises(PerceptionError, match=f"no image topic /a/x .*{words}"):
-        choose(some, ["/a/x"], "drive")
+        select_topics(some, ["/a/x"], "drive")
 
 
 @pytest.mark.parametrize(
@@ -95,28 +105,28 @@ def test_video_and_encodings_that_are_not_read_are_named_with_the_reason(kind, e
     ],
 )
 def test_no_two_topics_share_the_place_of_their_results(names, places):
-    assert list(prefixes(names).values()) == places
+    assert list(assign_prefixes(names).values()) == places
 
 
-def test_the_camera_of_a_topic_is_its_neighbour():
+def test_the_camera_of_a_topic_is_its_neighbor():
     infos = ["/a/camera_info", "/b/calibration", "/c/x_info", "/c/y_info", "/d/image/camera_info"]
     infos += ["/device_0/sensor_1/Color_0/info/camera_info", "/device_0/sensor_0/Depth_0/info/camera_info"]
     wanted = {"/a/image/compressed": "/a/camera_info", "/b/image": "/b/calibration", "/c/image": None}
     wanted |= {"/d/image/compressed": "/d/image/camera_info", "/e/image": None, "/a/b/image": None}
     wanted |= {"/device_0/sensor_1/Color_0/image/data": "/device_0/sensor_1/Color_0/info/camera_info"}
-    assert {topic: info_topic(topic, infos) for topic in wanted} == wanted
+    assert {topic: find_info_topic(topic, infos) for topic in wanted} == wanted
 
 
 def test_topics_of_one_namespace_do_not_mix_and_what_is_not_carried_over_is_told(tmp_path, exported, capsys):
-    jpeg = cv2.imencode(".jpg", pixels(0))[1].tobytes()
+    jpeg = cv2.imencode(".jpg", noise_image(0))[1].tobytes()
     messages = [
         message
         for n in range(3)
         for message in (
-            (IMAGE, image(pixels(n), "rgb8", stamp(n)), stamp(n).nanoseconds),
-            (f"{IMAGE}/compressed", compressed(jpeg, n), stamp(n).nanoseconds),
-            ("/front/image_rect", image(pixels(n), "rgb8", stamp(n)), stamp(n).nanoseconds),
-            ("/imu", stamp(n).header(), stamp(n).nanoseconds),
+            (IMAGE, make_image(noise_image(n), "rgb8", make_stamp(n)), make_stamp(n).nanoseconds),
+            (f"{IMAGE}/compressed", compressed_image(jpeg, n), make_stamp(n).nanoseconds),
+            ("/front/image_rect", make_image(noise_image(n), "rgb8", make_stamp(n)), make_stamp(n).nanoseconds),
+            ("/imu", make_stamp(n).to_message(), make_stamp(n).nanoseconds),
         )
     ]
     path = write_ros2(tmp_path / "in", messages)
@@ -135,7 +145,7 @@ def test_topics_of_one_namespace_do_not_mix_and_what_is_not_carried_over_is_told
 
 def info(**changes: object) -> SimpleNamespace:
     """A CameraInfo of CAMERA in K, and of half as long again in P."""
-    fields = dict(camera_info(CAMERA, SIZE, stamp(0)).fields)
+    fields = dict(make_camera_info(CAMERA, SIZE, make_stamp(0)).fields)
     fields["p"] = np.asarray(fields["p"]) * np.repeat([1.5, 1.5, 1], 4)
     region = {"x_offset": 0, "y_offset": 0, "height": 0, "width": 0, "do_rectify": False}
     fields["roi"] = SimpleNamespace(**(region | changes.pop("roi", {})))  # pyright: ignore
@@ -175,7 +185,7 @@ ZERO = np.zeros(9)
     ],
 )
 def test_a_camera_is_what_its_message_says_where_that_is_certain(message, rectified, size, camera, words):
-    found, problem = lens(message, size, rectified)
+    found, problem = parse_camera_info(message, size, rectified)
     assert found == camera
     assert words in problem
     assert bool(words) == bool(problem)
@@ -195,9 +205,9 @@ def test_rectified_topics_of_a_recording_go_by_p_and_refused_cameras_are_told(tm
     )
     binned = Message(wide.type, {**wide.fields, "binning_x": 2, "binning_y": 2})
     for kind, topic, camera in ((wide, "/front/image_rect", OF_P), (wide, IMAGE, CAMERA), (binned, IMAGE, None)):
-        messages = [(topic, image(pixels(0), "rgb8", stamp(0)), 5), (INFO, kind, 6)]
-        with Bag(write_mcap(tmp_path / "a.mcap", messages)) as bag:
-            (frame,) = bag.frames()
+        messages = [(topic, make_image(noise_image(0), "rgb8", make_stamp(0)), 5), (CAMERA_INFO, kind, 6)]
+        with BagReader(write_mcap(tmp_path / "a.mcap", messages)) as bag:
+            (frame,) = bag.read_frames()
         assert frame.camera == camera
         assert ("binned" in frame.problem) == ("default focal length" in frame.problem) == (camera is None)
 
@@ -212,7 +222,7 @@ def raw(encoding: str, data: np.ndarray, size: tuple[int, int], step: int) -> Si
 
 
 def scene(height: int = 32, width: int = 48) -> np.ndarray:
-    """Smooth colours, which every encoding keeps nearly."""
+    """Smooth colors, which every encoding keeps nearly."""
     y, x = np.mgrid[:height, :width]
     return np.dstack([60 + 3 * x, 200 - 3 * y, 90 + x + y]).astype(np.uint8)
 
@@ -252,10 +262,10 @@ def near(found: np.ndarray, wanted: np.ndarray, most: int = 8) -> bool:
 def test_images_in_planes(encoding):
     rgb, data = scene(), planes(scene(), encoding.lower())
     for step in (48, 96 if encoding != "nv24" else 144):  # as drivers give it
-        assert near(decode(raw(encoding, data, (32, 48), step), RAW, "x"), rgb)
+        assert near(decode_image_message(raw(encoding, data, (32, 48), step), RAW, "x"), rgb)
     padded = np.pad(data, ((0, 0), (0, 16)))
     if encoding not in ("i420", "yv12"):
-        assert near(decode(raw(encoding, padded, (32, 48), 64), RAW, "x"), rgb)
+        assert near(decode_image_message(raw(encoding, padded, (32, 48), 64), RAW, "x"), rgb)
 
 
 @pytest.mark.parametrize(
@@ -270,16 +280,16 @@ def test_images_in_planes(encoding):
     ],
 )
 def test_images_of_yuv422(encoding, order):
-    assert near(decode(raw(encoding, packed422(scene(), order), (32, 48), 96), RAW, "x"), scene())
+    assert near(decode_image_message(raw(encoding, packed422(scene(), order), (32, 48), 96), RAW, "x"), scene())
 
 
 @pytest.mark.parametrize("pattern", ["rggb", "bggr", "gbrg", "grbg"])
 @pytest.mark.parametrize("suffix", ["jpeg compressed ", "png compressed", "jpeg compressed bgr8"])
-def test_a_mosaic_in_a_compressed_image_is_made_colour(pattern, suffix):
+def test_a_mosaic_in_a_compressed_image_is_made_color(pattern, suffix):
     name = ".png" if "png" in suffix else ".jpg"
     data = cv2.imencode(name, mosaic(scene(), pattern), [cv2.IMWRITE_JPEG_QUALITY, 100])[1].tobytes()
     message = SimpleNamespace(format=f"bayer_{pattern}8; {suffix}", data=data)
-    assert near(decode(message, COMPRESSED, "x"), scene())
+    assert near(decode_image_message(message, COMPRESSED_IMAGE, "x"), scene())
 
 
 @pytest.mark.parametrize(
@@ -300,37 +310,41 @@ def test_a_mosaic_in_a_compressed_image_is_made_colour(pattern, suffix):
 def test_compressed_images_by_their_format(format, data, wanted):
     stored = data[..., ::-1] if data.ndim == 3 else data
     packed = cv2.imencode(".png", stored)[1].tobytes()
-    assert near(decode(SimpleNamespace(format=format, data=packed), COMPRESSED, "x"), wanted)
+    assert near(decode_image_message(SimpleNamespace(format=format, data=packed), COMPRESSED_IMAGE, "x"), wanted)
 
 
 @pytest.mark.parametrize("format", ["16UC1; compressedDepth png", "32FC1; compressedDepth", "16UC1; png compressed "])
-def test_depth_in_a_compressed_image_is_no_picture(format):
+def test_depth_in_a_compressed_image_is_no_image(format):
     data = cv2.imencode(".png", np.full((4, 4), 2000, np.uint16))[1].tobytes()
-    with pytest.raises(PerceptionError, match="is depth, no picture"):
-        decode(SimpleNamespace(format=format, data=bytes(12) + data), COMPRESSED, "x")
+    with pytest.raises(PerceptionError, match="is depth, no image"):
+        decode_image_message(SimpleNamespace(format=format, data=bytes(12) + data), COMPRESSED_IMAGE, "x")
 
 
 @pytest.mark.parametrize("encoding", ["16UC1", "32FC1", "nv12", "yuyv", "i420", "mono12"])
-def test_what_is_no_picture_or_of_a_size_that_its_encoding_has_not_is_told(encoding):
+def test_what_is_no_image_or_of_a_size_that_its_encoding_has_not_is_told(encoding):
     with pytest.raises(PerceptionError, match=r"^/cam.*"):
-        decode(raw(encoding, np.zeros((5, 5 * 4), np.uint8), (5, 5), 20 if "F" in encoding else 5), RAW, "/cam")
+        decode_image_message(
+            raw(encoding, np.zeros((5, 5 * 4), np.uint8), (5, 5), 20 if "F" in encoding else 5), RAW, "/cam"
+        )
 
 
 def test_a_bomb_in_a_message_is_refused_before_it_is_decoded():
     data = cv2.imencode(".png", np.zeros((16000, 16000), np.uint8))[1].tobytes()
     tracemalloc.start()
     with pytest.raises(PerceptionError, match=r"16000 x 16000"):
-        decode(SimpleNamespace(format="jpeg", data=data), COMPRESSED, "x")
+        decode_image_message(SimpleNamespace(format="jpeg", data=data), COMPRESSED_IMAGE, "x")
     assert tracemalloc.get_traced_memory()[1] < 20e6
     tracemalloc.stop()
 
 
 def test_a_damaged_jpeg_of_a_recording_is_counted_and_never_half_gray(tmp_path):
-    good = cv2.imencode(".jpg", pixels(0))[1].tobytes()
+    good = cv2.imencode(".jpg", noise_image(0))[1].tobytes()
     spoilt = good[: len(good) // 2] + bytes(40) + good[len(good) // 2 + 40 :]
-    messages = [(IMAGE, compressed(data, n), n) for n, data in enumerate([good, spoilt, good[: len(good) // 2], good])]
-    with Bag(write_ros2(tmp_path / "in", messages)) as bag:
-        frames = list(bag.frames())
+    messages = [
+        (IMAGE, compressed_image(data, n), n) for n, data in enumerate([good, spoilt, good[: len(good) // 2], good])
+    ]
+    with BagReader(write_ros2(tmp_path / "in", messages)) as bag:
+        frames = list(bag.read_frames())
     assert [frame.image is not None for frame in frames] == [True, False, False, True]
     assert all("damaged" in frame.problem for frame in frames if frame.image is None)
     assert all(frame.raw is not None for frame in frames), "what was recorded is carried over as it is"

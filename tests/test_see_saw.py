@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from perception.mtl.negative_transfer import LEAST, see_saws
+from perception.mtl.negative_transfer import MIN_EVALUATIONS, find_negative_transfer
 
 EVALUATIONS = 12
 TASKS = ("detection", "segmentation", "depth", "scene")
@@ -30,7 +30,7 @@ def alarms(course: np.ndarray, runs: int = 400, seed: int = 0) -> list[list]:
         [
             found
             for count in range(1, EVALUATIONS + 1)
-            for found in see_saws(dict(zip(TASKS, values[:, :count].tolist(), strict=True)))
+            for found in find_negative_transfer(dict(zip(TASKS, values[:, :count].tolist(), strict=True)))
         ]
         for values in drawn
     ]
@@ -51,13 +51,14 @@ def test_a_task_that_falls_is_found_as_often_as_the_docstring_says(step, least):
 
 def test_a_see_saw_is_signed_and_measured_from_the_best():
     scores = {"depth": [0.5, 0.5, 0.4, 0.3, 0.2, 0.1], "detection": [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]}
-    assert see_saws(scores) == [("depth", "detection", pytest.approx(-0.35), pytest.approx(0.4))]
+    assert find_negative_transfer(scores) == [("depth", "detection", pytest.approx(-0.35), pytest.approx(0.4))]
 
 
 def test_units_do_not_matter():
     """Ten times the score in other units: the same alarms."""
     for values in np.random.default_rng(3).normal(falling(2 * NOISE), NOISE, (50, 4, EVALUATIONS)):
-        plain, scaled = (see_saws({task: (k * row).tolist() for task, row in zip(TASKS, values, strict=True)})
+        plain, scaled = (find_negative_transfer({task: (k * row).tolist() for task, row in zip(TASKS, values,
+        strict=True)})
                          for k in (1, 10))  # fmt: skip
         assert [one[:2] for one in plain] == [one[:2] for one in scaled]
 
@@ -69,7 +70,7 @@ def test_one_task_that_falls_alone_is_no_see_saw():
 
 
 def test_few_evaluations_and_missing_ones_say_nothing():
-    up, down = [0.1 * k for k in range(LEAST - 1)], [1 - 0.1 * k for k in range(LEAST - 1)]
-    assert not see_saws({"depth": down, "detection": up})
-    assert see_saws({"depth": [*down, 0.4], "detection": [*up, 0.6]})
-    assert not see_saws({"depth": [float("nan")] * 20, "detection": [0.1 * k for k in range(20)]})
+    up, down = [0.1 * k for k in range(MIN_EVALUATIONS - 1)], [1 - 0.1 * k for k in range(MIN_EVALUATIONS - 1)]
+    assert not find_negative_transfer({"depth": down, "detection": up})
+    assert find_negative_transfer({"depth": [*down, 0.4], "detection": [*up, 0.6]})
+    assert not find_negative_transfer({"depth": [float("nan")] * 20, "detection": [0.1 * k for k in range(20)]})

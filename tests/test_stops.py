@@ -14,15 +14,15 @@ from pathlib import Path
 
 import cv2
 import pytest
-from films import noise_film
-from video_server import JpegServer, frames
+from prediction_files import write_noise_video
+from video_server import JpegServer, scripted_frames
 
 SEED = 19
 
 
 @pytest.fixture(scope="module")
 def film(tmp_path_factory) -> Path:
-    return noise_film(tmp_path_factory.mktemp("film") / "long.mp4", 3000, 25)
+    return write_noise_video(tmp_path_factory.mktemp("film") / "long.mp4", 3000, 25)
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def live_server():
 
     def script(number: int):
         while True:
-            yield from frames(60)
+            yield from scripted_frames(60)
             yield 0.5
 
     with JpegServer(script) as url:
@@ -74,7 +74,7 @@ def stop(process: subprocess.Popen, number: int, after: float, again: float | No
 
 
 def check_whole(out: Path, *, complete: bool) -> None:
-    """What is there can be read; the summary counts what is in the records, and the film has as many frames."""
+    """What is there can be read; the summary counts what is in the records, and the video has as many frames."""
     lines = [json.loads(line) for line in read(out / "predictions.jsonl").splitlines()]
     if complete:
         summary = json.loads(read(out / "summary.json"))
@@ -128,12 +128,12 @@ def test_cut_after_some_frames_it_ends_with_0(exported, film, tmp_path):
     with live_server() as live:
         for turn, source in enumerate((film, live) * 2):
             out = tmp_path / str(turn)
-            assert ends(exported, source, out, "--frames", 5) == 0
+            assert ends(exported, source, out, "--max-frames", 5) == 0
             check_whole(out, complete=True)
 
 
 def test_nobody_listening_to_what_it_says_does_not_end_it(exported, film, tmp_path):
-    process = begin(exported, film, tmp_path / "out", "--frames", 9)
+    process = begin(exported, film, tmp_path / "out", "--max-frames", 9)
     for stream in (process.stdout, process.stderr):
         assert stream is not None
         stream.close()
@@ -145,17 +145,17 @@ def test_a_signal_that_comes_while_files_are_closed_waits_for_that(exported, fil
     code = """
 import os, signal, sys, threading
 from perception import cli
-from perception.video.mp4_writer import VideoFile
-close = VideoFile.close
+from perception.video.mp4_writer import Mp4Writer
+close = Mp4Writer.close
 def slow(self):
     os.kill(os.getpid(), signal.SIGTERM)
     os.kill(os.getpid(), signal.SIGINT)
     close(self)
-VideoFile.close = slow
+Mp4Writer.close = slow
 sys.argv = ["perception", *sys.argv[1:]]
 sys.exit(cli.main())
 """
-    command = ["predict", exported, film, "--out", tmp_path / "out", "--frames", 7, "--threads", 1]
+    command = ["predict", exported, film, "--out", tmp_path / "out", "--max-frames", 7, "--threads", 1]
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, command)], capture_output=True, text=True, timeout=60, check=False
     )
@@ -163,7 +163,7 @@ sys.exit(cli.main())
     check_whole(tmp_path / "out", complete=True)
 
 
-@pytest.mark.parametrize("command", ["predict", "label", "calibrate"])
+@pytest.mark.parametrize("command", ["predict", "label", "ood fit"])
 def test_a_signal_waits_for_the_import_of_opencv_which_would_print_it(exported, tmp_path, command):
     code = """
 import os, signal, sys
@@ -176,8 +176,8 @@ class Interrupt:
 sys.meta_path.insert(0, Interrupt())
 sys.exit(cli.main(sys.argv[1:]))
 """
-    source = [] if command == "calibrate" else ["--out", tmp_path / "out"]
-    asked = [sys.executable, "-c", code, command, exported, tmp_path, *source]
+    source = [] if command == "ood fit" else ["--out", tmp_path / "out"]
+    asked = [sys.executable, "-c", code, *command.split(), exported, tmp_path, *source]
     done = subprocess.run([*map(str, asked)], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, set(done.stdout.split("\n")), done.stderr) == (143, {"goes on", ""}, "")
 
@@ -186,9 +186,9 @@ def test_a_thread_that_hangs_does_not_change_the_exit_code(tmp_path):
     code = """
 import sys, time
 from perception.video import threads
-threads.begin(lambda: time.sleep(600), "decode")
+threads.start_thread(lambda: time.sleep(600), "decode")
 print("said", end="")
-threads.leave_beside_hung_threads(143)
+threads.exit_despite_hung_threads(143)
 """
     begun = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)

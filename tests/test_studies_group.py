@@ -15,14 +15,14 @@ from safetensors.torch import load_file
 from perception import cli, config, runs
 from perception import recipe as recipes
 from perception.studies import group as studies
-from perception.studies.group import group, looker, read_looks
+from perception.studies.group import group_tasks, make_affinity_hook, read_affinity
 from perception.types import ConfigError, PerceptionError
 
 RECIPE = """
 data:
   size: [32, 32]
   workers: 0
-  augment: {scale: [1, 1], flip: 0, colour: 0, degrade: 0}
+  augment: {scale: [1, 1], flip: 0, color: 0, degrade: 0}
   train: [{name: made, labels: &labels}]
 tasks:
   one: {type: classification, classes: [red, blue]}
@@ -42,7 +42,7 @@ train: {steps: 40, batch_size: 16, warmup_steps: 5, lr: 3.0e-3, threads: 1, tens
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
-    """Reddish and bluish pictures. Two tasks ask which, a third one asks a coin."""
+    """Reddish and bluish images. Two tasks ask which, a third one asks a coin."""
     folder, random = tmp_path_factory.mktemp("made"), np.random.default_rng(0)
     rows = {"one": [], "twin": [], "noise": []}
     for number in range(96):
@@ -66,14 +66,14 @@ def recipe(made):
 @pytest.fixture(scope="module")
 def done(recipe, tmp_path_factory):
     out = tmp_path_factory.mktemp("group")
-    return out, group(recipe, out, every=4)
+    return out, group_tasks(recipe, out, interval=4)
 
 
 def test_noise_is_set_apart(done):
     out, result = done
     assert result["groups"] == [["one", "twin"], ["noise"]]
     assert result["gain"]["one"] > 0 < result["gain"]["twin"]
-    assert result["looks"] == 10
+    assert result["num_measurements"] == 10
     assert result["margin"]["mean"] > 0
     assert "one + twin | noise" in result["verdict"]
     assert json.loads((out / "group.json").read_text()) == result
@@ -90,9 +90,9 @@ def test_the_recipes_of_the_networks_can_be_trained(done):
 def test_the_grouping_is_also_one_network_with_a_trunk_for_each_group(done, recipe):
     out, result = done
     line = "model.sharing={name: groups, groups: [[one, twin], [noise]]}"
-    assert result["trunks"] == {"recipe": str(out / "one_network.yaml"), "line": line}
+    assert result["trunk_recipe"] == {"recipe": str(out / "one_network.yaml"), "override": line}
     one = recipes.load(out / "one_network.yaml")
-    assert one.model == recipes.parse(config.dump(recipe), [line]).model
+    assert one.model == recipes.parse(config.dump_yaml(recipe), [line]).model
     assert one.tasks == recipe.tasks
     assert len(list(recipes.build_model(one).sharing.backbones())) == 2
     assert line in (out / "group.html").read_text()
@@ -101,20 +101,20 @@ def test_the_grouping_is_also_one_network_with_a_trunk_for_each_group(done, reci
 def test_another_number_of_networks_needs_no_training(done, recipe, monkeypatch):
     out, _ = done
     monkeypatch.setattr(runs, "train", None)
-    together = group(recipe, out, networks=1)
+    together = group_tasks(recipe, out, max_networks=1)
     assert together["groups"] == [["one", "twin", "noise"]]
-    assert together["trunks"] is None
+    assert together["trunk_recipe"] is None
     assert not (out / "one_network.yaml").exists()
-    assert len(group(recipe, out, networks=3)["recipes"]) <= 3
+    assert len(group_tasks(recipe, out, max_networks=3)["recipes"]) <= 3
 
 
 def test_looking_ahead_does_not_touch_the_training_and_goes_on_after_an_interruption(recipe, tmp_path, monkeypatch):
     """Bit for bit: the weights of a plain training, and the affinities of a study that nothing disturbed."""
     short = recipes.parse(RECIPE, [f"data.root={recipe.data.root}", "train.steps=12"])
-    whole = group(short, tmp_path / "whole", every=3)
+    whole = group_tasks(short, tmp_path / "whole", interval=3)
 
     def stumbling(*arguments):
-        look = looker(*arguments)
+        look = make_affinity_hook(*arguments)
 
         def stumble(network, step, batch):
             look(network, step, batch)
@@ -123,13 +123,13 @@ def test_looking_ahead_does_not_touch_the_training_and_goes_on_after_an_interrup
 
         return stumble
 
-    monkeypatch.setattr(studies, "looker", stumbling)
+    monkeypatch.setattr(studies, "make_affinity_hook", stumbling)
     with pytest.raises(KeyboardInterrupt):
-        group(short, tmp_path / "broken", every=3)
+        group_tasks(short, tmp_path / "broken", interval=3)
     monkeypatch.undo()
-    mended = group(short, tmp_path / "broken", every=3)
+    mended = group_tasks(short, tmp_path / "broken", interval=3)
     runs.train(short, tmp_path / "plain" / "joint")
-    assert (mended["affinity"], mended["looks"]) == (whole["affinity"], 4)
+    assert (mended["affinity"], mended["num_measurements"]) == (whole["affinity"], 4)
     path = Path("joint", "checkpoints", "last", "model.safetensors")
     plain = load_file(tmp_path / "plain" / path)
     for folder in ("whole", "broken"):
@@ -157,12 +157,12 @@ def test_damaged_looks_are_passed_over(tmp_path):
     damaged = (b"\xff", b"[1]", b'{"step": "1"}', b'{"step": 1}', b'{"step": 1, "affinity": {"a": [1]}}', b'{"step": 1')
     path = tmp_path / "looks"
     path.write_bytes(look + b"\n".join(damaged))
-    assert len(read_looks(path, ("a", "b")).values) == 1
+    assert len(read_affinity(path, ("a", "b")).values) == 1
 
 
 def test_errors(recipe, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="1 tasks"):
-        group(recipes.with_tasks(recipe, ["one"]), tmp_path)
+        group_tasks(recipes.select_tasks(recipe, ["one"]), tmp_path)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(PerceptionError, match="torchrun"):
-        group(recipe, tmp_path / "out")
+        group_tasks(recipe, tmp_path / "out")

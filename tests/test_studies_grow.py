@@ -13,8 +13,8 @@ import torch
 
 from perception import cli, runs
 from perception import recipe as recipes
-from perception.studies.grow import _with_pictures, drop, grow, merge, sources_of
-from perception.studies.growing import Growing
+from perception.studies.grow import _locate_validation_data, drop_tasks, grow, merge_recipes, open_grow_sources
+from perception.studies.grown_model import GrownModel
 from perception.types import CheckpointError, ConfigError, DataError
 
 OLD = """
@@ -79,8 +79,8 @@ def moved(street, tmp_path_factory):
     return folder / "now", folder / "run"
 
 
-def test_the_old_tasks_are_measured_where_their_pictures_are_now(moved, tmp_path, capsys):
-    """data.root=... of the command line is where the run's pictures are too, unless they are where they were."""
+def test_the_old_tasks_are_measured_where_their_images_are_now(moved, tmp_path, capsys):
+    """data.root=... of the command line is where the run's images are too, unless they are where they were."""
     root, run = moved
     file = tmp_path / "new.yaml"
     file.write_text(f"name: new{NEW}")
@@ -100,13 +100,13 @@ def test_the_old_tasks_are_measured_where_their_pictures_are_now(moved, tmp_path
 def test_the_runs_own_root_comes_first(old, street, tmp_path):
     """The new tasks' data may lie elsewhere, without the old ones'."""
     recipe = runs.open_run(old)[0]
-    assert _with_pictures(recipe, str(tmp_path)).data.root == str(street)
+    assert _locate_validation_data(recipe, str(tmp_path)).data.root == str(street)
 
 
 def growing(old: Path, new, method):
     recipe, teacher = runs.open_run(old)
-    merged, added = merge(new, recipe, old)
-    return merged, added, teacher, Growing(merged, teacher, method)
+    merged, added = merge_recipes(new, recipe, old)
+    return merged, added, teacher, GrownModel(merged, teacher, method)
 
 
 def test_only_what_is_new_is_trained(old, new):
@@ -120,19 +120,19 @@ def test_only_what_is_new_is_trained(old, new):
 
 def test_distillation_holds_the_old_heads_to_what_they_said(old, new):
     """At the start there is nothing to hold; the further the trunk has moved, the more there is, and it pulls back."""
-    from perception.data.loader import train_batches
+    from perception.data.loader import make_train_loader
 
-    merged, added, _, network = growing(old, new, "distil")
-    mixture = recipes.build_mixture(merged, sources_of(merged, added, "distil"))
-    batch = next(iter(train_batches(mixture, tuple(merged.tasks), 4, 1)))
+    merged, added, _, network = growing(old, new, "distill")
+    mixture = recipes.build_mixture(merged, open_grow_sources(merged, added, "distill"))
+    batch = next(iter(make_train_loader(mixture, tuple(merged.tasks), 4, 1)))
     network.eval()
-    found = network.loss_parts(batch)
-    assert found.penalties.keys() == {"distil_segmentation", "distil_classification"}
+    found = network.compute_loss_terms(batch)
+    assert found.penalties.keys() == {"distill_segmentation", "distill_classification"}
     assert all(float(value.detach()) == pytest.approx(0, abs=1e-5) for value in found.penalties.values())
     with torch.no_grad():
         for parameter in network.sharing.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.02)
-    pull = torch.stack(list(network.loss_parts(batch).penalties.values())).sum()
+    pull = torch.stack(list(network.compute_loss_terms(batch).penalties.values())).sum()
     pull.backward()
     gradient = [p.grad for p in network.sharing.parameters() if p.grad is not None]
     length = torch.nn.utils.get_total_norm(gradient)
@@ -140,28 +140,28 @@ def test_distillation_holds_the_old_heads_to_what_they_said(old, new):
         for parameter in network.sharing.parameters():
             if parameter.grad is not None:
                 parameter.sub_(parameter.grad * 1e-3 / length)
-        again = torch.stack(list(network.loss_parts(batch).penalties.values())).sum()
+        again = torch.stack(list(network.compute_loss_terms(batch).penalties.values())).sum()
     assert 0 < float(again) < float(pull.detach())
 
 
 def test_distillation_trains_everything_but_the_statistics_and_goes_on(old, new, tmp_path, monkeypatch):
     """An interrupted growth ends where an undisturbed one does, bit for bit."""
-    whole = grow(old, new, tmp_path / "whole", method="distil")
+    whole = grow(old, new, tmp_path / "whole", method="distill")
     assert {its["change"] for its in whole["old"].values()} != {None}
-    losses = Growing.loss_parts
+    losses = GrownModel.compute_loss_terms
     calls = []
 
-    def stumble(self, batch, tasks, divided=False):
+    def stumble(self, batch, tasks, cut_graph=False):
         calls.append(1)
         if len(calls) == 6:
             raise KeyboardInterrupt
-        return losses(self, batch, tasks, divided)
+        return losses(self, batch, tasks, cut_graph)
 
-    monkeypatch.setattr(Growing, "loss_parts", stumble)
+    monkeypatch.setattr(GrownModel, "compute_loss_terms", stumble)
     with pytest.raises(KeyboardInterrupt):
-        grow(old, new, tmp_path / "broken", method="distil")
+        grow(old, new, tmp_path / "broken", method="distill")
     monkeypatch.undo()
-    mended = grow(old, new, tmp_path / "broken", method="distil")
+    mended = grow(old, new, tmp_path / "broken", method="distill")
     assert mended["old"] == whole["old"]
     first, second = (runs.open_run(tmp_path / name)[1].state_dict() for name in ("whole", "broken"))
     assert all(torch.equal(value, second[key]) for key, value in first.items())
@@ -176,26 +176,26 @@ def taking_turns(street, tmp_path_factory) -> Path:
     """A run whose tasks took turns, on a trunk of their own group."""
     folder = tmp_path_factory.mktemp("runs") / "turns"
     groups = "{name: groups, groups: [[segmentation, classification]]}"
-    lines = [f"data.root={street}", "data.validation=[]", "schedule.turns=alternating", f"model.sharing={groups}"]
+    lines = [f"data.root={street}", "data.validation=[]", "schedule.mode=alternating", f"model.sharing={groups}"]
     runs.train(recipes.parse(OLD, [*lines, "train.steps=2"]), folder)
     return folder
 
 
-@pytest.mark.parametrize("method", ["frozen", "distil"])
+@pytest.mark.parametrize("method", ["frozen", "distill"])
 def test_a_network_of_turns_and_trunks_grows_by_a_schedule_that_names_the_new_task_alone(
     taking_turns, street, tmp_path, monkeypatch, method
 ):
-    schedule = "{turns: alternating, groups: [[depth]], join: {depth: 2}, freeze: [{part: depth, stop: 3}]}"
+    schedule = "{mode: alternating, groups: [[depth]], start_steps: {depth: 2}, freeze: [{part: depth, stop: 3}]}"
     new = recipes.parse(NEW, [f"data.root={street}", "data.validation=[]", f"schedule={schedule}", "train.steps=5"])
-    losses, steps = Growing.loss_parts, []
+    losses, steps = GrownModel.compute_loss_terms, []
 
-    def noted(self, batch, tasks=None, divided=False):
+    def noted(self, batch, tasks=None, cut_graph=False):
         before = {key: value.clone() for key, value in self.tasks["depth"].state_dict().items()}
-        found = losses(self, batch, tasks, divided)
-        steps.append((tuple(found.parts), before))
+        found = losses(self, batch, tasks, cut_graph)
+        steps.append((tuple(found.terms), before))
         return found
 
-    monkeypatch.setattr(Growing, "loss_parts", noted)
+    monkeypatch.setattr(GrownModel, "compute_loss_terms", noted)
     grow(taking_turns, new, tmp_path / "grown", method=method)
     both, depth = ("segmentation", "classification"), ("depth",)
     assert [tasks for tasks, _ in steps] == ([depth] * 5 if method == "frozen" else [both, both, depth, both, depth])
@@ -222,7 +222,7 @@ def test_a_new_task_may_share_the_trunk_of_a_group(taking_turns, street):
     assert list(network.sharing.groups) == ["0"]
     learning = {key for key, parameter in network.named_parameters() if parameter.requires_grad}
     assert not [key for key in learning if "backbone" in key]
-    _, _, _, network = growing(taking_turns, sharing("[[segmentation, classification], [depth]]"), "distil")
+    _, _, _, network = growing(taking_turns, sharing("[[segmentation, classification], [depth]]"), "distill")
     assert list(network.sharing.groups) == ["0", "1"]
     for other in ("[[depth], [segmentation, classification]]", "[[segmentation, depth]]"):
         with pytest.raises(ConfigError, match=r"model\.sharing\.groups.*\[\['segmentation', 'classification'\]\]"):
@@ -230,7 +230,7 @@ def test_a_new_task_may_share_the_trunk_of_a_group(taking_turns, street):
 
 
 def test_a_dropped_task_is_gone_and_the_others_say_the_same(old, tmp_path, capsys):
-    assert cli.main(["drop", str(old), "--tasks", "classification", "--out", str(tmp_path / "less")]) == 0
+    assert cli.main(["drop", str(old), "classification", "--out", str(tmp_path / "less")]) == 0
     recipe, network = runs.open_run(tmp_path / "less")
     assert list(recipe.tasks) == list(network.tasks) == ["segmentation"]
     assert not [key for key in network.state_dict() if "classification" in key]
@@ -239,20 +239,20 @@ def test_a_dropped_task_is_gone_and_the_others_say_the_same(old, tmp_path, capsy
     manifest = json.loads((tmp_path / "less" / "checkpoints" / "best" / "manifest.json").read_text())
     assert manifest["best"]
     with pytest.raises(CheckpointError, match="already holds"):
-        drop(old, ["classification"], tmp_path / "less")
-    assert cli.main(["drop", str(old), "--tasks", "segmentation,classification", "--out", str(tmp_path / "x")]) == 2
-    assert cli.main(["drop", str(old), "--tasks", "depth", "--out", str(tmp_path / "x")]) == 2
+        drop_tasks(old, ["classification"], tmp_path / "less")
+    assert cli.main(["drop", str(old), "segmentation,classification", "--out", str(tmp_path / "x")]) == 2
+    assert cli.main(["drop", str(old), "depth", "--out", str(tmp_path / "x")]) == 2
     assert "no task 'depth'" in capsys.readouterr().err
 
 
 def test_what_cannot_be_grown_is_said(old, new, street):
     recipe, _ = runs.open_run(old)
     with pytest.raises(ConfigError, match="no task that"):
-        merge(recipe, recipe, old)
+        merge_recipes(recipe, recipe, old)
     other = recipes.parse(NEW.replace("tasks:\n", "tasks:\n  segmentation: {classes: [road]}\n"))
     with pytest.raises(ConfigError, match="other settings"):
-        merge(other, recipe, old)
-    merged, added = merge(new, recipe, old)
+        merge_recipes(other, recipe, old)
+    merged, added = merge_recipes(new, recipe, old)
     unlabelled = recipes.parse(OLD, [f"data.root={street}"]).data
     only_scenes = dataclasses.replace(
         merged,
@@ -262,7 +262,7 @@ def test_what_cannot_be_grown_is_said(old, new, street):
         ),
     )
     with pytest.raises(DataError, match="labels any of the tasks depth"):
-        sources_of(only_scenes, added, "frozen")
+        open_grow_sources(only_scenes, added, "frozen")
 
 
 def test_tasks_that_look_at_each_other_are_neither_frozen_nor_dropped_unnoticed(new, street, tmp_path):
@@ -276,17 +276,17 @@ def test_tasks_that_look_at_each_other_are_neither_frozen_nor_dropped_unnoticed(
         for parameter in network.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
     checkpoint.save(
-        tmp_path / "run", 1, model=network.state_dict(), train_state={}, recipe=config.dump(recipe), best=True
+        tmp_path / "run", 1, model=network.state_dict(), train_state={}, recipe_text=config.dump_yaml(recipe), best=True
     )
     with pytest.raises(CheckpointError, match="look at each other"):
-        drop(tmp_path / "run", ["classification"], tmp_path / "less")
+        drop_tasks(tmp_path / "run", ["classification"], tmp_path / "less")
     assert not (tmp_path / "less").exists()
-    with pytest.raises(ConfigError, match="distil"):
+    with pytest.raises(ConfigError, match="distill"):
         grow(tmp_path / "run", new, tmp_path / "grown")
 
 
 @pytest.mark.parametrize("strength", ["-1", "0", "nan"])
 def test_teaching_that_would_drive_the_old_tasks_away_is_refused(strength, capsys):
     with pytest.raises(SystemExit):
-        cli.main(["grow", "run", "new.yaml", "--method", "distil", "--strength", strength])
+        cli.main(["grow", "run", "new.yaml", "--method", "distill", "--distillation-weight", strength])
     assert "no number over 0" in capsys.readouterr().err

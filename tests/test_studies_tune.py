@@ -10,16 +10,16 @@ import time
 
 import optuna
 import pytest
-from studies_stub import lives
+from fake_training import run_times
 
 from perception import cli
 from perception import recipe as recipes
-from perception.report.tune_page import scatter
+from perception.report.tune_page import render_scatter
 from perception.studies import job_runner
-from perception.studies.job_runner import Run
-from perception.studies.search import Search
+from perception.studies.job_runner import TrainingRun
+from perception.studies.search import RecipeSearch
 from perception.studies.search_space import Dimension
-from perception.studies.tune import opened, tune
+from perception.studies.tune import open_study, tune
 from perception.types import ConfigError
 
 RECIPE = """
@@ -39,56 +39,56 @@ def recipe():
     return recipes.parse(RECIPE)
 
 
-def test_the_first_trial_is_the_recipe_and_the_front_is_the_best_of_all(recipe, made_up):
+def test_the_first_trial_is_the_recipe_and_the_front_is_the_best_of_all(recipe, fake_trainings):
     space = {**SPACE, "model.neck": Dimension(choice=({"name": "auto"},))}
     plain = recipes.parse(RECIPE, ["model.neck={name: auto}"])
-    result = tune(plain, space, made_up / "out", trials=4, jobs=2)
+    result = tune(plain, space, fake_trainings / "out", num_trials=4, jobs=2)
     first = result["trials"][0]
     assert first["values"] == {"train.lr": pytest.approx(0.01), "model.neck": {"name": "auto"}}
     assert (first["score"], first["time"], first["step"]) == (pytest.approx(0.5), 1.0, 10)
     complete = [trial for trial in result["trials"] if trial["state"] == "complete"]
     best = max(complete, key=lambda trial: trial["score"])
-    assert result["front"] == [best["number"]]
+    assert result["pareto_front"] == [best["number"]]
     assert recipes.load(f"{best['folder']}/recipe.yaml").train.lr == pytest.approx(best["values"]["train.lr"])
-    assert json.loads((made_up / "out" / "tune.json").read_text()) == result
+    assert json.loads((fake_trainings / "out" / "tune.json").read_text()) == result
 
 
-def test_a_study_goes_on_with_more_trials_and_draws_no_trial_twice(recipe, made_up):
-    tune(recipe, SPACE, made_up / "out", trials=2)
-    result = tune(recipe, SPACE, made_up / "out", trials=4)
+def test_a_study_goes_on_with_more_trials_and_draws_no_trial_twice(recipe, fake_trainings):
+    tune(recipe, SPACE, fake_trainings / "out", num_trials=2)
+    result = tune(recipe, SPACE, fake_trainings / "out", num_trials=4)
     assert [trial["number"] for trial in result["trials"]] == [0, 1, 2, 3]
-    assert all(len(lives(made_up / "out" / f"trial_{n:04d}")) == 2 for n in range(4))
+    assert all(len(run_times(fake_trainings / "out" / f"trial_{n:04d}")) == 2 for n in range(4))
     assert len({trial["values"]["train.lr"] for trial in result["trials"]}) == 4
     with pytest.raises(ConfigError, match="another recipe"):
-        tune(recipes.parse(RECIPE, ["train.steps=5"]), SPACE, made_up / "out", trials=4)
+        tune(recipes.parse(RECIPE, ["train.steps=5"]), SPACE, fake_trainings / "out", num_trials=4)
     with pytest.raises(ConfigError, match="another space"):
-        tune(recipe, {"train.lr": Dimension(log=(1e-5, 1.0))}, made_up / "out", trials=4)
+        tune(recipe, {"train.lr": Dimension(log=(1e-5, 1.0))}, fake_trainings / "out", num_trials=4)
 
 
-def test_an_interrupted_study_resumes_the_very_trial(recipe, made_up, monkeypatch):
-    monkeypatch.setattr(job_runner, "command", lambda run, c=job_runner.command: [*c(run)[:-1], "slow"])
-    out = made_up / "out"
+def test_an_interrupted_study_resumes_the_very_trial(recipe, fake_trainings, monkeypatch):
+    monkeypatch.setattr(job_runner, "build_command", lambda run, c=job_runner.build_command: [*c(run)[:-1], "slow"])
+    out = fake_trainings / "out"
 
     def interrupt():
-        while not job_runner.progress(Run("", recipe, out / "trial_0000")) >= 2:
+        while not job_runner.read_step(TrainingRun("", recipe, out / "trial_0000")) >= 2:
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(SystemExit):
-        tune(recipe, SPACE, out, trials=1)
+        tune(recipe, SPACE, out, num_trials=1)
     thread.join()
-    result = tune(recipe, SPACE, out, trials=1)
+    result = tune(recipe, SPACE, out, num_trials=1)
     assert [trial["state"] for trial in result["trials"]] == ["complete"]
-    starts = [int(step) for kind, step, _ in lives(out / "trial_0000") if kind == "start"]
+    starts = [int(step) for kind, step, _ in run_times(out / "trial_0000") if kind == "start"]
     assert starts[0] == 0
     assert 2 <= starts[1] < 10
 
 
-def test_a_trial_that_breaks_is_told_and_the_study_goes_on(recipe, made_up):
+def test_a_trial_that_breaks_is_told_and_the_study_goes_on(recipe, fake_trainings):
     space = {"train.lr": Dimension(choice=(1.0, 0.01)), "train.steps": Dimension(choice=(10, -1))}
-    result = tune(recipe, space, made_up / "out", trials=6)
+    result = tune(recipe, space, fake_trainings / "out", num_trials=6)
     states = {(t["values"].get("train.lr"), t["state"]) for t in result["trials"]}
     assert (0.01, "complete") in states
     reasons = [trial["failure"] for trial in result["trials"] if trial["state"] == "failed"]
@@ -106,7 +106,7 @@ def test_only_trials_that_are_as_fast_can_make_one_hopeless(slower, stopped, rec
         event = {"step": 4, "kind": "evaluation", "score": score}
         (folder / "metrics.jsonl").write_text(json.dumps(event) + "\n")
 
-    with opened(tmp_path, recipe, SPACE) as study:
+    with open_study(tmp_path, recipe, SPACE) as study:
         for number in range(6):
             trial = study.ask()
             trial.set_user_attr("time", 2.0 if slower else 1.0)
@@ -115,48 +115,48 @@ def test_only_trials_that_are_as_fast_can_make_one_hopeless(slower, stopped, rec
         trial = study.ask()
         trial.set_user_attr("time", 1.0)
         log(6, 0.1)
-        search = Search(recipe, SPACE, tmp_path, study)
-        run = Run("trial 6", recipe, tmp_path / "trial_0006")
-        assert search.hopeless(run) == stopped
-        assert not search.hopeless(run)  # asked once for every evaluation
+        search = RecipeSearch(recipe, SPACE, tmp_path, study)
+        run = TrainingRun("trial 6", recipe, tmp_path / "trial_0006")
+        assert search.should_prune(run) == stopped
+        assert not search.should_prune(run)  # asked once for every evaluation
         assert (study.trials[6].state == optuna.trial.TrialState.PRUNED) == stopped
-        assert ("trial 6" in search.closed) == stopped
+        assert ("trial 6" in search.abandoned) == stopped
 
 
-def test_hopeless_trials_are_stopped_on_the_way(recipe, made_up, monkeypatch):
+def test_hopeless_trials_are_stopped_on_the_way(recipe, fake_trainings, monkeypatch):
     from perception.studies import search
 
     rates = iter((1e-3, 1e-3, 1e-5))
-    monkeypatch.setattr(search, "suggest", lambda space, ask: {"train.lr": next(rates)})
-    monkeypatch.setattr(search, "STARTUP", 2)
-    monkeypatch.setattr(job_runner, "command", lambda run, c=job_runner.command: [*c(run)[:-1], "slow"])
-    result = tune(recipe, {"train.lr": Dimension(log=(1e-6, 1e-3))}, made_up / "out", trials=3, jobs=1)
+    monkeypatch.setattr(search, "suggest_values", lambda space, ask: {"train.lr": next(rates)})
+    monkeypatch.setattr(search, "MIN_TRIALS_TO_PRUNE", 2)
+    monkeypatch.setattr(job_runner, "build_command", lambda run, c=job_runner.build_command: [*c(run)[:-1], "slow"])
+    result = tune(recipe, {"train.lr": Dimension(log=(1e-6, 1e-3))}, fake_trainings / "out", num_trials=3, jobs=1)
     assert [trial["state"] for trial in result["trials"]] == ["complete", "complete", "stopped early"]
     assert result["trials"][2]["step"] < 10
-    assert result["front"] == [0]
+    assert result["pareto_front"] == [0]
 
 
-def test_the_command_and_its_page(made_up, capsys):
-    file = made_up / "recipe.yaml"
+def test_the_command_and_its_page(fake_trainings, capsys):
+    file = fake_trainings / "recipe.yaml"
     file.write_text(RECIPE + "tune: {train.lr: {log: [1.0e-4, 1.0e-1]}}\n")
-    assert cli.main(["tune", str(file), "--trials", "2", "--out", str(made_up / "out")]) == 0
+    assert cli.main(["tune", str(file), "--trials", "2", "--out", str(fake_trainings / "out")]) == 0
     text = capsys.readouterr().out
     assert "2 trials: 2 complete" in text
     assert "trial_0000" in text or "trial_0001" in text
-    page = (made_up / "out" / "tune.html").read_text()
+    page = (fake_trainings / "out" / "tune.html").read_text()
     assert page.count("<circle") == 2
-    assert scatter({"trials": [], "front": []}) == ""
+    assert render_scatter({"trials": [], "pareto_front": []}) == ""
     assert cli.main(["tune", str(file), "data.validation=[]"]) == 2
     assert "held-out" in capsys.readouterr().err
 
 
-def test_architectures_are_timed_once(recipe, made_up, monkeypatch):
+def test_architectures_are_timed_once(recipe, fake_trainings, monkeypatch):
     from perception.studies import search
 
     calls = []
-    monkeypatch.setattr(search, "measure", lambda *a, m=search.measure: calls.append(1) or m(*a, turns=3))
-    result = tune(recipe, SPACE, made_up / "out", trials=6, jobs=3)
+    monkeypatch.setattr(search, "measure_costs", lambda *a, m=search.measure_costs: calls.append(1) or m(*a, rounds=3))
+    result = tune(recipe, SPACE, fake_trainings / "out", num_trials=6, jobs=3)
     necks = {json.dumps(trial["values"]["model.neck"]) for trial in result["trials"]}
     times = {trial["time"] for trial in result["trials"]}
     assert len(times) == len(necks) <= len(calls) <= 3
-    assert result["base_milliseconds"] > 0
+    assert result["baseline_milliseconds"] > 0

@@ -8,23 +8,23 @@ import cv2
 import numpy as np
 import pytest
 
-from perception.runtime.sources import Shot
-from perception.synthetic.canvas import CAR, LABELS, PERSON, POLE, TRUCK
-from perception.synthetic.video import frames
+from perception.runtime.sources import Frame
+from perception.synthetic.street_image import CAR, LABEL_NAMES, PERSON, POLE, TRUCK
+from perception.synthetic.video import render_frames
 from perception.types import DenseMap, Prediction, TaskSpec
-from perception.video.optical_flow import Eye
+from perception.video.optical_flow import MotionEstimator
 from perception.video.smoothing import Smoother
 
 SIZE = (96, 160)
 SPECS = {
-    "segmentation": TaskSpec("segmentation", "dense", ("label_map",), ("road", "sky", "car")),
+    "segmentation": TaskSpec("segmentation", "dense", ("mask",), ("road", "sky", "car")),
     "depth": TaskSpec("depth", "dense", ("depth",), (), "m", (0.5, 80.0)),
 }
 FPS = 25.0
 
 
 def scene(step: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Picture, labels and depth of a car that moves over a road under the sky, all of it textured."""
+    """Image, labels and depth of a car that moves over a road under the sky, all of it textured."""
     generator = np.random.default_rng(seed)
     ground = np.repeat(np.repeat(generator.integers(60, 200, (24, 40, 1), np.uint8), 4, 0), 4, 1)
     paint = np.repeat(np.repeat(generator.integers(0, 255, (7, 9, 1), np.uint8), 4, 0), 4, 1)
@@ -56,7 +56,7 @@ def test_regions_that_flicker_are_calmed():
         if step % 3 == 1:  # a whole patch of the road becomes sky, every third frame
             broken[60:90, 100:150] = 1
         shaken = depth * np.exp(generator.normal(0, 0.03, SIZE)).astype(np.float32)
-        found, calm = parts_of(smoother(Shot(image, step / FPS), prediction(broken, shaken)))
+        found, calm = parts_of(smoother(Frame(image, step / FPS), prediction(broken, shaken)))
         if step >= 5:
             raw_wrong.append((broken != labels).mean())
             wrong.append((found != labels).mean())
@@ -71,7 +71,7 @@ def test_what_moves_is_not_left_behind():
     smoother, overlaps = Smoother(SPECS, 0.2), []
     for step in range(30):
         image, labels, depth = scene(step)
-        found, near = parts_of(smoother(Shot(image, step / FPS), prediction(labels, depth)))
+        found, near = parts_of(smoother(Frame(image, step / FPS), prediction(labels, depth)))
         both, either = ((found == 2) & (labels == 2)).sum(), ((found == 2) | (labels == 2)).sum()
         overlaps.append(both / either)
         np.testing.assert_allclose(near[labels == 2], 8, rtol=0.16)
@@ -83,11 +83,11 @@ def test_what_changes_for_good_is_taken_over_in_about_the_time_constant():
     smoother, taken = Smoother(SPECS, 0.1), None
     image, labels, depth = scene(0)
     for step in range(10):
-        smoother(Shot(image, step / FPS), prediction(labels, depth))
+        smoother(Frame(image, step / FPS), prediction(labels, depth))
     changed = labels.copy()
     changed[60:90, 100:150] = 1
     for step in range(10, 25):
-        found, _ = parts_of(smoother(Shot(image, step / FPS), prediction(changed, depth)))
+        found, _ = parts_of(smoother(Frame(image, step / FPS), prediction(changed, depth)))
         if taken is None and (found == changed).all():
             taken = step - 10
     assert taken is not None
@@ -99,7 +99,7 @@ def test_after_a_cut_the_past_counts_for_nothing(cut):
     smoother = Smoother(SPECS, 1.0)
     image, labels, depth = scene(0)
     for step in range(5):
-        smoother(Shot(image, step / FPS), prediction(labels, depth))
+        smoother(Frame(image, step / FPS), prediction(labels, depth))
     other, time = scene(0, seed=1)[0], 5 / FPS
     new, far = np.full(SIZE, 1, np.uint8), np.full(SIZE, 33.0, np.float32)
     if cut == "pause":
@@ -108,19 +108,19 @@ def test_after_a_cut_the_past_counts_for_nothing(cut):
         other = image[:64]
     elif cut == "invalid":
         other = image
-        smoother(Shot(image, 5 / FPS), dataclasses.replace(prediction(labels, depth), valid=False))
+        smoother(Frame(image, 5 / FPS), dataclasses.replace(prediction(labels, depth), valid=False))
         time = 6 / FPS
     else:
         other = 255 - image
-    found, metres = parts_of(smoother(Shot(other, time), prediction(new, far)))
+    found, metres = parts_of(smoother(Frame(other, time), prediction(new, far)))
     np.testing.assert_array_equal(found, new)
     np.testing.assert_array_equal(metres, far)
 
 
-def test_a_picture_on_its_own_is_not_smoothed():
+def test_an_image_on_its_own_is_not_smoothed():
     image, labels, depth = scene(0)
     alone = prediction(labels, depth)
-    assert Smoother(SPECS, 1.0)(Shot(image), alone) is alone
+    assert Smoother(SPECS, 1.0)(Frame(image), alone) is alone
 
 
 class Drive(NamedTuple):
@@ -145,14 +145,14 @@ def unsure(labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         x, y = generator.integers(0, (width, height))
         region = np.zeros_like(labels)
         cv2.ellipse(region, ((int(x), int(y)), (30.0, 16.0), 0.0), 1, cv2.FILLED)
-        found[(region > 0) & (found == found[y, x])] = generator.choice(list(LABELS))
+        found[(region > 0) & (found == found[y, x])] = generator.choice(list(LABEL_NAMES))
     return found
 
 
 @pytest.fixture(scope="module", params=[(11, "clear"), (12, "overcast"), (13, "dusk")], ids=lambda each: each[1])
 def drive(request) -> Drive:
     seed, scene_ = request.param
-    made = list(frames(seed, 24, (192, 384), 12.0, scene_))
+    made = list(render_frames(seed, 24, (192, 384), 12.0, scene_))
     generator = np.random.default_rng(0)
     depths = [np.where(each.depth > 0, each.depth, 100).astype(np.float32) for each in made]
     labels = [each.label_ids for each in made]
@@ -173,7 +173,7 @@ def smoothed(drive: Drive, seconds: float, labels: list[np.ndarray], depths: lis
     for k, (image, seen, guessed) in enumerate(zip(drive.images, labels, depths, strict=True)):
         parts = {"segmentation": DenseMap(seen, seen < 34), "depth": DenseMap(guessed, guessed > 0)}
         began = time.thread_time()
-        found = smoother(Shot(image, k / fps), Prediction(parts, seen.shape))
+        found = smoother(Frame(image, k / fps), Prediction(parts, seen.shape))
         took.append(time.thread_time() - began)
         maps.append(found.annotations["segmentation"].values)
         metres.append(found.annotations["depth"].values)
@@ -182,11 +182,11 @@ def smoothed(drive: Drive, seconds: float, labels: list[np.ndarray], depths: lis
 
 def flicker(images: list[np.ndarray], maps: list[np.ndarray]) -> tuple[float, float]:
     """What changes from frame to frame, and what changes along the motion: shares of pixels, of depth logarithms."""
-    eye, changes, along, before = Eye(), [], [], None
+    eye, changes, along, before = MotionEstimator(), [], [], None
     for image, now in zip(images, maps, strict=True):
         motion = eye(image)
         if before is not None and motion is not None:
-            known, moved = motion.known > 0, motion.moved(before, cv2.INTER_NEAREST)
+            known, moved = motion.reliable > 0, motion.warp(before, cv2.INTER_NEAREST)
             for past, where, kept in ((before, slice(None), changes), (moved, known, along)):
                 differ = now != past if now.dtype == np.uint8 else np.abs(np.log(now / past))
                 kept.append(differ[where].mean())
@@ -197,7 +197,7 @@ def flicker(images: list[np.ndarray], maps: list[np.ndarray]) -> tuple[float, fl
 def overlaps(maps: list[np.ndarray], truth: list[np.ndarray]) -> dict[int, float]:
     """Intersection over union of each class that covers a thousand pixels of the drive."""
     found = {}
-    for label in (k for k in LABELS if sum((each == k).sum() for each in truth) > 1000):
+    for label in (k for k in LABEL_NAMES if sum((each == k).sum() for each in truth) > 1000):
         pairs = [(each == label, true == label) for each, true in zip(maps, truth, strict=True)]
         found[label] = sum((a & b).sum() for a, b in pairs) / sum((a | b).sum() for a, b in pairs)
     return found
@@ -213,7 +213,7 @@ def test_on_a_drive_maps_flicker_less_and_are_nearer_to_the_truth(drive, seconds
     before, found = overlaps(drive.seen, drive.labels), overlaps(maps, drive.labels)
     assert np.mean(list(found.values())) > np.mean(list(before.values())) + 0.01
     for label, its in found.items():
-        assert its > before[label] - 0.01, LABELS[label]
+        assert its > before[label] - 0.01, LABEL_NAMES[label]
     error, calmed = (
         np.mean([np.abs(np.log(found / true)).mean() for found, true in zip(each, drive.depths, strict=True)])
         for each in (drive.guessed, metres)
@@ -227,7 +227,7 @@ def test_on_a_drive_what_is_right_stays_right(drive, seconds):
     maps, metres, _ = smoothed(drive, seconds, drive.labels, drive.depths)
     found = overlaps(maps, drive.labels)
     for label, least in {CAR: 0.99, TRUCK: 0.95, POLE: 0.93, PERSON: 0.95}.items():
-        assert found.get(label, 1.0) > least, LABELS[label]
+        assert found.get(label, 1.0) > least, LABEL_NAMES[label]
     assert np.mean(list(found.values())) > 0.98
     bias = [np.log(found / true)[true < 60].mean() for found, true in zip(metres, drive.depths, strict=True)]
     assert abs(np.mean(bias)) < 0.01
@@ -242,7 +242,7 @@ def test_more_seconds_calm_more_at_any_rate(drive):
 
 @pytest.mark.slow
 def test_smoothing_a_frame_takes_a_tenth_of_a_videos_time(drive):
-    """640x360 with a label map of 14 classes and depth, on one thread."""
+    """640x360 with a segmentation mask of 14 classes and depth, on one thread."""
     large = Drive(*([cv2.resize(m, (640, 360), interpolation=cv2.INTER_NEAREST) for m in part] for part in drive))
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)

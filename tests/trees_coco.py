@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from data_trees import pictures, write
+from data_trees import write_image, write_noise_images
 
 CATEGORIES = [{"id": 3, "name": "vehicle"}, {"id": 7, "name": "pedestrian"}, {"id": 9, "name": "kite"}]
 SEGMENTED = {
     "segmentation_task": "segmentation", "segmentation_rename": {"vehicle": "car"}, "segmentation_ignore": "rest",
-    "outside": "road", "ignore": ["kite"],
+    "unmasked_class": "road", "ignore": ["kite"],
 }  # fmt: skip
 
 
@@ -21,7 +21,7 @@ def rectangle(x: float, y: float, width: float, height: float) -> list[float]:
     return [x, y, x + width, y, x + width, y + height, x, y + height]
 
 
-def runs(mask: np.ndarray) -> dict[str, Any]:
+def encode_runs(mask: np.ndarray) -> dict[str, Any]:
     """Uncompressed RLE of a mask [H, W]."""
     flat = mask.ravel(order="F").astype(bool)
     edges = np.flatnonzero(np.diff(flat, prepend=not flat[0], append=not flat[-1]))
@@ -29,7 +29,7 @@ def runs(mask: np.ndarray) -> dict[str, Any]:
     return {"size": list(mask.shape), "counts": [0, *counts] if flat[0] else counts}
 
 
-def compressed(mask: np.ndarray) -> dict[str, Any]:
+def encode_compressed_runs(mask: np.ndarray) -> dict[str, Any]:
     """Compressed RLE of a mask [H, W], made by pycocotools."""
     from pycocotools import mask as library
 
@@ -44,15 +44,15 @@ def disc(x: float, y: float, radius: float, size: tuple[int, int] = (48, 64)) ->
 
 
 def masks_content(count: int) -> dict[str, Any]:
-    """In every picture but the last: a large vehicle of two polygons, on it a pedestrian (compressed RLE), a kite
+    """In every image but the last: a large vehicle of two polygons, on it a pedestrian (compressed RLE), a kite
     (uncompressed RLE), and a crowd of pedestrians (RLE)."""
     annotations = []
     for i in range(count - 1):
         masks = [
-            (7, 0, compressed(disc(20 + i, 20, 4)), [16 + i, 16, 9, 9]),
+            (7, 0, encode_compressed_runs(disc(20 + i, 20, 4)), [16 + i, 16, 9, 9]),
             (3, 0, [rectangle(4, 10, 30, 20), rectangle(40, 10, 10, 20)], [4, 10, 46, 20]),
-            (9, 0, runs(disc(56, 8, 5)), [51, 3, 11, 11]),
-            (7, 1, runs(disc(20, 40, 6)), [14, 34, 13, 13]),
+            (9, 0, encode_runs(disc(56, 8, 5)), [51, 3, 11, 11]),
+            (7, 1, encode_runs(disc(20, 40, 6)), [14, 34, 13, 13]),
         ]
         for category, crowd, segmentation, box in masks:
             annotations.append(
@@ -64,14 +64,14 @@ def masks_content(count: int) -> dict[str, Any]:
 
 
 def coco_masks_tree(root: Path, count: int = 3, content: dict | None = None) -> dict[str, Any]:
-    """Writes pictures and a JSON (``content`` replaces it); the reader's config with masks."""
-    pictures(root / "coco" / "images", count)
+    """Writes images and a JSON (``content`` replaces it); the reader's config with masks."""
+    write_noise_images(root / "coco" / "images", count)
     content = masks_content(count) if content is None else content
     (root / "coco" / "masks.json").write_text(json.dumps(content))
     return {"format": "coco", "images": "coco/images", "annotations": "coco/masks.json", **SEGMENTED}
 
 
-def id_colours(ids: np.ndarray) -> np.ndarray:
+def ids_to_colors(ids: np.ndarray) -> np.ndarray:
     """uint8 RGB [H, W, 3] of a panoptic PNG."""
     return np.stack([ids & 255, ids >> 8 & 255, ids >> 16 & 255], -1).astype(np.uint8)
 
@@ -106,10 +106,10 @@ def panoptic_ids() -> np.ndarray:
 
 
 def coco_panoptic_tree(root: Path, count: int = 3, content: dict | None = None) -> dict[str, Any]:
-    """Writes pictures, PNGs and a JSON (``content`` replaces it); the reader's config."""
-    pictures(root / "coco" / "images", count)
+    """Writes images, PNGs and a JSON (``content`` replaces it); the reader's config."""
+    write_noise_images(root / "coco" / "images", count)
     for i in range(count):
-        write(root / "coco" / "panoptic" / f"{i:03d}.png", id_colours(panoptic_ids()))
+        write_image(root / "coco" / "panoptic" / f"{i:03d}.png", ids_to_colors(panoptic_ids()))
     content = panoptic_content(count) if content is None else content
     (root / "coco" / "panoptic.json").write_text(json.dumps(content))
     return {
@@ -135,7 +135,7 @@ def coco_tools_tree(root: Path, count: int = 3) -> dict[str, Any]:
         annotation["attributes"] = {"rotation": 30.0, "occluded": False}
         if isinstance(annotation["segmentation"], list):
             annotation |= {"segmentation": annotation["segmentation"][0], "bbox": []}
-    options = {"names": "base", "crowds": "objects", "difficult": "background", "unlabelled": "empty"}
+    options = {"match_by": "base", "crowds": "object", "difficult": "background", "unlabeled": "empty"}
     return {**coco_masks_tree(root, count, content), **options}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from data_trees import cityscapes_tree, picture, write
+from data_trees import cityscapes_tree, noise_image, write_image
 from PIL import Image
 
 CAR, PERSON = (6, 11, 25, 30), (30, 5, 41, 29)
@@ -33,8 +33,8 @@ def voc_xml(name: str, *objects: str, width: int | str = 64, height: int | str =
     )
 
 
-def voc_palette(ids: np.ndarray, path: Path) -> None:
-    """A PNG with a palette whose index is the id, as VOC's label maps."""
+def write_voc_mask(ids: np.ndarray, path: Path) -> None:
+    """A PNG with a palette whose index is the id, as VOC's segmentation masks."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(ids)
     image.putpalette([(i * 37 + channel * 101) % 256 for i in range(256) for channel in range(3)])
@@ -50,18 +50,18 @@ def voc_mask() -> np.ndarray:
 
 
 def voc_tree(root: Path, count: int = 3) -> dict[str, Any]:
-    """A car and a difficult person in every picture but the last, label maps for all but the first."""
+    """A car and a difficult person in every image but the last, segmentation masks for all but the first."""
     at = root / "VOCdevkit/VOC2012"
     names = [f"2007_{i:06d}" for i in range(count)]
     head = "<part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></part>"
     for i, name in enumerate(names):
-        write(at / f"JPEGImages/{name}.jpg", picture(i))
+        write_image(at / f"JPEGImages/{name}.jpg", noise_image(i))
         objects = voc_object("car", CAR), voc_object("person", PERSON, 1, head)
         path = at / f"Annotations/{name}.xml"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(voc_xml(name, *objects if i < count - 1 else ()))
         if i:
-            voc_palette(voc_mask(), at / f"SegmentationClass/{name}.png")
+            write_voc_mask(voc_mask(), at / f"SegmentationClass/{name}.png")
     for kind, listed in (("Main", names), ("Segmentation", names[1:])):
         (at / f"ImageSets/{kind}").mkdir(parents=True, exist_ok=True)
         (at / f"ImageSets/{kind}/train.txt").write_text("".join(f"{name}\n" for name in listed))
@@ -84,7 +84,7 @@ def bdd100k_box(category: str, box: tuple[float, ...], **attributes: Any) -> dic
 
 
 def bdd100k_frames(names: list[str]) -> list[dict[str, Any]]:
-    """A car, a crowd of pedestrians, a bicycle in every picture but the last, which has none; every other by night."""
+    """A car, a crowd of pedestrians, a bicycle in every image but the last, which has none; every other by night."""
     frames = []
     for i, name in enumerate(names):
         boxes = (
@@ -98,7 +98,7 @@ def bdd100k_frames(names: list[str]) -> list[dict[str, Any]]:
 
 
 def bdd100k_tree(root: Path, count: int = 3) -> dict[str, Any]:
-    """Boxes and attributes for all pictures, drivable area, lanes and semantic maps too."""
+    """Boxes and attributes for all images, drivable area, lanes and semantic maps too."""
     at = root / "bdd100k"
     names = [f"{i:08x}-62c2a288" for i in range(count)]
     drivable = np.full((48, 64), 2, np.uint8)
@@ -108,9 +108,9 @@ def bdd100k_tree(root: Path, count: int = 3) -> dict[str, Any]:
     semantic = np.zeros((48, 64), np.uint8)
     semantic[:20], semantic[30:40, 10:30], semantic[0] = 10, 13, 255
     for i, name in enumerate(names):
-        write(at / f"images/100k/train/{name}.jpg", picture(i))
+        write_image(at / f"images/100k/train/{name}.jpg", noise_image(i))
         for kind, ids in (("drivable", drivable), ("lane", lane), ("sem_seg", semantic)):
-            write(at / f"labels/{kind}/masks/train/{name}.png", ids)
+            write_image(at / f"labels/{kind}/masks/train/{name}.png", ids)
     path = at / "labels/det_20/det_train.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(bdd100k_frames(names)))
@@ -122,7 +122,7 @@ def bdd100k_tree(root: Path, count: int = 3) -> dict[str, Any]:
 
 
 def bdd100k_maps_tree(root: Path, count: int = 3) -> dict[str, Any]:
-    """`bdd100k_tree` with its lanes as the segmentation, and boxes in a file per picture."""
+    """`bdd100k_tree` with its lanes as the segmentation, and boxes in a file per image."""
     bdd100k_tree(root, count)
     labels = root / "bdd100k/labels"
     (labels / "100k/train").mkdir(parents=True)
@@ -150,9 +150,9 @@ def cityscapes_instances_tree(root: Path, count: int = 3, split: str = "train") 
         ids[22:40, 34:40] = 24_000
         ids[25:30, 2:8], ids[35:44, 50:62] = 33, 33
         ids[21:24, 50:56] = 29_000
-        write(root / f"city/gtFine/{split}/ulm/{name}_gtFine_instanceIds.png", ids)
+        write_image(root / f"city/gtFine/{split}/ulm/{name}_gtFine_instanceIds.png", ids)
         labels = np.where(ids >= 1000, ids // 1000, ids).astype(np.uint8)
-        write(root / f"city/gtFine/{split}/ulm/{name}_gtFine_labelIds.png", labels)
+        write_image(root / f"city/gtFine/{split}/ulm/{name}_gtFine_labelIds.png", labels)
     return {
         **config, "ignore": "rest", "detection_task": "detection", "detection_background": "rest",
         "detection_rename": {"car": "vehicle", "person": "pedestrian", "bicycle": "bike"},

@@ -18,10 +18,10 @@ import cv2
 import numpy as np
 
 Script = Callable[[int], Iterable[np.ndarray | bytes | float]]
-"""Number of the connection -> what is sent: pictures (BGR or gray), bytes as a part, or seconds to wait."""
+"""Number of the connection -> what is sent: images (BGR or gray), bytes as a part, or seconds to wait."""
 
 
-def jpeg(image: np.ndarray) -> bytes:
+def encode_jpeg(image: np.ndarray) -> bytes:
     return cv2.imencode(".jpg", image)[1].tobytes()
 
 
@@ -53,7 +53,7 @@ class JpegServer:
                             if outer._stopped.wait(item):
                                 return
                             continue
-                        data = item if isinstance(item, bytes) else jpeg(item)
+                        data = item if isinstance(item, bytes) else encode_jpeg(item)
                         length = b"Content-Length: %d\r\n" % len(data) if lengths else b""
                         self.wfile.write(b"--cut\r\nContent-Type: image/jpeg\r\n" + length + b"\r\n" + data + b"\r\n")
                         self.wfile.flush()
@@ -79,31 +79,31 @@ def md5(text: str) -> str:
 
 
 @dataclass
-class Answer:
+class Response:
     """What a `FileServer` says to a path.
 
     length: as it is told; None = not told, the connection closes at the end
-    chunked: in pieces, of which the last says so unless ``cut``
-    secret: "user:password" that it asks for
-    digest: by a digest and not in clear
+    chunked: in pieces, of which the last says so unless ``truncated``
+    credentials: "user:password" that it asks for
+    digest_auth: by a digest and not in clear
     """
 
     body: bytes = b""
-    kind: str = "application/octet-stream"
+    content_type: str = "application/octet-stream"
     status: int = 200
     length: int | None = -1
     chunked: bool = False
-    cut: bool = False
+    truncated: bool = False
     location: str = ""
-    secret: str = ""
-    digest: bool = False
+    credentials: str = ""
+    digest_auth: bool = False
 
 
 class FileServer:
-    """``with FileServer({"/a.jpg": Answer(...)}) as url``: no HEAD, no ranges. asked: the paths, in order."""
+    """``with FileServer({"/a.jpg": Answer(...)}) as url``: no HEAD, no ranges. requested: the paths, in order."""
 
-    def __init__(self, answers: dict[str, Answer]):
-        self.asked: list[str] = []
+    def __init__(self, answers: dict[str, Response]):
+        self.requested: list[str] = []
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -113,13 +113,13 @@ class FileServer:
                 pass
 
             def do_GET(self) -> None:
-                outer.asked.append(self.path)
-                answer = answers.get(unquote(self.path.partition("?")[0]), Answer(status=404))
-                ask = "Digest" if answer.digest else "Basic"
-                if answer.secret and not self._knows(answer):
-                    answer = Answer(status=401)
+                outer.requested.append(self.path)
+                answer = answers.get(unquote(self.path.partition("?")[0]), Response(status=404))
+                ask = "Digest" if answer.digest_auth else "Basic"
+                if answer.credentials and not self._knows(answer):
+                    answer = Response(status=401)
                 self.send_response(answer.status)
-                self.send_header("Content-Type", answer.kind)
+                self.send_header("Content-Type", answer.content_type)
                 self.send_header("Connection", "close")
                 if answer.status == 401:
                     self.send_header("WWW-Authenticate", f'{ask} realm="cameras", nonce="7", qop="auth"')
@@ -135,16 +135,16 @@ class FileServer:
                         for begin in range(0, len(answer.body), 1000):
                             piece = answer.body[begin : begin + 1000]
                             self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
-                        self.wfile.write(b"" if answer.cut else b"0\r\n\r\n")
+                        self.wfile.write(b"" if answer.truncated else b"0\r\n\r\n")
                     else:
                         self.wfile.write(answer.body)
                 self.close_connection = True
 
-            def _knows(self, answer: Answer) -> bool:
+            def _knows(self, answer: Response) -> bool:
                 told = self.headers.get("Authorization", "")
-                if not answer.digest:
-                    return told == f"Basic {base64.b64encode(answer.secret.encode()).decode()}"
-                user, _, password = answer.secret.partition(":")
+                if not answer.digest_auth:
+                    return told == f"Basic {base64.b64encode(answer.credentials.encode()).decode()}"
+                user, _, password = answer.credentials.partition(":")
                 fields = dict(re.findall(r'(\w+)="?([^",]*)', told))
                 first, second = md5(f"{user}:cameras:{password}"), md5(f"GET:{self.path}")
                 middle = ":".join(fields.get(name, "") for name in ("nonce", "nc", "cnonce", "qop"))
@@ -163,8 +163,8 @@ class FileServer:
         self._server.server_close()
 
 
-def frames(count: int, size: tuple[int, int] = (48, 80), pause: float = 0.005, gray: bool = False):
-    """Pictures of growing brightness, each followed by a pause."""
+def scripted_frames(count: int, size: tuple[int, int] = (48, 80), pause: float = 0.005, gray: bool = False):
+    """Images of growing brightness, each followed by a pause."""
     for i in range(count):
         yield np.full(size if gray else (*size, 3), 40 + i, np.uint8)
         yield pause

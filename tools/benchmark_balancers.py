@@ -14,11 +14,11 @@ import sys
 from pathlib import Path
 
 from perception import recipe as recipes
-from perception.studies.balancers import TABLE, benchmark
+from perception.studies.balancer_benchmark import TABLE, run_benchmark
 from perception.types import ConfigError, PerceptionError
 
 
-def insert(page: Path, name: str, text: str) -> None:
+def update_page(page: Path, name: str, text: str) -> None:
     """Put a text between a page's marks, in place of what is there."""
     marks = re.compile(f"(<!-- begin {re.escape(name)} -->\n).*?(<!-- end {re.escape(name)} -->)", re.DOTALL)
     changed, count = marks.subn(lambda found: f"{found[1]}{text}{found[2]}", page.read_text("utf-8"))
@@ -42,19 +42,19 @@ def main() -> None:
         help="recipe: the recipe's static weights, to all that take weights (default); none: equal ones",
     )  # fmt: skip
     parser.add_argument("--jobs", type=int, metavar="N", help="trainings at a time")
-    parser.add_argument("--turns", type=int, default=5, metavar="N", help="of the measurement of a step's cost")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="of the measurement of a step's cost")
     parser.add_argument("--out", type=Path, help="folder of the runs (default: runs/<name of the recipe>_balancers)")
     parser.add_argument("--page", type=Path, help="page to put the table into")
     given = parser.parse_args()
     overrides = [*given.overrides, *([f"train.steps={given.steps}"] if given.steps else [])]
     recipe = recipes.load(given.config, overrides)
     out = given.out or Path("runs") / f"{recipe.name}_balancers"
-    options = {"seeds": given.seeds, "jobs": given.jobs, "turns": given.turns}
-    benchmark(recipe, out, balancers=given.balancers, space=given.space, weights=given.weights, **options)
+    options = {"num_seeds": given.seeds, "jobs": given.jobs, "repeats": given.rounds}
+    run_benchmark(recipe, out, balancers=given.balancers, space=given.space, weights=given.weights, **options)
     text = (out / TABLE).read_text("utf-8")
     print(text)
     if given.page:
-        insert(given.page, recipe.name, text)
+        update_page(given.page, recipe.name, text)
 
 
 if __name__ == "__main__":

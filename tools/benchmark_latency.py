@@ -12,7 +12,7 @@ import time
 import numpy as np
 import onnxruntime
 
-ROUNDS = 15
+NUM_ROUNDS = 15
 
 
 def main() -> None:
@@ -22,9 +22,9 @@ def main() -> None:
     parser.add_argument("--size", default="640x640")
     parsed = parser.parse_args()
     height, width = map(int, parsed.size.split("x"))
-    runs = {path: session(path, height, width) for path in (parsed.ours, *parsed.theirs)}
+    runs = {path: open_runner(path, height, width) for path in (parsed.ours, *parsed.theirs)}
     seconds: dict[str, list[float]] = {path: [] for path in runs}
-    for _ in range(ROUNDS):
+    for _ in range(NUM_ROUNDS):
         for path, run in runs.items():
             begin = time.process_time()
             run()
@@ -38,7 +38,7 @@ def main() -> None:
     print(f"ours / sum of theirs ({sum(others):.1f} ms) = {np.median(ratios):.3f} (quartiles {low:.3f} to {high:.3f})")
 
 
-def session(path: str, height: int, width: int):
+def open_runner(path: str, height: int, width: int):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.add_session_config_entry("session.set_denormal_as_zero", "1")

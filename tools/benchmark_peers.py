@@ -1,10 +1,10 @@
-"""Other projects' networks, trained on a recipe's pictures and measured by this project's metrics.
+"""Other projects' networks, trained on a recipe's images and measured by this project's metrics.
 
 python tools/benchmark_peers.py RECIPE TASK [key=value ...] --epochs 10 --size 640 --out runs/peers
 
 detection, segmentation and depth: Ultralytics YOLO26n, -sem, -depth from scratch, by its own training with its own
 defaults. `--smp` for segmentation: segmentation_models_pytorch's FPN on the same ImageNet EfficientNet-Lite0, by this
-project's pictures and augmentation, cross-entropy and Dice, AdamW, for --steps of the recipe's batch size.
+project's images and augmentation, cross-entropy and Dice, AdamW, for --steps of the recipe's batch size.
 
 Neither is a dependency: pip install ultralytics segmentation-models-pytorch. Ultralytics is AGPL-3.0: it is called as a
 program, nothing of it is in here.
@@ -29,7 +29,7 @@ import torch
 
 from perception import recipe as recipes
 from perception.engine.log import progress_bar
-from perception.ops.image import letterbox_frame, unwarp_map, warp_image
+from perception.ops.image import compute_letterbox, unwarp_map, warp_image
 from perception.recipe import build_model
 from perception.types import DenseMap, Instances
 
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--size", type=int, default=640)
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--steps", type=int, default=750)
     parser.add_argument("--smp", action="store_true")
     parser.add_argument("--out", type=Path, required=True)
@@ -60,21 +60,21 @@ def main() -> None:
         "task": parsed.task,
         "epochs": parsed.epochs,
         "seconds": round(seconds),
-        **measure(recipe, parsed.task, perceive),
+        **evaluate_predictor(recipe, parsed.task, perceive),
     }
     (parsed.out / "metrics.json").write_text(json.dumps(found, indent=1))
     print(json.dumps(found, indent=1))
 
 
-def measure(recipe, task, perceive) -> dict[str, float]:
-    """The project's own metrics of ``perceive`` (RGB picture to annotation, both in source pixels)."""
-    head: Any = build_model(recipe, weights=False).tasks[task]
-    metric = head.metric()
-    for source in recipes.validation_sources(recipe):
+def evaluate_predictor(recipe, task, predict) -> dict[str, float]:
+    """The project's own metrics of ``predict`` (RGB image to annotation, both in source pixels)."""
+    head: Any = build_model(recipe, pretrained=False).tasks[task]
+    metric = head.create_metric()
+    for source in recipes.open_validation_sources(recipe):
         for index in range(len(source)):
-            sample = source.sample(index)
+            sample = source.load_sample(index)
             if sample.annotations.get(task) is not None:
-                metric.update(sample.id, perceive(sample.image), sample.annotations[task])
+                metric.update(sample.id, predict(sample.image), sample.annotations[task])
     return {f"{task}/{key}": value for key, value in metric.compute().items()}
 
 
@@ -83,9 +83,9 @@ def train_yolo(recipe, parsed):
     from ultralytics import settings  # type: ignore[import-not-found]
 
     settings.update({"sync": False})
-    data = write_yolo(recipe, parsed.task, parsed.out / "data")
+    data = write_yolo_dataset(recipe, parsed.task, parsed.out / "data")
     model = Network(YOLO[parsed.task])
-    options = {"data": str(data), "epochs": parsed.epochs, "imgsz": parsed.size, "batch": parsed.batch}
+    options = {"data": str(data), "epochs": parsed.epochs, "imgsz": parsed.size, "batch": parsed.batch_size}
     quiet = {"plots": False, "val": False, "save_period": -1, "pretrained": False, "amp": False, "workers": 1}
     model.train(
         **options,
@@ -113,18 +113,18 @@ def train_yolo(recipe, parsed):
     return perceive
 
 
-def write_yolo(recipe, task, out: Path) -> Path:
-    """The recipe's pictures and labels in the layout that Ultralytics expects, once. Returns its data.yaml."""
+def write_yolo_dataset(recipe, task, out: Path) -> Path:
+    """The recipe's images and labels in the layout that Ultralytics expects, once. Returns its data.yaml."""
     description = out / "data.yaml"
     if description.is_file():
         return description
-    opened = {"train": recipes.training_sources(recipe), "val": recipes.validation_sources(recipe)}
+    opened = {"train": recipes.open_training_sources(recipe), "val": recipes.open_validation_sources(recipe)}
     for part, sources in opened.items():
         for number, (source, index) in enumerate((s, i) for s in sources for i in range(len(s))):
-            sample = source.sample(index)
+            sample = source.load_sample(index)
             label = sample.annotations.get(task)
             if label is not None:
-                write_one(out, part, f"{number:06d}", sample.image, label)
+                write_sample(out, part, f"{number:06d}", sample.image, label)
     names = list(getattr(recipe.tasks[task], "classes", ())) or ["depth"]
     lines = [f"path: {out.absolute()}", "train: images/train", "val: images/val", "masks_dir: masks", "names:"]
     lines += [f"  {index}: {name}" for index, name in enumerate(names)]
@@ -134,8 +134,8 @@ def write_yolo(recipe, task, out: Path) -> Path:
     return description
 
 
-def write_one(out: Path, part: str, name: str, image, label) -> None:
-    folders = {kind: out / kind / part for kind in ("images", "labels", "masks", "depth")}
+def write_sample(out: Path, split: str, name: str, image, label) -> None:
+    folders = {kind: out / kind / split for kind in ("images", "labels", "masks", "depth")}
     for folder in folders.values():
         folder.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(folders["images"] / f"{name}.png"), image[:, :, ::-1])
@@ -156,13 +156,13 @@ def train_smp(recipe, parsed):
     import segmentation_models_pytorch as smp  # type: ignore[import-not-found]
     from segmentation_models_pytorch.losses import DiceLoss  # type: ignore[import-not-found]
 
-    from perception.data.loader import train_batches
-    from perception.engine.precision import autocast, move
+    from perception.data.loader import make_train_loader
+    from perception.engine.precision import autocast, move_to_device
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(recipe.seed)
     classes = len(recipe.tasks["segmentation"].classes)
-    ours = build_model(recipe)  # its backbone brings the ImageNet weights and the normalisation
+    ours = build_model(recipe)  # its backbone brings the ImageNet weights and the normalization
     network = smp.FPN("tu-tf_efficientnet_lite0", encoder_weights=None, classes=classes)
     network.encoder.model.load_state_dict(ours.backbone.body.state_dict())
     network = network.to(device, memory_format=torch.channels_last).train()
@@ -170,9 +170,9 @@ def train_smp(recipe, parsed):
     optimizer = torch.optim.AdamW(network.parameters(), recipe.train.lr, weight_decay=recipe.train.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.train.lr, parsed.steps, pct_start=0.1)
     dice = DiceLoss("multiclass", ignore_index=255)
-    batches = train_batches(recipes.build_mixture(recipe), ("segmentation",), recipe.train.batch_size, parsed.steps)
+    batches = make_train_loader(recipes.build_mixture(recipe), ("segmentation",), recipe.train.batch_size, parsed.steps)
     with progress_bar("smp", parsed.steps) as advance_to:
-        for step, batch in enumerate(move(batch, device) for batch in batches):
+        for step, batch in enumerate(move_to_device(batch, device) for batch in batches):
             maps: list[Any] = batch.annotations["segmentation"]
             labels = torch.stack([torch.where(m.valid, m.values.long(), 255) for m in maps])
             with autocast(recipe.train.precision, device):
@@ -186,7 +186,7 @@ def train_smp(recipe, parsed):
     network.eval()
 
     def perceive(image):
-        frame = letterbox_frame(image.shape[:2], recipe.data.size)
+        frame = compute_letterbox(image.shape[:2], recipe.data.size)
         pixels = torch.from_numpy(warp_image(image, frame).copy()).permute(2, 0, 1)[None].to(device)
         with torch.inference_mode():
             labels = network((pixels.float() - mean) / std)[0].argmax(0).cpu().numpy()
@@ -195,16 +195,16 @@ def train_smp(recipe, parsed):
         )
 
     torch.save(network.state_dict(), parsed.out / "smp.pt")
-    cost = milliseconds(recipes.load(parsed.recipe, parsed.overrides), network)
+    cost = measure_milliseconds(recipes.load(parsed.recipe, parsed.overrides), network)
     (parsed.out / "milliseconds.json").write_text(json.dumps(cost))
     print(f"Milliseconds of a forward pass, the recipe's network with all its tasks and this one: {cost}")
     return perceive
 
 
-def milliseconds(recipe, other) -> dict[str, float]:
-    """Of one picture on one thread of the CPU, in turns: the recipe's network with all of its tasks, and the other one;
+def measure_milliseconds(recipe, other) -> dict[str, float]:
+    """Of one image on one thread of the CPU, in turns: the recipe's network with all of its tasks, and the other one;
     raw outputs of both."""
-    ours = build_model(recipe, weights=False).eval()
+    ours = build_model(recipe, pretrained=False).eval()
     other = copy.deepcopy(other).cpu().eval()
     picture = torch.randint(0, 256, (1, 3, *recipe.data.size), dtype=torch.uint8)
     pixels = (picture.float() / 128 - 1).contiguous(memory_format=torch.channels_last)

@@ -10,65 +10,76 @@ import numpy as np
 import torch
 from onnx import ModelProto
 
-from perception.bench.latency import Form
-from perception.bench.variants import CompiledForm, OnnxForm, TorchForm, from_file
-from perception.export.export import weights_digest
-from perception.export.trace import translate
+from perception.bench.latency import Variant
+from perception.bench.variants import CompiledVariant, OnnxVariant, TorchVariant, load_variant
+from perception.export.export import hash_weights
+from perception.export.trace import trace_to_onnx
 from perception.runtime import onnx_file
-from perception.runtime.manifest import Precision, extract
+from perception.runtime.manifest import Precision, extract_manifest
 from perception.types import PerceptionError
 
-KINDS = ("torch", "compiled", "onnx", "int8")
+BACKENDS = ("torch", "compiled", "onnx", "int8")
 
 
-def candidates(
-    run: Path, model: Any, size: tuple[int, int], kinds: Sequence[str], notes: dict[str, str], prefix: str = ""
-) -> list[Form]:
+def build_variants(
+    run_folder: Path,
+    model: Any,
+    size: tuple[int, int],
+    backends: Sequence[str],
+    notes: dict[str, str],
+    prefix: str = "",
+) -> list[Variant]:
     """A form of each kind, called ``prefix`` + kind, for inputs of ``size``. notes: what each is, or why it is missing.
 
     Exported files in the run folder are taken where they hold these weights; otherwise the graph is made here.
     """
-    graphs = _Graphs(run, model, size)
+    graphs = _OnnxVariants(run_folder, model, size)
     shown = np.zeros((1, 3, *size), np.uint8)
-    found: list[Form] = []
-    for kind in kinds:
+    found: list[Variant] = []
+    for kind in backends:
         name = prefix + kind
         try:
             if kind == "torch":
-                found.append(TorchForm(name, model))
+                found.append(TorchVariant(name, model))
             elif kind == "compiled":
-                found.append(CompiledForm(name, model, shown))
+                found.append(CompiledVariant(name, model, shown))
             else:
-                form, notes[name] = graphs.form(name, "fp32" if kind == "onnx" else "int8")
+                form, notes[name] = graphs.build(name, "fp32" if kind == "onnx" else "int8")
                 found.append(form)
         except RuntimeError as error:
             notes[name] = str(error)
     return found
 
 
-class _Graphs:
-    def __init__(self, run: Path, model: Any, size: tuple[int, int]) -> None:
-        self.run, self.model, self.size = run, model, size
-        self._core: ModelProto | None = None
+class _OnnxVariants:
+    def __init__(self, run_folder: Path, model: Any, size: tuple[int, int]) -> None:
+        self.run_folder, self.model, self.size = run_folder, model, size
+        self._graph: ModelProto | None = None
 
-    def form(self, name: str, precision: Precision) -> tuple[OnnxForm, str]:
-        for path in sorted(self.run.glob("*.onnx")) if self.run.is_dir() else []:
-            if self._fits(path, precision):
-                return from_file(name, path)[0], str(path)
-        self._core = self._core or translate(self.model, self.model.specs, self.size)
+    def build(self, name: str, precision: Precision) -> tuple[OnnxVariant, str]:
+        for path in sorted(self.run_folder.glob("*.onnx")) if self.run_folder.is_dir() else []:
+            if self._matches(path, precision):
+                return load_variant(name, path)[0], str(path)
+        self._graph = self._graph or trace_to_onnx(self.model, self.model.specs, self.size)
         if precision == "fp32":
-            return OnnxForm(name, self._core, list(self.model.tasks)), "translated here, not verified"
-        from perception.export.int8 import plainly_quantised
+            return OnnxVariant(name, self._graph, list(self.model.tasks)), "translated here, not verified"
+        from perception.export.int8 import quantize_all
 
         noise = torch.randint(0, 256, (1, 3, *self.size), dtype=torch.uint8).numpy()
-        graph = plainly_quantised(self._core, [noise])
-        return OnnxForm(name, graph, list(self.model.tasks)), "quantised here on noise, for its speed alone"
+        graph = quantize_all(self._graph, [noise])
+        return OnnxVariant(name, graph, list(self.model.tasks)), "quantized here on noise, for its speed alone"
 
-    def _fits(self, path: Path, precision: Precision) -> bool:
+    def _matches(self, path: Path, precision: Precision) -> bool:
         try:
-            manifest = extract(onnx_file.read_file(path), str(path))
+            manifest = extract_manifest(onnx_file.read_model(path), str(path))
         except PerceptionError:
             return False
         rules = manifest.input
-        alike = manifest.precision == precision and list(manifest.tasks) == list(self.model.tasks) and not rules.inside
-        return alike and (rules.dynamic or rules.size == self.size) and manifest.weights == weights_digest(self.model)
+        alike = (
+            manifest.precision == precision
+            and list(manifest.tasks) == list(self.model.tasks)
+            and not rules.embeds_preprocessing
+        )
+        return (
+            alike and (rules.dynamic or rules.size == self.size) and manifest.weights_sha256 == hash_weights(self.model)
+        )

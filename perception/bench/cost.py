@@ -10,15 +10,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from perception.model import Perception
-from perception.ops.denormals import flushed_denormals
+from perception.model import MultiTaskModel
+from perception.ops.denormals import flush_denormals
 
-TURNS = 15
+NUM_ROUNDS = 15
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
-    """parameters: of the whole network. seconds: of a picture, decoded, one number a turn."""
+class NetworkCost:
+    """parameters: of the whole network. seconds: of an image, decoded, one number a turn."""
 
     parameters: int
     seconds: tuple[float, ...]
@@ -29,8 +29,10 @@ class Cost:
         return statistics.median(self.seconds) * 1e3
 
 
-def measure(models: Mapping[str, Perception], pictures: Tensor, turns: int = TURNS) -> dict[str, Cost]:
-    """Name -> cost of a network's decoded prediction of ``pictures`` (uint8 [B, 3, H, W]) on one thread of the CPU.
+def measure_costs(
+    models: Mapping[str, MultiTaskModel], images: Tensor, rounds: int = NUM_ROUNDS
+) -> dict[str, NetworkCost]:
+    """Name -> cost of a network's decoded prediction of ``images`` (uint8 [B, 3, H, W]) on one thread of the CPU.
 
     Processor time, not the clock: what else runs on the machine disturbs it least. The first turn warms up.
     """
@@ -38,21 +40,21 @@ def measure(models: Mapping[str, Perception], pictures: Tensor, turns: int = TUR
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with flushed_denormals(), torch.inference_mode():
-            for _ in range(turns + 1):
+        with flush_denormals(), torch.inference_mode():
+            for _ in range(rounds + 1):
                 for name, model in models.items():
                     start = time.process_time()
-                    model.predict(pictures)
+                    model.predict(images)
                     seconds[name].append(time.process_time() - start)
     finally:
         torch.set_num_threads(threads)
     return {
-        name: Cost(sum(p.numel() for p in model.parameters()), tuple(seconds[name][1:]))
+        name: NetworkCost(sum(p.numel() for p in model.parameters()), tuple(seconds[name][1:]))
         for name, model in models.items()
     }
 
 
-def ratio(one: Cost, others: Sequence[Cost]) -> float:
+def time_ratio(one: NetworkCost, others: Sequence[NetworkCost]) -> float:
     """Time of one network over that of the others in sequence: the median over the turns."""
     return statistics.median(
         mine / sum(theirs) for mine, *theirs in zip(one.seconds, *(other.seconds for other in others), strict=True)

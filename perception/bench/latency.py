@@ -16,25 +16,25 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.ops.image import letterbox_frame, warp_image
+from perception.ops.image import compute_letterbox, warp_image
 
-PICTURE = (720, 1280)
-"""(height, width) of the camera picture whose letterbox is timed."""
+CAMERA_IMAGE_SIZE = (720, 1280)
+"""(height, width) of the camera image whose letterbox is timed."""
 
-WHOLE = "everything"
+TOTAL = "total"
 
 Stage = tuple[str, Callable[[], Any]]
 """Name, and what it does with what the stages before it left."""
 
 
-class Form(Protocol):
+class Variant(Protocol):
     """A network in one form: torch, compiled, an ONNX file..."""
 
     name: str
-    inside: bool
+    embeds_preprocessing: bool
     """The graph letterboxes: the letterbox is one of its stages, ``placing``."""
 
-    def stages(self, images: NDArray[np.uint8]) -> list[Stage]:
+    def build_stages(self, images: NDArray[np.uint8]) -> list[Stage]:
         """The stages of a letterboxed batch [B, 3, H, W], in their order; the last is `WHOLE`, all of them at once."""
         ...
 
@@ -42,53 +42,53 @@ class Form(Protocol):
         """How many threads one call may use from now on."""
         ...
 
-    def memory(self, images: NDArray[np.uint8]) -> float | None:
+    def measure_memory(self, images: NDArray[np.uint8]) -> float | None:
         """Peak megabytes of a process that runs it, beyond an empty one; None = unknown."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
-    """Medians in seconds. wall_99: the wall time that one call in a hundred exceeds."""
+class StageCost:
+    """Medians in seconds. wall_p99: the wall time that one call in a hundred exceeds."""
 
     cpu: float
     wall: float
-    wall_99: float
+    wall_p99: float
 
 
 @dataclass
-class Bench:
+class LatencyReport:
     """What was measured.
 
     costs:      form -> stage -> cost of one batch on one thread
-    throughput: form -> (batch, threads) -> pictures per wall second, and per processor second
+    throughput: form -> (batch, threads) -> images per wall second, and per processor second
     memory:     form -> peak megabytes beyond an empty process; None = unknown
-    ratios:     form -> how many times as fast as the first form, by processor time
+    speedups:     form -> how many times as fast as the first form, by processor time
     notes:      form -> what it is, or why it is not there
     """
 
     size: tuple[int, int]
-    batch: int
-    turns: int
-    costs: dict[str, dict[str, Cost]] = field(default_factory=dict)
+    batch_size: int
+    rounds: int
+    costs: dict[str, dict[str, StageCost]] = field(default_factory=dict)
     throughput: dict[str, dict[tuple[int, int], tuple[float, float]]] = field(default_factory=dict)
     memory: dict[str, float | None] = field(default_factory=dict)
-    ratios: dict[str, float] = field(default_factory=dict)
+    speedups: dict[str, float] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
-    machine: str = ""
+    hardware: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Everything as plain values; seconds."""
         return {
-            "machine": self.machine,
+            "machine": self.hardware,
             "size": list(self.size),
-            "batch": self.batch,
-            "turns": self.turns,
+            "batch_size": self.batch_size,
+            "rounds": self.rounds,
             "costs": {f: {s: dataclasses.asdict(c) for s, c in stages.items()} for f, stages in self.costs.items()},
-            "speed_against_first": self.ratios,
+            "speedups": self.speedups,
             "throughput": {
                 form: [
-                    {"batch": b, "threads": t, "pictures_per_second": wall, "pictures_per_processor_second": cpu}
+                    {"batch_size": b, "threads": t, "images_per_second": wall, "images_per_cpu_second": cpu}
                     for (b, t), (wall, cpu) in rates.items()
                 ]
                 for form, rates in self.throughput.items()
@@ -97,32 +97,33 @@ class Bench:
             "notes": self.notes,
         }
 
-    def lines(self) -> list[str]:
+    def format_lines(self) -> list[str]:
         """The tables."""
-        return [*self._head(), *self._stages(), "", *self._throughput(), *self._rest()]
+        return [*self._header_lines(), *self._stage_lines(), "", *self._throughput_lines(), *self._note_lines()]
 
-    def _head(self) -> list[str]:
+    def _header_lines(self) -> list[str]:
         height, width = self.size
         return [
-            self.machine,
-            f"{self.batch} x {height}x{width}, one thread, medians of {self.turns} turns: ms of processor time (wall)",
+            self.hardware,
+            f"{self.batch_size} x {height}x{width}, one thread, medians of "
+            f"{self.rounds} turns: ms of processor time (wall)",
         ]
 
-    def _stages(self) -> list[str]:
+    def _stage_lines(self) -> list[str]:
         names = list(dict.fromkeys(name for stages in self.costs.values() for name in stages))
-        names = [name for name in names if name != WHOLE] + [WHOLE]
+        names = [name for name in names if name != TOTAL] + [TOTAL]
         wide = max(map(len, names)) + 1
         table = [" " * wide + "".join(f"{form:>22s}" for form in self.costs)]
         for name in names:
-            cells = [_cell(stages.get(name)) for stages in self.costs.values()]
+            cells = [_format_cell(stages.get(name)) for stages in self.costs.values()]
             table.append(f"{name:{wide}s}" + "".join(f"{cell:>22s}" for cell in cells))
         if len(self.costs) > 1:
             first = next(iter(self.costs))
-            cells = [f"{self.ratios[form]:.2f} x" if form in self.ratios else "" for form in self.costs]
+            cells = [f"{self.speedups[form]:.2f} x" if form in self.speedups else "" for form in self.costs]
             table.append(f"{'speed':{wide}s}" + "".join(f"{cell:>22s}" for cell in cells) + f"   (as fast as {first})")
         return table
 
-    def _throughput(self) -> list[str]:
+    def _throughput_lines(self) -> list[str]:
         cases = list(dict.fromkeys(case for rates in self.throughput.values() for case in rates))
         if not cases:
             return []
@@ -134,65 +135,75 @@ class Bench:
             table.append(f"{name:44s}" + "".join(f"{cell:>22s}" for cell in cells))
         return table
 
-    def _rest(self) -> list[str]:
+    def _note_lines(self) -> list[str]:
         found = [f"peak memory of {form}: {mb:.0f} MB" for form, mb in self.memory.items() if mb is not None]
         return [*found, *(f"{form}: {note}" for form, note in self.notes.items())]
 
 
-def _cell(cost: Cost | None) -> str:
+def _format_cell(cost: StageCost | None) -> str:
     return f"{cost.cpu * 1e3:.1f} ({cost.wall * 1e3:.1f})" if cost else "-"
 
 
-def measure(
-    forms: Sequence[Form],
+def measure_latency(
+    variants: Sequence[Variant],
     size: tuple[int, int],
     *,
-    batch: int = 1,
-    turns: int = 15,
-    batches: Sequence[int] = (1, 4),
-    threads: Sequence[int] = (1,),
+    batch_size: int = 1,
+    rounds: int = 15,
+    batch_sizes: Sequence[int] = (1, 4),
+    thread_counts: Sequence[int] = (1,),
     images: NDArray[np.uint8] | None = None,
-) -> Bench:
+) -> LatencyReport:
     """Measure every form. images: [B, 3, H, W] to show; noise by default.
 
     The first turn warms up and is not counted.
     """
     generator = np.random.default_rng(0)
-    shown = images if images is not None else generator.integers(0, 256, (batch, 3, *size), np.uint8)
-    result = Bench(size, batch, turns)
-    for form in forms:
+    shown = images if images is not None else generator.integers(0, 256, (batch_size, 3, *size), np.uint8)
+    result = LatencyReport(size, batch_size, rounds)
+    for form in variants:
         form.set_threads(1)
-    plans = {form.name: [*([] if form.inside else [_placing(size, batch)]), *form.stages(shown)] for form in forms}
-    times = _in_turns(plans, turns)
-    for form in forms:
-        result.costs[form.name] = {stage: _cost(times[form.name, stage]) for stage, _ in plans[form.name]}
-    first = times[forms[0].name, WHOLE]
-    for form in forms[1:]:
-        pairs = zip(first, times[form.name, WHOLE], strict=True)
-        result.ratios[form.name] = statistics.median(a / max(b, 1e-9) for (a, _), (b, _) in pairs)
-    _measure_throughput(result, forms, size, batches, threads, generator)
-    for form in forms:
+    plans = {
+        form.name: [
+            *([] if form.embeds_preprocessing else [_letterbox_stage(size, batch_size)]),
+            *form.build_stages(shown),
+        ]
+        for form in variants
+    }
+    times = _time_interleaved(plans, rounds)
+    for form in variants:
+        result.costs[form.name] = {stage: _summarize_times(times[form.name, stage]) for stage, _ in plans[form.name]}
+    first = times[variants[0].name, TOTAL]
+    for form in variants[1:]:
+        pairs = zip(first, times[form.name, TOTAL], strict=True)
+        result.speedups[form.name] = statistics.median(a / max(b, 1e-9) for (a, _), (b, _) in pairs)
+    _measure_throughput(result, variants, size, batch_sizes, thread_counts, generator)
+    for form in variants:
         form.set_threads(1)
-        result.memory[form.name] = form.memory(shown)
+        result.memory[form.name] = form.measure_memory(shown)
     return result
 
 
-def _placing(size: tuple[int, int], batch: int) -> Stage:
-    """The letterbox of camera pictures: the same for every form that does not hold it."""
-    picture = np.random.default_rng(0).integers(0, 256, (*PICTURE, 3), np.uint8)
-    frame = letterbox_frame(PICTURE, size)
-    name = f"letterbox of {PICTURE[0]}x{PICTURE[1]}"
-    return name, lambda: [np.ascontiguousarray(warp_image(picture, frame).transpose(2, 0, 1)) for _ in range(batch)]
+def _letterbox_stage(size: tuple[int, int], batch_size: int) -> Stage:
+    """The letterbox of camera images: the same for every form that does not hold it."""
+    picture = np.random.default_rng(0).integers(0, 256, (*CAMERA_IMAGE_SIZE, 3), np.uint8)
+    frame = compute_letterbox(CAMERA_IMAGE_SIZE, size)
+    name = f"letterbox of {CAMERA_IMAGE_SIZE[0]}x{CAMERA_IMAGE_SIZE[1]}"
+    return name, lambda: [
+        np.ascontiguousarray(warp_image(picture, frame).transpose(2, 0, 1)) for _ in range(batch_size)
+    ]
 
 
 Times = list[tuple[float, float]]
 """(processor seconds, wall seconds) of each turn."""
 
 
-def _in_turns(plans: Mapping[str, Sequence[Stage]], turns: int) -> dict[tuple[str, str], Times]:
-    found: dict[tuple[str, str], Times] = {(form, name): [] for form, stages in plans.items() for name, _ in stages}
-    for turn in range(turns + 1):
-        for form, stages in plans.items():
+def _time_interleaved(stages_by_variant: Mapping[str, Sequence[Stage]], rounds: int) -> dict[tuple[str, str], Times]:
+    found: dict[tuple[str, str], Times] = {
+        (form, name): [] for form, stages in stages_by_variant.items() for name, _ in stages
+    }
+    for turn in range(rounds + 1):
+        for form, stages in stages_by_variant.items():
             for name, run in stages:
                 wall, cpu = time.perf_counter(), time.process_time()
                 run()
@@ -202,27 +213,27 @@ def _in_turns(plans: Mapping[str, Sequence[Stage]], turns: int) -> dict[tuple[st
     return found
 
 
-def _cost(times: Times) -> Cost:
+def _summarize_times(times: Times) -> StageCost:
     cpu, wall = zip(*times, strict=True)
-    return Cost(statistics.median(cpu), statistics.median(wall), float(np.quantile(wall, 0.99)))
+    return StageCost(statistics.median(cpu), statistics.median(wall), float(np.quantile(wall, 0.99)))
 
 
 def _measure_throughput(
-    result: Bench,
-    forms: Sequence[Form],
+    result: LatencyReport,
+    variants: Sequence[Variant],
     size: tuple[int, int],
-    batches: Sequence[int],
-    threads: Sequence[int],
+    batch_sizes: Sequence[int],
+    thread_counts: Sequence[int],
     generator: np.random.Generator,
 ) -> None:
-    for count in threads:
-        for batch in batches:
+    for count in thread_counts:
+        for batch in batch_sizes:
             images = generator.integers(0, 256, (batch, 3, *size), np.uint8)
             plans: dict[str, list[Stage]] = {}
-            for form in forms:
+            for form in variants:
                 form.set_threads(count)
-                plans[form.name] = [form.stages(images)[-1]]
-            for (form, _), times in _in_turns(plans, max(3, result.turns // 3)).items():
-                cost = _cost(times)
+                plans[form.name] = [form.build_stages(images)[-1]]
+            for (form, _), times in _time_interleaved(plans, max(3, result.rounds // 3)).items():
+                cost = _summarize_times(times)
                 rates = result.throughput.setdefault(form, {})
                 rates[batch, count] = batch / cost.wall, batch / max(cost.cpu, 1e-9)

@@ -9,14 +9,14 @@ from onnx import ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto, 
 
 from perception.export import graph as passes
 
-PLACING, TRUNK, HEAD, DECODING = "placing", "trunk", "head", "decoding"
+LETTERBOX, TRUNK, HEAD, DECODING = "letterbox", "trunk", "head", "decoding"
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class Subgraph:
     """A part of a graph as a model of its own. Its inputs are values of the whole graph, by name.
 
-    stage: "placing", "trunk", "head" or "decoding". task: "" where it is everyone's
+    stage: "letterbox", "trunk", "head" or "decoding". task: "" where it is everyone's
     """
 
     stage: str
@@ -28,7 +28,7 @@ class Piece:
         return f"{self.task} {self.stage}".strip()
 
 
-def pieces(model: ModelProto, tasks: Collection[str]) -> list[Piece]:
+def partition_graph(model: ModelProto, tasks: Collection[str]) -> list[Subgraph]:
     """The graph in an order in which its pieces can be run. Nodes are told apart by the modules they are named after.
 
     Where names say nothing (files of other programs) everything is trunk, and the sum is still the whole.
@@ -39,21 +39,23 @@ def pieces(model: ModelProto, tasks: Collection[str]) -> list[Piece]:
         for entry in (*known.graph.value_info, *known.graph.input, *known.graph.output)
         if entry.type.tensor_type.elem_type
     }
-    places = _places(model, tasks)
-    order = [(PLACING, ""), (TRUNK, ""), *((stage, task) for stage in (HEAD, DECODING) for task in tasks)]
-    parts = {place: _with_restored(model, [n for n in model.graph.node if places[n.name] == place]) for place in order}
+    places = _assign_stages(model, tasks)
+    order = [(LETTERBOX, ""), (TRUNK, ""), *((stage, task) for stage in (HEAD, DECODING) for task in tasks)]
+    parts = {
+        place: _add_dequantizers(model, [n for n in model.graph.node if places[n.name] == place]) for place in order
+    }
     ends = {entry.name for entry in model.graph.output}
     found = []
     for (stage, task), nodes in parts.items():
         elsewhere = {value for other in parts.values() if other is not nodes for n in other for value in n.input}
         if nodes:
-            found.append(Piece(stage, task, _piece(model, nodes, elsewhere | ends, kinds)))
+            found.append(Subgraph(stage, task, _build_subgraph(model, nodes, elsewhere | ends, kinds)))
     return found
 
 
-def _places(model: ModelProto, tasks: Collection[str]) -> dict[str, tuple[str, str]]:
+def _assign_stages(model: ModelProto, tasks: Collection[str]) -> dict[str, tuple[str, str]]:
     """Node -> (stage, task)."""
-    users = _users(model, tasks)
+    users = _tasks_by_node(model, tasks)
     makers = {value: node for node in model.graph.node for value in node.output}
     found: dict[str, tuple[str, str]] = {}
     for node in model.graph.node:
@@ -61,42 +63,42 @@ def _places(model: ModelProto, tasks: Collection[str]) -> dict[str, tuple[str, s
         before = [found[makers[value].name] for value in node.input if value in makers and makers[value].name in found]
         task = next(iter(users[node.name])) if len(users[node.name]) == 1 else ""
         if path == "place":
-            found[node.name] = (PLACING, "")
+            found[node.name] = (LETTERBOX, "")
         elif path.startswith("tasks."):
             # The exporter merges what two heads compute alike, under the first one's name: it may not be there.
             owner = path.split(".")[1]
             owners = [name for name in tasks if name in users[node.name]]
             found[node.name] = (HEAD, owner if owner in owners or not owners else owners[0])
-        elif path in ("graph", "restore") and task and _is_late(task, before):
+        elif path in ("graph", "restore") and task and _is_after_head(task, before):
             found[node.name] = (DECODING, task)
         elif path in ("graph", "restore") or "." in path:
             found[node.name] = (TRUNK, "")
         else:  # put in by a later pass: it belongs to whoever made what it reads
             found[node.name] = max(before, key=lambda place: bool(place[1]), default=(TRUNK, ""))
-    return _settled(model, makers, found)
+    return _make_runnable(model, makers, found)
 
 
-def _is_late(task: str, before: Iterable[tuple[str, str]]) -> bool:
-    return any(place in ((HEAD, task), (DECODING, task)) for place in before)
+def _is_after_head(task: str, predecessors: Iterable[tuple[str, str]]) -> bool:
+    return any(place in ((HEAD, task), (DECODING, task)) for place in predecessors)
 
 
-def _settled(
-    model: ModelProto, makers: Mapping[str, NodeProto], places: dict[str, tuple[str, str]]
+def _make_runnable(
+    model: ModelProto, makers: Mapping[str, NodeProto], stages: dict[str, tuple[str, str]]
 ) -> dict[str, tuple[str, str]]:
     """Move nodes of the trunk that need a task's values to this task: pieces must be runnable one after the other."""
     for node in model.graph.node:
-        stage, task = places[node.name]
+        stage, task = stages[node.name]
         for value in node.input:
-            above = places[makers[value].name] if value in makers else (PLACING, "")
+            above = stages[makers[value].name] if value in makers else (LETTERBOX, "")
             if above[1] and not task:
                 stage, task = DECODING, above[1]
             elif above == (DECODING, task) and stage == HEAD:
                 stage = DECODING
-        places[node.name] = (stage, task)
-    return places
+        stages[node.name] = (stage, task)
+    return stages
 
 
-def _users(model: ModelProto, tasks: Collection[str]) -> dict[str, set[str]]:
+def _tasks_by_node(model: ModelProto, tasks: Collection[str]) -> dict[str, set[str]]:
     """Node -> the tasks whose outputs need it."""
     needed: dict[str, set[str]] = {}
     for entry in model.graph.output:
@@ -110,7 +112,7 @@ def _users(model: ModelProto, tasks: Collection[str]) -> dict[str, set[str]]:
     return found
 
 
-def _with_restored(model: ModelProto, nodes: list[NodeProto]) -> list[NodeProto]:
+def _add_dequantizers(model: ModelProto, nodes: list[NodeProto]) -> list[NodeProto]:
     """A piece's nodes with each DequantizeLinear that they read, which then fuses as in the whole graph."""
     restoring = {n.output[0]: n for n in model.graph.node if n.op_type == "DequantizeLinear"}
     ends = {entry.name for entry in model.graph.output}
@@ -125,10 +127,10 @@ def _with_restored(model: ModelProto, nodes: list[NodeProto]) -> list[NodeProto]
     return found
 
 
-def _piece(
-    model: ModelProto, nodes: list[NodeProto], elsewhere: Collection[str], kinds: Mapping[str, TypeProto]
+def _build_subgraph(
+    model: ModelProto, nodes: list[NodeProto], external_values: Collection[str], types: Mapping[str, TypeProto]
 ) -> ModelProto:
-    known = passes.constants(model)
+    known = passes.initializers(model)
     made = {value for node in nodes for value in node.output}
     read = dict.fromkeys(value for node in nodes for value in node.input if value and value not in made)
     found = ModelProto()
@@ -137,17 +139,19 @@ def _piece(
     found.graph.name = "piece"
     found.graph.node.extend(nodes)
     found.graph.initializer.extend(known[value] for value in read if value in known)
-    found.graph.input.extend(_entry(value, kinds) for value in read if value not in known)
-    found.graph.output.extend(_entry(value, kinds) for node in nodes for value in node.output if value in elsewhere)
+    found.graph.input.extend(_declare_value(value, types) for value in read if value not in known)
+    found.graph.output.extend(
+        _declare_value(value, types) for node in nodes for value in node.output if value in external_values
+    )
     return found
 
 
-def _entry(name: str, kinds: Mapping[str, TypeProto]) -> ValueInfoProto:
+def _declare_value(name: str, types: Mapping[str, TypeProto]) -> ValueInfoProto:
     """The declaration of a value, its sizes left open but for lists of sizes, whose length operators want to know."""
     entry = ValueInfoProto()
     entry.name = name
-    if name in kinds:
-        entry.type.CopyFrom(kinds[name])
+    if name in types:
+        entry.type.CopyFrom(types[name])
         if entry.type.tensor_type.HasField("shape") and entry.type.tensor_type.elem_type != TensorProto.INT64:
             for i, dim in enumerate(entry.type.tensor_type.shape.dim):
                 dim.dim_param = f"{name}:{i}"

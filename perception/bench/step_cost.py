@@ -15,8 +15,8 @@ from timm.utils.model_ema import ModelEmaV3
 
 from perception.engine import distributed, optim
 from perception.engine.precision import Precision
-from perception.engine.step import Training, take_step
-from perception.model import Perception
+from perception.engine.step import TrainState, take_step
+from perception.model import MultiTaskModel
 from perception.mtl.balancers import Balancer
 from perception.types import Batch
 
@@ -25,29 +25,36 @@ TrainStep = Callable[[], object]
 
 @dataclass(frozen=True, slots=True)
 class StepCost:
-    """seconds: of a step, one number a turn. memory: MiB that it takes at its peak beyond what is there before it; NaN
+    """seconds: of a step, one number a turn. peak_memory: MiB that it takes at its peak beyond what is there before
+    it; NaN
     where the system does not tell."""
 
     seconds: tuple[float, ...]
-    memory: float
+    peak_memory: float
 
     @property
     def milliseconds(self) -> float:
         """The median."""
         return statistics.median(self.seconds) * 1e3
 
-    def over(self, other: StepCost) -> float:
+    def ratio_to(self, other: StepCost) -> float:
         """How many times as long as the other: the median over the turns."""
         return statistics.median(one / two for one, two in zip(self.seconds, other.seconds, strict=True))
 
 
-def training_step(
-    model: Perception, balancer: Balancer, batch: Batch, precision: Precision = "float32", look: bool = False
+def make_training_step(
+    model: MultiTaskModel,
+    balancer: Balancer,
+    batch: Batch,
+    precision: Precision = "float32",
+    log_gradients: bool = False,
 ) -> TrainStep:
     """A step as training takes it, with AdamW, clipping and the moving average; on the device of ``model``."""
-    optimizer = optim.build("adamw", model, balancer.parameters(), lr=1e-4, weight_decay=0.01, backbone_lr_scale=1.0)
-    training = Training(model, balancer, optimizer, ModelEmaV3(model))
-    losses_of = distributed.LossesOf(model)
+    optimizer = optim.build_optimizer(
+        "adamw", model, balancer.parameters(), lr=1e-4, weight_decay=0.01, backbone_lr_scale=1.0
+    )
+    training = TrainState(model, balancer, optimizer, ModelEmaV3(model))
+    losses_of = distributed.LossFunction(model)
 
     def step() -> None:
         take_step(
@@ -59,34 +66,34 @@ def training_step(
             precision=precision,
             flags={},
             with_weights=False,
-            look=look,
+            log_gradients=log_gradients,
         )
 
     return step
 
 
-def measure_steps(steps: Mapping[str, TrainStep], turns: int) -> dict[str, StepCost]:
+def measure_steps(steps: Mapping[str, TrainStep], rounds: int) -> dict[str, StepCost]:
     """The cost of each, after one turn that warms up.
 
     On the CPU processor time of this process, on a GPU the clock.
     """
     seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(turns + 1):
+    for _ in range(rounds + 1):
         for name, step in steps.items():
-            start = _now()
+            start = _read_clock()
             step()
-            seconds[name].append(_now() - start)
-    return {name: StepCost(tuple(times[1:]), peak(steps[name])) for name, times in seconds.items()}
+            seconds[name].append(_read_clock() - start)
+    return {name: StepCost(tuple(times[1:]), measure_peak_memory(steps[name])) for name, times in seconds.items()}
 
 
-def _now() -> float:
+def _read_clock() -> float:
     if not torch.cuda.is_available():
         return time.process_time()
     torch.cuda.synchronize()
     return time.perf_counter()
 
 
-def peak(step: TrainStep) -> float:
+def measure_peak_memory(step: TrainStep) -> float:
     """MiB that a step takes at its peak beyond what is there before it: of the GPU, else of the process (Linux)."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -96,13 +103,13 @@ def peak(step: TrainStep) -> float:
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)  # else what an earlier step left behind would be taken again, uncounted
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        before = _resident_peak()
+        before = _peak_resident_memory()
         step()
-        return _resident_peak() - before
+        return _peak_resident_memory() - before
     except OSError:
         return math.nan
 
 
-def _resident_peak() -> float:
+def _peak_resident_memory() -> float:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024

@@ -17,20 +17,20 @@ import torch
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from perception.bench.latency import PICTURE, WHOLE, Stage
-from perception.bench.partition import pieces
+from perception.bench.latency import CAMERA_IMAGE_SIZE, TOTAL, Stage
+from perception.bench.partition import partition_graph
 from perception.export import graph as passes
-from perception.ops.denormals import flushed_denormals
+from perception.ops.denormals import flush_denormals
 from perception.runtime import onnx_file
-from perception.runtime.manifest import InputRules, extract
-from perception.runtime.predictor import choose
+from perception.runtime.manifest import InputSpec, extract_manifest
+from perception.runtime.predictor import select_specs
 from perception.runtime.session import open_session
 
 # Prints the MiB that loading and running a file add. On Linux not by ru_maxrss: it outlives exec, so that a small
 # process that a large one began would seem to need nothing.
 PEAK_MEMORY = """
 import pathlib, resource, sys, numpy
-from perception.runtime.session import runner
+from perception.runtime.session import make_runner
 
 def peak():
     status = pathlib.Path("/proc/self/status")
@@ -40,55 +40,57 @@ def peak():
 
 images = numpy.load(sys.argv[2])
 empty = peak()
-run = runner(open(sys.argv[1], "rb").read())
+run = make_runner(open(sys.argv[1], "rb").read())
 for _ in range(3):
     run(images)
 print((peak() - empty) / 1024)
 """
 
 
-class OnnxForm:
+class OnnxVariant:
     """An ONNX graph in ONNX Runtime. Its stages are pieces of the graph, each a session of its own."""
 
-    def __init__(self, name: str, model: ModelProto, tasks: Collection[str], inside: bool = False) -> None:
-        self.name, self.inside = name, inside
+    def __init__(
+        self, name: str, model: ModelProto, tasks: Collection[str], embeds_preprocessing: bool = False
+    ) -> None:
+        self.name, self.embeds_preprocessing = name, embeds_preprocessing
         outputs = [entry.name for entry in model.graph.output if ".raw." not in entry.name]
         self._model = passes.keep_outputs(model, outputs)
-        self._data = self._model.SerializeToString()
+        self._model_bytes = self._model.SerializeToString()
         self._tasks, self._threads = list(tasks), 1
 
-    def stages(self, images: NDArray[np.uint8]) -> list[Stage]:
-        values: dict[str, Any] = {self._model.graph.input[0].name: self._given(images)}
+    def build_stages(self, images: NDArray[np.uint8]) -> list[Stage]:
+        values: dict[str, Any] = {self._model.graph.input[0].name: self._make_input(images)}
         found = []
-        for piece in pieces(self._model, self._tasks):
+        for piece in partition_graph(self._model, self._tasks):
             session = open_session(piece.model.SerializeToString(), self._threads)
-            run = _stepping(session, values)
+            run = _make_stage(session, values)
             run()
             found.append((piece.label, run))
-        session = open_session(self._data, self._threads)
+        session = open_session(self._model_bytes, self._threads)
         given = session.get_inputs()[0].name
-        return [*found, (WHOLE, lambda: session.run(None, {given: values[given]}))]
+        return [*found, (TOTAL, lambda: session.run(None, {given: values[given]}))]
 
-    def _given(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The input: letterboxed pictures, or those of a camera where the graph letterboxes."""
-        if not self.inside:
+    def _make_input(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The input: letterboxed images, or those of a camera where the graph letterboxes."""
+        if not self.embeds_preprocessing:
             return images
-        return np.random.default_rng(0).integers(0, 256, (len(images), *PICTURE, 3), np.uint8)
+        return np.random.default_rng(0).integers(0, 256, (len(images), *CAMERA_IMAGE_SIZE, 3), np.uint8)
 
     def set_threads(self, threads: int) -> None:
         self._threads = threads
 
-    def memory(self, images: NDArray[np.uint8]) -> float | None:
+    def measure_memory(self, images: NDArray[np.uint8]) -> float | None:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
-            path.write_bytes(self._data)
-            np.save(Path(folder) / "images.npy", self._given(images))
+            path.write_bytes(self._model_bytes)
+            np.save(Path(folder) / "images.npy", self._make_input(images))
             command = [sys.executable, "-c", PEAK_MEMORY, str(path), f"{folder}/images.npy"]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
         return float(done.stdout) if done.returncode == 0 else None
 
 
-def _stepping(session: Any, values: dict[str, Any]) -> Callable[[], Any]:
+def _make_stage(session: Any, values: dict[str, Any]) -> Callable[[], Any]:
     """A function that runs a piece on what the pieces before it left in ``values``, and leaves its own there."""
     read = [entry.name for entry in session.get_inputs()]
     made = [entry.name for entry in session.get_outputs()]
@@ -99,37 +101,39 @@ def _stepping(session: Any, values: dict[str, Any]) -> Callable[[], Any]:
     return run
 
 
-class TorchForm:
-    """A `perception.model.Perception` in torch, eager: trunk, heads and decoding."""
+class TorchVariant:
+    """A `perception.model.MultiTaskModel` in torch, eager: trunk, heads and decoding."""
 
-    inside = False
+    embeds_preprocessing = False
 
     def __init__(self, name: str, model: Any) -> None:
         self.name, self._model = name, model.eval()
 
-    def stages(self, images: NDArray[np.uint8]) -> list[Stage]:
+    def build_stages(self, images: NDArray[np.uint8]) -> list[Stage]:
         model, left, pictures = self._model, {}, torch.from_numpy(images)
-        found: list[Stage] = [("trunk", _inferring(lambda: left.update(streams=model.streams(pictures))))]
+        found: list[Stage] = [("trunk", _in_inference_mode(lambda: left.update(streams=model.streams(pictures))))]
         for name, task in model.tasks.items():
-            found.append((f"{name} head", _inferring(lambda n=name, t=task: left.update({n: t(left["streams"][n])}))))
+            found.append(
+                (f"{name} head", _in_inference_mode(lambda n=name, t=task: left.update({n: t(left["streams"][n])})))
+            )
         for name in model.tasks:
-            decode = _inferring(lambda n=name: model.decode({n: left[n]}, pictures.shape[-2:]))
+            decode = _in_inference_mode(lambda n=name: model.decode({n: left[n]}, pictures.shape[-2:]))
             found.append((f"{name} decoding", decode))
         for _, run in found:
             run()
-        return [*found, (WHOLE, _inferring(lambda: self._predict(pictures)))]
+        return [*found, (TOTAL, _in_inference_mode(lambda: self._predict(pictures)))]
 
-    def _predict(self, pictures: torch.Tensor) -> Any:
-        return self._model.predict(pictures)
+    def _predict(self, images: torch.Tensor) -> Any:
+        return self._model.predict(images)
 
     def set_threads(self, threads: int) -> None:
         torch.set_num_threads(threads)
 
-    def memory(self, images: NDArray[np.uint8]) -> float | None:
+    def measure_memory(self, images: NDArray[np.uint8]) -> float | None:
         return None
 
 
-class CompiledForm(TorchForm):
+class CompiledVariant(TorchVariant):
     """The network compiled by torch up to its raw outputs, and decoded eagerly. Only as a whole.
 
     Raises RuntimeError where it cannot be compiled: no C++ compiler, for one.
@@ -138,43 +142,43 @@ class CompiledForm(TorchForm):
     def __init__(self, name: str, model: Any, images: NDArray[np.uint8]) -> None:
         super().__init__(name, model)
         self._forward = torch.compile(model.forward)
-        with _still():
+        with _silence_warnings():
             try:
-                _inferring(lambda: self._predict(torch.from_numpy(images)))()
+                _in_inference_mode(lambda: self._predict(torch.from_numpy(images)))()
             except Exception as error:  # the compiler raises whatever its parts meet
                 first = next(iter(str(error).splitlines()), "") or type(error).__name__
                 raise RuntimeError(f"torch cannot compile it here: {first[:160]}") from error
 
-    def stages(self, images: NDArray[np.uint8]) -> list[Stage]:
-        run = _inferring(lambda: self._predict(torch.from_numpy(images)))
-        with _still():
+    def build_stages(self, images: NDArray[np.uint8]) -> list[Stage]:
+        run = _in_inference_mode(lambda: self._predict(torch.from_numpy(images)))
+        with _silence_warnings():
             run()
-        return [(WHOLE, run)]
+        return [(TOTAL, run)]
 
-    def _predict(self, pictures: torch.Tensor) -> Any:
-        return self._model.decode(self._forward(pictures), pictures.shape[-2:])
+    def _predict(self, images: torch.Tensor) -> Any:
+        return self._model.decode(self._forward(images), images.shape[-2:])
 
 
-def _inferring(call: Callable[[], Any]) -> Callable[[], Any]:
+def _in_inference_mode(call: Callable[[], Any]) -> Callable[[], Any]:
     def run() -> Any:
-        with flushed_denormals(), torch.inference_mode():
+        with flush_denormals(), torch.inference_mode():
             return call()
 
     return run
 
 
 @contextlib.contextmanager
-def _still() -> Iterator[None]:
+def _silence_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
-def from_file(name: str, path: Path, tasks: Collection[str] | None = None) -> tuple[OnnxForm, InputRules]:
-    """The form of an exported file, and what its input is. Raises PerceptionError as `Perceiver`."""
-    data = onnx_file.read_file(path)
-    manifest = extract(data, str(path))
-    chosen = choose(manifest.tasks, list(tasks) if tasks else None)
+def load_variant(name: str, path: Path, tasks: Collection[str] | None = None) -> tuple[OnnxVariant, InputSpec]:
+    """The form of an exported file, and what its input is. Raises PerceptionError as `Predictor`."""
+    data = onnx_file.read_model(path)
+    manifest = extract_manifest(data, str(path))
+    chosen = select_specs(manifest.tasks, list(tasks) if tasks else None)
     kept = [f"{name}.{output}" for name, spec in chosen.items() for output in spec.outputs]
     graph = passes.keep_outputs(onnx.load_from_string(data), kept)
-    return OnnxForm(name, graph, list(chosen), manifest.input.inside), manifest.input
+    return OnnxVariant(name, graph, list(chosen), manifest.input.embeds_preprocessing), manifest.input

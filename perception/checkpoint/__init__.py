@@ -8,7 +8,7 @@
     RUN/checkpoints/best -> step_00000050            the newest that was the best when it was written
 
 A checkpoint is written into a temporary folder, synced to the disk, and renamed. Both links follow from the manifests,
-so a crash between the rename and the links is mended by the next `save` or `tidy`.
+so a crash between the rename and the links is mended by the next `save` or `clean_up`.
 """
 
 from __future__ import annotations
@@ -31,30 +31,30 @@ from torch import Tensor, nn
 from perception import __version__
 from perception.checkpoint import manifest as manifests
 from perception.checkpoint.folder import (
-    DAMAGED,
+    DAMAGED_PREFIX,
     FILES,
     MANIFEST,
     RECIPE,
-    REPLACED,
+    REPLACED_PREFIX,
     STATE,
-    TEMPORARY,
+    TEMPORARY_PREFIX,
     WEIGHTS,
+    clean_up,
     has_checkpoints,
     is_best,
+    list_step_folders,
     prune,
     read_manifest,
-    set_links,
-    step_folders,
-    sync,
-    tidy,
+    sync_to_disk,
+    update_links,
     write_atomically,
 )
 from perception.checkpoint.manifest import sha256
-from perception.files.safe_write import FullError, is_full
+from perception.files.safe_write import DiskFullError, is_disk_full
 from perception.types import CheckpointError
 
 
-class NoRoomError(CheckpointError, FullError):
+class CheckpointDiskFullError(CheckpointError, DiskFullError):
     """A checkpoint could not be written, for the disk, a quota or a limit is full."""
 
 
@@ -64,25 +64,25 @@ class Checkpoint:
 
     path:    the checkpoint's folder, or the lone .safetensors file
     weights: state dict of the network
-    recipe:  YAML text of the resolved recipe; "" where a lone file carries none
-    step:    optimiser steps done; -1 for a lone file
+    recipe_text:  YAML text of the resolved recipe; "" where a lone file carries none
+    step:    optimizer steps done; -1 for a lone file
     version: of perception that wrote it; "" where it does not say
     """
 
     path: Path
     weights: dict[str, Tensor]
-    recipe: str
+    recipe_text: str
     step: int
     version: str = ""
 
 
 def save(
-    run: Path,
+    run_folder: Path,
     step: int,
     *,
     model: Mapping[str, Tensor],
     train_state: Mapping[str, Any],
-    recipe: str,
+    recipe_text: str,
     best: bool = False,
     keep: int = 2,
 ) -> Path:
@@ -95,22 +95,22 @@ def save(
     Raises NoRoomError where the disk is full, CheckpointError where the folder cannot be written; older checkpoints
     stay as they were.
     """
-    folder = run / "checkpoints"
+    folder = run_folder / "checkpoints"
     final = folder / f"step_{step:08d}"
-    temporary = folder / f"{TEMPORARY}{final.name}-{os.getpid()}"
+    temporary = folder / f"{TEMPORARY_PREFIX}{final.name}-{os.getpid()}"
     try:
         temporary.mkdir(parents=True)
-        _write_files(temporary, step, model, train_state, recipe, best)
+        _write_files(temporary, step, model, train_state, recipe_text, best)
         if final.exists():
-            final.replace(folder / f"{REPLACED}{final.name}-{os.getpid()}")
+            final.replace(folder / f"{REPLACED_PREFIX}{final.name}-{os.getpid()}")
         temporary.replace(final)
-        sync(folder)
-        set_links(folder)
+        sync_to_disk(folder)
+        update_links(folder)
         prune(folder, keep)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch wraps what the system says in a RuntimeError
         shutil.rmtree(temporary, ignore_errors=True)
-        full = is_full(error)
-        raise (NoRoomError if full else CheckpointError)(
+        full = is_disk_full(error)
+        raise (CheckpointDiskFullError if full else CheckpointError)(
             f"Could not write checkpoint {final}: {error}. Older checkpoints are intact. "
             f"{'Free some space' if full else 'Make the folder writable'}, then go on with --resume."
         ) from error
@@ -118,24 +118,24 @@ def save(
 
 
 def _write_files(
-    folder: Path, step: int, model: Mapping[str, Tensor], train_state: Mapping[str, Any], recipe: str, best: bool
+    folder: Path, step: int, model: Mapping[str, Tensor], train_state: Mapping[str, Any], recipe_text: str, best: bool
 ) -> None:
     weights = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in model.items()
     }
     try:
-        save_file(weights, folder / WEIGHTS, metadata={"recipe": recipe})
+        save_file(weights, folder / WEIGHTS, metadata={"recipe": recipe_text})
     except SafetensorError as error:
         if found := re.search(r"\(os error (\d+)\)", str(error)):
             raise OSError(int(found[1]), os.strerror(int(found[1])), str(folder / WEIGHTS)) from error
         raise
-    (folder / RECIPE).write_text(recipe, "utf-8")
+    (folder / RECIPE).write_text(recipe_text, "utf-8")
     with (folder / STATE).open("wb") as file:
         torch.save(dict(train_state), file)
     versions = {"perception": __version__, "torch": str(torch.__version__)}
     manifests.write(folder, step, best, versions, FILES)
     for path in (*folder.iterdir(), folder):
-        sync(path)
+        sync_to_disk(path)
 
 
 def load(path: Path, name: Literal["last", "best"] = "last") -> Checkpoint:
@@ -146,9 +146,9 @@ def load(path: Path, name: Literal["last", "best"] = "last") -> Checkpoint:
     """
     path = Path(path)
     if (path / MANIFEST).is_file() or not (path / "checkpoints").is_dir():
-        return _read(Path(os.path.realpath(path)))
+        return _read_verified(Path(os.path.realpath(path)))
     folder = path / "checkpoints"
-    candidates = step_folders(folder)[::-1]
+    candidates = list_step_folders(folder)[::-1]
     if name == "best":
         link = Path(os.path.realpath(folder / "best"))  # not `Path.resolve`, which raises where links go round
         wanted = [link] if link.is_dir() else [step for step in candidates if is_best(step)][:1]
@@ -156,7 +156,7 @@ def load(path: Path, name: Literal["last", "best"] = "last") -> Checkpoint:
     problems = []
     for candidate in candidates:
         try:
-            checkpoint = _read(candidate)
+            checkpoint = _read_verified(candidate)
         except CheckpointError as error:
             problems.append(str(error))
             continue
@@ -207,12 +207,13 @@ def read_recipe(folder: Path) -> str:
         raise CheckpointError(f"{path} cannot be read: {error}. Put back the recipe of the run.") from error
 
 
-def fit(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Load the weights into ``model``, without those of initial predictions (`perception.nn.auxiliary`) that it has
+def load_into_model(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Load the weights into ``model``, without those of initial predictions (`perception.nn.auxiliary_head`) that it
+    has
     not, for they only train. Raises CheckpointError naming the first tensors that do not fit."""
     own = model.state_dict()
     needed = {
-        name: x for name, x in checkpoint.weights.items() if name in own or "initial_prediction" not in name.split(".")
+        name: x for name, x in checkpoint.weights.items() if name in own or "auxiliary_head" not in name.split(".")
     }
     problems = [f"lacks {name}" for name in own if name not in needed]
     problems += [f"has {name}, which the network has not" for name in needed if name not in own]
@@ -230,12 +231,17 @@ def fit(model: nn.Module, checkpoint: Checkpoint) -> None:
     model.load_state_dict(needed)
 
 
-def require_same_recipe(checkpoint: Checkpoint, recipe: str) -> None:
+def require_same_recipe(checkpoint: Checkpoint, recipe_text: str) -> None:
     """Raise CheckpointError showing the difference where the run was trained by another recipe."""
-    if checkpoint.recipe == recipe:
+    if checkpoint.recipe_text == recipe_text:
         return
     difference = difflib.unified_diff(
-        checkpoint.recipe.splitlines(), recipe.splitlines(), "the run's recipe", "this recipe", lineterm="", n=1
+        checkpoint.recipe_text.splitlines(),
+        recipe_text.splitlines(),
+        "the run's recipe",
+        "this recipe",
+        lineterm="",
+        n=1,
     )
     raise CheckpointError(
         "\n".join(
@@ -248,10 +254,10 @@ def require_same_recipe(checkpoint: Checkpoint, recipe: str) -> None:
     )
 
 
-def _read(folder: Path) -> Checkpoint:
+def _read_verified(folder: Path) -> Checkpoint:
     """Verify every file of a checkpoint folder against its manifest, and read the weights."""
     manifest = read_manifest(folder)
-    for name, expected in manifest.sums.items():
+    for name, expected in manifest.checksums.items():
         path = folder / name
         try:
             found = sha256(path)
@@ -262,7 +268,7 @@ def _read(folder: Path) -> Checkpoint:
         if found != expected:
             raise CheckpointError(f"{path} is damaged: expected SHA-256 {expected}, found {found}.")
     weights, recipe = _read_weights(folder / WEIGHTS)
-    return Checkpoint(folder, weights, recipe, manifest.step, manifest.perception)
+    return Checkpoint(folder, weights, recipe, manifest.step, manifest.version)
 
 
 def _read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
@@ -275,23 +281,23 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
 
 
 __all__ = [
-    "DAMAGED",
+    "DAMAGED_PREFIX",
     "MANIFEST",
     "RECIPE",
     "STATE",
-    "TEMPORARY",
+    "TEMPORARY_PREFIX",
     "WEIGHTS",
     "Checkpoint",
-    "NoRoomError",
-    "fit",
+    "CheckpointDiskFullError",
+    "clean_up",
     "has_checkpoints",
     "load",
+    "load_into_model",
     "load_train_state",
     "load_weights",
     "read_recipe",
     "require_same_recipe",
     "save",
     "sha256",
-    "tidy",
     "write_atomically",
 ]

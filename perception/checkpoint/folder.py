@@ -10,97 +10,97 @@ from contextlib import suppress
 from pathlib import Path
 
 from perception.checkpoint import manifest as manifests
-from perception.checkpoint.manifest import Manifest
+from perception.checkpoint.manifest import CheckpointManifest
 from perception.types import CheckpointError
 
-WEIGHTS, RECIPE, STATE, MANIFEST = "model.safetensors", "recipe.yaml", "train_state.pt", manifests.NAME
+WEIGHTS, RECIPE, STATE, MANIFEST = "model.safetensors", "recipe.yaml", "train_state.pt", manifests.MANIFEST_NAME
 FILES = (WEIGHTS, RECIPE, STATE)
-TEMPORARY = ".writing-"
-REPLACED = f"{TEMPORARY}replaced-"
-DAMAGED = "damaged-"
-_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP}
+TEMPORARY_PREFIX = ".writing-"
+REPLACED_PREFIX = f"{TEMPORARY_PREFIX}replaced-"
+DAMAGED_PREFIX = "damaged-"
+_SYMLINKS_UNSUPPORTED = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP}
 """What file systems without symbolic links answer."""
 
 
-def tidy(run: Path, step: int | None = None) -> None:
+def clean_up(run_folder: Path, step: int | None = None) -> None:
     """What a crash left behind: remove temporary folders and set the links right.
 
     step: training goes on from here; newer checkpoints (damaged, or `load` had taken them) are set aside under another
     name, so that they neither count as the newest nor push sound ones out.
     """
-    folder = run / "checkpoints"
+    folder = run_folder / "checkpoints"
     if not folder.is_dir():
         return
-    for replaced in folder.glob(f"{REPLACED}step_*"):
-        final = folder / replaced.name.removeprefix(REPLACED).rpartition("-")[0]
+    for replaced in folder.glob(f"{REPLACED_PREFIX}step_*"):
+        final = folder / replaced.name.removeprefix(REPLACED_PREFIX).rpartition("-")[0]
         if not final.exists():  # it was about to be written anew
             replaced.replace(final)
-    for leftover in folder.glob(f"{TEMPORARY}*"):
+    for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
         if leftover.is_symlink() or leftover.is_file():
             leftover.unlink()
         else:
             shutil.rmtree(leftover)
-    for newer in step_folders(folder):
-        if step is not None and _number(newer) > step:
-            aside = folder / f"{DAMAGED}{newer.name}"
+    for newer in list_step_folders(folder):
+        if step is not None and _step_number(newer) > step:
+            aside = folder / f"{DAMAGED_PREFIX}{newer.name}"
             shutil.rmtree(aside, ignore_errors=True)
             newer.replace(aside)
-    set_links(folder)
+    update_links(folder)
 
 
-def has_checkpoints(run: Path) -> bool:
+def has_checkpoints(run_folder: Path) -> bool:
     """Whether a run folder holds anything to resume from."""
-    return bool(step_folders(run / "checkpoints"))
+    return bool(list_step_folders(run_folder / "checkpoints"))
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Replace a file in one move: after a crash, or an OSError, it holds the old content or the new one."""
-    temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{os.getpid()}")
     try:
         temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
-        sync(temporary)
+        sync_to_disk(temporary)
         temporary.replace(path)
     except OSError:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
-    sync(path.parent)
+    sync_to_disk(path.parent)
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> CheckpointManifest:
     """The manifest of a checkpoint. Raises CheckpointError."""
     return manifests.read(folder, FILES)
 
 
-def step_folders(folder: Path) -> list[Path]:
+def list_step_folders(folder: Path) -> list[Path]:
     """Checkpoint folders, oldest first."""
     found = [path for path in folder.glob("step_*") if path.name.removeprefix("step_").isdecimal() and path.is_dir()]
-    return sorted(found, key=_number)
+    return sorted(found, key=_step_number)
 
 
-def _number(folder: Path) -> int:
+def _step_number(folder: Path) -> int:
     return int(folder.name.removeprefix("step_"))
 
 
-def set_links(folder: Path) -> None:
+def update_links(folder: Path) -> None:
     """Let ``last`` and ``best`` be what the manifests say."""
-    steps = step_folders(folder)
+    steps = list_step_folders(folder)
     best = [path for path in steps if is_best(path)]
     for name, targets in (("last", steps), ("best", best)):
         if not targets:
             continue
-        temporary, link = folder / f"{TEMPORARY}{name}-{os.getpid()}", folder / name
+        temporary, link = folder / f"{TEMPORARY_PREFIX}{name}-{os.getpid()}", folder / name
         temporary.unlink(missing_ok=True)
         if link.is_dir() and not link.is_symlink():  # of a run that was copied without its links
             link.replace(folder / f"copied-{name}-{time.time_ns()}")
         try:
             temporary.symlink_to(targets[-1].name)
         except OSError as error:
-            if error.errno not in _NO_LINKS:
+            if error.errno not in _SYMLINKS_UNSUPPORTED:
                 raise
             continue  # `load` does without
         temporary.replace(link)
-    sync(folder)
+    sync_to_disk(folder)
 
 
 def is_best(folder: Path) -> bool:
@@ -113,18 +113,18 @@ def is_best(folder: Path) -> bool:
 
 def prune(folder: Path, keep: int) -> None:
     """Delete all but the newest ``keep`` checkpoints (two at least: one to fall back to) and the best one."""
-    steps = step_folders(folder)
+    steps = list_step_folders(folder)
     best = [path for path in steps if is_best(path)][-1:]
     kept = {path.name for path in steps[-max(2, keep) :] + best}
     for path in steps:
         if path.name not in kept:
-            doomed = folder / f"{TEMPORARY}deleted-{path.name}-{os.getpid()}"
+            doomed = folder / f"{TEMPORARY_PREFIX}deleted-{path.name}-{os.getpid()}"
             path.replace(doomed)
-    for doomed in folder.glob(f"{TEMPORARY}*"):
+    for doomed in folder.glob(f"{TEMPORARY_PREFIX}*"):
         shutil.rmtree(doomed, ignore_errors=True)
 
 
-def sync(path: Path) -> None:
+def sync_to_disk(path: Path) -> None:
     """Have the disk keep a file, or what a folder lists."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

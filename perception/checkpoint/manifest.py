@@ -10,33 +10,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from perception.files.safe_write import digest
+from perception.files.safe_write import hash_file
 from perception.types import CheckpointError
 
-NAME = "manifest.json"
-FORMAT = 2
+MANIFEST_NAME = "manifest.json"
+FORMAT_VERSION = 2
 """2 has a sum over itself; 1, of older versions, has none and is read too."""
 _STEP = re.compile(r"step_(\d+)", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
-class Manifest:
-    """step: optimiser steps done. best: the best when it was written. sums: name of a file -> its SHA-256.
+class CheckpointManifest:
+    """step: optimizer steps done. best: the best when it was written. checksums: name of a file -> its SHA-256.
 
-    perception: the version that wrote it, "" where it does not say
+    version: the version that wrote it, "" where it does not say
     """
 
     step: int
     best: bool
-    sums: dict[str, str]
-    perception: str
+    checksums: dict[str, str]
+    version: str
 
 
 def write(folder: Path, step: int, best: bool, versions: dict[str, str], files: Collection[str]) -> None:
     """Write the manifest of a checkpoint's ``files``, which are there already."""
     content = {
-        "format": FORMAT,
+        "format": FORMAT_VERSION,
         "step": step,
         "best": best,
         "versions": versions,
@@ -44,25 +44,25 @@ def write(folder: Path, step: int, best: bool, versions: dict[str, str], files: 
             name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in sorted(files)
         },
     }
-    (folder / NAME).write_text(_text({**content, "checksum": _sum(content)}), "utf-8")
+    (folder / MANIFEST_NAME).write_text(_to_json({**content, "checksum": _compute_checksum(content)}), "utf-8")
 
 
-def read(folder: Path, files: Collection[str]) -> Manifest:
+def read(folder: Path, files: Collection[str]) -> CheckpointManifest:
     """The manifest of a checkpoint that consists of ``files``. Raises CheckpointError where it is damaged or none."""
-    path = folder / NAME
+    path = folder / MANIFEST_NAME
     try:
         text = path.read_bytes().decode("utf-8")
         content = json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{folder} is no checkpoint: {NAME} cannot be read ({error}).") from error
+        raise CheckpointError(f"{folder} is no checkpoint: {MANIFEST_NAME} cannot be read ({error}).") from error
     found = content.get("format") if isinstance(content, dict) else None
-    if type(found) is not int or found not in (1, FORMAT):
+    if type(found) is not int or found not in (1, FORMAT_VERSION):
         raise CheckpointError(
-            f"{path} is not a manifest of format {FORMAT}: it is damaged, or of another version of perception."
+            f"{path} is not a manifest of format {FORMAT_VERSION}: it is damaged, or of another version of perception."
         )
-    if found == FORMAT:
+    if found == FORMAT_VERSION:
         expected = content.pop("checksum", None)
-        if expected != _sum(content) or text != _text({**content, "checksum": expected}):
+        if expected != _compute_checksum(content) or text != _to_json({**content, "checksum": expected}):
             raise CheckpointError(f"{path} is damaged: it does not have the sum that it says it has.")
     step, best, listed = (content.get(key) for key in ("step", "best", "files"))
     called = _STEP.fullmatch(folder.name)
@@ -82,17 +82,17 @@ def read(folder: Path, files: Collection[str]) -> Manifest:
         sums[name] = value
     versions = content.get("versions")
     version = versions.get("perception") if isinstance(versions, dict) else None
-    return Manifest(step, best, sums, version if isinstance(version, str) else "")
+    return CheckpointManifest(step, best, sums, version if isinstance(version, str) else "")
 
 
 def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file."""
-    return digest(path).hex()
+    return hash_file(path).hex()
 
 
-def _text(content: dict[str, Any]) -> str:
+def _to_json(content: dict[str, Any]) -> str:
     return json.dumps(content, indent=2) + "\n"
 
 
-def _sum(content: dict[str, Any]) -> str:
-    return hashlib.sha256(_text(content).encode()).hexdigest()
+def _compute_checksum(content: dict[str, Any]) -> str:
+    return hashlib.sha256(_to_json(content).encode()).hexdigest()

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 
 from perception import __version__
 from perception.cli import bench, data, export, inference, studies, train
-from perception.cli.arguments import printable_lines, show_plainly
-from perception.files.safe_write import FULL, REFUSED, is_full
+from perception.cli.arguments import install_plain_warnings, printable_lines
+from perception.files.safe_write import DISK_FULL_ERRNOS, REFUSED_ERRNOS, is_disk_full
 from perception.types import PerceptionError
-from perception.video.progress import tell
-from perception.video.threads import leave_beside_hung_threads
+from perception.video.progress import write_now
+from perception.video.threads import exit_despite_hung_threads
 
-UNREAD = 141
+BROKEN_PIPE_EXIT_CODE = 141
 """Exit code where nobody reads standard output any more, as of a program that SIGPIPE ends."""
 
 
@@ -27,10 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     something; 130, 143, ... by a signal.
     """
     parsed = _parse(arguments)
-    show_plainly()
+    install_plain_warnings()
     code = _run(parsed)
     if arguments is None:
-        leave_beside_hung_threads(code)
+        exit_despite_hung_threads(code)
     return code
 
 
@@ -38,30 +38,30 @@ def _run(parsed: argparse.Namespace) -> int:
     try:
         return parsed.action(parsed) or 0
     except PerceptionError as error:
-        _complain(parsed, str(error))
-        return 1 if is_full(error) else 2
+        _print_error(parsed, str(error))
+        return 1 if is_disk_full(error) else 2
     except BrokenPipeError:  # nobody reads what it prints any more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return UNREAD
+        return BROKEN_PIPE_EXIT_CODE
     except OSError as error:
-        if error.errno not in FULL | REFUSED:
+        if error.errno not in DISK_FULL_ERRNOS | REFUSED_ERRNOS:
             raise
-        _complain(parsed, f"{error.filename or 'a file'}: {error.strerror}. Check its name, permissions and disk.")
-        return 1 if error.errno in FULL else 2
+        _print_error(parsed, f"{error.filename or 'a file'}: {error.strerror}. Check its name, permissions and disk.")
+        return 1 if error.errno in DISK_FULL_ERRNOS else 2
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "perception":
             raise
-        _complain(parsed, missing(error.name or ""))
+        _print_error(parsed, describe_missing(error.name or ""))
         return 2
     except KeyboardInterrupt as error:
         return 128 + getattr(error, "signal", signal.SIGINT)
 
 
-def _complain(parsed: argparse.Namespace, text: str) -> None:
-    tell(sys.stderr, f"perception {parsed.command}: {printable_lines(text)}\n")
+def _print_error(parsed: argparse.Namespace, text: str) -> None:
+    write_now(sys.stderr, f"perception {parsed.command}: {printable_lines(text)}\n")
 
 
-INSTALL = {
+INSTALL_HINTS = {
     "onnxruntime": "Install one engine: pip install onnxruntime, or for CUDA and TensorRT: pip install onnxruntime-gpu",
     "cv2": "Install OpenCV: pip install opencv-python-headless; for ROS's Python: apt install python3-opencv.",
     "rosbags": "Install what reads recordings: pip install 'dense-perception[robots]'",
@@ -73,16 +73,16 @@ INSTALL = {
 """Module -> how it is installed, where that is not with all that training needs."""
 
 
-def missing(module: str) -> str:
+def describe_missing(module: str) -> str:
     """What to say where ``module`` cannot be imported because nothing installed provides it."""
     name = module.partition(".")[0]
     default = "Install all that training needs: pip install 'dense-perception[train]'"
-    return f"the package {name} is not installed. {INSTALL.get(name, default)}"
+    return f"the package {name} is not installed. {INSTALL_HINTS.get(name, default)}"
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Arguments, with key=value overrides allowed anywhere: argparse takes positionals in one run only."""
-    parser = _parser()
+    parser = _build_parser()
     parsed, rest = parser.parse_known_args(arguments)
     strays = [text for text in rest if text.startswith("-") or "=" not in text or not hasattr(parsed, "overrides")]
     if strays:
@@ -92,7 +92,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parsed
 
 
-def _parser() -> argparse.ArgumentParser:
+def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="perception", description="One network, one pass: detection, segmentation, depth and classification."
     )

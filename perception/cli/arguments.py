@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from perception.files.safe_names import printable
+from perception.files.safe_names import escape_unprintable
 from perception.video.progress import Progress
 
 
@@ -27,27 +27,27 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 
 def add_tasks(parser: Any) -> None:
-    parser.add_argument("--tasks", type=names, metavar="A,B", help="only these tasks; only what they need is run")
+    parser.add_argument("--tasks", type=parse_names, metavar="A,B", help="only these tasks; only what they need is run")
 
 
-def names(text: str) -> list[str]:
+def parse_names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def count(text: str) -> int:
+def parse_count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is no number from 1 on")
     return int(text)
 
 
-def shard(text: str) -> tuple[int, int]:
+def parse_shard(text: str) -> tuple[int, int]:
     number, _, of = text.partition("/")
     if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
         raise argparse.ArgumentTypeError(f"'{text}' is not of the form I/N with I from 1 to N, for example 2/4")
     return int(number), int(of)
 
 
-def positive(text: str) -> float:
+def parse_positive(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
@@ -57,27 +57,28 @@ def positive(text: str) -> float:
     return value
 
 
-def size(text: str) -> tuple[int, int]:
+def parse_size(text: str) -> tuple[int, int]:
     height, _, width = text.lower().partition("x")
     if not (height.isdigit() and width.isdigit()):
         raise argparse.ArgumentTypeError(f"'{text}' is not of the form HxW, for example 256x512")
     return int(height), int(width)
 
 
-def size_or_dynamic(text: str):
-    return "dynamic" if text.lower() == "dynamic" else size(text)
+def parse_size_or_dynamic(text: str):
+    return "dynamic" if text.lower() == "dynamic" else parse_size(text)
 
 
-def check_order(parsed: argparse.Namespace) -> None:
-    """Raise ConfigError where the network was given in the place of the pictures, and they in its."""
+def check_argument_order(parsed: argparse.Namespace) -> None:
+    """Raise ConfigError where the network was given in the place of the images, and they in its."""
     from perception.types import ConfigError
 
-    model, source = parsed.model, getattr(parsed, "source", None) or getattr(parsed, "pictures", None)
+    model, source = parsed.model, getattr(parsed, "source", None) or getattr(parsed, "images", None)
     if source is not None and _is_network(Path(source)) and not _is_network(model):
-        network, pictures = printable(str(source)), printable(str(model))
+        command = " ".join(filter(None, (parsed.command, getattr(parsed, "kind", ""))))
+        network, pictures = escape_unprintable(str(source)), escape_unprintable(str(model))
         raise ConfigError(
             f"{pictures} is no network, and {network} is one: the network comes first. "
-            f"Say: perception {parsed.command} {network} {pictures}"
+            f"Say: perception {command} {network} {pictures}"
         )
 
 
@@ -85,7 +86,7 @@ def _is_network(path: Path) -> bool:
     return path.suffix in (".onnx", ".safetensors") or (path / "checkpoints").is_dir()
 
 
-def camera(text: str | None):
+def parse_intrinsics(text: str | None):
     from perception.types import Camera, ConfigError
 
     if text is None:
@@ -93,28 +94,28 @@ def camera(text: str | None):
     try:
         fx, fy, cx, cy = (float(part) for part in text.split(","))
     except ValueError as error:
-        raise ConfigError(f"--camera {text}: expected four numbers fx,fy,cx,cy in pixels of the source.") from error
+        raise ConfigError(f"--intrinsics {text}: expected four numbers fx,fy,cx,cy in pixels of the source.") from error
     return Camera(fx, fy, cx, cy)
 
 
 def printable_lines(text: str) -> str:
     """Text of several lines as it may reach a terminal, whatever the names in it hold."""
-    return "\n".join(map(printable, text.split("\n")))
+    return "\n".join(map(escape_unprintable, text.split("\n")))
 
 
-def show_plainly() -> None:
+def install_plain_warnings() -> None:
     """Warnings and what is logged name files, too: one sentence each on stderr, without what a name could do there."""
     warnings.formatwarning = lambda message, *_, **__: f"Warning: {printable_lines(str(message))}\n"
     if logging.lastResort is not None:
-        logging.lastResort.setFormatter(_Plain())
+        logging.lastResort.setFormatter(_PlainFormatter())
 
 
-class _Plain(logging.Formatter):
+class _PlainFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return printable_lines(super().format(record))
 
 
-def say(lines: Iterable[str]) -> None:
+def print_lines(lines: Iterable[str]) -> None:
     """Lines on stdout, whatever its encoding, and though nobody may read them to the end."""
     if sys.stdout is None:  # closed by who began this
         return
@@ -129,10 +130,10 @@ def say(lines: Iterable[str]) -> None:
 
 
 @contextmanager
-def bar(text: str, total: int) -> Iterator[Callable[[int], None]]:
+def progress_bar(text: str, total: int) -> Iterator[Callable[[int], None]]:
     """Progress on stderr without torch and rich: yields what is to be told how much is done."""
     line = Progress(sys.stderr, "", total, unit=text)
     try:
-        yield line.reach
+        yield line.set_count
     finally:
-        line.done()
+        line.finish()

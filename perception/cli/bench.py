@@ -9,21 +9,29 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from perception.cli.arguments import add_command, add_overrides, add_tasks, count, names, say, size
+from perception.cli.arguments import (
+    add_command,
+    add_overrides,
+    add_tasks,
+    parse_count,
+    parse_names,
+    parse_size,
+    print_lines,
+)
 
-Prepare = Callable[[Sequence[str], dict[str, str], str], list[Any]]
+BuildVariants = Callable[[Sequence[str], dict[str, str], str], list[Any]]
 """The forms of these kinds, with this prefix to their names. What cannot be had is noted."""
 
-FORMS = ("torch", "compiled", "onnx", "int8")
+BACKENDS = ("torch", "compiled", "onnx", "int8")
 
 
 def add_commands(commands: Any) -> None:
     command = add_command(
-        commands, "bench", _bench, "what a network costs, stage by stage; or how fast a recipe's pictures come"
+        commands, "bench", _bench, "what a network costs, stage by stage; or how fast a recipe's images come"
     )
     command.usage = "perception bench MODEL [options]\n       perception bench data CONFIG [key=value ...] [options]"
     command.add_argument(
-        "model", metavar="MODEL", help="run folder or .onnx file; or the word data: the pictures of CONFIG"
+        "model", metavar="MODEL", help="run folder or .onnx file; or the word data: the images of CONFIG"
     )
     command.add_argument("config", nargs="?", type=Path, metavar="CONFIG", help="YAML recipe, after the word data")
     add_overrides(command)
@@ -32,32 +40,36 @@ def add_commands(commands: Any) -> None:
     network.add_argument(
         "--against", type=Path, metavar="OTHER", help="another run folder or .onnx file, in the same turns"
     )
-    network.add_argument("--size", type=size, metavar="HxW", help="of the input (default: that of the recipe or file)")
     network.add_argument(
-        "--batch", type=count, default=1, metavar="N", help="pictures at a time, for the stages (default: 1)"
+        "--size", type=parse_size, metavar="HxW", help="of the input (default: that of the recipe or file)"
     )
     network.add_argument(
-        "--batches", type=numbers, default=[1, 4], metavar="N,N", help="of the throughput (default: 1,4)"
-    )
-    network.add_argument("--threads", type=numbers, default=[1], metavar="N,N", help="of the throughput (default: 1)")
-    network.add_argument(
-        "--turns", type=count, default=15, metavar="N", help="measurements of each stage (default: 15)"
+        "--batch-size", type=parse_count, default=1, metavar="N", help="images at a time, for the stages (default: 1)"
     )
     network.add_argument(
-        "--forms",
-        type=names,
-        default=list(FORMS),
+        "--batch-sizes", type=parse_counts, default=[1, 4], metavar="N,N", help="of the throughput (default: 1,4)"
+    )
+    network.add_argument(
+        "--threads", type=parse_counts, default=[1], metavar="N,N", help="of the throughput (default: 1)"
+    )
+    network.add_argument(
+        "--rounds", type=parse_count, default=15, metavar="N", help="measurements of each stage (default: 15)"
+    )
+    network.add_argument(
+        "--backends",
+        type=parse_names,
+        default=list(BACKENDS),
         metavar="A,B",
-        help=f"of a run folder: {', '.join(FORMS)} (default: all)",
+        help=f"of a run folder: {', '.join(BACKENDS)} (default: all)",
     )
     network.add_argument("--json", type=Path, metavar="FILE", help="write the numbers too")
-    data = command.add_argument_group("of a recipe's pictures")
+    data = command.add_argument_group("of a recipe's images")
     data.add_argument("--seconds", type=float, default=20, help="how long to measure (default: 20)")
     data.add_argument("--workers", type=int, help="loader processes (default: the recipe's data.workers)")
 
 
-def numbers(text: str) -> list[int]:
-    return [count(part) for part in names(text)]
+def parse_counts(text: str) -> list[int]:
+    return [parse_count(part) for part in parse_names(text)]
 
 
 def _bench(parsed: argparse.Namespace) -> int:
@@ -75,7 +87,7 @@ def _bench(parsed: argparse.Namespace) -> int:
 
 def _bench_data(parsed: argparse.Namespace) -> int:
     from perception import recipe as recipes
-    from perception.bench.data import measure
+    from perception.bench.data import measure_loading
     from perception.types import ConfigError
 
     if not 0 < parsed.seconds <= 3600 or not 0 <= (parsed.workers or 0) <= 256:
@@ -85,60 +97,67 @@ def _bench_data(parsed: argparse.Namespace) -> int:
     recipe = recipes.load(parsed.config, parsed.overrides)
     workers = recipe.data.workers if parsed.workers is None else parsed.workers
     mixture = recipes.build_mixture(recipe)
-    print(measure(mixture, list(recipe.tasks), recipe.train.batch_size, workers, parsed.seconds))  # noqa: T201
+    print(measure_loading(mixture, list(recipe.tasks), recipe.train.batch_size, workers, parsed.seconds))  # noqa: T201
     return 0
 
 
 def _bench_model(parsed: argparse.Namespace) -> int:
     from perception.bench import latency
-    from perception.runs import hardware
+    from perception.runs import describe_hardware
     from perception.types import ConfigError
 
-    if unknown := [name for name in parsed.forms if name not in FORMS]:
-        raise ConfigError(f"--forms {', '.join(unknown)}: unknown. Known: {', '.join(FORMS)}.")
+    if unknown := [name for name in parsed.backends if name not in BACKENDS]:
+        raise ConfigError(f"--backends {', '.join(unknown)}: unknown. Known: {', '.join(BACKENDS)}.")
     notes: dict[str, str] = {}
-    shown, prepare = _opened(Path(parsed.model), parsed.tasks, parsed.size)
-    opened = [(prepare, parsed.forms, "")]
+    shown, prepare = _open_model(Path(parsed.model), parsed.tasks, parsed.size)
+    opened = [(prepare, parsed.backends, "")]
     if parsed.against is not None:
-        other, prepare_other = _opened(parsed.against, parsed.tasks, shown)
+        other, prepare_other = _open_model(parsed.against, parsed.tasks, shown)
         if other != shown:
             sizes = ["x".join(map(str, pair)) for pair in (other, shown)]
             raise ConfigError(
                 f"{parsed.against} takes {sizes[0]} alone, {parsed.model} is shown {sizes[1]}. Export one of them "
                 f"anew, or give --size {sizes[0]} where the other takes it."
             )
-        opened.append((prepare_other, parsed.forms[:1], "against "))
+        opened.append((prepare_other, parsed.backends[:1], "against "))
     forms = [form for prepare, kinds, prefix in opened for form in prepare(kinds, notes, prefix)]
-    result = latency.measure(
-        forms, shown, batch=parsed.batch, turns=parsed.turns, batches=parsed.batches, threads=parsed.threads
+    result = latency.measure_latency(
+        forms,
+        shown,
+        batch_size=parsed.batch_size,
+        rounds=parsed.rounds,
+        batch_sizes=parsed.batch_sizes,
+        thread_counts=parsed.threads,
     )
-    result.notes, result.machine = notes, hardware()
-    say(result.lines())
+    result.notes, result.hardware = notes, describe_hardware()
+    print_lines(result.format_lines())
     if parsed.json is not None:
         parsed.json.write_text(json.dumps(result.to_json(), indent=1) + "\n", "utf-8")
     return 0
 
 
-def _opened(path: Path, tasks: Sequence[str] | None, wanted: tuple[int, int] | None) -> tuple[tuple[int, int], Prepare]:
+def _open_model(
+    path: Path, tasks: Sequence[str] | None, input_size: tuple[int, int] | None
+) -> tuple[tuple[int, int], BuildVariants]:
     """The size that a run folder or a file is shown, and what makes its forms, which may take minutes."""
     from perception import runs
-    from perception.bench.backends import candidates
-    from perception.bench.variants import from_file
+    from perception.bench.backends import build_variants
+    from perception.bench.variants import load_variant
 
     if path.suffix == ".onnx":
-        form, rules = from_file(path.name, path, tasks)
+        form, rules = load_variant(path.name, path, tasks)
 
         def named(kinds: Sequence[str], notes: dict[str, str], prefix: str) -> list[Any]:
             form.name = prefix + path.name
             return [form]
 
-        return wanted if wanted and rules.dynamic else rules.size, named
-    recipe, model = runs.open_network(path, tasks)
-    shown = wanted or recipe.data.size
+        return input_size if input_size and rules.dynamic else rules.size, named
+    recipe, model = runs.open_inference_model(path, tasks)
+    shown = input_size or recipe.data.size
 
     def prepared(kinds: Sequence[str], notes: dict[str, str], prefix: str) -> list[Any]:
         slow = "; compiling it takes minutes" if "compiled" in kinds else ""
         print(f"Preparing {path}{slow}", file=sys.stderr)  # noqa: T201
-        return candidates(path, model, shown, kinds, notes, prefix)
+        return build_variants(path, model, shown, kinds, notes, prefix)
 
     return shown, prepared

@@ -8,7 +8,15 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
-from perception.cli.arguments import add_command, add_overrides, add_tasks, bar, count, say, size
+from perception.cli.arguments import (
+    add_command,
+    add_overrides,
+    add_tasks,
+    parse_count,
+    parse_size,
+    print_lines,
+    progress_bar,
+)
 
 
 def add_commands(commands: Any) -> None:
@@ -17,23 +25,23 @@ def add_commands(commands: Any) -> None:
     add_overrides(doctor)
     add_tasks(doctor)
     doctor.add_argument("--out", type=Path, help="folder of the page (default: doctor/<name of the recipe>)")
-    doctor.add_argument("--quick", type=count, metavar="N", help="look at N pictures of each source only")
+    doctor.add_argument("--max-images", type=parse_count, metavar="N", help="look at N images of each source only")
     doctor.add_argument("--workers", type=int, help="processes (default: one a processor; 0 = none, unprotected)")
 
     data = commands.add_parser("data", help="make street scenes, unpack archives", description="Make or unpack data.")
     kinds = data.add_subparsers(dest="kind", required=True, metavar="KIND")
     street = kinds.add_parser("street", help="made street scenes with exact labels for four tasks")
-    street.set_defaults(action=_data_street)
+    street.set_defaults(action=_street)
     street.add_argument("out", type=Path, metavar="OUT", help="folder that is not there yet")
-    street.add_argument("--count", type=int, default=1000, help="pictures, training and validation together")
+    street.add_argument("--count", type=int, default=1000, help="images, training and validation together")
     street.add_argument("--seed", type=int, default=0)
     street.add_argument(
-        "--size", type=size, default=(256, 512), metavar="HxW", help="height x width (default: 256x512)"
+        "--size", type=parse_size, default=(256, 512), metavar="HxW", help="height x width (default: 256x512)"
     )
-    street.add_argument("--validation", type=float, default=0.2, help="share of the pictures that are held out")
+    street.add_argument("--validation", type=float, default=0.2, help="share of the images that are held out")
     street.add_argument("--video", type=float, metavar="SECONDS", help="make OUT a video of a drive (.mp4) instead")
     extract = kinds.add_parser("extract", help="unpack a downloaded archive without trusting it")
-    extract.set_defaults(action=_data_extract)
+    extract.set_defaults(action=_extract)
     extract.add_argument("archive", type=Path, metavar="ARCHIVE", help=".zip, .tar, .tar.gz, .tar.bz2 or .tar.xz")
     extract.add_argument("folder", type=Path, metavar="FOLDER", help="where its content goes; nothing is overwritten")
 
@@ -43,33 +51,39 @@ def _doctor(parsed: argparse.Namespace) -> int:
         from perception import doctor
         from perception.report import doctor_page
     except ModuleNotFoundError as error:
-        if not _is_there(error.name or ""):
+        if not _is_installed(error.name or ""):
             raise  # the base install has no doctor
-        return _broken(error)
+        return _report_broken_install(error)
     except (ImportError, AttributeError) as error:
-        return _broken(error)
+        return _report_broken_install(error)
     diagnosis = doctor.diagnose(
         parsed.config,
         parsed.overrides,
         parsed.tasks,
-        quick=parsed.quick,
+        max_images=parsed.max_images,
         workers=None if parsed.workers is None else max(0, parsed.workers),
-        bar=bar,
-        check=_check_recipe,
+        progress_bar=progress_bar,
+        check_rest=_check_recipe,
     )
-    say(doctor.report_lines(diagnosis))
-    say([doctor_page.write(parsed.out or Path("doctor") / doctor_page.folder_name(diagnosis), diagnosis)])
+    print_lines(doctor.format_report(diagnosis))
+    print_lines(
+        [
+            doctor_page.write_doctor_report(
+                parsed.out or Path("doctor") / doctor_page.make_folder_name(diagnosis), diagnosis
+            )
+        ]
+    )
     return diagnosis.exit_code
 
 
-def _is_there(module: str) -> bool:
+def _is_installed(module: str) -> bool:
     try:
         return util.find_spec(module.partition(".")[0]) is not None
     except (ImportError, ValueError):
         return False
 
 
-def _broken(error: Exception) -> int:
+def _report_broken_install(error: Exception) -> int:
     """numpy, cv2 or pydantic is broken, or there twice."""
     providers = metadata.packages_distributions()
     found = "; ".join(f"{m} from {', '.join(providers.get(m, ['nowhere']))}" for m in ("numpy", "cv2", "pydantic"))
@@ -84,27 +98,27 @@ def _check_recipe(state: None, mapping: dict) -> dict[str, dict] | str:
     from perception.types import PerceptionError
 
     try:
-        return {name: config.to_plain(task) for name, task in config.build(Recipe, mapping).tasks.items()}
+        return {name: config.to_plain(task) for name, task in config.validate_config(Recipe, mapping).tasks.items()}
     except PerceptionError as error:
         return str(error)
 
 
-def _data_street(parsed: argparse.Namespace) -> int:
-    from perception.synthetic import write, write_video
+def _street(parsed: argparse.Namespace) -> int:
+    from perception.synthetic import write_dataset, write_video
 
     if parsed.video is not None:
         write_video(parsed.out, parsed.video, parsed.seed, parsed.size)
         return 0
-    with bar("street pictures", parsed.count) as advance_to:
-        write(parsed.out, parsed.count, parsed.seed, parsed.size, parsed.validation, advance_to)
+    with progress_bar("street images", parsed.count) as advance_to:
+        write_dataset(parsed.out, parsed.count, parsed.seed, parsed.size, parsed.validation, advance_to)
     return 0
 
 
-def _data_extract(parsed: argparse.Namespace) -> int:
-    from perception.files.archives import extract
+def _extract(parsed: argparse.Namespace) -> int:
+    from perception.files.archives import extract_archive
 
     bytes = parsed.archive.stat().st_size if parsed.archive.is_file() else 0
-    with bar("MB unpacked", max(1, bytes // 10**6)) as advance_to:
-        files = extract(parsed.archive, parsed.folder, progress=lambda done, total: advance_to(done // 10**6))
-    say([f"{files} files in {parsed.folder}"])
+    with progress_bar("MB unpacked", max(1, bytes // 10**6)) as advance_to:
+        files = extract_archive(parsed.archive, parsed.folder, progress=lambda done, total: advance_to(done // 10**6))
+    print_lines([f"{files} files in {parsed.folder}"])
     return 0

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from perception.cli.arguments import add_command, add_overrides, add_tasks, count, size_or_dynamic
+from perception.cli.arguments import add_command, add_overrides, add_tasks, parse_count, parse_size_or_dynamic
 
 
 def add_commands(commands: Any) -> None:
@@ -22,12 +22,12 @@ def add_commands(commands: Any) -> None:
         "--precision",
         choices=("fp32", "fp16", "int8"),
         default="fp32",
-        help="of the arithmetic; fp16 and int8 are measured on the recipe's validation pictures, and refused where a "
+        help="of the arithmetic; fp16 and int8 are measured on the recipe's validation images, and refused where a "
         "task loses more than the budget, int8 also where it is not faster",
     )
     export.add_argument(
         "--size",
-        type=size_or_dynamic,
+        type=parse_size_or_dynamic,
         metavar="HxW|dynamic",
         help="the only input size, or any multiples of 32 (default)",
     )
@@ -39,19 +39,27 @@ def add_commands(commands: Any) -> None:
     )
     export.add_argument(
         "--preprocess",
-        choices=("outside", "inside"),
-        default="outside",
-        help="inside: the graph takes pictures of any size as they are, uint8 [batch, height, width, 3], and answers "
+        choices=("external", "embedded"),
+        default="external",
+        help="embedded: the graph takes images of any size as they are, uint8 [batch, height, width, 3], and answers "
         "in their pixels",
     )
     export.add_argument(
         "--budget", type=float, default=0.01, help="what a task's metric may lose, absolutely (default: 0.01, a point)"
     )
     export.add_argument(
-        "--calibration", type=count, default=64, metavar="N", help="training pictures for int8's ranges (default: 64)"
+        "--calibration-images",
+        type=parse_count,
+        default=64,
+        metavar="N",
+        help="training images for int8's ranges (default: 64)",
     )
     export.add_argument(
-        "--pictures", type=count, default=500, metavar="N", help="validation pictures that judge (default: 500 at most)"
+        "--validation-images",
+        type=parse_count,
+        default=500,
+        metavar="N",
+        help="validation images that judge (default: 500 at most)",
     )
 
 
@@ -67,8 +75,8 @@ def _export(parsed: argparse.Namespace) -> int:
         size=parsed.size,
         preprocess=parsed.preprocess,
         budget=parsed.budget,
-        calibration=parsed.calibration,
-        pictures=parsed.pictures,
+        calibration_images=parsed.calibration_images,
+        validation_images=parsed.validation_images,
         target=parsed.target,
         overrides=parsed.overrides,
     )

@@ -6,9 +6,17 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from perception.cli.arguments import add_command, add_overrides, add_tasks, count, names, positive, say
+from perception.cli.arguments import (
+    add_command,
+    add_overrides,
+    add_tasks,
+    parse_count,
+    parse_names,
+    parse_positive,
+    print_lines,
+)
 
-CONTROLS = ("pictures", "compute", "budget")
+CONTROL_KINDS = ("images", "compute", "budget")
 
 
 def add_commands(commands: Any) -> None:
@@ -16,13 +24,15 @@ def add_commands(commands: Any) -> None:
     compare.add_argument("config", type=Path, help="YAML recipe of the joint network")
     add_overrides(compare)
     add_tasks(compare)
-    compare.add_argument("--seeds", type=count, default=3, metavar="N", help="how many, from the recipe's (default: 3)")
     compare.add_argument(
-        "--controls", type=_controls, default=("pictures",), metavar="A,B",
-        help="what controls have in common with the joint run: pictures; compute, each; budget, all together "
-        "(default: pictures)",
+        "--seeds", type=parse_count, default=3, metavar="N", help="how many, from the recipe's (default: 3)"
+    )
+    compare.add_argument(
+        "--controls", type=_parse_control_kinds, default=("images",), metavar="A,B",
+        help="what controls have in common with the joint run: images; compute, each; budget, all together "
+        "(default: images)",
     )  # fmt: skip
-    _add_jobs(compare)
+    _add_jobs_option(compare)
     compare.add_argument("--out", type=Path, help="folder of its runs (default: runs/<name of the recipe>_compare)")
 
     group = add_command(
@@ -31,9 +41,13 @@ def add_commands(commands: Any) -> None:
     group.add_argument("config", type=Path, help="YAML recipe of the joint network")
     add_overrides(group)
     add_tasks(group)
-    group.add_argument("--networks", type=count, default=2, metavar="K", help="how many at most (default: 2)")
+    group.add_argument("--networks", type=parse_count, default=2, metavar="K", help="how many at most (default: 2)")
     group.add_argument(
-        "--every", type=count, default=25, metavar="N", help="steps from one look ahead to the next (default: 25)"
+        "--lookahead-every",
+        type=parse_count,
+        default=25,
+        metavar="N",
+        help="steps from one look ahead to the next (default: 25)",
     )
     group.add_argument("--out", type=Path, help="folder of its run (default: runs/<name of the recipe>_group)")
 
@@ -41,14 +55,16 @@ def add_commands(commands: Any) -> None:
     tune.add_argument("config", type=Path, help="YAML recipe to start from")
     add_overrides(tune)
     add_tasks(tune)
-    tune.add_argument("--trials", type=count, default=30, metavar="N", help="in all, earlier ones too (default: 30)")
+    tune.add_argument(
+        "--trials", type=parse_count, default=30, metavar="N", help="in all, earlier ones too (default: 30)"
+    )
     tune.add_argument(
         "--space",
         type=Path,
         help="YAML file of the space (default: the recipe's tune section, or one of "
         "learning rate, balancer, weights and sharing)",
     )
-    _add_jobs(tune)
+    _add_jobs_option(tune)
     tune.add_argument("--out", type=Path, help="folder of the study (default: runs/<name of the recipe>_tune)")
 
     grow = add_command(commands, "grow", _grow, "add tasks to a trained network without forgetting the old ones")
@@ -57,90 +73,93 @@ def add_commands(commands: Any) -> None:
     add_overrides(grow)
     add_tasks(grow)
     grow.add_argument(
-        "--method", choices=("frozen", "distil"), default="frozen",
+        "--method", choices=("frozen", "distill"), default="frozen",
         help="frozen: old outputs stay, bit for bit; distil: all learns, the old heads are held to what the old "
         "network says (default: frozen)",
     )  # fmt: skip
     grow.add_argument(
-        "--strength", type=positive, default=1.0, help="of distil's teaching beside the new losses (default: 1)"
+        "--distillation-weight",
+        type=parse_positive,
+        default=1.0,
+        help="of distil's teaching beside the new losses (default: 1)",
     )
     grow.add_argument("--out", type=Path, help="run folder (default: runs/<name of the recipe>_grown)")
 
     drop = add_command(commands, "drop", _drop, "take tasks out of a trained network; the others stay, bit for bit")
     drop.add_argument("model", type=Path, metavar="RUN", help="run folder of the trained network")
-    drop.add_argument("--tasks", type=names, required=True, metavar="A,B", help="the tasks to take out")
+    drop.add_argument("tasks", type=parse_names, metavar="TASKS", help="the tasks to take out")
     drop.add_argument("--out", type=Path, help="new run folder (default: <RUN>_without_<tasks>)")
 
 
-def _add_jobs(parser: argparse.ArgumentParser) -> None:
+def _add_jobs_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--jobs", type=count, metavar="N",
+        "--jobs", type=parse_count, metavar="N",
         help="trainings at a time (default: one for every train.threads cores, on a GPU one)",
     )  # fmt: skip
 
 
-def _controls(text: str) -> tuple[str, ...]:
-    chosen = tuple(dict.fromkeys(names(text)))
-    if not chosen or set(chosen) - set(CONTROLS):
-        raise argparse.ArgumentTypeError(f"'{text}' names other controls than {', '.join(CONTROLS)}")
+def _parse_control_kinds(text: str) -> tuple[str, ...]:
+    chosen = tuple(dict.fromkeys(parse_names(text)))
+    if not chosen or set(chosen) - set(CONTROL_KINDS):
+        raise argparse.ArgumentTypeError(f"'{text}' names other controls than {', '.join(CONTROL_KINDS)}")
     return chosen
 
 
 def _compare(parsed: argparse.Namespace) -> int:
     from perception import recipe as recipes
     from perception.studies.compare import PAGE, compare
-    from perception.studies.format import table
+    from perception.studies.format import format_comparison
 
     recipe = recipes.load(parsed.config, parsed.overrides, parsed.tasks)
     out = parsed.out or Path("runs") / f"{recipe.name}_compare"
-    result = compare(recipe, out, seeds=parsed.seeds, kinds=parsed.controls, jobs=parsed.jobs)
-    say([*table(result), "", f"Report: {out / PAGE}"])
+    result = compare(recipe, out, num_seeds=parsed.seeds, control_kinds=parsed.controls, jobs=parsed.jobs)
+    print_lines([*format_comparison(result), "", f"Report: {out / PAGE}"])
     return 0
 
 
 def _group(parsed: argparse.Namespace) -> int:
     from perception import recipe as recipes
-    from perception.studies.format import affinities
-    from perception.studies.group import PAGE, group
+    from perception.studies.format import format_affinities
+    from perception.studies.group import PAGE, group_tasks
 
     recipe = recipes.load(parsed.config, parsed.overrides, parsed.tasks)
     out = parsed.out or Path("runs") / f"{recipe.name}_group"
-    result = group(recipe, out, networks=parsed.networks, every=parsed.every)
-    say([*affinities(result), "", f"Recipes: {', '.join(result['recipes'])}", f"Report: {out / PAGE}"])
+    result = group_tasks(recipe, out, max_networks=parsed.networks, interval=parsed.lookahead_every)
+    print_lines([*format_affinities(result), "", f"Recipes: {', '.join(result['recipes'])}", f"Report: {out / PAGE}"])
     return 0
 
 
 def _tune(parsed: argparse.Namespace) -> int:
     from perception import recipe as recipes
     from perception.studies import search_space
-    from perception.studies.format import trials
+    from perception.studies.format import format_trials
     from perception.studies.tune import PAGE, tune
 
     recipe = recipes.load(parsed.config, parsed.overrides, parsed.tasks)
-    searched = search_space.read(parsed.space, parsed.config) or search_space.default(recipe)
+    searched = search_space.load_space(parsed.space, parsed.config) or search_space.build_default_space(recipe)
     out = parsed.out or Path("runs") / f"{recipe.name}_tune"
-    result = tune(recipe, searched, out, trials=parsed.trials, jobs=parsed.jobs)
-    say([*trials(result), "", f"Report: {out / PAGE}"])
+    result = tune(recipe, searched, out, num_trials=parsed.trials, jobs=parsed.jobs)
+    print_lines([*format_trials(result), "", f"Report: {out / PAGE}"])
     return 0
 
 
 def _grow(parsed: argparse.Namespace) -> int:
     from perception import recipe as recipes
-    from perception.studies.format import growth
+    from perception.studies.format import format_growth
     from perception.studies.grow import PAGE, grow
 
     recipe = recipes.load(parsed.config, parsed.overrides, parsed.tasks)
     out = parsed.out or Path("runs") / f"{recipe.name}_grown"
-    result = grow(parsed.model, recipe, out, method=parsed.method, strength=parsed.strength)
-    say([*growth(result), f"Report: {out / PAGE}"])
+    result = grow(parsed.model, recipe, out, method=parsed.method, distillation_weight=parsed.distillation_weight)
+    print_lines([*format_growth(result), f"Report: {out / PAGE}"])
     return 0
 
 
 def _drop(parsed: argparse.Namespace) -> int:
-    from perception.studies.grow import drop
+    from perception.studies.grow import drop_tasks
 
     run = parsed.model
     out = parsed.out or run.with_name(f"{run.name}_without_{'_'.join(parsed.tasks)}")
-    drop(run, parsed.tasks, out)
-    say([f"{out} is {run} without {', '.join(parsed.tasks)}; what is left says the same, bit for bit."])
+    drop_tasks(run, parsed.tasks, out)
+    print_lines([f"{out} is {run} without {', '.join(parsed.tasks)}; what is left says the same, bit for bit."])
     return 0

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from perception.cli.arguments import add_command, add_overrides, add_tasks, count, say, size
+from perception.cli.arguments import add_command, add_overrides, add_tasks, parse_count, parse_size, print_lines
 
 
 def add_commands(commands: Any) -> None:
@@ -22,24 +22,26 @@ def add_commands(commands: Any) -> None:
     train.add_argument("--resume", type=Path, metavar="RUN", help="go on with the newest checkpoint of a run folder")
     train.add_argument("--force", action="store_true", help="resume although the recipe has changed")
 
-    evaluate = add_command(commands, "evaluate", _evaluate, "measure a run or an exported file on held-out pictures")
+    evaluate = add_command(commands, "evaluate", _evaluate, "measure a run or an exported file on held-out images")
     evaluate.add_argument(
         "model", type=Path, metavar="MODEL", help="run folder, checkpoint, .safetensors file or exported .onnx file"
     )
     add_overrides(evaluate)
     add_tasks(evaluate)
     evaluate.add_argument("--data", type=Path, help="YAML file whose data.validation is taken instead of the run's")
-    evaluate.add_argument("--size", type=size, metavar="HxW", help="what the network sees (default: as in training)")
+    evaluate.add_argument(
+        "--size", type=parse_size, metavar="HxW", help="what the network sees (default: as in training)"
+    )
     evaluate.add_argument("--out", type=Path, help="write metrics.json and report.html to this folder")
     evaluate.add_argument(
-        "--batch-size", type=count, default=8, metavar="N", help="pictures at a time; changes no number"
+        "--batch-size", type=parse_count, default=8, metavar="N", help="images at a time; changes no number"
     )
 
 
 def _demo(parsed: argparse.Namespace) -> int:
-    from perception.demo import demo
+    from perception.demo import run_demo
 
-    demo(parsed.out, parsed.overrides)
+    run_demo(parsed.out, parsed.overrides)
     return 0
 
 
@@ -58,14 +60,16 @@ def _train(parsed: argparse.Namespace) -> int:
     run = parsed.resume or parsed.out or Path("runs") / recipe.name
     evaluation = runs.train(recipe, run, resume=parsed.resume is not None, force=parsed.force)
     if evaluation is not None:
-        _show(evaluation)
-        say([f"Report: {run / 'report.html'}, weights: {run / 'checkpoints'}, every number: {run / 'metrics.jsonl'}"])
+        _print_metrics(evaluation)
+        print_lines(
+            [f"Report: {run / 'report.html'}, weights: {run / 'checkpoints'}, every number: {run / 'metrics.jsonl'}"]
+        )
     return 0
 
 
 def _evaluate(parsed: argparse.Namespace) -> int:
     from perception import runs
-    from perception.engine.distributed import is_main
+    from perception.engine.distributed import is_main_process
     from perception.export import evaluate_onnx
 
     measure = evaluate_onnx.evaluate if parsed.model.suffix == ".onnx" else runs.evaluate
@@ -78,11 +82,11 @@ def _evaluate(parsed: argparse.Namespace) -> int:
         out=parsed.out,
         batch_size=parsed.batch_size,
     )
-    if is_main():
-        _show(evaluation)
+    if is_main_process():
+        _print_metrics(evaluation)
     return 0
 
 
-def _show(evaluation) -> None:
+def _print_metrics(evaluation) -> None:
     numbers = [f"{name:36s} {value:.4f}" for name, value in evaluation.metrics.items()]
-    say([f"{evaluation.pictures} pictures", *numbers, *evaluation.notes])
+    print_lines([f"{evaluation.num_images} images", *numbers, *evaluation.notes])

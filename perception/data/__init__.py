@@ -10,19 +10,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
-from perception.config import configuration
-from perception.data.class_names import by_exclusion, near
-from perception.data.dataset import Reader, Source
+from perception.config import config_dataclass
+from perception.data.class_names import find_classes_by_exclusion, suggest_class_name
+from perception.data.dataset import DatasetReader, DataSource
 from perception.data.formats.bdd100k import Bdd100kConfig, Bdd100kReader
 from perception.data.formats.cityscapes import CityscapesConfig, CityscapesReader
 from perception.data.formats.coco import CocoConfig, CocoReader
 from perception.data.formats.coco_panoptic import CocoPanopticConfig, CocoPanopticReader
-from perception.data.formats.depth_maps import DepthMapsConfig, DepthMapsReader, check_camera
+from perception.data.formats.depth_maps import DepthMapsConfig, DepthMapsReader, check_intrinsics
 from perception.data.formats.image_labels import ImageLabelsConfig, ImageLabelsReader
 from perception.data.formats.kitti import KittiConfig, KittiReader
 from perception.data.formats.kitti_depth import KittiDepthConfig, KittiDepthReader
-from perception.data.formats.label_maps import LabelMapsConfig, LabelMapsReader
 from perception.data.formats.nyuv2 import Nyuv2Config, Nyuv2Reader
+from perception.data.formats.segmentation_masks import SegmentationMasksConfig, SegmentationMasksReader
 from perception.data.formats.voc import VocConfig, VocReader
 from perception.data.formats.yolo import YoloConfig, YoloReader
 from perception.data.formats.yolo_masks import YoloMasksConfig, YoloMasksReader
@@ -34,7 +34,7 @@ from perception.types import Camera, ConfigError, DataError
 DATASETS = {
     "coco": CocoReader,
     "coco_panoptic": CocoPanopticReader,
-    "label_maps": LabelMapsReader,
+    "segmentation_masks": SegmentationMasksReader,
     "cityscapes": CityscapesReader,
     "depth_maps": DepthMapsReader,
     "image_labels": ImageLabelsReader,
@@ -51,9 +51,9 @@ DATASETS = {
 try:
     from pydantic import Field
 
-    _by_format = Field(discriminator="format")
-except ImportError:  # a robot that reads pictures but no recipes
-    _by_format = None
+    _format_field = Field(discriminator="format")
+except ImportError:  # a robot that reads images but no recipes
+    _format_field = None
 
 ReaderConfig: TypeAlias = Annotated[
     KittiConfig
@@ -63,22 +63,22 @@ ReaderConfig: TypeAlias = Annotated[
     | YoloMasksConfig
     | CocoConfig
     | CocoPanopticConfig
-    | LabelMapsConfig
+    | SegmentationMasksConfig
     | CityscapesConfig
     | DepthMapsConfig
     | ImageLabelsConfig
     | VocConfig
     | Bdd100kConfig,
-    _by_format,
+    _format_field,
 ]
 
 
-@configuration
+@config_dataclass
 class SourceConfig:
-    """Pictures, and the readers that label them.
+    """Images, and the readers that label them.
 
-    weight: how often its pictures come up in training, relative to the other sources
-    camera: intrinsics in pixels of its pictures, for those that no reader gives any for; None = unknown
+    weight: how often its images come up in training, relative to the other sources
+    camera: intrinsics in pixels of its images, for those that no reader gives any for; None = unknown
     """
 
     name: str
@@ -97,10 +97,10 @@ class SourceConfig:
             raise ConfigError(
                 f"Source '{self.name}' has weight {self.weight}. Expected 0.001 to 1000000; remove it instead of 0."
             )
-        check_camera(self.camera, f"Source '{self.name}'")
+        check_intrinsics(self.camera, f"Source '{self.name}'")
 
 
-@configuration
+@config_dataclass
 class DataConfig:
     """What a recipe says of data.
 
@@ -108,7 +108,7 @@ class DataConfig:
     size:       (height, width) of the network's input in training and evaluation, multiples of 32
     workers:    processes that read and augment; 0 = the training process itself
     timeout:    seconds without a batch after which a worker counts as hung
-    allow_damaged: largest fraction of a source's pictures that training may skip as unreadable
+    max_damaged: largest fraction of a source's images that training may skip as unreadable
     """
 
     root: str = "data"
@@ -119,7 +119,7 @@ class DataConfig:
     validation: tuple[SourceConfig, ...] = ()
     workers: int = 2
     timeout: float = 50
-    allow_damaged: float = 0.01
+    max_damaged: float = 0.01
 
     def __post_init__(self) -> None:
         if any(side < 32 or side % 32 for side in self.size):
@@ -136,7 +136,7 @@ class DataConfig:
                 raise ConfigError(f"data.{part} has two sources of one name: {', '.join(names)}. Rename one.")
 
 
-def open_source(config: SourceConfig, root: str | Path, classes: Mapping[str, Sequence[str]]) -> Source | None:
+def open_source(config: SourceConfig, root: str | Path, classes: Mapping[str, Sequence[str]]) -> DataSource | None:
     """The source, or None where it labels none of the tasks in ``classes`` (task -> its class list).
 
     Readers of other tasks are not opened. Raises DataError where the files are not what the config says.
@@ -148,29 +148,33 @@ def open_source(config: SourceConfig, root: str | Path, classes: Mapping[str, Se
         )
     recipe = {task: tuple(names) for task, names in classes.items()}
     trained = [labels for labels in config.labels if set(labels.tasks) & set(recipe)]
-    readers: list[Reader] = [DATASETS[labels.format](labels, root, recipe) for labels in trained]
-    return Source(config.name, config.weight, readers, root, config.camera) if readers else None
+    readers: list[DatasetReader] = [DATASETS[labels.format](labels, root, recipe) for labels in trained]
+    return DataSource(config.name, config.weight, readers, root, config.camera) if readers else None
 
 
 def open_sources(
-    configs: Sequence[SourceConfig], root: str | Path, classes: Mapping[str, Sequence[str]], complete: bool = False
-) -> list[Source]:
+    configs: Sequence[SourceConfig],
+    root: str | Path,
+    classes: Mapping[str, Sequence[str]],
+    require_all_classes: bool = False,
+) -> list[DataSource]:
     """The sources that label any of the tasks in ``classes``. Raises DataError where there is none.
 
-    complete: also raise DataError where a task or one of its classes is labelled by no source, as training needs
+    require_all_classes: also raise DataError where a task or one of its classes is labeled by no source, as training
+    needs
     """
     sources = [source for config in configs if (source := open_source(config, root, classes)) is not None]
     if not sources:
         raise DataError(
             f"None of the {len(configs)} sources labels any of the tasks {', '.join(classes)}. Add one to the recipe."
         )
-    for task, names in classes.items() if complete else ():
-        check_labelled(task, names, sources)
+    for task, names in classes.items() if require_all_classes else ():
+        check_label_coverage(task, names, sources)
     return sources
 
 
-def check_labelled(task: str, names: Sequence[str], sources: Sequence[Source]) -> None:
-    """Raise DataError where no source labels ``task``, or one of its classes ``names``."""
+def check_label_coverage(task: str, class_names: Sequence[str], sources: Sequence[DataSource]) -> None:
+    """Raise DataError where no source labels ``task``, or one of its classes ``class_names``."""
     mine = [source for source in sources if task in source.tasks]
     if not mine:
         raise DataError(
@@ -178,15 +182,17 @@ def check_labelled(task: str, names: Sequence[str], sources: Sequence[Source]) -
             + "; ".join(f"{source.name}: {', '.join(source.tasks)}" for source in sources)
         )
     maps = [reader.class_maps[task] for source in mine for reader in source.readers if task in reader.class_maps]
-    if any(found.classes is None for found in maps) or not maps:
+    if any(found.labeled_classes is None for found in maps) or not maps:
         return
-    excluded = by_exclusion([found for found in maps if found.space is not None], len(names))
-    for index, name in enumerate(names):
-        if not excluded[index] and not any(found.classes is not None and found.classes[index] for found in maps):
-            theirs = sorted({theirs for found in maps for theirs in found.index})
+    excluded = find_classes_by_exclusion([found for found in maps if found.label_space is not None], len(class_names))
+    for index, name in enumerate(class_names):
+        if not excluded[index] and not any(
+            found.labeled_classes is not None and found.labeled_classes[index] for found in maps
+        ):
+            theirs = sorted({theirs for found in maps for theirs in found.indices})
             raise DataError(
-                f"Class '{name}' of task '{task}' is labelled by none of the sources "
-                f"{', '.join(source.name for source in mine)}.{near(name, theirs)} Give a reader "
+                f"Class '{name}' of task '{task}' is labeled by none of the sources "
+                f"{', '.join(source.name for source in mine)}.{suggest_class_name(name, theirs)} Give a reader "
                 f"rename: {{...: {name}}}, or take the class out of the recipe."
             )
 
@@ -195,9 +201,9 @@ __all__ = [
     "DATASETS",
     "AugmentConfig",
     "DataConfig",
+    "DataSource",
     "MixConfig",
     "ReaderConfig",
-    "Source",
     "SourceConfig",
     "open_source",
     "open_sources",

@@ -21,63 +21,64 @@ from perception.types import Annotation, Batch, DataError, DenseMap, ImageLabel,
 
 
 @dataclass
-class Packed:
+class PackedBatch:
     """A batch on its way from a worker.
 
     samples: without their images and maps
-    maps:    task -> (numbers of the labelled samples, their values stacked, their valid stacked, what their ids mean)
+    dense_maps:    task -> (numbers of the labeled samples, their values stacked, their valid stacked,
+    what their ids mean)
     skipped: what the worker's mixture skipped so far
     """
 
     images: Tensor
     samples: list[Sample]
-    maps: dict[str, tuple[list[int], Tensor, Tensor, list[LabelSpace | None]]] = field(default_factory=dict)
+    dense_maps: dict[str, tuple[list[int], Tensor, Tensor, list[LabelSpace | None]]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
 
 
 def collate(samples: Sequence[Sample], tasks: Sequence[str]) -> Batch:
     """Samples of one image size as a batch: annotations as tensors where ``frame`` is None, else as they are."""
-    return unpack(pack(samples, tasks), tasks)
+    return unpack_batch(pack_batch(samples, tasks), tasks)
 
 
-def pack(samples: Sequence[Sample], tasks: Sequence[str]) -> Packed:
+def pack_batch(samples: Sequence[Sample], tasks: Sequence[str]) -> PackedBatch:
     """The worker's half of `collate`."""
     height, width = samples[0].image.shape[:2]
     if any(sample.image.shape != (height, width, 3) for sample in samples):
         raise ValueError(f"Images of {', '.join(str(sample.image.shape) for sample in samples)} do not make one batch.")
-    images = _shared((len(samples), 3, height, width), torch.uint8)
+    images = _allocate_shared((len(samples), 3, height, width), torch.uint8)
     for target, sample in zip(images.numpy(), samples, strict=True):
         cv2.split(sample.image, list(target))
-    packed = Packed(images, [])
+    packed = PackedBatch(images, [])
     for sample in samples:
         kept = {task: sample.annotations.get(task) for task in tasks}
-        packed.samples.append(Sample(None, kept, sample.camera, sample.frame, sample.id, sample.source))
+        packed.samples.append(Sample(None, kept, sample.camera, sample.transform, sample.id, sample.source))
     for task in tasks:
         maps = {
             i: annotation
             for i, sample in enumerate(packed.samples)
-            if sample.frame is None and isinstance(annotation := sample.annotations[task], DenseMap)
+            if sample.transform is None and isinstance(annotation := sample.annotations[task], DenseMap)
         }
         if maps:
-            values, valid = (_stacked([getattr(m, part) for m in maps.values()]) for part in ("values", "valid"))
-            packed.maps[task] = list(maps), values, valid, [m.classes for m in maps.values()]
+            values, valid = (_stack_shared([getattr(m, part) for m in maps.values()]) for part in ("values", "valid"))
+            packed.dense_maps[task] = list(maps), values, valid, [m.label_space for m in maps.values()]
             for i in maps:
                 packed.samples[i].annotations[task] = None
     return packed
 
 
-def _stacked(maps: Sequence[NDArray]) -> Tensor:
+def _stack_shared(maps: Sequence[NDArray]) -> Tensor:
     kind = np.result_type(*(m.dtype for m in maps))
-    stacked = _shared((len(maps), *maps[0].shape), torch.from_numpy(np.empty(0, kind)).dtype)
+    stacked = _allocate_shared((len(maps), *maps[0].shape), torch.from_numpy(np.empty(0, kind)).dtype)
     np.stack(maps, out=stacked.numpy())
     return stacked
 
 
-def _shared(shape: Sequence[int], kind: torch.dtype) -> Tensor:
+def _allocate_shared(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """An empty tensor, in a worker in the memory that it shares: sending one from elsewhere copies it there."""
     if get_worker_info() is None:
-        return torch.empty(shape, dtype=kind)
-    size = math.prod(shape) * kind.itemsize
+        return torch.empty(shape, dtype=dtype)
+    size = math.prod(shape) * dtype.itemsize
     try:
         memory = torch.UntypedStorage._new_shared(size)
     except RuntimeError as error:
@@ -85,29 +86,29 @@ def _shared(shape: Sequence[int], kind: torch.dtype) -> Tensor:
             f"No {size} bytes of shared memory (/dev/shm) for a batch: {error}. Enlarge it (docker run --shm-size=8g), "
             "or lower train.batch_size or data.workers."
         ) from error
-    return torch.empty(0, dtype=kind).set_(memory).view(shape)  # type: ignore[arg-type]
+    return torch.empty(0, dtype=dtype).set_(memory).view(shape)  # type: ignore[arg-type]
 
 
-def unpack(packed: Packed, tasks: Sequence[str]) -> Batch:
-    """The training process's half of `collate`. Label maps stay bytes: the device widens them faster."""
+def unpack_batch(packed: PackedBatch, tasks: Sequence[str]) -> Batch:
+    """The training process's half of `collate`. Segmentation masks stay bytes: the device widens them faster."""
     samples = packed.samples
-    annotations = {task: [_as_tensors(sample, task) for sample in samples] for task in tasks}
-    for task, (numbers, values, valid, spaces) in packed.maps.items():
+    annotations = {task: [_to_tensors(sample, task) for sample in samples] for task in tasks}
+    for task, (numbers, values, valid, spaces) in packed.dense_maps.items():
         for place, i in enumerate(numbers):
-            annotations[task][i] = DenseMap(values[place], valid[place], classes=spaces[place])
+            annotations[task][i] = DenseMap(values[place], valid[place], label_space=spaces[place])
     return Batch(
         images=packed.images,
         annotations=annotations,
         cameras=[sample.camera for sample in samples],
-        frames=[sample.frame for sample in samples],
+        transforms=[sample.transform for sample in samples],
         ids=[sample.id for sample in samples],
         sources=[sample.source for sample in samples],
     )
 
 
-def _as_tensors(sample: Sample, task: str) -> Annotation | None:
+def _to_tensors(sample: Sample, task: str) -> Annotation | None:
     annotation = sample.annotations[task]
-    if sample.frame is not None:
+    if sample.transform is not None:
         return annotation
     match annotation:
         case Instances(boxes, labels, scores, ignore, classes, tracks, partial):

@@ -1,7 +1,7 @@
-"""Random changes of a picture's colours and quality; nothing moves.
+"""Random changes of an image's colors and quality; nothing moves.
 
 Brightness, contrast, hue and saturation are one matrix: albumentations' way through HSV takes twice as long as decoding
-the picture, and its noise seven times. The rest is albumentations.
+the image, and its noise seven times. The rest is albumentations.
 """
 
 from __future__ import annotations
@@ -23,42 +23,42 @@ GAMMA = 0.75, 1.3
 NOISE = 0.01, 0.05
 """Standard deviation as a fraction of white."""
 
-_AXIS = np.ones(3) / math.sqrt(3)
-_ALONG, _ACROSS = np.outer(_AXIS, _AXIS), np.cross(np.eye(3), _AXIS)
+_GRAY_AXIS = np.ones(3) / math.sqrt(3)
+_AXIS_PROJECTION, _AXIS_CROSS = np.outer(_GRAY_AXIS, _GRAY_AXIS), np.cross(np.eye(3), _GRAY_AXIS)
 _GRAY = np.tile([0.299, 0.587, 0.114], (3, 1))
 """RGB to its luma, thrice."""
 
-_FINENESS = 32
+_NOISE_STEPS = 32
 """Steps of the stored noise per standard deviation: int8 holds four of them."""
 
 
-def recoloured(image: NDArray[np.uint8], probability: float, rng: np.random.Generator) -> NDArray[np.uint8]:
+def jitter_color(image: NDArray[np.uint8], probability: float, rng: np.random.Generator) -> NDArray[np.uint8]:
     """uint8 RGB [H, W, 3] with brightness and contrast, hue and saturation changed with ``probability`` each, and gamma
     with half of it."""
     matrix = None
     if rng.random() < probability:
         gain, offset = 1 + rng.uniform(-CONTRAST, CONTRAST), 255 * rng.uniform(-BRIGHTNESS, BRIGHTNESS)
-        matrix = colour_matrix(gain=gain, offset=offset)
+        matrix = color_matrix(gain=gain, offset=offset)
     if rng.random() < probability:
-        turn = colour_matrix(rng.uniform(-HUE, HUE), 1 + rng.uniform(-SATURATION, SATURATION))
+        turn = color_matrix(rng.uniform(-HUE, HUE), 1 + rng.uniform(-SATURATION, SATURATION))
         matrix = turn if matrix is None else turn[:, :3] @ matrix
     if matrix is not None:
-        image = apply_matrix(image, matrix)
+        image = apply_color_matrix(image, matrix)
     if rng.random() < 0.5 * probability:
         table = np.round(255 * (np.arange(256) / 255) ** rng.uniform(*GAMMA)).astype(np.uint8)
         image = np.asarray(cv2.LUT(image, table), np.uint8)
     return image
 
 
-def colour_matrix(
+def color_matrix(
     hue: float = 0.0, saturation: float = 1.0, gain: float | NDArray = 1.0, offset: float = 0.0
 ) -> NDArray[np.float64]:
     """[3, 4]: RGB times the first three columns, plus the last. Grays stay gray but for ``gain`` and ``offset``.
 
-    hue: radians by which colours are turned about the gray axis, luma kept
+    hue: radians by which colors are turned about the gray axis, luma kept
     saturation: factor on the distance from gray
     """
-    turned = math.cos(hue) * np.eye(3) - math.sin(hue) * _ACROSS + (1 - math.cos(hue)) * _ALONG
+    turned = math.cos(hue) * np.eye(3) - math.sin(hue) * _AXIS_CROSS + (1 - math.cos(hue)) * _AXIS_PROJECTION
     matrix = np.empty((3, 4))
     matrix[:, :3] = _GRAY + saturation * (turned - _GRAY @ turned)
     matrix[:, :3] *= np.reshape(gain, (-1, 1))
@@ -66,66 +66,66 @@ def colour_matrix(
     return matrix
 
 
-def apply_matrix(image: NDArray[np.uint8], matrix: NDArray) -> NDArray[np.uint8]:
-    """uint8 RGB [H, W, 3] through a `colour_matrix`, to the nearest or next whole number within 0 to 255."""
+def apply_color_matrix(image: NDArray[np.uint8], matrix: NDArray) -> NDArray[np.uint8]:
+    """uint8 RGB [H, W, 3] through a `color_matrix`, to the nearest or next whole number within 0 to 255."""
     return np.asarray(cv2.transform(image, matrix.astype(np.float32)), np.uint8)
 
 
-def degraded(image: NDArray[np.uint8], probability: float, rng: np.random.Generator) -> NDArray[np.uint8]:
+def degrade_image(image: NDArray[np.uint8], probability: float, rng: np.random.Generator) -> NDArray[np.uint8]:
     """uint8 RGB [H, W, 3] blurred, with noise, and as a worse JPEG, with ``probability`` each."""
     blur, noise, jpeg = rng.random(3) < probability
     if blur:
-        image = _albumented(_blur(), image, rng)
+        image = _apply_albumentation(_blur_transform(), image, rng)
     if noise:
-        image = noisy(image, rng.uniform(*NOISE), rng)
+        image = add_noise(image, rng.uniform(*NOISE), rng)
     if jpeg:
-        image = _albumented(_jpeg(), image, rng)
+        image = _apply_albumentation(_jpeg_transform(), image, rng)
     return image
 
 
-def noisy(image: NDArray[np.uint8], deviation: float, rng: np.random.Generator) -> NDArray[np.uint8]:
+def add_noise(image: NDArray[np.uint8], deviation: float, rng: np.random.Generator) -> NDArray[np.uint8]:
     """uint8 RGB [H, W, 3] with Gaussian noise of a standard ``deviation`` as a fraction of white.
 
     The noise is a random window of a field that is drawn once.
     """
     height, width = image.shape[:2]
-    field = _noise(-(-(height + 64) // 512) * 512, -(-(width + 64) // 512) * 512)
+    field = _noise_field(-(-(height + 64) // 512) * 512, -(-(width + 64) // 512) * 512)
     y, x = (int(rng.integers(whole - part + 1)) for whole, part in zip(field.shape, (height, width), strict=False))
-    weight = float(deviation * 255 / _FINENESS * rng.choice((-1, 1)))
+    weight = float(deviation * 255 / _NOISE_STEPS * rng.choice((-1, 1)))
     window = field[y : y + height, x : x + width]
     return np.asarray(cv2.addWeighted(image, 1.0, window, weight, 0.0, dtype=cv2.CV_8U), np.uint8)
 
 
-def with_weather(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+def add_weather(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
     """uint8 RGB [H, W, 3] by night, in haze, in rain, or with a shadow cast on the lower half."""
     match int(rng.integers(4)):
         case 0:
             gain = rng.uniform(0.2, 0.5) * np.array([0.85, 0.95, 1.1])
-            dark = apply_matrix(image, colour_matrix(saturation=rng.uniform(0.4, 0.8), gain=gain))
-            return noisy(dark, rng.uniform(0.01, 0.04), rng)
+            dark = apply_color_matrix(image, color_matrix(saturation=rng.uniform(0.4, 0.8), gain=gain))
+            return add_noise(dark, rng.uniform(0.01, 0.04), rng)
         case 1:
             clear = rng.uniform(0.3, 0.7)
-            return apply_matrix(image, colour_matrix(gain=clear, offset=(1 - clear) * rng.uniform(150, 220)))
+            return apply_color_matrix(image, color_matrix(gain=clear, offset=(1 - clear) * rng.uniform(150, 220)))
         case 2:
-            dull = apply_matrix(image, colour_matrix(saturation=0.7, gain=rng.uniform(0.7, 0.9), offset=15))
-            return _albumented(_rain(), dull, rng)
+            dull = apply_color_matrix(image, color_matrix(saturation=0.7, gain=rng.uniform(0.7, 0.9), offset=15))
+            return _apply_albumentation(_rain_transform(), dull, rng)
         case _:
-            return _albumented(_shadow(), image, rng)
+            return _apply_albumentation(_shadow_transform(), image, rng)
 
 
-def _albumented(change: Any, image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    change.set_random_seed(int(rng.integers(2**31)))
-    return change(image=image)["image"]
+def _apply_albumentation(transform: Any, image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    transform.set_random_seed(int(rng.integers(2**31)))
+    return transform(image=image)["image"]
 
 
 @lru_cache(maxsize=4)
-def _noise(height: int, width: int) -> NDArray[np.int8]:
+def _noise_field(height: int, width: int) -> NDArray[np.int8]:
     normal = np.random.default_rng([height, width]).standard_normal((height, width, 3), np.float32)
-    return np.clip(np.round(_FINENESS * normal), -127, 127).astype(np.int8)
+    return np.clip(np.round(_NOISE_STEPS * normal), -127, 127).astype(np.int8)
 
 
 @lru_cache(maxsize=1)
-def _blur() -> Any:
+def _blur_transform() -> Any:
     import albumentations as changes
 
     kinds = [changes.GaussianBlur(blur_limit=(3, 5)), changes.MotionBlur(blur_limit=(3, 7))]
@@ -133,21 +133,21 @@ def _blur() -> Any:
 
 
 @lru_cache(maxsize=1)
-def _jpeg() -> Any:
+def _jpeg_transform() -> Any:
     import albumentations as changes
 
     return changes.Compose([changes.ImageCompression(quality_range=(40, 90), p=1)])
 
 
 @lru_cache(maxsize=1)
-def _rain() -> Any:
+def _rain_transform() -> Any:
     import albumentations as changes
 
     return changes.Compose([changes.RandomRain(rain_type="heavy", drop_color=(160, 160, 165), blur_value=3, p=1)])
 
 
 @lru_cache(maxsize=1)
-def _shadow() -> Any:
+def _shadow_transform() -> Any:
     import albumentations as changes
 
     return changes.Compose([changes.RandomShadow(shadow_intensity_range=(0.3, 0.6), p=1)])

@@ -1,7 +1,8 @@
-"""What a source's pictures, labels and classes are, in a few characters: whether a resume finds what it was trained on.
+"""What a source's images, labels and classes are, in a few characters: whether a resume finds what it was trained on.
 
 Labels that a reader holds parsed (boxes, classes, cameras, masks of a JSON) count in full, as parsed, so a file that is
-only touched, moved or formatted anew is the same. Of the files that it reads later (label maps, depth maps) the names
+only touched, moved or formatted anew is the same. Of the files that it reads later (segmentation masks, depth maps)
+the names
 and sizes count, and the bytes of some, spread evenly.
 """
 
@@ -15,22 +16,22 @@ from typing import Any
 
 import numpy as np
 
-from perception.files.index_cache import Bytes
+from perception.files.index_cache import MappedBytes
 
 READ = 64
 """Files of one source whose bytes are looked at: the first and the last 64 kB of each."""
-_CHUNK = 1 << 16
-_PART = 1 << 24
+_CHUNK_BYTES = 1 << 16
+_PART_BYTES = 1 << 24
 
 
 class Fingerprint:
     """A sum over values of readers; paths count from ``root``, so that a data set may be moved.
 
-    pictures: files that only count by their names
+    image_paths: files that only count by their names
     """
 
-    def __init__(self, root: Path, pictures: Collection[Path] = ()) -> None:
-        self._sum, self._root, self._pictures = hashlib.sha256(), str(root) + os.sep, pictures
+    def __init__(self, root: Path, image_paths: Collection[Path] = ()) -> None:
+        self._hash, self._root, self._image_paths = hashlib.sha256(), str(root) + os.sep, image_paths
         self._files: set[str] = set()
 
     def add(self, value: Any, seen: tuple[int, ...] = ()) -> None:
@@ -38,71 +39,73 @@ class Fingerprint:
         if isinstance(value, Path):
             self._add_path(value)
         elif isinstance(value, str):
-            self._note("str", f"{value}{os.sep}".replace(self._root, "").encode("utf-8", "surrogatepass"))
+            self._update_hash("str", f"{value}{os.sep}".replace(self._root, "").encode("utf-8", "surrogatepass"))
         elif isinstance(value, np.ndarray):
-            self._note(f"{value.dtype.str}{value.shape}", np.ascontiguousarray(value).data)
-        elif isinstance(value, Bytes):
-            for start in range(0, len(value), _PART):
-                self._note("bytes", value.read(start, min(len(value), start + _PART)))
+            self._update_hash(f"{value.dtype.str}{value.shape}", np.ascontiguousarray(value).data)
+        elif isinstance(value, MappedBytes):
+            for start in range(0, len(value), _PART_BYTES):
+                self._update_hash("bytes", value.read(start, min(len(value), start + _PART_BYTES)))
         elif isinstance(value, (int, float, complex, bytes, bool, type(None), np.generic)):
-            self._note(type(value).__name__, repr(value).encode("utf-8", "surrogatepass"))
+            self._update_hash(type(value).__name__, repr(value).encode("utf-8", "surrogatepass"))
         elif id(value) in seen:
-            self._note("again")
+            self._update_hash("again")
         elif isinstance(value, Mapping):
-            self._note(f"mapping {len(value)}")
-            for key in sorted(value, key=self._order):
+            self._update_hash(f"mapping {len(value)}")
+            for key in sorted(value, key=self._sort_key):
                 self.add(key, (*seen, id(value)))
                 self.add(value[key], (*seen, id(value)))
         elif isinstance(value, (list, tuple)):
-            self._note(f"list {len(value)}")
+            self._update_hash(f"list {len(value)}")
             if value and all(type(item) in (str, int, float, bool, tuple) for item in value) and _is_plain(value):
-                self._note("plain", repr(value).encode("utf-8", "surrogatepass"))
+                self._update_hash("plain", repr(value).encode("utf-8", "surrogatepass"))
             else:
                 for item in value:
                     self.add(item, (*seen, id(value)))
         elif isinstance(value, (set, frozenset)):
-            self.add(sorted(value, key=self._order), seen)
+            self.add(sorted(value, key=self._sort_key), seen)
         elif type(value).__module__.startswith("perception."):
-            self._note(type(value).__name__)
-            self.add(_attributes(value), (*seen, id(value)))
+            self._update_hash(type(value).__name__)
+            self.add(_collect_attributes(value), (*seen, id(value)))
         else:
-            self._note(type(value).__name__)
+            self._update_hash(type(value).__name__)
 
     def hexdigest(self) -> str:
         """The sum, with the sizes of all files that were named and the bytes of some."""
         files = sorted(self._files)
-        self.add([_size(path) for path in files])
+        self.add([_file_size(path) for path in files])
         for path in files[:: max(1, -(-len(files) // READ))]:
-            self._note("content", _ends(path))
-        return self._sum.hexdigest()
+            self._update_hash("content", _read_ends(path))
+        return self._hash.hexdigest()
 
-    def _order(self, key: Any) -> str:
-        return self._relative(key) if isinstance(key, Path) else repr(key)
+    def _sort_key(self, key: Any) -> str:
+        return self._relative_path(key) if isinstance(key, Path) else repr(key)
 
-    def _relative(self, path: Path) -> str:
+    def _relative_path(self, path: Path) -> str:
         text = f"{path}{os.sep}"
         return text.removeprefix(self._root) if text.startswith(self._root) else path.name
 
     def _add_path(self, path: Path) -> None:
-        self._note("path", self._relative(path).encode("utf-8", "surrogatepass"))
+        self._update_hash("path", self._relative_path(path).encode("utf-8", "surrogatepass"))
         if f"{path}{os.sep}" == self._root:  # nothing leads out of it; it says nothing of labels
             return
         if path.is_dir():  # in which files are looked for by their names
-            self._files |= {entry.path for entry in os.scandir(path) if Path(entry.path) not in self._pictures}
-        elif path not in self._pictures:
+            self._files |= {entry.path for entry in os.scandir(path) if Path(entry.path) not in self._image_paths}
+        elif path not in self._image_paths:
             self._files.add(str(path))
 
-    def _note(self, kind: str, content: Any = b"") -> None:
-        self._sum.update(f"{kind} {len(content)}\n".encode())
-        self._sum.update(content)
+    def _update_hash(self, kind: str, content: Any = b"") -> None:
+        self._hash.update(f"{kind} {len(content)}\n".encode())
+        self._hash.update(content)
 
 
-def labels_of(reader: Any) -> dict[str, Any]:
+def collect_labels(reader: Any) -> dict[str, Any]:
     """What a reader knows of its labels: not its settings, which are the recipe's, nor what it counted."""
-    return {key: value for key, value in _attributes(reader).items() if key not in ("config", "images", "problems")}
+    return {
+        key: value for key, value in _collect_attributes(reader).items() if key not in ("config", "images", "problems")
+    }
 
 
-def _attributes(value: Any) -> dict[str, Any]:
+def _collect_attributes(value: Any) -> dict[str, Any]:
     slots = [name for cls in type(value).__mro__ for name in getattr(cls, "__slots__", ())]
     held = {name: getattr(value, name) for name in slots if hasattr(value, name)}
     return {**held, **getattr(value, "__dict__", {})}
@@ -113,18 +116,18 @@ def _is_plain(values: Iterable[Any]) -> bool:
     return all(not isinstance(v, tuple) or all(type(x) in (str, int, float, bool) for x in v) for v in values)
 
 
-def _size(path: str) -> int:
+def _file_size(path: str) -> int:
     try:
         return os.stat(path).st_size if not os.path.isdir(path) else -1  # noqa: PTH112, PTH116 - of very many
     except OSError:
         return -2
 
 
-def _ends(path: str) -> bytes:
+def _read_ends(path: str) -> bytes:
     try:
         with open(path, "rb") as file:  # noqa: PTH123
-            start = file.read(_CHUNK)
-            file.seek(max(len(start), os.fstat(file.fileno()).st_size - _CHUNK))
-            return start + file.read(_CHUNK)
+            start = file.read(_CHUNK_BYTES)
+            file.seek(max(len(start), os.fstat(file.fileno()).st_size - _CHUNK_BYTES))
+            return start + file.read(_CHUNK_BYTES)
     except OSError:
         return b""

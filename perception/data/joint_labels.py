@@ -1,4 +1,4 @@
-"""Which tasks are labelled on the same images, and what follows for comparing their gradients."""
+"""Which tasks are labeled on the same images, and what follows for comparing their gradients."""
 
 from __future__ import annotations
 
@@ -7,26 +7,28 @@ from collections.abc import Collection, Sequence
 from typing import Protocol
 
 
-class Labels(Protocol):
+class TaskLabels(Protocol):
     """A reader's config. tasks: those that it labels."""
 
     @property
     def tasks(self) -> Collection[str]: ...
 
 
-def pairs_apart(sources: Sequence[Sequence[Labels]], tasks: Collection[str]) -> list[tuple[str, str]]:
+def find_unpaired_tasks(sources: Sequence[Sequence[TaskLabels]], tasks: Collection[str]) -> list[tuple[str, str]]:
     """The pairs of tasks that no source labels together. sources: the readers of each source"""
     labelled = [{task for label in labels for task in label.tasks} for labels in sources]
     return [pair for pair in itertools.combinations(tasks, 2) if not any(set(pair) <= own for own in labelled)]
 
 
-def void_space(space: str | None, sources: Sequence[Sequence[Labels]], tasks: Collection[str]) -> str:
+def explain_incomparable_gradients(
+    space: str | None, sources: Sequence[Sequence[TaskLabels]], tasks: Collection[str]
+) -> str:
     """Why gradients of some tasks cannot be compared in this ``balance.space``; "" where they can.
 
     An image that labels one task has no gradient of the other at its features. So at the features the gradients of two
     tasks that no image labels together are orthogonal, whatever they do to the weights.
     """
-    apart = pairs_apart(sources, tasks) if space == "features" else []
+    apart = find_unpaired_tasks(sources, tasks) if space == "features" else []
     if not apart:
         return ""
     named = ", ".join(f"{one} and {other}" for one, other in apart)

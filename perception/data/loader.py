@@ -1,7 +1,7 @@
 """Batches for training and evaluation, prepared by worker processes.
 
 A worker makes whole batches, so a batch is a function of its number. Workers come from a fork server that never had
-threads. A worker that raises, dies or hangs becomes a DataError that names the pictures it was at.
+threads. A worker that raises, dies or hangs becomes a DataError that names the images it was at.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from perception.data.collate import Packed, pack, unpack
-from perception.data.dataset import Source
+from perception.data.collate import PackedBatch, pack_batch, unpack_batch
+from perception.data.dataset import DataSource
 from perception.data.mixture import Mixture
-from perception.data.transforms import for_evaluation
+from perception.data.transforms import prepare_for_evaluation
 from perception.types import Batch, DataError, PerceptionError
 
-POLL = 5.0
+WORKER_POLL_SECONDS = 5.0
 
 
-class Batches:
+class BatchLoader:
     """An iterable of `Batch`; ``len`` is the number of batches.
 
     Raises DataError while iterating: where labels are wrong, and where a worker raises, dies or is silent for
@@ -37,42 +37,42 @@ class Batches:
 
     def __init__(
         self,
-        prepare: Callable[[int], Packed],
-        numbers: range,
+        prepare: Callable[[int], PackedBatch],
+        batch_numbers: range,
         tasks: Sequence[str],
-        names: Callable[[int], list[str]],
+        list_image_ids: Callable[[int], list[str]],
         mixture: Mixture | None,
         workers: int,
         timeout: float,
     ) -> None:
-        self._prepare, self._numbers, self._tasks = prepare, numbers, tuple(tasks)
-        self._names, self._mixture = names, mixture
-        self._workers, self._timeout = min(workers, max(len(numbers), 1)), timeout
+        self._prepare, self._batch_numbers, self._tasks = prepare, batch_numbers, tuple(tasks)
+        self._list_image_ids, self._mixture = list_image_ids, mixture
+        self._workers, self._timeout = min(workers, max(len(batch_numbers), 1)), timeout
 
     def __len__(self) -> int:
-        return len(self._numbers)
+        return len(self._batch_numbers)
 
     def __iter__(self) -> Iterator[Batch]:
         iterator = None
         try:
-            for number in self._numbers:
+            for number in self._batch_numbers:
                 try:
-                    iterator = iterator or iter(self._loader())
-                    packed = self._next(iterator)
+                    iterator = iterator or iter(self._make_loader())
+                    packed = self._fetch_next(iterator)
                 except (RuntimeError, OSError, EOFError) as error:
                     for worker in getattr(iterator, "_workers", ()):  # one that hangs would be waited for
                         worker.kill()
-                    raise self._failure(number, error) from error
+                    raise self._make_error(number, error) from error
                 if isinstance(packed, PerceptionError):
                     raise packed
                 if self._mixture is not None:
-                    self._mixture.report(packed.skipped)
-                yield unpack(packed, self._tasks)
+                    self._mixture.record_skipped(packed.skipped)
+                yield unpack_batch(packed, self._tasks)
         finally:  # an error's traceback would keep the iterator, and with it the workers, alive
             if iterator is not None and self._workers:
                 iterator._shutdown_workers()  # pyright: ignore[reportAttributeAccessIssue]
 
-    def _next(self, iterator: Iterator[Any]) -> Any:
+    def _fetch_next(self, iterator: Iterator[Any]) -> Any:
         """The next item. Looks every `POLL` seconds whether the workers live: the fork server's are no own children."""
         deadline = time.monotonic() + self._timeout
         while True:
@@ -84,42 +84,42 @@ class Batches:
                 if time.monotonic() >= deadline:
                     raise RuntimeError(f"no answer for {self._timeout:g} s (data.timeout)") from None
 
-    def _failure(self, number: int, error: Exception) -> DataError:
-        names = self._names(number)
+    def _make_error(self, number: int, error: Exception) -> DataError:
+        names = self._list_image_ids(number)
         some = ", ".join(names[:4]) + (", ..." if names[4:] else "")
         return DataError(
             f"A loader worker failed at batch {number} ({some}): {error}. "
             "Check memory and shared memory (/dev/shm), and the files; data.workers=0 shows the error in place."
         )
 
-    def _loader(self) -> DataLoader:
+    def _make_loader(self) -> DataLoader:
         options: dict[str, Any] = {}
         if self._workers:
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(["perception.data.loader", "albumentations"])
             options = {
                 "multiprocessing_context": context,
-                "timeout": min(POLL, self._timeout),
-                "worker_init_fn": _start_worker,
+                "timeout": min(WORKER_POLL_SECONDS, self._timeout),
+                "worker_init_fn": _initialize_worker,
             }
         return DataLoader(
-            _Work(self._prepare),
+            _BatchDataset(self._prepare),
             batch_size=None,
-            sampler=self._numbers,
+            sampler=self._batch_numbers,
             num_workers=self._workers,
-            collate_fn=_same,
+            collate_fn=_identity,
             generator=torch.Generator(),  # leaves the global one alone: a resumed run must not draw from it
             **options,
         )
 
 
 @dataclass
-class _Work(Dataset):
+class _BatchDataset(Dataset):
     """Map-style data set: number of a batch -> batch, or the error that says why there is none."""
 
-    prepare: Callable[[int], Packed]
+    prepare: Callable[[int], PackedBatch]
 
-    def __getitem__(self, number: int) -> Packed | PerceptionError:
+    def __getitem__(self, number: int) -> PackedBatch | PerceptionError:
         try:
             return self.prepare(number)
         except PerceptionError as error:
@@ -127,101 +127,104 @@ class _Work(Dataset):
 
 
 @dataclass
-class _TrainingWork:
+class _TrainBatchBuilder:
     mixture: Mixture
     tasks: tuple[str, ...]
     batch_size: int
     rank: int
-    world: int
+    world_size: int
 
-    def __call__(self, step: int) -> Packed:
+    def __call__(self, step: int) -> PackedBatch:
         samples = []
-        for position in self.mixture.order.positions(step, self.batch_size, self.rank, self.world):
+        for position in self.mixture.sampler.batch_positions(step, self.batch_size, self.rank, self.world_size):
             try:
-                samples.append(self.mixture.sample(position))
+                samples.append(self.mixture.load_sample(position))
             except PerceptionError:
                 raise
             except Exception as error:
-                raise _unexpected(self.mixture.id(position), error) from error
-        packed = pack(samples, self.tasks)
+                raise _wrap_error(self.mixture.image_id(position), error) from error
+        packed = pack_batch(samples, self.tasks)
         packed.skipped = dict(self.mixture.skipped)
         return packed
 
-    def names(self, step: int) -> list[str]:
-        return [self.mixture.id(p) for p in self.mixture.order.positions(step, self.batch_size, self.rank, self.world)]
+    def list_image_ids(self, step: int) -> list[str]:
+        return [
+            self.mixture.image_id(p)
+            for p in self.mixture.sampler.batch_positions(step, self.batch_size, self.rank, self.world_size)
+        ]
 
 
 @dataclass
-class _EvaluationWork:
-    sources: tuple[Source, ...]
+class _EvaluationBatchBuilder:
+    sources: tuple[DataSource, ...]
     tasks: tuple[str, ...]
     size: tuple[int, int]
-    pictures: list[tuple[int, int]]
+    image_indices: list[tuple[int, int]]
     batch_size: int
 
-    def __call__(self, number: int) -> Packed:
+    def __call__(self, number: int) -> PackedBatch:
         samples = []
-        for s, index in self._pictures(number):
+        for s, index in self._batch_indices(number):
             try:
-                samples.append(for_evaluation(self.sources[s].sample(index), self.size))
+                samples.append(prepare_for_evaluation(self.sources[s].load_sample(index), self.size))
             except PerceptionError:
                 raise
             except Exception as error:
-                raise _unexpected(self.sources[s].id(index), error) from error
-        return pack(samples, self.tasks)
+                raise _wrap_error(self.sources[s].image_id(index), error) from error
+        return pack_batch(samples, self.tasks)
 
-    def names(self, number: int) -> list[str]:
-        return [self.sources[s].id(index) for s, index in self._pictures(number)]
+    def list_image_ids(self, number: int) -> list[str]:
+        return [self.sources[s].image_id(index) for s, index in self._batch_indices(number)]
 
-    def _pictures(self, number: int) -> list[tuple[int, int]]:
-        return self.pictures[number * self.batch_size : (number + 1) * self.batch_size]
+    def _batch_indices(self, number: int) -> list[tuple[int, int]]:
+        return self.image_indices[number * self.batch_size : (number + 1) * self.batch_size]
 
 
-def train_batches(
+def make_train_loader(
     mixture: Mixture,
     tasks: Sequence[str],
     batch_size: int,
     steps: int,
     start_step: int = 0,
     rank: int = 0,
-    world: int = 1,
+    world_size: int = 1,
     workers: int = 0,
     timeout: float = 60,
-) -> Batches:
+) -> BatchLoader:
     """One batch for every step from ``start_step`` up to ``steps``: this rank's part of ``batch_size`` samples.
 
-    Annotations are tensors in input pixels: label maps as they are stored (uint8), depth float32.
+    Annotations are tensors in input pixels: segmentation masks as they are stored (uint8), depth float32.
     """
-    if batch_size < world:
+    if batch_size < world_size:
         raise DataError(
-            f"A batch of {batch_size} over {world} ranks leaves some without a sample. Raise the batch size."
+            f"A batch of {batch_size} over {world_size} ranks leaves some without a sample. Raise the batch size."
         )
-    work = _TrainingWork(mixture, tuple(tasks), batch_size, rank, world)
-    return Batches(work, range(start_step, steps), tasks, work.names, mixture, workers, timeout)
+    work = _TrainBatchBuilder(mixture, tuple(tasks), batch_size, rank, world_size)
+    return BatchLoader(work, range(start_step, steps), tasks, work.list_image_ids, mixture, workers, timeout)
 
 
-def evaluation_batches(
-    sources: Sequence[Source],
+def make_evaluation_loader(
+    sources: Sequence[DataSource],
     tasks: Sequence[str],
     size: tuple[int, int],
     batch_size: int,
     rank: int = 0,
-    world: int = 1,
+    world_size: int = 1,
     workers: int = 0,
     timeout: float = 60,
-) -> Batches:
-    """Every picture once: this rank's share, letterboxed, annotations numpy in source pixels. A bad file raises."""
+) -> BatchLoader:
+    """Every image once: this rank's share, letterboxed, annotations numpy in source pixels. A bad file raises."""
     everything = [(s, index) for s, source in enumerate(sources) for index in range(len(source))]
-    work = _EvaluationWork(tuple(sources), tuple(tasks), size, everything[rank::world], batch_size)
-    count = -(-len(work.pictures) // batch_size)
-    return Batches(work, range(count), tasks, work.names, None, workers, timeout)
+    work = _EvaluationBatchBuilder(tuple(sources), tuple(tasks), size, everything[rank::world_size], batch_size)
+    count = -(-len(work.image_indices) // batch_size)
+    return BatchLoader(work, range(count), tasks, work.list_image_ids, None, workers, timeout)
 
 
-def _unexpected(id: str, error: Exception) -> DataError:
+def _wrap_error(id: str, error: Exception) -> DataError:
     return DataError(f"Preparing {id} failed: {type(error).__name__}: {error}. Check its files and its reader.")
 
 
-def _start_worker(number: int) -> None:
+def _initialize_worker(number: int) -> None:
     """The training process alone handles Ctrl-C; a worker keeps to one thread and does not outlive it."""
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -237,5 +240,5 @@ def _exit_with_parent() -> None:
         os._exit(1)
 
 
-def _same(packed: Any) -> Any:
+def _identity(packed: Any) -> Any:
     return packed

@@ -1,6 +1,6 @@
-"""Four pictures of a source on one network input, with every label that they share.
+"""Four images of a source on one network input, with every label that they share.
 
-What one input can say is less than what its four tiles say apart: a class counts as labelled where all tiles label it,
+What one input can say is less than what its four tiles say apart: a class counts as labeled where all tiles label it,
 a task that no tile labels is absent, and the area of a tile without it is an ignore region, or invalid. There is one
 camera, so depth is told as that camera would see it.
 """
@@ -13,47 +13,47 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.data.rotate import rolled
-from perception.data.transforms import AugmentConfig, fitting, random_frame, random_zoom, through_frame
-from perception.files.images import StoredPicture
+from perception.data.rotate import roll_sample
+from perception.data.transforms import AugmentConfig, fit_scale, sample_image_transform, sample_zoom, transform_sample
+from perception.files.images import StoredImage
 from perception.types import Annotation, Camera, DenseMap, ImageLabel, Instances, Sample
 
 Tile = tuple[int, int, int, int]
 """x, y, width, height in pixels of the input."""
 
-NARROWEST = 0.3
+MIN_TILE_FRACTION = 0.3
 """A tile has at least this part of the input's height and width."""
 
 
-def random_tiles(size: tuple[int, int], rng: np.random.Generator) -> list[Tile]:
+def sample_tiles(size: tuple[int, int], rng: np.random.Generator) -> list[Tile]:
     """The input of ``size`` (height, width) cut in four at a random point."""
-    y, x = (round(side * rng.uniform(NARROWEST, 1 - NARROWEST)) for side in size)
+    y, x = (round(side * rng.uniform(MIN_TILE_FRACTION, 1 - MIN_TILE_FRACTION)) for side in size)
     return [(0, 0, x, y), (x, 0, size[1] - x, y), (0, y, x, size[0] - y), (x, y, size[1] - x, size[0] - y)]
 
 
 class Mosaic:
-    """Four tiles, and one random zoom for all, relative to each picture letterboxed in the whole input: things have the
+    """Four tiles, and one random zoom for all, relative to each image letterboxed in the whole input: things have the
     size that they have outside of mosaics."""
 
     def __init__(self, size: tuple[int, int], config: AugmentConfig, rng: np.random.Generator) -> None:
         self.size, self.config = size, config
-        self.tiles = random_tiles(size, rng)
-        self.zoom = random_zoom(config, rng)
+        self.tiles = sample_tiles(size, rng)
+        self.zoom = sample_zoom(config, rng)
 
-    def placed(self, picture: StoredPicture, sample: Sample, number: int, rng: np.random.Generator) -> Sample:
-        """A random part of a picture, as large as tile ``number``. Raises PictureError where the picture is damaged."""
+    def place_tile(self, stored_image: StoredImage, sample: Sample, number: int, rng: np.random.Generator) -> Sample:
+        """A random part of an image, as large as tile ``number``. Raises PictureError where the image is damaged."""
         width, height = self.tiles[number][2:]
-        scale = self.zoom * fitting(picture.size, self.size)
-        frame = random_frame(picture.size, (height, width), scale, self.config.flip, rng)
-        return through_frame(picture, sample, frame, self.config, rng)
+        scale = self.zoom * fit_scale(stored_image.size, self.size)
+        frame = sample_image_transform(stored_image.size, (height, width), scale, self.config.flip, rng)
+        return transform_sample(stored_image, sample, frame, self.config, rng)
 
-    def joined(self, samples: Sequence[Sample], rng: np.random.Generator) -> Sample:
+    def join_tiles(self, samples: Sequence[Sample], rng: np.random.Generator) -> Sample:
         """The four samples that `placed` made as one network input."""
-        whole = joined(samples, self.tiles, self.size)
-        return rolled(whole, self.config.rotate, self.config.min_visible, rng) if self.config.rotate else whole
+        whole = join_samples(samples, self.tiles, self.size)
+        return roll_sample(whole, self.config.rotate, self.config.min_visible, rng) if self.config.rotate else whole
 
 
-def joined(samples: Sequence[Sample], tiles: Sequence[Tile], size: tuple[int, int]) -> Sample:
+def join_samples(samples: Sequence[Sample], tiles: Sequence[Tile], size: tuple[int, int]) -> Sample:
     """The samples, each as large as its tile, as one of ``size`` (height, width) that the tiles fill.
 
     The camera is that of the first sample that has one. Identity and source are the first sample's.
@@ -66,17 +66,17 @@ def joined(samples: Sequence[Sample], tiles: Sequence[Tile], size: tuple[int, in
         parts = [sample.annotations.get(task) for sample in samples]
         known = next((part for part in parts if part is not None), None)
         if isinstance(known, Instances):
-            annotations[task] = _instances(parts, tiles)
+            annotations[task] = _join_instances(parts, tiles)
         elif isinstance(known, DenseMap):
-            annotations[task] = _dense_map(parts, tiles, size, _focal_factors(samples))
+            annotations[task] = _join_dense_maps(parts, tiles, size, _focal_factors(samples))
         elif isinstance(known, ImageLabel):
-            annotations[task] = _image_label(parts)
+            annotations[task] = _join_image_labels(parts)
         else:
             annotations[task] = None
-    return dataclasses.replace(samples[0], image=image, annotations=annotations, camera=_camera(samples, tiles))
+    return dataclasses.replace(samples[0], image=image, annotations=annotations, camera=_find_camera(samples, tiles))
 
 
-def _camera(samples: Sequence[Sample], tiles: Sequence[Tile]) -> Camera | None:
+def _find_camera(samples: Sequence[Sample], tiles: Sequence[Tile]) -> Camera | None:
     for sample, (x, y, _, _) in zip(samples, tiles, strict=True):
         if sample.camera is not None:
             return dataclasses.replace(sample.camera, cx=sample.camera.cx + x, cy=sample.camera.cy + y)
@@ -88,7 +88,7 @@ def _focal_factors(samples: Sequence[Sample]) -> list[float | None]:
 
     A network learns the metres that its input's one focal length f makes of what it sees, metres / f, so a tile taken
     with focal length g must say metres * f / g (the label transform of Metric3D, Yin et al. 2023). Where no camera is
-    known, all pictures count as taken with the default focal length, a fraction of the letterboxed picture's width, and
+    known, all images count as taken with the default focal length, a fraction of the letterboxed image's width, and
     all are shown at one zoom of that: nothing to change.
     """
     focals = [None if c is None else 0.5 * (c.fx + c.fy) for c in (sample.camera for sample in samples)]
@@ -98,11 +98,11 @@ def _focal_factors(samples: Sequence[Sample]) -> list[float | None]:
     return [None if focal is None else first / focal for focal in focals]
 
 
-def _dense_map(
+def _join_dense_maps(
     parts: Sequence[Annotation | None], tiles: Sequence[Tile], size: tuple[int, int], factors: Sequence[float | None]
 ) -> DenseMap:
     """Values of the tiles, invalid where a tile has none. Floating point values are metres, others class ids, which
-    mean the same in all pictures of a source."""
+    mean the same in all images of a source."""
     known = [part for part in parts if isinstance(part, DenseMap)]
     kind = np.result_type(*(part.values.dtype for part in known))
     values = np.zeros((*known[0].values.shape[:-2], *size), kind)
@@ -117,16 +117,16 @@ def _dense_map(
         elif factor is not None:
             np.multiply(part.values, factor, out=values[(..., *inside)], casting="same_kind")
             valid[inside] = part.valid
-    return DenseMap(values, valid, classes=known[0].classes)
+    return DenseMap(values, valid, label_space=known[0].label_space)
 
 
-def _instances(parts: Sequence[Annotation | None], tiles: Sequence[Tile]) -> Instances:
+def _join_instances(parts: Sequence[Annotation | None], tiles: Sequence[Tile]) -> Instances:
     """The boxes of the tiles; the whole of a tile without labels is an ignore region.
 
-    Boxes of a class that not all tiles label are dropped: it is trained nowhere in this picture. Ignore regions are of
+    Boxes of a class that not all tiles label are dropped: it is trained nowhere in this image. Ignore regions are of
     no class, so they stay.
     """
-    classes = _labelled_by_all([part.classes for part in parts if isinstance(part, Instances)])
+    classes = _intersect_class_masks([part.labeled_classes for part in parts if isinstance(part, Instances)])
     boxes, labels, ignore = [], [], []
     for part, (x, y, width, height) in zip(parts, tiles, strict=True):
         if isinstance(part, Instances):
@@ -139,14 +139,16 @@ def _instances(parts: Sequence[Annotation | None], tiles: Sequence[Tile]) -> Ins
             boxes.append(np.array([[x, y, x + width, y + height]], np.float32))
             labels.append(np.zeros(1, np.int64))
             ignore.append(np.ones(1, bool))
-    partial = [part.partial for part in parts if isinstance(part, Instances) and part.partial is not None]
+    partial = [
+        part.partial_classes for part in parts if isinstance(part, Instances) and part.partial_classes is not None
+    ]
     return Instances(
-        np.concatenate(boxes), np.concatenate(labels), ignore=np.concatenate(ignore), classes=classes,
-        partial=None if not partial or classes is None else np.logical_or.reduce(partial) & classes,
+        np.concatenate(boxes), np.concatenate(labels), ignore=np.concatenate(ignore), labeled_classes=classes,
+        partial_classes=None if not partial or classes is None else np.logical_or.reduce(partial) & classes,
     )  # fmt: skip
 
 
-def _image_label(parts: Sequence[Annotation | None]) -> ImageLabel | None:
+def _join_image_labels(parts: Sequence[Annotation | None]) -> ImageLabel | None:
     """What holds of all tiles: the label that all have, or any class that one has where labels may be several.
 
     Labels that state their classes are of the latter kind. None where a tile has no label, or another.
@@ -155,19 +157,22 @@ def _image_label(parts: Sequence[Annotation | None]) -> ImageLabel | None:
     if len(labels) < len(parts):
         return None
     first = labels[0]
-    if all(np.array_equal(first.values, label.values) and _same(first.classes, label.classes) for label in labels):
+    if all(
+        np.array_equal(first.values, label.values) and _is_same(first.labeled_classes, label.labeled_classes)
+        for label in labels
+    ):
         return first
-    classes = _labelled_by_all([label.classes for label in labels])
-    if any(label.classes is None for label in labels) or classes is None or not classes.any():
+    classes = _intersect_class_masks([label.labeled_classes for label in labels])
+    if any(label.labeled_classes is None for label in labels) or classes is None or not classes.any():
         return None
     values = np.maximum.reduce([label.values for label in labels])
     return ImageLabel(np.where(classes, values, np.float32(0)), classes)
 
 
-def _same(first: NDArray | None, second: NDArray | None) -> bool:
+def _is_same(first: NDArray | None, second: NDArray | None) -> bool:
     return first is second if first is None or second is None else np.array_equal(first, second)
 
 
-def _labelled_by_all(masks: Sequence[NDArray[np.bool_] | None]) -> NDArray[np.bool_] | None:
+def _intersect_class_masks(masks: Sequence[NDArray[np.bool_] | None]) -> NDArray[np.bool_] | None:
     stated = [mask for mask in masks if mask is not None]
     return np.logical_and.reduce(stated) if stated else None

@@ -1,4 +1,4 @@
-"""Turning a network input about its centre, as a rolling camera does: pictures, labels and intrinsics together."""
+"""Turning a network input about its center, as a rolling camera does: images, labels and intrinsics together."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from perception.types import Annotation, Camera, DenseMap, Instances, Sample
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks a server for its version when imported, otherwise
 
 
-def rolled(sample: Sample, degrees: float, min_visible: float, rng: np.random.Generator) -> Sample:
+def roll_sample(sample: Sample, degrees: float, min_visible: float, rng: np.random.Generator) -> Sample:
     """The sample turned by a random angle of up to ``degrees`` either way, by albumentations.
 
     A roll is the one motion of a camera that leaves every distance along the optical axis as it is. Points turn by R
-    about the centre c, so the camera keeps its focal length and has its principal point at R (p - c) + c: exact where
+    about the center c, so the camera keeps its focal length and has its principal point at R (p - c) + c: exact where
     fx == fy; otherwise the turned camera has a skew of up to (fx - fy) sin(angle), which is dropped. (Shear and random
     perspective are no motion of a pinhole camera at all, so depth and intrinsics would be wrong after them: there are
     none.)
@@ -31,13 +31,15 @@ def rolled(sample: Sample, degrees: float, min_visible: float, rng: np.random.Ge
     """
     maps = {task: a for task, a in sample.annotations.items() if isinstance(a, DenseMap)}
     planes = {
-        f"{part}_{i}": _last(getattr(a, part)) for i, a in enumerate(maps.values()) for part in ("values", "valid")
+        f"{part}_{i}": _to_channels_last(getattr(a, part))
+        for i, a in enumerate(maps.values())
+        for part in ("values", "valid")
     }
     boxes = [a.boxes for a in sample.annotations.values() if isinstance(a, Instances)]
-    points = np.concatenate([_corners(b).reshape(-1, 2) for b in boxes] + [_principal_point(sample.camera)])
-    change = _rotation(degrees, tuple(planes))
+    points = np.concatenate([_box_corners(b).reshape(-1, 2) for b in boxes] + [_principal_point(sample.camera)])
+    change = _rotation_transform(degrees, tuple(planes))
     change.set_random_seed(int(rng.integers(2**31)))
-    turned = change(image=sample.image, keypoints=points - 0.5, **planes)  # its points count from a pixel's centre
+    turned = change(image=sample.image, keypoints=points - 0.5, **planes)  # its points count from a pixel's center
     points = np.asarray(turned["keypoints"], np.float64).reshape(-1, 2) + 0.5
     annotations: dict[str, Annotation | None] = dict(sample.annotations)
     for i, (task, dense) in enumerate(maps.items()):
@@ -45,27 +47,27 @@ def rolled(sample: Sample, degrees: float, min_visible: float, rng: np.random.Ge
         annotations[task] = DenseMap(
             np.ascontiguousarray(np.moveaxis(values, -1, 0)) if dense.values.ndim == 3 else values,
             turned[f"valid_{i}"].astype(bool),
-            classes=dense.classes,
+            label_space=dense.label_space,
         )
     at = 0
     for task, target in sample.annotations.items():
         if isinstance(target, Instances):
             count = len(target.boxes)
             quads = points[at : at + 4 * count].reshape(-1, 4, 2)
-            annotations[task], at = _seen(target, quads, sample.image.shape[:2], min_visible), at + 4 * count
+            annotations[task], at = _clip_instances(target, quads, sample.image.shape[:2], min_visible), at + 4 * count
     camera = sample.camera
     if camera is not None:
         camera = Camera(camera.fx, camera.fy, float(points[-1, 0]), float(points[-1, 1]))
     return dataclasses.replace(sample, image=turned["image"], annotations=annotations, camera=camera)
 
 
-def _last(plane: NDArray) -> NDArray:
+def _to_channels_last(plane: NDArray) -> NDArray:
     """[C, H, W] as [H, W, C], bool as uint8."""
     plane = np.ascontiguousarray(np.moveaxis(plane, 0, -1)) if plane.ndim == 3 else plane
     return plane.astype(np.uint8) if plane.dtype == bool else plane
 
 
-def _corners(boxes: NDArray) -> NDArray:
+def _box_corners(boxes: NDArray) -> NDArray:
     """[N, 4] boxes to their corners [N, 4, 2], going round."""
     return boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2).astype(np.float64)
 
@@ -74,7 +76,7 @@ def _principal_point(camera: Camera | None) -> NDArray:
     return np.array([[0.0, 0.0] if camera is None else [camera.cx, camera.cy]])
 
 
-def _seen(target: Instances, quads: NDArray, size: tuple[int, int], min_visible: float) -> Instances:
+def _clip_instances(target: Instances, quads: NDArray, size: tuple[int, int], min_visible: float) -> Instances:
     height, width = size
     sight = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
     boxes = np.zeros((len(quads), 4), np.float32)
@@ -95,14 +97,14 @@ def _seen(target: Instances, quads: NDArray, size: tuple[int, int], min_visible:
         boxes=boxes[inside],
         labels=target.labels[inside],
         ignore=ignore[inside],
-        classes=target.classes,
-        partial=target.partial,
-        tracks=None if target.tracks is None else target.tracks[inside],
+        labeled_classes=target.labeled_classes,
+        partial_classes=target.partial_classes,
+        track_ids=None if target.track_ids is None else target.track_ids[inside],
     )
 
 
 @lru_cache(maxsize=16)
-def _rotation(degrees: float, names: tuple[str, ...]) -> Any:
+def _rotation_transform(degrees: float, names: tuple[str, ...]) -> Any:
     import albumentations as changes
 
     rotate = changes.Rotate(limit=(-degrees, degrees), fill=PAD_VALUE, fill_mask=0, p=1)

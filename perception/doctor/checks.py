@@ -1,4 +1,4 @@
-"""From what was counted of one source to findings: pictures, boxes, label maps."""
+"""From what was counted of one source to findings: images, boxes, segmentation masks."""
 
 from __future__ import annotations
 
@@ -7,203 +7,258 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from perception.data.formats.boxes import TURNED
-from perception.data.formats.coco import BRUSH
+from perception.data.formats.boxes import ROTATED_BOXES
+from perception.data.formats.coco import BRUSHED_CROWDS
 from perception.doctor import class_checks, depth_checks
 from perception.doctor.accumulators import SourceState
-from perception.doctor.data_plan import Plan
-from perception.doctor.findings import Finding, percent, plain
-from perception.doctor.statistics import SMALL, BoxStatistics, DepthStatistics, MapStatistics
-from perception.files.palettes import UNLIKE
-from perception.ops.image import letterbox_frame
+from perception.doctor.data_plan import DataPlan
+from perception.doctor.findings import Finding, format_percent, sanitize_text
+from perception.doctor.statistics import SMALL_BOX_SIDE, BoxStatistics, DepthStatistics, SegmentationStatistics
+from perception.files.palettes import MISMATCHED_PALETTES
+from perception.ops.image import compute_letterbox
 
-_HALF_LABELLED = 0.2
-"""Share of pictures without annotations from which on the doctor asks what they are."""
+_UNANNOTATED_RATIO = 0.2
+"""Share of images without annotations from which on the doctor asks what they are."""
 
 
-def findings(state: SourceState, plan: Plan) -> list[Finding]:
+def check_source(state: SourceState, plan: DataPlan) -> list[Finding]:
     """All findings about one source alone."""
     if state.source is None:
         return state.findings
-    found = [*state.findings, *state.troubles.findings(state.where, state.looked)]
-    found += [*_problems(state), *_half_labelled(state), *_pictures(state), *_shapes(state, plan)]
-    for task, statistics in state.tasks.items():
+    found = [*state.findings, *state.issues.to_findings(state.where, state.num_examined)]
+    found += [
+        *_check_reader_problems(state),
+        *_check_unannotated(state),
+        *_check_images(state),
+        *_check_input_fit(state, plan),
+    ]
+    for task, statistics in state.statistics.items():
         if isinstance(statistics, BoxStatistics):
-            found += _boxes(state, plan, task, statistics)
-        elif isinstance(statistics, MapStatistics):
-            found += _maps(state, plan, task, statistics)
-            found += [*class_checks.findings(state, plan, task), *_label_ids(state, task)]
+            found += _check_boxes(state, plan, task, statistics)
+        elif isinstance(statistics, SegmentationStatistics):
+            found += _check_masks(state, plan, task, statistics)
+            found += [*class_checks.check_labeled_classes(state, plan, task), *_check_label_ids(state, task)]
         elif isinstance(statistics, DepthStatistics):
-            found += depth_checks.findings(state, plan, task, statistics)
+            found += depth_checks.check_depth(state, plan, task, statistics)
     return found
 
 
-def _problems(state: SourceState) -> Iterator[Finding]:
+def _check_reader_problems(state: SourceState) -> Iterator[Finding]:
     """What the readers skipped or repaired when they were opened."""
     assert state.source is not None
-    boxes = sum(int(s.boxes.sum()) for s in state.tasks.values() if isinstance(s, BoxStatistics))
+    boxes = sum(int(s.boxes_per_class.sum()) for s in state.statistics.values() if isinstance(s, BoxStatistics))
     for kind, count in state.source.problems.items():
         share = count / max(1, count + boxes)
-        what = f"{plain(kind, 120).capitalize()}: {count:,}."
+        what = f"{sanitize_text(kind, 120).capitalize()}: {count:,}."
         if "missing" in kind:
             mend = "Restore the files, or take their records out of the annotations."
-            yield Finding("error", "missing_picture", state.where, what, mend, count, tuple(state.said[:5]))
-        elif "box" in kind and share > 0.3 and count >= 10 and len(state.chosen) == state.pictures:
-            what += f" That is {percent(share, 1)} of the boxes: probably they are in another form than this format's."
+            yield Finding("error", "missing_image", state.where, what, mend, count, tuple(state.log_messages[:5]))
+        elif "box" in kind and share > 0.3 and count >= 10 and len(state.selected_indices) == state.num_images:
+            what += (
+                f" That is {format_percent(share, 1)} of the boxes: probably they "
+                "are in another form than this format's."
+            )
             mend = "Corners where width and height are meant, or the other way round? Pixels of another size?"
             yield Finding("error", "misread_boxes", state.where, what, mend, count)
-        elif kind == TURNED:
+        elif kind == ROTATED_BOXES:
             what = f"{what} It is looser than the thing in it."
-            yield Finding("note", "turned_boxes", state.where, what, "", count)
-        elif kind == BRUSH:
-            what += f" That is {percent(share, 1)} of the annotations: neither trained nor counted as objects."
-            mend = "Did CVAT's brush paint single objects here? Then give this reader crowds: objects."
+            yield Finding("note", "rotated_boxes", state.where, what, "", count)
+        elif kind == BRUSHED_CROWDS:
+            what += f" That is {format_percent(share, 1)} of the annotations: neither trained nor counted as objects."
+            mend = "Did CVAT's brush paint single objects here? Then give this reader crowds: object."
             yield Finding("warning", "brushed_objects", state.where, what, mend, count)
-        elif kind == UNLIKE:
-            what = f"{what} The index is read, not the colour: does it stand for another class in each?"
-            mend = "If the colours are the classes, give label_maps their list: colours: {name: [R, G, B]}."
-            yield Finding("warning", "unlike_palettes", state.where, what, mend, count)
+        elif kind == MISMATCHED_PALETTES:
+            what = f"{what} The index is read, not the color: does it stand for another class in each?"
+            mend = "If the colors are the classes, give segmentation_masks their list: colors: {name: [R, G, B]}."
+            yield Finding("warning", "inconsistent_palettes", state.where, what, mend, count)
         elif "stand for nothing" in kind:
-            yield Finding("note", "idle_categories", state.where, what, "", count)
+            yield Finding("note", "unused_categories", state.where, what, "", count)
         else:
-            yield Finding("warning", "reader_problems", state.where, what, _mend_of(kind), count)
+            yield Finding("warning", "reader_problems", state.where, what, _suggest_fix(kind), count)
 
 
-def _half_labelled(state: SourceState) -> Iterator[Finding]:
-    """Pictures that the label files know and say nothing of, many enough to ask what that means."""
+def _check_unannotated(state: SourceState) -> Iterator[Finding]:
+    """Images that the label files know and say nothing of, many enough to ask what that means."""
     assert state.source is not None
     for reader in state.source.readers:
-        count = getattr(reader, "unannotated", 0)
+        count = getattr(reader, "num_unannotated", 0)
         total = len(reader.images)
-        if count > 2 and count >= _HALF_LABELLED * total:
-            what = f"{count:,} of {total:,} pictures have no annotation ({percent(count, total)}): background, or not "
-            what += "labelled yet? They are trained as background."
-            mend = "If nobody has, give this reader unlabelled: skip; if they show nothing, unlabelled: empty."
-            yield Finding("warning", "half_labelled", state.where, what, mend, count)
+        if count > 2 and count >= _UNANNOTATED_RATIO * total:
+            what = (
+                f"{count:,} of {total:,} images have no annotation "
+                f"({format_percent(count, total)}): background, or not "
+            )
+            what += "labeled yet? They are trained as background."
+            mend = "If nobody has, give this reader unlabeled: skip; if they show nothing, unlabeled: empty."
+            yield Finding("warning", "unannotated_images", state.where, what, mend, count)
 
 
-def _mend_of(kind: str) -> str:
-    if "left out" in kind:
-        return "Label them, or take them as pictures that show nothing: unlabelled: empty."
-    if "skipped" in kind or "clipped" in kind:
-        return "Look at some of them: the labels and the pictures may not belong together."
-    if "without" in kind:
+def _suggest_fix(problem: str) -> str:
+    if "left out" in problem:
+        return "Label them, or take them as images that show nothing: unlabeled: empty."
+    if "skipped" in problem or "clipped" in problem:
+        return "Look at some of them: the labels and the images may not belong together."
+    if "without" in problem:
         return "They are not used. Complete them, or correct the folders and the suffix."
     return "Look whether this is meant."
 
 
-def _pictures(state: SourceState) -> Iterator[Finding]:
-    if state.given_up:
-        rest = len(state.chosen) - state.looked
-        what = f"After so many failures, {rest:,} pictures were not examined any more."
+def _check_images(state: SourceState) -> Iterator[Finding]:
+    if state.aborted:
+        rest = len(state.selected_indices) - state.num_examined
+        what = f"After so many failures, {rest:,} images were not examined any more."
         mend = "Mend what stops the reading first; then run the doctor again."
-        yield Finding("error", "given_up", state.where, what, mend, rest)
-    if state.beside:
-        what = f"{state.beside:,} picture files lie beside those of this source and are in no source of the recipe."
-        yield Finding("note", "unlisted_pictures", state.where, what, "", state.beside)
-    turned = state.traits.get("turned by EXIF", 0)
+        yield Finding("error", "aborted", state.where, what, mend, rest)
+    if state.num_unlisted:
+        what = f"{state.num_unlisted:,} image files lie beside those of this source and are in no source of the recipe."
+        yield Finding("note", "unlisted_images", state.where, what, "", state.num_unlisted)
+    turned = state.traits.get("rotated by EXIF", 0)
     if turned:
-        what = f"{turned:,} of {state.looked:,} pictures carry an EXIF rotation; they are read as viewers show them."
-        mend = "Look at the samples: boxes and maps must be for the upright picture, too."
-        yield Finding("warning", "turned_pictures", state.where, what, mend, turned)
-    for trait, count in (state.traits - Counter({"turned by EXIF": turned})).items():
+        what = (
+            f"{turned:,} of {state.num_examined:,} images carry an EXIF rotation; they are read as viewers show them."
+        )
+        mend = "Look at the samples: boxes and maps must be for the upright image, too."
+        yield Finding("warning", "rotated_images", state.where, what, mend, turned)
+    for trait, count in (state.traits - Counter({"rotated by EXIF": turned})).items():
         how = {"gray": "gray; they are read as RGB", "16 bit": "of 16 bit; they are rescaled to 8"}
-        said = how.get(trait, f"{plain(trait, 60)}: a wrong extension; they are read by their content")
-        what = f"{count:,} of {state.looked:,} pictures are {said}."
-        yield Finding("note", "unusual_pictures", state.where, what, "", count)
+        said = how.get(trait, f"{sanitize_text(trait, 60)}: a wrong extension; they are read by their content")
+        what = f"{count:,} of {state.num_examined:,} images are {said}."
+        yield Finding("note", "unusual_images", state.where, what, "", count)
 
 
-def _shapes(state: SourceState, plan: Plan) -> Iterator[Finding]:
-    """How the pictures fit into the network's input."""
-    total = sum(state.sizes.values())
-    if not total or not plan.size_known:
+def _check_input_fit(state: SourceState, plan: DataPlan) -> Iterator[Finding]:
+    """How the images fit into the network's input."""
+    total = sum(state.image_sizes.values())
+    if not total or not plan.has_valid_size:
         return
-    frames = [(letterbox_frame(size, plan.data.size), count) for size, count in state.sizes.items()]
-    used = sum(f.place[2] * f.place[3] * n for f, n in frames) / (total * plan.data.size[0] * plan.data.size[1])
+    frames = [(compute_letterbox(size, plan.data.size), count) for size, count in state.image_sizes.items()]
+    used = sum(f.placement[2] * f.placement[3] * n for f, n in frames) / (total * plan.data.size[0] * plan.data.size[1])
     larger = sum(max(f.scale) * n for f, n in frames) / total
-    height, width = state.sizes.most_common(1)[0][0]
+    height, width = state.image_sizes.most_common(1)[0][0]
     room = f"data.size {list(plan.data.size)} (height, width)"
-    tiny = sum(count for size, count in state.sizes.items() if min(size) < 32)
+    tiny = sum(count for size, count in state.image_sizes.items() if min(size) < 32)
     if tiny:
-        what = f"{tiny:,} pictures are under 32 pixels wide or high."
-        yield Finding("warning", "tiny_pictures", state.where, what, "Look whether they are pictures at all.", tiny)
+        what = f"{tiny:,} images are under 32 pixels wide or high."
+        yield Finding("warning", "tiny_images", state.where, what, "Look whether they are images at all.", tiny)
     if used < 0.6:
-        what = f"Only {percent(used, 1)} of the network's input is picture, the rest padding: {width} x {height} is "
+        what = (
+            f"Only {format_percent(used, 1)} of the network's input is image, the rest padding: {width} x {height} is "
+        )
         what += f"not the shape of {room}."
-        mend = "Choose a data.size of the pictures' shape; its order is height, width."
+        mend = "Choose a data.size of the images' shape; its order is height, width."
         yield Finding("warning", "wasted_input", state.where, what, mend)
     if larger > 2:
-        what = f"The pictures ({width} x {height}) are enlarged {larger:.1f} times to {room}."
+        what = f"The images ({width} x {height}) are enlarged {larger:.1f} times to {room}."
         mend = "A smaller data.size shows the network as much, and is faster."
-        yield Finding("warning", "enlarged_pictures", state.where, what, mend)
+        yield Finding("warning", "upscaled_images", state.where, what, mend)
 
 
-def _boxes(state: SourceState, plan: Plan, task: str, found: BoxStatistics) -> Iterator[Finding]:
-    count = int(found.boxes.sum())
+def _check_boxes(state: SourceState, plan: DataPlan, task: str, statistics: BoxStatistics) -> Iterator[Finding]:
+    count = int(statistics.boxes_per_class.sum())
     if not count:
-        what = f"None of the {found.pictures:,} pictures labelled for '{task}' has a box."
+        what = f"None of the {statistics.num_images:,} images labeled for '{task}' has a box."
         mend = "Are these the right annotations, and the right rename?"
-        yield Finding("warning", "no_boxes", state.where, what, mend, found.pictures)
-    elif found.most_corner <= 1.5:
-        what = f"All {count:,} boxes of '{task}' lie within {found.most_corner:.2g} pixels of the corner: they are "
-        what += "fractions of the picture's size, not pixels."
-        mend = "Multiply them by the pictures' width and height."
-        yield Finding("error", "normalised_boxes", state.where, what, mend, count)
+        yield Finding("warning", "no_boxes", state.where, what, mend, statistics.num_images)
+    elif statistics.max_coordinate <= 1.5:
+        what = (
+            f"All {count:,} boxes of '{task}' lie within {statistics.max_coordinate:.2g} "
+            "pixels of the corner: they are "
+        )
+        what += "fractions of the image's size, not pixels."
+        mend = "Multiply them by the images' width and height."
+        yield Finding("error", "normalized_boxes", state.where, what, mend, count)
     else:
-        yield from _odd_boxes(state, task, found, count)
-        yield from _small_boxes(state, plan, task, found, count)
+        yield from _check_box_shapes(state, task, statistics, count)
+        yield from _check_small_boxes(state, plan, task, statistics, count)
 
 
-def _odd_boxes(state: SourceState, task: str, found: BoxStatistics, count: int) -> Iterator[Finding]:
-    asked = any(True for _ in _half_labelled(state))
+def _check_box_shapes(state: SourceState, task: str, statistics: BoxStatistics, count: int) -> Iterator[Finding]:
+    asked = any(True for _ in _check_unannotated(state))
     for kind, number, total, least, what, mend in (
-        ("mostly_empty", found.empty, found.pictures, 0.8, "pictures have no box", "Are boxes missing?"),
-        ("whole_picture_boxes", found.whole, count, 0.1, "boxes cover the whole picture", "Are they of objects?"),
-        ("slim_boxes", found.slim, count, 0.05, "boxes are over 20 times as long as wide", "Are x and y mixed up?"),
+        (
+            "mostly_empty",
+            statistics.num_empty,
+            statistics.num_images,
+            0.8,
+            "images have no box",
+            "Are boxes missing?",
+        ),
+        (
+            "full_image_boxes",
+            statistics.num_full_image,
+            count,
+            0.1,
+            "boxes cover the whole image",
+            "Are they of objects?",
+        ),
+        (
+            "elongated_boxes",
+            statistics.num_elongated,
+            count,
+            0.05,
+            "boxes are over 20 times as long as wide",
+            "Are x and y mixed up?",
+        ),
     ):
         if number > least * total and number > 2 and not (asked and kind == "mostly_empty"):
-            text = f"{number:,} of {total:,} {what} ({percent(number, total)}, '{task}')."
+            text = f"{number:,} of {total:,} {what} ({format_percent(number, total)}, '{task}')."
             yield Finding("warning", kind, state.where, text, mend, number)
 
 
-def _small_boxes(state: SourceState, plan: Plan, task: str, found: BoxStatistics, count: int) -> Iterator[Finding]:
-    small = int(found.small.sum())
-    if small <= 0.3 * count or not plan.size_known:
+def _check_small_boxes(
+    state: SourceState, plan: DataPlan, task: str, statistics: BoxStatistics, count: int
+) -> Iterator[Finding]:
+    small = int(statistics.small_per_class.sum())
+    if small <= 0.3 * count or not plan.has_valid_size:
         return
-    often = [k for k in np.argsort(-found.small)[:4] if found.small[k]]
-    shares = [f"{plain(plan.classes[task][k], 40)} {percent(int(found.small[k]), int(found.boxes[k]))}" for k in often]
-    what = f"{small:,} of {count:,} boxes of '{task}' ({percent(small, count)}) are under {SMALL:g} pixels (root of "
+    often = [k for k in np.argsort(-statistics.small_per_class)[:4] if statistics.small_per_class[k]]
+    shares = [
+        f"{sanitize_text(plan.classes[task][k], 40)} "
+        f"{format_percent(int(statistics.small_per_class[k]), int(statistics.boxes_per_class[k]))}"
+        for k in often
+    ]
+    what = (
+        f"{small:,} of {count:,} boxes of '{task}' ({format_percent(small, count)}) "
+        f"are under {SMALL_BOX_SIDE:g} pixels (root of "
+    )
     what += f"the area) at the network's input of {plan.data.size[1]} x {plan.data.size[0]}: {', '.join(shares)}."
     mend = "Enlarge data.size, add a finer stride to the task, or do without these classes."
     yield Finding("warning", "small_boxes", state.where, what, mend, small)
 
 
-def _maps(state: SourceState, plan: Plan, task: str, found: MapStatistics) -> Iterator[Finding]:
-    present = np.flatnonzero(found.pixels)
-    void = found.void / max(1, found.void + found.known)
+def _check_masks(
+    state: SourceState, plan: DataPlan, task: str, statistics: SegmentationStatistics
+) -> Iterator[Finding]:
+    present = np.flatnonzero(statistics.pixels_per_class)
+    void = statistics.num_ignored_pixels / max(1, statistics.num_ignored_pixels + statistics.num_labeled_pixels)
     if (
         len(present) == 1
-        and found.pixels[present[0]] == found.known
+        and statistics.pixels_per_class[present[0]] == statistics.num_labeled_pixels
         and len(plan.classes[task]) > 1
-        and found.pictures > 1
+        and statistics.num_images > 1
     ):
-        what = f"All label maps of '{task}' hold one class only, '{plain(plan.classes[task][present[0]], 60)}'"
-        what += f", and void ({percent(void, 1)})." if found.void else "."
+        what = (
+            f"All segmentation masks of '{task}' hold one class only, "
+            f"'{sanitize_text(plan.classes[task][present[0]], 60)}'"
+        )
+        what += f", and void ({format_percent(void, 1)})." if statistics.num_ignored_pixels else "."
         mend = "Is a value meant as another class? Give the reader values: {0: ..., 255: ...}."
-        yield Finding("warning", "one_class_maps", state.where, what, mend, found.pictures)
-    elif void > 0.5 and found.empty < found.pictures:
-        what = f"{percent(void, 1)} of the pixels of '{task}' are void."
+        yield Finding("warning", "one_class_masks", state.where, what, mend, statistics.num_images)
+    elif void > 0.5 and statistics.num_empty < statistics.num_images:
+        what = f"{format_percent(void, 1)} of the pixels of '{task}' are void."
         mend = "Check the list of classes, rename and ignore; 255 is always void."
-        yield Finding("warning", "mostly_void", state.where, what, mend)
-    if found.changes > 200 and found.thin > 0.2 * found.changes:
-        share = percent(found.thin, found.changes)
-        what = f"At {share} of the borders in the label maps of '{task}' lies a pixel or two of a third class, as "
+        yield Finding("warning", "mostly_ignored", state.where, what, mend)
+    if statistics.num_transitions > 200 and statistics.num_thin_transitions > 0.2 * statistics.num_transitions:
+        share = format_percent(statistics.num_thin_transitions, statistics.num_transitions)
+        what = (
+            f"At {share} of the borders in the segmentation masks of '{task}' lies a pixel or two of a third class, as "
+        )
         what += "after resizing with interpolation, or JPEG."
-        mend = "Make the maps again from the originals, resized by nearest neighbour and stored as PNG."
-        yield Finding("warning", "interpolated_maps", state.where, what, mend)
+        mend = "Make the maps again from the originals, resized by nearest neighbor and stored as PNG."
+        yield Finding("warning", "interpolated_masks", state.where, what, mend)
 
 
-def _label_ids(state: SourceState, task: str) -> Iterator[Finding]:
+def _check_label_ids(state: SourceState, task: str) -> Iterator[Finding]:
     """Files named after Cityscapes' label ids, read with a list of its training classes: some maps pass silently."""
     assert state.source is not None
     for reader in state.source.readers:
@@ -211,7 +266,10 @@ def _label_ids(state: SourceState, task: str) -> Iterator[Finding]:
         suffix = str(getattr(config, "suffix", ""))
         training = isinstance(names, dict) and [names.get(k) for k in range(3)] == ["road", "sidewalk", "building"]
         if task in reader.tasks and "labelids" in suffix.lower() and training:
-            what = f"The suffix {plain(suffix, 60)!r} names Cityscapes' label ids (0 to 33), but the list of classes "
+            what = (
+                f"The suffix {sanitize_text(suffix, 60)!r} names Cityscapes' label "
+                "ids (0 to 33), but the list of classes "
+            )
             what += "begins with road, as that of the training ids does: in label ids road is 7, not 0."
             mend = "Use format: cityscapes, or files *_labelTrainIds.png."
             yield Finding("error", "label_ids", state.where, what, mend)

@@ -1,4 +1,5 @@
-"""What the sources' label maps say of which classes: partial lists, super-classes, classes that nobody tells apart."""
+"""What the sources' segmentation masks say of which classes: partial lists, super-classes, classes that nobody tells
+apart."""
 
 from __future__ import annotations
 
@@ -9,71 +10,79 @@ from numpy.typing import NDArray
 
 from perception.data.class_names import ClassMap
 from perception.doctor.accumulators import SourceState
-from perception.doctor.data_plan import Plan
-from perception.doctor.findings import Finding, plain
-from perception.doctor.statistics import MapStatistics
+from perception.doctor.data_plan import DataPlan
+from perception.doctor.findings import Finding, sanitize_text
+from perception.doctor.statistics import SegmentationStatistics
 
 _SHOWN = 20
 
 
-def findings(state: SourceState, plan: Plan, task: str) -> Iterator[Finding]:
-    """Which classes the label maps of one source tell; a warning where that is not all and the recipe says nothing."""
+def check_labeled_classes(state: SourceState, plan: DataPlan, task: str) -> Iterator[Finding]:
+    """Which classes the segmentation masks of one source tell; a warning where that is not all and the recipe says
+    nothing."""
     names = plan.classes[task]
-    for found in class_maps(state, task):
-        if found.classes is None and found.space is None:
+    for found in collect_class_maps(state, task):
+        if found.labeled_classes is None and found.label_space is None:
             continue
-        labelled = np.ones(len(names), bool) if found.classes is None else found.classes
-        what = f"Its label maps tell {labelled.sum()} of {len(names)} classes of '{task}': {_listed(names, labelled)}."
-        if found.stated:
-            yield Finding("note", "labelled_classes", state.where, what + _of_sets(found, names))
+        labelled = np.ones(len(names), bool) if found.labeled_classes is None else found.labeled_classes
+        what = (
+            f"Its segmentation masks tell {labelled.sum()} of {len(names)} classes of "
+            f"'{task}': {_list_classes(names, labelled)}."
+        )
+        if found.is_explicit:
+            yield Finding("note", "labeled_classes", state.where, what + _describe_superclasses(found, names))
             continue
-        what += f" Every labelled pixel teaches that it is none of the others: {_listed(names, ~labelled)}."
-        mend = "Is one of its classes several of the recipe's? coarse: {name: [...]}. Does it leave some unlabelled? "
+        what += f" Every labeled pixel teaches that it is none of the others: {_list_classes(names, ~labelled)}."
+        mend = (
+            "Is one of its classes several of the recipe's? superclasses: {name: [...]}. Does it leave some unlabeled? "
+        )
         mend += "labels_only: [...]. Is it right so? labels_only with all classes that it tells."
         yield Finding("warning", "partial_classes", state.where, what, mend, int((~labelled).sum()))
 
 
-def never_told_apart(states: Sequence[SourceState], plan: Plan, task: str) -> Iterator[Finding]:
+def find_inseparable_classes(states: Sequence[SourceState], plan: DataPlan, task: str) -> Iterator[Finding]:
     """Classes that are in the same super-classes of all training sources: nothing tells one from the other."""
-    maps = [found for state in states if state.part == "train" for found in class_maps(state, task)]
+    maps = [found for state in states if state.split == "train" for found in collect_class_maps(state, task)]
     names = plan.classes[task]
-    if all(found.space is None for found in maps):
+    if all(found.label_space is None for found in maps):
         return
-    rows = np.array([row for found in maps for row in found.sets(len(names))], bool)
+    rows = np.array([row for found in maps for row in found.class_sets(len(names))], bool)
     groups: dict[bytes, list[str]] = {}
     for k, name in enumerate(names):
         if rows[:, k].any():
             groups.setdefault(rows[:, k].tobytes(), []).append(name)
     for group in groups.values():
         if len(group) > 1:
-            shown = ", ".join(plain(name, 60) for name in group[:_SHOWN])
+            shown = ", ".join(sanitize_text(name, 60) for name in group[:_SHOWN])
             what = f"No training source tells these classes of '{task}' apart: {shown}."
             mend = "Add a source that does, or make them one class."
             yield Finding("warning", "inseparable_classes", "data", what, mend, len(group))
 
 
-def class_maps(state: SourceState, task: str) -> list[ClassMap]:
-    """Of the readers that give label maps of the task, each once."""
-    if state.source is None or not isinstance(state.tasks.get(task), MapStatistics):
+def collect_class_maps(state: SourceState, task: str) -> list[ClassMap]:
+    """Of the readers that give segmentation masks of the task, each once."""
+    if state.source is None or not isinstance(state.statistics.get(task), SegmentationStatistics):
         return []
     maps = [reader.class_maps[task] for reader in state.source.readers if task in reader.class_maps]
-    return list({(m.space, None if m.classes is None else m.classes.tobytes()): m for m in maps}.values())
+    return list(
+        {(m.label_space, None if m.labeled_classes is None else m.labeled_classes.tobytes()): m for m in maps}.values()
+    )
 
 
-def _listed(names: Sequence[str], which: NDArray[np.bool_]) -> str:
-    chosen = [plain(name, 60) for name, known in zip(names, which.tolist(), strict=True) if known]
+def _list_classes(names: Sequence[str], mask: NDArray[np.bool_]) -> str:
+    chosen = [sanitize_text(name, 60) for name, known in zip(names, mask.tolist(), strict=True) if known]
     return ", ".join(chosen[:_SHOWN]) + (f" and {len(chosen) - _SHOWN} more" if len(chosen) > _SHOWN else "")
 
 
-def _of_sets(found: ClassMap, names: Sequence[str]) -> str:
+def _describe_superclasses(class_map: ClassMap, names: Sequence[str]) -> str:
     """The super-classes, in words."""
-    if found.space is None:
+    if class_map.label_space is None:
         return ""
-    sets = zip(found.space.names, found.space.sets, strict=True)
+    sets = zip(class_map.label_space.names, class_map.label_space.class_sets, strict=True)
     several = [
-        f"{plain(name, 60)} ({', '.join(plain(names[k], 60) for k in each)})"
+        f"{sanitize_text(name, 60)} ({', '.join(sanitize_text(names[k], 60) for k in each)})"
         for name, each in sets
         if name and each[1:]
     ]
     words = f" Super-classes: {', '.join(several[:_SHOWN])}." if several else ""
-    return words + (" Other labels say only what a pixel is not." if "" in found.space.names else "")
+    return words + (" Other labels say only what a pixel is not." if "" in class_map.label_space.names else "")

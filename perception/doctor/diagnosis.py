@@ -13,37 +13,38 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from perception.doctor import checks, environment, leakage, recipe_checks, samples
-from perception.doctor.accumulators import Sample, SourceState
-from perception.doctor.data_plan import Plan, read_plan
-from perception.doctor.examine import Job, Ward, examine
-from perception.doctor.findings import Finding, plain, worst_first
-from perception.doctor.open_readers import Bar, open_all
-from perception.doctor.summary import SourceSummary, summarise
-from perception.doctor.worker_pool import Crew, Failure, Work
-from perception.files.images import PICTURE_SUFFIXES
+from perception.doctor import checks, environment, leakage, previews, recipe_checks
+from perception.doctor.accumulators import LabelPreview, SourceState
+from perception.doctor.data_plan import DataPlan, read_plan
+from perception.doctor.findings import Finding, sanitize_text, sort_by_severity
+from perception.doctor.image_examination import ImageJob, WorkerContext, examine_image
+from perception.doctor.open_readers import ProgressFactory, open_planned_sources
+from perception.doctor.summary import SourceSummary, summarize_source
+from perception.doctor.worker_pool import JobFailure, WorkerPool, WorkFunction
+from perception.files.images import IMAGE_SUFFIXES
 
-PICTURE_SECONDS = 30.0
-SAMPLES, PAIRS = 6, 8
-"""Pictures of a source, and pairs that leak, that the page shows."""
-_PATIENCE = 20
-_EVIDENCE = 24
-_MOST_LISTED = 500_000
+IMAGE_TIMEOUT = 30.0
+MAX_PREVIEWS, MAX_PAIRS = 6, 8
+"""Images of a source, and pairs that leak, that the page shows."""
+_MAX_FAILURES = 20
+_MAX_EVIDENCE = 24
+_MAX_LISTED = 500_000
 
 
 @dataclass
 class Diagnosis:
     """findings: the gravest first. environment: label -> text; empty where it was not looked at.
 
-    evidence: (source, picture) -> drawn, for findings and pairs. twins: some pairs of validation and training
+    evidence_previews: (source, image) -> drawn, for findings and pairs. duplicate_pairs: some pairs of validation and
+    training
     """
 
-    plan: Plan
+    plan: DataPlan
     states: list[SourceState]
     findings: list[Finding]
     summaries: list[SourceSummary]
-    twins: list[leakage.Twins] = field(default_factory=list)
-    evidence: dict[tuple[int, int], Sample] = field(default_factory=dict)
+    duplicate_pairs: list[leakage.DuplicatePair] = field(default_factory=list)
+    evidence_previews: dict[tuple[int, int], LabelPreview] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
 
@@ -52,9 +53,9 @@ class Diagnosis:
         """1 where something must be mended, else 0."""
         return int(any(finding.severity == "error" for finding in self.findings))
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Plain data for doctor.json."""
-        findings = [{k: v for k, v in asdict(finding).items() if k != "pictures"} for finding in self.findings]
+        findings = [{k: v for k, v in asdict(finding).items() if k != "images"} for finding in self.findings]
         return {
             "recipe": str(self.plan.path),
             "healthy": not self.exit_code,
@@ -66,7 +67,7 @@ class Diagnosis:
 
 
 @contextlib.contextmanager
-def no_bar(text: str, total: int) -> Iterator[Callable[[int], None]]:
+def hide_progress(text: str, total: int) -> Iterator[Callable[[int], None]]:
     """A `Bar` that shows nothing."""
     yield lambda done: None
 
@@ -76,66 +77,73 @@ def diagnose(
     overrides: Sequence[str] = (),
     tasks: Collection[str] | None = None,
     *,
-    quick: int | None = None,
+    max_images: int | None = None,
     workers: int | None = None,
-    seconds: float = PICTURE_SECONDS,
-    bar: Bar = no_bar,
-    check: Work | None = None,
-    look_around: bool = True,
+    image_timeout: float = IMAGE_TIMEOUT,
+    progress_bar: ProgressFactory = hide_progress,
+    check_rest: WorkFunction | None = None,
+    include_environment: bool = True,
 ) -> Diagnosis:
     """Examine the data of a recipe, and the environment. Raises ConfigError where the file is no recipe.
 
-    quick:   look at so many pictures of each source only
+    max_images:   look at so many images of each source only
     workers: processes; None = one for each processor, 0 = this process, without protection from files that kill it
-    seconds: that a picture may take
-    check:   ``check(None, mapping)`` builds the rest of a recipe in a worker; settings of the tasks, or what is wrong
-    look_around: also examine the environment
+    image_timeout: that an image may take
+    check_rest:   ``check(None, mapping)`` builds the rest of a recipe in a worker; settings of the tasks, or what is
+    wrong
+    include_environment: also examine the environment
     """
     began = time.monotonic()
     plan = read_plan(path, overrides, tasks)
-    workers = min(16, environment.processors()) if workers is None else workers
-    around = _in_background(_look_around, plan, check) if look_around else None
-    with Crew(workers, _share_of_memory(workers)) as crew:
-        states = open_all(plan, crew, bar)
+    workers = min(16, environment.count_cpus()) if workers is None else workers
+    around = _run_in_background(_examine_environment, plan, check_rest) if include_environment else None
+    with WorkerPool(workers, _memory_per_worker(workers)) as crew:
+        states = open_planned_sources(plan, crew, progress_bar)
         opened = [state for state in states if state.source is not None]
         for position, state in enumerate(opened):
-            state.position = position
-            state.choose(quick)
-            state.beside = _beside(state, opened)
-        ward = _ward(plan, opened)
-        _examine(ward, opened, crew, seconds, bar)
-        with bar("compare", sum(len(state.chosen) for state in opened if state.part != "train")) as advance_to:
-            leaks = leakage.find(opened, lambda done, total: advance_to(done))
+            state.source_index = position
+            state.select_images(max_images)
+            state.num_unlisted = _count_unlisted(state, opened)
+        ward = _create_context(plan, opened)
+        _examine_images(ward, opened, crew, image_timeout, progress_bar)
+        with progress_bar(
+            "compare", sum(len(state.selected_indices) for state in opened if state.split != "train")
+        ) as advance_to:
+            leaks = leakage.find_leakage(opened, lambda done, total: advance_to(done))
         found: list[Finding] = []
         facts: dict[str, str] = {}
         if around is not None:
-            found, facts = _result(around)
-        found += _judged(plan, states, leaks, quick)
-        diagnosis = Diagnosis(plan, opened, worst_first(found), [], _some(leaks.twins), {}, facts)
-        diagnosis.summaries = [summarise(state, plan) for state in states]
-        diagnosis.evidence = _evidence(diagnosis, ward, crew, seconds)
+            found, facts = _wait_for_environment(around)
+        found += _collect_findings(plan, states, leaks, max_images)
+        diagnosis = Diagnosis(plan, opened, sort_by_severity(found), [], _select_pairs(leaks.pairs), {}, facts)
+        diagnosis.summaries = [summarize_source(state, plan) for state in states]
+        diagnosis.evidence_previews = _draw_evidence(diagnosis, ward, crew, image_timeout)
     diagnosis.seconds = time.monotonic() - began
     return diagnosis
 
 
-def _judged(plan: Plan, states: Sequence[SourceState], leaks: leakage.Leakage, quick: int | None) -> list[Finding]:
-    found = [*plan.findings, *leaks.findings]
+def _collect_findings(
+    plan: DataPlan, states: Sequence[SourceState], leakage_report: leakage.LeakageReport, max_images: int | None
+) -> list[Finding]:
+    found = [*plan.findings, *leakage_report.findings]
     for state in states:
-        found += checks.findings(state, plan)
-    found += recipe_checks.findings(states, plan, quick is not None)
-    if quick is not None:
-        rest = sum(state.pictures - len(state.chosen) for state in states)
-        what = f"Only {quick:,} pictures of each source were looked at, evenly spread; {rest:,} were not."
-        found.append(Finding("note", "quick", "data", what, "Run it once without --quick.", max(1, rest)))
+        found += checks.check_source(state, plan)
+    found += recipe_checks.check_recipe(states, plan, max_images is not None)
+    if max_images is not None:
+        rest = sum(state.num_images - len(state.selected_indices) for state in states)
+        what = f"Only {max_images:,} images of each source were looked at, evenly spread; {rest:,} were not."
+        found.append(
+            Finding("note", "partial_examination", "data", what, "Run it once without --max-images.", max(1, rest))
+        )
     return found
 
 
-def _share_of_memory(workers: int) -> int | None:
-    free = environment.available_memory()
+def _memory_per_worker(workers: int) -> int | None:
+    free = environment.measure_free_memory()
     return None if free is None or not workers else max(1 << 30, int(0.8 * free / workers))
 
 
-def _in_background(work: Callable[..., Any], *arguments: Any) -> Future[Any]:
+def _run_in_background(work: Callable[..., Any], *arguments: Any) -> Future[Any]:
     future: Future[Any] = Future()
 
     def run() -> None:
@@ -148,105 +156,119 @@ def _in_background(work: Callable[..., Any], *arguments: Any) -> Future[Any]:
     return future
 
 
-def _some(twins: list[leakage.Twins]) -> list[leakage.Twins]:
+def _select_pairs(pairs: list[leakage.DuplicatePair]) -> list[leakage.DuplicatePair]:
     """The pairs for the page: the closest, and those that are only just close enough."""
-    return twins if len(twins) <= PAIRS else [*twins[: PAIRS // 2], *twins[-(PAIRS // 2) :]]
+    return pairs if len(pairs) <= MAX_PAIRS else [*pairs[: MAX_PAIRS // 2], *pairs[-(MAX_PAIRS // 2) :]]
 
 
-def _result(around: Future[Any]) -> tuple[list[Finding], dict[str, str]]:
+def _wait_for_environment(future: Future[Any]) -> tuple[list[Finding], dict[str, str]]:
     try:
-        return around.result()
+        return future.result()
     except Exception as error:
-        what = f"Looking at the environment failed: {plain(f'{type(error).__name__}: {error}')}"
+        what = f"Looking at the environment failed: {sanitize_text(f'{type(error).__name__}: {error}')}"
         return [Finding("error", "internal_error", "environment", what, "Please report this.")], {}
 
 
-def _look_around(plan: Plan, check: Work | None) -> tuple[list[Finding], dict[str, str]]:
+def _examine_environment(plan: DataPlan, check_rest: WorkFunction | None) -> tuple[list[Finding], dict[str, str]]:
     """The environment, and the sections of the recipe that are not about data."""
-    packages, here = environment.installed(), environment.machine(Path("runs"))
-    with Crew(1) as crew:
+    packages, here = environment.list_packages(), environment.probe_machine(Path("runs"))
+    with WorkerPool(1) as crew:
         broken = {}
-        for module, reason in crew.run(environment.try_module, None, environment.MODULES, 120):
-            broken[module] = reason.text if isinstance(reason, Failure) else reason
-        if check is not None and environment.works(broken) and plan.tasks:
-            _check_rest(plan, check, crew)
-    workers = plan.data.workers if isinstance(plan.mapping["data"].get("workers", 2), int) else 0
-    return environment.findings(packages, here, workers, broken), environment.facts(packages, here)
+        for module, reason in crew.run(environment.try_import, None, environment.IMPORTED_MODULES, 120):
+            broken[module] = reason.text if isinstance(reason, JobFailure) else reason
+        if check_rest is not None and environment.is_usable(broken) and plan.tasks:
+            _check_other_sections(plan, check_rest, crew)
+    workers = plan.data.workers if isinstance(plan.raw_recipe["data"].get("workers", 2), int) else 0
+    return environment.check_environment(packages, here, workers, broken), environment.summarize_environment(
+        packages, here
+    )
 
 
-def _check_rest(plan: Plan, check: Work, crew: Crew) -> None:
-    mapping = {**plan.mapping, "data": {}, "tasks": plan.tasks}
-    for _, answer in crew.run(check, None, [mapping], 120):
-        if isinstance(answer, Failure):
-            plan.error("recipe", f"Reading the recipe failed: {answer.text}", "Please report this.")
+def _check_other_sections(plan: DataPlan, check_rest: WorkFunction, pool: WorkerPool) -> None:
+    mapping = {**plan.raw_recipe, "data": {}, "tasks": plan.tasks}
+    for _, answer in pool.run(check_rest, None, [mapping], 120):
+        if isinstance(answer, JobFailure):
+            plan.add_error("recipe", f"Reading the recipe failed: {answer.text}", "Please report this.")
         elif isinstance(answer, str):
-            plan.error("recipe", answer)
+            plan.add_error("recipe", answer)
         else:
             plan.tasks.update({task: settings for task, settings in answer.items() if task in plan.tasks})
 
 
-def _ward(plan: Plan, states: Sequence[SourceState]) -> Ward:
-    specs = {task: samples.spec(task, classes) for task, classes in plan.classes.items()}
+def _create_context(plan: DataPlan, states: Sequence[SourceState]) -> WorkerContext:
+    specs = {task: previews.create_drawing_spec(task, classes) for task, classes in plan.classes.items()}
     sources = tuple(state.source for state in states if state.source is not None)
-    return Ward(sources, plan.classes, plan.data.size, specs)
+    return WorkerContext(sources, plan.classes, plan.data.size, specs)
 
 
-def _examine(ward: Ward, states: Sequence[SourceState], crew: Crew, seconds: float, bar: Bar) -> None:
-    """Look at all chosen pictures of all sources."""
+def _examine_images(
+    context: WorkerContext,
+    states: Sequence[SourceState],
+    pool: WorkerPool,
+    image_timeout: float,
+    progress_bar: ProgressFactory,
+) -> None:
+    """Look at all chosen images of all sources."""
     failures: Counter[int] = Counter()
-    with bar("examine", sum(len(state.chosen) for state in states)) as advance_to:
-        for done, (job, report) in enumerate(crew.run(examine, ward, _jobs(states), seconds), start=1):
+    with progress_bar("examine", sum(len(state.selected_indices) for state in states)) as advance_to:
+        for done, (job, report) in enumerate(
+            pool.run(examine_image, context, _create_jobs(states), image_timeout), start=1
+        ):
             advance_to(done)
-            state = states[job.source]
-            if not isinstance(report, Failure):
-                state.add(job, report)
+            state = states[job.source_index]
+            if not isinstance(report, JobFailure):
+                state.add_report(job, report)
                 continue
-            state.looked += 1
-            state.trouble(report.kind, f"{state.name(job.index)}: {report.text}", job.index)
-            failures[job.source] += 1
-            state.given_up = failures[job.source] >= _PATIENCE and state.looked < len(state.chosen)
+            state.num_examined += 1
+            state.add_issue(report.code, f"{state.image_name(job.image_index)}: {report.text}", job.image_index)
+            failures[job.source_index] += 1
+            state.aborted = failures[job.source_index] >= _MAX_FAILURES and state.num_examined < len(
+                state.selected_indices
+            )
 
 
-def _jobs(states: Sequence[SourceState]) -> Iterator[Job]:
+def _create_jobs(states: Sequence[SourceState]) -> Iterator[ImageJob]:
     for s, state in enumerate(states):
-        count = len(state.chosen)
-        drawn = {(2 * k + 1) * count // (2 * SAMPLES) for k in range(SAMPLES)}
-        for row, index in enumerate(state.chosen):
-            if state.given_up:
+        count = len(state.selected_indices)
+        drawn = {(2 * k + 1) * count // (2 * MAX_PREVIEWS) for k in range(MAX_PREVIEWS)}
+        for row, index in enumerate(state.selected_indices):
+            if state.aborted:
                 break
-            yield Job(s, index, row, row in drawn)
+            yield ImageJob(s, index, row, row in drawn)
 
 
-def _beside(state: SourceState, states: Sequence[SourceState]) -> int:
-    """Picture files in the source's folders that no source of the recipe lists."""
+def _count_unlisted(state: SourceState, states: Sequence[SourceState]) -> int:
+    """Image files in the source's folders that no source of the recipe lists."""
     assert state.source is not None
-    if sum(other.pictures for other in states) > _MOST_LISTED:
+    if sum(other.num_images for other in states) > _MAX_LISTED:
         return 0
-    listed = {p.path for other in states if other.source is not None for p in other.source.pictures}
-    folders = {p.path.parent for p in state.source.pictures}
-    suffixes = {p.path.suffix for p in state.source.pictures} & PICTURE_SUFFIXES
+    listed = {p.path for other in states if other.source is not None for p in other.source.records}
+    folders = {p.path.parent for p in state.source.records}
+    suffixes = {p.path.suffix for p in state.source.records} & IMAGE_SUFFIXES
     count = 0
     for folder in folders:
         with contextlib.suppress(OSError):
             names = os.listdir(folder)  # noqa: PTH208
-            count += sum(_suffix(name) in suffixes and folder / name not in listed for name in names)
+            count += sum(_get_suffix(name) in suffixes and folder / name not in listed for name in names)
     return count
 
 
-def _suffix(name: str) -> str:
+def _get_suffix(name: str) -> str:
     """Of a file that is not hidden."""
     return "" if name.startswith(".") else os.path.splitext(name)[1]  # noqa: PTH122
 
 
-def _evidence(diagnosis: Diagnosis, ward: Ward, crew: Crew, seconds: float) -> dict[tuple[int, int], Sample]:
-    """Drawings of the pictures that findings and pairs name, as far as they can be read."""
-    places = [place for pair in diagnosis.twins for place in (pair.validation, pair.training)]
+def _draw_evidence(
+    diagnosis: Diagnosis, context: WorkerContext, pool: WorkerPool, image_timeout: float
+) -> dict[tuple[int, int], LabelPreview]:
+    """Drawings of the images that findings and pairs name, as far as they can be read."""
+    places = [place for pair in diagnosis.duplicate_pairs for place in (pair.validation, pair.training)]
     for finding in diagnosis.findings:
-        places += finding.pictures[:2] if finding.kind not in ("crashed", "too_slow", "out_of_memory") else ()
-    jobs = [Job(s, i, draw=True, only=True) for s, i in dict.fromkeys(places)][:_EVIDENCE]
+        places += finding.images[:2] if finding.code not in ("crashed", "timeout", "out_of_memory") else ()
+    jobs = [ImageJob(s, i, draw=True, draw_only=True) for s, i in dict.fromkeys(places)][:_MAX_EVIDENCE]
     drawn = {}
-    for job, report in crew.run(examine, ward, jobs, seconds):
-        if not isinstance(report, Failure) and report.tiles:
-            name = diagnosis.states[job.source].name(job.index)
-            drawn[job.source, job.index] = Sample(name, report.tiles, report.words)
+    for job, report in pool.run(examine_image, context, jobs, image_timeout):
+        if not isinstance(report, JobFailure) and report.jpegs:
+            name = diagnosis.states[job.source_index].image_name(job.image_index)
+            drawn[job.source_index, job.image_index] = LabelPreview(name, report.jpegs, report.caption)
     return drawn

@@ -14,16 +14,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from perception.doctor.findings import Finding, Severity, plain
+from perception.doctor.findings import Finding, Severity, sanitize_text
 
-PACKAGE = "dense-perception"
-MODULES = ("numpy", "cv2", "PIL", "pydantic", "albumentations", "torch", "torchvision", "timm", "onnxruntime")
+DISTRIBUTION_NAME = "dense-perception"
+IMPORTED_MODULES = ("numpy", "cv2", "PIL", "pydantic", "albumentations", "torch", "torchvision", "timm", "onnxruntime")
 """What is imported to see whether it works."""
-SHOWN = ("numpy", "opencv-python-headless", "torch", "torchvision", "timm", "onnxruntime", "albumentations", "pydantic")
-_STANDING_ON = frozenset((*SHOWN, "onnx", "albucore"))
+REPORTED_PACKAGES = (
+    "numpy",
+    "opencv-python-headless",
+    "torch",
+    "torchvision",
+    "timm",
+    "onnxruntime",
+    "albumentations",
+    "pydantic",
+)
+_CHECKED_PACKAGES = frozenset((*REPORTED_PACKAGES, "onnx", "albucore"))
 _GIB, _NO_GPU = 1 << 30, "no GPU:"
 
-RIVALS = {
+CONFLICTING_PACKAGES = {
     "cv2": ("opencv-python-headless", "They overwrite each other's files, and removing one breaks the other."),
     "onnxruntime": ("onnxruntime", "They overwrite each other's files; which one answers is chance."),
     "albumentations": ("albumentations==2.0.8", "They overwrite each other's files."),
@@ -32,37 +41,37 @@ RIVALS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Package:
-    """An installed distribution. requires: its requirements as written. modules: what it can be imported as.
+class InstalledPackage:
+    """An installed distribution. requirements: its requirements as written. modules: what it can be imported as.
 
     folder: where it is installed
     """
 
     name: str
     version: str
-    requires: tuple[str, ...] = ()
+    requirements: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
     folder: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class MachineResources:
     """processors: this process may use. Sizes in bytes; None = unknown. folder: where runs/ is or will be."""
 
-    processors: int
-    memory: int | None
-    shared_memory: int | None
-    disk: int | None
+    num_cpus: int
+    free_memory: int | None
+    free_shared_memory: int | None
+    free_disk: int | None
     folder: str
 
 
-def installed() -> list[Package]:
+def list_packages() -> list[InstalledPackage]:
     """The distributions of this environment, the first of a name on the path first; damaged ones are left out."""
     providers: dict[str, list[str]] = {}
     try:
         for module, names in metadata.packages_distributions().items():
             for name in names:
-                providers.setdefault(_plain_name(name), []).append(module)
+                providers.setdefault(_normalize_name(name), []).append(module)
     except (OSError, ValueError, TypeError, AttributeError, UnicodeDecodeError):  # a damaged distribution
         providers = {}
     packages = []
@@ -73,66 +82,89 @@ def installed() -> list[Package]:
         except (KeyError, OSError, ValueError, TypeError, AttributeError):
             continue
         if name and version:
-            packages.append(Package(name, version, requires, tuple(providers.get(_plain_name(name), ())), folder))
+            packages.append(
+                InstalledPackage(name, version, requires, tuple(providers.get(_normalize_name(name), ())), folder)
+            )
     return packages
 
 
-def machine(folder: Path) -> Machine:
+def probe_machine(folder: Path) -> MachineResources:
     """What this machine has to offer. folder: of the runs, need not exist yet."""
     candidates = (folder.absolute(), *folder.absolute().parents)
     existing = next((parent for parent in candidates if parent.is_dir()), Path("/"))
-    return Machine(processors(), available_memory(), _free(Path("/dev/shm")), _free(existing), str(existing))
+    return MachineResources(
+        count_cpus(),
+        measure_free_memory(),
+        _measure_free_disk(Path("/dev/shm")),
+        _measure_free_disk(existing),
+        str(existing),
+    )
 
 
-def findings(packages: Sequence[Package], here: Machine, workers: int, broken: Mapping[str, str]) -> list[Finding]:
-    """What is wrong with an environment. workers: of the recipe. broken: module -> why it cannot be imported."""
-    by_name: dict[str, Package] = {}
+def check_environment(
+    packages: Sequence[InstalledPackage], machine: MachineResources, workers: int, import_errors: Mapping[str, str]
+) -> list[Finding]:
+    """What is wrong with an environment. workers: of the recipe. import_errors: module -> why it cannot be imported."""
+    by_name: dict[str, InstalledPackage] = {}
     for package in packages:
-        by_name.setdefault(_plain_name(package.name), package)
-    found = [*_python(by_name), *_rivals(packages), *_licences(by_name), *_requirements(by_name), *_twice(packages)]
-    return [*found, *_broken(broken), *_machine(here, workers)]
+        by_name.setdefault(_normalize_name(package.name), package)
+    found = [
+        *_check_python(by_name),
+        *_check_conflicting_packages(packages),
+        *_check_licenses(by_name),
+        *_check_requirements(by_name),
+        *_check_duplicate_versions(packages),
+    ]
+    return [*found, *_check_imports(import_errors), *_check_machine(machine, workers)]
 
 
-def works(broken: Mapping[str, str]) -> bool:
+def is_usable(import_errors: Mapping[str, str]) -> bool:
     """Whether everything could be imported; a torch that sees no GPU works."""
-    return not any(reason and not reason.startswith(_NO_GPU) for reason in broken.values())
+    return not any(reason and not reason.startswith(_NO_GPU) for reason in import_errors.values())
 
 
-def _broken(broken: Mapping[str, str]) -> Iterator[Finding]:
+def _check_imports(import_errors: Mapping[str, str]) -> Iterator[Finding]:
     modules: dict[str, list[str]] = {}
-    for module, reason in broken.items():
+    for module, reason in import_errors.items():
         if reason and "No module named" not in reason:  # missing ones are said by the requirements
             modules.setdefault(reason, []).append(module)
     for reason, names in modules.items():
         if reason.startswith(_NO_GPU):
             mend = "Install a build of torch for its driver, or update the driver: training would run on the processor."
-            yield _finding("warning", "no_gpu", plain(reason.removeprefix(_NO_GPU).strip()), mend)
+            yield _make_finding("warning", "no_gpu", sanitize_text(reason.removeprefix(_NO_GPU).strip()), mend)
         else:
             mend = "Install it again: pip install --force-reinstall 'dense-perception[train]'"
-            yield _finding("error", "broken_package", f"{', '.join(names)} cannot be imported: {plain(reason)}", mend)
+            yield _make_finding(
+                "error", "broken_package", f"{', '.join(names)} cannot be imported: {sanitize_text(reason)}", mend
+            )
 
 
-def facts(packages: Sequence[Package], here: Machine) -> dict[str, str]:
+def summarize_environment(packages: Sequence[InstalledPackage], machine: MachineResources) -> dict[str, str]:
     """The environment in a few lines."""
-    versions = {_plain_name(p.name): p.version for p in reversed(packages)}
-    shown = [f"{name} {versions[name]}" for name in SHOWN if name in versions]
+    versions = {_normalize_name(p.name): p.version for p in reversed(packages)}
+    shown = [f"{name} {versions[name]}" for name in REPORTED_PACKAGES if name in versions]
     providers = sorted({p.name for p in packages if "cv2" in p.modules})
     sizes = [
         f"{text} {size / _GIB:.1f} GiB"
-        for text, size in (("memory", here.memory), ("/dev/shm", here.shared_memory), (here.folder, here.disk))
+        for text, size in (
+            ("memory", machine.free_memory),
+            ("/dev/shm", machine.free_shared_memory),
+            (machine.folder, machine.free_disk),
+        )
         if size is not None
     ]
     return {
         "Python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         "packages": ", ".join(shown),
         "cv2 comes from": ", ".join(providers) or "unknown",
-        "processors": str(here.processors),
+        "processors": str(machine.num_cpus),
         "free": ", ".join(sizes),
     }
 
 
-def try_module(state: None, module: str) -> str:
-    """Import a module and touch what its neighbours break most often; "", or why that fails. To be run in a `Crew`."""
+def try_import(state: None, module: str) -> str:
+    """Import a module and touch what its neighbors break most often; "", or why that fails. To be run in a
+    `WorkerPool`."""
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
     try:
         with warnings.catch_warnings():
@@ -147,135 +179,139 @@ def try_module(state: None, module: str) -> str:
     return ""
 
 
-def processors() -> int:
+def count_cpus() -> int:
     """How many this process may use, the limit of its container included."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    limit, _, period = _text("/sys/fs/cgroup/cpu.max").partition(" ")
+    limit, _, period = _read_text("/sys/fs/cgroup/cpu.max").partition(" ")
     if limit.isdigit() and period.strip().isdigit():
         count = min(count, max(1, round(int(limit) / int(period))))
     return count
 
 
-def available_memory() -> int | None:
+def measure_free_memory() -> int | None:
     """Bytes that can still be taken, the limit of the container included; None where the system does not say."""
-    match = re.search(r"MemAvailable:\s+(\d+) kB", _text("/proc/meminfo"))
+    match = re.search(r"MemAvailable:\s+(\d+) kB", _read_text("/proc/meminfo"))
     free = int(match[1]) * 1024 if match else None
-    limit, used = (_text(f"/sys/fs/cgroup/memory.{name}").strip() for name in ("max", "current"))
+    limit, used = (_read_text(f"/sys/fs/cgroup/memory.{name}").strip() for name in ("max", "current"))
     if limit.isdigit() and used.isdigit():
         inside = max(0, int(limit) - int(used))
         free = inside if free is None else min(free, inside)
     return free
 
 
-def _text(path: str) -> str:
+def _read_text(path: str) -> str:
     try:
         return Path(path).read_text()
     except OSError:
         return ""
 
 
-def _free(path: Path) -> int | None:
+def _measure_free_disk(path: Path) -> int | None:
     try:
         return shutil.disk_usage(path).free
     except OSError:
         return None
 
 
-def _plain_name(name: str) -> str:
+def _normalize_name(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def _finding(severity: Severity, kind: str, what: str, mend: str = "") -> Finding:
-    return Finding(severity, kind, "environment", what, mend)
+def _make_finding(severity: Severity, code: str, message: str, fix: str = "") -> Finding:
+    return Finding(severity, code, "environment", message, fix)
 
 
-def _python(packages: Mapping[str, Package]) -> Iterator[Finding]:
+def _check_python(packages: Mapping[str, InstalledPackage]) -> Iterator[Finding]:
     if not (3, 11) <= sys.version_info[:2] < (3, 14):
         what = f"Python is {platform.python_version()}. perception is made for 3.11 to 3.13."
-        yield _finding("error", "python_version", what, "Make an environment with one of these.")
+        yield _make_finding("error", "python_version", what, "Make an environment with one of these.")
     for name in ("numpy", "pydantic"):
         if name not in packages:
-            yield _finding("error", "missing_package", f"{name} is not installed.", f"pip install {name}")
+            yield _make_finding("error", "missing_package", f"{name} is not installed.", f"pip install {name}")
 
 
-def _rivals(packages: Sequence[Package]) -> Iterator[Finding]:
-    for module, (kept, why) in RIVALS.items():
-        names = sorted({_plain_name(p.name) for p in packages if module in p.modules})
+def _check_conflicting_packages(packages: Sequence[InstalledPackage]) -> Iterator[Finding]:
+    for module, (kept, why) in CONFLICTING_PACKAGES.items():
+        names = sorted({_normalize_name(p.name) for p in packages if module in p.modules})
         if len(names) > 1:
             what = f"{len(names)} packages provide {module}: {', '.join(names)}. {why}"
             mend = f"pip uninstall -y {' '.join(names)} && pip install --force-reinstall --no-deps {kept}"
-            yield _finding("error", "rival_packages", what, mend)
+            yield _make_finding("error", "conflicting_packages", what, mend)
         elif module == "cv2" and names and names != ["opencv-python-headless"]:
             what = f"cv2 comes from {names[0]}; perception and albumentations depend on opencv-python-headless, so the "
             what += "next pip install puts both into this environment."
             mend = f"pip uninstall -y {names[0]} && pip install --force-reinstall opencv-python-headless"
-            yield _finding("warning", "other_opencv", what, mend)
+            yield _make_finding("warning", "other_opencv", what, mend)
 
 
-def _licences(packages: Mapping[str, Package]) -> Iterator[Finding]:
+def _check_licenses(packages: Mapping[str, InstalledPackage]) -> Iterator[Finding]:
     if "albumentationsx" in packages:
         what = "albumentationsx is installed: AGPL, or a commercial licence, and it reports usage. perception is made "
         what += "for albumentations (MIT)."
         mend = "pip uninstall -y albumentationsx && pip install --force-reinstall albumentations==2.0.8"
-        yield _finding("warning", "agpl_package", what, mend)
+        yield _make_finding("warning", "agpl_package", what, mend)
 
 
-def _requirements(packages: Mapping[str, Package]) -> Iterator[Finding]:
+def _check_requirements(packages: Mapping[str, InstalledPackage]) -> Iterator[Finding]:
     """Requirements of perception and of the packages that it stands on that are not met."""
     try:
         from packaging.requirements import InvalidRequirement, Requirement
     except ImportError:
         return
-    for owner in (PACKAGE, *sorted(_STANDING_ON & packages.keys())):
-        for text in packages[owner].requires if owner in packages else ():
+    for owner in (DISTRIBUTION_NAME, *sorted(_CHECKED_PACKAGES & packages.keys())):
+        for text in packages[owner].requirements if owner in packages else ():
             try:
                 requirement = Requirement(text)
             except InvalidRequirement:
                 continue
-            extra = "train" if owner == PACKAGE else ""
+            extra = "train" if owner == DISTRIBUTION_NAME else ""
             if requirement.marker is not None and not requirement.marker.evaluate({"extra": extra}):
                 continue
-            there = packages.get(_plain_name(requirement.name))
+            there = packages.get(_normalize_name(requirement.name))
             if there is None:
-                if owner == PACKAGE and not _stood_in(requirement.name, packages):
+                if owner == DISTRIBUTION_NAME and not _has_substitute(requirement.name, packages):
                     what = f"{requirement.name} is not installed; training needs it."
-                    yield _finding("error", "missing_package", what, "pip install 'dense-perception[train]'")
+                    yield _make_finding("error", "missing_package", what, "pip install 'dense-perception[train]'")
             elif not requirement.specifier.contains(there.version, prereleases=True):
                 what = f"{owner} wants {requirement.name}{requirement.specifier}, but {there.version} is installed."
-                kind = "unfit_torch" if requirement.name == "torch" else "unfit_package"
-                yield _finding("error", kind, what, f"pip install '{requirement.name}{requirement.specifier}'")
+                kind = "incompatible_torch" if requirement.name == "torch" else "incompatible_package"
+                yield _make_finding("error", kind, what, f"pip install '{requirement.name}{requirement.specifier}'")
 
 
-def _stood_in(name: str, packages: Mapping[str, Package]) -> bool:
+def _has_substitute(name: str, packages: Mapping[str, InstalledPackage]) -> bool:
     """Whether another package provides what a missing one would: onnxruntime-gpu for onnxruntime."""
-    modules = [module for module, (kept, _) in RIVALS.items() if kept.partition("=")[0] == _plain_name(name)]
+    modules = [
+        module for module, (kept, _) in CONFLICTING_PACKAGES.items() if kept.partition("=")[0] == _normalize_name(name)
+    ]
     return any(module in package.modules for module in modules for package in packages.values())
 
 
-def _twice(packages: Sequence[Package]) -> Iterator[Finding]:
+def _check_duplicate_versions(packages: Sequence[InstalledPackage]) -> Iterator[Finding]:
     """Packages of which one folder holds two versions: what an interrupted installation leaves."""
     versions: dict[tuple[str, str], set[str]] = {}
     for package in packages:
-        versions.setdefault((_plain_name(package.name), package.folder), set()).add(package.version)
+        versions.setdefault((_normalize_name(package.name), package.folder), set()).add(package.version)
     for (name, folder), found in versions.items():
-        if len(found) > 1 and name in _STANDING_ON:
+        if len(found) > 1 and name in _CHECKED_PACKAGES:
             what = f"{folder} holds {name} in several versions at once: {', '.join(sorted(found))}."
             mend = f"pip uninstall -y {name}, until it is gone; then install it again."
-            yield _finding("error", "package_twice", what, mend)
+            yield _make_finding("error", "duplicate_package", what, mend)
 
 
-def _machine(here: Machine, workers: int) -> Iterator[Finding]:
-    if workers > here.processors:
-        what = f"data.workers is {workers}, but this process may use {here.processors} processors."
-        yield _finding("note", "many_workers", what, f"data.workers={here.processors} is enough.")
+def _check_machine(machine: MachineResources, workers: int) -> Iterator[Finding]:
+    if workers > machine.num_cpus:
+        what = f"data.workers is {workers}, but this process may use {machine.num_cpus} processors."
+        yield _make_finding("note", "many_workers", what, f"data.workers={machine.num_cpus} is enough.")
     for size, least, kind, what, mend in (
-        (here.memory, 2 * _GIB, "little_memory", "of memory are free", "Close other programs, or use fewer workers."),
-        (here.disk, 2 * _GIB, "little_disk", f"are free under {here.folder}, where runs/ goes", "Make room."),
+        (machine.free_memory, 2 * _GIB, "low_memory", "of memory are free", "Close other programs, or "
+                                                                               "use fewer workers."),
+        (machine.free_disk, 2 * _GIB, "low_disk", f"are free under {machine.folder}, "
+                                                     "where runs/ goes", "Make room."),
         (
-            here.shared_memory if workers else None, _GIB // 4, "little_shared_memory",
+            machine.free_shared_memory if workers else None, _GIB // 4, "low_shared_memory",
             "are free in /dev/shm, through which workers hand over batches",
             "In a container: --shm-size=2g. Or data.workers=0.",
         ),
     ):  # fmt: skip
         if size is not None and size < least:
-            yield _finding("warning", kind, f"Only {size / _GIB:.2f} GiB {what}.", mend)
+            yield _make_finding("warning", kind, f"Only {size / _GIB:.2f} GiB {what}.", mend)

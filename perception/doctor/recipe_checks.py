@@ -7,49 +7,57 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.data.class_names import by_exclusion
-from perception.data.joint_labels import void_space
-from perception.data.sampler import shares
+from perception.data.class_names import find_classes_by_exclusion
+from perception.data.joint_labels import explain_incomparable_gradients
+from perception.data.sampler import compute_sampling_shares
 from perception.doctor import class_checks
 from perception.doctor.accumulators import SourceState
-from perception.doctor.data_plan import PARTS, Plan
-from perception.doctor.findings import Finding, Severity, plain
-from perception.doctor.statistics import DepthStatistics, MapStatistics
+from perception.doctor.data_plan import SPLITS, DataPlan
+from perception.doctor.findings import Finding, Severity, sanitize_text
+from perception.doctor.statistics import DepthStatistics, SegmentationStatistics
 
-RARE = 10
-"""A class in fewer training pictures than this is rare."""
-_UNEVEN = 20
+RARE_CLASS_IMAGES = 10
+"""A class in fewer training images than this is rare."""
+_MAX_REPEAT_RATIO = 20
 
 
-def findings(states: Sequence[SourceState], plan: Plan, quick: bool) -> list[Finding]:
-    """All findings about the sources together. quick: only some pictures were looked at."""
-    found = list(_parts(states, plan))
+def check_recipe(states: Sequence[SourceState], plan: DataPlan, is_sampled: bool) -> list[Finding]:
+    """All findings about the sources together. is_sampled: only some images were looked at."""
+    found = list(_check_splits(states, plan))
     for task in plan.tasks:
-        known = [s for s in states if task in s.lost]
-        unsure = {state.part for state in known} | plan.unknown | {s.part for s in states if s.planned.broken}
-        found += _task(states, plan, task, unsure)
-        found += _classes(states, plan, task, unsure, quick)
-        found += class_checks.never_told_apart(states, plan, task)
-    return [*found, *_weights(states, plan), *_space(plan)]
+        known = [s for s in states if task in s.unreadable_tasks]
+        unsure = (
+            {state.split for state in known}
+            | plan.unreadable_splits
+            | {s.split for s in states if s.planned.is_incomplete}
+        )
+        found += _check_task(states, plan, task, unsure)
+        found += _check_classes(states, plan, task, unsure, is_sampled)
+        found += class_checks.find_inseparable_classes(states, plan, task)
+    return [*found, *_check_source_weights(states, plan), *_check_conflict_space(plan)]
 
 
-def _space(plan: Plan) -> Iterator[Finding]:
-    balance = plan.mapping.get("balance")
+def _check_conflict_space(plan: DataPlan) -> Iterator[Finding]:
+    balance = plan.raw_recipe.get("balance")
     given = balance if isinstance(balance, dict) and balance.get("name") != "gradnorm" else {}
-    labels = [source.config.labels for source in plan.sources if source.part == "train"]
-    if "train" not in plan.unknown and (what := void_space(given.get("space"), labels, tuple(plan.tasks))):
-        yield Finding("warning", "void_space", "recipe", what, "It sees conflict in the weights, at little more cost.")
+    labels = [source.config.labels for source in plan.sources if source.split == "train"]
+    if "train" not in plan.unreadable_splits and (
+        what := explain_incomparable_gradients(given.get("space"), labels, tuple(plan.tasks))
+    ):
+        yield Finding(
+            "warning", "unused_conflict_space", "recipe", what, "It sees conflict in the weights, at little more cost."
+        )
 
 
-def _parts(states: Sequence[SourceState], plan: Plan) -> Iterator[Finding]:
-    for part in PARTS:
-        if part in plan.unknown or any(source.part == part for source in plan.sources):
+def _check_splits(states: Sequence[SourceState], plan: DataPlan) -> Iterator[Finding]:
+    for part in SPLITS:
+        if part in plan.unreadable_splits or any(source.split == part for source in plan.sources):
             continue
         if part == "train":
             yield Finding("error", "no_sources", "data", "data.train names no source.", "Give a list of sources.")
         else:
             what = "data.validation names no source: training will measure nothing and keep no best checkpoint."
-            yield Finding("warning", "no_validation", "data", what, "Hold some pictures back.")
+            yield Finding("warning", "no_validation", "data", what, "Hold some images back.")
     for state in states:
         tasks = {task for label in state.planned.config.labels for task in label.tasks}
         if not tasks & set(plan.tasks):
@@ -58,95 +66,108 @@ def _parts(states: Sequence[SourceState], plan: Plan) -> Iterator[Finding]:
             yield Finding("warning", "unused_source", state.where, what, mend)
 
 
-def _task(states: Sequence[SourceState], plan: Plan, task: str, unsure: set[str]) -> Iterator[Finding]:
-    for part in PARTS:
-        those = [s for s in states if s.part == part]
-        if not those or part in unsure or any(task in s.tasks for s in those):
+def _check_task(
+    states: Sequence[SourceState], plan: DataPlan, task: str, unreadable_splits: set[str]
+) -> Iterator[Finding]:
+    for part in SPLITS:
+        those = [s for s in states if s.split == part]
+        if not those or part in unreadable_splits or any(task in s.statistics for s in those):
             continue
         if part == "train":
             what = f"No training source labels '{task}': it would never be trained."
-            yield Finding("error", "unlabelled_task", "data", what, "Add a source with its labels, or remove the task.")
+            yield Finding("error", "unlabeled_task", "data", what, "Add a source with its labels, or remove the task.")
         else:
             what = f"No validation source labels '{task}': it will not be measured."
             yield Finding("warning", "unmeasured_task", "data", what, "Add a source, or live without its numbers.")
 
 
-def _classes(states: Sequence[SourceState], plan: Plan, task: str, unsure: set[str], quick: bool) -> Iterator[Finding]:
+def _check_classes(
+    states: Sequence[SourceState], plan: DataPlan, task: str, unreadable_splits: set[str], is_sampled: bool
+) -> Iterator[Finding]:
     names = plan.classes[task]
-    if not names or "train" in unsure:
+    if not names or "train" in unreadable_splits:
         return
-    train, held_out = (_amounts(states, task, part, len(names)) for part in PARTS)
+    train, held_out = (_sum_per_class(states, task, part, len(names)) for part in SPLITS)
     if train is None:
         return
-    labelled = _labelled(states, task, len(names))
-    maps = [found for state in states if state.part == "train" for found in class_checks.class_maps(state, task)]
-    unlabelled = ~labelled & ~by_exclusion([found for found in maps if found.space is not None], len(names))
+    labelled = _find_labeled_classes(states, task, len(names))
+    maps = [
+        found for state in states if state.split == "train" for found in class_checks.collect_class_maps(state, task)
+    ]
+    unlabelled = ~labelled & ~find_classes_by_exclusion(
+        [found for found in maps if found.label_space is not None], len(names)
+    )
     absent = (train == 0) & labelled
     nowhere = absent if held_out is None else absent & (held_out == 0)
     only = absent & ~nowhere
-    pictures = _amounts(states, task, "train", len(names), "in_pictures")
-    total = sum(s.tasks[task].pictures for s in states if s.part == "train" and task in s.tasks)
-    rare = (train > 0) & (pictures < RARE) if pictures is not None and total > 10 * RARE else np.zeros(len(names), bool)
-    measured = np.ones(len(names), bool) if held_out is None or "validation" in unsure else held_out > 0
+    pictures = _sum_per_class(states, task, "train", len(names), "images_per_class")
+    total = sum(s.statistics[task].num_images for s in states if s.split == "train" and task in s.statistics)
+    rare = (
+        (train > 0) & (pictures < RARE_CLASS_IMAGES)
+        if pictures is not None and total > 10 * RARE_CLASS_IMAGES
+        else np.zeros(len(names), bool)
+    )
+    measured = np.ones(len(names), bool) if held_out is None or "validation" in unreadable_splits else held_out > 0
     unmeasured = (train > 0) & ~measured
-    doubt: Severity = "note" if quick else "warning"
-    pixels = any(isinstance(state.tasks.get(task), MapStatistics) for state in states)
-    certain: Severity = "error" if pixels and not quick and "validation" not in unsure else doubt
+    doubt: Severity = "note" if is_sampled else "warning"
+    pixels = any(isinstance(state.statistics.get(task), SegmentationStatistics) for state in states)
+    certain: Severity = "error" if pixels and not is_sampled and "validation" not in unreadable_splits else doubt
     rows: tuple[tuple[NDArray[np.bool_], Severity, str, str, str], ...] = (
-        (unlabelled, "error", "unlabelled_classes", "labelled by no training source", "Add a source, or remove them."),
-        (only, doubt, "untrained_classes", "in validation only, never in training", "Move pictures, or remove them."),
+        (unlabelled, "error", "unlabeled_classes", "labeled by no training source", "Add a source, or remove them."),
+        (only, doubt, "untrained_classes", "in validation only, never in training", "Move images, or remove them."),
         (nowhere, certain, "absent_classes", "nowhere to be found", "Look at rename and ignore, or remove them."),
-        (rare, doubt, "rare_classes", f"in fewer than {RARE} training pictures", "Add some, or join classes."),
+        (rare, doubt, "rare_classes", f"in fewer than {RARE_CLASS_IMAGES} "
+                                      "training images", "Add some, or join classes."),
         (unmeasured, doubt, "unmeasured_classes", "in training but not in validation", "They will not be measured."),
     )  # fmt: skip
     for which, severity, kind, what, mend in rows:
         if which.any():
-            listed = [plain(names[k], 60) for k in np.flatnonzero(which)]
+            listed = [sanitize_text(names[k], 60) for k in np.flatnonzero(which)]
             shown = ", ".join(listed[:20]) + (f" and {len(listed) - 20} more" if len(listed) > 20 else "")
             verb = "are" if len(listed) > 1 else "is"
             sentence = f"{len(listed)} of {len(names)} classes of '{task}' {verb} {what}: {shown}."
             yield Finding(severity, kind, "data", sentence, mend, len(listed))
 
 
-def _amounts(
-    states: Sequence[SourceState], task: str, part: str, count: int, name: str = "amounts"
+def _sum_per_class(
+    states: Sequence[SourceState], task: str, split: str, count: int, field: str = "counts_per_class"
 ) -> NDArray[np.int64] | None:
-    """How much there is of each class; None where no picture was looked at."""
+    """How much there is of each class; None where no image was looked at."""
     rows = [
-        getattr(s.tasks[task], name)
+        getattr(s.statistics[task], field)
         for s in states
-        if s.part == part and task in s.tasks and not isinstance(s.tasks[task], DepthStatistics)
+        if s.split == split and task in s.statistics and not isinstance(s.statistics[task], DepthStatistics)
     ]
     return np.sum(rows, axis=0).reshape(count) if rows else None
 
 
-def _labelled(states: Sequence[SourceState], task: str, count: int) -> NDArray[np.bool_]:
+def _find_labeled_classes(states: Sequence[SourceState], task: str, count: int) -> NDArray[np.bool_]:
     """The classes that some training source labels; all where one does not say."""
     union = np.zeros(count, bool)
     for state in states:
-        if state.part == "train" and task in state.tasks:
-            stated = getattr(state.tasks[task], "labelled", None)
-            said = state.labelled.get(task) if stated is None else stated
+        if state.split == "train" and task in state.statistics:
+            stated = getattr(state.statistics[task], "labeled_classes", None)
+            said = state.labeled_classes.get(task) if stated is None else stated
             union |= np.ones(count, bool) if said is None else said
     return union
 
 
-def _weights(states: Sequence[SourceState], plan: Plan) -> Iterator[Finding]:
-    """Sources of which each picture comes up much more often than of others."""
-    train = [s for s in states if s.part == "train" and s.source is not None and s.pictures]
+def _check_source_weights(states: Sequence[SourceState], plan: DataPlan) -> Iterator[Finding]:
+    """Sources of which each image comes up much more often than of others."""
+    train = [s for s in states if s.split == "train" and s.source is not None and s.num_images]
     if len(train) < 2:
         return
-    often = turns(train, plan)
+    often = repeat_factors(train, plan)
     most, least = int(np.argmax(often)), int(np.argmin(often))
-    if often[most] > _UNEVEN * often[least]:
-        what = f"Each picture of {train[most].where} comes up {often[most] / often[least]:.0f} times as often as one "
-        what += f"of {train[least].where} ({train[most].pictures:,} and {train[least].pictures:,} pictures)."
+    if often[most] > _MAX_REPEAT_RATIO * often[least]:
+        what = f"Each image of {train[most].where} comes up {often[most] / often[least]:.0f} times as often as one "
+        what += f"of {train[least].where} ({train[most].num_images:,} and {train[least].num_images:,} images)."
         yield Finding("warning", "uneven_sources", "data", what, "Is that meant? It is set by weight and data.mix.")
 
 
-def turns(train: Sequence[SourceState], plan: Plan) -> list[float]:
-    """How often a picture of each training source comes up, relative to one epoch over all."""
-    sizes = [s.pictures for s in train]
+def repeat_factors(train: Sequence[SourceState], plan: DataPlan) -> list[float]:
+    """How often an image of each training source comes up, relative to one epoch over all."""
+    sizes = [s.num_images for s in train]
     coverage = [s.source.coverage for s in train if s.source is not None]
-    parts = shares(sizes, [s.planned.config.weight for s in train], coverage, plan.data.mix)
+    parts = compute_sampling_shares(sizes, [s.planned.config.weight for s in train], coverage, plan.data.mix)
     return [part * sum(sizes) / size for part, size in zip(parts, sizes, strict=True)]

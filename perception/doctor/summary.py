@@ -6,39 +6,40 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from perception.doctor.accumulators import UNREADABLE, SourceState
-from perception.doctor.data_plan import Plan
-from perception.doctor.findings import number, percent, plain
+from perception.doctor.accumulators import UNREADABLE_CODES, SourceState
+from perception.doctor.data_plan import DataPlan
+from perception.doctor.findings import format_percent, format_quantity, sanitize_text
 from perception.doctor.statistics import (
-    SMALL,
+    SMALL_BOX_SIDE,
     BoxStatistics,
+    ClassificationStatistics,
     DepthStatistics,
-    Histogram,
-    LabelStatistics,
-    MapStatistics,
-    Statistics,
+    LogHistogram,
+    SegmentationStatistics,
+    TaskStatistics,
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Bars:
-    """Counts with names. unit: of the counts ("boxes"); pictures: in how many each occurs, None where that is it."""
+class BarChart:
+    """Counts with names. unit: of the counts ("boxes"); images: in how many each occurs, None where that is it."""
 
     title: str
     unit: str
     names: list[str]
     counts: list[int]
-    pictures: list[int] | None = None
+    images: list[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TaskSummary:
-    """A task of a source. bars: per class; spread: of a quantity (box sides in pixels, distances in metres)."""
+    """A task of a source. class_chart: per class; distribution_chart: of a quantity (box sides in pixels, distances in
+    metres)."""
 
     task: str
-    facts: dict[str, str]
-    bars: Bars | None = None
-    spread: Bars | None = None
+    properties: dict[str, str]
+    class_chart: BarChart | None = None
+    distribution_chart: BarChart | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,113 +47,131 @@ class SourceSummary:
     """facts: label -> text, in the order in which they are shown."""
 
     where: str
-    facts: dict[str, str]
+    properties: dict[str, str]
     tasks: list[TaskSummary] = field(default_factory=list)
 
 
-def summarise(state: SourceState, plan: Plan) -> SourceSummary:
+def summarize_source(state: SourceState, plan: DataPlan) -> SourceSummary:
     """What there is to know of a source."""
-    facts = {"labels": "; ".join(plain(_config(label), 120) for label in state.planned.config.labels)}
+    facts = {"labels": "; ".join(sanitize_text(_describe_reader(label), 120) for label in state.planned.config.labels)}
     if state.source is None:
-        return SourceSummary(state.where, {**facts, "pictures": "not opened"})
-    missing = state.troubles.count("missing_picture")
+        return SourceSummary(state.where, {**facts, "images": "not opened"})
+    missing = state.issues.count("missing_image")
     missing += sum(count for kind, count in state.source.problems.items() if "missing" in kind)
-    unreadable = state.troubles.count(*UNREADABLE[1:])
-    looked = "" if state.looked == state.pictures else f", {state.looked:,} of them looked at"
-    facts["pictures"] = f"{state.pictures:,} found{looked}; {missing:,} missing, {unreadable:,} unreadable, "
-    facts["pictures"] += f"{state.duplicates:,} duplicate"
+    unreadable = state.issues.count(*UNREADABLE_CODES[1:])
+    looked = "" if state.num_examined == state.num_images else f", {state.num_examined:,} of them looked at"
+    facts["images"] = f"{state.num_images:,} found{looked}; {missing:,} missing, {unreadable:,} unreadable, "
+    facts["images"] += f"{state.num_duplicates:,} duplicate"
     wrong = {
-        "of another size than their labels": state.troubles.count("size_mismatch"),
-        "with wrong labels": state.troubles.count("wrong_labels", "two_labels"),
-        "without a label": state.troubles.count("no_label"),
+        "of another size than their labels": state.issues.count("size_mismatch"),
+        "with wrong labels": state.issues.count("invalid_labels", "conflicting_labels"),
+        "without a label": state.issues.count("unlabeled_image"),
     }
     facts["labels that fail"] = ", ".join(f"{count:,} {what}" for what, count in wrong.items() if count) or "none"
-    facts["sizes"] = _sizes(state)
-    if state.cameras:
-        ends = sorted(state.focals)
+    facts["sizes"] = _describe_sizes(state)
+    if state.num_cameras:
+        ends = sorted(state.focal_lengths)
         shown = f"fx {ends[0][0]:g}" if len(ends) == 1 else f"fx {ends[0][0]:g} to {ends[-1][0]:g}"
-        facts["cameras"] = f"{state.cameras:,} pictures, {shown}"
+        facts["cameras"] = f"{state.num_cameras:,} images, {shown}"
     if problems := state.source.problems:
-        facts["skipped or repaired"] = ", ".join(f"{count:,} {plain(kind, 80)}" for kind, count in problems.items())
-    return SourceSummary(state.where, facts, [_task(task, s, plan) for task, s in state.tasks.items()])
+        facts["skipped or repaired"] = ", ".join(
+            f"{count:,} {sanitize_text(kind, 80)}" for kind, count in problems.items()
+        )
+    return SourceSummary(state.where, facts, [_summarize_task(task, s, plan) for task, s in state.statistics.items()])
 
 
-def _config(label: object) -> str:
+def _describe_reader(reader_config: object) -> str:
     keys = ("annotations", "masks", "depths", "csv", "root", "images", "labels")
-    places = [place for key in keys if isinstance(place := getattr(label, key, None), str)]
-    return f"{getattr(label, 'format', '?')} {places[0] if places else ''}"
+    places = [place for key in keys if isinstance(place := getattr(reader_config, key, None), str)]
+    return f"{getattr(reader_config, 'format', '?')} {places[0] if places else ''}"
 
 
-def _sizes(state: SourceState) -> str:
-    most = state.sizes.most_common(3)
+def _describe_sizes(state: SourceState) -> str:
+    most = state.image_sizes.most_common(3)
     shown = ", ".join(f"{width} x {height} ({count:,})" for (height, width), count in most)
-    return f"{shown} and {len(state.sizes) - 3:,} others" if len(state.sizes) > 3 else shown or "unknown"
+    return f"{shown} and {len(state.image_sizes) - 3:,} others" if len(state.image_sizes) > 3 else shown or "unknown"
 
 
-def _task(task: str, found: Statistics, plan: Plan) -> TaskSummary:
-    names = [plain(name, 40) for name in plan.classes[task]]
-    if isinstance(found, DepthStatistics):
-        return TaskSummary(task, _depth_facts(found), spread=_spread(found.metres, "distance", "pixels", "m"))
-    bars = Bars("classes", _unit(found), names, found.amounts.tolist(), found.in_pictures.tolist())
-    if isinstance(found, BoxStatistics):
-        spread = _spread(found.sides, "side at the network's input", "boxes", "px")
-        return TaskSummary(task, _box_facts(found), bars, spread)
-    if isinstance(found, MapStatistics):
-        return TaskSummary(task, _map_facts(found), bars)
-    facts = {"labelled": f"{found.pictures:,} pictures, {found.empty:,} of them with no class"}
-    if found.several:
-        facts["several classes"] = f"{found.several:,} pictures"
-    return TaskSummary(task, facts, Bars("classes", "pictures", names, found.positive.tolist()))
+def _summarize_task(task: str, statistics: TaskStatistics, plan: DataPlan) -> TaskSummary:
+    names = [sanitize_text(name, 40) for name in plan.classes[task]]
+    if isinstance(statistics, DepthStatistics):
+        return TaskSummary(
+            task,
+            _describe_depths(statistics),
+            distribution_chart=_chart_histogram(statistics.depths, "distance", "pixels", "m"),
+        )
+    bars = BarChart(
+        "classes",
+        _get_unit(statistics),
+        names,
+        statistics.counts_per_class.tolist(),
+        statistics.images_per_class.tolist(),
+    )
+    if isinstance(statistics, BoxStatistics):
+        spread = _chart_histogram(statistics.sides, "side at the network's input", "boxes", "px")
+        return TaskSummary(task, _describe_boxes(statistics), bars, spread)
+    if isinstance(statistics, SegmentationStatistics):
+        return TaskSummary(task, _describe_masks(statistics), bars)
+    facts = {"labeled": f"{statistics.num_images:,} images, {statistics.num_empty:,} of them with no class"}
+    if statistics.num_multi_label:
+        facts["several classes"] = f"{statistics.num_multi_label:,} images"
+    return TaskSummary(task, facts, BarChart("classes", "images", names, statistics.positives_per_class.tolist()))
 
 
-def _unit(found: BoxStatistics | MapStatistics | LabelStatistics) -> str:
-    return {BoxStatistics: "boxes", MapStatistics: "pixels"}.get(type(found), "pictures")
+def _get_unit(statistics: BoxStatistics | SegmentationStatistics | ClassificationStatistics) -> str:
+    return {BoxStatistics: "boxes", SegmentationStatistics: "pixels"}.get(type(statistics), "images")
 
 
-def _box_facts(found: BoxStatistics) -> dict[str, str]:
-    count = int(found.boxes.sum())
+def _describe_boxes(statistics: BoxStatistics) -> dict[str, str]:
+    count = int(statistics.boxes_per_class.sum())
     facts = {
-        "labelled": f"{found.pictures:,} pictures, {found.empty:,} of them empty",
-        "boxes": f"{count:,}, and {found.ignored:,} ignore regions",
+        "labeled": f"{statistics.num_images:,} images, {statistics.num_empty:,} of them empty",
+        "boxes": f"{count:,}, and {statistics.num_ignored:,} ignore regions",
     }
     if count:
-        small = percent(int(found.small.sum()), count)
-        facts["side at the input"] = f"{_quantiles(found.sides, 'px')}; {small} under {SMALL:g} px"
+        small = format_percent(int(statistics.small_per_class.sum()), count)
+        facts["side at the input"] = f"{_format_quantiles(statistics.sides, 'px')}; {small} under {SMALL_BOX_SIDE:g} px"
     return facts
 
 
-def _map_facts(found: MapStatistics) -> dict[str, str]:
-    void = percent(found.void, found.void + found.known)
+def _describe_masks(statistics: SegmentationStatistics) -> dict[str, str]:
+    void = format_percent(statistics.num_ignored_pixels, statistics.num_ignored_pixels + statistics.num_labeled_pixels)
     facts = {
-        "labelled": f"{found.pictures:,} pictures, {found.empty:,} of them void",
+        "labeled": f"{statistics.num_images:,} images, {statistics.num_empty:,} of them void",
         "void": f"{void} of the pixels",
     }
-    if found.pixels.sum() > found.known:
+    if statistics.pixels_per_class.sum() > statistics.num_labeled_pixels:
         facts["super-classes"] = "their pixels count for each class in them"
     return facts
 
 
-def _depth_facts(found: DepthStatistics) -> dict[str, str]:
+def _describe_depths(statistics: DepthStatistics) -> dict[str, str]:
     facts = {
-        "labelled": f"{found.pictures:,} pictures, {found.empty:,} of them without a distance",
-        "holes": f"{percent(found.holes, found.pixels)} of the pixels",
+        "labeled": f"{statistics.num_images:,} images, {statistics.num_empty:,} of them without a distance",
+        "holes": f"{format_percent(statistics.num_invalid_pixels, statistics.num_pixels)} of the pixels",
     }
-    if found.most:
-        facts["distance"] = f"{number(found.least)} to {number(found.most)} m; {_quantiles(found.metres, 'm')}"
+    if statistics.max_depth:
+        facts["distance"] = (
+            f"{format_quantity(statistics.min_depth)} to {format_quantity(statistics.max_depth)} "
+            f"m; {_format_quantiles(statistics.depths, 'm')}"
+        )
     return facts
 
 
-def _quantiles(histogram: Histogram, unit: str) -> str:
+def _format_quantiles(histogram: LogHistogram, unit: str) -> str:
     low, middle, high = (histogram.quantile(share) for share in (0.05, 0.5, 0.95))
-    return f"5 % under {number(low)} {unit}, median {number(middle)} {unit}, 5 % over {number(high)} {unit}"
+    return (
+        f"5 % under {format_quantity(low)} {unit}, median {format_quantity(middle)} "
+        f"{unit}, 5 % over {format_quantity(high)} {unit}"
+    )
 
 
-def _spread(histogram: Histogram, title: str, unit: str, of: str) -> Bars | None:
+def _chart_histogram(histogram: LogHistogram, title: str, count_unit: str, value_unit: str) -> BarChart | None:
     """The histogram in steps of a factor of two."""
     octaves = np.add.reduceat(histogram.counts, np.arange(0, len(histogram.counts), 24))
     known = np.flatnonzero(octaves)
     if not len(known):
         return None
     steps = range(int(known[0]), int(known[-1]) + 1)
-    names = [f"{histogram.low * 2.0**k:.3g} to {histogram.low * 2.0 ** (k + 1):.3g} {of}" for k in steps]
-    return Bars(title, unit, names, [int(octaves[k]) for k in steps])
+    names = [f"{histogram.low * 2.0**k:.3g} to {histogram.low * 2.0 ** (k + 1):.3g} {value_unit}" for k in steps]
+    return BarChart(title, count_unit, names, [int(octaves[k]) for k in steps])

@@ -18,104 +18,109 @@ from typing import Any, Literal
 
 from perception.types import DataError
 
-Work = Callable[[Any, Any], Any]
+WorkFunction = Callable[[Any, Any], Any]
 """work(state, job) -> answer; a function of a module."""
 
 _START_SECONDS = 120.0
-_AHEAD = 3
-_STARTS = _TRIES = 2
+_QUEUE_DEPTH = 3
+_MAX_START_FAILURES = _MAX_ATTEMPTS = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class JobFailure:
     """Why a job has no answer."""
 
-    kind: Literal["crashed", "too_slow", "out_of_memory", "internal_error"]
+    code: Literal["crashed", "timeout", "out_of_memory", "internal_error"]
     text: str
 
 
-class Crew:
+class WorkerPool:
     """Worker processes that are watched: one that dies or takes too long is replaced, and its job named.
 
-    workers: 0 = everything in this process, without any protection
-    memory:  bytes that a worker may take beyond what it has at its start; None = no limit
+    num_workers: 0 = everything in this process, without any protection
+    memory_limit:  bytes that a worker may take beyond what it has at its start; None = no limit
     """
 
-    def __init__(self, workers: int, memory: int | None = None) -> None:
-        self.workers, self.memory = workers, memory
-        self._crew: list[_Worker] = []
+    def __init__(self, num_workers: int, memory_limit: int | None = None) -> None:
+        self.num_workers, self.memory_limit = num_workers, memory_limit
+        self._workers: list[_Worker] = []
         self._version = 0
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> WorkerPool:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for worker in self._crew:
+        for worker in self._workers:
             worker.stop()
-        self._crew.clear()
+        self._workers.clear()
 
-    def run(self, work: Work, state: Any, jobs: Iterable[Any], seconds: float) -> Iterator[tuple[Any, Any]]:
+    def run(self, work: WorkFunction, context: Any, jobs: Iterable[Any], timeout: float) -> Iterator[tuple[Any, Any]]:
         """(job, answer or Failure) in the order of completion. Jobs are drawn as workers become free.
 
-        seconds: that one job may take
+        timeout: that one job may take
         """
-        if not self.workers:
-            yield from ((job, _answer(work, state, job)) for job in jobs)
+        if not self.num_workers:
+            yield from ((job, _run_job(work, context, job)) for job in jobs)
             return
         self._version += 1
-        order = pickle.dumps((work, state))
-        waiting, coming = deque[_Task](), (_Task(job) for job in jobs)
+        order = pickle.dumps((work, context))
+        waiting, coming = deque[_QueuedJob](), (_QueuedJob(job) for job in jobs)
         failed_starts = 0
         while True:
-            self._deal(order, waiting, coming)
-            busy = [worker for worker in self._crew if worker.tasks]
+            self._distribute(order, waiting, coming)
+            busy = [worker for worker in self._workers if worker.queue]
             if not busy:
                 return
-            wait([worker.connection for worker in busy], timeout=max(0.0, min(w.left(seconds) for w in busy)))
+            wait(
+                [worker.connection for worker in busy],
+                timeout=max(0.0, min(w.remaining_seconds(timeout) for w in busy)),
+            )
             for worker in busy:
-                yield from worker.answers()
-                failure = worker.failure(seconds)
+                yield from worker.receive_answers()
+                failure = worker.find_failure(timeout)
                 if failure is None:
                     continue
-                self._crew.remove(worker)
+                self._workers.remove(worker)
                 worker.stop()
                 failed_starts = 0 if worker.ready else failed_starts + 1
-                if failed_starts >= _STARTS:
+                if failed_starts >= _MAX_START_FAILURES:
                     raise DataError(f"No worker process can be started: {failure.text}. --workers 0 does without.")
-                if worker.ready and worker.tasks:
-                    task = worker.tasks.popleft()
-                    if failure.kind == "crashed" and task.tries < _TRIES - 1:  # may have died of something else
-                        waiting.append(_Task(task.job, task.tries + 1))
+                if worker.ready and worker.queue:
+                    task = worker.queue.popleft()
+                    if (
+                        failure.code == "crashed" and task.attempts < _MAX_ATTEMPTS - 1
+                    ):  # may have died of something else
+                        waiting.append(_QueuedJob(task.job, task.attempts + 1))
                     else:
                         yield task.job, failure
-                waiting.extend(worker.tasks)
+                waiting.extend(worker.queue)
 
-    def _deal(self, order: bytes, waiting: deque[_Task], coming: Iterator[_Task]) -> None:
+    def _distribute(self, work_order: bytes, waiting: deque[_QueuedJob], upcoming: Iterator[_QueuedJob]) -> None:
         """Give every worker something to do, starting workers as long as there is enough."""
-        for depth in range(1, _AHEAD + 1):
-            for number in range(self.workers):
-                if number < len(self._crew) and len(self._crew[number].tasks) >= depth:
+        for depth in range(1, _QUEUE_DEPTH + 1):
+            for number in range(self.num_workers):
+                if number < len(self._workers) and len(self._workers[number].queue) >= depth:
                     continue
-                task = waiting.popleft() if waiting else next(coming, None)
+                task = waiting.popleft() if waiting else next(upcoming, None)
                 if task is None:
                     return
-                if number >= len(self._crew):
-                    self._crew.append(_Worker(self.memory))
-                self._crew[min(number, len(self._crew) - 1)].give(task, order, self._version)
+                if number >= len(self._workers):
+                    self._workers.append(_Worker(self.memory_limit))
+                self._workers[min(number, len(self._workers) - 1)].submit(task, work_order, self._version)
 
 
 @dataclass(frozen=True, slots=True)
-class _Task:
+class _QueuedJob:
     job: Any
-    tries: int = 0
+    attempts: int = 0
 
 
 @dataclass
 class _Worker:
     """A process with the tasks that it was given and has not answered, the first of them in work."""
 
-    memory: int | None
-    tasks: deque[_Task] = field(default_factory=deque)
+    memory_limit: int | None
+    queue: deque[_QueuedJob] = field(default_factory=deque)
     ready: bool = False
     dead: bool = False
     version: int = 0
@@ -123,49 +128,49 @@ class _Worker:
     def __post_init__(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, self.memory), daemon=True)
+        self.process = context.Process(target=_serve_jobs, args=(theirs, self.memory_limit), daemon=True)
         self.process.start()
         theirs.close()
-        self.since = time.monotonic()
+        self.busy_since = time.monotonic()
 
-    def give(self, task: _Task, order: bytes, version: int) -> None:
-        if not self.tasks and self.ready:
-            self.since = time.monotonic()
-        self.tasks.append(task)
+    def submit(self, task: _QueuedJob, work_order: bytes, version: int) -> None:
+        if not self.queue and self.ready:
+            self.busy_since = time.monotonic()
+        self.queue.append(task)
         try:
             if self.version != version:
                 self.connection.send_bytes(b"order")
-                self.connection.send_bytes(order)
+                self.connection.send_bytes(work_order)
                 self.version = version
             self.connection.send_bytes(pickle.dumps(task.job))
         except OSError:
             self.dead = True
 
-    def answers(self) -> Iterator[tuple[Any, Any]]:
+    def receive_answers(self) -> Iterator[tuple[Any, Any]]:
         """The answers that have come."""
         try:
             while self.connection.poll():
                 answer = self.connection.recv()
-                self.since = time.monotonic()
+                self.busy_since = time.monotonic()
                 if self.ready:
-                    yield self.tasks.popleft().job, answer
+                    yield self.queue.popleft().job, answer
                 self.ready = True
         except (OSError, EOFError, pickle.UnpicklingError):
             self.dead = True
 
-    def left(self, seconds: float) -> float:
+    def remaining_seconds(self, timeout: float) -> float:
         """Seconds until this worker counts as hung."""
-        return self.since + (seconds if self.ready else _START_SECONDS) - time.monotonic()
+        return self.busy_since + (timeout if self.ready else _START_SECONDS) - time.monotonic()
 
-    def failure(self, seconds: float) -> Failure | None:
+    def find_failure(self, timeout: float) -> JobFailure | None:
         """Why the job in work will not be answered; None where it still may be."""
-        if not self.tasks:
+        if not self.queue:
             return None
         if self.dead or not self.process.is_alive():
             self.process.join(5)
-            return Failure("crashed", f"the process at work on it died ({_ending(self.process.exitcode)})")
-        if self.left(seconds) <= 0:
-            return Failure("too_slow", f"no end after {seconds:g} s")
+            return JobFailure("crashed", f"the process at work on it died ({_describe_exit(self.process.exitcode)})")
+        if self.remaining_seconds(timeout) <= 0:
+            return JobFailure("timeout", f"no end after {timeout:g} s")
         return None
 
     def stop(self) -> None:
@@ -174,7 +179,7 @@ class _Worker:
         self.process.join(5)
 
 
-def _ending(code: int | None) -> str:
+def _describe_exit(code: int | None) -> str:
     if code is None or code >= 0:
         return f"exit code {code}"
     try:
@@ -183,7 +188,7 @@ def _ending(code: int | None) -> str:
         return f"signal {-code}"
 
 
-def _serve(connection: Connection, memory: int | None) -> None:
+def _serve_jobs(connection: Connection, memory_limit: int | None) -> None:
     """A worker: takes orders (what to do, on what) and jobs until the other side hangs up."""
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -193,7 +198,7 @@ def _serve(connection: Connection, memory: int | None) -> None:
     import perception.data  # noqa: F401 - counts to what it has at its start
 
     cv2.setNumThreads(0)
-    _limit(memory)
+    _limit_memory(memory_limit)
     work = state = None
     connection.send("ready")
     try:
@@ -203,23 +208,23 @@ def _serve(connection: Connection, memory: int | None) -> None:
                 work, state = pickle.loads(connection.recv_bytes())  # noqa: S301 - from our own parent
             else:
                 assert work is not None
-                connection.send(_answer(work, state, pickle.loads(message)))  # noqa: S301
+                connection.send(_run_job(work, state, pickle.loads(message)))  # noqa: S301
     except (EOFError, OSError):
         os._exit(0)
 
 
-def _answer(work: Work, state: Any, job: Any) -> Any:
+def _run_job(work: WorkFunction, context: Any, job: Any) -> Any:
     try:
-        return work(state, job)
+        return work(context, job)
     except MemoryError as error:
-        return Failure("out_of_memory", f"not enough memory: {error}")
+        return JobFailure("out_of_memory", f"not enough memory: {error}")
     except Exception as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(frame.filename).name}, line {frame.lineno}"
-        return Failure("internal_error", f"{type(error).__name__} in {place}: {error}")
+        return JobFailure("internal_error", f"{type(error).__name__} in {place}: {error}")
 
 
-def _limit(memory: int | None) -> None:
+def _limit_memory(memory: int | None) -> None:
     if memory is None:
         return
     try:

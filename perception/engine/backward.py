@@ -22,136 +22,161 @@ from torch import Tensor
 
 from perception.engine import distributed
 from perception.engine.distributed import JointLosses
-from perception.model import Losses
-from perception.mtl.balancer import Balancer, Space
-from perception.mtl.task_gradients import describe, gramian
-from perception.nn.gradient_cut import Cuts
+from perception.model import LossOutput
+from perception.mtl.balancer import Balancer, GradientSpace
+from perception.mtl.task_gradients import compute_gramian, describe_gradients
+from perception.nn.gradient_cut import GraphCuts
 from perception.types import ConfigError
 
-LOOKED_AT: Space = "late"
+LOG_SPACE: GradientSpace = "late"
 """Where the gradients are taken for the log, where the balancer has no space of its own."""
 
 
 @dataclass(slots=True)
-class Differentiated:
+class BackwardResult:
     """What the backward pass came to.
 
-    total:   the scalar that heads descend, penalties included; on the device
+    total_loss:   the scalar that heads descend, penalties included; on the device
     weights: "weight/<task>": what each task's gradient was multiplied with where tasks share; empty unless asked for
-    looks:   of the tasks' gradients, see `perception.mtl.task_gradients.describe`; empty where they were not taken
+    gradient_stats:   of the tasks' gradients, see `perception.mtl.task_gradients.describe`; empty where they were not
+    taken
     problem: the gradient that is not finite; "" if all are
     """
 
-    total: Tensor = field(default_factory=lambda: torch.zeros(()))
+    total_loss: Tensor = field(default_factory=lambda: torch.zeros(()))
     weights: dict[str, float] = field(default_factory=dict)
-    looks: dict[str, float] = field(default_factory=dict)
+    gradient_stats: dict[str, float] = field(default_factory=dict)
     problem: str = ""
 
 
-def differentiate(
+def compute_gradients(
     balancer: Balancer,
     model: Any,
-    found: Losses,
-    joint: JointLosses,
+    local_losses: LossOutput,
+    joint_losses: JointLosses,
     step: int,
     *,
     with_weights: bool = False,
-    look: bool = False,
-) -> Differentiated:
+    log_gradients: bool = False,
+) -> BackwardResult:
     """Let the balancer decide and add the gradients of the joint batch to ``.grad`` of model and balancer.
 
-    found: of this rank's divided pass. joint: the same, joined. look: take the tasks' gradients for the log, where the
+    local_losses: of this rank's divided pass. joint_losses: the same, joined. log_gradients: take the tasks' gradients
+    for the log, where the
     balancer does not ask for them itself
 
     Raises ConfigError where the balancer compares gradients of tasks that share nothing, or would weigh the
     distillation of old tasks with their heads.
     """
-    assert found.cuts is not None, "expected a divided pass: loss_parts(..., divided=True)"
-    present = tuple(name for name, count in joint.labelled.items() if count)
+    assert local_losses.graph_cuts is not None, "expected a divided pass: compute_loss_terms(..., divided=True)"
+    present = tuple(name for name, count in joint_losses.num_labeled.items() if count)
     # Where all that a loss depends on rests, it still has its say in the scalar.
-    learning = {name: loss if loss.requires_grad else loss.requires_grad_() for name, loss in joint.losses.items()}
+    learning = {
+        name: loss if loss.requires_grad else loss.requires_grad_() for name, loss in joint_losses.losses.items()
+    }
     losses = {name: learning[name] for name in present}
     if present:
         balancer.observe(losses, step)
     total = balancer(learning, present, step)
-    result = Differentiated(torch.stack([total.detach(), *map(torch.detach, joint.penalties.values())]).sum())
-    wants = bool(present) and balancer.wants_gramian(present, step)
-    space: Space = balancer.space or LOOKED_AT
-    places = _places(model, found, space, required=wants) if present and (wants or look) else []
-    factors = _factors(total, losses) if places or balancer.weighs or with_weights else torch.ones(len(present))
-    if balancer.weighs_heads and set(joint.penalties) - found.cuts.between:
+    result = BackwardResult(torch.stack([total.detach(), *map(torch.detach, joint_losses.penalties.values())]).sum())
+    wants = bool(present) and balancer.needs_gramian(present, step)
+    space: GradientSpace = balancer.space or LOG_SPACE
+    places = (
+        _select_gradient_inputs(model, local_losses, space, required=wants)
+        if present and (wants or log_gradients)
+        else []
+    )
+    factors = (
+        _compute_loss_factors(total, losses)
+        if places or balancer.has_shared_weights or with_weights
+        else torch.ones(len(present))
+    )
+    if balancer.has_head_weights and set(joint_losses.penalties) - local_losses.graph_cuts.trunk_penalties:
         raise ConfigError(
             "balance.heads is 'weighted', and this training distils old tasks in their heads: their strength would be "
             "weighted, too. Take heads: plain."
         )
-    backward = BackwardPass(found.cuts, total, joint.penalties)
+    backward = BackwardPass(local_losses.graph_cuts, total, joint_losses.penalties)
     if places:
-        products = _gramian([backward.gradient(name, places) for name in present], places, space)
-        result.problem = _not_finite(products, present)
-        result.looks = describe(products, present, factors)
+        products = _compute_joint_gramian([backward.gradient(name, places) for name in present], places, space)
+        result.problem = _describe_non_finite(products, present)
+        result.gradient_stats = describe_gradients(products, present, factors)
         if wants and not result.problem:
-            balancer.compare(products, losses, step)
-    weights = balancer.shared_weights(present) if balancer.weighs and present and not result.problem else None
+            balancer.observe_gramian(products, losses, step)
+    weights = (
+        balancer.shared_weights(present) if balancer.has_shared_weights and present and not result.problem else None
+    )
     if weights is None:
         backward.finish({})
     else:
         named = dict(zip(present, weights.tolist(), strict=True))
-        own = () if balancer.weighs_heads else list(model.own_parameters())
+        own = () if balancer.has_head_weights else list(model.task_specific_parameters())
         backward.finish(named, own, list(model.shared_parameters()) if own else ())
-        if balancer.weighs_heads:
-            _weigh_heads(model, named)
+        if balancer.has_head_weights:
+            _scale_head_gradients(model, named)
     if with_weights:
         effective = factors if weights is None else factors * weights
         result.weights = {f"weight/{name}": float(weight) for name, weight in zip(present, effective, strict=True)}
     return result
 
 
-def _places(model: Any, found: Losses, space: Space, required: bool) -> list[Tensor]:
+def _select_gradient_inputs(model: Any, local_losses: LossOutput, space: GradientSpace, required: bool) -> list[Tensor]:
     """What the gradients are taken at; empty where it is frozen, or where nothing is shared and it is not required."""
     if space == "features":
-        shared = list(found.shared)
+        shared = list(local_losses.shared_features)
     else:
-        shared = list(getattr(model, _PARAMETERS[space])())
+        shared = list(getattr(model, _SPACE_PARAMETERS[space])())
     if not shared and required:
         raise ConfigError(
-            f"balance.space is '{space}', but this network's tasks share no {_NAMES[space]}: their gradients never "
-            "meet there. Take space 'params', a balancer of losses (uncertainty, famo, ...), or a network that shares."
+            f"balance.space is '{space}', but this network's tasks share no "
+            f"{_SPACE_NAMES[space]}: their gradients never "
+            "meet there. Take space 'all_shared', a balancer of losses (uncertainty, "
+            "famo, ...), or a network that shares."
         )
     return [place for place in shared if place.requires_grad]
 
 
-_PARAMETERS = {"last_shared": "last_shared_parameters", "late": "late_parameters", "params": "shared_parameters"}
-_NAMES = {"features": "features", "last_shared": "last layers", "late": "late layers", "params": "parameters"}
+_SPACE_PARAMETERS = {
+    "last_shared": "last_shared_parameters",
+    "late": "late_shared_parameters",
+    "all_shared": "shared_parameters",
+}
+_SPACE_NAMES = {"features": "features", "last_shared": "last layers", "late": "late layers", "all_shared": "parameters"}
 
 
-def _factors(total: Tensor, losses: Mapping[str, Tensor]) -> Tensor:
+def _compute_loss_factors(total: Tensor, losses: Mapping[str, Tensor]) -> Tensor:
     """What the scalar multiplies each present task's gradient with, float64 on the CPU."""
     found = torch.autograd.grad(total, list(losses.values()), retain_graph=True, allow_unused=True)
     return torch.stack([total.new_zeros(()) if factor is None else factor for factor in found]).detach().double().cpu()
 
 
-def _not_finite(products: Tensor, present: Sequence[str]) -> str:
+def _describe_non_finite(products: Tensor, present: Sequence[str]) -> str:
     broken = [name for name, square in zip(present, products.diagonal(), strict=True) if not square.isfinite()]
     return f"gradient of {', '.join(broken)} is not finite" if broken else ""
 
 
-def _gramian(gradients: list[tuple[Tensor | None, ...]], places: Sequence[Tensor], space: Space) -> Tensor:
-    """Inner products of the gradients of the joint batch at ``places``, on the CPU and the same on all ranks.
+def _compute_joint_gramian(
+    gradients: list[tuple[Tensor | None, ...]], inputs: Sequence[Tensor], space: GradientSpace
+) -> Tensor:
+    """Inner products of the gradients of the joint batch at ``inputs``, on the CPU and the same on all ranks.
 
-    Ranks hold different pictures' features, so their Gramians add up; of parameters, parts of one gradient.
+    Ranks hold different images' features, so their Gramians add up; of parameters, parts of one gradient.
     """
     if space == "features":
-        return distributed.total(gramian(gradients).to(places[0].device)).cpu() / distributed.world() ** 2
-    if distributed.world() > 1:
-        gradients = [tuple(distributed.mean(_dense(own, places))) for own in gradients]
-    return gramian(gradients).cpu()
+        return (
+            distributed.all_reduce_sum(compute_gramian(gradients).to(inputs[0].device)).cpu()
+            / distributed.world_size() ** 2
+        )
+    if distributed.world_size() > 1:
+        gradients = [tuple(distributed.all_reduce_mean(_fill_missing_gradients(own, inputs))) for own in gradients]
+    return compute_gramian(gradients).cpu()
 
 
-def _dense(gradients: Sequence[Tensor | None], places: Sequence[Tensor]) -> list[Tensor]:
-    return [torch.zeros_like(place) if g is None else g for g, place in zip(gradients, places, strict=True)]
+def _fill_missing_gradients(gradients: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> list[Tensor]:
+    return [torch.zeros_like(place) if g is None else g for g, place in zip(gradients, inputs, strict=True)]
 
 
-def _weigh_heads(model: Any, weights: Mapping[str, float]) -> None:
+def _scale_head_gradients(model: Any, weights: Mapping[str, float]) -> None:
     for name, weight in weights.items():
         for parameter in model.tasks[name].parameters():
             if parameter.grad is not None:
@@ -165,65 +190,80 @@ class BackwardPass:
     total: the balancer's scalar
     """
 
-    def __init__(self, cuts: Cuts, total: Tensor, penalties: Mapping[str, Tensor]) -> None:
+    def __init__(self, cuts: GraphCuts, total: Tensor, penalties: Mapping[str, Tensor]) -> None:
         self.cuts = cuts
-        self.between = [p for name, p in penalties.items() if name in cuts.between and p.requires_grad]
-        above = [p for name, p in penalties.items() if name not in cuts.between and p.requires_grad]
+        self.trunk_penalties = [p for name, p in penalties.items() if name in cuts.trunk_penalties and p.requires_grad]
+        above = [p for name, p in penalties.items() if name not in cuts.trunk_penalties and p.requires_grad]
         reads = [read for pairs in cuts.upper.values() for _, read in pairs]
-        extra: Sequence[Tensor | None] = [None] * len(reads)
+        penalty_gradients: Sequence[Tensor | None] = [None] * len(reads)
         if above and reads:  # a penalty's gradient is no task's
-            extra = torch.autograd.grad(torch.stack(above).sum(), reads, retain_graph=True, allow_unused=True)
+            penalty_gradients = torch.autograd.grad(
+                torch.stack(above).sum(), reads, retain_graph=True, allow_unused=True
+            )
         torch.stack([total, *above]).sum().backward()
-        self.extra = {id(read): gradient for read, gradient in zip(reads, extra, strict=True)}
-        self.own = {name: [self._take(read) for _, read in pairs] for name, pairs in cuts.upper.items()}
+        self.extra = {id(read): gradient for read, gradient in zip(reads, penalty_gradients, strict=True)}
+        self.head_gradients = {
+            name: [self._pop_gradient(read) for _, read in pairs] for name, pairs in cuts.upper.items()
+        }
 
-    def _take(self, read: Tensor) -> Tensor | None:
+    def _pop_gradient(self, read: Tensor) -> Tensor | None:
         """The gradient of its task at what a head read."""
-        gradient, extra = read.grad, self.extra[id(read)]
+        compute_task_gradient, extra = read.grad, self.extra[id(read)]
         read.grad = None
-        return gradient if gradient is None or extra is None else gradient - extra
+        return (
+            compute_task_gradient if compute_task_gradient is None or extra is None else compute_task_gradient - extra
+        )
 
     def gradient(self, name: str, places: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
         """The gradient of a task's term of the scalar at features or parameters of the parts below. Keeps the graph."""
         made = [source for source, _ in self.cuts.upper.get(name, [])]
         reads = [read for _, read in self.cuts.lower]
         if {id(place) for place in places} <= {id(read) for read in reads}:
-            return _down(made, self.own.get(name, []), places)
-        found = _down(made, self.own.get(name, []), [*reads, *places])
-        further = _down([source for source, _ in self.cuts.lower], found[: len(reads)], places)
+            return _propagate_gradients(made, self.head_gradients.get(name, []), places)
+        found = _propagate_gradients(made, self.head_gradients.get(name, []), [*reads, *places])
+        further = _propagate_gradients([source for source, _ in self.cuts.lower], found[: len(reads)], places)
         pairs = zip(found[len(reads) :], further, strict=True)
         return tuple(a if b is None else b if a is None else a + b for a, b in pairs)
 
-    def finish(self, weights: Mapping[str, float], own: Sequence[Tensor] = (), shared: Sequence[Tensor] = ()) -> None:
-        """Go through the rest, down to the images. ``shared`` parameters get the tasks' gradients times ``weights`` (1
-        where there is none), a task's ``own`` get them as they are. Without own ones all get them weighted."""
+    def finish(
+        self,
+        weights: Mapping[str, float],
+        own_parameters: Sequence[Tensor] = (),
+        shared_parameters: Sequence[Tensor] = (),
+    ) -> None:
+        """Go through the rest, down to the images. ``shared_parameters`` parameters get the tasks' gradients times
+        ``weights`` (1
+        where there is none), a task's ``head_gradients`` get them as they are. Without own ones all get them
+        weighted."""
         reads = [read for _, read in self.cuts.lower]
-        own, shared = ([place for place in some if place.requires_grad] for some in (own, shared))
-        if own:
-            _up(*self._roots({}), inputs=own, retain_graph=True)
-            if reads or shared:  # else all that is shared rests
-                _up(*self._roots(weights), inputs=[*reads, *shared])
+        own_parameters, shared_parameters = (
+            [place for place in some if place.requires_grad] for some in (own_parameters, shared_parameters)
+        )
+        if own_parameters:
+            _accumulate_gradients(*self._collect_roots({}), inputs=own_parameters, retain_graph=True)
+            if reads or shared_parameters:  # else all that is shared rests
+                _accumulate_gradients(*self._collect_roots(weights), inputs=[*reads, *shared_parameters])
         else:
-            _up(*self._roots(weights))
+            _accumulate_gradients(*self._collect_roots(weights))
         reached = [(made, read.grad) for made, read in self.cuts.lower if read.grad is not None]
-        _up([made for made, _ in reached], [gradient for _, gradient in reached])
+        _accumulate_gradients([made for made, _ in reached], [gradient for _, gradient in reached])
 
-    def _roots(self, weights: Mapping[str, float]) -> tuple[list[Tensor], list[Tensor | None]]:
+    def _collect_roots(self, weights: Mapping[str, float]) -> tuple[list[Tensor], list[Tensor | None]]:
         """What the heads read, as the parts below made it, and its gradient, summed in float32 or better. The penalties
         of the parts below come last."""
         sums: dict[int, tuple[Tensor, Tensor]] = {}
         for name, pairs in self.cuts.upper.items():
-            for (made, read), gradient in zip(pairs, self.own[name], strict=True):
+            for (made, read), gradient in zip(pairs, self.head_gradients[name], strict=True):
                 for term, weight in ((gradient, weights.get(name, 1.0)), (self.extra[id(read)], 1.0)):
                     if term is not None:
                         term = term.to(torch.promote_types(term.dtype, torch.float32)) * weight
                         sums[id(made)] = (made, sums[id(made)][1] + term if id(made) in sums else term)
         roots = [(made, gradient.to(made.dtype)) for made, gradient in sums.values()]
-        ends: list[Tensor | None] = [None] * len(self.between)
-        return [*(made for made, _ in roots), *self.between], [*(gradient for _, gradient in roots), *ends]
+        ends: list[Tensor | None] = [None] * len(self.trunk_penalties)
+        return [*(made for made, _ in roots), *self.trunk_penalties], [*(gradient for _, gradient in roots), *ends]
 
 
-def _down(
+def _propagate_gradients(
     outputs: Sequence[Tensor], gradients: Sequence[Tensor | None], inputs: Sequence[Tensor]
 ) -> tuple[Tensor | None, ...]:
     """The gradient at ``inputs`` of what has these gradients at ``outputs``. Touches no ``.grad``, keeps the graph."""
@@ -234,7 +274,7 @@ def _down(
     return torch.autograd.grad(found, inputs, given, retain_graph=True, allow_unused=True)
 
 
-def _up(roots: Sequence[Tensor], gradients: Sequence[Tensor | None], **options: Any) -> None:
+def _accumulate_gradients(roots: Sequence[Tensor], gradients: Sequence[Tensor | None], **options: Any) -> None:
     """Add gradients to ``.grad``; nothing where there is no root."""
     if roots:
         torch.autograd.backward(roots, gradients, **options)

@@ -20,7 +20,7 @@ class FastDepthwise(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is torch.conv2d and torch.is_grad_enabled() and _is_depthwise(*args, **kwargs):
-            return _depthwise(*args, **kwargs)
+            return _apply_depthwise_conv(*args, **kwargs)
         return func(*args, **kwargs)
 
 
@@ -30,7 +30,7 @@ def _is_depthwise(input: Tensor, weight: Tensor, *rest: Any, **options: Any) -> 
     return groups > 1 and groups == input.shape[1] == weight.shape[0] and not isinstance(padding, str)
 
 
-def _depthwise(
+def _apply_depthwise_conv(
     input: Tensor,
     weight: Tensor,
     bias: Any = None,
@@ -41,11 +41,11 @@ def _depthwise(
 ) -> Tensor:
     pairs = [list(value) if isinstance(value, (tuple, list)) else [value] * 2 for value in (stride, padding, dilation)]
     kind = torch.get_autocast_dtype("cpu")
-    output = _Depthwise.apply(input.to(kind), weight.to(kind), *pairs)
+    output = _DepthwiseConv.apply(input.to(kind), weight.to(kind), *pairs)
     return output if bias is None else output + bias.to(kind)[:, None, None]
 
 
-class _Depthwise(torch.autograd.Function):
+class _DepthwiseConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: Tensor, stride: list, padding: list, dilation: list) -> Tensor:
         ctx.save_for_backward(input, weight)

@@ -21,8 +21,8 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from perception.engine import interrupt, rank_watch
-from perception.model import Losses
+from perception.engine import interrupt, rank_monitor
+from perception.model import LossOutput
 from perception.nn import norm
 from perception.types import Batch, ConfigError, PerceptionError
 
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 @contextmanager
-def session(device: str = "auto") -> Iterator[torch.device]:
+def process_group(device: str = "auto") -> Iterator[torch.device]:
     """The device of this process, with a process group around it under torchrun (nccl on CUDA, gloo on the CPU).
 
     device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:1"
@@ -45,19 +45,19 @@ def session(device: str = "auto") -> Iterator[torch.device]:
         yield chosen
         return
     store, number, count = next(rendezvous("env://"))
-    watch, reason = rank_watch.watch(store, number, count), ""
+    watch, reason = rank_monitor.start_monitor(store, number, count), ""
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", store=store, rank=number, world_size=count)
     try:
         yield chosen
     except BaseException as error:
-        found = watch.explain(error) if isinstance(error, RuntimeError) else None
+        found = watch.explain_failure(error) if isinstance(error, RuntimeError) else None
         reason = f"{type(found or error).__name__}: {found or error}" if isinstance(error, Exception) else ""
         _forget_locals(error)
         if found is None:
             raise
         raise found from error
     finally:
-        rank_watch.end_watch(watch, reason)
+        rank_monitor.stop_monitor(watch, reason)
         gc.collect()  # see `_forget_locals`; modules refer to themselves
         dist.destroy_process_group()
 
@@ -82,106 +82,111 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def world() -> int:
+def world_size() -> int:
     """The number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def is_main() -> bool:
+def is_main_process() -> bool:
     """Whether this process writes files and talks."""
     return rank() == 0
 
 
 def barrier() -> None:
-    if world() > 1:
+    if world_size() > 1:
         dist.barrier()
 
 
 def gather(value: T) -> list[T]:
     """Every rank's picklable object, in rank order, on rank 0; an empty list on the others."""
-    if world() == 1:
+    if world_size() == 1:
         return [value]
-    gathered: list[Any] | None = [None] * world() if is_main() else None
+    gathered: list[Any] | None = [None] * world_size() if is_main_process() else None
     dist.gather_object(value, gathered)
     return gathered or []
 
 
-def everywhere(value: T) -> list[T]:
+def all_gather(value: T) -> list[T]:
     """Every rank's picklable object, in rank order, on every rank."""
-    return from_main(gather(value))
+    return broadcast(gather(value))
 
 
-def from_main(value: T) -> T:
+def broadcast(value: T) -> T:
     """Rank 0's picklable object, on every rank."""
-    if world() == 1:
+    if world_size() == 1:
         return value
     held = [value]
     dist.broadcast_object_list(held)
     return held[0]
 
 
-def summed(numbers: Mapping[str, int]) -> dict[str, int]:
+def sum_over_ranks(numbers: Mapping[str, int]) -> dict[str, int]:
     """Each number's sum over the ranks, on every rank."""
-    found = everywhere(dict(numbers))
+    found = all_gather(dict(numbers))
     return {name: sum(own[name] for own in found) for name in numbers}
 
 
-def stop_wanted() -> bool:
+def is_stop_requested() -> bool:
     """Whether a signal asked this rank, or another that has noticed it, to stop. Always False in a lone process, where
     signals are heard at once."""
-    watch = rank_watch.current()
+    watch = rank_monitor.active_monitor()
     if watch is None:
         return False
-    if interrupt.asked():
-        watch.ask_to_stop()
+    if interrupt.is_signal_received():
+        watch.request_stop()
         return True
-    return watch.asked_to_stop()
+    return watch.is_stop_requested()
 
 
-def on_main(function: Callable[[], T]) -> T | None:
+def run_on_main(function: Callable[[], T]) -> T | None:
     """What ``function`` returns on rank 0, None elsewhere; a PerceptionError of it is raised on every rank."""
     found, error = None, None
-    if is_main():
+    if is_main_process():
         try:
             found = function()
         except PerceptionError as caught:
             error = caught
-    if (shared := from_main(error)) is not None:
+    if (shared := broadcast(error)) is not None:
         raise shared
     return found
 
 
-class LossesOf:
-    """From a batch to the model's `Losses`; while it lives, backward averages the gradients over the ranks.
+class LossFunction:
+    """From a batch to the model's `LossOutput`; while it lives, backward averages the gradients over the ranks.
 
-    partial: some steps run only some tasks; the parameters of the others then get no gradient on any rank
+    partial_tasks: some steps run only some tasks; the parameters of the others then get no gradient on any rank
     """
 
-    def __init__(self, model: nn.Module, partial: bool = False) -> None:
-        self._pass = _Pass(model)
-        self._wrapped: nn.Module = self._pass
-        if world() > 1:
-            self._wrapped = DistributedDataParallel(
-                self._pass, broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=partial
+    def __init__(self, model: nn.Module, partial_tasks: bool = False) -> None:
+        self._loss_module = _LossModule(model)
+        self._wrapped_module: nn.Module = self._loss_module
+        if world_size() > 1:
+            self._wrapped_module = DistributedDataParallel(
+                self._loss_module,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+                find_unused_parameters=partial_tasks,
             )
 
-    def __call__(self, batch: Batch, tasks: Collection[str] | None = None) -> Losses:
+    def __call__(self, batch: Batch, tasks: Collection[str] | None = None) -> LossOutput:
         """tasks: those that run; None = all"""
-        self._wrapped(batch, tasks)
-        return self._pass.found.pop()  # the wrapper that looks for unused parameters returns copies of the features
+        self._wrapped_module(batch, tasks)
+        return (
+            self._loss_module.outputs.pop()
+        )  # the wrapper that looks for unused parameters returns copies of the features
 
 
-class _Pass(nn.Module):
-    """Makes ``model.loss_parts`` the forward pass, which is what DistributedDataParallel wraps."""
+class _LossModule(nn.Module):
+    """Makes ``model.compute_loss_terms`` the forward pass, which is what DistributedDataParallel wraps."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.found: list[Losses] = []
+        self.outputs: list[LossOutput] = []
 
-    def forward(self, batch: Batch, tasks: Collection[str] | None) -> Losses:
-        self.found.append(self.model.loss_parts(batch, tasks, divided=True))  # type: ignore[operator]
-        return self.found[-1]
+    def forward(self, batch: Batch, tasks: Collection[str] | None) -> LossOutput:
+        self.outputs.append(self.model.compute_loss_terms(batch, tasks, cut_graph=True))  # type: ignore[operator]
+        return self.outputs[-1]
 
 
 class JointLosses(NamedTuple):
@@ -192,48 +197,52 @@ class JointLosses(NamedTuple):
                total over the joint batch
     penalties: name -> scalar: the mean over the ranks, in the same sense
     numbers:   "loss of <task>", "penalty <name>" -> value
-    parts:     "<task>/<part>" -> value
-    labelled:  task -> number of labelled pictures
+    terms:     "<task>/<part>" -> value
+    num_labeled:  task -> number of labeled images
     flags:     name -> number
     """
 
     losses: dict[str, Tensor]
     penalties: dict[str, Tensor]
     numbers: dict[str, float]
-    parts: dict[str, float]
-    labelled: dict[str, int]
+    terms: dict[str, float]
+    num_labeled: dict[str, int]
     flags: dict[str, int]
 
 
-def joint_losses(found: Losses, labelled: Mapping[str, int], flags: Mapping[str, int | Tensor]) -> JointLosses:
+def reduce_losses(
+    local_losses: LossOutput, num_labeled: Mapping[str, int], flags: Mapping[str, int | Tensor]
+) -> JointLosses:
     """Join what each rank found in its share of a batch, by one sum over the ranks. All ranks get the same values.
 
-    labelled: task -> number of this rank's labelled pictures. flags: name -> number, summed on the way; those that are
+    num_labeled: task -> number of this rank's labeled images. flags: name -> number, summed on the way; those that are
         on a device stay there, for the host waits for it once
 
     A part of a loss is the sum of all totals over the sum of all counts, so a loss is exactly that of one process on
     the joint batch, however unlike the ranks' labels are. What is not finite on one rank is not finite on any.
     """
-    parts = {f"{task}/{name}": part for task, own in found.parts.items() for name, part in own.items()}
+    parts = {f"{task}/{name}": part for task, own in local_losses.terms.items() for name, part in own.items()}
     totals = [part.total for part in parts.values()]
-    scalars = [*totals, *(part.count for part in parts.values()), *found.penalties.values()]
+    scalars = [*totals, *(part.count for part in parts.values()), *local_losses.penalties.values()]
     there = [flag for flag in flags.values() if isinstance(flag, Tensor)]
     here = [flag for flag in flags.values() if not isinstance(flag, Tensor)]
     table = torch.stack([scalar.detach().double() for scalar in (*scalars, *there)])
-    table = torch.cat([table, table.new_tensor([*here, *labelled.values()])])
-    if world() > 1:
+    table = torch.cat([table, table.new_tensor([*here, *num_labeled.values()])])
+    if world_size() > 1:
         dist.all_reduce(table)
     n = len(parts)
     counts = table[n : 2 * n].clamp(min=1)
     values = table[:n] / counts
     shares = {
-        key: part.total * world() / count.to(part.total.dtype)
+        key: part.total * world_size() / count.to(part.total.dtype)
         for (key, part), count in zip(parts.items(), counts, strict=True)
     }
-    joined = {key: _with_value(share, value) for (key, share), value in zip(shares.items(), values, strict=True)}
-    losses = {task: torch.stack([joined[f"{task}/{name}"] for name in own]).sum() for task, own in found.parts.items()}
-    sums = dict(zip(found.penalties, table[2 * n :], strict=False))
-    penalties = {name: _with_value(own, sums[name] / world()) for name, own in found.penalties.items()}
+    joined = {key: _replace_value(share, value) for (key, share), value in zip(shares.items(), values, strict=True)}
+    losses = {
+        task: torch.stack([joined[f"{task}/{name}"] for name in own]).sum() for task, own in local_losses.terms.items()
+    }
+    sums = dict(zip(local_losses.penalties, table[2 * n :], strict=False))
+    penalties = {name: _replace_value(own, sums[name] / world_size()) for name, own in local_losses.penalties.items()}
     scalars = torch.stack([scalar.detach().double() for scalar in (*losses.values(), *penalties.values())])
     names = [*(f"loss of {name}" for name in losses), *(f"penalty {name}" for name in penalties)]
     numbers = torch.cat([scalars, values, table[2 * n + len(sums) :]]).tolist()  # the host waits here
@@ -245,17 +254,17 @@ def joint_losses(found: Losses, labelled: Mapping[str, int], flags: Mapping[str,
         penalties,
         dict(zip(names, numbers, strict=False)),
         dict(zip(parts, numbers[len(names) :], strict=False)),
-        dict(zip(labelled, whole[len(flags) :], strict=True)),
+        dict(zip(num_labeled, whole[len(flags) :], strict=True)),
         dict(zip(flagged, whole, strict=False)),
     )
 
 
-def _with_value(share: Tensor, value: Tensor) -> Tensor:
+def _replace_value(share: Tensor, value: Tensor) -> Tensor:
     """A scalar with the gradient of ``share`` and the given value, to the last bit: ranks must decide alike."""
-    return _WithValue.apply(share, value) if world() > 1 else share  # type: ignore[return-value]
+    return _ReplaceValue.apply(share, value) if world_size() > 1 else share  # type: ignore[return-value]
 
 
-class _WithValue(torch.autograd.Function):
+class _ReplaceValue(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, share: Tensor, value: Tensor) -> Tensor:
         return value.to(share.dtype)
@@ -265,33 +274,33 @@ class _WithValue(torch.autograd.Function):
         return gradients[0], None
 
 
-def total(tensor: Tensor) -> Tensor:
+def all_reduce_sum(tensor: Tensor) -> Tensor:
     """The sum over the ranks."""
-    if world() > 1:
+    if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
-def mean(tensors: Sequence[Tensor]) -> list[Tensor]:
+def all_reduce_mean(tensors: Sequence[Tensor]) -> list[Tensor]:
     """The means over the ranks of tensors of one kind, by one message."""
-    if world() == 1:
+    if world_size() == 1:
         return list(tensors)
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
     dist.all_reduce(flat)
-    parts = (flat / world()).split([tensor.numel() for tensor in tensors])
+    parts = (flat / world_size()).split([tensor.numel() for tensor in tensors])
     return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
-def synchronise(model: nn.Module, wanted: bool = True) -> None:
-    """Let every BatchNorm of ``model`` that trains normalise over the pictures of all ranks, unless it is not wanted.
+def synchronize_batchnorm(model: nn.Module, enabled: bool = True) -> None:
+    """Let every BatchNorm of ``model`` that trains normalize over the images of all ranks, unless it is not wanted.
 
     Raises ConfigError where it must be and is not wanted.
     """
-    if world() == 1:
+    if world_size() == 1:
         return
-    if wanted:
-        norm.synchronise(model)
-    elif any(isinstance(module, norm.JointBatchNorm) and module.sources for module in model.modules()):
+    if enabled:
+        norm.synchronize_batchnorm(model)
+    elif any(isinstance(module, norm.JointBatchNorm) and module.num_sources for module in model.modules()):
         raise ConfigError(
             "train.sync_batchnorm is false, but model.norm.name 'per_source' over several processes needs it: a source "
             "may be absent from a rank. Give true, or take another norm."
@@ -300,14 +309,14 @@ def synchronise(model: nn.Module, wanted: bool = True) -> None:
 
 def average_statistics(model: nn.Module) -> None:
     """Set what is estimated in training to its mean over the ranks, so that these stay equal: the statistics of
-    BatchNorm where ranks do not share them, and the buffers that a module names in ``statistics``
-    (`Task.statistics`)."""
-    if world() == 1:
+    BatchNorm where ranks do not share them, and the buffers that a module names in
+    ``running_statistics`` (`Task.running_statistics`)."""
+    if world_size() == 1:
         return
     learning = [module for module in model.modules() if module.training]
-    norms = [one for one in learning if isinstance(one, _BatchNorm) and not getattr(one, "over_ranks", False)]
+    norms = [one for one in learning if isinstance(one, _BatchNorm) and not getattr(one, "synchronized", False)]
     found = [buffer for one in norms for buffer in (one.running_mean, one.running_var)]
-    found += [getattr(module, name) for module in learning for name in getattr(module, "statistics", ())]
+    found += [getattr(module, name) for module in learning for name in getattr(module, "running_statistics", ())]
     buffers = [buffer for buffer in found if buffer is not None]
-    for buffer, average in zip(buffers, mean(buffers) if buffers else (), strict=True):
+    for buffer, average in zip(buffers, all_reduce_mean(buffers) if buffers else (), strict=True):
         buffer.copy_(average)

@@ -10,79 +10,81 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from types import FrameType
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGHUP", "SIGINT") if hasattr(signal, name))
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGHUP", "SIGINT") if hasattr(signal, name)
+)
 """Those that ask to stop, in the order of what counts where several came."""
-GRACE = 2.0
+REPEAT_SECONDS = 2.0
 """Seconds in which a signal that comes again is taken for the same one: a scheduler sends it to every process, and the
 launcher passes it on once more."""
 
 
-class Stopped(BaseException):
+class SignalInterrupt(BaseException):
     """A signal came where what is being done may be left half done. No Exception: nothing on the way may take it."""
 
 
-class Interruption:
+class StopRequest:
     """Which signal asked to stop, if any. ``flags`` go through `distributed.joint_losses` so that all ranks agree."""
 
     def __init__(self) -> None:
-        self.signal = 0
-        self._depth = 0
+        self.signal_number = 0
+        self._abort_depth = 0
 
     @property
     def flags(self) -> dict[str, int]:
-        return {number.name: int(self.signal == number) for number in SIGNALS}
+        return {number.name: int(self.signal_number == number) for number in STOP_SIGNALS}
 
     @contextmanager
-    def abandonable(self) -> Iterator[None]:
+    def abort_on_signal(self) -> Iterator[None]:
         """What is done in it may be left at any moment: there, a signal raises `Stopped` at once."""
-        self._depth += 1
+        self._abort_depth += 1
         try:
-            if self.signal:
-                raise Stopped
+            if self.signal_number:
+                raise SignalInterrupt
             yield
         finally:
-            self._depth -= 1
+            self._abort_depth -= 1
 
-    def note(self, number: int) -> None:
+    def record_signal(self, signal_number: int) -> None:
         """Take a signal. Raises Stopped in what may be abandoned, for the first one."""
-        first, self.signal = not self.signal, self.signal or number
-        if first and self._depth:
-            raise Stopped
+        first, self.signal_number = not self.signal_number, self.signal_number or signal_number
+        if first and self._abort_depth:
+            raise SignalInterrupt
 
 
-_current: Interruption | None = None
+_active_request: StopRequest | None = None
 
 
-def asked() -> bool:
-    """Whether a signal was noted by the innermost `interruptible` around."""
-    return _current is not None and bool(_current.signal)
+def is_signal_received() -> bool:
+    """Whether a signal was noted by the innermost `catch_stop_signals` around."""
+    return _active_request is not None and bool(_active_request.signal_number)
 
 
 @contextmanager
-def abandonable() -> Iterator[None]:
-    """`Interruption.abandonable` of the innermost `interruptible` around, if there is one."""
-    with _current.abandonable() if _current is not None else nullcontext():
+def abort_on_signal() -> Iterator[None]:
+    """`StopRequest.abort_on_signal` of the innermost `catch_stop_signals` around, if there is one."""
+    with _active_request.abort_on_signal() if _active_request is not None else nullcontext():
         yield
 
 
 def exit_code(flags: dict[str, int]) -> int:
     """The conventional exit code (128 + signal) of agreed flags; 0 = go on."""
-    return next((128 + number for number in SIGNALS if flags.get(number.name)), 0)
+    return next((128 + number for number in STOP_SIGNALS if flags.get(number.name)), 0)
 
 
 @contextmanager
-def interruptible() -> Iterator[Interruption]:
+def catch_stop_signals() -> Iterator[StopRequest]:
     """Note the first signal that asks to stop instead of dying of it; a later one ends the process at once.
 
     Processes that are forked meanwhile (loader workers) inherit the handlers: there, Ctrl-C is left to the parent, and
     the others end the process. What is ignored (by ``nohup``) stays ignored.
     """
-    global _current  # noqa: PLW0603 - as the handlers, of which a process has one set
-    state, owner, first = Interruption(), os.getpid(), {}
+    global _active_request  # noqa: PLW0603 - as the handlers, of which a process has one set
+    state, owner, first = StopRequest(), os.getpid(), {}
     if threading.current_thread() is not threading.main_thread():
         yield state
         return
-    found = {number: signal.getsignal(number) for number in SIGNALS}
+    found = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     before = {
         number: handler
         for number, handler in found.items()
@@ -95,18 +97,18 @@ def interruptible() -> Iterator[Interruption]:
                 os._exit(128 + number)
             return
         now = time.monotonic()
-        if now - first.setdefault(number, now) > GRACE:
+        if now - first.setdefault(number, now) > REPEAT_SECONDS:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
             signal.raise_signal(number)
             return
-        state.note(number)
+        state.record_signal(number)
 
-    outer, _current = _current, state
+    outer, _active_request = _active_request, state
     for number in before:
         signal.signal(number, note)
     try:
         yield state
     finally:
-        _current = outer
+        _active_request = outer
         for number, handler in before.items():
             signal.signal(number, handler)

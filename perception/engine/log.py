@@ -17,12 +17,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from perception.checkpoint import write_atomically
-from perception.engine.console_lines import evaluation_line, short, training_line
-from perception.files.event_lines import read_lines
-from perception.files.safe_names import printable
+from perception.engine.console_lines import format_evaluation_line, format_number, format_training_line
+from perception.files.event_lines import read_event_lines
+from perception.files.safe_names import escape_unprintable
 
 FILE, DAMAGED = "metrics.jsonl", "metrics.damaged.jsonl"
-COLUMNS = 100
+DEFAULT_WIDTH = 100
 """Of a line on a stderr that is no terminal."""
 
 
@@ -35,17 +35,17 @@ def progress_bar(text: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda done: bar.update(task, completed=done)
 
 
-class _Lasting(Console):
+class _PipeSafeConsole(Console):
     """A console whose reader may go away: a training does not end with the terminal or pipe that shows it."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
 
 
-class Log:
+class TrainLog:
     """Events of one run, one JSON object a line, flushed at once.
 
-    Every event has "step" (optimiser steps done), "time" (seconds of training so far) and "kind" ("train",
+    Every event has "step" (optimizer steps done), "time" (seconds of training so far) and "kind" ("train",
     "evaluation", "quick_evaluation", "skipped"). NaN is written as null. Opening at ``step`` drops the lines after it:
     the file of a resumed run equals that of an uninterrupted one, but for times. Where ``active`` is false (ranks other
     than 0) nothing happens. Without a terminal, lines are printed instead of a bar.
@@ -54,25 +54,32 @@ class Log:
     """
 
     def __init__(
-        self, run: Path, step: int, steps: int, *, active: bool = True, seconds: float = 0.0, tensorboard: bool = True
+        self,
+        run_folder: Path,
+        step: int,
+        total_steps: int,
+        *,
+        active: bool = True,
+        seconds: float = 0.0,
+        tensorboard: bool = True,
     ) -> None:
-        self._active, self._steps = active, steps
-        self._lap = time.monotonic()
-        self._began = self._lap - seconds
+        self._active, self._total_steps = active, total_steps
+        self._lap_started_at = time.monotonic()
+        self._started_at = self._lap_started_at - seconds
         self.failure = ""
         if not active:
             return
-        run.mkdir(parents=True, exist_ok=True)
-        found = truncate(run / FILE, step)
-        self._file = (run / FILE).open("a", encoding="utf-8")
-        self._board = None
+        run_folder.mkdir(parents=True, exist_ok=True)
+        found = truncate_log(run_folder / FILE, step)
+        self._file = (run_folder / FILE).open("a", encoding="utf-8")
+        self._tensorboard = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
-            self._hook, threading.excepthook = threading.excepthook, self._note_thread
-        self._console = _Lasting(stderr=True)
-        self._bar = Progress(
+            self._tensorboard = SummaryWriter(str(run_folder / "tensorboard"), purge_step=step + 1 if step else None)
+            self._previous_excepthook, threading.excepthook = threading.excepthook, self._handle_thread_error
+        self._console = _PipeSafeConsole(stderr=True)
+        self._progress_bar = Progress(
             TextColumn("train"),
             BarColumn(),
             MofNCompleteColumn(),
@@ -83,98 +90,100 @@ class Log:
             console=self._console,
             disable=not self._console.is_terminal,
         )
-        self._bar.start()
-        self._task = self._bar.add_task("train", total=steps, completed=step, text="")
-        self._first, self._opened = step, time.monotonic()
+        self._progress_bar.start()
+        self._progress_task = self._progress_bar.add_task("train", total=total_steps, completed=step, text="")
+        self._first_step, self._opened_at = step, time.monotonic()
         if found:
-            self.say(f"Warning: {found}")
+            self.print_message(f"Warning: {found}")
 
     @property
     def seconds(self) -> float:
         """Training time so far, the time before a resume included."""
-        return time.monotonic() - self._began
+        return time.monotonic() - self._started_at
 
-    def lap(self) -> float:
+    def restart_lap(self) -> float:
         """Seconds since the last call, or since the log was opened."""
-        before, self._lap = self._lap, time.monotonic()
-        return self._lap - before
+        before, self._lap_started_at = self._lap_started_at, time.monotonic()
+        return self._lap_started_at - before
 
-    def event(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
+    def write_event(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
         """Write one event, its numbers to TensorBoard too; an evaluation, or without a bar any, is a line on stderr."""
         if not self._active:
             return
         record = {"step": step, "time": round(self.seconds, 3), "kind": kind, **values}
         numbers = {key: value for key, value in values.items() if isinstance(value, (int, float))}
-        at, columns = f"{step}/{self._steps}", self._console.width if self._console.is_terminal else COLUMNS
-        with self.writing():
-            self._file.write(json.dumps({key: plain(value) for key, value in record.items()}, allow_nan=False) + "\n")
+        at, columns = f"{step}/{self._total_steps}", self._console.width if self._console.is_terminal else DEFAULT_WIDTH
+        with self.record_failure():
+            self._file.write(
+                json.dumps({key: to_json_value(value) for key, value in record.items()}, allow_nan=False) + "\n"
+            )
             self._file.flush()
-            if self._board is not None:
+            if self._tensorboard is not None:
                 for key, value in numbers.items():
-                    self._board.add_scalar(key if kind == "train" else f"{kind}/{key}", value, step)
+                    self._tensorboard.add_scalar(key if kind == "train" else f"{kind}/{key}", value, step)
         if kind in ("evaluation", "quick_evaluation"):
-            self.say(evaluation_line(at, kind, numbers, columns))
-        elif kind == "train" and self._bar.disable:
-            self.say(training_line(at, numbers, self._remaining(step), columns))
+            self.print_message(format_evaluation_line(at, kind, numbers, columns))
+        elif kind == "train" and self._progress_bar.disable:
+            self.print_message(format_training_line(at, numbers, self._estimate_remaining(step), columns))
 
-    def advance(self, step: int, loss: float) -> None:
+    def update_progress(self, step: int, loss: float) -> None:
         """Move the bar."""
         if self._active:
-            self._bar.update(self._task, completed=step, text=f"loss {short(loss)}")
+            self._progress_bar.update(self._progress_task, completed=step, text=f"loss {format_number(loss)}")
 
-    def say(self, text: str) -> None:
+    def print_message(self, text: str) -> None:
         """A sentence on stderr, above the bar; a terminal gets it broken between words."""
         if self._active:
-            lines, whole = "\n".join(map(printable, text.split("\n"))), not self._console.is_terminal
+            lines, whole = "\n".join(map(escape_unprintable, text.split("\n"))), not self._console.is_terminal
             self._console.print(lines, markup=False, highlight=False, soft_wrap=whole)
 
-    def sync(self) -> None:
+    def sync_to_disk(self) -> None:
         """Everything logged so far is on the disk: a checkpoint must not be newer than its log."""
         if self._active:
-            with self.writing():
+            with self.record_failure():
                 os.fsync(self._file.fileno())
-                if self._board is not None:
-                    self._board.flush()
+                if self._tensorboard is not None:
+                    self._tensorboard.flush()
 
     @contextmanager
-    def writing(self) -> Iterator[None]:
+    def record_failure(self) -> Iterator[None]:
         """Notes the first failure of what is written in it."""
         try:
             yield
         except OSError as error:
             self.failure = self.failure or str(error)
 
-    def _note_thread(self, args: threading.ExceptHookArgs) -> None:
+    def _handle_thread_error(self, args: threading.ExceptHookArgs) -> None:
         """A failure of TensorBoard's thread is no traceback on the terminal: the next event fails by it."""
         if type(args.thread).__module__.partition(".")[0] != "tensorboard" or not isinstance(args.exc_value, OSError):
-            self._hook(args)
+            self._previous_excepthook(args)
 
-    def _remaining(self, step: int) -> float | None:
-        done = step - self._first
-        return (time.monotonic() - self._opened) / done * (self._steps - step) if done > 0 else None
+    def _estimate_remaining(self, step: int) -> float | None:
+        done = step - self._first_step
+        return (time.monotonic() - self._opened_at) / done * (self._total_steps - step) if done > 0 else None
 
-    def __enter__(self) -> Log:
+    def __enter__(self) -> TrainLog:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._active:
-            self._bar.stop()
-            with self.writing():
+            self._progress_bar.stop()
+            with self.record_failure():
                 self._file.close()
-            with self.writing():
-                if self._board is not None:
-                    threading.excepthook = self._hook
-                    self._board.close()
+            with self.record_failure():
+                if self._tensorboard is not None:
+                    threading.excepthook = self._previous_excepthook
+                    self._tensorboard.close()
 
 
-def truncate(path: Path, step: int) -> str:
+def truncate_log(path: Path, step: int) -> str:
     """Drop the events after ``step``, and a last line that a crash cut off; lines that are no event go to another file.
 
     Returns a sentence about these, "" where there are none.
     """
     if not path.is_file():
         return ""
-    events, damaged = read_lines(path)
+    events, damaged = read_event_lines(path)
     if damaged:
         with path.with_name(DAMAGED).open("ab") as aside:
             aside.write(b"".join(line + b"\n" for line in damaged.values()))
@@ -183,7 +192,7 @@ def truncate(path: Path, step: int) -> str:
     return f"{path}: line {numbers} is damaged and was moved to {DAMAGED}; the others stay." if damaged else ""
 
 
-def plain(value: Any) -> Any:
+def to_json_value(value: Any) -> Any:
     """A value as JSON can hold it: a number that is not finite becomes null."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
@@ -191,5 +200,5 @@ def plain(value: Any) -> Any:
 def write_metrics(path: Path, values: Mapping[str, Any]) -> None:
     """Write a flat metrics.json."""
     write_atomically(
-        path, json.dumps({key: plain(value) for key, value in values.items()}, indent=2, allow_nan=False) + "\n"
+        path, json.dumps({key: to_json_value(value) for key, value in values.items()}, indent=2, allow_nan=False) + "\n"
     )

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 
 from perception.engine.depthwise import FastDepthwise
-from perception.ops.denormals import flushed_denormals
+from perception.ops.denormals import flush_denormals
 from perception.types import Batch, PerceptionError
 
 Precision: TypeAlias = Literal["auto", "float32", "bfloat16"]
@@ -34,7 +34,7 @@ def autocast(precision: Precision, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def reproducible(device: torch.device, threads: int | None) -> Iterator[None]:
+def deterministic_mode(device: torch.device, threads: int | None) -> Iterator[None]:
     """Computing that gives the same bits every time, on the CPU, for a given number of threads.
 
     Sums are split over the threads, so another number of threads gives other last bits. Denormal numbers are flushed to
@@ -48,7 +48,7 @@ def reproducible(device: torch.device, threads: int | None) -> Iterator[None]:
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
-        with flushed_denormals():
+        with flush_denormals():
             yield
     finally:
         torch.set_num_threads(before[0])
@@ -56,16 +56,18 @@ def reproducible(device: torch.device, threads: int | None) -> Iterator[None]:
         torch.utils.deterministic.fill_uninitialized_memory = filling  # type: ignore[attr-defined]
 
 
-def move(batch: Batch, device: torch.device) -> Batch:
+def move_to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch with its tensors on ``device``; numpy arrays (targets of an evaluation) stay."""
     images = batch.images.to(device, non_blocking=True)
     if device.type == "cpu":
         return dataclasses.replace(batch, images=images)
-    annotations = {name: [_moved(item, device) for item in items] for name, items in batch.annotations.items()}
+    annotations = {
+        name: [_move_annotation(item, device) for item in items] for name, items in batch.annotations.items()
+    }
     return dataclasses.replace(batch, images=images, annotations=annotations)
 
 
-def _moved(annotation: Any, device: torch.device) -> Any:
+def _move_annotation(annotation: Any, device: torch.device) -> Any:
     if annotation is None:
         return None
     fields = {field.name: getattr(annotation, field.name) for field in dataclasses.fields(annotation)}
@@ -76,7 +78,7 @@ def _moved(annotation: Any, device: torch.device) -> Any:
 
 
 @contextmanager
-def explain_out_of_memory(batch_size: int, images: tuple[int, ...] | None = None) -> Iterator[None]:
+def explain_out_of_memory(batch_size: int, image_shape: tuple[int, ...] | None = None) -> Iterator[None]:
     """Turn running out of memory into a PerceptionError that says what to make smaller."""
     try:
         yield
@@ -85,7 +87,7 @@ def explain_out_of_memory(batch_size: int, images: tuple[int, ...] | None = None
         memory = isinstance(error, (torch.OutOfMemoryError, MemoryError))
         if not memory and "not enough memory" not in text and "can't allocate memory" not in text:
             raise
-        size = f" for images of {tuple(images)}" if images else ""
+        size = f" for images of {tuple(image_shape)}" if image_shape else ""
         reason = text.splitlines()[0] if text else type(error).__name__
         half = max(1, batch_size // 2)
         raise PerceptionError(

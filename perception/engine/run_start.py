@@ -14,18 +14,18 @@ from pathlib import Path
 
 from perception import __version__, checkpoint
 from perception.engine import distributed
-from perception.engine.step import Training
+from perception.engine.step import TrainState
 from perception.types import CheckpointError
 
 LOCK = "training.lock"
 _TOKEN = ".shared-by-all-ranks"
-_PATIENCE = 15.0
+_VISIBILITY_TIMEOUT = 15.0
 """Seconds in which a file must become visible on other machines: network file systems remember for a while what was
 not there."""
 
 
 @contextmanager
-def alone(run: Path, resume: bool) -> Iterator[None]:
+def lock_run_folder(run_folder: Path, resume: bool) -> Iterator[None]:
     """Make the run folder, or find it for a resume, and hold it: no other training writes there meanwhile.
 
     Every rank calls this.
@@ -34,22 +34,22 @@ def alone(run: Path, resume: bool) -> Iterator[None]:
     Raises CheckpointError where another process holds it, where the folder cannot be written, or where a rank does not
     see it.
     """
-    held = distributed.on_main(lambda: _lock(run, resume))
+    held = distributed.run_on_main(lambda: _acquire_lock(run_folder, resume))
     try:
-        _require_shared(run)
+        _require_shared_folder(run_folder)
         yield
     finally:
         if held is not None:
             os.close(held)
 
 
-def _lock(run: Path, resume: bool) -> int:
+def _acquire_lock(run_folder: Path, resume: bool) -> int:
     """The descriptor of the lock."""
-    if resume and not run.is_dir():
-        raise CheckpointError(f"{run} holds no checkpoint to go on from: it is no folder.")
-    path = run / LOCK
-    with writing(run):
-        run.mkdir(parents=True, exist_ok=True)
+    if resume and not run_folder.is_dir():
+        raise CheckpointError(f"{run_folder} holds no checkpoint to go on from: it is no folder.")
+    path = run_folder / LOCK
+    with explain_write_errors(run_folder):
+        run_folder.mkdir(parents=True, exist_ok=True)
         held = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         fcntl.lockf(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -57,51 +57,53 @@ def _lock(run: Path, resume: bool) -> int:
         holder = os.read(held, 200).decode("utf-8", "replace").strip() or "another process"
         os.close(held)
         raise CheckpointError(
-            f"{run} is being trained by {holder}, which holds {path}. Wait until it ends, stop it, or give another "
+            f"{run_folder} is being trained by {holder}, which holds {path}. "
+            "Wait until it ends, stop it, or give another "
             "folder."
         ) from None
     except OSError:
         pass  # a file system without locks
     try:
-        with writing(run):
+        with explain_write_errors(run_folder):
             os.truncate(held, 0)
             os.write(held, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-            checkpoint.tidy(run)
-        if resume and not checkpoint.has_checkpoints(run):
-            raise CheckpointError(f"{run} holds no checkpoint to go on from. Begin it again, without --resume.")
+            checkpoint.clean_up(run_folder)
+        if resume and not checkpoint.has_checkpoints(run_folder):
+            raise CheckpointError(f"{run_folder} holds no checkpoint to go on from. Begin it again, without --resume.")
     except CheckpointError:
         os.close(held)
         raise
     return held
 
 
-def _require_shared(run: Path) -> None:
+def _require_shared_folder(run_folder: Path) -> None:
     """Raise CheckpointError where a rank does not see what rank 0 writes to the run folder."""
-    if distributed.world() == 1:
+    if distributed.world_size() == 1:
         return
-    path, token = run / _TOKEN, secrets.token_hex(8)
+    path, token = run_folder / _TOKEN, secrets.token_hex(8)
 
     def put() -> None:
-        with writing(run):
+        with explain_write_errors(run_folder):
             checkpoint.write_atomically(path, token)
 
-    distributed.on_main(put)
-    token = distributed.from_main(token)
-    places = distributed.everywhere((socket.gethostname(), _sees(path, token)))
-    if distributed.is_main():
+    distributed.run_on_main(put)
+    token = distributed.broadcast(token)
+    places = distributed.all_gather((socket.gethostname(), _has_token(path, token)))
+    if distributed.is_main_process():
         with suppress(OSError):
             path.unlink(missing_ok=True)
     blind = sorted({host for host, sees in places if not sees})
     if blind:
         raise CheckpointError(
-            f"{', '.join(blind)} does not see the run folder {run.absolute()} of {places[0][0]}. Checkpoints are "
+            f"{', '.join(blind)} does not see the run folder {run_folder.absolute()} "
+            f"of {places[0][0]}. Checkpoints are "
             "written there and read by every rank: give a folder on a file system that all machines share."
         )
 
 
-def _sees(path: Path, token: str) -> bool:
+def _has_token(path: Path, token: str) -> bool:
     """Whether a file holds the token, or comes to do so soon."""
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + _VISIBILITY_TIMEOUT
     while True:
         with suppress(OSError):
             os.listdir(path.parent)  # noqa: PTH208 - has a network file system look again
@@ -113,63 +115,67 @@ def _sees(path: Path, token: str) -> bool:
 
 
 @contextmanager
-def writing(run: Path) -> Iterator[None]:
+def explain_write_errors(run_folder: Path) -> Iterator[None]:
     """Where writing a run's files fails, a CheckpointError says so."""
     try:
         yield
     except OSError as error:
         raise CheckpointError(
-            f"Could not write to the run folder {run}: {error}. Free some space or make the folder writable, or give "
+            f"Could not write to the run folder {run_folder}: {error}. Free some "
+            "space or make the folder writable, or give "
             "another one."
         ) from error
 
 
-def begin(training: Training, run: Path, recipe: str, resume: bool, force: bool) -> None:
+def start_or_resume(train_state: TrainState, run_folder: Path, recipe_text: str, resume: bool, force: bool) -> None:
     """A fresh run folder, or the state of the newest sound checkpoint."""
     if not resume:
-        if checkpoint.has_checkpoints(run):
+        if checkpoint.has_checkpoints(run_folder):
             raise CheckpointError(
-                f"{run} already holds checkpoints. Go on with --resume {run}, or give another folder."
+                f"{run_folder} already holds checkpoints. Go on with --resume {run_folder}, or give another folder."
             )
         distributed.barrier()
-        if distributed.is_main():
-            with writing(run):
-                checkpoint.write_atomically(run / checkpoint.RECIPE, recipe)
+        if distributed.is_main_process():
+            with explain_write_errors(run_folder):
+                checkpoint.write_atomically(run_folder / checkpoint.RECIPE, recipe_text)
         return
-    found = checkpoint.load(run, "last")
+    found = checkpoint.load(run_folder, "last")
     if not force:
-        checkpoint.require_same_recipe(found, recipe)
+        checkpoint.require_same_recipe(found, recipe_text)
     state = checkpoint.load_train_state(found.path)
     if not force:
-        _require_same_data(found, state.get("data"), training.data)
-    checkpoint.fit(training.ema.module, found)
+        _require_same_data(found, state.get("data_fingerprints"), train_state.data_fingerprints)
+    checkpoint.load_into_model(train_state.ema.module, found)
     try:
-        training.load_state_dict(state)
+        train_state.load_state_dict(state)
     except Exception as error:  # whatever the file holds in the place of numbers and tensors
         raise CheckpointError(
-            f"{found.path / checkpoint.STATE} does not fit this network, balancer and optimiser: "
+            f"{found.path / checkpoint.STATE} does not fit this network, balancer and optimizer: "
             f"{type(error).__name__}: {error} Use the recipe of the run, or remove this checkpoint to go on from the "
             "one before."
         ) from error
-    if training.step != found.step:
+    if train_state.step != found.step:
         raise CheckpointError(
-            f"{found.path / checkpoint.STATE} is of step {training.step}, but {checkpoint.MANIFEST} says {found.step}. "
+            f"{found.path / checkpoint.STATE} is of step {train_state.step}, "
+            f"but {checkpoint.MANIFEST} says {found.step}. "
             "Remove this checkpoint to go on from the one before."
         )
     distributed.barrier()
-    if distributed.is_main():
-        with writing(run):
-            checkpoint.tidy(run, found.step)
-            checkpoint.write_atomically(run / checkpoint.RECIPE, recipe)
+    if distributed.is_main_process():
+        with explain_write_errors(run_folder):
+            checkpoint.clean_up(run_folder, found.step)
+            checkpoint.write_atomically(run_folder / checkpoint.RECIPE, recipe_text)
 
 
-def _require_same_data(found: checkpoint.Checkpoint, before: object, now: Mapping[str, Mapping[str, str]]) -> None:
+def _require_same_data(
+    loaded: checkpoint.Checkpoint, saved_data: object, current_data: Mapping[str, Mapping[str, str]]
+) -> None:
     """Raise CheckpointError naming the sources, and what of them is not as the run was trained on it; warn of what
     cannot be compared, for another version reads labels its own way."""
-    comparable = None if found.version == __version__ else ("pictures",)
+    comparable = None if loaded.version == __version__ else ("images",)
     changes, unknown = [], set[str]()
-    for name, parts in now.items():
-        found_before = before.get(name) if isinstance(before, dict) else None
+    for name, parts in current_data.items():
+        found_before = saved_data.get(name) if isinstance(saved_data, dict) else None
         old = found_before if isinstance(found_before, dict) else {}
         known = {part for part in comparable or parts if part in old}
         changed = [part for part in parts if part in known and old[part] != parts[part]]
@@ -178,13 +184,13 @@ def _require_same_data(found: checkpoint.Checkpoint, before: object, now: Mappin
             changes.append(f"data.{name} has other {' and '.join(changed)}")
     if changes:
         raise CheckpointError(
-            f"The data of {found.path} has changed on disk since: {'; '.join(changes)}. Restore them, or resume with "
+            f"The data of {loaded.path} has changed on disk since: {'; '.join(changes)}. Restore them, or resume with "
             "--force, or start a new run."
         )
-    if unknown and distributed.is_main():
-        by = f"by perception {found.version}" if found.version else "by another version"
+    if unknown and distributed.is_main_process():
+        by = f"by perception {loaded.version}" if loaded.version else "by another version"
         warnings.warn(
-            f"{found.path} was written {by}: whether the {', '.join(sorted(unknown))} of its data have changed since "
+            f"{loaded.path} was written {by}: whether the {', '.join(sorted(unknown))} of its data have changed since "
             "cannot be told. Go on only where they have not.",
             stacklevel=2,
         )

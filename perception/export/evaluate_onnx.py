@@ -1,4 +1,4 @@
-"""An exported file on labelled pictures: the same metrics as its run's, of what is shipped."""
+"""An exported file on labeled images: the same metrics as its run's, of what is shipped."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from torch import nn
 from perception import config, runs
 from perception.data import DataConfig, open_sources
 from perception.data.collate import collate
-from perception.data.dataset import Source
-from perception.data.loader import evaluation_batches
-from perception.data.transforms import for_evaluation
+from perception.data.dataset import DataSource
+from perception.data.loader import make_evaluation_loader
+from perception.data.transforms import prepare_for_evaluation
 from perception.engine.evaluate import Evaluation
 from perception.engine.evaluate import evaluate as measure
 from perception.engine.log import progress_bar, write_metrics
-from perception.export.onnx_model import ExportedNetwork
-from perception.files.safe_write import make_folder, writing
+from perception.export.onnx_model import OnnxModel
+from perception.files.safe_write import convert_write_errors, make_folder
 from perception.metrics.classification import ClassificationMetric
 from perception.metrics.depth import DepthMetric
 from perception.metrics.detection import DetectionMetric
 from perception.metrics.segmentation import SegmentationMetric
-from perception.report import Example, write_report
-from perception.runtime.manifest import Manifest, to_text
-from perception.runtime.predictor import Perceiver
-from perception.tasks.classification import Classification
-from perception.tasks.depth import Depth
-from perception.tasks.detection import Detection
-from perception.tasks.segmentation import Segmentation
+from perception.report import ReportExample, write_report
+from perception.runtime.manifest import Manifest, manifest_to_json
+from perception.runtime.predictor import Predictor
+from perception.tasks.classification import ClassificationTask
+from perception.tasks.depth import DepthTask
+from perception.tasks.detection import DetectionTask
+from perception.tasks.segmentation import SegmentationTask
 from perception.types import Batch, ConfigError, TaskSpec
 
 
@@ -53,42 +53,47 @@ def evaluate(
     overrides: of that YAML file, ``data.root=...`` for one
     size: (height, width) that the network sees, where the file takes any; None = that of its manifest
 
-    Label maps whose source knows only some classes are judged as the file gives them; a run is judged within those
+    Segmentation masks whose source knows only some classes are judged as the file gives them; a run is judged within
+    those
     classes. Raises PerceptionError where the file, the data or their classes do not fit.
     """
-    perceiver = Perceiver(path, tasks=list(tasks) if tasks is not None else None)
-    placed = perceiver.placed(size)
-    settings = _settings(path, data, overrides, perceiver.specs)
+    perceiver = Predictor(path, tasks=list(tasks) if tasks is not None else None)
+    placed = perceiver.letterbox_size(size)
+    settings = _load_data_config(path, data, overrides, perceiver.specs)
     sources = open_sources(settings.validation, settings.root, {k: spec.classes for k, spec in perceiver.specs.items()})
-    judged: dict[str, Any] = {name: _judged(spec) for name, spec in perceiver.specs.items()}
+    judged: dict[str, Any] = {name: _build_task(spec) for name, spec in perceiver.specs.items()}
     if placed is None:
-        count, batches = sum(map(len, sources)), _whole_pictures(sources, tuple(judged))
+        count, batches = sum(map(len, sources)), _full_size_batches(sources, tuple(judged))
         run = lambda images: perceiver.run(np.ascontiguousarray(images.transpose(0, 2, 3, 1)))  # noqa: E731
     else:
-        found = evaluation_batches(sources, tuple(judged), placed, batch_size, 0, 1, settings.workers, settings.timeout)
+        found = make_evaluation_loader(
+            sources, tuple(judged), placed, batch_size, 0, 1, settings.workers, settings.timeout
+        )
         count, batches, run = len(found), found, perceiver.run
     nowhere = nn.Parameter(torch.empty(0))
     model = SimpleNamespace(tasks=judged, specs=perceiver.specs, parameters=lambda: iter([nowhere]))
-    network: Any = ExportedNetwork(model, run)
+    network: Any = OnnxModel(model, run)
     with progress_bar("evaluate", count) as advance_to:
-        evaluation = measure(network, runs.told(batches, advance_to), keep_examples=runs.KEPT_EXAMPLES)
+        evaluation = measure(network, runs.report_progress(batches, advance_to), num_examples=runs.NUM_EXAMPLES)
     if out is not None:
         make_folder(out)
-        _report(out, path, perceiver.manifest, judged, evaluation)
+        _write_report(out, path, perceiver.manifest, judged, evaluation)
     return evaluation
 
 
-def _settings(path: Path, data: Path | None, overrides: Sequence[str], specs: Mapping[str, TaskSpec]) -> DataConfig:
+def _load_data_config(
+    path: Path, data: Path | None, overrides: Sequence[str], specs: Mapping[str, TaskSpec]
+) -> DataConfig:
     """The data section, checked against the classes of the file."""
     if data is None:
         data = path.parent / "recipe.yaml"
         if not data.is_file():
             raise ConfigError(
-                f"{path} lies in no run folder, so no recipe names labelled pictures. Give --data FILE: a recipe, or "
+                f"{path} lies in no run folder, so no recipe names labeled images. Give --data FILE: a recipe, or "
                 "its data section, with data.validation."
             )
     mapping = config.load_yaml(data)
-    mapping = config.override(mapping if "data" in mapping else {"data": mapping}, overrides)
+    mapping = config.apply_overrides(mapping if "data" in mapping else {"data": mapping}, overrides)
     section = mapping["data"]
     if not isinstance(section, dict) or not section.get("validation"):
         raise ConfigError(f"{data} names no validation source. Give data.validation: a list of sources as in a recipe.")
@@ -102,50 +107,60 @@ def _settings(path: Path, data: Path | None, overrides: Sequence[str], specs: Ma
                 f"{', '.join(spec.classes)}. Give data of the same classes, or leave --tasks {name} out."
             )
     kept = {key: value for key, value in section.items() if key not in ("train", "size")}
-    return config.build(DataConfig, kept, where=str(data), path="data")
+    return config.validate_config(DataConfig, kept, where=str(data), path="data")
 
 
-def _whole_pictures(sources: Sequence[Source], tasks: Sequence[str]) -> Iterator[Batch]:
-    """Every picture alone, as it is: the graph letterboxes."""
+def _full_size_batches(sources: Sequence[DataSource], tasks: Sequence[str]) -> Iterator[Batch]:
+    """Every image alone, as it is: the graph letterboxes."""
     for source in sources:
         for index in range(len(source)):
-            sample = source.sample(index)
-            yield collate([for_evaluation(sample, (sample.image.shape[0], sample.image.shape[1]))], tasks)
+            sample = source.load_sample(index)
+            yield collate([prepare_for_evaluation(sample, (sample.image.shape[0], sample.image.shape[1]))], tasks)
 
 
-def _judged(spec: TaskSpec) -> Any:
+def _build_task(spec: TaskSpec) -> Any:
     """What the evaluation asks of a task, by its spec alone."""
-    if spec.shape == "instances":
-        kind, metric = Detection, partial(DetectionMetric, spec.classes, spec.threshold)
-    elif spec.shape == "label":
-        kind, metric = Classification, partial(ClassificationMetric, spec.classes, spec.multi_label)
+    if spec.annotation_type == "instances":
+        kind, metric = DetectionTask, partial(DetectionMetric, spec.classes, spec.score_threshold)
+    elif spec.annotation_type == "label":
+        kind, metric = ClassificationTask, partial(ClassificationMetric, spec.classes, spec.multi_label)
     elif spec.classes:
-        kind, metric = Segmentation, partial(SegmentationMetric, spec.classes)
+        kind, metric = SegmentationTask, partial(SegmentationMetric, spec.classes)
     elif spec.limits is not None and spec.limits[0] > 0:
-        kind, metric = Depth, partial(DepthMetric, spec.limits)
+        kind, metric = DepthTask, partial(DepthMetric, spec.limits)
     else:
         raise ConfigError(f"{spec.name} has limits {spec.limits}. It can be run, but there is no metric for it.")
-    score = "map" if spec.multi_label else kind.score
-    return SimpleNamespace(spec=spec, metric=metric, score=score, score_sign=kind.score_sign, auxiliary=False)
+    score = "map" if spec.multi_label else kind.main_metric
+    return SimpleNamespace(
+        spec=spec,
+        create_metric=metric,
+        main_metric=score,
+        main_metric_sign=kind.main_metric_sign,
+        is_auxiliary=False,
+    )
 
 
-def _report(out: Path, path: Path, manifest: Manifest, judged: Mapping[str, Any], evaluation: Evaluation) -> None:
-    with writing(out / "metrics.json"):
+def _write_report(out: Path, path: Path, manifest: Manifest, tasks: Mapping[str, Any], evaluation: Evaluation) -> None:
+    with convert_write_errors(out / "metrics.json"):
         write_metrics(out / "metrics.json", {"score": evaluation.score, **evaluation.metrics})
     shelves = [(name, shelf) for name, group in evaluation.examples.items() for shelf in group.values()]
     write_report(
         out / "report.html",
         title=path.name,
-        specs={name: task.spec for name, task in judged.items()},
+        specs={name: task.spec for name, task in tasks.items()},
         metrics=evaluation.metrics,
         tables=evaluation.tables,
         events=[],
         examples=[
-            Example(one.id, name, one.quality, one.image, one.prediction, one.target)
+            ReportExample(one.id, name, one.quality, one.image, one.prediction, one.target)
             for name, shelf in shelves
             for one in shelf
         ],
-        recipe=to_text(manifest, indent=1),
-        facts={"pictures evaluated": str(evaluation.pictures), "precision": manifest.precision, **runs.machine_facts()},
-        protocols={name: task.metric().protocol for name, task in judged.items()},
+        recipe=manifest_to_json(manifest, indent=1),
+        metadata={
+            "images evaluated": str(evaluation.num_images),
+            "precision": manifest.precision,
+            **runs.describe_environment(),
+        },
+        protocols={name: task.create_metric().protocol for name, task in tasks.items()},
     )

@@ -1,4 +1,4 @@
-"""One network, one ONNX file: normalisation, argmax and NMS inside; kept only if it proves equal to torch."""
+"""One network, one ONNX file: normalization, argmax and NMS inside; kept only if it proves equal to torch."""
 
 from __future__ import annotations
 
@@ -23,13 +23,21 @@ from torch import nn
 
 from perception.export import embedded_preprocessing, parity, tensorrt
 from perception.export import graph as passes
-from perception.export.precision_gate import Reduction
-from perception.export.reduction import reduce_precision
-from perception.export.trace import MULTIPLE, OPSET, translate
-from perception.export.verify import deviation, iou_thresholds, verify
-from perception.runtime.manifest import RESIZE, RESIZE_INSIDE, InputRules, Manifest, OutputRules, embed, to_text
-from perception.runtime.manifest import Preprocess as Preprocess
-from perception.runtime.predictor import Perceiver, choose
+from perception.export.precision_gate import PrecisionSettings
+from perception.export.reduce_precision import reduce_precision
+from perception.export.trace import OPSET, SIZE_DIVISOR, trace_to_onnx
+from perception.export.verify import iou_thresholds, measure_deviation, verify_parity
+from perception.runtime.manifest import (
+    EMBEDDED_RESIZE_RULE,
+    RESIZE_RULE,
+    InputSpec,
+    Manifest,
+    OutputSpec,
+    embed_manifest,
+    manifest_to_json,
+)
+from perception.runtime.manifest import PreprocessPlacement as Preprocess
+from perception.runtime.predictor import Predictor, select_specs
 from perception.types import PerceptionError, TaskSpec
 
 Target: TypeAlias = Literal["onnxruntime", "tensorrt"]
@@ -40,30 +48,32 @@ Target: TypeAlias = Literal["onnxruntime", "tensorrt"]
 class ExportReport:
     """What `export` wrote. parity: output -> largest difference between torch and this file in ONNX Runtime.
 
-    table: of a reduced precision, what it does to each task and to the speed; lines of text
-    obstacles: what TensorRT would refuse of the file
+    precision_lines: of a reduced precision, what it does to each task and to the speed; lines of text
+    tensorrt_problems: what TensorRT would refuse of the file
     """
 
     path: Path
     manifest: Manifest
     parity: dict[str, float]
-    batches: int
-    bytes: int
+    num_batches: int
+    size_bytes: int
     seconds: float
-    table: tuple[str, ...] = ()
-    obstacles: tuple[str, ...] = ()
+    precision_lines: tuple[str, ...] = ()
+    tensorrt_problems: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         differences = ", ".join(f"{name} {value:.1e}" for name, value in self.parity.items() if ".raw." not in name)
         precision = self.manifest.precision
         said = (
-            f"Torch and ONNX Runtime agree on {self.batches} batches; largest differences"
+            f"Torch and ONNX Runtime agree on {self.num_batches} batches; largest differences"
             if precision == "fp32"
-            else f"On {self.batches} batches of pictures this {precision} file differs from torch, at the most, by"
+            else f"On {self.num_batches} batches of images this {precision} file differs from torch, at the most, by"
         )
-        text = f"{self.path}: {self.bytes / 1e6:.1f} MB in {self.seconds:.0f} s. {said}: {differences}"
-        warning = [f"TensorRT would refuse this file: {'; '.join(self.obstacles)}."] if self.obstacles else []
-        return "\n".join([*self.table, text, *warning])
+        text = f"{self.path}: {self.size_bytes / 1e6:.1f} MB in {self.seconds:.0f} s. {said}: {differences}"
+        warning = (
+            [f"TensorRT would refuse this file: {'; '.join(self.tensorrt_problems)}."] if self.tensorrt_problems else []
+        )
+        return "\n".join([*self.precision_lines, text, *warning])
 
 
 def export(
@@ -73,22 +83,23 @@ def export(
     size: tuple[int, int],
     tasks: Sequence[str] | None = None,
     dynamic: bool = True,
-    preprocess: Preprocess = "outside",
-    reduction: Reduction | None = None,
-    sizes: Sequence[tuple[int, int]] = parity.SIZES,
-    batches: Sequence[int] = parity.BATCHES,
-    images: Sequence[NDArray[np.uint8]] = (),
+    preprocess: Preprocess = "external",
+    reduction: PrecisionSettings | None = None,
+    parity_sizes: Sequence[tuple[int, int]] = parity.PARITY_SIZES,
+    parity_batch_sizes: Sequence[int] = parity.PARITY_BATCH_SIZES,
+    parity_images: Sequence[NDArray[np.uint8]] = (),
     opset: int = OPSET,
     target: Target = "onnxruntime",
 ) -> ExportReport:
-    """Write ``model`` (a `perception.model.Perception`) as one ONNX file whose graph is ``model.predict``.
+    """Write ``model`` (a `perception.model.MultiTaskModel`) as one ONNX file whose graph is ``model.predict``.
 
     size:    (height, width) that the network sees, that of training; multiples of 32
     tasks:   the only tasks in the file; None = all
     dynamic: the file takes any height and width that are multiples of 32, and ``size`` is a recommendation
-    preprocess: "inside": the graph letterboxes pictures of any size to ``size`` itself, and answers in their pixels
+    preprocess: "embedded": the graph letterboxes images of any size to ``size`` itself, and answers in their pixels
     reduction: arithmetic of less precision than float32, and how it is judged (`perception.export.precision_gate`)
-    sizes, batches, images: what parity is checked with: every size (where dynamic) and count, noise and pictures
+    parity_sizes, parity_batch_sizes, parity_images: what parity is checked with: every size (where dynamic) and count,
+    noise and images
     opset:   version of the ONNX operator set
     target:  "tensorrt": refuse to write what its parser would refuse (`perception.export.tensorrt`); otherwise the
         report tells it
@@ -99,51 +110,60 @@ def export(
     leaves both files as they were. What the manifest calls the parity of a file of less precision is that file's own.
     """
     start, out = time.perf_counter(), Path(out)
-    fixed = not dynamic or preprocess == "inside"
-    _check_size(size)
-    specs = choose(model.specs, tasks)
+    fixed = not dynamic or preprocess == "embedded"
+    _check_input_size(size)
+    specs = select_specs(model.specs, tasks)
     network = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
-    digest = weights_digest(network)
-    network.keep(list(specs))
-    core = translate(network, specs, size if fixed else None, opset)
-    found, count = verify(network, core, specs, parity.batches([size] if fixed else sizes, batches, images))
+    digest = hash_weights(network)
+    network.keep_tasks(list(specs))
+    core = trace_to_onnx(network, specs, size if fixed else None, opset)
+    found, count = verify_parity(
+        network,
+        core,
+        specs,
+        parity.generate_batches([size] if fixed else parity_sizes, parity_batch_sizes, parity_images),
+    )
     outcome = reduce_precision(reduction, network, core, specs) if reduction else None
     if outcome:
         core = outcome.model
-        shown = [batch for batch in parity.batches([size], batches, images) if batch[0].startswith("pictures")]
-        found, count = deviation(network, core, specs, shown)
+        shown = [
+            batch
+            for batch in parity.generate_batches([size], parity_batch_sizes, parity_images)
+            if batch[0].startswith("images")
+        ]
+        found, count = measure_deviation(network, core, specs, shown)
     whole = core
-    if preprocess == "inside":
-        whole = embedded_preprocessing.wrap(core, specs, size)
-        found |= embedded_preprocessing.verify(whole, core, specs, iou_thresholds(network), images)
+    if preprocess == "embedded":
+        whole = embedded_preprocessing.embed_letterbox(core, specs, size)
+        found |= embedded_preprocessing.verify_embedding(whole, core, specs, iou_thresholds(network), parity_images)
     names = [f"{name}.{output}" for name, spec in specs.items() for output in spec.outputs]
     published = passes.keep_outputs(whole, names)
-    obstacles = tensorrt.problems(published)
+    obstacles = tensorrt.find_problems(published)
     if target == "tensorrt" and obstacles:
         raise PerceptionError(f"TensorRT would refuse this file: {'; '.join(obstacles)}. Nothing is written.")
     manifest = Manifest(
         specs,
-        _rules(network, size, preprocess, not fixed),
-        {entry.name: _output_rules(entry, specs, preprocess) for entry in published.graph.output},
+        _describe_input(network, size, preprocess, not fixed),
+        {entry.name: _describe_output(entry, specs, preprocess) for entry in published.graph.output},
         opset=opset,
-        weights=digest,
+        weights_sha256=digest,
         parity=found,
-        made_with={library.__name__: library.__version__ for library in (torch, onnx, onnxruntime)},
-        **(outcome.facts if outcome else {}),
+        library_versions={library.__name__: library.__version__ for library in (torch, onnx, onnxruntime)},
+        **(outcome.manifest_fields if outcome else {}),
     )
-    finished = write(out, published, manifest)
-    table, seconds = outcome.table if outcome else (), time.perf_counter() - start
+    finished = write_onnx(out, published, manifest)
+    table, seconds = outcome.lines if outcome else (), time.perf_counter() - start
     return ExportReport(out, finished, found, count, out.stat().st_size, seconds, table, tuple(obstacles))
 
 
-def _check_size(size: tuple[int, int]) -> None:
-    if len(size) != 2 or any(side <= 0 or side % MULTIPLE for side in size):
-        fits = "x".join(str(max(1, round(side / MULTIPLE)) * MULTIPLE) for side in size)
+def _check_input_size(size: tuple[int, int]) -> None:
+    if len(size) != 2 or any(side <= 0 or side % SIZE_DIVISOR for side in size):
+        fits = "x".join(str(max(1, round(side / SIZE_DIVISOR)) * SIZE_DIVISOR) for side in size)
         found = "x".join(map(str, size))
-        raise PerceptionError(f"Wrong input size {found}. Expected multiples of {MULTIPLE}. Use {fits}.")
+        raise PerceptionError(f"Wrong input size {found}. Expected multiples of {SIZE_DIVISOR}. Use {fits}.")
 
 
-def write(out: Path, model: ModelProto, manifest: Manifest) -> Manifest:
+def write_onnx(out: Path, model: ModelProto, manifest: Manifest) -> Manifest:
     """Put ``model`` with ``manifest`` at ``out``, and the manifest as JSON beside it, once a runtime has opened it.
 
     Returns the manifest as the file has it. Raises PerceptionError where nothing can be written there.
@@ -151,29 +171,29 @@ def write(out: Path, model: ModelProto, manifest: Manifest) -> Manifest:
     beside = out.with_suffix(".json")
     model.producer_name, _, model.producer_version = manifest.producer.partition(" ")
     try:
-        return _write(out, beside, model, manifest)
+        return _write_files(out, beside, model, manifest)
     except OSError as error:
         raise PerceptionError(f"{out} cannot be written: {error}. What was there stays as it was.") from error
 
 
-def _write(out: Path, beside: Path, model: ModelProto, manifest: Manifest) -> Manifest:
+def _write_files(out: Path, json_path: Path, model: ModelProto, manifest: Manifest) -> Manifest:
     out.parent.mkdir(parents=True, exist_ok=True)
-    with _temporary(out) as path, _temporary(beside) as text:
-        path.write_bytes(embed(model.SerializeToString(), manifest))
-        finished = Perceiver(path, threads=1).manifest
-        text.write_text(to_text(finished, indent=1) + "\n", "utf-8")
+    with _temporary_file(out) as path, _temporary_file(json_path) as text:
+        path.write_bytes(embed_manifest(model.SerializeToString(), manifest))
+        finished = Predictor(path, threads=1).manifest
+        text.write_text(manifest_to_json(finished, indent=1) + "\n", "utf-8")
         for file in (path, text):
             file.chmod(0o644)
             with file.open("rb+") as stream:
                 os.fsync(stream.fileno())
         path.replace(out)
-        text.replace(beside)
+        text.replace(json_path)
     return finished
 
 
-def _output_rules(entry: Any, specs: Mapping[str, TaskSpec], preprocess: Preprocess) -> OutputRules:
+def _describe_output(entry: Any, specs: Mapping[str, TaskSpec], preprocess: Preprocess) -> OutputSpec:
     name, _, output = entry.name.rpartition(".")
-    spec, space = specs[name], "picture" if preprocess == "inside" else "input"
+    spec, space = specs[name], "image" if preprocess == "embedded" else "input"
     focal = f" through a lens of {spec.canonical_focal:g} pixels of the {space}" if spec.canonical_focal else ""
     meanings = {
         "boxes": f"x1 y1 x2 y2 in pixels of the {space}; best first, padded with zeros",
@@ -183,22 +203,29 @@ def _output_rules(entry: Any, specs: Mapping[str, TaskSpec], preprocess: Preproc
         "error": "expected error of each pixel, as a share of its value; no focal length changes it",
     }
     maps = "index into the task's classes, of each pixel" if spec.classes else f"{spec.unit} of each pixel{focal}"
-    first = spec.shape == "dense" and output == spec.outputs[0]
+    first = spec.annotation_type == "dense" and output == spec.outputs[0]
     meaning = maps if first else meanings.get(output, str(output))
-    return OutputRules(passes.dtype_of(entry), passes.shape_of(entry), meaning)
+    return OutputSpec(passes.dtype_of(entry), passes.shape_of(entry), meaning)
 
 
-def _rules(model: Any, size: tuple[int, int], preprocess: Preprocess, dynamic: bool) -> InputRules:
-    mean, std = _normalisation(model)
-    if preprocess == "outside":
-        return InputRules(size, mean, std, multiple=MULTIPLE, resize=RESIZE, dynamic=dynamic)
-    return InputRules(
-        size, mean, std, layout="NHWC", multiple=MULTIPLE, resize=RESIZE_INSIDE, preprocess=preprocess, dynamic=False
+def _describe_input(model: Any, size: tuple[int, int], preprocess: Preprocess, dynamic: bool) -> InputSpec:
+    mean, std = _read_normalization(model)
+    if preprocess == "external":
+        return InputSpec(size, mean, std, size_divisor=SIZE_DIVISOR, resize_rule=RESIZE_RULE, dynamic=dynamic)
+    return InputSpec(
+        size,
+        mean,
+        std,
+        layout="NHWC",
+        size_divisor=SIZE_DIVISOR,
+        resize_rule=EMBEDDED_RESIZE_RULE,
+        preprocess=preprocess,
+        dynamic=False,
     )
 
 
 @contextlib.contextmanager
-def _temporary(out: Path) -> Iterator[Path]:
+def _temporary_file(out: Path) -> Iterator[Path]:
     """A file beside ``out`` that is gone at the end, unless it was renamed."""
     handle, name = tempfile.mkstemp(suffix=out.suffix, prefix=f".{out.stem}-", dir=out.parent)
     os.close(handle)
@@ -208,13 +235,13 @@ def _temporary(out: Path) -> Iterator[Path]:
         Path(name).unlink(missing_ok=True)
 
 
-def _normalisation(model: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _read_normalization(model: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """(mean, std) as fractions of 255, of the backbone's first layer."""
     mean, std = ((x.detach().double().flatten() / 255).tolist() for x in (model.backbone.mean, model.backbone.std))
     return tuple(round(x, 6) for x in mean), tuple(round(x, 6) for x in std)
 
 
-def weights_digest(model: nn.Module) -> str:
+def hash_weights(model: nn.Module) -> str:
     """SHA-256 of names, kinds, shapes and values of all parameters and buffers."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):

@@ -11,15 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-SCOPES = "pkg.torch.onnx.name_scopes"
+NAME_SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 
 
-def constants(model: ModelProto) -> dict[str, TensorProto]:
+def initializers(model: ModelProto) -> dict[str, TensorProto]:
     """The tensors that the graph holds, by name."""
     return {tensor.name: tensor for tensor in model.graph.initializer}
 
 
-def readers(model: ModelProto) -> Counter[str]:
+def count_uses(model: ModelProto) -> Counter[str]:
     """How often each value is read: by nodes, and as an output of the graph."""
     return Counter([*(name for node in model.graph.node for name in node.input), *(o.name for o in model.graph.output)])
 
@@ -27,12 +27,12 @@ def readers(model: ModelProto) -> Counter[str]:
 def name_nodes(model: ModelProto) -> None:
     """Call each node by the module that it comes from: ``backbone.body.blocks.1.0.conv/Conv_17``."""
     for number, node in enumerate(model.graph.node):
-        scopes = next((entry.value for entry in node.metadata_props if entry.key == SCOPES), "[]")
+        scopes = next((entry.value for entry in node.metadata_props if entry.key == NAME_SCOPES_KEY), "[]")
         path = next((scope for scope in ast.literal_eval(scopes)[-2::-1] if "." in scope or scope == "model"), "")
         node.name = f"{path.removeprefix('model').removeprefix('.') or 'graph'}/{node.op_type}_{number}"
 
 
-def forget_origins(model: ModelProto) -> None:
+def strip_metadata(model: ModelProto) -> None:
     """Drop what the exporter notes for debugging, paths of source files among it."""
     graph = model.graph
     for entry in [model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer]:
@@ -50,7 +50,7 @@ def fold_batchnorm(model: ModelProto) -> int:
     A convolution whose weights several nodes share (towers over the levels of a pyramid, each with statistics of its
     own) gets weights of its own. Arithmetic in float64.
     """
-    graph, known = model.graph, constants(model)
+    graph, known = model.graph, initializers(model)
     makers = {name: node for node in graph.node for name in node.output}
     folded = []
     for norm in graph.node:
@@ -62,11 +62,11 @@ def fold_batchnorm(model: ModelProto) -> int:
             continue
         if not all(name in known for name in [*norm.input[1:], *conv.input[2:]]):
             continue
-        scale, shift, mean, variance = (_values(known[name]) for name in norm.input[1:5])
+        scale, shift, mean, variance = (_to_float64(known[name]) for name in norm.input[1:5])
         epsilon = next((a.f for a in norm.attribute if a.name == "epsilon"), 1e-5)
         factor = scale / np.sqrt(variance + epsilon)
-        weight = _values(known[conv.input[1]]) * factor[:, None, None, None]
-        bias = _values(known[conv.input[2]]) if len(conv.input) > 2 else 0.0
+        weight = _to_float64(known[conv.input[1]]) * factor[:, None, None, None]
+        bias = _to_float64(known[conv.input[2]]) if len(conv.input) > 2 else 0.0
         names = [f"{conv.name}.weight", f"{conv.name}.bias"]
         for name, values in zip(names, (weight, (bias - mean) * factor + shift), strict=True):
             graph.initializer.append(numpy_helper.from_array(np.asarray(values, np.float32), name))
@@ -77,18 +77,18 @@ def fold_batchnorm(model: ModelProto) -> int:
         folded.append(norm)
     for norm in folded:
         graph.node.remove(norm)
-    _spell_out_batchnorm(model)
-    drop_unused(model)
+    _decompose_batchnorm(model)
+    remove_unused(model)
     return len(folded)
 
 
-def _spell_out_batchnorm(model: ModelProto) -> None:
+def _decompose_batchnorm(model: ModelProto) -> None:
     """Write what is left of BatchNormalization over [B, C, H, W] as a product and a sum with constants."""
-    graph, known = model.graph, constants(model)
+    graph, known = model.graph, initializers(model)
     for place, norm in reversed(list(enumerate(graph.node))):
         if norm.op_type != "BatchNormalization" or not all(name in known for name in norm.input[1:]):
             continue
-        scale, shift, mean, variance = (_values(known[name])[:, None, None] for name in norm.input[1:5])
+        scale, shift, mean, variance = (_to_float64(known[name])[:, None, None] for name in norm.input[1:5])
         factor = scale / np.sqrt(variance + next((a.f for a in norm.attribute if a.name == "epsilon"), 1e-5))
         scaled, names = f"{norm.name}.scaled", [f"{norm.name}.factor", f"{norm.name}.shift"]
         for name, values in zip(names, (factor, shift - mean * factor), strict=True):
@@ -100,11 +100,11 @@ def _spell_out_batchnorm(model: ModelProto) -> None:
         graph.node.insert(place, product)
 
 
-def _values(tensor: TensorProto) -> NDArray[np.float64]:
+def _to_float64(tensor: TensorProto) -> NDArray[np.float64]:
     return np.asarray(numpy_helper.to_array(tensor), np.float64)
 
 
-def hold_constants(model: ModelProto) -> None:
+def lift_constants(model: ModelProto) -> None:
     """Make every Constant node a tensor that the graph holds: some runtimes ask for those by name."""
     graph = model.graph
     for node in [node for node in graph.node if node.op_type == "Constant"]:
@@ -137,11 +137,11 @@ def cast_input_first(model: ModelProto) -> None:
     graph.node.insert(0, first)
 
 
-def drop_unused(model: ModelProto) -> None:
+def remove_unused(model: ModelProto) -> None:
     """Drop the nodes whose results nobody reads, and the tensors that no node reads."""
     graph = model.graph
     while True:
-        used = readers(model)
+        used = count_uses(model)
         idle = [node for node in graph.node if not any(used[name] for name in node.output)]
         if not idle:
             break
@@ -159,11 +159,11 @@ def keep_outputs(model: ModelProto, names: Collection[str]) -> ModelProto:
     kept = [entry for entry in found.graph.output if entry.name in names]
     del found.graph.output[:]
     found.graph.output.extend(kept)
-    drop_unused(found)
+    remove_unused(found)
     return found
 
 
-def cut(model: ModelProto, inputs: Iterable[ValueInfoProto], outputs: Collection[str]) -> ModelProto:
+def extract_subgraph(model: ModelProto, inputs: Iterable[ValueInfoProto], outputs: Collection[str]) -> ModelProto:
     """The piece of the graph from the values ``inputs`` to the outputs ``outputs``: a copy.
 
     The graph's own inputs stay inputs where the piece reads them.
@@ -173,31 +173,31 @@ def cut(model: ModelProto, inputs: Iterable[ValueInfoProto], outputs: Collection
     for node in list(found.graph.node):
         if given.keys() & set(node.output):
             found.graph.node.remove(node)
-    drop_unused(found)
-    used = readers(found)
+    remove_unused(found)
+    used = count_uses(found)
     own = [entry for entry in found.graph.input if used[entry.name]]
     del found.graph.input[:]
     found.graph.input.extend([*own, *(entry for name, entry in given.items() if used[name])])
     return found
 
 
-def after(model: ModelProto, names: Collection[str], ends: Collection[str] = ()) -> set[str]:
-    """The names of the nodes that need any of the values ``names``; the values ``ends`` lead no further."""
-    reached, found = set(names), set()
+def find_downstream_nodes(model: ModelProto, values: Collection[str], stop_values: Collection[str] = ()) -> set[str]:
+    """The names of the nodes that need any of the values ``values``; the values ``stop_values`` lead no further."""
+    reached, found = set(values), set()
     for node in model.graph.node:
         if reached & set(node.input):
-            reached |= set(node.output) - set(ends)
+            reached |= set(node.output) - set(stop_values)
             found.add(node.name)
     return found
 
 
-def prefixed(model: ModelProto, prefix: str, given: Mapping[str, str]) -> ModelProto:
-    """A copy in which values, tensors and nodes are called ``prefix`` + name, those in ``given`` by another name."""
+def add_prefix(model: ModelProto, prefix: str, renames: Mapping[str, str]) -> ModelProto:
+    """A copy in which values, tensors and nodes are called ``prefix`` + name, those in ``renames`` by another name."""
     found = ModelProto()
     found.CopyFrom(model)
 
     def rename(name: str) -> str:
-        return given.get(name, f"{prefix}{name}") if name else ""
+        return renames.get(name, f"{prefix}{name}") if name else ""
 
     for number, node in enumerate(found.graph.node):
         node.name = f"{prefix}{node.name or f'{node.op_type}_{number}'}"

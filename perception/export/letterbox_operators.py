@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-HEAD = '<ir_version: 8, opset_import: ["" : {opset}]>\n'
+MODEL_HEADER = '<ir_version: 8, opset_import: ["" : {opset}]>\n'
 
-PLACE = """
+LETTERBOX = """
 place (uint8[batch, height, width, 3] images)
-  => (float[batch, 3, high, wide] placed, int64[2] source, int64[2] place) {{
+  => (float[batch, 3, high, wide] letterboxed, int64[2] source, int64[2] place) {{
   levels = Cast <to=1> (images)
   planes = Transpose <perm=[0, 3, 1, 2]> (levels)
   source = Shape <start=2, end=4> (planes)
@@ -54,12 +54,12 @@ place (uint8[batch, height, width, 3] images)
   zeros = Constant <value_ints = [0, 0, 0, 0, 0, 0]> ()
   pads = Concat <axis=0> (zeros, room)
   gray = Constant <value_float = {pad}.0> ()
-  placed = Pad <mode="constant"> (means, pads, gray)
+  letterboxed = Pad <mode="constant"> (means, pads, gray)
 }}
 """
-"""Whole numbers alone decide where a picture goes: no rounding of fractions, the same on every machine."""
+"""Whole numbers alone decide where an image goes: no rounding of fractions, the same on every machine."""
 
-RATIO = """
+ROUNDED_RATIO = """
   {name}_two = Constant <value_ints = [2]> ()
   {name}_twice = Mul ({above}, {name}_two)
   {name}_above = Add ({name}_twice, {below})
@@ -76,13 +76,13 @@ RATIO = """
 """
 """``above / below`` of positive whole numbers, rounded to the nearest, halves to even."""
 
-FOUR_SIZES = """
+FIXED_RANK_SIZES = """
   length = Constant <value_ints = [4]> ()
   four_sizes = Reshape (sizes, length)
 """
 """So that ONNX Runtime before 1.24, which follows no sizes through Concat, knows how many there are."""
 
-SCALES = """
+SCALE_FACTORS = """
 scales (int64[2] source, int64[2] place) => (float[4] scale, float[4] border, float[1] mean_scale) {{
   source_float = Cast <to=1> (source)
   place_float = Cast <to=1> (place)
@@ -94,7 +94,7 @@ scales (int64[2] source, int64[2] place) => (float[4] scale, float[4] border, fl
 }}
 """
 
-BOXES = """
+RESTORE_BOXES = """
 boxes (float[batch, limit, 4] boxes, float[batch, limit] scores, int64[batch, limit] labels, float[4] scale,
        float[4] border)
   => (float[batch, limit, 4] found_boxes, float[batch, limit] found_scores, int64[batch, limit] found_labels) {{
@@ -120,7 +120,7 @@ boxes (float[batch, limit, 4] boxes, float[batch, limit] scores, int64[batch, li
 }}
 """
 
-CLASSES = """
+RESTORE_CLASS_IDS = """
 classes (float[batch, H, W] values, int64[2] source, int64[2] place) => ({dtype}[batch, height, width] found) {{
   {rows}
   {columns}
@@ -130,7 +130,7 @@ classes (float[batch, H, W] values, int64[2] source, int64[2] place) => ({dtype}
 }}
 """
 
-NEAREST = """
+NEAREST_INDICES = """
   {name}_at = Constant <value_int = {at}> ()
   {name}_zero = Constant <value_int = 0> ()
   {name}_one = Constant <value_int = 1> ()
@@ -145,7 +145,7 @@ NEAREST = """
   {name} = Div ({name}_scaled, {name}_whole)
 """
 
-QUANTITY = """
+RESTORE_VALUES = """
 quantity (float[batch, H, W] values, int64[2] source, int64[2] place, float[1] mean_scale)
   => (float[batch, height, width] found) {{
   axis = Constant <value_ints = [1]> ()

@@ -8,31 +8,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from perception.runtime.session import Run
+from perception.runtime.session import ModelRunner
 
 
-class ExportedNetwork:
+class OnnxModel:
     """Predicts by ``run``; its tasks, their metrics and their specs are those of ``model``, which it was made from."""
 
     training = False
 
-    def __init__(self, model: Any, run: Run) -> None:
+    def __init__(self, model: Any, run: ModelRunner) -> None:
         self.tasks, self.specs = model.tasks, model.specs
-        self._run, self._parameters = run, model.parameters
+        self._run_graph, self._parameters = run, model.parameters
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Those of the model: they say on which device it is."""
         return self._parameters()
 
-    def predict(self, images: Tensor, spaces: Any = None) -> dict[str, Tensor]:
-        """As `perception.model.Perception.predict`; label maps as they are, whatever classes a source knows."""
-        found = self._run(images.numpy())
+    def predict(self, images: Tensor, label_spaces: Any = None) -> dict[str, Tensor]:
+        """As `perception.model.Perception.predict`; segmentation masks as they are, whatever classes a source knows."""
+        found = self._run_graph(images.numpy())
         return {name: torch.from_numpy(value) for name, value in found.items() if ".raw." not in name}
 
-    def eval(self) -> ExportedNetwork:
+    def eval(self) -> OnnxModel:
         """Itself: it never trains."""
         return self
 
-    def train(self, mode: bool = True) -> ExportedNetwork:
+    def train(self, mode: bool = True) -> OnnxModel:
         """Itself: it never trains."""
         return self

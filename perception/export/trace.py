@@ -21,30 +21,30 @@ from perception.nn.backbone import reparameterize
 from perception.ops.nms import onnx_translations
 from perception.types import PerceptionError, TaskSpec
 
-MULTIPLE = 32
+SIZE_DIVISOR = 32
 OPSET, IR_VERSION = 18, 8
 """The oldest that hold what the graphs need: ONNX Runtime from 1.14 and TensorRT from 10.0 read them."""
 CONSTANT_LIMIT = 1 << 24
-"""Bytes of a constant that is computed beforehand where the size of the pictures is fixed."""
+"""Bytes of a constant that is computed beforehand where the size of the images is fixed."""
 
 
-def flat_raw(raws: Mapping[str, Any]) -> dict[str, Tensor]:
+def flatten_raw(raws: Mapping[str, Any]) -> dict[str, Tensor]:
     """``"<task>.raw.<field>"`` -> tensor, of the raw outputs of heads."""
     found = {}
     for name, raw in raws.items():
         for key, value in zip(raw._fields, raw, strict=True):
-            found |= _flat(f"{name}.raw.{key}", value)
+            found |= _flatten(f"{name}.raw.{key}", value)
     return found
 
 
-def _flat(key: str, value: Any) -> dict[str, Tensor]:
+def _flatten(key: str, value: Any) -> dict[str, Tensor]:
     if isinstance(value, Tensor):
         return {key: value}
     items = value if isinstance(value, tuple | list) else ()
-    return {name: tensor for i, item in enumerate(items) for name, tensor in _flat(f"{key}.{i}", item).items()}
+    return {name: tensor for i, item in enumerate(items) for name, tensor in _flatten(f"{key}.{i}", item).items()}
 
 
-class _Graph(nn.Module):
+class _ExportWrapper(nn.Module):
     """Decoded outputs in the manifest's order, then the raw ones, as a tuple."""
 
     def __init__(self, model: Any, names: list[str], tasks: list[str]) -> None:
@@ -54,10 +54,10 @@ class _Graph(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         raw = self.model(images, self.tasks)
         outputs = self.model.decode(raw, images.shape[-2:])
-        return *(outputs[name] for name in self.names), *flat_raw(raw).values()
+        return *(outputs[name] for name in self.names), *flatten_raw(raw).values()
 
 
-def translate(
+def trace_to_onnx(
     model: Any, specs: Mapping[str, TaskSpec], size: tuple[int, int] | None, opset: int = OPSET
 ) -> ModelProto:
     """The graph of ``specs``, with the raw outputs of the heads beside the decoded ones, BatchNorm folded.
@@ -65,19 +65,22 @@ def translate(
     size: the only (height, width) that it takes; None = any multiples of 32. Raises PerceptionError where the exporter
     cannot follow the network's code.
     """
-    ready = simplified(model)
-    height, width = size or (8 * MULTIPLE, 10 * MULTIPLE)
+    ready = simplify(model)
+    height, width = size or (8 * SIZE_DIVISOR, 10 * SIZE_DIVISOR)
     example = torch.randint(0, 256, (2, 3, height, width), dtype=torch.uint8)
     with torch.inference_mode():
-        raw_names = list(flat_raw(ready(example[:1, :, : 2 * MULTIPLE, : 2 * MULTIPLE], list(specs))))
+        raw_names = list(flatten_raw(ready(example[:1, :, : 2 * SIZE_DIVISOR, : 2 * SIZE_DIVISOR], list(specs))))
     names = [f"{name}.{output}" for name, spec in specs.items() for output in spec.outputs]
     shape: dict[int, Any] = {0: torch.export.Dim("batch", min=1)}
     if size is None:
-        shape |= {2: MULTIPLE * torch.export.Dim("rows", min=1), 3: MULTIPLE * torch.export.Dim("columns", min=1)}
-    with _quiet(), torch.no_grad():
+        shape |= {
+            2: SIZE_DIVISOR * torch.export.Dim("rows", min=1),
+            3: SIZE_DIVISOR * torch.export.Dim("columns", min=1),
+        }
+    with _silence(), torch.no_grad():
         try:
             program = torch.onnx.export(
-                _Graph(ready, names, list(specs)).eval(),
+                _ExportWrapper(ready, names, list(specs)).eval(),
                 (example,),
                 dynamo=True,
                 dynamic_shapes=(shape,),
@@ -95,38 +98,38 @@ def translate(
         found = optimize(found, input_size_limit=CONSTANT_LIMIT, output_size_limit=CONSTANT_LIMIT)
         assert isinstance(found, ModelProto)
     passes.name_nodes(found)
-    passes.forget_origins(found)
-    passes.hold_constants(found)
+    passes.strip_metadata(found)
+    passes.lift_constants(found)
     passes.cast_input_first(found)
     passes.fold_batchnorm(found)
-    _name_sizes(found)
+    _name_dimensions(found)
     found.ir_version = IR_VERSION
     return found
 
 
-def simplified(model: nn.Module) -> nn.Module:
+def simplify(model: nn.Module) -> nn.Module:
     """A copy that computes the same in fewer and plainer layers, which the exporter follows faster."""
-    ready = _with_static_padding(reparameterize(copy.deepcopy(model)))
+    ready = _use_static_padding(reparameterize(copy.deepcopy(model)))
     for layer in ready.modules():
         if hasattr(layer, "inplace"):
             layer.inplace = False  # type: ignore[assignment]
     return ready
 
 
-def _with_static_padding(network: nn.Module) -> nn.Module:
+def _use_static_padding(network: nn.Module) -> nn.Module:
     """``network`` with the padding of TensorFlow-style convolutions written out.
 
     They compute it from the size of their input, which makes symbolic sizes explode. Where the stride divides that size
-    (pictures are multiples of 32) it is a constant: kernel - stride, the larger half right and below.
+    (images are multiples of 32) it is a constant: kernel - stride, the larger half right and below.
     """
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, Conv2dSame):
-                setattr(parent, name, _padded(child))
+                setattr(parent, name, _pad_statically(child))
     return network
 
 
-def _padded(convolution: Any) -> nn.Module:
+def _pad_statically(convolution: Any) -> nn.Module:
     sizes = zip(convolution.kernel_size, convolution.dilation, convolution.stride, strict=True)
     tall, wide = (max((kernel - 1) * dilation + 1 - stride, 0) for kernel, dilation, stride in sizes)
     plain = nn.Conv2d(
@@ -143,9 +146,9 @@ def _padded(convolution: Any) -> nn.Module:
     return nn.Sequential(nn.ZeroPad2d((wide // 2, wide - wide // 2, tall // 2, tall - tall // 2)), plain)
 
 
-def _name_sizes(model: ModelProto) -> None:
+def _name_dimensions(model: ModelProto) -> None:
     """Call the dynamic sizes of inputs and outputs by what they are."""
-    plain = {f"{MULTIPLE}*rows": "height", f"{MULTIPLE}*columns": "width"}
+    plain = {f"{SIZE_DIVISOR}*rows": "height", f"{SIZE_DIVISOR}*columns": "width"}
     for entry in [*model.graph.input, *model.graph.output]:
         for dim in entry.type.tensor_type.shape.dim:
             if dim.dim_param in plain:
@@ -153,7 +156,7 @@ def _name_sizes(model: ModelProto) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _silence() -> Iterator[None]:
     """Silence the exporter's progress, and warnings about its own and its libraries' code."""
     level, sink = logging.root.manager.disable, io.StringIO()
     logging.disable(logging.WARNING)

@@ -1,1 +1,1 @@
-"""Files as they are, trusted in nothing: pictures, JSON, XML, text, archives, and the cache of what was parsed."""
+"""Files as they are, trusted in nothing: images, JSON, XML, text, archives, and the cache of what was parsed."""

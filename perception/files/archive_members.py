@@ -19,35 +19,35 @@ from typing import IO, Any
 
 from perception.types import DataError
 
-DAMAGE = (
+ARCHIVE_ERRORS = (
     tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, ValueError,
     RuntimeError, IndexError, OverflowError, AttributeError,
 )  # fmt: skip
 """What the standard library raises for archives that are none, beside OSError. RuntimeError includes
 RecursionError, and what zipfile raises for a compression that it does not know."""
 
-_SMALL = 64 << 20
+_MIN_RATIO_BYTES = 64 << 20
 """Archives that unpack to less than this may have any ratio."""
-_CHUNK = 1 << 20
-_HEADER = 1 << 20
-_XZ_MEMORY = 256 << 20
-_FOREIGN = (stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK)
+_CHUNK_BYTES = 1 << 20
+_MAX_HEADER_BYTES = 1 << 20
+_XZ_MEMORY_BYTES = 256 << 20
+_REFUSED_TYPES = (stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK)
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class ArchiveMember:
     """A file or folder of an archive: its name, and its content in chunks (None = a folder)."""
 
     name: str
-    content: Iterator[bytes] | None
+    chunks: Iterator[bytes] | None
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """What an archive may unpack to. ``archive`` is its path, ``packed`` its size in bytes."""
+class ArchiveLimits:
+    """What an archive may unpack to. ``archive`` is its path, ``packed_bytes`` its size in bytes."""
 
     archive: Path
-    packed: int
+    packed_bytes: int
     max_bytes: int
     max_files: int
     max_ratio: float
@@ -55,36 +55,37 @@ class Limits:
     def check(self, total: int, files: int) -> None:
         """Raise DataError where ``total`` bytes or ``files`` members are too much."""
         if total > self.max_bytes:
-            raise self._refused(f"it unpacks to more than {self.max_bytes} bytes", "max_bytes")
-        if total > max(_SMALL, self.max_ratio * self.packed):
-            raise self._refused(
-                f"its {self.packed} bytes unpack to {total} or more, over {self.max_ratio:g} times as much", "max_ratio"
+            raise self._make_error(f"it unpacks to more than {self.max_bytes} bytes", "max_bytes")
+        if total > max(_MIN_RATIO_BYTES, self.max_ratio * self.packed_bytes):
+            raise self._make_error(
+                f"its {self.packed_bytes} bytes unpack to {total} or more, over {self.max_ratio:g} times as much",
+                "max_ratio",
             )
         if files > self.max_files:
-            raise self._refused(f"it holds more than {self.max_files} files", "max_files")
+            raise self._make_error(f"it holds more than {self.max_files} files", "max_files")
 
-    def _refused(self, what: str, limit: str) -> DataError:
+    def _make_error(self, what: str, limit: str) -> DataError:
         return DataError(f"{self.archive} is refused: {what}. If you trust it, raise {limit}.")
 
 
-def members(file: IO[bytes], limits: Limits, temporary: Path) -> Iterator[Member]:
+def read_members(file: IO[bytes], limits: ArchiveLimits, temporary: Path) -> Iterator[ArchiveMember]:
     """The members of an archive in its order; each must be read before the next is asked for.
 
     temporary: a folder on the disk that it will be unpacked to. Raises DataError where something is refused, and
-    `DAMAGE` (or an OSError without a number) where the archive is damaged.
+    `ARCHIVE_ERRORS` (or an OSError without a number) where the archive is damaged.
     """
     magic = file.read(262)
     file.seek(0)
     if magic.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-        yield from _zip_members(file, limits, temporary)
+        yield from _read_zip_members(file, limits, temporary)
     elif magic.startswith(b"\x1f\x8b"):
-        yield from _tar_members(gzip.GzipFile(fileobj=file), limits)
+        yield from _read_tar_members(gzip.GzipFile(fileobj=file), limits)
     elif magic.startswith(b"BZh"):
-        yield from _tar_members(bz2.BZ2File(file), limits)
+        yield from _read_tar_members(bz2.BZ2File(file), limits)
     elif magic.startswith(b"\xfd7zXZ\0"):
-        yield from _tar_members(_Xz(file), limits)
+        yield from _read_tar_members(_XzReader(file), limits)
     elif magic[257:262] == b"ustar":
-        yield from _tar_members(file, limits)
+        yield from _read_tar_members(file, limits)
     else:
         raise DataError(
             f"{limits.archive} is no archive that can be unpacked: it begins with {magic[:8]!r}. Expected a zip, "
@@ -92,8 +93,8 @@ def members(file: IO[bytes], limits: Limits, temporary: Path) -> Iterator[Member
         )
 
 
-def _zip_members(file: IO[bytes], limits: Limits, temporary: Path) -> Iterator[Member]:
-    _check_directory(file, limits)
+def _read_zip_members(file: IO[bytes], limits: ArchiveLimits, temporary: Path) -> Iterator[ArchiveMember]:
+    _check_zip_directory(file, limits)
     with zipfile.ZipFile(file) as archive:
         listed = archive.infolist()
         total = sum(member.file_size for member in listed)
@@ -104,12 +105,12 @@ def _zip_members(file: IO[bytes], limits: Limits, temporary: Path) -> Iterator[M
         for member in listed:
             _check_zip_member(member, limits.archive)
         for member in listed:
-            yield Member(member.filename, None if member.is_dir() else _zip_content(archive, member))
+            yield ArchiveMember(member.filename, None if member.is_dir() else _read_zip_member(archive, member))
 
 
-def _check_directory(file: IO[bytes], limits: Limits) -> None:
+def _check_zip_directory(file: IO[bytes], limits: ArchiveLimits) -> None:
     """Refuse a zip whose table of contents is too large to be read: it is read as a whole, 100 bytes a file or so."""
-    start = max(0, limits.packed - 65557 - 20)
+    start = max(0, limits.packed_bytes - 65557 - 20)
     file.seek(start)
     tail = file.read(65557 + 20)
     at = tail.rfind(b"PK\x05\x06")
@@ -120,8 +121,8 @@ def _check_directory(file: IO[bytes], limits: Limits) -> None:
         file.seek(int.from_bytes(tail[at - 12 : at - 4], "little"))
         record = file.read(56)
         size = max(size, int.from_bytes(record[40:48], "little")) if record[:4] == b"PK\x06\x06" else size
-        size = size if size != 0xFFFFFFFF else limits.packed
-    limits.check(0, min(size, limits.packed) // 100)
+        size = size if size != 0xFFFFFFFF else limits.packed_bytes
+    limits.check(0, min(size, limits.packed_bytes) // 100)
     file.seek(0)
 
 
@@ -129,10 +130,12 @@ def _check_zip_member(member: zipfile.ZipInfo, archive: Path) -> None:
     where = f"{archive}: {member.orig_filename[:200]!r}"
     if "\0" in member.orig_filename:
         raise DataError(f"{where} holds a NUL in its name and is refused. Pack the archive anew.")
-    safe_parts(member.filename, archive)
+    split_safe_path(member.filename, archive)
     kind = stat.S_IFMT(member.external_attr >> 16)
-    if kind in _FOREIGN:
-        raise DataError(f"{where} is a {_kind(kind)} and is refused: only files and folders are unpacked.")
+    if kind in _REFUSED_TYPES:
+        raise DataError(
+            f"{where} is a {_describe_file_type(kind)} and is refused: only files and folders are unpacked."
+        )
     if member.flag_bits & 1:
         raise DataError(f"{where} is encrypted. Unpack it yourself with the password.")
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -141,22 +144,22 @@ def _check_zip_member(member: zipfile.ZipInfo, archive: Path) -> None:
         )
 
 
-def _kind(mode: int) -> str:
-    return "link" if mode == stat.S_IFLNK else "pipe or socket" if mode in _FOREIGN[3:] else "device"
+def _describe_file_type(mode: int) -> str:
+    return "link" if mode == stat.S_IFLNK else "pipe or socket" if mode in _REFUSED_TYPES[3:] else "device"
 
 
-def _zip_content(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[bytes]:
+def _read_zip_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[bytes]:
     with archive.open(member) as content:
         left = member.file_size
-        while chunk := content.read(_CHUNK):
+        while chunk := content.read(_CHUNK_BYTES):
             left -= len(chunk)
             yield chunk
     if left:
         raise EOFError(f"{member.filename!r} ends {left} bytes early")
 
 
-def _tar_members(stream: Any, limits: Limits) -> Iterator[Member]:
-    forward = _Forward(stream, limits)
+def _read_tar_members(stream: Any, limits: ArchiveLimits) -> Iterator[ArchiveMember]:
+    forward = _ForwardReader(stream, limits)
     with tarfile.open(fileobj=forward, mode="r:", encoding="utf-8") as archive:  # type: ignore[call-overload]
         while (member := archive.next()) is not None:
             archive.members = []  # or they pile up
@@ -169,20 +172,20 @@ def _tar_members(stream: Any, limits: Limits) -> Iterator[Member]:
                 what = "sparse" if member.issparse() else f"of type {member.type!r}"
                 raise DataError(f"{where} is {what} and is refused: only plain files and folders are unpacked.")
             if member.isdir():
-                yield Member(member.name, None)
+                yield ArchiveMember(member.name, None)
             else:
                 forward.seek(member.offset_data)
-                yield Member(member.name, forward.content(member.size))
+                yield ArchiveMember(member.name, forward.read_chunks(member.size))
     if forward.header != bytes(tarfile.BLOCKSIZE):
         raise EOFError(f"the tar breaks off after {forward.tell()} bytes, without its end mark")
-    while forward.read(_CHUNK):  # a check sum stands at the very end
+    while forward.read(_CHUNK_BYTES):  # a check sum stands at the very end
         pass
 
 
-class _Forward:
+class _ForwardReader:
     """A stream that is only read on, as tarfile sees it: no large headers, no way back, within the limits."""
 
-    def __init__(self, stream: Any, limits: Limits) -> None:
+    def __init__(self, stream: Any, limits: ArchiveLimits) -> None:
         self._stream, self._limits = stream, limits
         self._position, self._last, self._repeat = 0, b"", False
         self.header = b""
@@ -198,35 +201,35 @@ class _Forward:
         elif whence or position < self._position:
             raise ValueError(f"it leads back to byte {position} from byte {self._position}")
         while self._position < position and not self._repeat:
-            if not self._take(min(_CHUNK, position - self._position)):
+            if not self._read_next(min(_CHUNK_BYTES, position - self._position)):
                 raise EOFError(f"it ends at byte {self._position}")
         return position
 
     def read(self, size: int = -1) -> bytes:
         """Exactly ``size`` bytes but at the end. Raises ValueError where it is more than any header has."""
-        if not 0 <= size <= _HEADER + tarfile.BLOCKSIZE:
+        if not 0 <= size <= _MAX_HEADER_BYTES + tarfile.BLOCKSIZE:
             raise ValueError(f"it has a header of {size} bytes")
         parts = []
         if self._repeat and size:
             self._repeat = False
             parts.append(self._last)
             size -= 1
-        while size > 0 and (chunk := self._take(size)):
+        while size > 0 and (chunk := self._read_next(size)):
             parts.append(chunk)
             size -= len(chunk)
         self.header = b"".join(parts)
         return self.header
 
-    def content(self, size: int) -> Iterator[bytes]:
+    def read_chunks(self, size: int) -> Iterator[bytes]:
         """The next ``size`` bytes in chunks."""
         while size > 0:
-            chunk = self._take(min(size, _CHUNK))
+            chunk = self._read_next(min(size, _CHUNK_BYTES))
             if not chunk:
                 raise EOFError(f"it ends {size} bytes early")
             size -= len(chunk)
             yield chunk
 
-    def _take(self, size: int) -> bytes:
+    def _read_next(self, size: int) -> bytes:
         chunk = self._stream.read(size)
         self._position += len(chunk)
         self._last = chunk[-1:] or self._last
@@ -234,23 +237,23 @@ class _Forward:
         return chunk
 
 
-class _Xz:
+class _XzReader:
     """An xz stream read with bounded memory; the standard library's reader allocates whatever the header asks for."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self._decoder = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
+        self._decoder = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY_BYTES)
 
     def read(self, size: int) -> bytes:
         """At most ``size`` bytes; empty at the end."""
         while True:
             if self._decoder.eof:
                 packed = self._decoder.unused_data.lstrip(b"\0")
-                while not packed and (packed := self._file.read(_CHUNK)):
+                while not packed and (packed := self._file.read(_CHUNK_BYTES)):
                     packed = packed.lstrip(b"\0")  # padding between streams
                 if not packed:
                     return b""
-                self._decoder = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
+                self._decoder = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY_BYTES)
             elif self._decoder.needs_input:
                 packed = self._file.read(1 << 16)
                 if not packed:
@@ -261,7 +264,7 @@ class _Xz:
                 return chunk
 
 
-def safe_parts(name: str, archive: Path) -> list[str]:
+def split_safe_path(name: str, archive: Path) -> list[str]:
     """The folders and the file of a member's name; empty for the root itself. Raises DataError where it leads out."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
     try:

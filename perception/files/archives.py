@@ -16,24 +16,24 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from perception.files.archive_members import DAMAGE, Limits, Member, members, safe_parts
+from perception.files.archive_members import ARCHIVE_ERRORS, ArchiveLimits, ArchiveMember, read_members, split_safe_path
 from perception.types import DataError
 
-MAX_BYTES = 1 << 40
+MAX_ARCHIVE_BYTES = 1 << 40
 MAX_FILES = 2_000_000
 MAX_RATIO = 200.0
 
-Progress = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 
 
-def extract(
+def extract_archive(
     archive: Path,
     folder: Path,
     *,
-    max_bytes: int = MAX_BYTES,
+    max_bytes: int = MAX_ARCHIVE_BYTES,
     max_files: int = MAX_FILES,
     max_ratio: float = MAX_RATIO,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> int:
     """Unpack ``archive`` into ``folder`` (made where it is missing, added to where it exists); the number of files.
 
@@ -52,13 +52,13 @@ def extract(
     missing = [path for path in folder.parents if not path.exists()]
     temporary, moved = None, False
     try:
-        limits = Limits(archive, archive.stat().st_size, max_bytes, max_files, max_ratio)
-        temporary = _temporary(folder)
+        limits = ArchiveLimits(archive, archive.stat().st_size, max_bytes, max_files, max_ratio)
+        temporary = _make_temporary_folder(folder)
         with archive.open("rb") as file:
-            count = _write(members(file, limits, temporary), temporary, folder, limits, file, progress)
-        _move(temporary, folder, archive)
+            count = _write_members(read_members(file, limits, temporary), temporary, folder, limits, file, progress)
+        _move_into_place(temporary, folder, archive)
         moved = True
-    except (*DAMAGE, OSError) as error:
+    except (*ARCHIVE_ERRORS, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise DataError(f"{archive} cannot be unpacked into {folder}: {error}. Check the disk.") from error
         raise DataError(f"{archive} is damaged or no archive: {error}. Fetch it again.") from error
@@ -71,22 +71,22 @@ def extract(
     return count
 
 
-def _write(
-    members: Iterator[Member],
+def _write_members(
+    members: Iterator[ArchiveMember],
     temporary: Path,
     folder: Path,
-    limits: Limits,
+    limits: ArchiveLimits,
     file: IO[bytes],
-    progress: Progress | None,
+    progress: ProgressCallback | None,
 ) -> int:
     """Write all members under ``temporary``; the number of files. ``folder`` is where they will be moved to."""
     count = total = entries = 0
     for member in members:
         entries += 1
-        parts = safe_parts(member.name, limits.archive)
+        parts = split_safe_path(member.name, limits.archive)
         target = temporary.joinpath(*parts)
         try:
-            if member.content is None:
+            if member.chunks is None:
                 target.mkdir(parents=True, exist_ok=True)
                 limits.check(total, entries)
                 continue
@@ -100,12 +100,12 @@ def _write(
         except (FileExistsError, NotADirectoryError):
             raise DataError(f"{limits.archive}: the name {member.name!r} is given twice. Pack it anew.") from None
         with out:
-            for chunk in member.content:
+            for chunk in member.chunks:
                 total += len(chunk)
                 limits.check(total, entries)
                 out.write(chunk)
                 if progress is not None:
-                    progress(min(file.tell(), limits.packed), limits.packed)
+                    progress(min(file.tell(), limits.packed_bytes), limits.packed_bytes)
         limits.check(total, entries)
         count += 1
     if not count:
@@ -113,7 +113,7 @@ def _write(
     return count
 
 
-def _temporary(folder: Path) -> Path:
+def _make_temporary_folder(folder: Path) -> Path:
     """A new folder on the disk of ``folder``: beside it, or in it where another disk is mounted there."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = not folder.exists() or folder.stat().st_dev == folder.parent.stat().st_dev
@@ -124,25 +124,25 @@ def _temporary(folder: Path) -> Path:
     return made
 
 
-def _move(temporary: Path, folder: Path, archive: Path) -> None:
+def _move_into_place(temporary: Path, folder: Path, archive: Path) -> None:
     """Move what is in ``temporary`` into ``folder``; back again where a file of that name has come up meanwhile."""
     if not folder.exists():
         temporary.rename(folder)
         return
     moved: list[tuple[Path, Path]] = []
     try:
-        _merge(temporary, folder, moved, archive)
+        _merge_folders(temporary, folder, moved, archive)
     except BaseException:
         for source, target in reversed(moved):
             target.rename(source)
         raise
 
 
-def _merge(source: Path, target: Path, moved: list[tuple[Path, Path]], archive: Path) -> None:
+def _merge_folders(source: Path, target: Path, moved: list[tuple[Path, Path]], archive: Path) -> None:
     for path in sorted(source.iterdir()):
         place = target / path.name
         if path.is_dir() and place.is_dir():
-            _merge(path, place, moved, archive)
+            _merge_folders(path, place, moved, archive)
         elif os.path.lexists(place):
             raise DataError(f"{archive}: {place} exists already. Nothing is overwritten: remove it first.")
         else:

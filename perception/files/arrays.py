@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perception.files.image_headers import MAX_BYTES, MAX_PIXELS
-from perception.files.strict_json import shown
+from perception.files.strict_json import quote_value
 from perception.types import DataError
 
 ARRAY_SUFFIXES = (".npy", ".npz")
 
-_DAMAGE = (
+_READ_ERRORS = (
     ValueError, KeyError, EOFError, SyntaxError, TypeError, MemoryError, RecursionError, OverflowError,
     tokenize.TokenError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
@@ -41,18 +41,18 @@ def read_array(path: Path, name: str | None = None, channels: int = 4) -> NDArra
         size = path.stat().st_size
         if path.suffix.lower() != ".npz":
             with path.open("rb") as file:
-                return _read(file, size, str(path), channels)
+                return _read_npy(file, size, str(path), channels)
         if size > MAX_BYTES:
             raise DataError(f"{path} has {size / 1e9:.1f} GB. Expected at most {MAX_BYTES / 1e9} GB.")
         with zipfile.ZipFile(path) as archive:
-            member = _member(archive, path, name)
+            member = _find_member(archive, path, name)
             with archive.open(member) as file:
-                return _read(file, member.file_size, f"{path}, array {shown(member.filename[:-4])}", channels)
-    except _DAMAGE as error:
+                return _read_npy(file, member.file_size, f"{path}, array {quote_value(member.filename[:-4])}", channels)
+    except _READ_ERRORS as error:
         raise DataError(f"{path} cannot be read: {error}. {_EXPECTED}") from error
 
 
-def read_numbers(path: Path, name: str | None = None) -> NDArray:
+def read_map_array(path: Path, name: str | None = None) -> NDArray:
     """An array of one number for every pixel, [H, W]; axes of length 1 beside these are left out. Raises DataError."""
     stored = read_array(path, name, channels=1)
     for axis in (2, 0):
@@ -63,9 +63,9 @@ def read_numbers(path: Path, name: str | None = None) -> NDArray:
     return stored
 
 
-def _member(archive: zipfile.ZipFile, path: Path, name: str | None) -> zipfile.ZipInfo:
+def _find_member(archive: zipfile.ZipFile, path: Path, name: str | None) -> zipfile.ZipInfo:
     arrays = {member.filename[:-4]: member for member in archive.infolist() if member.filename.endswith(".npy")}
-    names = ", ".join(shown(key) for key in list(arrays)[:20]) or "none"
+    names = ", ".join(quote_value(key) for key in list(arrays)[:20]) or "none"
     if name is None and len(arrays) != 1:
         raise DataError(f"{path} holds {len(arrays)} arrays: {names}. Say which one: array: ...")
     found = next(iter(arrays)) if name is None else name
@@ -74,7 +74,7 @@ def _member(archive: zipfile.ZipFile, path: Path, name: str | None) -> zipfile.Z
     return arrays[found]
 
 
-def _read(file: IO[bytes], size: int, where: str, channels: int) -> NDArray:
+def _read_npy(file: IO[bytes], size: int, where: str, channels: int) -> NDArray:
     version = np.lib.format.read_magic(file)
     readers: dict[Any, Any] = {
         (1, 0): np.lib.format.read_array_header_1_0,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 
-def read_lines(path: Path) -> tuple[list[tuple[bytes, dict[str, Any]]], dict[int, bytes]]:
+def read_event_lines(path: Path) -> tuple[list[tuple[bytes, dict[str, Any]]], dict[int, bytes]]:
     """The events of a log with the line of each; and number -> line of those that are none.
 
     An event is an object with a "step" that is a finite number from 0 on. A last line without its end, which a crash
@@ -17,7 +17,7 @@ def read_lines(path: Path) -> tuple[list[tuple[bytes, dict[str, Any]]], dict[int
     events, damaged = [], {}
     *lines, _cut = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):
-        event = read_event(line)
+        event = parse_event(line)
         if event is None:
             damaged[number] = line
         else:
@@ -25,7 +25,7 @@ def read_lines(path: Path) -> tuple[list[tuple[bytes, dict[str, Any]]], dict[int
     return events, damaged
 
 
-def read_event(line: bytes) -> dict[str, Any] | None:
+def parse_event(line: bytes) -> dict[str, Any] | None:
     """The event in a line; None where it is none."""
     try:
         event = json.loads(line.decode("utf-8"))

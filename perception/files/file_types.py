@@ -1,4 +1,4 @@
-"""What a file is by its first bytes: a picture, a film, or neither. Names lie, and pipes have none."""
+"""What a file is by its first bytes: an image, a video, or neither. Names lie, and pipes have none."""
 
 from __future__ import annotations
 
@@ -8,38 +8,38 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from perception.files.image_headers import JPEG
-from perception.files.jpeg import END, jpeg_header
-from perception.files.unsupported_formats import unread
+from perception.files.image_headers import JPEG_SIGNATURE
+from perception.files.jpeg import END_MARKER, read_jpeg_header
+from perception.files.unsupported_formats import describe_unsupported
 from perception.types import DataError
 
-HEAD = 4096
+HEAD_BYTES = 4096
 """Bytes that tell."""
-_PICTURES = re.compile(
+_IMAGE_PATTERN = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|BM.{4}\0\0\0\0|II\*\0|MM\0\*|P[1-6]\s|....ftypavi[fs]",
     re.DOTALL,
 )
-_FILMS = re.compile(
+_VIDEO_PATTERN = re.compile(
     rb"....(?:ftyp|moov|mdat|wide|free|skip|pnot)|RIFF....AVI |\x1aE\xdf\xa3|FLV\x01|\0\0\x01[\xb3\xba]"
     rb"|0&\xb2u\x8ef\xcf\x11|OggS|YUV4MPEG2|\.RMF|DKIF|\0{2,3}\x01[\x06\x09\x27\x40\x46\x67]|G.{187}G|.{4}G.{191}G",
     re.DOTALL,
 )
-_LIST = b"#EXTM3U"
-_MOST, _HEADER = 1 << 26, 1 << 20
+_PLAYLIST_SIGNATURE = b"#EXTM3U"
+_MAX_READ_BYTES, _MAX_HEADER_BYTES = 1 << 26, 1 << 20
 
 
-def kind_of(head: bytes) -> Literal["picture", "video", "playlist"] | None:
+def detect_file_type(head: bytes) -> Literal["image", "video", "playlist"] | None:
     """head: the first `HEAD` bytes, or all there are."""
-    if head.startswith(_LIST) and b"#EXT-X-" in head:
+    if head.startswith(_PLAYLIST_SIGNATURE) and b"#EXT-X-" in head:
         return "playlist"
-    if unread(head):
+    if describe_unsupported(head):
         return None
-    if _PICTURES.match(head):
-        return "picture"
-    return "video" if _FILMS.match(head) else None
+    if _IMAGE_PATTERN.match(head):
+        return "image"
+    return "video" if _VIDEO_PATTERN.match(head) else None
 
 
-def is_indexed_last(head: bytes) -> bool:
+def has_trailing_index(head: bytes) -> bool:
     """Whether a file is an MP4 or MOV whose index follows its frames: it has an end, and nothing plays it before."""
     at = 0
     while at + 8 <= len(head):
@@ -50,16 +50,16 @@ def is_indexed_last(head: bytes) -> bool:
     return False
 
 
-def moves(path: Path) -> bool:
+def is_animated(path: Path) -> bool:
     """Whether a GIF has more than one frame, or a file of JPEGs more than one of them."""
     with path.open("rb") as file:
-        data = file.read(_MOST)
-    if data.startswith(JPEG):
-        return b"MPF\0" not in data[:HEAD] and len(list(zip(jpegs(data), range(2), strict=False))) > 1
-    return data.startswith(b"GIF8") and sum(1 for _ in zip(_gif_frames(data), range(2), strict=False)) > 1
+        data = file.read(_MAX_READ_BYTES)
+    if data.startswith(JPEG_SIGNATURE):
+        return b"MPF\0" not in data[:HEAD_BYTES] and len(list(zip(split_jpegs(data), range(2), strict=False))) > 1
+    return data.startswith(b"GIF8") and sum(1 for _ in zip(_find_gif_frames(data), range(2), strict=False)) > 1
 
 
-def _gif_frames(data: bytes) -> Iterator[int]:
+def _find_gif_frames(data: bytes) -> Iterator[int]:
     """Where each frame of a GIF begins, as far as its blocks can be followed."""
     at = 13 + (3 << (data[10] & 7) + 1 if len(data) > 10 and data[10] & 0x80 else 0)
     while at + 10 < len(data):
@@ -70,29 +70,29 @@ def _gif_frames(data: bytes) -> Iterator[int]:
             at += 2
         else:
             return
-        while at < len(data) and data[at]:  # blocks of a picture or an extension, up to an empty one
+        while at < len(data) and data[at]:  # blocks of an image or an extension, up to an empty one
             at += 1 + data[at]
         at += 1
 
 
-def _scan(data: bytes) -> int:
+def _find_scan(data: bytes) -> int:
     """Where the first scan of a JPEG begins; 2 where that is not to be found."""
     try:
-        header = jpeg_header(data, "a frame")
+        header = read_jpeg_header(data, "a frame")
     except DataError:  # too large: whoever decodes it says so
         return 2
-    return header.scan if header else 2
+    return header.scan_offset if header else 2
 
 
-def jpegs(data: bytes | mmap.mmap) -> Iterator[bytes]:
+def split_jpegs(data: bytes | mmap.mmap) -> Iterator[bytes]:
     """The JPEGs that follow one another in ``data``; one that is cut short ends where the next begins."""
-    begin = data.find(JPEG)
+    begin = data.find(JPEG_SIGNATURE)
     while begin >= 0:
-        scan = begin + _scan(data[begin : begin + _HEADER])
-        end, following = data.find(END, scan), data.find(JPEG, scan)
+        scan = begin + _find_scan(data[begin : begin + _MAX_HEADER_BYTES])
+        end, following = data.find(END_MARKER, scan), data.find(JPEG_SIGNATURE, scan)
         if end < 0 or 0 <= following < end:
             end = following if following >= 0 else len(data)
         else:
-            end += len(END)
+            end += len(END_MARKER)
         yield data[begin:end]
-        begin = data.find(JPEG, end)
+        begin = data.find(JPEG_SIGNATURE, end)

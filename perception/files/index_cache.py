@@ -23,26 +23,26 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.files.safe_write import digest
-from perception.files.strict_json import MAX_BYTES as MAX_FILE_BYTES
+from perception.files.safe_write import hash_file
+from perception.files.strict_json import MAX_JSON_BYTES as MAX_FILE_BYTES
 from perception.types import DataError
 
 logger = logging.getLogger(__name__)
 
-MIN_BYTES = 1_000_000
+MIN_CACHED_BYTES = 1_000_000
 """Files that are smaller than this in sum are parsed: that is as fast."""
 
-MAX_BYTES = 2_000_000_000
+MAX_CACHE_BYTES = 2_000_000_000
 """Size of the whole cache; above it the entries that were not used for the longest time are removed."""
 
 _FORMAT = "perception index 1"
-_NAMES = "names of the arrays"
-_CHUNK = 1 << 20
-_STALE = 86_400
+_NAMES_KEY = "names of the arrays"
+_CHUNK_BYTES = 1 << 20
+_STALE_SECONDS = 86_400
 """Seconds after which a half-written file is somebody's who was killed."""
 
 
-def cached(kind: str, files: Sequence[Path], build: Callable[[], dict[str, NDArray]]) -> dict[str, NDArray]:
+def load_or_build(kind: str, files: Sequence[Path], build: Callable[[], dict[str, NDArray]]) -> dict[str, NDArray]:
     """What ``build()`` returns: from the cache where the same content was seen before, else built and kept.
 
     kind:  name of the format with a version ("coco 1"); another kind never gets these arrays
@@ -50,24 +50,25 @@ def cached(kind: str, files: Sequence[Path], build: Callable[[], dict[str, NDArr
     build: parses AND validates the files and raises for faults; returns arrays of numbers, with nothing of the recipe
            or of the files' paths in them
 
-    Arrays may be read-only; large ones of uint8 stay in their file (`numpy.memmap`, see `Bytes`). The cache itself
+    Arrays may be read-only; large ones of uint8 stay in their file (`numpy.memmap`, see `MappedBytes`). The cache
+    itself
     never raises: where it cannot be read or written, ``build`` is called.
     """
-    folder, before = _folder(), _states(files)
-    if folder is None or before is None or not MIN_BYTES <= sum(size for size, _, _ in before) <= MAX_FILE_BYTES:
+    folder, before = _find_cache_folder(), _stat_files(files)
+    if folder is None or before is None or not MIN_CACHED_BYTES <= sum(size for size, _, _ in before) <= MAX_FILE_BYTES:
         return build()
     try:
-        path = folder / f"{_key(kind, files)}.npz"
+        path = folder / f"{_hash_files(kind, files)}.npz"
     except OSError:
         return build()
-    found = _load(path)
+    found = _load_entry(path)
     if found is not None:
         return found
     arrays = build()
-    if _states(files) != before:  # written to meanwhile: nobody knows which content was parsed
+    if _stat_files(files) != before:  # written to meanwhile: nobody knows which content was parsed
         return arrays
-    _store(path, arrays)
-    return _load(path) or arrays
+    _store_entry(path, arrays)
+    return _load_entry(path) or arrays
 
 
 def pack_texts(texts: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -88,7 +89,7 @@ def pack_bytes(parts: Sequence[bytes]) -> tuple[NDArray[np.uint8], NDArray[np.in
     return np.frombuffer(b"".join(parts), np.uint8), offsets
 
 
-class Bytes:
+class MappedBytes:
     """A uint8 array that is read by slices. One of the cache stays in its file, and pickles as the file's path."""
 
     def __init__(self, array: NDArray[np.uint8]) -> None:
@@ -102,32 +103,35 @@ class Bytes:
 
     def read(self, start: int, stop: int) -> bytes:
         """Bytes ``start`` to ``stop``. Raises DataError where the cache's file is gone."""
-        if isinstance(self._where, bytes):
-            return self._where[start:stop]
+        if isinstance(self._data_or_path, bytes):
+            return self._data_or_path[start:stop]
         try:
             if self._file < 0:
-                self._file = os.open(self._where, os.O_RDONLY)
+                self._file = os.open(self._data_or_path, os.O_RDONLY)
             data = os.pread(self._file, stop - start, self._offset + start)
         except OSError as error:
-            raise self._lost(str(error)) from error
+            raise self._make_error(str(error)) from error
         if len(data) < stop - start:
-            raise self._lost("it is truncated")
+            raise self._make_error("it is truncated")
         return data
 
-    def _lost(self, reason: str) -> DataError:
+    def _make_error(self, reason: str) -> DataError:
         return DataError(
-            f"{self._where}, an index in the cache, cannot be read any more: {reason}. Start again: it is made anew."
+            f"{self._data_or_path}, an index in the cache, cannot be read any "
+            f"more: {reason}. Start again: it is made anew."
         )
 
     def __getstate__(self) -> tuple[str | bytes, int, int]:
-        return self._where, self._offset, self._length
+        return self._data_or_path, self._offset, self._length
 
     def __setstate__(self, state: tuple[str | bytes, int, int]) -> None:
-        self._where, self._offset, self._length = state
+        self._data_or_path, self._offset, self._length = state
         self._file = -1
-        if isinstance(self._where, str):
+        if isinstance(self._data_or_path, str):
             try:
-                self._file = os.open(self._where, os.O_RDONLY)  # held open: it stays readable if the cache drops it
+                self._file = os.open(
+                    self._data_or_path, os.O_RDONLY
+                )  # held open: it stays readable if the cache drops it
             except OSError:
                 self._file = -1
 
@@ -136,7 +140,7 @@ class Bytes:
             os.close(self._file)
 
 
-def _folder() -> Path | None:
+def _find_cache_folder() -> Path | None:
     """Where the cache is; None = there is none."""
     given, home = os.environ.get("PERCEPTION_CACHE"), os.environ.get("XDG_CACHE_HOME")
     if given is not None:
@@ -147,7 +151,7 @@ def _folder() -> Path | None:
         return None
 
 
-def _states(files: Sequence[Path]) -> list[tuple[int, int, int]] | None:
+def _stat_files(files: Sequence[Path]) -> list[tuple[int, int, int]] | None:
     """(size, time, inode) of every file; None where one cannot be read."""
     try:
         states = [path.stat() for path in files]
@@ -156,37 +160,37 @@ def _states(files: Sequence[Path]) -> list[tuple[int, int, int]] | None:
     return [(state.st_size, state.st_mtime_ns, state.st_ino) for state in states]
 
 
-def _key(kind: str, files: Sequence[Path]) -> str:
+def _hash_files(kind: str, files: Sequence[Path]) -> str:
     key = hashlib.sha256(f"{_FORMAT}\n{kind}".encode())
     for path in files:
-        key.update(digest(path))
+        key.update(hash_file(path))
     return key.hexdigest()[:40]
 
 
-def _load(path: Path) -> dict[str, NDArray] | None:
+def _load_entry(path: Path) -> dict[str, NDArray] | None:
     """The arrays of an entry; None where it is not there or not whole."""
     try:
         with zipfile.ZipFile(path) as archive, path.open("rb") as file:
             arrays = {}
             for member in archive.infolist():
                 with archive.open(member) as content:
-                    while content.read(_CHUNK):  # to its end, where the check sum is compared
+                    while content.read(_CHUNK_BYTES):  # to its end, where the check sum is compared
                         pass
-                arrays[member.filename.removesuffix(".npy")] = _array(file, member)
-        names = bytes(arrays.pop(_NAMES)).decode()
-        if _joined(arrays) != names:
-            raise ValueError(f"it holds {_joined(arrays)!r}, not {names!r}")
+                arrays[member.filename.removesuffix(".npy")] = _read_array(file, member)
+        names = bytes(arrays.pop(_NAMES_KEY)).decode()
+        if _join_names(arrays) != names:
+            raise ValueError(f"it holds {_join_names(arrays)!r}, not {names!r}")
     except OSError:  # not there, or what cannot be read; writing it will tell
         return None
     except Exception as error:  # whatever the file holds
-        _warn(f"{path}, an index in the cache, is damaged and made anew: {error!r}.")
+        _warn_once(f"{path}, an index in the cache, is damaged and made anew: {error!r}.")
         return None
     with suppress(OSError):
         os.utime(path)
     return arrays
 
 
-def _array(file: BinaryIO, member: zipfile.ZipInfo) -> NDArray:
+def _read_array(file: BinaryIO, member: zipfile.ZipInfo) -> NDArray:
     """The array of a member; a large one of uint8 is mapped, not read."""
     file.seek(member.header_offset + 26)
     name, extra = (int.from_bytes(file.read(2), "little") for _ in range(2))
@@ -195,42 +199,44 @@ def _array(file: BinaryIO, member: zipfile.ZipInfo) -> NDArray:
     if np.lib.format.read_magic(file) != (1, 0):
         raise ValueError(f"{member.filename} is of another version")
     shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    if dtype == np.uint8 and len(shape) == 1 and shape[0] >= MIN_BYTES:
+    if dtype == np.uint8 and len(shape) == 1 and shape[0] >= MIN_CACHED_BYTES:
         return np.memmap(file.name, np.uint8, "r", file.tell(), shape)
     file.seek(start)
     return np.lib.format.read_array(file, allow_pickle=False)
 
 
-def _store(path: Path, arrays: dict[str, NDArray]) -> None:
+def _store_entry(path: Path, arrays: dict[str, NDArray]) -> None:
     """Write an entry at once or not at all, and make room for it."""
     assert all(array.dtype.kind in "biuf" for array in arrays.values()), "arrays of numbers only"
-    if sum(array.nbytes for array in arrays.values()) > MAX_BYTES:
+    if sum(array.nbytes for array in arrays.values()) > MAX_CACHE_BYTES:
         return
-    names = {_NAMES: np.frombuffer(_joined(arrays).encode(), np.uint8)}
+    names = {_NAMES_KEY: np.frombuffer(_join_names(arrays).encode(), np.uint8)}
     temporary = None
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(".part", dir=path.parent)
         temporary = Path(name)
         with os.fdopen(descriptor, "wb") as file:
-            _write(file, {**arrays, **names})
+            _write_arrays(file, {**arrays, **names})
         temporary.replace(path)
-        _make_room(path)
+        _evict_entries(path)
     except OSError as error:
-        _warn(f"The cache of indexes in {path.parent} cannot be written, files are parsed at every start: {error}.")
+        _warn_once(
+            f"The cache of indexes in {path.parent} cannot be written, files are parsed at every start: {error}."
+        )
         if temporary is not None:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
 
 
-def _write(file: BinaryIO, arrays: dict[str, NDArray]) -> None:
+def _write_arrays(file: BinaryIO, arrays: dict[str, NDArray]) -> None:
     with zipfile.ZipFile(file, "w") as archive:
         for name, array in arrays.items():  # not by numpy.savez, which pickles and looks at the clock
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.ascontiguousarray(array), (1, 0), allow_pickle=False)
 
 
-def _make_room(newest: Path) -> None:
+def _evict_entries(newest: Path) -> None:
     """Remove what was not used for the longest time, and what was never finished."""
     entries = []
     for path in newest.parent.iterdir():
@@ -238,22 +244,22 @@ def _make_room(newest: Path) -> None:
             state = path.stat()
             if path.suffix == ".npz" and path != newest:
                 entries.append((state.st_mtime, state.st_size, path))
-            elif path.suffix == ".part" and state.st_mtime < time.time() - _STALE:
+            elif path.suffix == ".part" and state.st_mtime < time.time() - _STALE_SECONDS:
                 path.unlink()
     total = newest.stat().st_size + sum(size for _, size, _ in entries)
     for _, size, path in sorted(entries):
-        if total <= MAX_BYTES:
+        if total <= MAX_CACHE_BYTES:
             break
         with suppress(OSError):
             path.unlink()
         total -= size
 
 
-def _joined(arrays: dict[str, NDArray]) -> str:
+def _join_names(arrays: dict[str, NDArray]) -> str:
     return "\n".join(sorted(arrays))
 
 
 @lru_cache(maxsize=64)
-def _warn(message: str) -> None:
+def _warn_once(message: str) -> None:
     """Say it once in a process."""
     logger.warning("%s", message)

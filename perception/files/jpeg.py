@@ -1,7 +1,7 @@
 """JPEGs: what their headers say before anything is decoded, and decoding that takes any damage for an error.
 
 libjpeg fills what it misses with gray and counts a warning. Here a warning is an error, but for those of which the
-pixels know nothing (`_mended`).
+pixels know nothing (`_repair_segments`).
 """
 
 from __future__ import annotations
@@ -15,47 +15,54 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from perception.files.image_headers import AGAIN, MAX_SEGMENTS, PictureError, check_size, exif_turn
+from perception.files.image_headers import (
+    FETCH_AGAIN,
+    MAX_SEGMENTS,
+    ImageError,
+    check_image_size,
+    read_exif_orientation,
+)
 
-SCAN, END = b"\xff\xda", b"\xff\xd9"
+SCAN_MARKER, END_MARKER = b"\xff\xda", b"\xff\xd9"
 MAX_SCANS = 500
 """More scans than this no JPEG needs."""
 MAX_ZEROS = 16
 """Bytes of zeros in a row that no camera's pixels become: with the tables of the standard, 40 coefficients of -1."""
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 """Markers that begin a frame header."""
 
 
 @dataclass(frozen=True, slots=True)
 class JpegHeader:
-    """size: (height, width) as stored. turn: the EXIF orientation, 1 to 8; 1 = upright. scan: where the first begins.
+    """size: (height, width) as stored. orientation: the EXIF orientation, 1 to 8; 1 = upright. scan_offset: where the
+    first begins.
 
-    sequential: each pixel is coded in one scan; components: their numbers
+    is_sequential: each pixel is coded in one scan; component_ids: their numbers
     """
 
     size: tuple[int, int]
-    turn: int
-    sequential: bool
-    components: bytes
-    scan: int
+    orientation: int
+    is_sequential: bool
+    component_ids: bytes
+    scan_offset: int
 
 
-def jpeg_header(data: bytes, path: Path | str) -> JpegHeader | None:
+def read_jpeg_header(data: bytes, path: Path | str) -> JpegHeader | None:
     """What the segments before a JPEG's first scan say; None where ``data`` ends before it, or is none."""
     size, turn, sequential, components = (0, 0), None, True, b""
-    for marker, begin, end in _segments(data):
-        if marker in _FRAMES and begin + 10 <= len(data):
+    for marker, begin, end in _iterate_segments(data):
+        if marker in _FRAME_MARKERS and begin + 10 <= len(data):
             height, width = (int.from_bytes(data[at : at + 2], "big") for at in (begin + 5, begin + 7))
-            check_size(width, height, path)
+            check_image_size(width, height, path)
             size, sequential, components = (height, width), marker in (0xC0, 0xC1), data[begin + 10 : end : 3]
         if marker == 0xE1 and turn is None and data.startswith(b"Exif\0\0", begin + 4):
-            turn = exif_turn(data[begin + 10 : end])
+            turn = read_exif_orientation(data[begin + 10 : end])
         if marker == 0xDA:
             return JpegHeader(size, turn or 1, sequential, components, begin) if components else None
     return None
 
 
-def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+def _iterate_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """(marker, begin, end) of each segment to the first scan's header, as libjpeg finds them."""
     position = 2
     for _ in range(MAX_SEGMENTS):
@@ -83,23 +90,23 @@ def decode_jpeg(data: bytes, path: Path | str, header: JpegHeader, reduction: in
     """
     try:
         try:
-            image = _decode(data, header, reduction)
+            image = _decode_strict(data, header, reduction)
         except ValueError:
-            mended = _mended(data, header)
+            mended = _repair_segments(data, header)
             if mended == data:
                 raise
             data, header = mended, check_jpeg(mended, path)
-            image = _decode(data, header, reduction)
+            image = _decode_strict(data, header, reduction)
         _check_scans(data, header)
         _check_zeros(data, header)
     except ValueError as error:
-        raise PictureError(f"{path} is damaged or truncated: {error}. {AGAIN}") from error
+        raise ImageError(f"{path} is damaged or truncated: {error}. {FETCH_AGAIN}") from error
     return image
 
 
-def _decode(data: bytes, header: JpegHeader, reduction: int) -> NDArray[np.uint8]:
+def _decode_strict(data: bytes, header: JpegHeader, reduction: int) -> NDArray[np.uint8]:
     height, width = (-(-side // reduction) for side in header.size)
-    inks = len(header.components) == 4
+    inks = len(header.component_ids) == 4
     room = np.empty((height, width, 4 if inks else 3), np.uint8)  # no more is ever taken, whatever libjpeg finds
     kind = "CMYK" if inks else "RGB"
     image = simplejpeg.decode_jpeg(data, kind, min_height=height, min_width=width, buffer=room, strict=True)
@@ -112,32 +119,36 @@ def _decode(data: bytes, header: JpegHeader, reduction: int) -> NDArray[np.uint8
 
 def _check_scans(data: bytes, header: JpegHeader) -> None:
     """Raise ValueError where a component is in no scan: its pixels would be gray."""
-    missing = set(header.components)
-    position, count = header.scan, 0
+    missing = set(header.component_ids)
+    position, count = header.scan_offset, 0
     while position >= 0 and missing:
         number = data[position + 4] if position + 4 < len(data) else 0
         found = data[position + 5 : position + 5 + 2 * number : 2]
         if data[position + 5 + 2 * number : position + 6 + 2 * number] == b"\0":  # it holds the mean of each block
             missing -= set(found)
         count += 1
-        position = data.find(SCAN, position + 2)
+        position = data.find(SCAN_MARKER, position + 2)
     if missing:
-        raise ValueError(f"{len(missing)} of its {len(header.components)} components are in none of its {count} scans")
+        raise ValueError(
+            f"{len(missing)} of its {len(header.component_ids)} components are in none of its {count} scans"
+        )
 
 
 def _check_zeros(data: bytes, header: JpegHeader) -> None:
     """Raise ValueError where zeros stand for lost data, which libjpeg takes for coefficients without a word."""
-    if not header.sequential:
+    if not header.is_sequential:
         return
-    at = data.find(bytes(MAX_ZEROS), header.scan, max(header.scan, data.find(END, header.scan)))
-    if at >= 0 and not _zeros_are_flat(data):
+    at = data.find(
+        bytes(MAX_ZEROS), header.scan_offset, max(header.scan_offset, data.find(END_MARKER, header.scan_offset))
+    )
+    if at >= 0 and not _is_flat_image(data):
         raise ValueError(f"its data from byte {at} on is zeros")
 
 
-def _zeros_are_flat(data: bytes) -> bool:
-    """Whether each Huffman table that is the picture's own writes the end of a block in zeros: flat pictures do."""
+def _is_flat_image(data: bytes) -> bool:
+    """Whether each Huffman table that is the image's own writes the end of a block in zeros: flat images do."""
     firsts = []
-    for marker, begin, end in _segments(data):
+    for marker, begin, end in _iterate_segments(data):
         at = begin + 4
         while marker == 0xC4 and at + 17 < end:
             if data[at] & 0x10:
@@ -148,35 +159,35 @@ def _zeros_are_flat(data: bytes) -> bool:
 
 def check_jpeg(data: bytes, path: Path | str) -> JpegHeader:
     """What a JPEG's header says, after checking its size and the number of its scans."""
-    header = jpeg_header(data, path)
+    header = read_jpeg_header(data, path)
     if header is None:
-        raise PictureError(f"{path} is a truncated or damaged JPEG ({len(data)} bytes). {AGAIN}")
-    if data.count(SCAN) > MAX_SCANS:
-        raise PictureError(f"{path} goes over its pixels more than {MAX_SCANS} times. Save it again as a plain JPEG.")
+        raise ImageError(f"{path} is a truncated or damaged JPEG ({len(data)} bytes). {FETCH_AGAIN}")
+    if data.count(SCAN_MARKER) > MAX_SCANS:
+        raise ImageError(f"{path} goes over its pixels more than {MAX_SCANS} times. Save it again as a plain JPEG.")
     return header
 
 
-def _mended(data: bytes, header: JpegHeader) -> bytes:
-    """The same picture without what libjpeg warns of though its pixels are whole.
+def _repair_segments(data: bytes, header: JpegHeader) -> bytes:
+    """The same image without what libjpeg warns of though its pixels are whole.
 
-    Cameras and editors write JFIF and Adobe segments of unknown versions, damaged colour profiles, the parameters of
+    Cameras and editors write JFIF and Adobe segments of unknown versions, damaged color profiles, the parameters of
     progressive scans into sequential ones, and zeros before the end marker.
     """
     parts, position = [data[:2]], 2
-    for marker, begin, end in _segments(data):
+    for marker, begin, end in _iterate_segments(data):
         segment = data[begin:end]
         if marker == 0xE0 and segment[4:9] == b"JFIF\0":
             segment = segment[:9] + b"\1" + segment[10:]
         elif marker == 0xEE and segment[4:9] == b"Adobe" and len(segment) > 15 and segment[15] > 2:
-            segment = segment[:15] + (b"\2" if len(header.components) == 4 else b"\1") + segment[16:]
+            segment = segment[:15] + (b"\2" if len(header.component_ids) == 4 else b"\1") + segment[16:]
         elif 0xE0 <= marker <= 0xEF:
             segment = b""
-        elif marker == 0xDA and header.sequential and len(segment) > 5:
+        elif marker == 0xDA and header.is_sequential and len(segment) > 5:
             segment = segment[: 5 + 2 * segment[4]] + b"\0\x3f\0" + segment[8 + 2 * segment[4] :]
         parts.append(segment)
         position = end
     rest = data[position:]
-    at = rest.rfind(END)
+    at = rest.rfind(END_MARKER)
     if at > 0:
         pixels = rest[:at].rstrip(b"\0")
         rest = pixels + (b"\0" if pixels.endswith(b"\xff") else b"") + rest[at:]

@@ -1,4 +1,5 @@
-"""Reading files of numbers as they are stored: label maps, depth, disparity; and of colours that stand for classes."""
+"""Reading files of numbers as they are stored: segmentation masks, depth, disparity; and of colors that stand for
+classes."""
 
 from __future__ import annotations
 
@@ -13,112 +14,114 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.files.arrays import ARRAY_SUFFIXES, read_numbers
+from perception.files.arrays import ARRAY_SUFFIXES, read_map_array
 from perception.files.image_headers import (
-    JPEG,
+    JPEG_SIGNATURE,
     MAX_PIXELS,
-    PNG,
-    PictureError,
+    PNG_SIGNATURE,
+    ImageError,
+    check_image_size,
     check_png,
     check_png_rows,
-    check_size,
-    read_bytes,
+    read_image_bytes,
 )
-from perception.files.images import PICTURE_SUFFIXES, decode_colours, decode_stored
+from perception.files.images import IMAGE_SUFFIXES, decode_color, decode_with_flags
 from perception.types import DataError
 
-MAP_SUFFIXES = PICTURE_SUFFIXES | {*ARRAY_SUFFIXES, ".pfm", ".pnm", ".exr"}
+MAP_SUFFIXES = IMAGE_SUFFIXES | {*ARRAY_SUFFIXES, ".pfm", ".pnm", ".exr"}
 """Of files that are looked at as maps; JPEGs among them, to be refused by name."""
 
 _EXR = b"\x76\x2f\x31\x01"
-_MOST_WORDS = 1 << 22
+_MAX_WORDS = 1 << 22
 """Numbers that are read from text: Python keeps each as an object."""
 _PGM = re.compile(rb"P[25]%s+(\d{1,9})%s+(\d{1,9})%s+(\d{1,5})\s" % ((rb"(?:\s|#[^\n]*\n)",) * 3))
-_ONE = ("1", "L", "P", "I", "F", "I;16", "I;16L", "I;16B")
+_SINGLE_CHANNEL_MODES = ("1", "L", "P", "I", "F", "I;16", "I;16L", "I;16B")
 """Pillow's names for one channel."""
-_LOSSY = (
+_LOSSY_MESSAGE = (
     "is a JPEG, or compressed like one, which changes the numbers at every border. Make it again from the originals, "
     "as a PNG."
 )
-_COLOURS = (
-    "Where colours are classes, give label_maps their list: colours: ...; where all channels are equal, what their "
-    "values are: values: {0: ..., 255: ...}. If distances are packed into colours (CARLA: 1000 m * (R + 256 G + "
+_COLORS_HINT = (
+    "Where colors are classes, give segmentation_masks their list: colors: "
+    "...; where all channels are equal, what their "
+    "values are: values: {0: ..., 255: ...}. If distances are packed into colors (CARLA: 1000 m * (R + 256 G + "
     "65536 B) / 16777215), unpack them first, into .npy or a 16-bit PNG."
 )
 
 
-def read_map(path: Path, array: str | None = None, merge: bool = False) -> NDArray:
+def read_map(path: Path, array_name: str | None = None, merge_channels: bool = False) -> NDArray:
     """Numbers as stored, [H, W], of any kind: ids, distances, disparities.
 
     Palettes give the index, files of one bit truth values.
 
-    array: name in a .npz
-    merge: whether channels that are all equal count as one, and transparency is left out
+    array_name: name in a .npz
+    merge_channels: whether channels that are all equal count as one, and transparency is left out
 
     PNG, TIFF, BMP, PGM, PFM, GIF, lossless WebP, EXR where OpenCV reads it, .npy and .npz. The size is checked before
     anything is decoded. Raises DataError where the file is missing, damaged, lossy, or has more than one channel.
     """
     if path.suffix.lower() in ARRAY_SUFFIXES:
-        return read_numbers(path, array)
+        return read_map_array(path, array_name)
     try:
-        data = _lossless(path)
-        if data.startswith(PNG):
-            return _read_png(data, path, merge)
+        data = _read_lossless(path)
+        if data.startswith(PNG_SIGNATURE):
+            return _read_png(data, path, merge_channels)
         if data.startswith(_EXR):
-            return _one_channel(_read_exr(data, path), path, merge)
+            return _select_channel(_read_exr(data, path), path, merge_channels)
         if data[:2] in (b"P2", b"P5"):
             return _read_pgm(data, path)
-        image = _open(data, path)
+        image = _open_with_pillow(data, path)
         if image.mode == "P" and image.format != "TIFF" and _is_gray(image):
             return np.asarray(image.convert("L"))  # a GIF and a BMP cannot do without a palette
-        if image.mode in _ONE:
+        if image.mode in _SINGLE_CHANNEL_MODES:
             return np.asarray(image)
-        return _one_channel(np.asarray(image), path, merge)
-    except PictureError as error:
+        return _select_channel(np.asarray(image), path, merge_channels)
+    except ImageError as error:
         raise DataError(str(error)) from error
 
 
-def read_colours(path: Path) -> NDArray[np.uint8]:
-    """Colours as stored, uint8 RGB [H, W, 3]; palettes and gray are their colours, transparency is left out.
+def read_colors(path: Path) -> NDArray[np.uint8]:
+    """Colors as stored, uint8 RGB [H, W, 3]; palettes and gray are their colors, transparency is left out.
 
     Raises DataError where the file is missing, damaged, lossy, or has more than 8 bits per channel.
     """
     try:
-        data = _lossless(path)
-        if data.startswith(PNG):
-            if check_png(data, path).depth == 16:
-                raise DataError(f"{path} has 16 bits per channel. Expected colours of 8 bits.")
-            return decode_colours(data, path)
-        image = _open(data, path)
+        data = _read_lossless(path)
+        if data.startswith(PNG_SIGNATURE):
+            if check_png(data, path).bit_depth == 16:
+                raise DataError(f"{path} has 16 bits per channel. Expected colors of 8 bits.")
+            return decode_color(data, path)
+        image = _open_with_pillow(data, path)
         if image.mode in ("I", "F") or image.mode.startswith("I;"):
-            raise DataError(f"{path} has more than 8 bits per channel. Expected colours of 8 bits.")
+            raise DataError(f"{path} has more than 8 bits per channel. Expected colors of 8 bits.")
         return np.asarray(image.convert("RGB"))
-    except PictureError as error:
+    except ImageError as error:
         raise DataError(str(error)) from error
 
 
-def _lossless(path: Path) -> bytes:
+def _read_lossless(path: Path) -> bytes:
     if path.suffix.lower() in ARRAY_SUFFIXES:
-        raise DataError(f"{path} is an array. Expected a picture of colours: colours: is not for arrays.")
-    data = read_bytes(path)
-    if data.startswith(JPEG) or (data[8:12] == b"WEBP" and b"VP8L" not in data[:4096]):
-        raise DataError(f"{path} {_LOSSY}")
+        raise DataError(f"{path} is an array. Expected an image of colors: colors: is not for arrays.")
+    data = read_image_bytes(path)
+    if data.startswith(JPEG_SIGNATURE) or (data[8:12] == b"WEBP" and b"VP8L" not in data[:4096]):
+        raise DataError(f"{path} {_LOSSY_MESSAGE}")
     return data
 
 
-def _read_png(data: bytes, path: Path, merge: bool) -> NDArray:
+def _read_png(data: bytes, path: Path, merge_channels: bool) -> NDArray:
     header = check_png(data, path)
-    depth, colour = header.depth, header.colour
-    if colour == 0 and depth >= 8:
-        return decode_stored(data, cv2.IMREAD_UNCHANGED, path)
-    if colour == 3 or (colour == 0 and depth == 1):
+    depth, color = header.bit_depth, header.color_type
+    if color == 0 and depth >= 8:
+        return decode_with_flags(data, cv2.IMREAD_UNCHANGED, path)
+    if color == 3 or (color == 0 and depth == 1):
         return _read_palette(data, path)
-    if merge and colour != 0:
-        return _one_channel(decode_stored(data, cv2.IMREAD_UNCHANGED, path), path, merge)
-    kind = {2: "RGB", 4: "gray with alpha", 6: "RGBA"}.get(colour, f"{depth}-bit gray")
+    if merge_channels and color != 0:
+        return _select_channel(decode_with_flags(data, cv2.IMREAD_UNCHANGED, path), path, merge_channels)
+    kind = {2: "RGB", 4: "gray with alpha", 6: "RGBA"}.get(color, f"{depth}-bit gray")
     raise DataError(
-        f"{path} is a {kind} PNG{_most_frequent(data)}. Expected one channel of ids or distances: gray, 8 or 16 bit, "
-        f"or a palette whose index is the id. {_COLOURS}"
+        f"{path} is a {kind} PNG{_describe_frequent_colors(data)}. Expected one "
+        "channel of ids or distances: gray, 8 or 16 bit, "
+        f"or a palette whose index is the id. {_COLORS_HINT}"
     )
 
 
@@ -132,16 +135,18 @@ def _read_palette(data: bytes, path: Path) -> NDArray:
         raise DataError(f"{path} is a damaged PNG: {error}. Fetch the file again.") from error
 
 
-def _one_channel(values: NDArray, path: Path, merge: bool) -> NDArray:
-    """The one channel of [H, W] or [H, W, C]; with ``merge`` that of equal ones, the last of 2 and 4 left out."""
+def _select_channel(values: NDArray, path: Path, merge_channels: bool) -> NDArray:
+    """The one channel of [H, W] or [H, W, C]; with ``merge_channels`` that of equal ones, the last of 2 and 4 left
+    out."""
     if values.ndim == 2:
         return values
     channels = values[..., : {2: 1, 4: 3}.get(values.shape[2], values.shape[2])]
-    if merge and (channels == channels[..., :1]).all():
+    if merge_channels and (channels == channels[..., :1]).all():
         return np.ascontiguousarray(channels[..., 0])
     raise DataError(
-        f"{path} has {values.shape[2]} channels{' that differ' if merge else ''}. Expected one, of ids or distances. "
-        f"{_COLOURS}"
+        f"{path} has {values.shape[2]} channels{' that differ' if merge_channels else ''}. "
+        "Expected one, of ids or distances. "
+        f"{_COLORS_HINT}"
     )
 
 
@@ -151,10 +156,10 @@ def _read_pgm(data: bytes, path: Path) -> NDArray:
     if header is None:
         raise DataError(f"{path} is a damaged PGM. Fetch the file again.")
     width, height, largest = map(int, header.groups())
-    check_size(width, height, path)
+    check_image_size(width, height, path)
     rest, kind = data[header.end() :], np.dtype(np.uint8 if largest < 256 else ">u2")
     if data.startswith(b"P2"):
-        if width * height > _MOST_WORDS:
+        if width * height > _MAX_WORDS:
             raise DataError(f"{path} is {width} x {height} pixels as text. Convert it to PNG.")
         words = rest.split(maxsplit=width * height)[: width * height]
         values = np.array([int(word) for word in words if word.isdigit() and len(word) < 6])
@@ -172,7 +177,7 @@ def _read_exr(data: bytes, path: Path) -> NDArray:
     left, top, right, bottom = struct.unpack("<4i", window[1])
     if right < left or bottom < top:
         raise DataError(f"{path} is a damaged EXR: {right - left} x {bottom - top} pixels. Fetch the file again.")
-    check_size(right - left + 1, bottom - top + 1, path)
+    check_image_size(right - left + 1, bottom - top + 1, path)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
@@ -185,8 +190,8 @@ def _read_exr(data: bytes, path: Path) -> NDArray:
     return image
 
 
-def _open(data: bytes, path: Path) -> Any:
-    """The first page of a picture as Pillow decodes it: a ``PIL.Image``."""
+def _open_with_pillow(data: bytes, path: Path) -> Any:
+    """The first page of an image as Pillow decodes it: a ``PIL.Image``."""
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError:
@@ -195,11 +200,11 @@ def _open(data: bytes, path: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data), formats=("TIFF", "BMP", "PPM", "GIF", "WEBP"))
-            check_size(*image.size, path)
+            check_image_size(*image.size, path)
             if image.info.get("compression") in ("jpeg", "tiff_jpeg", "webp"):
-                raise DataError(f"{path} {_LOSSY}")
-            bits = getattr(image, "tag_v2", {}).get(258, (8,))  # Pillow cuts colours of 16 bits down to 8
-            if image.mode not in _ONE and max(np.ravel(bits)) > 8:
+                raise DataError(f"{path} {_LOSSY_MESSAGE}")
+            bits = getattr(image, "tag_v2", {}).get(258, (8,))  # Pillow cuts colors of 16 bits down to 8
+            if image.mode not in _SINGLE_CHANNEL_MODES and max(np.ravel(bits)) > 8:
                 raise DataError(f"{path} has {max(np.ravel(bits))} bits in each of several channels. Expected one.")
             image.load()
             return image
@@ -219,16 +224,16 @@ def _open(data: bytes, path: Path) -> Any:
 
 
 def _is_gray(image: Any) -> bool:
-    colours = np.array(image.getpalette()).reshape(-1, 3)
-    return bool((colours == colours[:, :1]).all())
+    colors = np.array(image.getpalette()).reshape(-1, 3)
+    return bool((colors == colors[:, :1]).all())
 
 
-def _most_frequent(data: bytes) -> str:
-    """The most frequent colours of an RGB map, for the message."""
+def _describe_frequent_colors(data: bytes) -> str:
+    """The most frequent colors of an RGB map, for the message."""
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     if image is None:
         return ""
     pixels = image.reshape(-1, 3)[:: 1 + image.size // 600_000, ::-1]
-    colours, counts = np.unique(pixels, axis=0, return_counts=True)
+    colors, counts = np.unique(pixels, axis=0, return_counts=True)
     most = counts.argsort()[::-1][:5]
-    return " with colours " + ", ".join(f"{tuple(colours[i].tolist())}: {counts[i] / counts.sum():.0%}" for i in most)
+    return " with colors " + ", ".join(f"{tuple(colors[i].tolist())}: {counts[i] / counts.sum():.0%}" for i in most)

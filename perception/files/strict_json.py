@@ -12,12 +12,12 @@ from typing import Any
 
 from perception.types import DataError
 
-MAX_BYTES = 8 << 30
-_PIECE = 1 << 24
+MAX_JSON_BYTES = 8 << 30
+_PIECE_BYTES = 1 << 24
 _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\],:]|-?Infinity|NaN')
 
 
-class _Refused(Exception):
+class _InvalidJson(Exception):
     pass
 
 
@@ -27,9 +27,9 @@ def read_json(path: Path) -> Any:
     Values in it may be anything that JSON permits, nested as deep as Python's stack goes: quote them by `shown`.
     """
     try:
-        data = _content(path)
-        text = data.decode(encoding_of(data))
-        return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_once)
+        data = _read_content(path)
+        text = data.decode(detect_encoding(data))
+        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_check_unique_keys)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}.") from error
     except UnicodeDecodeError as error:
@@ -43,15 +43,15 @@ def read_json(path: Path) -> Any:
             f"{error.msg}. "
             "It may be truncated: fetch it again."
         ) from error
-    except _Refused as error:
-        raise DataError(f"{path}: {error} at byte {_offset(text)}. Write it out again without.") from None
+    except _InvalidJson as error:
+        raise DataError(f"{path}: {error} at byte {_find_offset(text)}. Write it out again without.") from None
     except ValueError as error:  # a number of thousands of digits
         raise DataError(f"{path}: {error}.") from error
     except RecursionError:
         raise DataError(f"{path} is nested too deeply to be annotations.") from None
 
 
-def shown(value: object, length: int = 80) -> str:
+def quote_value(value: object, length: int = 80) -> str:
     """A value from a file as it is quoted in a message: short, on one line, however long, deep or odd it is."""
     quoter = reprlib.Repr()
     quoter.maxstring = quoter.maxlong = quoter.maxother = length
@@ -60,43 +60,43 @@ def shown(value: object, length: int = 80) -> str:
     return text if len(text) <= 2 * length else f"{text[: 2 * length]}..."
 
 
-def encoding_of(data: bytes | bytearray) -> str:
+def detect_encoding(data: bytes | bytearray) -> str:
     """The encoding of a text by its byte order mark: "utf-16", or "utf-8-sig", which is UTF-8 with or without one."""
     return "utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
 
-def _content(path: Path) -> bytearray:
+def _read_content(path: Path) -> bytearray:
     if not path.is_file():
         raise DataError(f"No JSON file at {path}. Restore it, or correct the path.")
     data = bytearray()
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        if size > MAX_BYTES:
-            raise DataError(f"{path} has {size} bytes. At most {MAX_BYTES} are read: split it.")
-        while piece := file.read(_PIECE):
+        if size > MAX_JSON_BYTES:
+            raise DataError(f"{path} has {size} bytes. At most {MAX_JSON_BYTES} are read: split it.")
+        while piece := file.read(_PIECE_BYTES):
             data += piece
-            if b"\0" in piece and encoding_of(data) != "utf-16":  # a disk that was full leaves a hole
+            if b"\0" in piece and detect_encoding(data) != "utf-16":  # a disk that was full leaves a hole
                 at = len(data) - len(piece) + piece.index(0)
                 raise DataError(f"{path} is not valid JSON at byte {at} of {size}: it holds a NUL. Fetch it again.")
     return data
 
 
-def _no_constant(name: str) -> None:
-    raise _Refused(f"{name} is no JSON number")
+def _refuse_constant(name: str) -> None:
+    raise _InvalidJson(f"{name} is no JSON number")
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _check_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) < len(pairs):
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                raise _Refused(f"key {shown(key)} is given twice in one object")
+                raise _InvalidJson(f"key {quote_value(key)} is given twice in one object")
             seen.add(key)
     return result
 
 
-def _offset(text: str) -> int:
+def _find_offset(text: str) -> int:
     """The byte of the first NaN, infinity or repeated key."""
     stack: list[set[str] | None] = []
     key_next = False

@@ -7,38 +7,38 @@ from pathlib import Path
 from typing import Any
 from xml.parsers.expat import ExpatError, ParserCreate
 
-from perception.files.strict_json import shown
+from perception.files.strict_json import quote_value
 from perception.types import DataError
 
-MAX_BYTES = 8_000_000
+MAX_XML_BYTES = 8_000_000
 MAX_ELEMENTS = 200_000
 MAX_DEPTH = 50
 ENCODINGS = ("utf-8", "us-ascii", "utf-16", "iso-8859-1", "windows-1252")
 
 
 @dataclass(slots=True)
-class Element:
+class XmlElement:
     """tag, the line where it starts, its text without the blanks around it, and the elements in it. No attributes."""
 
     tag: str
     line: int
     text: str = ""
-    children: list[Element] = field(default_factory=list)
+    children: list[XmlElement] = field(default_factory=list)
 
-    def all(self, tag: str) -> list[Element]:
+    def find_all(self, tag: str) -> list[XmlElement]:
         """The elements called ``tag`` directly in this one."""
         return [child for child in self.children if child.tag == tag]
 
-    def first(self, tag: str) -> Element | None:
+    def find_first(self, tag: str) -> XmlElement | None:
         """The first element called ``tag`` directly in this one; None where there is none."""
         return next((child for child in self.children if child.tag == tag), None)
 
 
-class _Refused(Exception):
+class _InvalidXml(Exception):
     pass
 
 
-def check_file(path: Path) -> None:
+def check_xml_file(path: Path) -> None:
     """Raise DataError where there is no file, or one of more than `MAX_BYTES`."""
     try:
         if not path.is_file():
@@ -46,67 +46,71 @@ def check_file(path: Path) -> None:
         size = path.stat().st_size
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}. Check the disk and the permissions.") from error
-    if size > MAX_BYTES:
-        raise DataError(f"{path} has {size} bytes. Annotations of a picture have at most {MAX_BYTES}: fetch it again.")
+    if size > MAX_XML_BYTES:
+        raise DataError(
+            f"{path} has {size} bytes. Annotations of an image have at most {MAX_XML_BYTES}: fetch it again."
+        )
 
 
-def read_xml(path: Path) -> Element:
+def read_xml(path: Path) -> XmlElement:
     """The root element of an XML file. Raises DataError with the line where it is not valid."""
-    check_file(path)
+    check_xml_file(path)
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_BYTES)
+            data = file.read(MAX_XML_BYTES)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}. Check the disk and the permissions.") from error
-    builder = _Builder()
+    builder = _TreeBuilder()
     try:
         builder.parser.Parse(data, True)
     except ExpatError as error:
         raise DataError(
             f"{path} is not valid XML at {error}. It may be truncated: fetch it again, or correct it."
         ) from error
-    except _Refused as error:
+    except _InvalidXml as error:
         raise DataError(f"{path}, line {builder.parser.CurrentLineNumber}: {error}.") from None
     except (ValueError, LookupError) as error:
         raise DataError(f"{path} is not valid XML: {error}. Save it as UTF-8.") from error
-    return builder.top.children[0]
+    return builder.root.children[0]
 
 
-class _Builder:
+class _TreeBuilder:
     def __init__(self) -> None:
-        self.top = Element("", 0)
-        self._open = [self.top]
+        self.root = XmlElement("", 0)
+        self._open = [self.root]
         self._texts: list[list[str]] = [[]]
         self._count = 0
         self.parser = parser = ParserCreate()
         parser.buffer_text = True
-        parser.XmlDeclHandler = self._declaration
-        parser.StartDoctypeDeclHandler = self._doctype
-        parser.StartElementHandler = self._start
-        parser.EndElementHandler = self._end
-        parser.CharacterDataHandler = self._text
+        parser.XmlDeclHandler = self._on_declaration
+        parser.StartDoctypeDeclHandler = self._on_doctype
+        parser.StartElementHandler = self._on_start
+        parser.EndElementHandler = self._on_end
+        parser.CharacterDataHandler = self._on_text
 
-    def _declaration(self, version: str, encoding: str | None, standalone: int) -> None:
+    def _on_declaration(self, version: str, encoding: str | None, standalone: int) -> None:
         if encoding is not None and encoding.lower() not in ENCODINGS:
-            raise _Refused(f"the encoding {shown(encoding)} is none of {', '.join(ENCODINGS)}. Save it as UTF-8")
+            raise _InvalidXml(
+                f"the encoding {quote_value(encoding)} is none of {', '.join(ENCODINGS)}. Save it as UTF-8"
+            )
 
-    def _doctype(self, *_: Any) -> None:
-        raise _Refused("a document type (DOCTYPE, entities) is refused. Write the file out without")
+    def _on_doctype(self, *_: Any) -> None:
+        raise _InvalidXml("a document type (DOCTYPE, entities) is refused. Write the file out without")
 
-    def _start(self, tag: str, attributes: dict[str, str]) -> None:
+    def _on_start(self, tag: str, attributes: dict[str, str]) -> None:
         self._count += 1
         if len(self._open) > MAX_DEPTH or self._count > MAX_ELEMENTS:
-            raise _Refused(
-                f"more than {MAX_ELEMENTS} elements, or {MAX_DEPTH} in one another, are no annotations of a picture. "
+            raise _InvalidXml(
+                f"more than {MAX_ELEMENTS} elements, or {MAX_DEPTH} in one another, are no annotations of an image. "
                 "Fetch the file again"
             )
-        element = Element(tag, self.parser.CurrentLineNumber)
+        element = XmlElement(tag, self.parser.CurrentLineNumber)
         self._open[-1].children.append(element)
         self._open.append(element)
         self._texts.append([])
 
-    def _end(self, tag: str) -> None:
+    def _on_end(self, tag: str) -> None:
         self._open.pop().text = "".join(self._texts.pop()).strip()
 
-    def _text(self, text: str) -> None:
+    def _on_text(self, text: str) -> None:
         self._texts[-1].append(text)

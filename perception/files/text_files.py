@@ -7,8 +7,8 @@ import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from perception.files.folders import files_under, inside
-from perception.files.strict_json import encoding_of
+from perception.files.folders import list_files_under, resolve_inside
+from perception.files.strict_json import detect_encoding
 from perception.types import DataError
 
 MAX_LABEL_BYTES = 16 << 20
@@ -20,13 +20,13 @@ def read_text(path: Path, limit: int = MAX_LABEL_BYTES) -> str:
 
     Raises DataError where it is missing, no plain file, over ``limit`` bytes, in neither, or holds a NUL.
     """
-    check_text(path, limit)
+    check_text_file(path, limit)
     try:
         with path.open("rb") as file:
             data = file.read(limit)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}. Check the disk and the permissions.") from error
-    encoding = encoding_of(data)
+    encoding = detect_encoding(data)
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
@@ -38,7 +38,7 @@ def read_text(path: Path, limit: int = MAX_LABEL_BYTES) -> str:
     return text
 
 
-def check_text(path: Path, limit: int = MAX_LABEL_BYTES) -> None:
+def check_text_file(path: Path, limit: int = MAX_LABEL_BYTES) -> None:
     """Raise DataError where a file is missing, no plain file, or over ``limit`` bytes, without reading it."""
     try:
         state = path.stat()
@@ -52,7 +52,7 @@ def check_text(path: Path, limit: int = MAX_LABEL_BYTES) -> None:
         )
 
 
-def rows(text: str) -> Iterator[tuple[int, list[str]]]:
+def iterate_rows(text: str) -> Iterator[tuple[int, list[str]]]:
     """(line number from 1, words) of the lines that are not blank."""
     for number, line in enumerate(text.splitlines(), 1):
         words = line.split()
@@ -60,7 +60,7 @@ def rows(text: str) -> Iterator[tuple[int, list[str]]]:
             yield number, words
 
 
-def floats(words: Sequence[str], where: str, expected: str) -> list[float]:
+def parse_floats(words: Sequence[str], where: str, expected: str) -> list[float]:
     """Words as numbers; NaN and infinities are numbers. Raises DataError at ``where`` where one is no number."""
     try:
         if "_" in "".join(words):  # Python's own 1_000
@@ -71,11 +71,11 @@ def floats(words: Sequence[str], where: str, expected: str) -> list[float]:
 
 
 def list_files(folder: Path, suffix: str, root: Path | None = None) -> dict[Path, str]:
-    """The files under a folder (resolved) that end in ``suffix`` -> their paths under it: see `files_under`."""
-    return files_under(folder, (suffix,), root)
+    """The files under a folder (resolved) that end in ``suffix`` -> their paths under it: see `list_files_under`."""
+    return list_files_under(folder, (suffix,), root)
 
 
-def files_in(folder: Path, boundary: Path, suffix: str) -> dict[str, Path]:
+def list_folder_files(folder: Path, boundary: Path, suffix: str) -> dict[str, Path]:
     """Name without ``suffix`` -> file, of the files directly in a folder under ``boundary`` (both resolved).
 
     Hidden files are left out. Empty where there is no such folder. Raises DataError where the folder, or a link in it,
@@ -83,7 +83,7 @@ def files_in(folder: Path, boundary: Path, suffix: str) -> dict[str, Path]:
     ``suffix`` all files are given, and folders left out.
     """
     if folder != boundary:
-        folder = inside(boundary, os.path.relpath(folder, boundary).replace(os.sep, "/"), str(boundary))
+        folder = resolve_inside(boundary, os.path.relpath(folder, boundary).replace(os.sep, "/"), str(boundary))
     try:
         entries = list(os.scandir(folder))
     except (FileNotFoundError, NotADirectoryError):
@@ -94,7 +94,11 @@ def files_in(folder: Path, boundary: Path, suffix: str) -> dict[str, Path]:
     for entry in sorted(entries, key=lambda entry: entry.name):
         if entry.name.endswith(suffix) and not entry.name.startswith("."):
             linked = entry.is_symlink()
-            path = inside(boundary, os.path.relpath(entry.path, boundary), entry.path) if linked else Path(entry.path)
+            path = (
+                resolve_inside(boundary, os.path.relpath(entry.path, boundary), entry.path)
+                if linked
+                else Path(entry.path)
+            )
             if not (path.is_file() if linked else entry.is_file()) and path.exists():
                 if not suffix and path.is_dir():
                     continue

@@ -1,4 +1,4 @@
-"""`perception label --jobs N`: shards in processes of their own, begun again where a picture ends one of them."""
+"""`perception label --jobs N`: shards in processes of their own, begun again where an image ends one of them."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from perception.files.folders import existing_folder
-from perception.files.safe_write import FullError, remove_partial
-from perception.labeling.label import Labels, label, label_folder, merge_labels, picture_names
-from perception.labeling.records import recall
+from perception.files.folders import require_folder
+from perception.files.safe_write import DiskFullError, remove_partial_files
+from perception.labeling.label import LabelingReport, label_images, list_image_names, make_label_folder, merge_labels
+from perception.labeling.records import load_history
 from perception.types import PerceptionError
-from perception.video.interrupt import Stopped, check, held, terminable
-from perception.video.pipeline import Network
+from perception.video.interrupt import StopRequested, check_stop, defer_stop, handle_stop_signals
+from perception.video.pipeline import PredictorLike
 from perception.video.progress import Progress
 
-POLL = 0.2
+POLL_SECONDS = 0.2
 """Seconds between two looks at whether to go on."""
 STEP, READY = "step", "ready"
 
 
-def label_by_jobs(
-    open_network: Callable[[], tuple[Network, str]],
+def label_in_parallel(
+    open_predictor: Callable[[], tuple[PredictorLike, str]],
     jobs: int,
-    pictures: str | Path,
+    images: str | Path,
     out: str | Path,
     *,
     root: str | Path = ".",
@@ -37,87 +37,87 @@ def label_by_jobs(
     resume: bool = False,
     shard: tuple[int, int] | None = None,
     **options: Any,
-) -> Labels:
+) -> LabelingReport:
     """As `label`, by so many processes.
 
-    open_network: can be pickled; the network and its identity, for each process
+    open_predictor: can be pickled; the network and its identity, for each process
     """
-    folder = existing_folder(Path(), str(pictures), "pictures")
-    (names, _), out = picture_names(folder), label_folder(out, resume or shard is not None)
+    folder = require_folder(Path(), str(images), "images")
+    (names, _), out = list_image_names(folder), make_label_folder(out, resume or shard is not None)
     if shard is None:
-        remove_partial(out)
+        remove_partial_files(out)
     first, of = shard or (1, 1)
-    mine = recall(out, folder).left(names[first - 1 :: of])
-    shared = {"pictures": str(pictures), "out": str(out), "resume": True, "quiet": True, **options}
+    mine = load_history(out, folder).remaining(names[first - 1 :: of])
+    shared = {"images": str(images), "out": str(out), "resume": True, "quiet": True, **options}
     shards = [(first + of * job, of * jobs) for job in range(jobs)]
-    line = Progress(None if quiet else sys.stderr, "pictures", len(mine))
+    line = Progress(None if quiet else sys.stderr, "images", len(mine))
     interrupted, failure = None, None
-    with terminable(), held():
+    with handle_stop_signals(), defer_stop():
         try:
-            _run([_Job(open_network, shared | {"shard": part}) for part in shards], line)
+            _run_shards([_ShardProcess(open_predictor, shared | {"shard": part}) for part in shards], line)
         except KeyboardInterrupt as error:
             interrupted = getattr(error, "signal", signal.SIGINT)
         except PerceptionError as error:
             failure = error
-        line.done()
-        if isinstance(failure, FullError):
-            with suppress(FullError):
-                merge_labels(out, folder, pictures, root)
+        line.finish()
+        if isinstance(failure, DiskFullError):
+            with suppress(DiskFullError):
+                merge_labels(out, folder, images, root)
         if failure is not None:
             raise failure
-        labels = Labels(out, shard=shard) if shard else merge_labels(out, folder, pictures, root)
-    labels.interrupted = interrupted
+        labels = LabelingReport(out, shard=shard) if shard else merge_labels(out, folder, images, root)
+    labels.stop_signal = interrupted
     return labels
 
 
-class _Job:
+class _ShardProcess:
     """A shard in a process, and the next process where that one is killed."""
 
-    def __init__(self, open_network: Callable[[], tuple[Network, str]], arguments: dict[str, Any]) -> None:
-        self._open, self._arguments = open_network, arguments
-        self.begin()
+    def __init__(self, open_predictor: Callable[[], tuple[PredictorLike, str]], arguments: dict[str, Any]) -> None:
+        self._open_predictor, self._arguments = open_predictor, arguments
+        self.start()
 
-    def begin(self) -> None:
+    def start(self) -> None:
         context = multiprocessing.get_context("spawn")
-        self.messages, theirs = context.Pipe(duplex=False)
-        self.ready = False
-        self.process = context.Process(target=_work, args=(theirs, self._open, self._arguments))
-        with _unheard():
+        self.connection, theirs = context.Pipe(duplex=False)
+        self.is_ready = False
+        self.process = context.Process(target=_label_shard, args=(theirs, self._open_predictor, self._arguments))
+        with _ignore_sigint():
             self.process.start()
         theirs.close()
 
-    def ended(self) -> bool:
-        """Whether the shard has come to its end; it is begun again where a picture has killed its process."""
+    def finish_or_restart(self) -> bool:
+        """Whether the shard has come to its end; it is begun again where an image has killed its process."""
         self.process.join()
         if not self.process.exitcode:
             return True
-        if not self.ready:
+        if not self.is_ready:
             code = self.process.exitcode
-            raise PerceptionError(f"A process of --jobs ended with code {code} before its first picture. Try --jobs 1.")
-        self.begin()
+            raise PerceptionError(f"A process of --jobs ended with code {code} before its first image. Try --jobs 1.")
+        self.start()
         return False
 
 
-def _run(jobs: list[_Job], line: Progress) -> None:
+def _run_shards(jobs: list[_ShardProcess], progress: Progress) -> None:
     """Until all have ended. Raises Stopped, or what one of them failed with, when all have been ended."""
     alive = list(jobs)
     try:
         while alive:
-            check()
-            for messages in wait([job.messages for job in alive], POLL):
-                job = next(job for job in alive if job.messages is messages)
+            check_stop()
+            for messages in wait([job.connection for job in alive], POLL_SECONDS):
+                job = next(job for job in alive if job.connection is messages)
                 try:
-                    said = job.messages.recv()
+                    said = job.connection.recv()
                 except (EOFError, OSError):
-                    check()  # what ends this process may have ended that one too
-                    if job.ended():
+                    check_stop()  # what ends this process may have ended that one too
+                    if job.finish_or_restart():
                         alive.remove(job)
                     continue
                 if isinstance(said, PerceptionError):
                     raise said
-                job.ready = True
+                job.is_ready = True
                 if said == STEP:
-                    line.step()
+                    progress.step()
     finally:
         for job in alive:
             job.process.terminate()
@@ -125,28 +125,30 @@ def _run(jobs: list[_Job], line: Progress) -> None:
             job.process.join()
 
 
-def _work(messages: Connection, open_network: Callable[[], tuple[Network, str]], arguments: dict[str, Any]) -> None:
-    """The process of a shard. It ends with its parent, at the next picture at the latest."""
+def _label_shard(
+    connection: Connection, open_predictor: Callable[[], tuple[PredictorLike, str]], arguments: dict[str, Any]
+) -> None:
+    """The process of a shard. It ends with its parent, at the next image at the latest."""
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
         if parent is not None and not parent.is_alive():
-            raise Stopped(signal.SIGTERM)
-        messages.send(STEP)
+            raise StopRequested(signal.SIGTERM)
+        connection.send(STEP)
 
     try:
-        with terminable():
-            network, identity = open_network()
-            messages.send(READY)
-            label(network, identity=identity, watch=watch, **arguments)
+        with handle_stop_signals():
+            network, identity = open_predictor()
+            connection.send(READY)
+            label_images(network, identity=identity, on_image_done=watch, **arguments)
     except PerceptionError as error:
-        messages.send(type(error)(str(error)))
+        connection.send(type(error)(str(error)))
     except (KeyboardInterrupt, BrokenPipeError):
         pass
 
 
 @contextmanager
-def _unheard() -> Iterator[None]:
+def _ignore_sigint() -> Iterator[None]:
     """Processes that begin within it do not hear Ctrl-C, which a terminal sends to all: their parent ends them."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,4 +1,4 @@
-"""`perception label`: labels for pictures that lack them, by a network that was trained on others.
+"""`perception label`: labels for images that lack them, by a network that was trained on others.
 
 Where a source has no labels of a task, nothing keeps a joint network from saying anything there. Labels by a network
 that was trained for that task do (self-training, Noisy Student: Xie et al. 2020; across tasks, MuST: Ghiasi et al.
@@ -19,60 +19,67 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from perception.files.folders import by_stem, existing_folder, list_pictures
+from perception.files.folders import index_by_stem, list_images, require_folder
 from perception.files.images import read_image
-from perception.files.safe_names import check_file_name, printable
-from perception.files.safe_write import FullError, check_room, make_folder, remove_partial, write_whole
-from perception.labeling.consensus import agreed, mirrored
-from perception.labeling.records import FOLDER, SETTINGS, Log, read_settings, recall, settle
-from perception.labeling.writers import Labelled, keep, merge
-from perception.runtime.predictor import perceive
+from perception.files.safe_names import check_file_name, escape_unprintable
+from perception.files.safe_write import DiskFullError, check_free_space, make_folder, remove_partial_files, write_atomic
+from perception.labeling.consensus import find_consensus, mirror_annotation
+from perception.labeling.records import (
+    RECORDS_FOLDER,
+    SETTINGS,
+    LabelingLog,
+    ensure_settings,
+    load_history,
+    read_settings,
+)
+from perception.labeling.writers import LabeledImage, write_label, write_task_files
+from perception.runtime.predictor import predict_images
 from perception.types import Annotation, Camera, DataError, PerceptionError, TaskSpec
-from perception.video.interrupt import check, held, terminable
-from perception.video.pipeline import Network
-from perception.video.predict import out_folder
+from perception.video.interrupt import check_stop, defer_stop, handle_stop_signals
+from perception.video.pipeline import PredictorLike
+from perception.video.predict import make_output_folder
 from perception.video.progress import Progress
 
 FORMAT = 1
 """Of the settings and records, in ``.records``."""
 
-SIZES = (1.0, 0.75, 1.25)
-"""Sizes at which a network sees each picture, as factors of its own."""
+SCALES = (1.0, 0.75, 1.25)
+"""Sizes at which a network sees each image, as factors of its own."""
 
-MULTIPLE = 32
+SIZE_DIVISOR = 32
 
-PATHS = ("masks", "classes", "depths", "annotations", "csv")
+PATH_KEYS = ("masks", "class_file", "depths", "annotations", "csv")
 """Keys of the entries that name files."""
 
 
 @dataclass
-class Labels:
+class LabelingReport:
     """What was written.
 
-    failures: the pictures that could not be read, and why
+    failures: the images that could not be read, and why
     entries: task -> what the recipe's source says of its labels; without the tasks of which nothing was sure
-    kept: task -> how much all views agreed on
-    interrupted: number of the signal that stopped it; None = it went to its end
+    coverage: task -> how much all views agreed on
+    stop_signal: number of the signal that stopped it; None = it went to its end
     shard: that of which it is; then all that is above is told when they are put together
     """
 
     out: Path
-    pictures: int = 0
+    num_images: int = 0
     failures: list[str] = field(default_factory=list)
     entries: dict[str, dict[str, Any]] = field(default_factory=dict)
-    kept: dict[str, str] = field(default_factory=dict)
-    interrupted: int | None = None
+    coverage: dict[str, str] = field(default_factory=dict)
+    stop_signal: int | None = None
     shard: tuple[int, int] | None = None
 
-    def lines(self) -> list[str]:
+    def summary_lines(self) -> list[str]:
         """For the user: what there is, and what to write into the recipe."""
-        stopped = " (stopped; what is written is whole, --resume goes on)" if self.interrupted is not None else ""
+        stopped = " (stopped; what is written is whole, --resume goes on)" if self.stop_signal is not None else ""
         if self.shard:
             name = "/".join(map(str, self.shard))
             return [f"{self.out}: shard {name}{stopped}. When all have ended, --resume without --shard completes it."]
-        said = [f"{self.out}: labels of {self.pictures} pictures{stopped}"]
-        said += [f"  not labelled: {failure}" for failure in self.failures]
-        said += [f"  {task}: {kept}" for task, kept in self.kept.items()]
+        said = [f"{self.out}: labels of {self.num_images} images{stopped}"]
+        said += [f"  not labeled: {failure}" for failure in self.failures]
+        said += [f"  {task}: {kept}" for task, kept in self.coverage.items()]
         said.append(f"{self.out / 'labels.yaml'} holds what the recipe's source needs under labels:")
         flow = (
             yaml.safe_dump(entry, default_flow_style=True, sort_keys=False, width=1000)
@@ -81,9 +88,9 @@ class Labels:
         return [*said, *(f"  - {line.strip()}" for line in flow)]
 
 
-def label(
-    network: Network,
-    pictures: str | Path,
+def label_images(
+    predictor: PredictorLike,
+    images: str | Path,
     out: str | Path,
     camera: Camera | None = None,
     *,
@@ -93,32 +100,33 @@ def label(
     resume: bool = False,
     shard: tuple[int, int] | None = None,
     identity: str = "",
-    watch: Callable[[], None] = lambda: None,
-) -> Labels:
-    """Label the pictures of a folder (and its folders) with what the network is sure of; see `agreed`.
+    on_image_done: Callable[[], None] = lambda: None,
+) -> LabelingReport:
+    """Label the images of a folder (and its folders) with what the network is sure of; see `agreed`.
 
-    out:    a new or empty folder. For each task: label maps (PNG, 255 = unsure) and their names, depth maps (16-bit
-            PNG, 0 = unsure), boxes (COCO JSON, iscrowd = 1 where unsure) or labels of whole pictures (CSV)
-    camera: intrinsics in pixels of every picture; None = the default focal length of the depth task
+    out:    a new or empty folder. For each task: segmentation masks (PNG, 255 = unsure) and their names, depth maps
+    (16-bit
+            PNG, 0 = unsure), boxes (COCO JSON, iscrowd = 1 where unsure) or labels of whole images (CSV)
+    camera: intrinsics in pixels of every image; None = the default focal length of the depth task
     mirror: whether the mirror image must lead to the same: not where left and right are not alike to the network
     root:   the recipe's data.root, to which the paths in the entries are relative
     quiet:  no progress on standard error
     resume: go on in ``out``, which was begun with the same settings
-    shard:  (i, n), from 1 on: every n-th picture only, beside other processes; `resume` without it, when all have
-            ended, does what is left and writes the files of all. None = all pictures
+    shard:  (i, n), from 1 on: every n-th image only, beside other processes; `resume` without it, when all have
+            ended, does what is left and writes the files of all. None = all images
     identity: of the network: labels of another are refused
-    watch:  called after each picture
+    on_image_done:  called after each image
 
-    Each picture is seen as it is and mirrored, at its own and, where the network takes them, at two other sizes.
-    Pictures that cannot be read, or that end the process, are told and passed over. What is written does not hang
-    on how often it was stopped, or on how many processes did it. Stopped, what was labelled until then is whole.
-    Raises DataError where there is no picture, or two whose names differ only in their extension; PerceptionError where
+    Each image is seen as it is and mirrored, at its own and, where the network takes them, at two other sizes.
+    Images that cannot be read, or that end the process, are told and passed over. What is written does not hang
+    on how often it was stopped, or on how many processes did it. Stopped, what was labeled until then is whole.
+    Raises DataError where there is no image, or two whose names differ only in their extension; PerceptionError where
     ``out`` holds something else; FullError where the disk is full.
     """
-    folder = existing_folder(Path(), str(pictures), "pictures")
-    names, _ = picture_names(folder)
-    out = label_folder(out, resume or shard is not None)
-    sizes, specs = _sizes(network), dict(network.specs)
+    folder = require_folder(Path(), str(images), "images")
+    names, _ = list_image_names(folder)
+    out = make_label_folder(out, resume or shard is not None)
+    sizes, specs = _supported_sizes(predictor), dict(predictor.specs)
     for name in specs:
         check_file_name(name, "a task")
     settings = {
@@ -129,42 +137,42 @@ def label(
         "camera": camera and [camera.fx, camera.fy, camera.cx, camera.cy],
         "tasks": [dataclasses.asdict(spec) for spec in specs.values()],
     }
-    settle(out, settings)
+    ensure_settings(out, settings)
     if shard is None:
-        remove_partial(out)
+        remove_partial_files(out)
     interrupted, full = None, None
-    past = recall(out, folder)
-    mine = past.left(names[shard[0] - 1 :: shard[1]] if shard else names)
-    progress = Progress(None if quiet else sys.stderr, "pictures", len(mine))
+    past = load_history(out, folder)
+    mine = past.remaining(names[shard[0] - 1 :: shard[1]] if shard else names)
+    progress = Progress(None if quiet else sys.stderr, "images", len(mine))
     try:
-        with terminable(), Log(out, folder) as log:
+        with handle_stop_signals(), LabelingLog(out, folder) as log:
             for name in mine:
-                check_room(out)
+                check_free_space(out)
                 log.begin(name)
-                _one(log, network, folder, name, out, sizes, camera, mirror)
-                check()
+                _label_image(log, predictor, folder, name, out, sizes, camera, mirror)
+                check_stop()
                 progress.step()
-                watch()
+                on_image_done()
     except KeyboardInterrupt as error:
         interrupted = getattr(error, "signal", signal.SIGINT)
-    except FullError as error:
+    except DiskFullError as error:
         full = error
-    progress.done()
-    labels = Labels(out)
+    progress.finish()
+    labels = LabelingReport(out)
     try:
-        with terminable(), held():
-            labels = Labels(out, shard=shard) if shard else merge_labels(out, folder, pictures, root)
-    except FullError as error:
+        with handle_stop_signals(), defer_stop():
+            labels = LabelingReport(out, shard=shard) if shard else merge_labels(out, folder, images, root)
+    except DiskFullError as error:
         full = full or error
     if full is not None:
-        raise FullError(f"{full} What was labelled is not lost: go on with --resume.") from full
-    labels.interrupted = interrupted
+        raise DiskFullError(f"{full} What was labeled is not lost: go on with --resume.") from full
+    labels.stop_signal = interrupted
     return labels
 
 
-def _one(
-    log: Log,
-    network: Network,
+def _label_image(
+    log: LabelingLog,
+    predictor: PredictorLike,
     folder: Path,
     name: str,
     out: Path,
@@ -172,86 +180,91 @@ def _one(
     camera: Camera | None,
     mirror: bool,
 ) -> None:
-    """Label a picture, or record why that fails."""
+    """Label an image, or record why that fails."""
     try:
         picture = read_image(folder / name)
-        views = _views(network, picture, sizes, camera, mirror)
-        found = {task: agreed([view[task] for view in views], spec) for task, spec in network.specs.items()}
+        views = _predict_views(predictor, picture, sizes, camera, mirror)
+        found = {task: find_consensus([view[task] for view in views], spec) for task, spec in predictor.specs.items()}
     except (DataError, ModuleNotFoundError) as error:
         log.fail(name, str(error))
         return
-    except Exception as error:  # one picture in a million is not to end the work on the others
+    except Exception as error:  # one image in a million is not to end the work on the others
         log.fail(name, f"{type(error).__name__}: {error}")
         return
-    with held():
-        kept = {task: keep(spec, found[task], name, out) for task, spec in network.specs.items()}
+    with defer_stop():
+        kept = {task: write_label(spec, found[task], name, out) for task, spec in predictor.specs.items()}
         log.finish(name, picture.shape[:2], kept)
 
 
-def picture_names(folder: Path) -> tuple[list[str], list[str]]:
-    """Of the pictures under a folder, in the order of their labels, and those that are not UTF-8: no file of labels
+def list_image_names(folder: Path) -> tuple[list[str], list[str]]:
+    """Of the images under a folder, in the order of their labels, and those that are not UTF-8: no file of labels
     could name them. Raises DataError where two would share a map."""
     unnamed: list[str] = []
-    found = by_stem(list_pictures(folder, unnamed=unnamed), folder)
+    found = index_by_stem(list_images(folder, undecodable_names=unnamed), folder)
     return [path.relative_to(folder).as_posix() for path in found.values()], unnamed
 
 
-def label_folder(out: str | Path, resume: bool) -> Path:
+def make_label_folder(out: str | Path, resume: bool) -> Path:
     """The folder of the labels, made. Raises PerceptionError where it holds what is not to be changed."""
     out = Path(out)
-    if resume and (out / FOLDER / SETTINGS).is_file():
+    if resume and (out / RECORDS_FOLDER / SETTINGS).is_file():
         make_folder(out)
         return out
-    if out.is_dir() and (out / FOLDER).is_dir() and not resume:
+    if out.is_dir() and (out / RECORDS_FOLDER).is_dir() and not resume:
         raise PerceptionError(f"{out} holds labels. Go on with them by --resume, or give a new folder.")
-    if resume and out.is_dir() and {path.name for path in out.iterdir()} <= {FOLDER}:
+    if resume and out.is_dir() and {path.name for path in out.iterdir()} <= {RECORDS_FOLDER}:
         return out
-    return out_folder(out)
+    return make_output_folder(out)
 
 
-def merge_labels(out: Path, folder: Path, pictures: str | Path, root: str | Path) -> Labels:
-    """Write the files of all that is labelled in ``out``: the same bytes whoever labelled it, in whatever order.
+def merge_labels(out: Path, folder: Path, images: str | Path, root: str | Path) -> LabelingReport:
+    """Write the files of all that is labeled in ``out``: the same bytes whoever labeled it, in whatever order.
 
-    folder: of the pictures; pictures: as the recipe is to name it
+    folder: of the images; images: as the recipe is to name it
     """
-    past, settings = recall(out, folder), read_settings(out)
-    names, unnamed = picture_names(folder)
+    past, settings = load_history(out, folder), read_settings(out)
+    names, unnamed = list_image_names(folder)
     done = [past.done[name] for name in names if name in past.done]
-    labels = Labels(out, len(done), [f"{name}: {past.failed[name]}" for name in names if name in past.failed])
-    labels.failures += [f"{printable(name)}: its name is not UTF-8. Rename it" for name in unnamed]
+    labels = LabelingReport(out, len(done), [f"{name}: {past.failed[name]}" for name in names if name in past.failed])
+    labels.failures += [f"{escape_unprintable(name)}: its name is not UTF-8. Rename it" for name in unnamed]
     camera = Camera(*settings["camera"]) if settings["camera"] else None
     for task in settings["tasks"]:
         fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in task.items()}
         spec = TaskSpec(**fields)
-        some = [Labelled(line["done"], tuple(line["size"]), line["labels"][spec.name]) for line in done]
-        entry, labels.kept[spec.name] = merge(spec, out, some, camera)
+        some = [LabeledImage(line["done"], tuple(line["size"]), line["labels"][spec.name]) for line in done]
+        entry, labels.coverage[spec.name] = write_task_files(spec, out, some, camera)
         if entry:
-            kind, files = entry.pop("format"), {key: _under(root, entry.pop(key)) for key in PATHS if key in entry}
+            kind, files = (
+                entry.pop("format"),
+                {key: _path_from_root(root, entry.pop(key)) for key in PATH_KEYS if key in entry},
+            )
             labels.entries[spec.name] = {
                 "format": kind,
                 "task": spec.name,
-                "images": _under(root, Path(pictures)),
+                "images": _path_from_root(root, Path(images)),
                 **files,
                 **entry,
             }
     text = yaml.safe_dump(list(labels.entries.values()), sort_keys=False)
-    write_whole(out / "labels.yaml", text.encode())
+    write_atomic(out / "labels.yaml", text.encode())
     return labels
 
 
-def _under(root: str | Path, path: Path) -> str:
+def _path_from_root(root: str | Path, path: Path) -> str:
     """The path as the recipe would say it: relative to its data.root, or absolute where it is elsewhere."""
     root, path = Path(root).absolute(), path.absolute()
     return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 
-def _sizes(network: Network) -> list[tuple[int, int] | None]:
+def _supported_sizes(predictor: PredictorLike) -> list[tuple[int, int] | None]:
     """What the network is to be asked at; that which it cannot do is left out."""
     found: list[tuple[int, int] | None] = []
-    for factor in SIZES:
-        height, width = (max(MULTIPLE, round(side * factor / MULTIPLE) * MULTIPLE) for side in network.size)
+    for factor in SCALES:
+        height, width = (
+            max(SIZE_DIVISOR, round(side * factor / SIZE_DIVISOR) * SIZE_DIVISOR) for side in predictor.size
+        )
         try:
-            placed = network.placed((height, width))
+            placed = predictor.letterbox_size((height, width))
         except PerceptionError:
             continue
         if placed not in found:
@@ -259,22 +272,24 @@ def _sizes(network: Network) -> list[tuple[int, int] | None]:
     return found
 
 
-def _views(
-    network: Network,
-    picture: NDArray[np.uint8],
+def _predict_views(
+    predictor: PredictorLike,
+    image: NDArray[np.uint8],
     sizes: Sequence[tuple[int, int] | None],
     camera: Camera | None,
     mirror: bool,
 ) -> list[dict[str, Annotation]]:
-    """Task -> annotation in pixels of the picture, of every view of it."""
-    width = picture.shape[1]
-    shown, lenses = [picture], [camera]
+    """Task -> annotation in pixels of the image, of every view of it."""
+    width = image.shape[1]
+    shown, lenses = [image], [camera]
     if mirror:
-        shown.append(np.ascontiguousarray(picture[:, ::-1]))
+        shown.append(np.ascontiguousarray(image[:, ::-1]))
         lenses.append(camera and Camera(camera.fx, camera.fy, width - camera.cx, camera.cy))
     views = []
     for size in sizes:
-        found: Any = perceive(network.run, network.specs, shown, lenses, size, MULTIPLE)
+        found: Any = predict_images(predictor.run, predictor.specs, shown, lenses, size, SIZE_DIVISOR)
         views.append(found[0].annotations)
-        views += [{name: mirrored(said, width) for name, said in view.annotations.items()} for view in found[1:]]
+        views += [
+            {name: mirror_annotation(said, width) for name, said in view.annotations.items()} for view in found[1:]
+        ]
     return views

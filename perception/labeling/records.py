@@ -1,4 +1,4 @@
-"""The memory of `perception label`: a line for each picture, so that a kill loses no more than the one under way.
+"""The memory of `perception label`: a line for each image, so that a kill loses no more than the one under way.
 
 The folder ``.records`` of the labels holds ``settings.json``, which all processes share, and for each start of a
 process a file of lines: ``{"begun": NAME}``, then ``{"done": NAME, ...}`` or ``{"failed": NAME, "reason": ...}``.
@@ -19,17 +19,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from perception.files.safe_write import append_line, make_folder, write_whole, writing
+from perception.files.safe_write import append_line, convert_write_errors, make_folder, write_atomic
 from perception.types import PerceptionError
 
-FOLDER, SETTINGS, CRASHED = ".records", "settings.json", ".crash"
-TRIES = 3
-"""Kills of the process, with nothing to say why, while a picture is under way, until it is taken to be the reason."""
+RECORDS_FOLDER, SETTINGS, CRASH_SUFFIX = ".records", "settings.json", ".crash"
+MAX_TRIES = 3
+"""Kills of the process, with nothing to say why, while an image is under way, until it is taken to be the reason."""
 
 
 @dataclass
-class Past:
-    """What the processes so far have come to. Names are those of pictures.
+class LabelingHistory:
+    """What the processes so far have come to. Names are those of images.
 
     done: of each what `label` made of it; failed: why; tries: kills while it was under way
     """
@@ -38,17 +38,17 @@ class Past:
     failed: dict[str, str] = field(default_factory=dict)
     tries: Counter[str] = field(default_factory=Counter)
 
-    def left(self, names: Sequence[str]) -> list[str]:
-        """Those to be labelled: first what has not been tried, for a picture that ends the process does so last."""
+    def remaining(self, names: Sequence[str]) -> list[str]:
+        """Those to be labeled: first what has not been tried, for an image that ends the process does so last."""
         rest = [name for name in names if name not in self.done and name not in self.failed]
         return sorted(rest, key=self.tries.__getitem__)
 
 
-def settle(out: Path, settings: dict[str, Any]) -> None:
+def ensure_settings(out: Path, settings: dict[str, Any]) -> None:
     """Write the settings, or compare them. Raises PerceptionError where the folder was begun with others."""
-    path = out / FOLDER / SETTINGS
+    path = out / RECORDS_FOLDER / SETTINGS
     if not path.exists():
-        write_whole(path, f"{json.dumps(settings, indent=1)}\n".encode())
+        write_atomic(path, f"{json.dumps(settings, indent=1)}\n".encode())
     before, now = read_settings(out), json.loads(json.dumps(settings))
     if wrong := [key for key in now if before.get(key) != now[key]]:
         said = "; ".join(f"{key} was {json.dumps(before.get(key))}, is {json.dumps(now[key])}" for key in wrong)
@@ -57,7 +57,7 @@ def settle(out: Path, settings: dict[str, Any]) -> None:
 
 def read_settings(out: Path) -> dict[str, Any]:
     """Raises PerceptionError where there are none, or they are damaged."""
-    path = out / FOLDER / SETTINGS
+    path = out / RECORDS_FOLDER / SETTINGS
     try:
         found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
@@ -67,12 +67,12 @@ def read_settings(out: Path) -> dict[str, Any]:
     return found
 
 
-def recall(out: Path, pictures: Path) -> Past:
-    """All that is recorded. A picture that failed and was changed since then is tried again."""
-    past, why = Past(), {}
-    for path in sorted((out / FOLDER).glob("*.jsonl")):
+def load_history(out: Path, images: Path) -> LabelingHistory:
+    """All that is recorded. An image that failed and was changed since then is tried again."""
+    past, why = LabelingHistory(), {}
+    for path in sorted((out / RECORDS_FOLDER).glob("*.jsonl")):
         begun: dict[str, Any] = {}
-        for line in _lines(path):
+        for line in _read_lines(path):
             if (name := line.get("begun")) is not None:
                 begun[name] = line["stamp"]
             elif (name := line.get("done")) is not None:
@@ -80,17 +80,17 @@ def recall(out: Path, pictures: Path) -> Past:
                 past.done[name] = line
             elif (name := line.get("failed")) is not None:
                 begun.pop(name, None)
-                if line["stamp"] == stamp(pictures / name):
+                if line["stamp"] == file_stamp(images / name):
                     past.failed[name] = line["reason"]
-        crash = path.with_suffix(CRASHED)
+        crash = path.with_suffix(CRASH_SUFFIX)
         crashed = crash.exists() and crash.stat().st_size > 0
         for name, was in begun.items():
-            if was == stamp(pictures / name):
+            if was == file_stamp(images / name):
                 past.tries[name] += 1
                 if crashed:
                     why[name] = f"it ended the process ({crash.read_text('utf-8', 'replace').splitlines()[0]})"
     for name, tries in past.tries.items():
-        if tries >= TRIES:
+        if tries >= MAX_TRIES:
             why.setdefault(name, f"the process was killed {tries} times while it was under way")
     for name, reason in why.items():
         past.failed.setdefault(name, f"{reason}. Mend or touch it, and it is tried again")
@@ -99,7 +99,7 @@ def recall(out: Path, pictures: Path) -> Past:
     return past
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The whole lines of a file: a kill leaves a part of the last."""
     for text in path.read_bytes().split(b"\n")[:-1]:
         with contextlib.suppress(ValueError):
@@ -108,7 +108,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
                 yield line
 
 
-def stamp(path: Path) -> list[int]:
+def file_stamp(path: Path) -> list[int]:
     """Size and time of a file, by which it is known to be another."""
     try:
         status = path.stat()
@@ -117,24 +117,24 @@ def stamp(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-class Log:
+class LabelingLog:
     """The lines of this process. Use as a context manager.
 
-    What ends the process in code that is not Python (a damaged picture in a decoder) is recorded beside them.
+    What ends the process in code that is not Python (a damaged image in a decoder) is recorded beside them.
     """
 
-    def __init__(self, out: Path, pictures: Path) -> None:
-        self._pictures = pictures
+    def __init__(self, out: Path, images: Path) -> None:
+        self._images = images
         name = f"{time.time_ns()}-{platform.node()}-{os.getpid()}"
-        self._path = out / FOLDER / f"{name}.jsonl"
+        self._path = out / RECORDS_FOLDER / f"{name}.jsonl"
         self._crash: TextIO | None = None
 
-    def __enter__(self) -> Log:
+    def __enter__(self) -> LabelingLog:
         make_folder(self._path.parent)
-        with writing(self._path):
+        with convert_write_errors(self._path):
             self._file = self._path.open("ab", buffering=0)
             if not faulthandler.is_enabled():
-                self._crash = self._path.with_suffix(CRASHED).open("w", encoding="utf-8")
+                self._crash = self._path.with_suffix(CRASH_SUFFIX).open("w", encoding="utf-8")
                 faulthandler.enable(self._crash)
         return self
 
@@ -142,18 +142,18 @@ class Log:
         if self._crash is not None:
             faulthandler.disable()
             self._crash.close()
-            self._path.with_suffix(CRASHED).unlink(missing_ok=True)
+            self._path.with_suffix(CRASH_SUFFIX).unlink(missing_ok=True)
         self._file.close()
 
     def begin(self, name: str) -> None:
-        self._add({"begun": name, "stamp": stamp(self._pictures / name)})
+        self._append({"begun": name, "stamp": file_stamp(self._images / name)})
 
     def fail(self, name: str, reason: str) -> None:
-        self._add({"failed": name, "reason": reason, "stamp": stamp(self._pictures / name)})
+        self._append({"failed": name, "reason": reason, "stamp": file_stamp(self._images / name)})
 
     def finish(self, name: str, size: tuple[int, int], labels: dict[str, Any]) -> None:
-        """size: (height, width); labels: task -> what `label_files.keep` returned"""
-        self._add({"done": name, "size": size, "labels": labels})
+        """size: (height, width); labels: task -> what `find_label_files.keep` returned"""
+        self._append({"done": name, "size": size, "labels": labels})
 
-    def _add(self, line: dict[str, Any]) -> None:
+    def _append(self, line: dict[str, Any]) -> None:
         append_line(self._file, self._path, json.dumps(line))

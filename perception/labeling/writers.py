@@ -11,31 +11,31 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from perception.files.safe_write import write_whole
+from perception.files.safe_write import write_atomic
 from perception.types import Annotation, Camera, DenseMap, ImageLabel, Instances, TaskSpec
-from perception.video.writers.images import save
-from perception.video.writers.maps import step, stored
+from perception.video.writers.images import write_image
+from perception.video.writers.maps import encode_map, map_scale
 
 
-class Labelled(NamedTuple):
-    """A picture. size: (height, width); value: what `keep` returned of the task."""
+class LabeledImage(NamedTuple):
+    """An image. size: (height, width); value: what `keep` returned of the task."""
 
     name: str
     size: tuple[int, int]
     value: Any
 
 
-def keep(spec: TaskSpec, found: Annotation | None, name: str, out: Path) -> Any:
-    """Write the map of a picture, if it has one. Returns what is to be remembered of its labels, as JSON holds it.
+def write_label(spec: TaskSpec, found: Annotation | None, name: str, out: Path) -> Any:
+    """Write the map of an image, if it has one. Returns what is to be remembered of its labels, as JSON holds it.
 
     Pixels that are known of a map; [x1, y1, x2, y2, class, unsure] of each box; a row of class names or of 0, 1 and "".
     """
-    if spec.shape == "dense":
+    if spec.annotation_type == "dense":
         if not isinstance(found, DenseMap):
             return 0
-        save((out / spec.name / name).with_suffix(".png"), stored(found, spec))
+        write_image((out / spec.name / name).with_suffix(".png"), encode_map(found, spec))
         return int(found.valid.sum())
-    if spec.shape == "instances":
+    if spec.annotation_type == "instances":
         if not isinstance(found, Instances) or found.ignore is None:
             return []
         corners = np.asarray(found.boxes, np.float64).round(2).tolist()
@@ -45,41 +45,47 @@ def keep(spec: TaskSpec, found: Annotation | None, name: str, out: Path) -> Any:
         ]
     if not isinstance(found, ImageLabel):
         return None
-    if found.classes is None:
+    if found.labeled_classes is None:
         return [spec.classes[int(found.values.argmax())]]
-    told = zip(found.values.tolist(), found.classes.tolist(), strict=True)
+    told = zip(found.values.tolist(), found.labeled_classes.tolist(), strict=True)
     return [str(int(value)) if known else "" for value, known in told]
 
 
-def merge(spec: TaskSpec, out: Path, pictures: Sequence[Labelled], camera: Camera | None) -> tuple[dict[str, Any], str]:
+def write_task_files(
+    spec: TaskSpec, out: Path, images: Sequence[LabeledImage], camera: Camera | None
+) -> tuple[dict[str, Any], str]:
     """Write the files of a task. Returns its entry for a recipe, empty where nothing was sure, and how much is kept."""
-    return {"dense": _maps, "instances": _boxes, "label": _rows}[spec.shape](spec, out, pictures, camera)
+    return {"dense": _write_maps, "instances": _write_coco, "label": _write_csv}[spec.annotation_type](
+        spec, out, images, camera
+    )
 
 
-def _maps(spec: TaskSpec, out: Path, pictures: Sequence[Labelled], camera: Camera | None) -> tuple[dict[str, Any], str]:
-    """A PNG per picture: class ids, or steps of a quantity."""
-    known, pixels = sum(p.value for p in pictures), sum(p.size[0] * p.size[1] for p in pictures)
+def _write_maps(
+    spec: TaskSpec, out: Path, images: Sequence[LabeledImage], camera: Camera | None
+) -> tuple[dict[str, Any], str]:
+    """A PNG per image: class ids, or steps of a quantity."""
+    known, pixels = sum(p.value for p in images), sum(p.size[0] * p.size[1] for p in images)
     kept = f"{known / max(1, pixels):.1%} of the pixels"
     if not known:
         return {}, kept
     if spec.classes:
         names = out / f"{spec.name}.txt"
-        write_whole(names, "".join(f"{name}\n" for name in spec.classes).encode())
-        return {"format": "label_maps", "masks": out / spec.name, "classes": names}, kept
-    entry = {"format": "depth_maps", "depths": out / spec.name, "scale": step(spec)}
+        write_atomic(names, "".join(f"{name}\n" for name in spec.classes).encode())
+        return {"format": "segmentation_masks", "masks": out / spec.name, "class_file": names}, kept
+    entry = {"format": "depth_maps", "depths": out / spec.name, "scale": map_scale(spec)}
     if camera is not None:
         entry["camera"] = {key: getattr(camera, key) for key in ("fx", "fy", "cx", "cy")}
     return entry, kept
 
 
-def _boxes(
-    spec: TaskSpec, out: Path, pictures: Sequence[Labelled], camera: Camera | None
+def _write_coco(
+    spec: TaskSpec, out: Path, images: Sequence[LabeledImage], camera: Camera | None
 ) -> tuple[dict[str, Any], str]:
     """One COCO JSON."""
-    images, boxes = [], []
-    for image, picture in enumerate(pictures, 1):
+    image_records, boxes = [], []
+    for image, picture in enumerate(images, 1):
         height, width = picture.size
-        images.append({"id": image, "file_name": picture.name, "height": height, "width": width})
+        image_records.append({"id": image, "file_name": picture.name, "height": height, "width": width})
         for x1, y1, x2, y2, kind, unsure in picture.value:
             boxes.append(
                 {
@@ -88,20 +94,22 @@ def _boxes(
                 }
             )  # fmt: skip
     categories = [{"id": number, "name": name} for number, name in enumerate(spec.classes, 1)]
-    path, content = out / f"{spec.name}.json", {"images": images, "annotations": boxes, "categories": categories}
-    write_whole(path, json.dumps(content).encode())
+    path, content = out / f"{spec.name}.json", {"images": image_records, "annotations": boxes, "categories": categories}
+    write_atomic(path, json.dumps(content).encode())
     unsure = sum(box["iscrowd"] for box in boxes)
     kept = f"{len(boxes) - unsure} boxes, {unsure} ignore regions"
-    return {"format": "coco", "annotations": path} if images else {}, kept
+    return {"format": "coco", "annotations": path} if image_records else {}, kept
 
 
-def _rows(spec: TaskSpec, out: Path, pictures: Sequence[Labelled], camera: Camera | None) -> tuple[dict[str, Any], str]:
-    """One CSV: the class of each picture, or whether each class holds (empty = unsure)."""
-    rows = [[picture.name, *picture.value] for picture in pictures if picture.value is not None]
+def _write_csv(
+    spec: TaskSpec, out: Path, images: Sequence[LabeledImage], camera: Camera | None
+) -> tuple[dict[str, Any], str]:
+    """One CSV: the class of each image, or whether each class holds (empty = unsure)."""
+    rows = [[picture.name, *picture.value] for picture in images if picture.value is not None]
     columns, path, text = spec.classes if spec.multi_label else ("label",), out / f"{spec.name}.csv", io.StringIO()
     csv.writer(text).writerows([["file", *columns], *rows])
-    write_whole(path, text.getvalue().encode())
-    kept = f"{len(rows)} of {len(pictures)} pictures"
+    write_atomic(path, text.getvalue().encode())
+    kept = f"{len(rows)} of {len(images)} images"
     if not rows:
         return {}, kept
     entry = {"format": "image_labels", "csv": path}

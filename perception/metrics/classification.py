@@ -1,4 +1,4 @@
-"""Accuracy of picture labels: top-1 and top-5 of one class, or average precision of several; and their calibration."""
+"""Accuracy of image labels: top-1 and top-5 of one class, or average precision of several; and their calibration."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.metrics.metric import Records, mean
+from perception.metrics.metric import PerImageRecords, nanmean
 from perception.types import ImageLabel
 
-BINS = 15
+NUM_BINS = 15
 """Of the probability, in the expected calibration error."""
 
 
-class _Label(NamedTuple):
+class _LabelRecord(NamedTuple):
     probabilities: NDArray[np.float64]
-    truth: NDArray[np.bool_]
-    labelled: NDArray[np.bool_]
+    targets: NDArray[np.bool_]
+    labeled: NDArray[np.bool_]
 
 
-class ClassificationMetric(Records[_Label]):
-    """Accuracy of one class per picture, or the mean average precision of several.
+class ClassificationMetric(PerImageRecords[_LabelRecord]):
+    """Accuracy of one class per image, or the mean average precision of several.
 
     * One class: top1, and top5 where there are more than five classes (with fewer it is 1 by definition, so it is not
       given). Of equal probabilities the class named first wins.
     * Several (``multi_label``): map, the mean over classes of the average precision without interpolation (as
-      scikit-learn's average_precision_score). A picture counts for the classes that its source labels; a class
-      without a positive picture is in no mean.
+      scikit-learn's average_precision_score). An image counts for the classes that its source labels; a class
+      without a positive image is in no mean.
     * Both: ece, the expected calibration error (Guo et al. 2017): how far, on average, a probability is from the share
-      of pictures where it comes true, over `BINS` equal bins of the probability (of the best class; of several, of
-      every labelled class).
+      of images where it comes true, over `NUM_BINS` equal bins of the probability (of the best class; of several, of
+      every labeled class).
 
     classes: names, in the order of the probabilities
     """
@@ -42,92 +42,95 @@ class ClassificationMetric(Records[_Label]):
         self.classes = tuple(classes)
         self.multi_label = multi_label
         self.protocol = (
-            "Mean average precision without interpolation, over the classes with a positive picture."
+            "Mean average precision without interpolation, over the classes with a positive image."
             if multi_label
-            else "Share of pictures whose true class is the most probable one (top 1), or among the five (top 5)."
-        ) + f" Calibration error (ECE) over {BINS} bins."
+            else "Share of images whose true class is the most probable one (top 1), or among the five (top 5)."
+        ) + f" Calibration error (ECE) over {NUM_BINS} bins."
 
-    def update(self, id: str, prediction: ImageLabel, target: ImageLabel) -> None:
-        """Account for one picture. Raises ValueError naming ``id`` where a probability is NaN or the truth is unfit."""
-        self._records[id] = self._label(id, prediction, target)
+    def update(self, image_id: str, prediction: ImageLabel, target: ImageLabel) -> None:
+        """Account for one image. Raises ValueError naming ``image_id`` where a probability is NaN or the truth is
+        unfit."""
+        self._records[image_id] = self._make_record(image_id, prediction, target)
 
     def compute(self) -> dict[str, float]:
         """Multi-label: map. Otherwise top1 and, with more than five classes, top5. Both: ece. All 0 to 1."""
         if self.multi_label:
-            result = {"map": mean(row["ap"] for row in self.table().values())}
+            result = {"map": nanmean(row["ap"] for row in self.compute_per_class().values())}
         else:
-            ranks = [_rank(label) for label in self._ordered()]
-            result = {"top1": mean(float(rank == 0) for rank in ranks)}
+            ranks = [_rank_of_target(label) for label in self._sorted_records()]
+            result = {"top1": nanmean(float(rank == 0) for rank in ranks)}
             if len(self.classes) > 5:
-                result["top5"] = mean(float(rank < 5) for rank in ranks)
-        return {**result, "ece": expected_calibration_error(*self._claims())}
+                result["top5"] = nanmean(float(rank < 5) for rank in ranks)
+        return {**result, "ece": expected_calibration_error(*self._collect_probabilities())}
 
-    def _claims(self) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    def _collect_probabilities(self) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """Probabilities [N] and whether what they claim is true."""
-        labels = self._ordered()
+        labels = self._sorted_records()
         if self.multi_label:
-            claims = [(label.probabilities[label.labelled], label.truth[label.labelled]) for label in labels]
+            claims = [(label.probabilities[label.labeled], label.targets[label.labeled]) for label in labels]
         else:
-            claims = [(label.probabilities.max(keepdims=True), np.array([_rank(label) == 0])) for label in labels]
+            claims = [
+                (label.probabilities.max(keepdims=True), np.array([_rank_of_target(label) == 0])) for label in labels
+            ]
         claims.append((np.empty(0), np.empty(0, np.bool_)))
         probabilities, truth = zip(*claims, strict=True)
         return np.concatenate(probabilities), np.concatenate(truth)
 
-    def temper(self) -> float:
+    def fit_temperature(self) -> float:
         """Divide the logits of all predictions by the temperature that makes the truth most likely, and return it.
 
         It is between 0.1 and 10, and 1 without a prediction. It does not change which class is the most probable. The
-        truth is taken to be one picture more uncertain than it looks (Platt 1999), so that a network that makes no
-        mistake on a few pictures is not called certain.
+        truth is taken to be one image more uncertain than it looks (Platt 1999), so that a network that makes no
+        mistake on a few images is not called certain.
         """
-        labels = self._ordered()
+        labels = self._sorted_records()
         if not labels:
             return 1.0
         logits = np.stack([_logits(label.probabilities, self.multi_label) for label in labels])
-        truth = np.stack([label.truth for label in labels]).astype(np.float64)
-        labelled = np.stack([label.labelled for label in labels])
+        truth = np.stack([label.targets for label in labels]).astype(np.float64)
+        labelled = np.stack([label.labeled for label in labels])
         doubt = 1 / (len(labels) + 2)
         truth = truth * (1 - doubt) + doubt / (2 if self.multi_label else len(self.classes))
         # The likelihood has one maximum over the inverse temperature: where the gradient changes its sign.
         low, high = -math.log(10), math.log(10)
         for _ in range(50):
             middle = 0.5 * (low + high)
-            excess = (_probabilities(logits * math.exp(middle), self.multi_label) - truth) * logits
+            excess = (_softmax_or_sigmoid(logits * math.exp(middle), self.multi_label) - truth) * logits
             low, high = (low, middle) if (excess * labelled).sum() > 0 else (middle, high)
         inverse = math.exp(0.5 * (low + high))
         for (id, label), scaled in zip(
-            sorted(self._records.items()), _probabilities(logits * inverse, self.multi_label), strict=True
+            sorted(self._records.items()), _softmax_or_sigmoid(logits * inverse, self.multi_label), strict=True
         ):
             self._records[id] = label._replace(probabilities=scaled)
         return 1 / inverse
 
-    def table(self) -> dict[str, dict[str, float]]:
-        """Per class: accuracy (the share of its pictures that is found), count; multi-label: ap, count (positives)."""
-        labels = self._ordered()
+    def compute_per_class(self) -> dict[str, dict[str, float]]:
+        """Per class: accuracy (the share of its images that is found), count; multi-label: ap, count (positives)."""
+        labels = self._sorted_records()
         if not self.multi_label:
             found: list[list[float]] = [[] for _ in self.classes]
             for label in labels:
-                found[int(np.argmax(label.truth))].append(float(_rank(label) == 0))
+                found[int(np.argmax(label.targets))].append(float(_rank_of_target(label) == 0))
             return {
-                name: {"accuracy": mean(hits), "count": float(len(hits))}
+                name: {"accuracy": nanmean(hits), "count": float(len(hits))}
                 for name, hits in zip(self.classes, found, strict=True)
             }
         rows = {}
         for k, name in enumerate(self.classes):
-            known = [label for label in labels if label.labelled[k]]
-            truth = np.array([label.truth[k] for label in known], np.bool_)
+            known = [label for label in labels if label.labeled[k]]
+            truth = np.array([label.targets[k] for label in known], np.bool_)
             scores = np.array([label.probabilities[k] for label in known], np.float64)
             rows[name] = {"ap": average_precision(truth, scores), "count": float(truth.sum())}
         return rows
 
-    def quality(self, prediction: ImageLabel, target: ImageLabel) -> float:
-        """The probability of the true class; multi-label: 1 minus the mean error of the labelled probabilities."""
-        label = self._label("this picture", prediction, target)
+    def score_image(self, prediction: ImageLabel, target: ImageLabel) -> float:
+        """The probability of the true class; multi-label: 1 minus the mean error of the labeled probabilities."""
+        label = self._make_record("this image", prediction, target)
         if not self.multi_label:
-            return float(label.probabilities[label.truth][0])
-        return 1.0 - mean(np.abs(label.probabilities - label.truth)[label.labelled].tolist())
+            return float(label.probabilities[label.targets][0])
+        return 1.0 - nanmean(np.abs(label.probabilities - label.targets)[label.labeled].tolist())
 
-    def _label(self, id: str, prediction: ImageLabel, target: ImageLabel) -> _Label:
+    def _make_record(self, id: str, prediction: ImageLabel, target: ImageLabel) -> _LabelRecord:
         probabilities, values = np.asarray(prediction.values, np.float64), np.asarray(target.values, np.float64)
         for kind, found in (("predicted", probabilities), ("true", values)):
             if found.shape != (len(self.classes),):
@@ -137,11 +140,17 @@ class ClassificationMetric(Records[_Label]):
         truth = values > 0.5
         if not self.multi_label and truth.sum() != 1:
             raise ValueError(f"{id}: {truth.sum()} classes are true. Expected one; set multi_label: true for several.")
-        labelled = np.ones(len(truth), np.bool_) if target.classes is None else np.asarray(target.classes, np.bool_)
-        return _Label(probabilities, truth, labelled)
+        labelled = (
+            np.ones(len(truth), np.bool_)
+            if target.labeled_classes is None
+            else np.asarray(target.labeled_classes, np.bool_)
+        )
+        return _LabelRecord(probabilities, truth, labelled)
 
 
-def expected_calibration_error(probabilities: NDArray[np.float64], truth: NDArray[np.bool_], bins: int = BINS) -> float:
+def expected_calibration_error(
+    probabilities: NDArray[np.float64], truth: NDArray[np.bool_], bins: int = NUM_BINS
+) -> float:
     """The mean over predictions [N] of the gap between probability and frequency in their bin; NaN where N is 0."""
     if not len(truth):
         return math.nan
@@ -158,7 +167,7 @@ def _logits(probabilities: NDArray[np.float64], multi_label: bool) -> NDArray[np
     return np.log(np.maximum(probabilities, 1e-30))
 
 
-def _probabilities(logits: NDArray[np.float64], multi_label: bool) -> NDArray[np.float64]:
+def _softmax_or_sigmoid(logits: NDArray[np.float64], multi_label: bool) -> NDArray[np.float64]:
     """[..., C] to [..., C]."""
     if multi_label:
         return 1 / (1 + np.exp(-logits))
@@ -181,9 +190,9 @@ def average_precision(truth: NDArray[np.bool_], scores: NDArray[np.float64]) -> 
     return float(np.sum(np.diff(hits, prepend=0) / positives * precision))
 
 
-def _rank(label: _Label) -> int:
+def _rank_of_target(label: _LabelRecord) -> int:
     """How many classes come before the true one."""
-    true = int(np.argmax(label.truth))
+    true = int(np.argmax(label.targets))
     better = label.probabilities > label.probabilities[true]
     equal = label.probabilities[:true] == label.probabilities[true]
     return int(better.sum() + equal.sum())

@@ -8,15 +8,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.metrics.metric import Records, mean
+from perception.metrics.metric import PerImageRecords, nanmean
 from perception.types import DenseMap
 
-NAMES = ("abs_rel", "sq_rel", "rmse", "rmse_log", "silog", "delta1", "delta2", "delta3")
-LEVELS = np.arange(0.1, 0.95, 0.1)
+METRIC_NAMES = ("abs_rel", "sq_rel", "rmse", "rmse_log", "silog", "delta1", "delta2", "delta3")
+CONFIDENCE_LEVELS = np.arange(0.1, 0.95, 0.1)
 """Of the intervals around a prediction whose coverage is counted."""
 
 
-class _Picture(NamedTuple):
+class _DepthRecord(NamedTuple):
     """errors: by `NAMES`, then the same aligned. ause and coverage (at `LEVELS`): empty where no error is foretold."""
 
     errors: tuple[float, ...]
@@ -24,15 +24,15 @@ class _Picture(NamedTuple):
     coverage: tuple[float, ...] = ()
 
 
-class DepthMetric(Records[_Picture]):
-    """The depth errors of Eigen et al. (2014) and KITTI: per picture over its valid pixels, then the mean of pictures.
+class DepthMetric(PerImageRecords[_DepthRecord]):
+    """The depth errors of Eigen et al. (2014) and KITTI: per image over its valid pixels, then the mean of images.
 
     * A pixel counts where the truth is valid and within ``limits``. Predictions are clipped to ``limits``, and one that
       is not valid counts as the lower limit, so that leaving pixels out does not pay.
     * The numbers without an ending are metric: nothing is aligned. Those with ``_aligned`` are taken after the
-      prediction is multiplied, per picture, by median(truth) / median(prediction) (Zhou et al. 2017), and say how good
+      prediction is multiplied, per image, by median(truth) / median(prediction) (Zhou et al. 2017), and say how good
       the shape is where the scale is wrong.
-    * A picture without a pixel that counts is in no mean.
+    * An image without a pixel that counts is in no mean.
     * Where predictions tell the error they expect, two numbers say how honest it is. ``ause``: the area between the
       curve of abs_rel when the pixels that expect the largest errors are left out first, and the same curve with those
       left out first that are the most wrong, as a share of abs_rel (sparsification error, Ilg et al. 2018): 0 = the
@@ -48,48 +48,49 @@ class DepthMetric(Records[_Picture]):
             raise ValueError(f"Depth limits {limits} are wrong. Expected 0 < smallest < largest, in metres.")
         self.limits = float(limits[0]), float(limits[1])
         self.protocol = (
-            f"Per picture over valid pixels from {limits[0]:g} to {limits[1]:g} m, then the mean over pictures; "
-            "no alignment, and beside it (aligned) with each picture's median brought to the truth's."
+            f"Per image over valid pixels from {limits[0]:g} to {limits[1]:g} m, then the mean over images; "
+            "no alignment, and beside it (aligned) with each image's median brought to the truth's."
         )
 
-    def update(self, id: str, prediction: DenseMap, target: DenseMap) -> None:
-        """Account for one picture. Raises ValueError with ``id`` where sizes differ or a valid depth is not finite."""
-        predicted, true, expected = self._counted(id, prediction, target)
-        errors = self._errors(predicted, true)
+    def update(self, image_id: str, prediction: DenseMap, target: DenseMap) -> None:
+        """Account for one image. Raises ValueError with ``image_id`` where sizes differ or a valid depth is not
+        finite."""
+        predicted, true, expected = self._select_pixels(image_id, prediction, target)
+        errors = self._compute_errors(predicted, true)
         if expected is None:
-            self._records[id] = _Picture(errors)
+            self._records[image_id] = _DepthRecord(errors)
         elif not true.size:
-            self._records[id] = _Picture(errors, (math.nan,), (math.nan,) * len(LEVELS))
+            self._records[image_id] = _DepthRecord(errors, (math.nan,), (math.nan,) * len(CONFIDENCE_LEVELS))
         else:
-            self._records[id] = _Picture(
-                errors, (ause(predicted, true, expected),), coverage(predicted, true, expected)
+            self._records[image_id] = _DepthRecord(
+                errors, (ause(predicted, true, expected),), interval_coverage(predicted, true, expected)
             )
 
     def compute(self) -> dict[str, float]:
         """abs_rel, sq_rel (m), rmse (m), rmse_log, silog (x 100, as KITTI), delta1 to delta3 (share of pixels within
         a factor of 1.25, 1.25^2, 1.25^3), and the same with ``_aligned``; ause and miscalibration where predictions
         tell their error."""
-        records = self._ordered()
-        names = (*NAMES, *(f"{name}_aligned" for name in NAMES))
+        records = self._sorted_records()
+        names = (*METRIC_NAMES, *(f"{name}_aligned" for name in METRIC_NAMES))
         columns = zip(*(record.errors for record in records), strict=True) if records else ((),) * len(names)
-        numbers = dict(zip(names, map(mean, columns), strict=True))
+        numbers = dict(zip(names, map(nanmean, columns), strict=True))
         foretold = [record for record in records if record.ause]
         if foretold:
-            shares = [mean(column) for column in zip(*(record.coverage for record in foretold), strict=True)]
-            numbers["ause"] = mean(record.ause[0] for record in foretold)
-            numbers["miscalibration"] = float(np.mean(np.abs(np.array(shares) - LEVELS)))
+            shares = [nanmean(column) for column in zip(*(record.coverage for record in foretold), strict=True)]
+            numbers["ause"] = nanmean(record.ause[0] for record in foretold)
+            numbers["miscalibration"] = float(np.mean(np.abs(np.array(shares) - CONFIDENCE_LEVELS)))
         return numbers
 
-    def table(self) -> dict[str, dict[str, float]]:
+    def compute_per_class(self) -> dict[str, dict[str, float]]:
         """Empty: depth has no classes."""
         return {}
 
-    def quality(self, prediction: DenseMap, target: DenseMap) -> float:
-        """1 minus abs_rel of this picture alone."""
-        predicted, true, _ = self._counted("this picture", prediction, target)
-        return 1.0 - self._errors(predicted, true)[0]
+    def score_image(self, prediction: DenseMap, target: DenseMap) -> float:
+        """1 minus abs_rel of this image alone."""
+        predicted, true, _ = self._select_pixels("this image", prediction, target)
+        return 1.0 - self._compute_errors(predicted, true)[0]
 
-    def _counted(
+    def _select_pixels(
         self, id: str, prediction: DenseMap, target: DenseMap
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64] | None]:
         """Predicted and true depths of the pixels that count [N], and the errors that were foretold [N]."""
@@ -105,21 +106,21 @@ class DepthMetric(Records[_Picture]):
         counted = valid & (truth >= self.limits[0]) & (truth <= self.limits[1])
         predicted = np.where(known, values, self.limits[0])[counted].astype(np.float64)
         expected = None
-        if prediction.error is not None:
-            expected = np.where(known, prediction.error, 1.0)[counted].astype(np.float64)
+        if prediction.relative_error is not None:
+            expected = np.where(known, prediction.relative_error, 1.0)[counted].astype(np.float64)
             if not (expected > 0).all():
                 raise ValueError(f"{id}: {(~(expected > 0)).sum()} expected errors are not positive numbers.")
         return np.clip(predicted, *self.limits), truth[counted].astype(np.float64), expected
 
-    def _errors(self, predicted: NDArray[np.float64], true: NDArray[np.float64]) -> tuple[float, ...]:
+    def _compute_errors(self, predicted: NDArray[np.float64], true: NDArray[np.float64]) -> tuple[float, ...]:
         """By `NAMES`, then the same aligned; NaN without a pixel."""
         if not true.size:
-            return (math.nan,) * (2 * len(NAMES))
+            return (math.nan,) * (2 * len(METRIC_NAMES))
         aligned = np.clip(predicted * (np.median(true) / np.median(predicted)), *self.limits)
-        return (*_compare(predicted, true), *_compare(aligned, true))
+        return (*_depth_errors(predicted, true), *_depth_errors(aligned, true))
 
 
-def ause(predicted: NDArray[np.float64], true: NDArray[np.float64], expected: NDArray[np.float64]) -> float:
+def ause(predicted: NDArray[np.float64], true: NDArray[np.float64], expected_errors: NDArray[np.float64]) -> float:
     """Area under the sparsification error curve of abs_rel over its value (Ilg et al. 2018). All [N], N > 0.
 
     0 = the errors that are expected come in the order of those that are made; 0 where none is made.
@@ -129,19 +130,19 @@ def ause(predicted: NDArray[np.float64], true: NDArray[np.float64], expected: ND
         return 0.0
     left = len(made) - np.arange(0.0, 1.0, 0.05) * len(made)
     kept = np.ceil(left).astype(np.intp)
-    curves = [np.cumsum(made[np.argsort(order, kind="stable")])[kept - 1] / kept for order in (expected, made)]
+    curves = [np.cumsum(made[np.argsort(order, kind="stable")])[kept - 1] / kept for order in (expected_errors, made)]
     return float(np.mean(curves[0] - curves[1]) / made.mean())
 
 
-def coverage(
-    predicted: NDArray[np.float64], true: NDArray[np.float64], expected: NDArray[np.float64]
+def interval_coverage(
+    predicted: NDArray[np.float64], true: NDArray[np.float64], expected_errors: NDArray[np.float64]
 ) -> tuple[float, ...]:
     """Share of pixels whose truth is within the interval that holds it with each probability of `LEVELS`. All [N]."""
-    away = np.abs(np.log(predicted) - np.log(true)) / expected
-    return tuple(float(np.mean(away <= width)) for width in -np.log(1 - LEVELS))
+    away = np.abs(np.log(predicted) - np.log(true)) / expected_errors
+    return tuple(float(np.mean(away <= width)) for width in -np.log(1 - CONFIDENCE_LEVELS))
 
 
-def _compare(predicted: NDArray[np.float64], true: NDArray[np.float64]) -> tuple[float, ...]:
+def _depth_errors(predicted: NDArray[np.float64], true: NDArray[np.float64]) -> tuple[float, ...]:
     """The numbers of `NAMES` over positive depths [N]."""
     difference = predicted - true
     logarithm = np.log(predicted) - np.log(true)

@@ -12,135 +12,139 @@ from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval.core import mask as regions
 from numpy.typing import NDArray
 
-from perception.metrics.metric import Records
+from perception.metrics.metric import PerImageRecords
 from perception.types import Instances
 
 
-class _Picture(NamedTuple):
+class _BoxRecord(NamedTuple):
     boxes: NDArray[np.float64]  # [N, 4] x, y, width, height
     labels: NDArray[np.int64]
     scores: NDArray[np.float64]
-    true_boxes: NDArray[np.float64]  # [M, 4] x, y, width, height
-    true_labels: NDArray[np.int64]
+    target_boxes: NDArray[np.float64]  # [M, 4] x, y, width, height
+    target_labels: NDArray[np.int64]
     crowds: NDArray[np.bool_]
 
 
-class DetectionMetric(Records[_Picture]):
+class DetectionMetric(PerImageRecords[_BoxRecord]):
     """COCO's average precision (Lin et al. 2014, https://cocodataset.org/#detection-eval), equal to pycocotools.
 
     * An ignore region of a target is what COCO calls a crowd: detections of its class inside it are neither right nor
       wrong; of any class, where it has none (label -1).
-    * Where a picture's source labels only some classes (``Instances.classes``), its detections of the other classes
+    * Where an image's source labels only some classes (``Instances.classes``), its detections of the other classes
       are left out: they are neither right nor wrong. Of those that it labels in part (``Instances.partial``), a
       detection that matches none is neither.
     * The area that decides small, medium and large is that of the box (COCO takes the mask's where there is one).
     * A class without a single true box is in no mean; a class that is there but never detected has AP 0.
 
     classes:   names, in the order of the labels
-    threshold: score from which a detection counts in `quality`; the average precisions take all scores
+    score_threshold: score from which a detection counts in `quality`; the average precisions take all scores
     """
 
     protocol = (
-        "COCO average precision over IoU 0.50 to 0.95, at most 100 boxes per class and picture, area = the box's; "
+        "COCO average precision over IoU 0.50 to 0.95, at most 100 boxes per class and image, area = the box's; "
         "classes without a true box are in no mean."
     )
 
-    def __init__(self, classes: Sequence[str], threshold: float = 0.3) -> None:
+    def __init__(self, classes: Sequence[str], score_threshold: float = 0.3) -> None:
         super().__init__()
         self.classes = tuple(classes)
-        self.threshold = threshold
+        self.score_threshold = score_threshold
 
-    def update(self, id: str, prediction: Instances, target: Instances) -> None:
-        """Account for one picture. Raises ValueError naming ``id`` where a score or box is not finite."""
-        self._records[id] = _picture(id, prediction, target, len(self.classes))
+    def update(self, image_id: str, prediction: Instances, target: Instances) -> None:
+        """Account for one image. Raises ValueError naming ``image_id`` where a score or box is not finite."""
+        self._records[image_id] = _make_record(image_id, prediction, target, len(self.classes))
 
     def compute(self) -> dict[str, float]:
         """ap, ap50, ap75, ap_small, ap_medium, ap_large, and ar100 (average recall with 100 boxes); 0 to 1."""
-        precision, recall = self._evaluate()
+        precision, recall = self._run_coco_evaluation()
         return {
-            "ap": _mean(precision[:, :, :, 0]),
-            "ap50": _mean(precision[0, :, :, 0]),
-            "ap75": _mean(precision[5, :, :, 0]),
-            "ap_small": _mean(precision[:, :, :, 1]),
-            "ap_medium": _mean(precision[:, :, :, 2]),
-            "ap_large": _mean(precision[:, :, :, 3]),
-            "ar100": _mean(recall[:, :, 0]),
+            "ap": _mean_valid(precision[:, :, :, 0]),
+            "ap50": _mean_valid(precision[0, :, :, 0]),
+            "ap75": _mean_valid(precision[5, :, :, 0]),
+            "ap_small": _mean_valid(precision[:, :, :, 1]),
+            "ap_medium": _mean_valid(precision[:, :, :, 2]),
+            "ap_large": _mean_valid(precision[:, :, :, 3]),
+            "ar100": _mean_valid(recall[:, :, 0]),
         }
 
-    def table(self) -> dict[str, dict[str, float]]:
+    def compute_per_class(self) -> dict[str, dict[str, float]]:
         """Per class: ap, ap50, count (true boxes, crowds not counted)."""
-        precision, _ = self._evaluate()
+        precision, _ = self._run_coco_evaluation()
         counts = np.zeros(len(self.classes), np.int64)
         for picture in self._records.values():
-            counts += np.bincount(picture.true_labels[~picture.crowds], minlength=len(self.classes))
+            counts += np.bincount(picture.target_labels[~picture.crowds], minlength=len(self.classes))
         return {
             name: {
-                "ap": _mean(precision[:, :, k, 0]),
-                "ap50": _mean(precision[0, :, k, 0]),
+                "ap": _mean_valid(precision[:, :, k, 0]),
+                "ap50": _mean_valid(precision[0, :, k, 0]),
                 "count": float(counts[k]),
             }
             for k, name in enumerate(self.classes)
         }
 
-    def quality(self, prediction: Instances, target: Instances) -> float:
+    def score_image(self, prediction: Instances, target: Instances) -> float:
         """Panoptic quality (Kirillov et al. 2019) of the boxes, all classes together: the summed IoU of the matched
-        boxes over (matched + half the false + half the missed). NaN for a picture that is rightly left empty: it would
-        be the best picture of every run."""
-        picture = _picture("this picture", prediction, target, len(self.classes))
-        shown = picture.scores >= self.threshold
+        boxes over (matched + half the false + half the missed). NaN for an image that is rightly left empty: it would
+        be the best image of every run."""
+        picture = _make_record("this image", prediction, target, len(self.classes))
+        shown = picture.scores >= self.score_threshold
         overlap, matched, wrong = 0.0, 0, 0
         for label in np.unique(picture.labels[shown]):
             chosen = shown & (picture.labels == label)
             order = np.argsort(-picture.scores[chosen], kind="stable")
-            true = picture.true_labels == label
-            summed, hits, misses = _match(picture.boxes[chosen][order], picture.true_boxes[true], picture.crowds[true])
+            true = picture.target_labels == label
+            summed, hits, misses = _match_boxes(
+                picture.boxes[chosen][order], picture.target_boxes[true], picture.crowds[true]
+            )
             overlap, matched, wrong = overlap + summed, matched + hits, wrong + misses
         missed = int((~picture.crowds).sum()) - matched
         total = matched + 0.5 * (wrong + missed)
         return overlap / total if total else math.nan
 
-    def _evaluate(self) -> tuple[NDArray, NDArray]:
+    def _run_coco_evaluation(self) -> tuple[NDArray, NDArray]:
         """COCO's precision [10 IoUs, 101 recalls, C, 4 areas] and recall [10 IoUs, C, 4 areas]; -1 = no truth."""
-        pictures = self._ordered()
-        if not any(len(picture.true_boxes) for picture in pictures):
+        pictures = self._sorted_records()
+        if not any(len(picture.target_boxes) for picture in pictures):
             return np.full((10, 101, len(self.classes), 4), -1.0), np.full((10, len(self.classes), 4), -1.0)
         truth = COCO(
             {
                 "images": [{"id": i} for i in range(1, len(pictures) + 1)],
                 "categories": [{"id": k, "name": name} for k, name in enumerate(self.classes, start=1)],
-                "annotations": _true_annotations(pictures),
+                "annotations": _coco_annotations(pictures),
             }
         )
-        evaluation = COCOeval_faster(truth, truth.loadRes(_detections(pictures)), iouType="bbox")
+        evaluation = COCOeval_faster(truth, truth.loadRes(_coco_detections(pictures)), iouType="bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         return np.asarray(evaluation.eval["precision"])[..., -1], np.asarray(evaluation.eval["recall"])[..., -1]
 
 
-def _picture(id: str, prediction: Instances, target: Instances, classes: int) -> _Picture:
+def _make_record(id: str, prediction: Instances, target: Instances, classes: int) -> _BoxRecord:
     if prediction.scores is None:
         raise ValueError(f"{id}: the predicted boxes have no scores. Average precision needs one per box.")
-    target = _with_regions_of_each_class(target, classes)
-    boxes, labels = _checked(id, "predicted", prediction, classes)
-    true_boxes, true_labels = _checked(id, "true", target, classes)
+    target = _expand_ignore_regions(target, classes)
+    boxes, labels = _validate_instances(id, "predicted", prediction, classes)
+    true_boxes, true_labels = _validate_instances(id, "true", target, classes)
     scores = np.asarray(prediction.scores, np.float64)
     if not np.isfinite(scores).all():
         raise ValueError(f"{id}: {(~np.isfinite(scores)).sum()} of {len(scores)} scores are not finite numbers.")
     ignore = np.zeros(len(true_boxes), np.bool_) if target.ignore is None else np.asarray(target.ignore, np.bool_)
-    labelled = np.ones(classes, np.bool_) if target.classes is None else np.asarray(target.classes, np.bool_)
+    labelled = (
+        np.ones(classes, np.bool_) if target.labeled_classes is None else np.asarray(target.labeled_classes, np.bool_)
+    )
     kept, true_kept = labelled[labels], labelled[true_labels]
-    return _Picture(
+    return _BoxRecord(
         boxes[kept], labels[kept], scores[kept], true_boxes[true_kept], true_labels[true_kept], ignore[true_kept]
     )
 
 
-def _with_regions_of_each_class(target: Instances, classes: int) -> Instances:
+def _expand_ignore_regions(target: Instances, classes: int) -> Instances:
     """The target with an ignore region of each class for one of every class (label -1): COCO knows only the former.
 
-    A class that is labelled in part gets a region without end.
+    A class that is labeled in part gets a region without end.
     """
-    if target.partial is not None:
-        several = np.flatnonzero(target.partial)
+    if target.partial_classes is not None:
+        several = np.flatnonzero(target.partial_classes)
         ignore = np.zeros(len(target.labels), np.bool_) if target.ignore is None else np.asarray(target.ignore)
         target = dataclasses.replace(
             target, boxes=np.concatenate([target.boxes, np.tile([-1e6, -1e6, 1e6, 1e6], (len(several), 1))]),
@@ -159,7 +163,9 @@ def _with_regions_of_each_class(target: Instances, classes: int) -> Instances:
     )
 
 
-def _checked(id: str, kind: str, instances: Instances, classes: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def _validate_instances(
+    id: str, kind: str, instances: Instances, classes: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Boxes as x, y, width, height, and labels. COCO's evaluators crash on what is not finite."""
     boxes = np.asarray(instances.boxes, np.float64).reshape(-1, 4).copy()
     labels = np.asarray(instances.labels, np.int64)
@@ -171,12 +177,12 @@ def _checked(id: str, kind: str, instances: Instances, classes: int) -> tuple[ND
     return boxes, labels
 
 
-def _true_annotations(pictures: list[_Picture]) -> list[dict]:
+def _coco_annotations(records: list[_BoxRecord]) -> list[dict]:
     rows = (
         (i, box, label, crowd)
-        for i, picture in enumerate(pictures, start=1)
+        for i, picture in enumerate(records, start=1)
         for box, label, crowd in zip(
-            picture.true_boxes.tolist(), picture.true_labels.tolist(), picture.crowds.tolist(), strict=True
+            picture.target_boxes.tolist(), picture.target_labels.tolist(), picture.crowds.tolist(), strict=True
         )
     )
     return [  # ids from 1: COCO's evaluators take 0 for "not matched"
@@ -185,21 +191,21 @@ def _true_annotations(pictures: list[_Picture]) -> list[dict]:
     ]
 
 
-def _detections(pictures: list[_Picture]) -> list[dict]:
+def _coco_detections(records: list[_BoxRecord]) -> list[dict]:
     return [
         {"image_id": i, "category_id": label + 1, "bbox": box, "score": score}
-        for i, picture in enumerate(pictures, start=1)
+        for i, picture in enumerate(records, start=1)
         for box, label, score in zip(
             picture.boxes.tolist(), picture.labels.tolist(), picture.scores.tolist(), strict=True
         )
     ]
 
 
-def _match(boxes: NDArray, true_boxes: NDArray, crowds: NDArray[np.bool_]) -> tuple[float, int, int]:
+def _match_boxes(boxes: NDArray, target_boxes: NDArray, crowds: NDArray[np.bool_]) -> tuple[float, int, int]:
     """Greedy matching at IoU 0.5, ``boxes`` best first: (summed IoU of the matches, matches, false detections)."""
-    if not len(boxes) or not len(true_boxes):
+    if not len(boxes) or not len(target_boxes):
         return 0.0, 0, len(boxes)
-    overlaps = np.asarray(regions.iou(boxes, true_boxes, crowds.astype(np.uint8).tolist()))
+    overlaps = np.asarray(regions.iou(boxes, target_boxes, crowds.astype(np.uint8).tolist()))
     free = ~crowds
     summed, matched, wrong = 0.0, 0, 0
     for row in overlaps:
@@ -212,6 +218,6 @@ def _match(boxes: NDArray, true_boxes: NDArray, crowds: NDArray[np.bool_]) -> tu
     return summed, matched, wrong
 
 
-def _mean(values: NDArray) -> float:
+def _mean_valid(values: NDArray) -> float:
     known = values[values > -1]
     return float(known.mean()) if known.size else math.nan

@@ -9,24 +9,24 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from perception.config import configuration
-from perception.mtl.balancer import Balancer, Gramian, Space, WeightsConfig, without_zeros
+from perception.config import config_dataclass
+from perception.mtl.balancer import Balancer, GradientSpace, Gramian, TaskWeightsConfig, split_zero_losses
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+PositiveInt = Annotated[int, Field(gt=0)]
 
 
-@configuration
-class DWAConfig(WeightsConfig):
+@config_dataclass
+class DWAConfig(TaskWeightsConfig):
     """temperature: higher = more equal weights. window: steps over which losses are averaged, an epoch in the paper.
 
     A factor on a loss multiplies its weight: rates of loss do not depend on it.
     """
 
     name: Literal["dwa"] = "dwa"
-    temperature: Positive = 2.0
-    window: Count = 100
+    temperature: PositiveFloat = 2.0
+    window: PositiveInt = 100
 
 
 class DWA(Balancer):
@@ -39,13 +39,13 @@ class DWA(Balancer):
 
     def __init__(self, config: DWAConfig, tasks: Sequence[str], seed: int = 0) -> None:
         super().__init__(config, tasks, seed)
-        self.window = 0
+        self.window_index = 0
         self.sums: dict[str, list[float]] = {name: [0.0, 0] for name in tasks}
         self.averages: dict[str, list[float]] = {name: [] for name in tasks}
 
     def observe(self, losses: Mapping[str, Tensor], step: int) -> None:
-        if step // self.config.window != self.window:
-            self.window = step // self.config.window
+        if step // self.config.window != self.window_index:
+            self.window_index = step // self.config.window
             for name, (total, count) in self.sums.items():
                 if count:
                     self.averages[name] = [*self.averages[name], total / count][-2:]
@@ -55,63 +55,63 @@ class DWA(Balancer):
             self.sums[name][1] += 1
 
     def combine(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
-        rates = torch.tensor([self._rate(name) for name in losses])
+        rates = torch.tensor([self._loss_ratio(name) for name in losses])
         weights = len(losses) * (rates / self.config.temperature).softmax(0)
         values = torch.stack(list(losses.values()))
         return (weights.to(values) * values).sum()
 
-    def _rate(self, name: str) -> float:
+    def _loss_ratio(self, name: str) -> float:
         averages = self.averages[name]
         return averages[1] / averages[0] if len(averages) == 2 and averages[0] else 1.0
 
     def get_extra_state(self) -> dict[str, Any]:
-        return {"window": self.window, "sums": self.sums, "averages": self.averages}
+        return {"window": self.window_index, "sums": self.sums, "averages": self.averages}
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
-        self.window, self.sums, self.averages = state["window"], state["sums"], state["averages"]
+        self.window_index, self.sums, self.averages = state["window"], state["sums"], state["averages"]
 
 
-class Learner:
+class PerTaskAdam:
     """A number for each task with its own Adam, stepped for the tasks that are present: the others keep number and
     moments. Adam works number by number, so for tasks that are all present this is Adam of the whole vector."""
 
     def __init__(self, tasks: Sequence[str], initial: float, lr: float, weight_decay: float = 0.0) -> None:
-        self.numbers = {name: torch.full((), initial, requires_grad=True) for name in tasks}
-        self._adam = torch.optim.Adam(list(self.numbers.values()), lr=lr, weight_decay=weight_decay, foreach=False)
+        self.values = {name: torch.full((), initial, requires_grad=True) for name in tasks}
+        self._adam = torch.optim.Adam(list(self.values.values()), lr=lr, weight_decay=weight_decay, foreach=False)
 
-    def of(self, names: Sequence[str] | Mapping[str, Any]) -> Tensor:
-        return torch.stack([self.numbers[name] for name in names])
+    def get(self, names: Sequence[str] | Mapping[str, Any]) -> Tensor:
+        return torch.stack([self.values[name] for name in names])
 
     def step(self, gradients: Mapping[str, Tensor]) -> None:
         for name, gradient in gradients.items():
-            self.numbers[name].grad = gradient.detach().to(self.numbers[name])
+            self.values[name].grad = gradient.detach().to(self.values[name])
         self._adam.step()
         self._adam.zero_grad(set_to_none=True)
 
     def set(self, names: Mapping[str, Any], values: Tensor) -> None:
         for name, value in zip(names, values.detach(), strict=True):
-            self.numbers[name].data.copy_(value)
+            self.values[name].data.copy_(value)
 
-    def state(self) -> dict[str, Any]:
-        numbers = {name: number.detach() for name, number in self.numbers.items()}
-        return {"numbers": numbers, "adam": self._adam.state_dict()}
+    def state_dict(self) -> dict[str, Any]:
+        numbers = {name: number.detach() for name, number in self.values.items()}
+        return {"values": numbers, "adam": self._adam.state_dict()}
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        for name, number in state["numbers"].items():
-            self.numbers[name].data.copy_(number)
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for name, number in state["values"].items():
+            self.values[name].data.copy_(number)
         self._adam.load_state_dict(state["adam"])
 
 
-@configuration
-class FAMOConfig(WeightsConfig):
+@config_dataclass
+class FAMOConfig(TaskWeightsConfig):
     """lr, weight_decay: of the Adam that learns the logits of the weights.
 
     FAMO works on logarithms: a factor on a loss changes the length of the update, not how the tasks share it.
     """
 
     name: Literal["famo"] = "famo"
-    lr: Amount = 0.025
-    weight_decay: Amount = 1e-3
+    lr: NonNegativeFloat = 0.025
+    weight_decay: NonNegativeFloat = 1e-3
 
 
 class FAMO(Balancer):
@@ -123,62 +123,63 @@ class FAMO(Balancer):
     """
 
     Config = FAMOConfig
-    looks_back = True
+    needs_updated_losses = True
 
     def __init__(self, config: FAMOConfig, tasks: Sequence[str], seed: int = 0) -> None:
         super().__init__(config, tasks, seed)
-        self.logits = Learner(tasks, 0.0, config.lr, config.weight_decay)
-        self._before: dict[str, Tensor] = {}
+        self.logits = PerTaskAdam(tasks, 0.0, config.lr, config.weight_decay)
+        self._previous_losses: dict[str, Tensor] = {}
 
     def observe(self, losses: Mapping[str, Tensor], step: int) -> None:
-        self._before = {name: loss.detach().cpu() for name, loss in losses.items()}
+        self._previous_losses = {name: loss.detach().cpu() for name, loss in losses.items()}
 
     def combine(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
-        above, rest = without_zeros(losses)
+        above, rest = split_zero_losses(losses)
         if not above:
             return rest
-        values = torch.stack(list(above.values())) + _TINY
-        weights = self.logits.of(above).softmax(0).detach().to(values)
+        values = torch.stack(list(above.values())) + _EPSILON
+        weights = self.logits.get(above).softmax(0).detach().to(values)
         scale = (weights / values.detach()).sum()
         return (weights / scale * values.log()).sum() + rest
 
-    def look_back(self, losses: Mapping[str, Tensor]) -> None:
-        learning = [name for name in losses if self._before[name] > 0 and self.factors[name]]
+    def observe_updated_losses(self, losses: Mapping[str, Tensor]) -> None:
+        learning = [name for name in losses if self._previous_losses[name] > 0 and self.loss_weights[name]]
         if not learning:
             return
-        before = torch.stack([self._before[name] for name in learning])
+        before = torch.stack([self._previous_losses[name] for name in learning])
         after = torch.stack([losses[name].detach().cpu() for name in learning])
-        progress = (before + _TINY).log() - (after + _TINY).log()
+        progress = (before + _EPSILON).log() - (after + _EPSILON).log()
         if not progress.isfinite().all():  # the update broke the network: the next step finds out
             return
         with torch.enable_grad():
-            logits = self.logits.of(learning).detach().requires_grad_()
+            logits = self.logits.get(learning).detach().requires_grad_()
             gradient = torch.autograd.grad(logits.softmax(0), logits, progress.to(logits))[0]
         self.logits.step(dict(zip(learning, gradient, strict=True)))
 
     def get_extra_state(self) -> dict[str, Any]:
-        return self.logits.state()
+        return self.logits.state_dict()
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
-        self.logits.load(state)
+        self.logits.load_state_dict(state)
 
 
-_TINY = 1e-8
+_EPSILON = 1e-8
 
 
-@configuration
-class GradNormConfig(WeightsConfig):
+@config_dataclass
+class GradNormConfig(TaskWeightsConfig):
     """alpha: how strongly tasks that learn slowly are pulled up; 0 = equal gradient norms. lr: of the weights' Adam.
 
-    space: where gradients are measured. every: steps between two measurements. A factor on a loss changes where its
+    space: where gradients are measured. update_every: steps between two measurements. A factor on a loss changes where
+    its
     weight starts; the gradients' targets make up for it.
     """
 
     name: Literal["gradnorm"] = "gradnorm"
-    alpha: Amount = 1.5
-    lr: Amount = 0.025
-    space: Space = "last_shared"
-    every: Count = 1
+    alpha: NonNegativeFloat = 1.5
+    lr: NonNegativeFloat = 0.025
+    space: GradientSpace = "last_shared"
+    update_every: PositiveInt = 1
 
 
 class GradNorm(Balancer):
@@ -194,44 +195,46 @@ class GradNorm(Balancer):
     def __init__(self, config: GradNormConfig, tasks: Sequence[str], seed: int = 0) -> None:
         super().__init__(config, tasks, seed)
         self.space = config.space
-        self.weights = Learner(tasks, 1.0, config.lr)
-        self.first: dict[str, float] = {}
+        self.weights = PerTaskAdam(tasks, 1.0, config.lr)
+        self.initial_losses: dict[str, float] = {}
 
-    def wants_gramian(self, present: tuple[str, ...], step: int) -> bool:
-        return step % self.config.every == 0
+    def needs_gramian(self, present: tuple[str, ...], step: int) -> bool:
+        return step % self.config.update_every == 0
 
-    def compare(self, gramian: Gramian, losses: Mapping[str, Tensor], step: int) -> None:
+    def observe_gramian(self, gramian: Gramian, losses: Mapping[str, Tensor], step: int) -> None:
         norms = gramian.diagonal().clamp(min=0).sqrt()
         moving = norms.gt(0)
         values = {n: float(loss.detach()) for (n, loss), moves in zip(losses.items(), moving, strict=True) if moves}
         if not values:
             return
-        self.first = {**{name: value for name, value in values.items() if value > 0}, **self.first}
-        weights = self.weights.of(values).detach()
-        gradient = self.gradient(weights.double(), norms[moving], values)
-        self.weights.step(dict(zip(values, gradient, strict=True)))
-        found = self.weights.of(values).detach().clamp(min=_LEAST)
+        self.initial_losses = {**{name: value for name, value in values.items() if value > 0}, **self.initial_losses}
+        weights = self.weights.get(values).detach()
+        compute_weight_gradient = self.gradient(weights.double(), norms[moving], values)
+        self.weights.step(dict(zip(values, compute_weight_gradient, strict=True)))
+        found = self.weights.get(values).detach().clamp(min=_MIN_WEIGHT)
         self.weights.set(values, found * (weights.sum() / found.sum()))
 
     def gradient(self, weights: Tensor, norms: Tensor, losses: Mapping[str, float]) -> Tensor:
         """Of the sum of |norm - target| by the weights, in units of the mean norm. norms: of the weighted gradients."""
         norms = norms / norms.mean().clamp(min=torch.finfo(norms.dtype).tiny)
-        rates = torch.tensor([loss / self.first.get(name, 1.0) for name, loss in losses.items()], dtype=norms.dtype)
+        rates = torch.tensor(
+            [loss / self.initial_losses.get(name, 1.0) for name, loss in losses.items()], dtype=norms.dtype
+        )
         relative = rates / rates.mean().clamp(min=torch.finfo(norms.dtype).tiny)
         target = norms.mean() * relative**self.config.alpha
         return (norms - target).sign() * norms / weights
 
     def combine(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
         values = torch.stack(list(losses.values()))
-        return (self.weights.of(losses).detach().to(values) * values).sum()
+        return (self.weights.get(losses).detach().to(values) * values).sum()
 
     def get_extra_state(self) -> dict[str, Any]:
-        return {"weights": self.weights.state(), "first": self.first}
+        return {"weights": self.weights.state_dict(), "initial_losses": self.initial_losses}
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
-        self.weights.load(state["weights"])
-        self.first = dict(state["first"])
+        self.weights.load_state_dict(state["weights"])
+        self.initial_losses = dict(state["initial_losses"])
 
 
-_LEAST = 1e-3
+_MIN_WEIGHT = 1e-3
 """A weight never falls below this: the L1 steps could carry it through zero."""

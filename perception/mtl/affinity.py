@@ -21,24 +21,24 @@ from perception.mtl.delta_m import Interval, t_interval
 
 Partition = tuple[tuple[str, ...], ...]
 
-MOST_TASKS = 12
+MAX_TASKS = 12
 """More would take minutes to group: the search looks at every subset of every subset."""
-_BLOCKS = 10
-_TINY = 1e-12
+_NUM_BLOCKS = 10
+_EPSILON = 1e-12
 
 
-def look_ahead(
+def measure_affinity(
     network: nn.Module,
-    losses_of: Callable[[], Mapping[str, Tensor]],
+    loss_function: Callable[[], Mapping[str, Tensor]],
     present: Collection[str],
     *,
-    step: float,
+    step_size: float,
     weights: Mapping[str, float],
     seed: int,
 ) -> dict[str, dict[str, float]]:
     """Task i -> task j -> the part of j's loss that a step of task i alone takes away; negative where it adds to it.
 
-    Each tensor of shared parameters moves by ``step * g_i / sqrt(sum_k mean(g_k^2))``: the length that an optimiser
+    Each tensor of shared parameters moves by ``step * g_i / sqrt(sum_k mean(g_k^2))``: the length that an optimizer
     such as Adam gives it, shared out among the tasks as their weighted gradients are. Parameters that one task alone
     uses stay. What the step takes away is the step times j's gradient in the middle of it, which is right to second
     order. The difference of two losses would do where a loss is what its gradient belongs to; detection's is not: its
@@ -46,44 +46,45 @@ def look_ahead(
 
     Parameters, buffers, gradients and the state of torch's randomness are left as they were found.
 
-    losses_of: the losses of one batch, always the same one. present: the tasks that it labels.
+    loss_function: the losses of one batch, always the same one. present: the tasks that it labels.
     weights:   task -> factor on its loss; 1 where none is given
     seed:      of dropout and the like, the same in every pass
     """
-    with _untouched(network):
-        before = _seeded(losses_of, seed)
+    with _preserve_state(network):
+        before = _compute_seeded_losses(loss_function, seed)
         tasks = [name for name in before if name in present]
         parameters = [p for p in network.parameters() if p.requires_grad]
-        gradients = [_gradient(before[name] * weights.get(name, 1.0), parameters) for name in tasks]
+        gradients = [_compute_gradients(before[name] * weights.get(name, 1.0), parameters) for name in tasks]
         base = {name: float(before[name].detach()) for name in tasks}
         found = {}
-        for name, move in zip(tasks, _moves(parameters, gradients, step), strict=True):
-            with _moved(move, 0.5):
-                after = _seeded(losses_of, seed)
+        for name, move in zip(tasks, _compute_task_updates(parameters, gradients, step_size), strict=True):
+            with _apply_update(move, 0.5):
+                after = _compute_seeded_losses(loss_function, seed)
                 found[name] = {
-                    other: _taken(after[other], move) / base[other] if base[other] else math.nan for other in tasks
+                    other: _loss_decrease(after[other], move) / base[other] if base[other] else math.nan
+                    for other in tasks
                 }
         return found
 
 
-def _gradient(loss: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+def _compute_gradients(loss: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
     return torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
 
 
-def _taken(loss: Tensor, move: Sequence[tuple[Tensor, Tensor]]) -> float:
+def _loss_decrease(loss: Tensor, update: Sequence[tuple[Tensor, Tensor]]) -> float:
     """The move times the gradient of the loss."""
-    gradient = _gradient(loss, [parameter for parameter, _ in move])
-    parts = [(change * g).sum() for (_, change), g in zip(move, gradient, strict=True) if g is not None]
+    gradient = _compute_gradients(loss, [parameter for parameter, _ in update])
+    parts = [(change * g).sum() for (_, change), g in zip(update, gradient, strict=True) if g is not None]
     return float(torch.stack(parts).sum()) if parts else 0.0
 
 
-def _seeded(losses_of: Callable[[], Mapping[str, Tensor]], seed: int) -> Mapping[str, Tensor]:
+def _compute_seeded_losses(loss_function: Callable[[], Mapping[str, Tensor]], seed: int) -> Mapping[str, Tensor]:
     torch.manual_seed(seed)
-    return losses_of()
+    return loss_function()
 
 
-def _moves(
-    parameters: Sequence[Tensor], gradients: Sequence[Sequence[Tensor | None]], step: float
+def _compute_task_updates(
+    parameters: Sequence[Tensor], gradients: Sequence[Sequence[Tensor | None]], step_size: float
 ) -> list[list[tuple[Tensor, Tensor]]]:
     """For each task, the shared parameters with what is to be subtracted from them."""
     moves: list[list[tuple[Tensor, Tensor]]] = [[] for _ in gradients]
@@ -91,30 +92,30 @@ def _moves(
         users = [g for g in own if g is not None]
         if len(users) < 2:
             continue
-        length = torch.stack([g.square().mean() for g in users]).sum().sqrt().clamp(min=_TINY)
+        length = torch.stack([g.square().mean() for g in users]).sum().sqrt().clamp(min=_EPSILON)
         for move, gradient in zip(moves, own, strict=True):
             if gradient is not None:
-                move.append((parameter, gradient * (step / length)))
+                move.append((parameter, gradient * (step_size / length)))
     return moves
 
 
 @contextmanager
-def _moved(move: Sequence[tuple[Tensor, Tensor]], part: float) -> Iterator[None]:
+def _apply_update(update: Sequence[tuple[Tensor, Tensor]], fraction: float) -> Iterator[None]:
     """With a part of the move subtracted; the bits come back from a copy, not from adding it again."""
-    kept = [parameter.detach().clone() for parameter, _ in move]
+    kept = [parameter.detach().clone() for parameter, _ in update]
     try:
         with torch.no_grad():
-            for parameter, change in move:
-                parameter.sub_(change, alpha=part)
+            for parameter, change in update:
+                parameter.sub_(change, alpha=fraction)
         yield
     finally:
         with torch.no_grad():
-            for (parameter, _), before in zip(move, kept, strict=True):
+            for (parameter, _), before in zip(update, kept, strict=True):
                 parameter.copy_(before)
 
 
 @contextmanager
-def _untouched(network: nn.Module) -> Iterator[None]:
+def _preserve_state(network: nn.Module) -> Iterator[None]:
     buffers = [buffer.clone() for buffer in network.buffers()]
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     try:
@@ -136,25 +137,25 @@ class Affinity:
     @property
     def mean(self) -> NDArray[np.float64]:
         """[T, T]: over the looks that saw both tasks."""
-        return _known_mean(self.values)
+        return _mean_of_known(self.values)
 
     @property
-    def error(self) -> NDArray[np.float64]:
+    def standard_error(self) -> NDArray[np.float64]:
         """[T, T]: the mean's standard error. Looks that follow each other resemble each other, so it is taken from the
         means of ten stretches of the training."""
-        blocks = self.blocks()
-        known = np.isfinite(blocks).sum(0)
-        spread = np.where(np.isfinite(blocks), blocks - _known_mean(blocks), 0.0)
+        block_means = self.blocks()
+        known = np.isfinite(block_means).sum(0)
+        spread = np.where(np.isfinite(block_means), block_means - _mean_of_known(block_means), 0.0)
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(known > 1, np.sqrt((spread**2).sum(0) / (known - 1) / known), np.nan)
 
     def blocks(self) -> NDArray[np.float64]:
         """[B, T, T]: the means over up to ten stretches of the training."""
-        parts = np.array_split(self.values, min(_BLOCKS, len(self.values)))
-        return np.stack([_known_mean(part) for part in parts])
+        parts = np.array_split(self.values, min(_NUM_BLOCKS, len(self.values)))
+        return np.stack([_mean_of_known(part) for part in parts])
 
 
-def _known_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def _mean_of_known(values: NDArray[np.float64]) -> NDArray[np.float64]:
     known = np.isfinite(values)
     with np.errstate(invalid="ignore"):
         return np.where(known.any(0), np.where(known, values, 0.0).sum(0) / known.sum(0), np.nan)
@@ -169,10 +170,11 @@ def group_affinity(matrix: NDArray[np.float64], group: Sequence[int]) -> dict[in
     return {j: float(np.mean([known[i, j] for i in group if i != j])) if len(group) > 1 else 0.0 for j in group}
 
 
-def best_groupings(
-    matrix: NDArray[np.float64], networks: int, count: int = 2
+def find_best_groupings(
+    matrix: NDArray[np.float64], max_networks: int, count: int = 2
 ) -> list[tuple[float, tuple[tuple[int, ...], ...]]]:
-    """The ``count`` best of all partitions into at most ``networks`` groups, as (sum of the tasks' affinities, groups).
+    """The ``count`` best of all partitions into at most ``max_networks`` groups, as (sum of the tasks' affinities,
+    groups).
 
     Exact: the sum is one over groups, so the best partition of the rest can be looked up.
     """
@@ -181,7 +183,7 @@ def best_groupings(
 
     def value(group: int) -> float:
         if group not in values:
-            values[group] = math.fsum(group_affinity(matrix, _members(group)).values())
+            values[group] = math.fsum(group_affinity(matrix, _unpack_bitmask(group)).values())
         return values[group]
 
     @cache
@@ -203,23 +205,26 @@ def best_groupings(
         return tuple(found[:count])
 
     return [
-        (score, tuple(tuple(_members(group)) for group in groups)) for score, groups in best((1 << tasks) - 1, networks)
+        (score, tuple(tuple(_unpack_bitmask(group)) for group in groups))
+        for score, groups in best((1 << tasks) - 1, max_networks)
     ]
 
 
-def _members(group: int) -> list[int]:
+def _unpack_bitmask(group: int) -> list[int]:
     return [i for i in range(group.bit_length()) if group >> i & 1]
 
 
-def score(matrix: NDArray[np.float64], groups: Sequence[Sequence[int]]) -> float:
+def score_grouping(matrix: NDArray[np.float64], groups: Sequence[Sequence[int]]) -> float:
     """The sum of the tasks' affinities in a grouping."""
     return math.fsum(value for group in groups for value in group_affinity(matrix, group).values())
 
 
-def margin(affinity: Affinity, one: Sequence[Sequence[int]], other: Sequence[Sequence[int]]) -> Interval | None:
+def compare_groupings(
+    affinity: Affinity, one: Sequence[Sequence[int]], other: Sequence[Sequence[int]]
+) -> Interval | None:
     """Student's 95 % interval of how much better one grouping is than another, over stretches of the training.
 
     None with fewer than two stretches.
     """
-    differences = [score(block, one) - score(block, other) for block in affinity.blocks()]
+    differences = [score_grouping(block, one) - score_grouping(block, other) for block in affinity.blocks()]
     return t_interval(differences) if len(differences) > 1 else None

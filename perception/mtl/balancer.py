@@ -1,6 +1,6 @@
 """What every balancer is: it decides how much each of several tasks counts in an update.
 
-A task that no picture of the step labels is *absent*. It has no weight, changes no balancer's state and no other
+A task that no image of the step labels is *absent*. It has no weight, changes no balancer's state and no other
 task's weight: a balancer behaves as if the recipe did not have it. Its loss, a zero that is connected to the graph, is
 only added so that every parameter takes part in the backward pass.
 """
@@ -17,17 +17,17 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from perception.config import configuration
+from perception.config import config_dataclass
 from perception.types import ConfigError
 
-Space: TypeAlias = Literal["features", "last_shared", "late", "params"]
+GradientSpace: TypeAlias = Literal["features", "last_shared", "late", "all_shared"]
 """Where the tasks' gradients are compared.
 
 features:    at the features that they share. Free, but blind: cosines are near zero whatever the tasks do to the
              weights, because they read different channels and places, and exactly zero where no image labels two tasks
 last_shared: in the last shared layers (GradNorm's choice), the neck with hard sharing
-late:        in those and in the late layers of each backbone: close to ``params``, at a fraction of its cost
-params:      in all shared parameters, as the papers define their methods; a backward pass for each task
+late:        in those and in the late layers of each backbone: close to ``all_shared``, at a fraction of its cost
+all_shared:  in all shared parameters, as the papers define their methods; a backward pass for each task
 """
 
 Gramian: TypeAlias = Tensor
@@ -35,8 +35,8 @@ Gramian: TypeAlias = Tensor
 the losses. A task's term is its loss times what the scalar multiplies its gradient with."""
 
 
-@configuration
-class WeightsConfig:
+@config_dataclass
+class TaskWeightsConfig:
     """weights: task -> factor (>= 0) on its loss before the balancer looks at it; 1 where a task is not named. A task
     of weight 0 has no say, as if it were absent.
     """
@@ -50,20 +50,20 @@ class Balancer(nn.Module, ABC):
     Its parameters are trained and saved with the network's; any other state is saved through `get_extra_state`. Raises
     ConfigError where the config weighs a task that is not among ``tasks``.
 
-    config: of the class; its `weights`, where it has any, are applied here (`WeightsConfig`)
+    config: of the class; its `weights`, where it has any, are applied here (`TaskWeightsConfig`)
     tasks:  the recipe's, in its order
     seed:   of what is random, together with the step
     """
 
     Config: ClassVar[Any]
-    space: Space | None = None
+    space: GradientSpace | None = None
     """Where this balancer wants the tasks' gradients compared; None: it looks at losses alone."""
-    weighs: bool = False
+    has_shared_weights: bool = False
     """Whether `shared_weights` weighs the gradients where they meet."""
-    weighs_heads: bool = False
+    has_head_weights: bool = False
     """Whether `shared_weights` multiplies each task's whole gradient, that of its own head too, as minimising the
     weighted sum of the losses would. False: heads descend the scalar of `forward`, whatever the shared weights."""
-    looks_back: bool = False
+    needs_updated_losses: bool = False
     """Whether `look_back` wants the losses of the same batch once more, after the update."""
 
     def __init__(self, config: Any, tasks: Sequence[str], seed: int = 0) -> None:
@@ -72,17 +72,17 @@ class Balancer(nn.Module, ABC):
         given = getattr(config, "weights", {})
         if unknown := sorted(set(given) - set(tasks)):
             raise ConfigError(f"balance.weights: no task '{unknown[0]}' in this recipe. Its tasks: {', '.join(tasks)}.")
-        self.factors: dict[str, float] = {name: given.get(name, 1.0) for name in tasks}
+        self.loss_weights: dict[str, float] = {name: given.get(name, 1.0) for name in tasks}
 
     def forward(self, losses: Mapping[str, Tensor], present: Collection[str], step: int) -> Tensor:
         """The scalar to differentiate.
 
         losses:  task -> scalar, in the recipe's order
-        present: the tasks that at least one picture labels, over all ranks
+        present: the tasks that at least one image labels, over all ranks
         step:    number of the step, from 0; anything random is a function of it
         """
-        chosen = [name for name in losses if name in present and self.factors[name]]
-        here = {name: losses[name] * self.factors[name] for name in chosen}
+        chosen = [name for name in losses if name in present and self.loss_weights[name]]
+        here = {name: losses[name] * self.loss_weights[name] for name in chosen}
         absent = sum(loss * 0.0 for name, loss in losses.items() if name not in here)
         return (self.combine(here, step) if here else 0.0) + absent  # type: ignore[return-value]
 
@@ -93,11 +93,11 @@ class Balancer(nn.Module, ABC):
     def observe(self, losses: Mapping[str, Tensor], step: int) -> None:
         """Take in the present losses, without the config's weights; once a step, before `forward`."""
 
-    def wants_gramian(self, present: tuple[str, ...], step: int) -> bool:
+    def needs_gramian(self, present: tuple[str, ...], step: int) -> bool:
         """Whether `compare` is wanted at this step."""
         return self.space is not None
 
-    def compare(self, gramian: Gramian, losses: Mapping[str, Tensor], step: int) -> None:
+    def observe_gramian(self, gramian: Gramian, losses: Mapping[str, Tensor], step: int) -> None:
         """Take in how the gradients of the present losses lie to each other; after `forward`."""
 
     def shared_weights(self, present: tuple[str, ...]) -> Tensor | None:
@@ -105,13 +105,13 @@ class Balancer(nn.Module, ABC):
         down (`weighs_heads`: everywhere), [T] float64. None: the scalar's gradient is the update."""
         return None
 
-    def look_back(self, losses: Mapping[str, Tensor]) -> None:
+    def observe_updated_losses(self, losses: Mapping[str, Tensor]) -> None:
         """Take in the present losses of the same batch after the update."""
 
 
-def without_zeros(losses: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+def split_zero_losses(losses: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
     """The losses above zero, for their logarithms, and a zero that keeps the others in the graph (NaN where one is). A
-    loss of exactly zero is labelled, but there is nothing to learn from it: a depth map without a valid pixel."""
+    loss of exactly zero is labeled, but there is nothing to learn from it: a depth map without a valid pixel."""
     positive = torch.stack([loss.detach() for loss in losses.values()]).gt(0).tolist()
     above = {name: loss for (name, loss), known in zip(losses.items(), positive, strict=True) if known}
     rest = [loss * 0.0 for name, loss in losses.items() if name not in above]
@@ -124,6 +124,6 @@ def effective_weights(total: Tensor, losses: Mapping[str, Tensor]) -> dict[str, 
     return {name: 0.0 if g is None else float(g) for name, g in zip(losses, gradients, strict=True)}
 
 
-def seeded(seed: int, step: int) -> int:
+def derive_seed(seed: int, step: int) -> int:
     """A seed for torch that is a function of the run's seed and the step, the same on all ranks."""
     return int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0])

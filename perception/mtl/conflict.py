@@ -14,9 +14,9 @@ from functools import cache
 import numpy as np
 from scipy import stats
 
-MARGIN = 0.02
+COSINE_MARGIN = 0.02
 """Cosines nearer to zero than this change the direction of an update by about a degree: no method can gain by it."""
-WINDOW, LEAST = 20, 8
+WINDOW, MIN_COSINES = 20, 8
 """Looks that are taken into account, and how many there must be before anything is said."""
 CONFIDENCE = 0.999
 """One-sided, by Student's t. With four unrelated tasks whose cosines have a standard deviation of 0.1, some pair is
@@ -25,33 +25,33 @@ looks, -0.15 in nearly every one (simulated in tests/test_conflict.py). Longer r
 are judged 200 times), and looks that resemble one another raise more false alarms: so they are some steps apart."""
 
 
-def bound(cosines: Sequence[float]) -> float:
+def mean_upper_bound(cosines: Sequence[float]) -> float:
     """What the mean of the cosines is below with `CONFIDENCE`; infinite where there are too few."""
     values = np.asarray(cosines, float)
-    if len(values) < LEAST:
+    if len(values) < MIN_COSINES:
         return math.inf
-    return float(values.mean() + _quantile(len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+    return float(values.mean() + _t_quantile(len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
 
 
-def in_conflict(cosines: Sequence[float]) -> bool:
+def is_conflicting(cosines: Sequence[float]) -> bool:
     """Whether a pair of tasks conflicts, by its cosines at some looks."""
-    return bound(cosines) < -MARGIN
+    return mean_upper_bound(cosines) < -COSINE_MARGIN
 
 
-def remember(memory: dict[str, list[float]], looks: Mapping[str, float]) -> None:
+def record_cosines(history: dict[str, list[float]], gradient_stats: Mapping[str, float]) -> None:
     """Add the "cosine/<task>/<task>" of a look to the recent ones of each pair."""
-    for key, value in looks.items():
+    for key, value in gradient_stats.items():
         if key.startswith("cosine/"):
-            memory[key] = [*memory.get(key, []), value][-WINDOW:]
+            history[key] = [*history.get(key, []), value][-WINDOW:]
 
 
-def describe_conflicts(memory: Mapping[str, Sequence[float]]) -> dict[str, float]:
+def detect_conflicts(history: Mapping[str, Sequence[float]]) -> dict[str, float]:
     """ "conflict/<task>/<task>" and "conflict/any": 1 = in conflict, 0 = not; of the pairs with enough looks."""
-    known = {key: float(in_conflict(values)) for key, values in memory.items() if len(values) >= LEAST}
+    known = {key: float(is_conflicting(values)) for key, values in history.items() if len(values) >= MIN_COSINES}
     found = {key.replace("cosine/", "conflict/", 1): value for key, value in known.items()}
     return {**found, "conflict/any": max(found.values())} if found else {}
 
 
 @cache
-def _quantile(degrees: int) -> float:
+def _t_quantile(degrees: int) -> float:
     return float(stats.t.ppf(CONFIDENCE, degrees))

@@ -14,48 +14,52 @@ from torch import Tensor
 from perception.types import TaskSpec
 
 
-def soft_loss(spec: TaskSpec, student: Any, teacher: Any) -> Tensor:
+def distillation_loss(spec: TaskSpec, student: Any, teacher: Any) -> Tensor:
     """How far the raw outputs of a head are from those of another head of the same task; 0 where they are equal.
 
     instances: binary cross-entropy of the class scores, and the L1 distance of the boxes' sides in cells, both where
                the teacher or the student sees something
     dense:     Kullback-Leibler divergence of each cell's classes; of a quantity, the L1 distance
-    label:     the same of the picture's classes; of several labels at once, binary
+    label:     the same of the image's classes; of several labels at once, binary
     """
-    if spec.shape == "instances":
-        return _instances(student, teacher)
+    if spec.annotation_type == "instances":
+        return _instance_loss(student, teacher)
     if not spec.classes:
         pairs = zip(student, teacher, strict=True)
         return torch.stack([(mine.float() - theirs.float()).abs().mean() for mine, theirs in pairs]).sum()
     mine, theirs = student.logits.float(), teacher.logits.float()
-    return _binary(mine, theirs).mean() if spec.multi_label or mine.shape[1] == 1 else _divergence(mine, theirs).mean()
+    return (
+        _binary_kl_divergence(mine, theirs).mean()
+        if spec.multi_label or mine.shape[1] == 1
+        else _kl_divergence(mine, theirs).mean()
+    )
 
 
-def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
+def _kl_divergence(student: Tensor, teacher: Tensor) -> Tensor:
     """KL(teacher || student) of the softmax over dimension 1."""
     return F.kl_div(student.log_softmax(1), teacher.log_softmax(1), reduction="none", log_target=True).sum(1)
 
 
-def _binary(student: Tensor, teacher: Tensor) -> Tensor:
+def _binary_kl_divergence(student: Tensor, teacher: Tensor) -> Tensor:
     """KL(teacher || student) of each sigmoid by itself."""
     entropy = F.binary_cross_entropy_with_logits(teacher, teacher.sigmoid(), reduction="none")
     return F.binary_cross_entropy_with_logits(student, teacher.sigmoid(), reduction="none") - entropy
 
 
-def _instances(student: Any, teacher: Any) -> Tensor:
+def _instance_loss(student: Any, teacher: Any) -> Tensor:
     """Nearly all cells are background and agree: a cell counts by how much the two disagree (quality focal loss, Li et
     al. 2020), and its box by how sure the teacher is; the sum over what the teacher is sure of."""
     mine, theirs = student.logits.float(), teacher.logits.float()
     seen = theirs.sigmoid()
     sure = seen.amax(2)
-    scores = ((mine.sigmoid().detach() - seen).abs() * _binary(mine, theirs)).sum()
-    distance = _sides(student.sides.float(), teacher.sides.float())
+    scores = ((mine.sigmoid().detach() - seen).abs() * _binary_kl_divergence(mine, theirs)).sum()
+    distance = _box_distance(student.box_regression.float(), teacher.box_regression.float())
     return (scores + (distance * sure).sum()) / sure.sum().clamp(min=1)
 
 
-def _sides(student: Tensor, teacher: Tensor) -> Tensor:
+def _box_distance(student: Tensor, teacher: Tensor) -> Tensor:
     """Distance [B, P] of boxes: of their four sides in cells, or the divergence of the sides' distributions."""
     if student.shape[-1] == 4:
         return (F.softplus(student) - F.softplus(teacher)).abs().mean(2)
     bins = [one.unflatten(-1, (4, -1)).movedim(-1, 1) for one in (student, teacher)]
-    return _divergence(*bins).mean(2)
+    return _kl_divergence(*bins).mean(2)

@@ -1,13 +1,15 @@
 """Balancers that weigh the tasks' gradients by their inner products, against conflict.
 
 The weights act where the gradients meet and below, on what tasks share; each head learns by its own loss, as in most
-of the papers (`Balancer.weighs_heads`). Methods see the Gramian scaled to a mean diagonal of 1 and without the rows of
+of the papers (`Balancer.has_head_weights`). Methods see the Gramian scaled to a mean diagonal of 1 and without the
+rows of
 tasks whose gradient is zero, which would stop all others in MGDA and CAGrad. For gradients whose lengths differ by up
 to 1e5 and whose Gramian may be of float32, whatever their directions, every method keeps to this:
 
 * weights are finite and do not depend on the unit of the gradients; but for PCGrad and GradVac, which draw an order,
   nor on the order of the tasks;
-* the update is zero only where a convex combination of the unit gradients is (`perception.mtl.solvers.are_balanced`):
+* the update is zero only where a convex combination of the unit gradients is
+  (`perception.mtl.solvers.is_pareto_stationary`):
   there no update lowers all losses (a Pareto-stationary point), and gradients that balance each other cancel;
 * where the method promises to raise no loss, a gradient's product with the update is not below -2e-6 times its length
   times the sum of the weighted gradients' lengths.
@@ -23,120 +25,144 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from perception.config import configuration
+from perception.config import config_dataclass
 from perception.mtl import solvers
-from perception.mtl.balancer import Balancer, Gramian, Space, WeightsConfig, seeded, without_zeros
-from perception.mtl.gramian_average import GramianMemory
-from perception.mtl.loss_balancers import scaled_losses
+from perception.mtl.balancer import Balancer, GradientSpace, Gramian, TaskWeightsConfig, derive_seed, split_zero_losses
+from perception.mtl.gramian_average import GramianAverage
+from perception.mtl.loss_balancers import sum_scaled_losses
 
-Count = Annotated[int, Field(gt=0)]
-Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Heads = Literal["plain", "weighted"]
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+HeadWeighting = Literal["plain", "weighted"]
 """Whether heads descend their own loss, or their loss times the weight that the shared part gives the task."""
 
 
-@configuration
-class GramianConfig(WeightsConfig):
+@config_dataclass
+class GramianConfig(TaskWeightsConfig):
     """space: where gradients are compared, see `perception.mtl.balancer.Space`.
-    every: steps for which weights are kept before they are computed anew.
-    memory: how much of a moving average of the Gramian is kept from one Gramian to the next, [0, 1); 0 = none. Weights
-    are then solved from the average, for any set of tasks that have all been seen, and ``every`` counts whatever tasks
+    update_every: steps for which weights are kept before they are computed anew.
+    gramian_decay: how much of a moving average of the Gramian is kept from one Gramian to the next, [0, 1); 0 = none.
+    Weights
+    are then solved from the average, for any set of tasks that have all been seen, and ``update_every`` counts
+    whatever tasks
     are present.
-    log: the method works on the logarithms of the losses, that is, on gradients divided by their loss; ``weights`` then
+    log_losses: the method works on the logarithms of the losses, that is, on gradients divided by their loss;
+    ``weights`` then
     multiply the logarithms. A loss of exactly zero is left out.
     """
 
-    space: Space = "late"
-    every: Count = 1
-    memory: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    log: bool = False
+    space: GradientSpace = "late"
+    update_every: PositiveInt = 1
+    gramian_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    log_losses: bool = False
 
 
 class GramianBalancer(Balancer):
     """Keeps weights for each set of tasks that were present together, because they hold for that set only."""
 
-    weighs = True
+    has_shared_weights = True
 
     def __init__(self, config: Any, tasks: Sequence[str], seed: int = 0) -> None:
         super().__init__(config, tasks, seed)
         self.space = config.space
-        self._found: dict[str, tuple[int, list[float]]] = {}
-        self._memory = GramianMemory(len(self.tasks), config.memory) if config.memory else None
-        self._newest = 0
+        self._cached_weights: dict[str, tuple[int, list[float]]] = {}
+        self._gramian_average = GramianAverage(len(self.tasks), config.gramian_decay) if config.gramian_decay else None
+        self._last_solved_step = 0
 
     @abstractmethod
     def solve(self, gramian: Gramian, names: Sequence[str], step: int) -> Tensor:
         """Weights [T] from inner products of non-zero gradients, their mean square 1."""
 
     def forward(self, losses: Mapping[str, Tensor], present: Collection[str], step: int) -> Tensor:
-        if self.config.log:
+        if self.config.log_losses:
             here = {name: loss for name, loss in losses.items() if name in present}
-            present = without_zeros(here)[0] if here else here
+            present = split_zero_losses(here)[0] if here else here
             losses = {name: loss.log() if name in present else loss for name, loss in losses.items()}
         return super().forward(losses, present, step)
 
     def combine(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
         return torch.stack(list(losses.values())).sum()
 
-    def wants_gramian(self, present: tuple[str, ...], step: int) -> bool:
-        found = self._found.get(_key(present))
-        if self._memory is None or found is not None:
-            return found is None or step - found[0] >= self.config.every
-        return not self._memory.knows(self._learning(present)) or step - self._newest >= self.config.every
+    def needs_gramian(self, present: tuple[str, ...], step: int) -> bool:
+        found = self._cached_weights.get(_cache_key(present))
+        if self._gramian_average is None or found is not None:
+            return found is None or step - found[0] >= self.config.update_every
+        return (
+            not self._gramian_average.has_all(self._weighted_task_indices(present))
+            or step - self._last_solved_step >= self.config.update_every
+        )
 
-    def compare(self, gramian: Gramian, losses: Mapping[str, Tensor], step: int) -> None:
+    def observe_gramian(self, gramian: Gramian, losses: Mapping[str, Tensor], step: int) -> None:
         names, diagonal = list(losses), gramian.diagonal()
-        moving = diagonal.gt(_NO_GRADIENT * diagonal.max()).nonzero()[:, 0].tolist()
+        moving = diagonal.gt(_ZERO_GRADIENT_RATIO * diagonal.max()).nonzero()[:, 0].tolist()
         weights = torch.ones(len(gramian), dtype=torch.float64)
         if moving:
             some, kept = gramian[moving][:, moving].double(), [names[i] for i in moving]
-            if self._memory is not None:
-                self._memory.update(self._places(kept), some)
-                some = self._memory.average(self._places(kept))
-            weights[moving] = self._solved(some, kept, step)
-        if self._memory is not None:
-            self._found, self._newest = {}, step  # what other sets of tasks had is of an older average
-        self._found[_key(losses)] = (step, weights.tolist())
+            if self._gramian_average is not None:
+                self._gramian_average.update(self._task_indices(kept), some)
+                some = self._gramian_average.compute_average(self._task_indices(kept))
+            weights[moving] = self._solve_scaled(some, kept, step)
+        if self._gramian_average is not None:
+            self._cached_weights, self._last_solved_step = (
+                {},
+                step,
+            )  # what other sets of tasks had is of an older average
+        self._cached_weights[_cache_key(losses)] = (step, weights.tolist())
 
-    def _solved(self, gramian: Gramian, names: Sequence[str], step: int) -> Tensor:
+    def _solve_scaled(self, gramian: Gramian, names: Sequence[str], step: int) -> Tensor:
         return self.solve(gramian / gramian.diagonal().mean(), names, step).double()
 
     def shared_weights(self, present: tuple[str, ...]) -> Tensor | None:
-        key, places = _key(present), self._learning(present)
-        if key not in self._found and self._memory is not None and places and self._memory.knows(places):
+        key, places = _cache_key(present), self._weighted_task_indices(present)
+        if (
+            key not in self._cached_weights
+            and self._gramian_average is not None
+            and places
+            and self._gramian_average.has_all(places)
+        ):
             names = [self.tasks[place] for place in places]
-            solved = dict(zip(names, self._solved(self._memory.average(places), names, self._newest), strict=True))
-            self._found[key] = (self._newest, [float(solved.get(name, 1.0)) for name in present])
-        found = self._found.get(key)  # none where all that tasks share is frozen
+            solved = dict(
+                zip(
+                    names,
+                    self._solve_scaled(self._gramian_average.compute_average(places), names, self._last_solved_step),
+                    strict=True,
+                )
+            )
+            self._cached_weights[key] = (self._last_solved_step, [float(solved.get(name, 1.0)) for name in present])
+        found = self._cached_weights.get(key)  # none where all that tasks share is frozen
         return None if found is None else torch.tensor(found[1], dtype=torch.float64)
 
-    def _places(self, names: Sequence[str]) -> list[int]:
+    def _task_indices(self, names: Sequence[str]) -> list[int]:
         return [self.tasks.index(name) for name in names]
 
-    def _learning(self, names: Sequence[str]) -> list[int]:
+    def _weighted_task_indices(self, names: Sequence[str]) -> list[int]:
         """Places of the tasks that have a say, and so a gradient."""
-        return self._places([name for name in names if self.factors[name]])
+        return self._task_indices([name for name in names if self.loss_weights[name]])
 
     def get_extra_state(self) -> dict[str, Any]:
-        memory = {} if self._memory is None else {"memory": self._memory.state(), "newest": self._newest}
-        return {"found": dict(self._found), **memory}
+        memory = (
+            {}
+            if self._gramian_average is None
+            else {"gramian_average": self._gramian_average.state_dict(), "last_solved_step": self._last_solved_step}
+        )
+        return {"cached_weights": dict(self._cached_weights), **memory}
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
-        self._found = dict(state["found"])
-        if self._memory is not None:
-            self._memory.load(state["memory"])
-            self._newest = state["newest"]
+        self._cached_weights = dict(state["cached_weights"])
+        if self._gramian_average is not None:
+            self._gramian_average.load_state_dict(state["gramian_average"])
+            self._last_solved_step = state["last_solved_step"]
 
 
-_NO_GRADIENT = 1e-30
+_ZERO_GRADIENT_RATIO = 1e-30
 """Squared length, against the greatest, at which a gradient counts as zero."""
 
 
-def _key(names: Sequence[str] | Mapping[str, Any]) -> str:
+def _cache_key(names: Sequence[str] | Mapping[str, Any]) -> str:
     return ",".join(names)
 
 
-@configuration
+@config_dataclass
 class PCGradConfig(GramianConfig):
     name: Literal["pcgrad"] = "pcgrad"
 
@@ -151,10 +177,10 @@ class PCGrad(GramianBalancer):
     Config = PCGradConfig
 
     def solve(self, gramian: Gramian, names: Sequence[str], step: int) -> Tensor:
-        return solvers.pcgrad(gramian, torch.Generator().manual_seed(seeded(self.seed, step)))
+        return solvers.solve_pcgrad(gramian, torch.Generator().manual_seed(derive_seed(self.seed, step)))
 
 
-@configuration
+@config_dataclass
 class GradVacConfig(GramianConfig):
     """beta: how fast the targets of the cosines follow them."""
 
@@ -176,9 +202,9 @@ class GradVac(GramianBalancer):
         self.targets = torch.zeros(len(self.tasks), len(self.tasks), dtype=torch.float64)
 
     def solve(self, gramian: Gramian, names: Sequence[str], step: int) -> Tensor:
-        places = torch.tensor(self._places(names))
-        pairs, generator = (places[:, None], places), torch.Generator().manual_seed(seeded(self.seed, step))
-        weights, self.targets[pairs] = solvers.gradvac(gramian, self.targets[pairs], self.config.beta, generator)
+        places = torch.tensor(self._task_indices(names))
+        pairs, generator = (places[:, None], places), torch.Generator().manual_seed(derive_seed(self.seed, step))
+        weights, self.targets[pairs] = solvers.solve_gradvac(gramian, self.targets[pairs], self.config.beta, generator)
         return weights
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -189,12 +215,12 @@ class GradVac(GramianBalancer):
         self.targets = state["targets"].clone()
 
 
-@configuration
+@config_dataclass
 class CAGradConfig(GramianConfig):
     """c: how far the update may be from the mean gradient, in units of its length; 0 = the mean."""
 
     name: Literal["cagrad"] = "cagrad"
-    c: Amount = 0.4
+    c: NonNegativeFloat = 0.4
 
 
 class CAGrad(GramianBalancer):
@@ -209,10 +235,10 @@ class CAGrad(GramianBalancer):
     Config = CAGradConfig
 
     def solve(self, gramian: Gramian, names: Sequence[str], step: int) -> Tensor:
-        return solvers.cagrad(gramian, self.config.c)
+        return solvers.solve_cagrad(gramian, self.config.c)
 
 
-@configuration
+@config_dataclass
 class MGDAConfig(GramianConfig):
     name: Literal["mgda"] = "mgda"
 
@@ -228,17 +254,17 @@ class MGDA(GramianBalancer):
     Config = MGDAConfig
 
     def solve(self, gramian: Gramian, names: Sequence[str], step: int) -> Tensor:
-        return solvers.shortest_mean(gramian)
+        return solvers.solve_mgda(gramian)
 
 
-@configuration
+@config_dataclass
 class NashMTLConfig(GramianConfig):
     """heads: "plain" = heads descend their own loss; "weighted" = their loss times the task's weight, as the authors'
-    code has it (github.com/AvivNavon/nash-mtl minimises the weighted sum of the losses, heads and all).
+    code has it (github.com/AvivNavon/nash-mtl minimizes the weighted sum of the losses, heads and all).
     """
 
     name: Literal["nash_mtl"] = "nash_mtl"
-    heads: Heads = "plain"
+    heads: HeadWeighting = "plain"
 
 
 class NashMTL(GramianBalancer):
@@ -254,13 +280,13 @@ class NashMTL(GramianBalancer):
 
     def __init__(self, config: NashMTLConfig, tasks: Sequence[str], seed: int = 0) -> None:
         super().__init__(config, tasks, seed)
-        self.weighs_heads = config.heads == "weighted"
+        self.has_head_weights = config.heads == "weighted"
 
     def solve(self, gramian: Gramian, names: Sequence[str], step: int) -> Tensor:
-        return solvers.fair(gramian / gramian.norm(), 1.0)
+        return solvers.solve_fairgrad(gramian / gramian.norm(), 1.0)
 
 
-@configuration
+@config_dataclass
 class FairGradConfig(GramianConfig):
     """alpha: 0 = the mean, 1 = proportional fairness, the larger the more the worst-off task counts.
     heads: "plain" = heads descend their own loss, as in the authors' code (github.com/OptMN-Lab/fairgrad overwrites the
@@ -268,8 +294,8 @@ class FairGradConfig(GramianConfig):
     """
 
     name: Literal["fairgrad"] = "fairgrad"
-    alpha: Amount = 1.0
-    heads: Heads = "plain"
+    alpha: NonNegativeFloat = 1.0
+    heads: HeadWeighting = "plain"
 
 
 class FairGrad(GramianBalancer):
@@ -283,13 +309,13 @@ class FairGrad(GramianBalancer):
 
     def __init__(self, config: FairGradConfig, tasks: Sequence[str], seed: int = 0) -> None:
         super().__init__(config, tasks, seed)
-        self.weighs_heads = config.heads == "weighted"
+        self.has_head_weights = config.heads == "weighted"
 
     def solve(self, gramian: Gramian, names: Sequence[str], step: int) -> Tensor:
-        return solvers.fair(gramian, self.config.alpha)
+        return solvers.solve_fairgrad(gramian, self.config.alpha)
 
 
-@configuration
+@config_dataclass
 class AlignedMTLConfig(GramianConfig):
     """scale: the singular value that all are set to: the least, the median or the root mean square."""
 
@@ -309,10 +335,10 @@ class AlignedMTL(GramianBalancer):
     Config = AlignedMTLConfig
 
     def solve(self, gramian: Gramian, names: Sequence[str], step: int) -> Tensor:
-        return solvers.aligned(gramian, self.config.scale)
+        return solvers.solve_aligned_mtl(gramian, self.config.scale)
 
 
-@configuration
+@config_dataclass
 class UPGradConfig(GramianConfig):
     name: Literal["upgrad"] = "upgrad"
 
@@ -332,7 +358,7 @@ class UPGrad(GramianBalancer):
         return solvers.project_onto_dual_cone(mean, gramian).sum(0)
 
 
-@configuration
+@config_dataclass
 class IMTLGConfig(GramianConfig):
     name: Literal["imtl_g"] = "imtl_g"
 
@@ -348,15 +374,15 @@ class IMTLG(GramianBalancer):
     Config = IMTLGConfig
 
     def solve(self, gramian: Gramian, names: Sequence[str], step: int) -> Tensor:
-        return solvers.equal_projections(gramian)
+        return solvers.solve_imtl_g(gramian)
 
 
-@configuration
+@config_dataclass
 class IMTLConfig(GramianConfig):
     """log: no; its scales are for the losses themselves."""
 
     name: Literal["imtl"] = "imtl"
-    log: Literal[False] = False
+    log_losses: Literal[False] = False
 
 
 class IMTL(IMTLG):
@@ -369,4 +395,4 @@ class IMTL(IMTLG):
         self.log_scales = nn.ParameterDict({name: torch.tensor(0.0) for name in tasks})
 
     def combine(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
-        return scaled_losses(losses, self.log_scales)
+        return sum_scaled_losses(losses, self.log_scales)

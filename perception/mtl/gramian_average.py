@@ -11,36 +11,36 @@ from torch import Tensor
 from perception.mtl.balancer import Gramian
 
 
-class GramianMemory:
+class GramianAverage:
     """Averages each pair of tasks over the steps at which both had a gradient, corrected for its short past as Adam
     corrects its moments. Absent tasks keep theirs.
 
-    size:  number of tasks in the recipe
+    num_tasks:  number of tasks in the recipe
     decay: what of the average is left after a step, [0, 1)
     """
 
-    def __init__(self, size: int, decay: float) -> None:
+    def __init__(self, num_tasks: int, decay: float) -> None:
         self.decay = decay
-        self._sums = torch.zeros(size, size, dtype=torch.float64)
-        self._counts = torch.zeros(size, size, dtype=torch.int64)
+        self._sums = torch.zeros(num_tasks, num_tasks, dtype=torch.float64)
+        self._counts = torch.zeros(num_tasks, num_tasks, dtype=torch.int64)
 
-    def update(self, places: Sequence[int], gramian: Gramian) -> None:
-        """Take in the Gramian [n, n] of the tasks at ``places`` in the recipe's order."""
-        at = _pairs(places)
+    def update(self, indices: Sequence[int], gramian: Gramian) -> None:
+        """Take in the Gramian [n, n] of the tasks at ``indices`` in the recipe's order."""
+        at = _index_pairs(indices)
         self._sums[at] = self.decay * self._sums[at] + (1 - self.decay) * gramian
         self._counts[at] += 1
 
-    def knows(self, places: Sequence[int]) -> bool:
+    def has_all(self, indices: Sequence[int]) -> bool:
         """Whether each of these tasks has had a gradient."""
-        return bool((self._counts.diagonal()[list(places)] > 0).all())
+        return bool((self._counts.diagonal()[list(indices)] > 0).all())
 
-    def average(self, places: Sequence[int]) -> Gramian:
+    def compute_average(self, indices: Sequence[int]) -> Gramian:
         """The average [n, n] for tasks that are all known. Pairs that were never seen together count as orthogonal.
 
         Pairs come from different steps, so their cosines may contradict each other: they are taken to the nearest
         positive semi-definite matrix by setting negative eigenvalues to zero. Lengths of gradients stay.
         """
-        sums, counts = self._sums[_pairs(places)], self._counts[_pairs(places)]
+        sums, counts = self._sums[_index_pairs(indices)], self._counts[_index_pairs(indices)]
         products = sums / (1 - self.decay ** counts.double()).where(counts > 0, 1.0)
         lengths = products.diagonal().sqrt()
         cosines = products / torch.outer(lengths, lengths)
@@ -50,13 +50,13 @@ class GramianMemory:
             lengths = lengths / cosines.diagonal().sqrt()
         return cosines * torch.outer(lengths, lengths)
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {"sums": self._sums.clone(), "counts": self._counts.clone()}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self._sums, self._counts = state["sums"].clone(), state["counts"].clone()
 
 
-def _pairs(places: Sequence[int]) -> tuple[Tensor, Tensor]:
-    rows = torch.tensor(places)
+def _index_pairs(indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+    rows = torch.tensor(indices)
     return rows[:, None], rows[None, :]

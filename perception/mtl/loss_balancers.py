@@ -11,12 +11,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from perception.config import configuration
-from perception.mtl.balancer import Balancer, WeightsConfig, seeded, without_zeros
+from perception.config import config_dataclass
+from perception.mtl.balancer import Balancer, TaskWeightsConfig, derive_seed, split_zero_losses
 
 
-@configuration
-class StaticConfig(WeightsConfig):
+@config_dataclass
+class StaticConfig(TaskWeightsConfig):
     """weights: task -> weight (>= 0); tasks that are not named weigh 1."""
 
     name: Literal["static"] = "static"
@@ -31,15 +31,15 @@ class Static(Balancer):
         return torch.stack(list(losses.values())).sum()
 
 
-@configuration
-class UncertaintyConfig(WeightsConfig):
+@config_dataclass
+class UncertaintyConfig(TaskWeightsConfig):
     """initial: the log-variance to start from; 0 = weight 1.
 
     A factor on a loss changes where its weight starts; at rest it is made up for.
     """
 
     name: Literal["uncertainty"] = "uncertainty"
-    initial: float = 0.0
+    initial_log_variance: float = 0.0
 
 
 class Uncertainty(Balancer):
@@ -52,7 +52,7 @@ class Uncertainty(Balancer):
 
     def __init__(self, config: UncertaintyConfig, tasks: Sequence[str], seed: int = 0) -> None:
         super().__init__(config, tasks, seed)
-        self.log_variances = nn.ParameterDict({name: torch.tensor(config.initial) for name in tasks})
+        self.log_variances = nn.ParameterDict({name: torch.tensor(config.initial_log_variance) for name in tasks})
 
     def combine(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
         terms = [
@@ -61,8 +61,8 @@ class Uncertainty(Balancer):
         return torch.stack(terms).sum()
 
 
-@configuration
-class IMTLLConfig(WeightsConfig):
+@config_dataclass
+class IMTLLConfig(TaskWeightsConfig):
     """A factor on a loss changes where its scale starts; at rest it is made up for."""
 
     name: Literal["imtl_l"] = "imtl_l"
@@ -81,17 +81,17 @@ class IMTLL(Balancer):
         self.log_scales = nn.ParameterDict({name: torch.tensor(0.0) for name in tasks})
 
     def combine(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
-        return scaled_losses(losses, self.log_scales)
+        return sum_scaled_losses(losses, self.log_scales)
 
 
-def scaled_losses(losses: Mapping[str, Tensor], log_scales: nn.ParameterDict) -> Tensor:
+def sum_scaled_losses(losses: Mapping[str, Tensor], log_scales: nn.ParameterDict) -> Tensor:
     """The sum of exp(s) L - s."""
     return torch.stack([log_scales[name].exp() * loss - log_scales[name] for name, loss in losses.items()]).sum()
 
 
-@configuration
+@config_dataclass
 class GeometricMeanConfig:
-    """Has no settings: a factor on a loss would scale the whole mean and favour no task."""
+    """Has no settings: a factor on a loss would scale the whole mean and favor no task."""
 
     name: Literal["geometric_mean"] = "geometric_mean"
 
@@ -99,18 +99,18 @@ class GeometricMeanConfig:
 class GeometricMean(Balancer):
     """Geometric loss strategy (GLS, Chennupati et al. 2019): the T-th root of the product of the T present losses.
 
-    A loss of exactly zero (labelled, but nothing to learn from) would make the product zero and stop all tasks; it is
+    A loss of exactly zero (labeled, but nothing to learn from) would make the product zero and stop all tasks; it is
     left out of the mean.
     """
 
     Config = GeometricMeanConfig
 
     def combine(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
-        above, rest = without_zeros(losses)
+        above, rest = split_zero_losses(losses)
         return torch.stack(list(above.values())).log().mean().exp() + rest if above else rest
 
 
-@configuration
+@config_dataclass
 class LogSumConfig:
     """Has no settings: a factor on a loss would add a constant and change nothing."""
 
@@ -124,12 +124,12 @@ class LogSum(Balancer):
     Config = LogSumConfig
 
     def combine(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
-        above, rest = without_zeros(losses)
+        above, rest = split_zero_losses(losses)
         return torch.stack(list(above.values())).log().sum() + rest if above else rest
 
 
-@configuration
-class RLWConfig(WeightsConfig):
+@config_dataclass
+class RLWConfig(TaskWeightsConfig):
     """The factors on the losses multiply the random weights."""
 
     name: Literal["rlw"] = "rlw"
@@ -142,7 +142,7 @@ class RLW(Balancer):
     Config = RLWConfig
 
     def combine(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
-        generator = torch.Generator().manual_seed(seeded(self.seed, step))
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, step))
         weights = torch.randn(len(losses), generator=generator).softmax(0)
         values = torch.stack(list(losses.values()))
         return (weights.to(values) * values).sum()

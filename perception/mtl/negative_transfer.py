@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-LEAST = 5
+MIN_EVALUATIONS = 5
 """Evaluations before anything is said: fewer leave too few second differences to read the noise off."""
-TAIL = 2e-3
+TAIL_PROBABILITY = 2e-3
 """Of Student's distribution, for each task at each evaluation: many are looked at in a run."""
 
 
-class SeeSaw(NamedTuple):
+class NegativeTransfer(NamedTuple):
     """falling, rising: tasks. fall, rise: of their scores since the best of the falling one, signed."""
 
     falling: str
@@ -26,7 +26,7 @@ class SeeSaw(NamedTuple):
     rise: float
 
 
-def see_saws(scores: Mapping[str, Sequence[float]]) -> list[SeeSaw]:
+def find_negative_transfer(scores: Mapping[str, Sequence[float]]) -> list[NegativeTransfer]:
     """The pairs of tasks of which one has fallen from its best while the other has risen.
 
     scores: task -> its score at each evaluation so far, higher is better; NaN where it was not measured
@@ -46,18 +46,18 @@ def see_saws(scores: Mapping[str, Sequence[float]]) -> list[SeeSaw]:
     for falling, rising in itertools.permutations(scores, 2):
         pair = np.array([scores[falling], scores[rising]], float)
         pair = pair[:, np.isfinite(pair).all(0)]
-        if pair.shape[1] >= LEAST:
+        if pair.shape[1] >= MIN_EVALUATIONS:
             smooth = (pair[:, 1:] + pair[:, :-1]) / 2
             best = int(smooth[0, :-2].argmax())  # not of the two that share an evaluation with the last
             fall, rise = smooth[:, -1] - smooth[:, best]
-            limits = [_limit(values) for values in pair]
+            limits = [_noise_limit(values) for values in pair]
             if fall < -limits[0] and rise > limits[1]:
-                found.append(SeeSaw(falling, rising, float(fall), float(rise)))
+                found.append(NegativeTransfer(falling, rising, float(fall), float(rise)))
     return found
 
 
-def _limit(values: NDArray) -> float:
+def _noise_limit(values: NDArray) -> float:
     """What a change between two averages must exceed; its standard deviation is that of one value."""
     noise = 1.4826 * float(np.median(np.abs(np.diff(values, 2)))) / math.sqrt(6)
-    t = float(stdtrit((len(values) - 2) / 2, 1 - TAIL))
+    t = float(stdtrit((len(values) - 2) / 2, 1 - TAIL_PROBABILITY))
     return t * max(noise, 1e-3 * float(np.abs(values).mean()))

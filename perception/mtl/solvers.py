@@ -1,6 +1,7 @@
 """Weights of a few tasks from the inner products of their gradients: small problems, solved to the last digits.
 
-The lengths of the gradients may differ by 1e5 and more, so every problem is posed for the unit gradients (`unit_rows`)
+The lengths of the gradients may differ by 1e5 and more,
+so every problem is posed for the unit gradients (`factor_gramian`)
 and scaled back: a task's weight times the length of its gradient is a number of ordinary size. What is smaller than the
 noise of float32 counts as zero: collinear gradients are collinear.
 
@@ -24,7 +25,7 @@ NOISE = 1e-6
 or the squared length of a mean of unit gradients. Gradients closer than about 1e-3 radians are one direction."""
 
 
-def unit_rows(gramian: Tensor) -> tuple[Array, Array]:
+def factor_gramian(gramian: Tensor) -> tuple[Array, Array]:
     """Gradients that have this Gramian: unit vectors [T, rank] and lengths [T].
 
     The cosines are taken to the nearest positive semi-definite matrix without eigenvalues at the level of noise.
@@ -38,10 +39,10 @@ def unit_rows(gramian: Tensor) -> tuple[Array, Array]:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True), lengths
 
 
-def are_balanced(rows: Array) -> bool:
+def is_pareto_stationary(rows: Array) -> bool:
     """Whether a convex combination of the unit vectors ``rows`` is zero: no update lowers all losses (Pareto
     stationary)."""
-    weights = _nonnegative(np.vstack([rows.T, np.ones(len(rows))]), _last(rows))
+    weights = _solve_nnls(np.vstack([rows.T, np.ones(len(rows))]), _last_unit_vector(rows))
     shortest = rows.T @ weights / weights.sum()
     return float(shortest @ shortest) <= NOISE
 
@@ -50,37 +51,38 @@ def project_onto_dual_cone(preferences: Tensor, gramian: Tensor) -> Tensor:
     """For each row u >= 0 of ``preferences`` [..., T] the weights v >= u with the least v' G v (Quinton and Rey 2024,
     prop. 1): the gradients' sum by v is their sum by u, projected to where it raises no loss. Exact: nothing is
     regularised."""
-    rows, lengths = unit_rows(gramian)
-    found = [_projected(u * lengths, rows) / lengths for u in preferences.double().reshape(-1, len(rows)).numpy()]
+    rows, lengths = factor_gramian(gramian)
+    found = [_project_weights(u * lengths, rows) / lengths for u in preferences.double().reshape(-1, len(rows)).numpy()]
     return torch.from_numpy(np.stack(found)).reshape(preferences.shape)
 
 
-def _projected(weights: Array, rows: Array) -> Array:
+def _project_weights(weights: Array, rows: Array) -> Array:
     """As `project_onto_dual_cone`, for unit vectors: a least-squares problem in what is added."""
     size = float(np.abs(weights).max()) or 1.0
-    return weights + size * _nonnegative(rows.T, -rows.T @ (weights / size))
+    return weights + size * _solve_nnls(rows.T, -rows.T @ (weights / size))
 
 
-def shortest_mean(gramian: Tensor) -> Tensor:
+def solve_mgda(gramian: Tensor) -> Tensor:
     """MGDA: the convex weights whose combination of the gradients is shortest.
 
     Least squares in x >= 0: |sum of x g|^2 + (sum of x - 1)^2 is least at a multiple of these weights.
     """
-    rows, lengths = unit_rows(gramian)
-    weights = _nonnegative(np.vstack([rows.T, lengths.min() / lengths]), _last(rows)) / lengths
+    rows, lengths = factor_gramian(gramian)
+    weights = _solve_nnls(np.vstack([rows.T, lengths.min() / lengths]), _last_unit_vector(rows)) / lengths
     return torch.from_numpy(weights / weights.sum())
 
 
-def cagrad(gramian: Tensor, c: float) -> Tensor:
+def solve_cagrad(gramian: Tensor, c: float) -> Tensor:
     """CAGrad: of all updates within ``c`` |mean| of the mean gradient, the one that helps the worst-off task most; of
     several such (no update helps all tasks) the one nearest to the mean.
 
-    To help every task by t takes a move of the mean by some least distance, which grows with t (`_least_move`); t is
+    To help every task by t takes a move of the mean by some least distance, which grows with t
+    (`_solve_least_distance`); t is
     the root at which the distance is the radius.
     """
     from scipy.optimize import brentq
 
-    rows, lengths = unit_rows(gramian)
+    rows, lengths = factor_gramian(gramian)
     mean = rows.T @ lengths / len(lengths)
     radius = c * float(np.linalg.norm(mean))
     even = np.full(len(lengths), 1 / len(lengths))
@@ -89,40 +91,42 @@ def cagrad(gramian: Tensor, c: float) -> Tensor:
     slopes, helped = lengths.min() / lengths, rows @ mean / radius
 
     def excess(t: float) -> float:
-        return _least_move(rows, slopes * t - helped)[1] - 0.5
+        return _solve_least_distance(rows, slopes * t - helped)[1] - 0.5
 
     t = 0.0
-    if not are_balanced(rows) or excess(t) > 0:  # else no update helps all, and one within the radius hurts none
+    if (
+        not is_pareto_stationary(rows) or excess(t) > 0
+    ):  # else no update helps all, and one within the radius hurts none
         least, most = float((helped / slopes).min()), (1 + c) / c
         root: Any = brentq(excess, least, most, xtol=1e-14) if excess(most) > 0 > excess(least) else least
         t = float(root)
         back = 1e-14 * (1 + abs(t))
         while excess(t) > 0 and t > least:
             t, back = max(least, t - back), 2 * back
-    return torch.from_numpy(even + radius * _least_move(rows, slopes * t - helped)[0] / lengths)
+    return torch.from_numpy(even + radius * _solve_least_distance(rows, slopes * t - helped)[0] / lengths)
 
 
-def _least_move(rows: Array, wanted: Array) -> tuple[Array, float]:
-    """The weights >= 0 of the shortest combination u of unit vectors whose products with them are at least ``wanted``,
+def _solve_least_distance(rows: Array, bounds: Array) -> tuple[Array, float]:
+    """The weights >= 0 of the shortest combination u of unit vectors whose products with them are at least ``bounds``,
     and |u|^2 / (1 + |u|^2), which is 1 where there is none (least distance programming, Lawson and Hanson 1974, ch.
     23)."""
-    found = _nonnegative(np.vstack([rows.T, wanted]), _last(rows))
-    rest = 1.0 - float(wanted @ found)
+    found = _solve_nnls(np.vstack([rows.T, bounds]), _last_unit_vector(rows))
+    rest = 1.0 - float(bounds @ found)
     return found / max(rest, NOISE), 1.0 - rest
 
 
-def fair(gramian: Tensor, alpha: float) -> Tensor:
+def solve_fairgrad(gramian: Tensor, alpha: float) -> Tensor:
     """FairGrad: weights x > 0 with G x = x^(-1 / alpha); even weights for ``alpha`` 0.
 
     They are where the convex x' G x / 2 - sum of U(x), U' = x^(-1 / alpha), is least; Newton's method, to about 1e-8 up
     to alpha 5 (beyond, weights span so many orders that digits are lost). Where the gradients are balanced there are
     none; then with `NOISE` times the squared lengths added to G's diagonal.
     """
-    rows, lengths = unit_rows(gramian)
+    rows, lengths = factor_gramian(gramian)
     if not alpha:
         return torch.full((len(rows),), 1 / len(rows), dtype=torch.float64)
     power = 1 / alpha
-    cosines = rows @ rows.T + (NOISE * np.eye(len(rows)) if are_balanced(rows) else 0.0)
+    cosines = rows @ rows.T + (NOISE * np.eye(len(rows)) if is_pareto_stationary(rows) else 0.0)
     # Of one task alone, weight times length is its unit: every number below is one of ordinary size.
     units = np.exp(np.log(lengths) * (power - 1) / (power + 1))
 
@@ -132,21 +136,22 @@ def fair(gramian: Tensor, alpha: float) -> Tensor:
     def curvature(x: Array) -> Array:
         return cosines + np.diag(power * x ** (-power - 1))
 
-    return torch.from_numpy(units * _newton(slopes, curvature, units) / lengths)
+    return torch.from_numpy(units * _minimize_by_newton(slopes, curvature, units) / lengths)
 
 
-def _newton(slopes: Callable[[Array], Array], curvature: Callable[[Array], Array], units: Array) -> Array:
-    """The x > 0 at which a strictly convex function of ``units`` x is least. Steps stay within the positive numbers and
+def _minimize_by_newton(gradient: Callable[[Array], Array], hessian: Callable[[Array], Array], scales: Array) -> Array:
+    """The x > 0 at which a strictly convex function of ``scales`` x is least. Steps stay within the positive numbers
+    and
     are halved until they do not overshoot."""
-    x = np.ones(len(units))
+    x = np.ones(len(scales))
     with np.errstate(over="ignore"):  # a step far too long has a slope of infinity
-        for _ in range(_MOST_STEPS):
-            here = slopes(x)
-            bent = curvature(x)
-            step = -np.linalg.solve(bent + 1e-13 * np.diag(np.diag(bent)), here) / units  # equal gradients bend alike
-            falls = -float(here @ (units * step))
+        for _ in range(_MAX_STEPS):
+            here = gradient(x)
+            bent = hessian(x)
+            step = -np.linalg.solve(bent + 1e-13 * np.diag(np.diag(bent)), here) / scales  # equal gradients bend alike
+            falls = -float(here @ (scales * step))
             size = min(1.0, 0.9 / max(float((-step / x).max()), 1e-300))
-            while size > 1e-12 and float(slopes(x + size * step) @ (units * step)) > 0.1 * falls:
+            while size > 1e-12 and float(gradient(x + size * step) @ (scales * step)) > 0.1 * falls:
                 size /= 2
             x = x + size * step
             if np.abs(step / x).max() < 1e-9:
@@ -154,25 +159,25 @@ def _newton(slopes: Callable[[Array], Array], curvature: Callable[[Array], Array
     return x
 
 
-_MOST_STEPS = 200
+_MAX_STEPS = 200
 
 
-def aligned(gramian: Tensor, scale: Literal["min", "median", "rmse"]) -> Tensor:
+def solve_aligned_mtl(gramian: Tensor, scale: Literal["min", "median", "rmse"]) -> Tensor:
     """Aligned-MTL: even weights, after all singular values of the gradients were set to one of them."""
-    rows, lengths = unit_rows(gramian)
+    rows, lengths = factor_gramian(gramian)
     left, values, _ = np.linalg.svd(lengths[:, None] * rows, full_matrices=False)
     common = {"min": values[-1], "median": values[len(values) // 2], "rmse": np.sqrt((values**2).mean())}[scale]
     return torch.from_numpy(common * (left / values) @ left.mean(0))
 
 
-def equal_projections(gramian: Tensor) -> Tensor:
+def solve_imtl_g(gramian: Tensor) -> Tensor:
     """IMTL-G: weights whose update has the same positive projection onto every gradient; where there are no such, those
     nearest to it by least squares.
 
     Their sum is 1, but where negative weights take up a third of the positive ones or more, the sum of their absolute
     values is 2: the plain sum may be zero or negative there.
     """
-    rows, lengths = unit_rows(gramian)
+    rows, lengths = factor_gramian(gramian)
     together = rows.sum(0)
     weights = np.ones(len(rows))
     if together @ together > NOISE * len(rows) ** 2:
@@ -182,9 +187,9 @@ def equal_projections(gramian: Tensor) -> Tensor:
     return torch.from_numpy(weights / max(weights.sum(), np.abs(weights).sum() / 2))
 
 
-def pcgrad(gramian: Tensor, generator: torch.Generator) -> Tensor:
+def solve_pcgrad(gramian: Tensor, generator: torch.Generator) -> Tensor:
     """PCGrad: each gradient loses, one after the other in random order, its components against the others; the sum."""
-    rows, lengths = unit_rows(gramian)
+    rows, lengths = factor_gramian(gramian)
     total = np.zeros(len(rows))
     for own in range(len(rows)):
         weights = np.zeros(len(rows))
@@ -196,10 +201,10 @@ def pcgrad(gramian: Tensor, generator: torch.Generator) -> Tensor:
     return torch.from_numpy(total / lengths)
 
 
-def gradvac(gramian: Tensor, targets: Tensor, beta: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def solve_gradvac(gramian: Tensor, targets: Tensor, beta: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """GradVac: each gradient is turned, in random order, towards those with which its cosine is below the target; the
     sum, and the targets [T, T] after they have moved to the cosines by ``beta``."""
-    rows, lengths = unit_rows(gramian)
+    rows, lengths = factor_gramian(gramian)
     goals, total = targets.double().numpy().copy(), np.zeros(len(rows))
     for own in range(len(rows)):
         weights = np.zeros(len(rows))
@@ -219,12 +224,12 @@ def gradvac(gramian: Tensor, targets: Tensor, beta: float, generator: torch.Gene
     return torch.from_numpy(total / lengths), torch.from_numpy(goals)
 
 
-def _last(rows: Array) -> Array:
+def _last_unit_vector(rows: Array) -> Array:
     """Zeros but for a last 1, one more than ``rows`` have columns."""
     return np.append(np.zeros(rows.shape[1]), 1.0)
 
 
-def _nonnegative(matrix: Array, target: Array) -> Array:
+def _solve_nnls(matrix: Array, target: Array) -> Array:
     """The least x >= 0 with the least |matrix x - target|."""
     from scipy.optimize import nnls
 

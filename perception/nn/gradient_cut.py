@@ -4,7 +4,7 @@ A divided pass has three parts. **Lower**: from the images to the features where
 from there to the features that each head reads (fusion, experts, a neck for each task; nothing at all in the simplest
 network). **Heads**. At both divisions the part above reads detached copies. A copy receives the derivative of what
 reads it, and of nothing else: where one feature is computed from another (PAN, BiFPN), the way from the one to the
-other lies in the part below and is travelled once. The backward pass goes part by part, see
+other lies in the part below and is traveled once. The backward pass goes part by part, see
 `perception.engine.backward`.
 """
 
@@ -16,38 +16,38 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-Pairs: TypeAlias = list[tuple[Tensor, Tensor]]
+CutPairs: TypeAlias = list[tuple[Tensor, Tensor]]
 """A tensor as the part below made it, and its copy, which the part above reads."""
 
-Divide: TypeAlias = Callable[[Tensor], Tensor]
+CutFunction: TypeAlias = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Cuts:
+class GraphCuts:
     """The divisions of one pass.
 
     lower:   between the lower part and the middle
     upper:   task -> between the middle and the head of that task; each task reads copies of its own
-    between: names of the penalties that the lower part and the middle ask for; all others come from the heads
+    trunk_penalties: names of the penalties that the lower part and the middle ask for; all others come from the heads
     """
 
-    lower: Pairs = field(default_factory=list)
-    upper: dict[str, Pairs] = field(default_factory=dict)
-    between: frozenset[str] = frozenset()
+    lower: CutPairs = field(default_factory=list)
+    upper: dict[str, CutPairs] = field(default_factory=dict)
+    trunk_penalties: frozenset[str] = frozenset()
 
-    def divide(self, tensor: Tensor) -> Tensor:
+    def cut_trunk(self, tensor: Tensor) -> Tensor:
         """The copy of a tensor that the middle reads."""
-        return copied(tensor, self.lower)
+        return cut_tensor(tensor, self.lower)
 
-    def streams(self, streams: Mapping[str, Mapping[int, Tensor]]) -> dict[str, dict[int, Tensor]]:
+    def cut_pyramids(self, pyramids: Mapping[str, Mapping[int, Tensor]]) -> dict[str, dict[int, Tensor]]:
         """The copies of pyramids that the heads read: task -> {stride: features}."""
         return {
-            name: {stride: copied(tensor, self.upper.setdefault(name, [])) for stride, tensor in pyramid.items()}
-            for name, pyramid in streams.items()
+            name: {stride: cut_tensor(tensor, self.upper.setdefault(name, [])) for stride, tensor in pyramid.items()}
+            for name, pyramid in pyramids.items()
         }
 
 
-def copied(tensor: Tensor, pairs: Pairs) -> Tensor:
+def cut_tensor(tensor: Tensor, pairs: CutPairs) -> Tensor:
     """A detached copy (of the same memory) that collects its own gradient; the tensor itself where it needs none."""
     if not tensor.requires_grad:
         return tensor
@@ -55,6 +55,6 @@ def copied(tensor: Tensor, pairs: Pairs) -> Tensor:
     return pairs[-1][1]
 
 
-def undivided(tensor: Tensor) -> Tensor:
+def no_cut(tensor: Tensor) -> Tensor:
     """Divides nothing: one graph from the losses to the images."""
     return tensor

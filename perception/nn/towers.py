@@ -8,20 +8,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class Tower(nn.Module):
+class ConvTower(nn.Module):
     """Depthwise-separable layers whose convolutions all levels share, with each level's own BatchNorm.
 
-    Levels differ in statistics, so a shared BatchNorm would normalise in evaluation otherwise than in training.
+    Levels differ in statistics, so a shared BatchNorm would normalize in evaluation otherwise than in training.
     """
 
-    def __init__(self, width: int, depth: int, levels: int) -> None:
+    def __init__(self, channels: int, num_convs: int, num_levels: int) -> None:
         super().__init__()
         self.depthwise = nn.ModuleList(
-            nn.Conv2d(width, width, 5, padding=2, groups=width, bias=False) for _ in range(depth)
+            nn.Conv2d(channels, channels, 5, padding=2, groups=channels, bias=False) for _ in range(num_convs)
         )
-        self.pointwise = nn.ModuleList(nn.Conv2d(width, width, 1, bias=False) for _ in range(depth))
+        self.pointwise = nn.ModuleList(nn.Conv2d(channels, channels, 1, bias=False) for _ in range(num_convs))
         self.norms = nn.ModuleList(
-            nn.ModuleList(nn.BatchNorm2d(width) for _ in range(2 * depth)) for _ in range(levels)
+            nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(2 * num_convs)) for _ in range(num_levels)
         )
 
     def forward(self, features: Tensor, level: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""A backbone and its neck: from pictures to one pyramid."""
+"""A backbone and its neck: from images to one pyramid."""
 
 from __future__ import annotations
 
@@ -26,12 +26,14 @@ class Trunk(nn.Module):
         return self.neck(self.backbone(images), strides)
 
 
-def trunks_alike(
-    backbone: BackboneConfig, neck: NeckConfig, needs: Mapping[str, Collection[int]], weights: bool
+def build_identical_trunks(
+    backbone: BackboneConfig, neck: NeckConfig, required_strides: Mapping[str, Collection[int]], weights: bool
 ) -> dict[str, Trunk]:
     """A trunk for each stream with the levels it needs, all starting from the same weights."""
-    state = Trunk(backbone, neck, {stride for strides in needs.values() for stride in strides}, weights).state_dict()
-    trunks = {name: Trunk(backbone, neck, strides, weights=False) for name, strides in needs.items()}
+    state = Trunk(
+        backbone, neck, {stride for strides in required_strides.values() for stride in strides}, weights
+    ).state_dict()
+    trunks = {name: Trunk(backbone, neck, strides, weights=False) for name, strides in required_strides.items()}
     for trunk in trunks.values():
         trunk.load_state_dict({key: state.get(key, value) for key, value in trunk.state_dict().items()})
     return trunks

@@ -24,7 +24,7 @@ def iou(first: Tensor, second: Tensor) -> Tensor:
     return overlap / (area(first) + area(second) - overlap).clamp(min=1e-9)
 
 
-def hull(first: Tensor, second: Tensor) -> Tensor:
+def enclosing_size(first: Tensor, second: Tensor) -> Tensor:
     """Width and height [..., 2] of the smallest box around both."""
     low = torch.minimum(first[..., :2], second[..., :2])
     return torch.maximum(first[..., 2:], second[..., 2:]) - low
@@ -34,13 +34,13 @@ def giou(first: Tensor, second: Tensor) -> Tensor:
     """Generalised IoU of boxes whose shapes broadcast, in (-1, 1] (Rezatofighi et al. 2019)."""
     common = intersection(first, second)
     union = area(first) + area(second) - common
-    around = hull(first, second).prod(-1)
+    around = enclosing_size(first, second).prod(-1)
     return common / union.clamp(min=1e-9) - (around - union) / around.clamp(min=1e-9)
 
 
 def diou(first: Tensor, second: Tensor) -> Tensor:
     """Distance IoU of boxes whose shapes broadcast, in (-1, 1] (Zheng et al. 2020)."""
-    diagonal = hull(first, second).square().sum(-1).clamp(min=1e-9)
+    diagonal = enclosing_size(first, second).square().sum(-1).clamp(min=1e-9)
     centers = (first[..., :2] + first[..., 2:] - second[..., :2] - second[..., 2:]).square().sum(-1) / 4
     return iou(first, second) - centers / diagonal
 
@@ -56,18 +56,18 @@ def ciou(first: Tensor, second: Tensor) -> Tensor:
     return diou(first, second) - weight * aspect
 
 
-def from_distances(points: Tensor, distances: Tensor) -> Tensor:
+def distances_to_boxes(points: Tensor, distances: Tensor) -> Tensor:
     """Points [..., 2] and distances to left, top, right, bottom [..., 4] to boxes [..., 4]."""
     return torch.cat([points - distances[..., :2], points + distances[..., 2:]], -1)
 
 
-def to_distances(points: Tensor, boxes: Tensor) -> Tensor:
-    """The inverse of `from_distances`; a distance is negative where the point lies outside that side."""
+def boxes_to_distances(points: Tensor, boxes: Tensor) -> Tensor:
+    """The inverse of `distances_to_boxes`; a distance is negative where the point lies outside that side."""
     return torch.cat([points - boxes[..., :2], boxes[..., 2:] - points], -1)
 
 
 def grid_points(height: int, width: int, stride: int, like: Tensor) -> Tensor:
-    """Centres of a level's cells in input pixels, [height * width, 2] as x, y, row by row."""
+    """Centers of a level's cells in input pixels, [height * width, 2] as x, y, row by row."""
     y = (torch.arange(height, device=like.device, dtype=torch.float32) + 0.5) * stride
     x = (torch.arange(width, device=like.device, dtype=torch.float32) + 0.5) * stride
     return torch.stack([x.expand(height, width), y[:, None].expand(height, width)], -1).reshape(-1, 2)

@@ -9,7 +9,7 @@ import torch
 
 
 @contextmanager
-def flushed_denormals() -> Iterator[None]:
+def flush_denormals() -> Iterator[None]:
     """Within, this thread counts denormal numbers as zero; afterwards it does as before."""
     before = bool(torch.tensor(1e-40) * 1.0 == 0)
     torch.set_flush_denormal(True)

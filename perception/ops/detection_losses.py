@@ -7,13 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def quality_focal(logits: Tensor, targets: Tensor, gamma: float = 2.0) -> Tensor:
+def quality_focal_loss(logits: Tensor, targets: Tensor, gamma: float = 2.0) -> Tensor:
     """Quality focal loss, element-wise: logits and soft targets in [0, 1] of one shape (Li et al. 2020, GFL)."""
     weight = (logits.detach().sigmoid() - targets).abs().pow(gamma)
     return weight * F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
 
 
-def distribution_focal(logits: Tensor, targets: Tensor) -> Tensor:
+def distribution_focal_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Distribution focal loss (Li et al. 2020, GFL): the probability is to lie on the two bins beside the target.
 
     logits [..., bins], targets [...] in bins, held to 0 .. bins - 1. Returns [...]; its smallest value is the entropy

@@ -1,4 +1,4 @@
-"""Writing on pictures, with text that keeps clear of text. numpy and cv2 only."""
+"""Writing on images, with text that keeps clear of text. numpy and cv2 only."""
 
 from __future__ import annotations
 
@@ -9,89 +9,93 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Picture: TypeAlias = NDArray[np.uint8]
+RgbImage: TypeAlias = NDArray[np.uint8]
 """RGB [H, W, 3]."""
 Color: TypeAlias = tuple[int, int, int]
-Area: TypeAlias = tuple[int, int, int, int]
+Rectangle: TypeAlias = tuple[int, int, int, int]
 """x1, y1, x2, y2 in whole pixels."""
 
-INK: Color = (235, 235, 235)
-ALARM: Color = (200, 20, 20)
+TEXT_COLOR: Color = (235, 235, 235)
+WARNING_COLOR: Color = (200, 20, 20)
 FONT = cv2.FONT_HERSHEY_SIMPLEX
-SMALLEST = 0.35
+MIN_TEXT_SCALE = 0.35
 """Scale of the font under which letters run together."""
-MOST = 0.2
-"""Share of the picture that labels of boxes cover together at most."""
-INSIDE = 8
+MAX_LABEL_COVERAGE = 0.2
+"""Share of the image that labels of boxes cover together at most."""
+MIN_BOX_TO_LABEL_AREA = 8
 """A label stands inside a box that is so many times its size."""
-FULL = 20
-"""Boxes without room for a label after which a picture is too crowded to look for more."""
+MAX_UNPLACED_LABELS = 20
+"""Boxes without room for a label after which an image is too crowded to look for more."""
 
 
-class Writing:
-    """Text on a canvas that keeps clear of the text already there, of small boxes, and of most of the picture."""
+class TextLayout:
+    """Text on a canvas that keeps clear of the text already there, of small boxes, and of most of the image."""
 
-    def __init__(self, canvas: Picture) -> None:
+    def __init__(self, canvas: RgbImage) -> None:
         self.canvas = canvas
         self.scale = text_scale(canvas)
-        self.small: list[Area] = []
-        self._taken: list[Area] = []
-        self._bottom = self._without = 0
-        self._left = round(MOST * canvas.shape[0] * canvas.shape[1])
+        self.small_boxes: list[Rectangle] = []
+        self._occupied: list[Rectangle] = []
+        self._header_height = self._num_unplaced = 0
+        self._remaining_area = round(MAX_LABEL_COVERAGE * canvas.shape[0] * canvas.shape[1])
 
-    def alarm(self, text: str) -> None:
+    def add_warning(self, text: str) -> None:
         """A red band over the whole width, under the captions before it, with as much of the text as fits."""
-        height, width = self._size(text)[1], self.canvas.shape[1]
-        while text and self._size(text)[0] > width:
+        height, width = self._text_size(text)[1], self.canvas.shape[1]
+        while text and self._text_size(text)[0] > width:
             text = text[:-1]
-        if text and self._is_free((0, self._bottom, width, self._bottom + height)):
-            self._put(text, (0, self._bottom, width, self._bottom + height), ALARM)
-            self._bottom += height
+        if text and self._is_free((0, self._header_height, width, self._header_height + height)):
+            self._place_text(text, (0, self._header_height, width, self._header_height + height), WARNING_COLOR)
+            self._header_height += height
 
-    def caption(self, text: str) -> None:
+    def add_caption(self, text: str) -> None:
         """A line at the top left, under those before it."""
-        width, height = self._size(text)
-        if self._is_free((0, self._bottom, width, self._bottom + height)):
-            self._put(text, (0, self._bottom, width, self._bottom + height), (24, 24, 24))
-            self._bottom += height
+        width, height = self._text_size(text)
+        if self._is_free((0, self._header_height, width, self._header_height + height)):
+            self._place_text(text, (0, self._header_height, width, self._header_height + height), (24, 24, 24))
+            self._header_height += height
 
-    def beside(self, texts: Sequence[str], box: Area, color: Color) -> None:
+    def add_box_label(self, texts: Sequence[str], box: Rectangle, color: Color) -> None:
         """The first of the texts, the longest one, for which there is room above, below or inside a box (x1, y1, x2,
         y2), else some way off with a line to it; nowhere where there is none, or there was none for `FULL` boxes."""
-        if self._without >= FULL:
+        if self._num_unplaced >= MAX_UNPLACED_LABELS:
             return
         for near in (True, False):
             for text in texts:
-                width, height = self._size(text)
-                if width * height > self._left:
+                width, height = self._text_size(text)
+                if width * height > self._remaining_area:
                     continue
-                places = _beside(box, width, height, self.canvas.shape[1]) if near else _around(box, width, height)
-                for area in self._free(places):
-                    if not near and not self._lead(area, box, color):
+                places = (
+                    _adjacent_areas(box, width, height, self.canvas.shape[1])
+                    if near
+                    else _surrounding_areas(box, width, height)
+                )
+                for area in self._filter_free(places):
+                    if not near and not self._draw_leader_line(area, box, color):
                         continue
-                    self._put(text, area, color)
-                    self._left -= width * height
+                    self._place_text(text, area, color)
+                    self._remaining_area -= width * height
                     return
-        self._without += 1
+        self._num_unplaced += 1
 
-    def _size(self, text: str) -> tuple[int, int]:
-        (width, height), baseline = cv2.getTextSize(text, FONT, self.scale, stroke(self.scale))
+    def _text_size(self, text: str) -> tuple[int, int]:
+        (width, height), baseline = cv2.getTextSize(text, FONT, self.scale, text_thickness(self.scale))
         return width + height // 2, height + baseline + round(5 * self.scale)
 
-    def _free(self, areas: Sequence[Area]) -> list[Area]:
-        """Those within the picture that cover neither text nor a small box."""
+    def _filter_free(self, areas: Sequence[Rectangle]) -> list[Rectangle]:
+        """Those within the image that cover neither text nor a small box."""
         height, width = self.canvas.shape[:2]
         these = np.array(areas, np.int64).reshape(-1, 1, 4)
-        blocked = np.array([*self._taken, *self.small], np.int64).reshape(1, -1, 4)
+        blocked = np.array([*self._occupied, *self.small_boxes], np.int64).reshape(1, -1, 4)
         inside = np.logical_and(these[:, 0, :2] >= 0, these[:, 0, 2:] <= (width, height)).all(axis=-1)
         covers = np.logical_and(these[..., :2] < blocked[..., 2:], blocked[..., :2] < these[..., 2:]).all(2)
         free = np.logical_and(inside, np.logical_not(covers.any(axis=-1)))
         return [area for area, its in zip(areas, free.tolist(), strict=True) if its]
 
-    def _is_free(self, area: Area) -> bool:
-        return bool(self._free([area]))
+    def _is_free(self, area: Rectangle) -> bool:
+        return bool(self._filter_free([area]))
 
-    def _lead(self, area: Area, box: Area, color: Color) -> bool:
+    def _draw_leader_line(self, area: Rectangle, box: Rectangle, color: Color) -> bool:
         """Draw a thin line from a label to its box, unless it would cross text or another small box."""
         ends = [
             (min(max(middle, low), high), middle)
@@ -102,30 +106,30 @@ class Writing:
         ]
         start = ends[0][0], ends[1][0]
         end = min(max(start[0], box[0]), box[2]), min(max(start[1], box[1]), box[3])
-        for x1, y1, x2, y2 in (*self._taken, *(other for other in self.small if other != box)):
+        for x1, y1, x2, y2 in (*self._occupied, *(other for other in self.small_boxes if other != box)):
             if cv2.clipLine((x1, y1, x2 - x1, y2 - y1), start, end)[0]:
                 return False
-        cv2.line(self.canvas, start, end, color, max(1, stroke(self.scale) // 2), cv2.LINE_AA)
+        cv2.line(self.canvas, start, end, color, max(1, text_thickness(self.scale) // 2), cv2.LINE_AA)
         return True
 
-    def _put(self, text: str, area: Area, color: Color) -> None:
+    def _place_text(self, text: str, area: Rectangle, color: Color) -> None:
         x1, y1, x2, y2 = area
-        self._taken.append(area)
+        self._occupied.append(area)
         cv2.rectangle(self.canvas, (x1, y1), (x2 - 1, y2 - 1), color, cv2.FILLED)
-        write(self.canvas, text, (x1 + (y2 - y1) // 5, y1), y2 - y1, self.scale, _readable_on(color))
+        put_text(self.canvas, text, (x1 + (y2 - y1) // 5, y1), y2 - y1, self.scale, _contrasting_color(color))
 
 
-def _beside(box: Area, width: int, height: int, whole: int) -> list[Area]:
+def _adjacent_areas(box: Rectangle, width: int, height: int, image_width: int) -> list[Rectangle]:
     """Above, below, and, where the box is many times as large, inside it."""
     x1, y1, x2, y2 = box
-    left, right = max(0, min(x1, whole - width)), max(0, x2 - width)
+    left, right = max(0, min(x1, image_width - width)), max(0, x2 - width)
     places = [(left, y1 - height), (left, y2 + 1), (right, y1 - height), (right, y2 + 1)]
-    if INSIDE * width * height <= (x2 - x1) * (y2 - y1) and width < x2 - x1:
+    if MIN_BOX_TO_LABEL_AREA * width * height <= (x2 - x1) * (y2 - y1) and width < x2 - x1:
         places.append((x1, y1))
     return [(x, y, x + width, y + height) for x, y in places]
 
 
-def _around(box: Area, width: int, height: int) -> list[Area]:
+def _surrounding_areas(box: Rectangle, width: int, height: int) -> list[Rectangle]:
     """Places one to three lines off, the nearest first."""
     x1, y1, x2, y2 = box
     places = []
@@ -137,26 +141,28 @@ def _around(box: Area, width: int, height: int) -> list[Area]:
     return [(x, y, x + width, y + height) for x, y in places]
 
 
-def write(canvas: Picture, text: str, corner: tuple[int, int], line: int, scale: float, color: Color) -> None:
-    """Text from ``corner`` (left, top of the line), vertically in the middle of a line of ``line`` pixels."""
-    thickness = stroke(scale)
+def put_text(
+    canvas: RgbImage, text: str, corner: tuple[int, int], line_height: int, scale: float, color: Color
+) -> None:
+    """Text from ``corner`` (left, top of the line), vertically in the middle of a line of ``line_height`` pixels."""
+    thickness = text_thickness(scale)
     height = cv2.getTextSize("M", FONT, scale, thickness)[0][1]
-    at = corner[0], corner[1] + (line + height) // 2
+    at = corner[0], corner[1] + (line_height + height) // 2
     cv2.putText(canvas, text, at, FONT, scale, color, thickness, cv2.LINE_AA)
 
 
-def text_scale(canvas: Picture) -> float:
-    """Of cv2's font: in proportion to the picture (0.4, about 11 pixels high, on 640x380) while it can be read."""
-    return max(SMALLEST, 0.4 * float(np.sqrt(canvas.shape[0] * canvas.shape[1] / (640 * 380))))
+def text_scale(canvas: RgbImage) -> float:
+    """Of cv2's font: in proportion to the image (0.4, about 11 pixels high, on 640x380) while it can be read."""
+    return max(MIN_TEXT_SCALE, 0.4 * float(np.sqrt(canvas.shape[0] * canvas.shape[1] / (640 * 380))))
 
 
-def stroke(scale: float) -> int:
+def text_thickness(scale: float) -> int:
     """Pixels of the lines of text at cv2's font ``scale``."""
     return max(1, round(1.7 * scale))
 
 
-def bright(color: NDArray[np.uint8]) -> Color:
-    """A colour light enough for a thin line on a street at night."""
+def brighten(color: NDArray[np.uint8]) -> Color:
+    """A color light enough for a thin line on a street at night."""
     mixed = color.astype(np.float64)
     missing = 110 - _luminance(mixed)
     if missing > 0:
@@ -165,7 +171,7 @@ def bright(color: NDArray[np.uint8]) -> Color:
     return red, green, blue
 
 
-def _readable_on(color: Color) -> Color:
+def _contrasting_color(color: Color) -> Color:
     return (0, 0, 0) if _luminance(np.array(color)) > 120 else (255, 255, 255)
 
 

@@ -1,4 +1,4 @@
-"""What colours mean, in strips below pictures. numpy and cv2 only."""
+"""What colors mean, in strips below images. numpy and cv2 only."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-from perception.ops.draw_text import FONT, INK, Color, Picture, stroke, write
-from perception.ops.palette import palette
+from perception.ops.draw_text import FONT, TEXT_COLOR, Color, RgbImage, put_text, text_thickness
+from perception.ops.palette import class_palette
 from perception.types import DenseMap
 
-GROUND: Color = (48, 48, 48)
+BACKGROUND_COLOR: Color = (48, 48, 48)
 
 
 def line_height(scale: float) -> int:
@@ -20,49 +20,49 @@ def line_height(scale: float) -> int:
     return round(30 * scale / 0.4)
 
 
-def legend_rows(classes: Sequence[str], width: int, scale: float) -> int:
+def count_legend_rows(classes: Sequence[str], width: int, scale: float) -> int:
     """Rows that all classes need in a strip of ``width``, at most 4."""
-    return max(1, min(4, len({y for _, _, y in _layout(tuple(classes), width, scale)})))
+    return max(1, min(4, len({y for _, _, y in _arrange_names(tuple(classes), width, scale)})))
 
 
-def legend(label_map: DenseMap, classes: Sequence[str], size: tuple[int, int], scale: float) -> Picture:
+def draw_legend(mask: DenseMap, classes: Sequence[str], size: tuple[int, int], scale: float) -> RgbImage:
     """Swatches and names of all classes, or, where these do not fit, of the most frequent ones.
 
     size: (width, height)
     """
     names = tuple(dict.fromkeys(classes))
-    if (_layout(names, size[0], scale)[-1][2] + 1) * line_height(scale) > size[1]:
-        known = np.asarray(label_map.values)[np.asarray(label_map.valid, np.bool_)].astype(np.int64)
+    if (_arrange_names(names, size[0], scale)[-1][2] + 1) * line_height(scale) > size[1]:
+        known = np.asarray(mask.values)[np.asarray(mask.valid, np.bool_)].astype(np.int64)
         pixels = np.bincount(known, minlength=len(classes))
         names = tuple(classes[int(k)] for k in np.argsort(-pixels, kind="stable") if pixels[k])
-    return _swatches(names, tuple(classes), size, scale)
+    return _draw_swatches(names, tuple(classes), size, scale)
 
 
 @lru_cache(64)
-def _swatches(names: tuple[str, ...], classes: tuple[str, ...], size: tuple[int, int], scale: float) -> Picture:
+def _draw_swatches(names: tuple[str, ...], classes: tuple[str, ...], size: tuple[int, int], scale: float) -> RgbImage:
     width, height = size
-    strip = np.full((height, width, 3), GROUND, np.uint8)
+    strip = np.full((height, width, 3), BACKGROUND_COLOR, np.uint8)
     line, side = line_height(scale), round(13 * scale / 0.4)
-    colors = dict(zip(classes, palette(classes).tolist(), strict=True))
-    for name, x, row in _layout(names, width, scale):
+    colors = dict(zip(classes, class_palette(classes).tolist(), strict=True))
+    for name, x, row in _arrange_names(names, width, scale):
         y = row * line + line // 4
         if y + side > height:
             break
         cv2.rectangle(strip, (x, y), (x + side, y + side), colors[name], cv2.FILLED)
-        cv2.rectangle(strip, (x, y), (x + side, y + side), INK, stroke(scale))
-        write(strip, name, (x + side + side // 2, y), side, scale, INK)
+        cv2.rectangle(strip, (x, y), (x + side, y + side), TEXT_COLOR, text_thickness(scale))
+        put_text(strip, name, (x + side + side // 2, y), side, scale, TEXT_COLOR)
     strip.flags.writeable = False
     return strip
 
 
 @lru_cache(64)
-def _layout(names: tuple[str, ...], width: int, scale: float) -> tuple[tuple[str, int, int], ...]:
+def _arrange_names(names: tuple[str, ...], width: int, scale: float) -> tuple[tuple[str, int, int], ...]:
     """Each name with the x in pixels and the row of its swatch."""
     side = round(13 * scale / 0.4)
     left, row, places = side // 2, 0, []
     x = left
     for name in names:
-        needed = cv2.getTextSize(name, FONT, scale, stroke(scale))[0][0] + 2 * side + side // 2
+        needed = cv2.getTextSize(name, FONT, scale, text_thickness(scale))[0][0] + 2 * side + side // 2
         if x > left and x + needed > width:
             x, row = left, row + 1
         places.append((name, x, row))
@@ -71,21 +71,21 @@ def _layout(names: tuple[str, ...], width: int, scale: float) -> tuple[tuple[str
 
 
 @lru_cache(64)
-def color_bar(size: tuple[int, int], limits: tuple[float, float], unit: str, scale: float) -> Picture:
+def draw_color_bar(size: tuple[int, int], limits: tuple[float, float], unit: str, scale: float) -> RgbImage:
     """The scale of a depth map with round numbers at their places, right = far. size: (width, height)."""
     width, height = size
-    bar = np.full((height, width, 3), GROUND, np.uint8)
+    bar = np.full((height, width, 3), BACKGROUND_COLOR, np.uint8)
     ramp = cv2.applyColorMap(np.linspace(255, 0, width).round().astype(np.uint8)[None], cv2.COLORMAP_TURBO)
     bar[: height // 3] = ramp[..., ::-1]
     end = 0
     for value in [part * 10.0**power for power in range(-2, 5) for part in (1, 2, 5)]:
         x = round(np.log(value / limits[0]) / np.log(limits[1] / limits[0]) * (width - 1))
         text = f"{value:g} {unit}"
-        length = cv2.getTextSize(text, FONT, scale, stroke(scale))[0][0]
+        length = cv2.getTextSize(text, FONT, scale, text_thickness(scale))[0][0]
         left = min(max(2, x - length // 2), width - length - 2)
         if 0 <= x < width and left > end:
-            cv2.line(bar, (x, 0), (x, height // 3), INK, stroke(scale))
-            write(bar, text, (left, height // 3), height - height // 3, scale, INK)
+            cv2.line(bar, (x, 0), (x, height // 3), TEXT_COLOR, text_thickness(scale))
+            put_text(bar, text, (left, height // 3), height - height // 3, scale, TEXT_COLOR)
             end = left + length + round(15 * scale)
     bar.flags.writeable = False
     return bar

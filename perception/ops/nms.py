@@ -1,7 +1,7 @@
 """Greedy per-class non-maximum suppression that is one node in ONNX and gives the same kept set in torch.
 
 Classes are told apart by moving each class's boxes to a place of their own (the offset trick of torchvision's
-``batched_nms``). The offset is taken within one picture, so a picture's result never depends on its batch, and the same
+``batched_nms``). The offset is taken within one image, so an image's result never depends on its batch, and the same
 float32 arithmetic runs in torch and in ONNX Runtime, so the kept sets are equal.
 """
 
@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 
-@torch.library.custom_op("perception::keep", mutates_args=())
-def keep(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float) -> Tensor:
+@torch.library.custom_op("perception::nms_mask", mutates_args=())
+def nms_mask(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float) -> Tensor:
     """Which candidates survive: bool [B, K].
 
     boxes:  float32 [B, K, 4] x1 y1 x2 y2 with x1 <= x2 and y1 <= y2
@@ -25,7 +25,7 @@ def keep(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float) ->
     iou_threshold: a candidate whose IoU with a better kept one of its class is larger is dropped
     """
     threshold = float(np.float32(iou_threshold))  # ONNX carries it as float32; an IoU of exactly 0.6 must not differ
-    moved = _apart(boxes.float(), labels)
+    moved = _offset_by_class(boxes.float(), labels)
     kept = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
     for row, picture, score in zip(kept, moved, scores.float(), strict=True):
         live = (score > 0).nonzero().squeeze(1)
@@ -33,13 +33,13 @@ def keep(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float) ->
     return kept
 
 
-@keep.register_fake
+@nms_mask.register_fake
 def _(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float) -> Tensor:
     return scores.new_empty(scores.shape, dtype=torch.bool)
 
 
-@torch.library.custom_op("perception::best", mutates_args=())
-def best(values: Tensor, count: int) -> Tensor:
+@torch.library.custom_op("perception::stable_topk", mutates_args=())
+def stable_topk(values: Tensor, count: int) -> Tensor:
     """Where the ``count`` largest of each row are, the largest first, equal ones in their order: int64 [B, count].
 
     values: float32 [B, K] with K >= count
@@ -47,32 +47,33 @@ def best(values: Tensor, count: int) -> Tensor:
     return values.sort(dim=1, descending=True, stable=True).indices[:, :count].contiguous()
 
 
-@best.register_fake
+@stable_topk.register_fake
 def _(values: Tensor, count: int) -> Tensor:
     return values.new_empty((values.shape[0], count), dtype=torch.int64)
 
 
-def _apart(boxes: Tensor, labels: Tensor) -> Tensor:
-    """[B, K, 4] with the boxes of different classes of one picture so far apart that they cannot overlap."""
+def _offset_by_class(boxes: Tensor, labels: Tensor) -> Tensor:
+    """[B, K, 4] with the boxes of different classes of one image so far apart that they cannot overlap."""
     if not boxes.shape[1]:
         return boxes
     span = boxes.amax((1, 2)) - boxes.amin((1, 2)) + 1
     return boxes + (labels.to(boxes.dtype) * span[:, None])[:, :, None]
 
 
-def select(
-    boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float | None, limit: int
+def select_detections(
+    boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float | None, max_detections: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The best ``limit`` survivors of `keep`, best first: boxes [B, limit, 4], scores [B, limit], labels [B, limit].
+    """The best ``max_detections`` survivors of `keep`, best first: boxes [B, limit, 4], scores [B, limit], labels [B,
+    limit].
 
     Missing ones are zeros. Traceable; float32 whatever the autocast state. Equal scores stay in their order.
     iou_threshold: None = nothing is suppressed, for a network that says each object once.
     """
     with torch.autocast(boxes.device.type, enabled=False):
         boxes, scores = boxes.detach().float(), scores.detach().float()
-        alive = scores if iou_threshold is None else scores * keep(boxes, scores, labels, iou_threshold)
-        room = (0, limit)  # a picture may bring fewer candidates than ``limit``
-        order = best(pad(alive, room), limit)
+        alive = scores if iou_threshold is None else scores * nms_mask(boxes, scores, labels, iou_threshold)
+        room = (0, max_detections)  # an image may bring fewer candidates than ``limit``
+        order = stable_topk(pad(alive, room), max_detections)
         scores = pad(alive, room).gather(1, order)
         found = scores > 0
         boxes = pad(boxes, (0, 0, *room)).gather(1, order[:, :, None].expand(-1, -1, 4)) * found[:, :, None]
@@ -85,7 +86,7 @@ def onnx_translations() -> dict[Any, Callable]:
     from onnxscript import FLOAT, INT64, opset18
 
     def keep_in_onnx(boxes: FLOAT, scores: FLOAT, labels: INT64, iou_threshold: float):
-        """One batched NonMaxSuppression, its [M, 3] answer (picture, class 0, candidate) scattered to a mask."""
+        """One batched NonMaxSuppression, its [M, 3] answer (image, class 0, candidate) scattered to a mask."""
         op: Any = opset18
         highest = op.ReduceMax(boxes, op.Constant(value_ints=[1, 2]), keepdims=1)
         lowest = op.ReduceMin(boxes, op.Constant(value_ints=[1, 2]), keepdims=1)
@@ -109,4 +110,4 @@ def onnx_translations() -> dict[Any, Callable]:
         _, places = op.TopK(values, op.Constant(value_ints=[count]), axis=1, largest=1, sorted=1)
         return places
 
-    return {torch.ops.perception.keep.default: keep_in_onnx, torch.ops.perception.best.default: best_in_onnx}
+    return {torch.ops.perception.nms_mask.default: keep_in_onnx, torch.ops.perception.stable_topk.default: best_in_onnx}

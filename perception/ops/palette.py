@@ -1,4 +1,4 @@
-"""The colours of classes, the same in pictures, legends and reports, and told apart by all eyes. numpy only."""
+"""The colors of classes, the same in images, legends and reports, and told apart by all eyes. numpy only."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from perception.types import IGNORE_INDEX, DenseMap, LabelSpace
 
-NAMED: dict[str, tuple[int, int, int]] = {
+CITYSCAPES_COLORS: dict[str, tuple[int, int, int]] = {
     "road": (137, 61, 113),
     "sidewalk": (246, 17, 250),
     "building": (69, 71, 66),
@@ -31,10 +31,10 @@ NAMED: dict[str, tuple[int, int, int]] = {
     "motorcycle": (241, 141, 250),
     "bicycle": (178, 109, 25),
 }
-"""Colours of the classes of Cityscapes: its own (Cordts et al. 2016) where these can be told apart, which its vehicles
+"""Colors of the classes of Cityscapes: its own (Cordts et al. 2016) where these can be told apart, which its vehicles
 cannot, and what stands on a road light enough for a thin line. Any two are 0.13 apart in OKLab, 0.088 as those see them
 who have no receptor for green (every twelfth man sees red and green poorly)."""
-SYNONYMS = {
+CLASS_SYNONYMS = {
     "pavement": "sidewalk",
     "tree": "vegetation",
     "sign": "traffic sign",
@@ -49,87 +49,88 @@ SYNONYMS = {
 }
 """Names that other data sets give to Cityscapes' classes."""
 
-LIGHT = 112
-"""Luminance that a colour for any other class has at least."""
-_TO_CONES = np.array(
+MIN_LUMINANCE = 112
+"""Luminance that a color for any other class has at least."""
+_RGB_TO_LMS = np.array(
     [[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566],
      [0.0883024619, 0.2817188376, 0.6299787005]]
 )  # fmt: skip
-_TO_LAB = np.array(
+_LMS_TO_OKLAB = np.array(
     [[0.2104542553, 0.793617785, -0.0040720468], [1.9779984951, -2.428592205, 0.4505937099],
      [0.0259040371, 0.7827717662, -0.808675766]]
 )  # fmt: skip
-_WITHOUT_GREEN = np.array(
+_DEUTERANOPIA = np.array(
     [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]]
 )
 
 
-def palette(classes: Sequence[str]) -> NDArray[np.uint8]:
-    """One RGB colour per class [C, 3]: that of its name (`NAMED`), otherwise the one farthest from all before."""
-    return _palette(tuple(classes)).copy()
+def class_palette(classes: Sequence[str]) -> NDArray[np.uint8]:
+    """One RGB color per class [C, 3]: that of its name (`CITYSCAPES_COLORS`), otherwise the one farthest from all
+    before."""
+    return _class_palette(tuple(classes)).copy()
 
 
 @lru_cache(64)
-def _palette(classes: tuple[str, ...]) -> NDArray[np.uint8]:
+def _class_palette(classes: tuple[str, ...]) -> NDArray[np.uint8]:
     found: dict[int, tuple[int, int, int]] = {}
     for k, name in enumerate(classes):
         plain = name.lower().replace("_", " ").replace("-", " ").strip()
-        known = NAMED.get(SYNONYMS.get(plain, plain))
+        known = CITYSCAPES_COLORS.get(CLASS_SYNONYMS.get(plain, plain))
         if known is not None and known not in found.values():
             found[k] = known
-    choices = _choices()
+    choices = _candidate_colors()
     room = np.full(len(choices), np.inf)
     for taken in ((0, 0, 0), (255, 255, 255), *found.values()):
-        room = np.minimum(room, apart(choices, np.array(taken)))
+        room = np.minimum(room, color_distance(choices, np.array(taken)))
     for k in range(len(classes)):
         if k not in found:
             chosen = choices[int(room.argmax())]
-            room = np.minimum(room, apart(choices, chosen))
+            room = np.minimum(room, color_distance(choices, chosen))
             found[k] = tuple(chosen.tolist())
     return np.array([found[k] for k in range(len(classes))], np.uint8).reshape(-1, 3)
 
 
-def apart(colors: NDArray, other: NDArray) -> NDArray[np.float64]:
-    """How different RGB colours [..., 3] are to the eye: the distance in OKLab (Ottosson 2020), or one and a half times
+def color_distance(colors: NDArray, other: NDArray) -> NDArray[np.float64]:
+    """How different RGB colors [..., 3] are to the eye: the distance in OKLab (Ottosson 2020), or one and a half times
     that without the receptor for green (Machado et al. 2009), whichever is less."""
     ordinary, poor = (
-        np.linalg.norm(_lab(colors, without_green) - _lab(other, without_green), axis=-1)
+        np.linalg.norm(_to_oklab(colors, without_green) - _to_oklab(other, without_green), axis=-1)
         for without_green in (False, True)
     )
     return np.minimum(ordinary, 1.5 * poor)
 
 
-def _lab(colors: NDArray, without_green: bool) -> NDArray[np.float64]:
+def _to_oklab(colors: NDArray, deuteranopia: bool) -> NDArray[np.float64]:
     parts = np.asarray(colors, np.float64) / 255
     light = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
-    light = np.clip(light @ _WITHOUT_GREEN.T, 0, 1) if without_green else light
-    return np.cbrt(light @ _TO_CONES.T) @ _TO_LAB.T
+    light = np.clip(light @ _DEUTERANOPIA.T, 0, 1) if deuteranopia else light
+    return np.cbrt(light @ _RGB_TO_LMS.T) @ _LMS_TO_OKLAB.T
 
 
 @lru_cache(1)
-def _choices() -> NDArray[np.int64]:
-    """[N, 3]: colours over all of RGB that are light enough."""
+def _candidate_colors() -> NDArray[np.int64]:
+    """[N, 3]: colors over all of RGB that are light enough."""
     steps = np.linspace(0, 255, 12).round().astype(np.int64)
     grid = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
-    return grid[grid @ np.array([0.299, 0.587, 0.114]) >= LIGHT]
+    return grid[grid @ np.array([0.299, 0.587, 0.114]) >= MIN_LUMINANCE]
 
 
-def names_in(space: LabelSpace | None, classes: Sequence[str]) -> tuple[str, ...]:
+def mask_class_names(label_space: LabelSpace | None, classes: Sequence[str]) -> tuple[str, ...]:
     """The task's classes, then the names of the sets of several classes that a source's ids stand for."""
-    sets = () if space is None else zip(space.names, space.sets, strict=True)
+    sets = () if label_space is None else zip(label_space.names, label_space.class_sets, strict=True)
     return (*classes, *(name or "other" for name, each in sets if len(each) > 1))
 
 
-def in_classes(label_map: DenseMap, classes: Sequence[str]) -> tuple[DenseMap, tuple[str, ...]]:
+def resolve_label_space(mask: DenseMap, classes: Sequence[str]) -> tuple[DenseMap, tuple[str, ...]]:
     """The map with ids of the task's classes, or of sets of them, and the names of these ids. As it is where its ids
     are the classes; what bytes cannot number becomes void."""
-    space = label_map.classes
+    space = mask.label_space
     if space is None:
-        return label_map, tuple(classes)
+        return mask, tuple(classes)
     sets = iter(range(len(classes), IGNORE_INDEX))
-    ids = [each[0] if len(each) == 1 else next(sets, IGNORE_INDEX) for each in space.sets]
+    ids = [each[0] if len(each) == 1 else next(sets, IGNORE_INDEX) for each in space.class_sets]
     table = np.full(256, IGNORE_INDEX, np.uint8)
     table[: len(ids)] = ids
-    values = table[np.asarray(label_map.values)]
-    known = np.asarray(label_map.valid, np.bool_) & (values != IGNORE_INDEX)
-    return DenseMap(values, known), names_in(space, classes)
+    values = table[np.asarray(mask.values)]
+    known = np.asarray(mask.valid, np.bool_) & (values != IGNORE_INDEX)
+    return DenseMap(values, known), mask_class_names(space, classes)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from perception.files.event_lines import read_lines
+from perception.files.event_lines import read_event_lines
 
 
 class Series(NamedTuple):
@@ -24,13 +24,13 @@ class Series(NamedTuple):
 def read_events(path: Path) -> list[dict[str, Any]]:
     """The objects in a ``metrics.jsonl``; damaged lines are passed over with a warning, a last one that a killed run
     left unfinished without."""
-    events, damaged = read_lines(path)
+    events, damaged = read_event_lines(path)
     if damaged:
         warnings.warn(f"{path}: line {', '.join(map(str, damaged))} is damaged and left out.", stacklevel=2)
     return [event for _, event in events]
 
 
-def series(events: Iterable[Mapping[str, Any]], key: str, name: str = "") -> Series:
+def extract_series(events: Iterable[Mapping[str, Any]], key: str, name: str = "") -> Series:
     """The numbers of ``key`` in the order of their steps. Of a step that a resumed run repeated, the last counts."""
     found = {}
     for event in events:
@@ -41,23 +41,23 @@ def series(events: Iterable[Mapping[str, Any]], key: str, name: str = "") -> Ser
     return Series(name or key, steps, [found[step] for step in steps])
 
 
-def keys(events: Iterable[Mapping[str, Any]], prefix: str) -> list[str]:
+def list_keys(events: Iterable[Mapping[str, Any]], prefix: str) -> list[str]:
     """The keys that start with ``prefix``, in the order of their first appearance."""
     return list(dict.fromkeys(key for event in events for key in event if key.startswith(prefix)))
 
 
-def thinned(whole: Series, points: int) -> Series:
-    """At most ``points`` numbers: means over equal shares of the series."""
-    if len(whole.steps) <= points:
-        return whole
+def downsample_series(series: Series, max_points: int) -> Series:
+    """At most ``max_points`` numbers: means over equal shares of the series."""
+    if len(series.steps) <= max_points:
+        return series
     steps, values = (
-        [float(part.mean()) for part in np.array_split(np.array(numbers), points)] for numbers in whole[1:]
+        [float(part.mean()) for part in np.array_split(np.array(numbers), max_points)] for numbers in series[1:]
     )
-    return Series(whole.name, steps, values)
+    return Series(series.name, steps, values)
 
 
-def smoothed(values: Sequence[float], window: int) -> list[float]:
-    """The mean over ``window`` neighbours, over fewer at the ends."""
+def smooth_values(values: Sequence[float], window: int) -> list[float]:
+    """The mean over ``window`` neighbors, over fewer at the ends."""
     padded = np.cumsum([0.0, *values])
     half = window // 2
     spans = [(max(0, i - half), min(len(values), i + half + 1)) for i in range(len(values))]

@@ -7,7 +7,7 @@ from html import escape
 
 from perception.metrics.metric import LOWER_IS_BETTER
 
-LABELS = {
+METRIC_LABELS = {
     "ap": "AP",
     "ap50": "AP 50",
     "ap75": "AP 75",
@@ -35,30 +35,30 @@ LABELS = {
 """Metric or column name -> the field's way of writing it."""
 
 
-def label(name: str) -> str:
+def format_metric_name(name: str) -> str:
     """ "abs_rel_aligned" -> "abs rel, aligned"."""
     plain = name.removesuffix("_aligned")
-    text = LABELS.get(plain, plain.replace("_", " "))
+    text = METRIC_LABELS.get(plain, plain.replace("_", " "))
     return f"{text}, aligned" if plain != name else text
 
 
-def named(metric: str) -> str:
+def render_metric_name(metric: str) -> str:
     """A metric's name as HTML, with an arrow to where it is better."""
     direction, arrow = ("lower", "↓") if metric in LOWER_IS_BETTER else ("higher", "↑")
-    return f"{escape(label(metric))} <small title='{direction} is better'>{arrow}</small>"
+    return f"{escape(format_metric_name(metric))} <small title='{direction} is better'>{arrow}</small>"
 
 
-def spaced(task: str) -> str:
+def format_task_name(task: str) -> str:
     """A task's name that can be broken into lines."""
     return task.replace("_", " ")
 
 
-def wide(rows: str) -> str:
+def render_wide_table(rows: str) -> str:
     """A table of the page, of its inner HTML: scrolls within its place where that is narrower."""
     return f"<div class=wide><table class=classes>{rows}</table></div>"
 
 
-def number(value: float | None) -> str:
+def format_decimal(value: float | None) -> str:
     """Three digits after the point, fewer for large numbers; an en dash for NaN and None (NaN in JSON)."""
     if value is None or math.isnan(value):
         return "–"

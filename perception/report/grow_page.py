@@ -7,41 +7,43 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from perception.files.safe_write import write_whole
-from perception.report.format import label, number, spaced, wide
-from perception.report.page import _document, _facts, _section
+from perception.files.safe_write import write_atomic
+from perception.report.format import format_decimal, format_metric_name, format_task_name, render_wide_table
+from perception.report.page import render_document, render_metadata, render_section
 
-METHODS = {
+METHOD_DESCRIPTIONS = {
     "frozen": "All that the old network had was fixed; only what the new task adds was trained.",
-    "distil": "All was trained; the old heads were held to what the old network says of the new pictures.",
+    "distill": "All was trained; the old heads were held to what the old network says of the new images.",
 }
 
 
-def write_page(path: Path, result: Mapping[str, Any]) -> None:
+def write_grow_page(path: Path, result: Mapping[str, Any]) -> None:
     """Write the page of what grow.json holds."""
-    title = f"Grow: {', '.join(result['added'])}"
-    said = f"{result['run']} · {result['facts']['date']} · {result['facts']['hardware']}"
+    title = f"Grow: {', '.join(result['added_tasks'])}"
+    said = f"{result['run']} · {result['metadata']['date']} · {result['metadata']['hardware']}"
     verdicts = "".join(f"<li>{escape(its['verdict'])}" for its in result["old"].values())
-    old = "".join(_row(name, both["before"], both["after"]) for its in result["old"].values()
+    old = "".join(_render_row(name, both["before"], both["after"]) for its in result["old"].values()
                   for name, both in its["metrics"].items())  # fmt: skip
-    new = "".join(_row(name, value) for name, value in result["new"].items())
+    new = "".join(_render_row(name, value) for name, value in result["new"].items())
     parts = [
         f"<header><h1>{escape(title)}</h1><p>{escape(said)}</p></header>",
-        _section("The old tasks", f"<ul>{verdicts}</ul>" if verdicts else ""),
-        _section("Every old metric", _table(old, "before", "after") if old else ""),
-        _section("The new task", _table(new, "value") if new else ""),
-        _section("How it was made", f"<p>{METHODS[result['method']]}</p>{_facts(result['facts'])}"),
+        render_section("The old tasks", f"<ul>{verdicts}</ul>" if verdicts else ""),
+        render_section("Every old metric", _render_table(old, "before", "after") if old else ""),
+        render_section("The new task", _render_table(new, "value") if new else ""),
+        render_section(
+            "How it was made", f"<p>{METHOD_DESCRIPTIONS[result['method']]}</p>{render_metadata(result['metadata'])}"
+        ),
     ]
-    write_whole(path, _document(title, "".join(parts)).encode())
+    write_atomic(path, render_document(title, "".join(parts)).encode())
 
 
-def _table(rows: str, *columns: str) -> str:
+def _render_table(rows: str, *columns: str) -> str:
     head = "".join(f"<th>{column}" for column in columns)
-    return wide(f"<thead><tr><th>metric{head}<tbody>{rows}")
+    return render_wide_table(f"<thead><tr><th>metric{head}<tbody>{rows}")
 
 
-def _row(name: str, *values: float | None) -> str:
+def _render_row(name: str, *values: float | None) -> str:
     task, _, metric = name.partition("/")
-    return f"<tr><th>{escape(spaced(task))}, {escape(label(metric))}" + "".join(
-        f"<td>{number(value)}" for value in values
+    return f"<tr><th>{escape(format_task_name(task))}, {escape(format_metric_name(metric))}" + "".join(
+        f"<td>{format_decimal(value)}" for value in values
     )

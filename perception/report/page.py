@@ -8,19 +8,25 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from perception.files.safe_names import printable
-from perception.files.safe_write import write_whole
-from perception.report.balance import balance_section
-from perception.report.examples import Example, gallery
-from perception.report.format import label, named, number, spaced, wide
-from perception.report.plots import metric_charts, training_charts
+from perception.files.safe_names import escape_unprintable
+from perception.files.safe_write import write_atomic
+from perception.report.examples import ReportExample, render_gallery
+from perception.report.format import (
+    format_decimal,
+    format_metric_name,
+    format_task_name,
+    render_metric_name,
+    render_wide_table,
+)
+from perception.report.gradients import render_gradients
+from perception.report.plots import render_metric_charts, render_training_charts
 from perception.report.style import STYLE
 from perception.types import TaskSpec
 
-COUNTS = ("count", "pixels", "predicted")
+COUNT_COLUMNS = ("count", "pixels", "predicted")
 """Columns of a per-class table that count; the others are scores from 0 to 1."""
 
-AUXILIARY = "Auxiliary: trained and measured, but not scored and not exported."
+AUXILIARY_NOTE = "Auxiliary: trained and measured, but not scored and not exported."
 
 
 def write_report(
@@ -31,65 +37,67 @@ def write_report(
     metrics: Mapping[str, float],
     tables: Mapping[str, Mapping[str, Mapping[str, float]]],
     events: Sequence[Mapping[str, Any]],
-    examples: Sequence[Example],
+    examples: Sequence[ReportExample],
     recipe: str,
-    facts: Mapping[str, str],
+    metadata: Mapping[str, str],
     protocols: Mapping[str, str] | None = None,
     auxiliary: Collection[str] = (),
 ) -> None:
-    """Write one self-contained HTML page (no scripts, no links, pictures inline) to ``path``.
+    """Write one self-contained HTML page (no scripts, no links, images inline) to ``path``.
 
     specs:     task name -> its spec; says the order of the tasks
     metrics:   "<task>/<metric>" -> final number; a task's first one is shown large
-    tables:    task name -> `Metric.table`
+    tables:    task name -> `Metric.compute_per_class`
     events:    the lines of metrics.jsonl (`read_events`)
-    examples:  the worst and best pictures; at most 3 of each per task are shown
+    examples:  the worst and best images; at most 3 of each per task are shown
     recipe:    the resolved recipe as YAML
-    facts:     how the run was made: command, hardware, versions, date
+    metadata:     how the run was made: command, hardware, versions, date
     protocols: task name -> `Metric.protocol`, printed beside the numbers
     auxiliary: tasks that are trained, but neither scored nor exported: said beside their numbers
     """
     protocols = dict(protocols or {})
     for name in auxiliary:
-        protocols[name] = " ".join([AUXILIARY, protocols.get(name, "")]).strip()
-    charts = training_charts(events)
+        protocols[name] = " ".join([AUXILIARY_NOTE, protocols.get(name, "")]).strip()
+    charts = render_training_charts(events)
     parts = [
-        _header(title, facts),
-        _section("Results", _cards(specs, metrics, protocols)),
-        _section("Training", f"<div class=charts>{''.join(charts)}</div>" if charts else ""),
-        _section("How the tasks get along", balance_section(events)),
+        _render_header(title, metadata),
+        render_section("Results", _render_cards(specs, metrics, protocols)),
+        render_section("Training", f"<div class=charts>{''.join(charts)}</div>" if charts else ""),
+        render_section("How the tasks get along", render_gradients(events)),
     ]
     for name, spec in specs.items():
-        curves = "".join(metric_charts(events, name)) + _table(tables.get(name, {}))
+        curves = "".join(render_metric_charts(events, name)) + _render_class_table(tables.get(name, {}))
         content = f"<div class=charts>{curves}</div>" if curves else ""
-        pictures = gallery([example for example in examples if example.task == name], spec)
-        parts.append(_section(spaced(name).capitalize(), content + pictures))
-    parts.append(_section("How it was made", _facts(facts) + _recipe(recipe)))
-    write_whole(path, _document(title, "".join(parts)).encode())
+        pictures = render_gallery([example for example in examples if example.task == name], spec)
+        parts.append(render_section(format_task_name(name).capitalize(), content + pictures))
+    parts.append(render_section("How it was made", render_metadata(metadata) + _render_recipe(recipe)))
+    write_atomic(path, render_document(title, "".join(parts)).encode())
 
 
-def _document(title: str, body: str) -> str:
+def render_document(title: str, body: str) -> str:
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    shown = "\n".join(map(printable, body.split("\n")))  # names may hold what turns the writing round, or worse
+    shown = "\n".join(
+        map(escape_unprintable, body.split("\n"))
+    )  # names may hold what turns the writing round, or worse
     return (
         "<!doctype html><html lang=en><head><meta charset=utf-8>"
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name=viewport content="width=device-width, initial-scale=1">'
         '<meta name=color-scheme content="light dark">'
-        f"<title>{escape(printable(title))}</title><style>{STYLE}</style></head><body><main>{shown}</main></body></html>\n"
+        f"<title>{escape(escape_unprintable(title))}</title><style>{STYLE}</style></head><body><main>{shown}</main></body></html>\n"
     )
 
 
-def _header(title: str, facts: Mapping[str, str]) -> str:
-    shown = [escape(facts[name]) for name in ("date", "hardware") if facts.get(name)]
+def _render_header(title: str, metadata: Mapping[str, str]) -> str:
+    shown = [escape(metadata[name]) for name in ("date", "hardware") if metadata.get(name)]
     return f"<header><h1>{escape(title)}</h1><p>{' · '.join(shown)}</p></header>"
 
 
-def _section(title: str, content: str) -> str:
+def render_section(title: str, content: str) -> str:
     return f"<section><h2>{escape(title)}</h2>{content}</section>" if content else ""
 
 
-def _cards(specs: Mapping[str, TaskSpec], metrics: Mapping[str, float], protocols: Mapping[str, str]) -> str:
+def _render_cards(specs: Mapping[str, TaskSpec], metrics: Mapping[str, float], protocols: Mapping[str, str]) -> str:
     cards = []
     for task in specs:
         own = {key.removeprefix(f"{task}/"): value for key, value in metrics.items() if key.startswith(f"{task}/")}
@@ -98,61 +106,64 @@ def _cards(specs: Mapping[str, TaskSpec], metrics: Mapping[str, float], protocol
         first = next(iter(own))
         note = f"<p class=note>{escape(protocols[task])}</p>" if task in protocols else ""
         cards.append(
-            f"<article><h3>{escape(spaced(task))}</h3>"
-            f"<p class=big>{number(own[first])}<span>{named(first)}</span></p>{_numbers(own, first)}{note}</article>"
+            f"<article><h3>{escape(format_task_name(task))}</h3>"
+            f"<p class=big>{format_decimal(own[first])}<span>{render_metric_name(first)}</span></p>"
+            f"{_render_metrics(own, first)}{note}</article>"
         )
     unnamed = {key: value for key, value in metrics.items() if key.partition("/")[0] not in specs}
     if unnamed:
-        rows = "".join(f"<tr><th>{escape(label(key))}<td>{number(value)}" for key, value in unnamed.items())
+        rows = "".join(
+            f"<tr><th>{escape(format_metric_name(key))}<td>{format_decimal(value)}" for key, value in unnamed.items()
+        )
         cards.append(f"<article><h3>all</h3><table>{rows}</table></article>")
     return f"<div class=cards>{''.join(cards)}</div>" if cards else ""
 
 
-def _numbers(own: Mapping[str, float], first: str) -> str:
+def _render_metrics(metrics: Mapping[str, float], first: str) -> str:
     """A task's metrics as rows, with those after alignment in a column of their own."""
-    aligned = any(name.endswith("_aligned") for name in own)
+    aligned = any(name.endswith("_aligned") for name in metrics)
     head = "<thead><tr><th><td>as it is<td>aligned" if aligned else ""
     rows = []
-    for name, value in own.items():
+    for name, value in metrics.items():
         if name.endswith("_aligned") or (name == first and not aligned):
             continue
-        beside = f"<td>{number(own.get(f'{name}_aligned', math.nan))}" if aligned else ""
-        rows.append(f"<tr><th>{named(name)}<td>{number(value)}{beside}")
+        beside = f"<td>{format_decimal(metrics.get(f'{name}_aligned', math.nan))}" if aligned else ""
+        rows.append(f"<tr><th>{render_metric_name(name)}<td>{format_decimal(value)}{beside}")
     return f"<table>{head}<tbody>{''.join(rows)}</table>" if rows else ""
 
 
-def _table(rows: Mapping[str, Mapping[str, float]]) -> str:
+def _render_class_table(rows: Mapping[str, Mapping[str, float]]) -> str:
     """Classes by columns; the scores with bars, the classes that are absent from the truth faint and said so."""
     if not rows:
         return ""
     columns = list(next(iter(rows.values())))
-    head = "".join(f"<th>{escape(label(column))}" for column in columns)
+    head = "".join(f"<th>{escape(format_metric_name(column))}" for column in columns)
     body, absent = [], 0
     for name, row in rows.items():
         missing = math.isnan(row[columns[0]])
         absent += missing
-        cells = "".join(_cell(column, row[column]) for column in columns)
+        cells = "".join(_render_cell(column, row[column]) for column in columns)
         body.append(f"<tr{' class=absent' if missing else ''}><th>{escape(name)}{cells}")
     verb = "class is" if absent == 1 else "classes are"
     note = f"<p class=note>{absent} {verb} absent from the truth (–) and in no mean.</p>" if absent else ""
-    table = wide(f"<thead><tr><th>class{head}<tbody>{''.join(body)}") + note
+    table = render_wide_table(f"<thead><tr><th>class{head}<tbody>{''.join(body)}") + note
     opened = " open" if len(rows) <= 20 else ""
     return f"<details class=chart{opened}><summary>Per class</summary>{table}</details>"
 
 
-def _cell(column: str, value: float) -> str:
-    if column in COUNTS:
+def _render_cell(column: str, value: float) -> str:
+    if column in COUNT_COLUMNS:
         return f"<td>{value:,.0f}"
     if math.isnan(value):
-        return f"<td>{number(value)}"
+        return f"<td>{format_decimal(value)}"
     share = min(max(value, 0.0), 1.0)
-    return f'<td class=bar style="--share:{share:.3f}">{number(value)}'
+    return f'<td class=bar style="--share:{share:.3f}">{format_decimal(value)}'
 
 
-def _facts(facts: Mapping[str, str]) -> str:
-    rows = "".join(f"<dt>{escape(name)}<dd>{escape(text)}" for name, text in facts.items())
+def render_metadata(metadata: Mapping[str, str]) -> str:
+    rows = "".join(f"<dt>{escape(name)}<dd>{escape(text)}" for name, text in metadata.items())
     return f"<dl>{rows}</dl>" if rows else ""
 
 
-def _recipe(recipe: str) -> str:
+def _render_recipe(recipe: str) -> str:
     return f"<details><summary>Recipe</summary><pre>{escape(recipe)}</pre></details>" if recipe else ""

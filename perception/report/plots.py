@@ -14,19 +14,25 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 
 from perception.metrics.metric import LOWER_IS_BETTER
-from perception.report.events import Series, keys, series, smoothed, thinned
-from perception.report.format import label, named, number, spaced, wide
+from perception.report.events import Series, downsample_series, extract_series, list_keys, smooth_values
+from perception.report.format import (
+    format_decimal,
+    format_metric_name,
+    format_task_name,
+    render_metric_name,
+    render_wide_table,
+)
 
 COLORS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444", "#eab308", "#14b8a6", "#ec4899")
-DASHES = ("solid", "dashed", "dotted")
-"""The first lines are solid, those for which the colours come round again are not."""
-INK, FAINT = "#010203", "#040506"
-"""Stand-ins that `_svg` replaces by the page's own colours."""
-POINTS = 300
-FEWEST = 3
+LINE_STYLES = ("solid", "dashed", "dotted")
+"""The first lines are solid, those for which the colors come round again are not."""
+INK_PLACEHOLDER, GRID_PLACEHOLDER = "#010203", "#040506"
+"""Stand-ins that `_render_svg` replaces by the page's own colors."""
+MAX_POINTS = 300
+MIN_CURVE_POINTS = 3
 """Evaluations of which a curve can be drawn; fewer are told as numbers."""
-STEPS = (1, 2, 5, 10)
-TOGETHER = (
+TICK_STEPS = (1, 2, 5, 10)
+METRIC_GROUPS = (
     ("ap", "ap50", "ap75"),
     ("miou", "pixel_accuracy"),
     ("top1", "top5"),
@@ -43,68 +49,99 @@ TABLE_ONLY = frozenset(
 """Metrics whose final number is enough."""
 
 
-def training_charts(events: Sequence[Mapping[str, Any]]) -> list[str]:
+def render_training_charts(events: Sequence[Mapping[str, Any]]) -> list[str]:
     """Loss in total and per task, weights of the tasks, learning rate and speed: those that were logged."""
     train = [event for event in events if event.get("kind") == "train"]
-    names = keys(train, "loss/")
+    names = list_keys(train, "loss/")
     tasks = [name for name in names if name.count("/") == 1]
-    charts = [chart("Loss, total", [series(train, "loss", "total")], "loss", smooth=True)]
+    charts = [render_chart("Loss, total", [extract_series(train, "loss", "total")], "loss", smooth=True)]
     for task in tasks:
         parts = [name for name in names if name.startswith(f"{task}/")]
-        lines = [series(train, task, "sum"), *(series(train, part, part.rpartition("/")[2]) for part in parts)]
+        lines = [
+            extract_series(train, task, "sum"),
+            *(extract_series(train, part, part.rpartition("/")[2]) for part in parts),
+        ]
         chosen = lines if len(parts) > 1 else lines[:1]
-        charts.append(chart(f"Loss, {spaced(task.removeprefix('loss/'))}", chosen, "loss", smooth=True))
-    weights = [series(train, key, key.removeprefix("weight/")) for key in keys(train, "weight/")]
+        charts.append(
+            render_chart(f"Loss, {format_task_name(task.removeprefix('loss/'))}", chosen, "loss", smooth=True)
+        )
+    weights = [extract_series(train, key, key.removeprefix("weight/")) for key in list_keys(train, "weight/")]
     if any(len(set(weight.values)) > 1 for weight in weights):
-        charts.append(chart("Weights of the tasks", weights, "weight"))
-    seen = [series(train, key, key.removeprefix("seen/")) for key in keys(train, "seen/")]
+        charts.append(render_chart("Weights of the tasks", weights, "weight"))
+    seen = [
+        extract_series(train, key, key.removeprefix("labeled_fraction/"))
+        for key in list_keys(train, "labeled_fraction/")
+    ]
     if any(value < 1 for line in seen for value in line.values):
-        charts.append(chart("Pictures that label the task", seen, "part of the pictures", smooth=True, zero=True))
-    charts.append(chart("Learning rate", [series(train, "lr", "learning rate")], "learning rate"))
-    charts.append(chart("Speed", [series(train, "images_per_second", "speed")], "pictures per second", zero=True))
+        charts.append(
+            render_chart("Images that label the task", seen, "part of the images", smooth=True, start_at_zero=True)
+        )
+    charts.append(render_chart("Learning rate", [extract_series(train, "lr", "learning rate")], "learning rate"))
+    charts.append(
+        render_chart(
+            "Speed", [extract_series(train, "images_per_second", "speed")], "images per second", start_at_zero=True
+        )
+    )
     return [drawn for drawn in charts if drawn]
 
 
-def metric_charts(events: Sequence[Mapping[str, Any]], task: str) -> list[str]:
-    """A task's metrics over the steps, those that belong together in one chart; a table of fewer than `FEWEST`."""
+def render_metric_charts(events: Sequence[Mapping[str, Any]], task: str) -> list[str]:
+    """A task's metrics over the steps, those that belong together in one chart; a table of fewer than
+    `MIN_CURVE_POINTS`."""
     kinds = [event.get("kind") for event in events]
-    wanted = "quick_evaluation" if "quick_evaluation" in kinds else "evaluation"  # not both: of other pictures
+    wanted = "quick_evaluation" if "quick_evaluation" in kinds else "evaluation"  # not both: of other images
     evaluations = {event["step"]: event for event, kind in zip(events, kinds, strict=True) if kind == wanted}
     evaluations = [evaluations[step] for step in sorted(evaluations)]
-    names = [key.removeprefix(f"{task}/") for key in keys(evaluations, f"{task}/")]
-    if names and len(evaluations) < FEWEST:
-        return [_table(evaluations, task, names)]
-    groups = [[name for name in group if name in names] for group in TOGETHER]
+    names = [key.removeprefix(f"{task}/") for key in list_keys(evaluations, f"{task}/")]
+    if names and len(evaluations) < MIN_CURVE_POINTS:
+        return [_render_table(evaluations, task, names)]
+    groups = [[name for name in group if name in names] for group in METRIC_GROUPS]
     grouped = {name for group in groups for name in group}
     groups += [[name] for name in names if name not in grouped and name not in TABLE_ONLY]
     charts = []
     for group in groups:
         if group:
-            lines = [series(evaluations, f"{task}/{name}", label(name)) for name in group]
+            lines = [extract_series(evaluations, f"{task}/{name}", format_metric_name(name)) for name in group]
             better = "lower is better" if group[0] in LOWER_IS_BETTER else "higher is better"
-            charts.append(chart(f"{label(group[0])}, {better}", lines, label(group[0]), zero=True, marks=True))
+            charts.append(
+                render_chart(
+                    f"{format_metric_name(group[0])}, {better}",
+                    lines,
+                    format_metric_name(group[0]),
+                    start_at_zero=True,
+                    show_markers=True,
+                )
+            )
     return [drawn for drawn in charts if drawn]
 
 
-def _table(evaluations: Sequence[Mapping[str, Any]], task: str, names: Sequence[str]) -> str:
+def _render_table(evaluations: Sequence[Mapping[str, Any]], task: str, names: Sequence[str]) -> str:
     """A task's metrics by the steps of the evaluations."""
     head = "".join(f"<th>step {event['step']:,}" for event in evaluations)
     rows = [
-        f"<tr><th>{named(name)}" + "".join(f"<td>{number(event.get(f'{task}/{name}'))}" for event in evaluations)
+        f"<tr><th>{render_metric_name(name)}"
+        + "".join(f"<td>{format_decimal(event.get(f'{task}/{name}'))}" for event in evaluations)
         for name in names
     ]
     inside = f"<thead><tr><th>metric{head}<tbody>{''.join(rows)}"
-    return f"<figure class=chart><figcaption>During training</figcaption>{wide(inside)}</figure>"
+    return f"<figure class=chart><figcaption>During training</figcaption>{render_wide_table(inside)}</figure>"
 
 
-def chart(
-    title: str, lines: Sequence[Series], unit: str, *, smooth: bool = False, zero: bool = False, marks: bool = False
+def render_chart(
+    title: str,
+    lines: Sequence[Series],
+    unit: str,
+    *,
+    smooth: bool = False,
+    start_at_zero: bool = False,
+    show_markers: bool = False,
 ) -> str:
     """Lines over steps as an HTML figure with inline SVG; "" where there is nothing to draw.
 
-    smooth: the numbers faint, their running mean strong. zero: the axis starts at 0. marks: a dot at every number
+    smooth: the numbers faint, their running mean strong. start_at_zero: the axis starts at 0. show_markers: a dot at
+    every number
     """
-    lines = [thinned(line, POINTS) for line in lines if line.steps]
+    lines = [downsample_series(line, MAX_POINTS) for line in lines if line.steps]
     if not lines:
         return ""
     with mpl.rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "svg.hashsalt": title}):
@@ -112,46 +149,48 @@ def chart(
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
         for k, line in enumerate(lines):
-            color, dashes = COLORS[k % len(COLORS)], DASHES[k // len(COLORS) % len(DASHES)]
+            color, dashes = COLORS[k % len(COLORS)], LINE_STYLES[k // len(COLORS) % len(LINE_STYLES)]
             window = len(line.values) // 20 if smooth else 0
-            dots = "o" if len(line.values) == 1 or (marks and len(line.values) <= 40) else ""
+            dots = "o" if len(line.values) == 1 or (show_markers and len(line.values) <= 40) else ""
             if window > 1:
                 axes.plot(line.steps, line.values, color=color, linewidth=0.8, alpha=0.3)
-            values = smoothed(line.values, window) if window > 1 else line.values
+            values = smooth_values(line.values, window) if window > 1 else line.values
             axes.plot(line.steps, values, color=color, linewidth=1.7, linestyle=dashes, marker=dots, markersize=3.2)
-        _dress(axes, unit, zero)
-        names = _names([line.name for line in lines]) if len(lines) > 1 else ""
-        return f"<figure class=chart><figcaption>{escape(title)}</figcaption>{names}{_svg(figure, title)}</figure>"
+        _style_axes(axes, unit, start_at_zero)
+        names = _render_line_legend([line.name for line in lines]) if len(lines) > 1 else ""
+        return (
+            f"<figure class=chart><figcaption>{escape(title)}</figcaption>{names}{_render_svg(figure, title)}</figure>"
+        )
 
 
-def _names(lines: Sequence[str]) -> str:
+def _render_line_legend(lines: Sequence[str]) -> str:
     """What the lines of a chart are, as text of the page: however many and long, the plot keeps its place."""
     items = (
         f'<span><i style="background:{COLORS[k % len(COLORS)]}"{" class=dashed" * (k >= len(COLORS))}></i>'
-        f"{escape(spaced(name))}</span>"
+        f"{escape(format_task_name(name))}</span>"
         for k, name in enumerate(lines)
     )
     return f"<p class=lines>{''.join(items)}</p>"
 
 
-def _dress(axes: Any, unit: str, zero: bool) -> None:
+def _style_axes(axes: Any, unit: str, start_at_zero: bool) -> None:
     axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(FAINT)
-    axes.grid(axis="y", color=FAINT, linewidth=0.7)
+    axes.spines["bottom"].set_color(GRID_PLACEHOLDER)
+    axes.grid(axis="y", color=GRID_PLACEHOLDER, linewidth=0.7)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=INK, length=0, labelsize=8.5)
-    axes.set_xlabel("step", color=INK, fontsize=8.5)
-    axes.set_ylabel(unit, color=INK, fontsize=8.5)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=STEPS))
+    axes.tick_params(colors=INK_PLACEHOLDER, length=0, labelsize=8.5)
+    axes.set_xlabel("step", color=INK_PLACEHOLDER, fontsize=8.5)
+    axes.set_ylabel(unit, color=INK_PLACEHOLDER, fontsize=8.5)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=TICK_STEPS))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.yaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=TICK_STEPS))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    if zero:
+    if start_at_zero:
         axes.set_ylim(bottom=0)
 
 
-def _svg(figure: Figure, title: str) -> str:
-    """The figure as an <svg> element for HTML: no metadata, no ids that repeat, the page's own colours and font."""
+def _render_svg(figure: Figure, title: str) -> str:
+    """The figure as an <svg> element for HTML: no metadata, no ids that repeat, the page's own colors and font."""
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = file.getvalue()
@@ -166,5 +205,7 @@ def _svg(figure: Figure, title: str) -> str:
     ):
         svg = re.sub(useless, "", svg, flags=re.DOTALL)
     svg = re.sub(r'font: ([\d.]+px) [^;"]*', r"font-size: \1", svg)  # how matplotlib before 3.10 writes both
-    svg = re.sub(r"\s*\n\s*", " ", svg).replace(INK, "currentColor").replace(FAINT, "var(--line)")
+    svg = (
+        re.sub(r"\s*\n\s*", " ", svg).replace(INK_PLACEHOLDER, "currentColor").replace(GRID_PLACEHOLDER, "var(--line)")
+    )
     return svg.replace("<svg", f'<svg role="img" aria-label="{escape(title)}"', 1)

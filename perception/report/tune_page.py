@@ -8,9 +8,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from perception.files.safe_write import write_whole
-from perception.report.format import number, wide
-from perception.report.page import _document, _facts, _section
+from perception.files.safe_write import write_atomic
+from perception.report.format import format_decimal, render_wide_table
+from perception.report.page import render_document, render_metadata, render_section
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 720, 360, 60, 40
 _STYLE = """<style>
@@ -22,45 +22,45 @@ td.values{text-align:left;font-family:ui-monospace,SFMono-Regular,Menlo,monospac
 </style>"""
 
 
-def write_page(path: Path, result: Mapping[str, Any]) -> None:
+def write_tune_page(path: Path, result: Mapping[str, Any]) -> None:
     """Write the page of what tune.json holds."""
     title = f"Tune: {result['recipe']}"
     trials = {trial["number"]: trial for trial in result["trials"]}
-    chosen = [trials[number] for number in result["front"]]
+    chosen = [trials[number] for number in result["pareto_front"]]
     states = [trial["state"] for trial in result["trials"]]
     said = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     parts = [
-        f"<header><h1>{escape(title)}</h1><p>{escape(said)} · {escape(result['facts']['date'])} · "
-        f"{escape(result['facts']['hardware'])}</p></header>",
-        _section("Score against time", scatter(result) + _note(result)),
-        _section("The front", _table(chosen)),
-        _section("Every trial", _table(result["trials"])),
-        _section("How it was made", _facts(result["facts"])),
+        f"<header><h1>{escape(title)}</h1><p>{escape(said)} · {escape(result['metadata']['date'])} · "
+        f"{escape(result['metadata']['hardware'])}</p></header>",
+        render_section("Score against time", render_scatter(result) + _render_note(result)),
+        render_section("The front", _render_table(chosen)),
+        render_section("Every trial", _render_table(result["trials"])),
+        render_section("How it was made", render_metadata(result["metadata"])),
     ]
-    write_whole(path, _document(title, _STYLE + "".join(parts)).encode())
+    write_atomic(path, render_document(title, _STYLE + "".join(parts)).encode())
 
 
-def _note(result: Mapping[str, Any]) -> str:
-    base = result["base_milliseconds"]
+def _render_note(result: Mapping[str, Any]) -> str:
+    base = result["baseline_milliseconds"]
     size = "x".join(map(str, result["size"]))
-    measured = f" The recipe's own network took {base:.1f} ms for a picture of {size} pixels." if base else ""
+    measured = f" The recipe's own network took {base:.1f} ms for an image of {size} pixels." if base else ""
     return (
         "<p class=note>Score: geometric mean of the tasks' metrics (1 / x where less is better) at the last step. "
-        "Time: of one decoded picture on one thread, "
+        "Time: of one decoded image on one thread, "
         f"as a multiple of the recipe's own network, measured in turns.{escape(measured)} Green: no trial is better in "
-        "both. A trial is one seed: before a choice between neighbours, confirm it with more.</p>"
+        "both. A trial is one seed: before a choice between neighbors, confirm it with more.</p>"
     )
 
 
-def scatter(result: Mapping[str, Any]) -> str:
+def render_scatter(result: Mapping[str, Any]) -> str:
     """The complete trials as inline SVG, the front connected; "" where there is none."""
     points = [trial for trial in result["trials"] if trial["state"] == "complete"]
     if not points:
         return ""
     times, scores = [p["time"] for p in points], [p["score"] for p in points]
-    x = _axis(min(times), max(times), _LEFT, _WIDTH - 30)
-    y = _axis(min(scores), max(scores), _HEIGHT - _BOTTOM, 20)
-    front = [next(p for p in points if p["number"] == number) for number in result["front"]]
+    x = _make_scale(min(times), max(times), _LEFT, _WIDTH - 30)
+    y = _make_scale(min(scores), max(scores), _HEIGHT - _BOTTOM, 20)
+    front = [next(p for p in points if p["number"] == number) for number in result["pareto_front"]]
     line = " ".join(f"{x(p['time']):.1f},{y(p['score']):.1f}" for p in front)
     drawn = [
         f"<line class=axis x1={_LEFT} x2={_WIDTH - 10} y1={_HEIGHT - _BOTTOM} y2={_HEIGHT - _BOTTOM} />",
@@ -68,7 +68,7 @@ def scatter(result: Mapping[str, Any]) -> str:
         f"<polyline points='{line}' />",
     ]
     for p in points:
-        kind = "front" if p["number"] in result["front"] else "other"
+        kind = "front" if p["number"] in result["pareto_front"] else "other"
         drawn.append(f"<circle class={kind} cx={x(p['time']):.1f} cy={y(p['score']):.1f} r=5 />")
         drawn.append(f"<text x={x(p['time']) + 7:.1f} y={y(p['score']) - 5:.1f}>{p['number']}</text>")
     drawn += [
@@ -81,27 +81,28 @@ def scatter(result: Mapping[str, Any]) -> str:
     return f"<div class=wide><svg class=scatter {names}>{''.join(drawn)}</svg></div>"
 
 
-def _axis(low: float, high: float, start: float, end: float) -> Any:
+def _make_scale(low: float, high: float, start: float, end: float) -> Any:
     """Number -> coordinate; in the middle where all numbers are one."""
     if high <= low:
         return lambda value: (start + end) / 2
     return lambda value: start + (value - low) / (high - low) * (end - start)
 
 
-def _table(trials: Sequence[Mapping[str, Any]]) -> str:
+def _render_table(trials: Sequence[Mapping[str, Any]]) -> str:
     rows = "".join(
-        f"<tr><th>{trial['number']}<td>{number(trial['score'])}<td>{number(trial['time'])} x<td>{trial['state']}"
-        f"<td class=values>{escape(values(trial))}"
+        f"<tr><th>{trial['number']}<td>{format_decimal(trial['score'])}<td>{format_decimal(trial['time'])} "
+        f"x<td>{trial['state']}"
+        f"<td class=values>{escape(format_values(trial))}"
         for trial in trials
     )
-    return wide(f"<thead><tr><th>trial<th>score<th>time<th>state<th>values<tbody>{rows}")
+    return render_wide_table(f"<thead><tr><th>trial<th>score<th>time<th>state<th>values<tbody>{rows}")
 
 
-def values(trial: Mapping[str, Any]) -> str:
+def format_values(trial: Mapping[str, Any]) -> str:
     """What a trial changed, in one line; why it failed, where it did."""
-    found = ", ".join(f"{key}={_short(value)}" for key, value in trial["values"].items())
+    found = ", ".join(f"{key}={_format_value(value)}" for key, value in trial["values"].items())
     return f"{found}: {trial['failure']}" if trial["failure"] else found
 
 
-def _short(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)

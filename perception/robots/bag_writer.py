@@ -7,9 +7,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from perception.files.safe_write import writing
-from perception.robots.definitions import typestore
-from perception.robots.messages import Message, Stamp, all_messages, doubts
+from perception.files.safe_write import convert_write_errors
+from perception.robots.definitions import make_typestore
+from perception.robots.messages import Message, MessageHeader, make_flag_diagnostics, result_to_messages
 from perception.runtime.result import Result
 from perception.types import PerceptionError
 
@@ -22,18 +22,18 @@ class BagWriter:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._store = typestore()
+        self._typestore = make_typestore()
         from rosbags.rosbag2 import StoragePlugin, Writer
 
         self.path = Path(path)
         if self.path.exists():
             raise PerceptionError(f"{self.path} exists already. Nothing is overwritten: give another name.")
-        with writing(self.path):
+        with convert_write_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._writer = Writer(self.path, version=8, storage_plugin=StoragePlugin.MCAP)
             self._writer.open()
         self._connections: dict[tuple[str, str], Any] = {}
-        self.count = 0
+        self.num_messages = 0
 
     def __enter__(self) -> BagWriter:
         return self
@@ -46,40 +46,42 @@ class BagWriter:
 
     def write(self, topic: str, message: Message, nanoseconds: int) -> None:
         """Record ``message`` on ``topic`` at a time."""
-        self.write_cdr(topic, message.type, to_cdr(message, self._store), nanoseconds)
+        self.write_cdr(topic, message.type, to_cdr(message, self._typestore), nanoseconds)
 
-    def write_result(self, prefix: str, result: Result, stamp: Stamp, nanoseconds: int, point_step: int) -> None:
+    def write_result(
+        self, prefix: str, result: Result, header: MessageHeader, nanoseconds: int, point_stride: int
+    ) -> None:
         """Record all that the network says by its relative topics under ``prefix``, and what is wrong with it on
         ``/diagnostics``."""
-        for topic, message in all_messages(result, stamp, point_step).items():
+        for topic, message in result_to_messages(result, header, point_stride).items():
             self.write(f"{prefix}/{topic}", message, nanoseconds)
-        if (doubt := doubts(result, prefix, stamp)) is not None:
+        if (doubt := make_flag_diagnostics(result, prefix, header)) is not None:
             self.write("/diagnostics", doubt, nanoseconds)
 
     def write_cdr(self, topic: str, type: str, data: bytes, nanoseconds: int) -> None:
         """Record a message of a standard type as it is."""
-        with writing(self.path):
+        with convert_write_errors(self.path):
             connection = self._connections.get((topic, type))
             if connection is None:
-                connection = self._writer.add_connection(topic, type, typestore=self._store)
+                connection = self._writer.add_connection(topic, type, typestore=self._typestore)
                 self._connections[topic, type] = connection
             self._writer.write(connection, nanoseconds, data)
-        self.count += 1
+        self.num_messages += 1
 
     def close(self) -> None:
         """Complete the file. Without this (a kill) it can be read up to the last chunk that was written."""
-        with writing(self.path):
+        with convert_write_errors(self.path):
             self._writer.close()
 
 
-def to_store(value: Any, store: Any) -> Any:
+def to_rosbags(value: Any, typestore: Any) -> Any:
     """A `Message` as the dataclass of a rosbags type store; lists and values within it likewise."""
     if isinstance(value, Message):
-        fields = {name: to_store(item, store) for name, item in value.fields.items()}
-        return store.types[value.type](**fields)
-    return [to_store(item, store) for item in value] if isinstance(value, list) else value
+        fields = {name: to_rosbags(item, typestore) for name, item in value.fields.items()}
+        return typestore.types[value.type](**fields)
+    return [to_rosbags(item, typestore) for item in value] if isinstance(value, list) else value
 
 
-def to_cdr(message: Message, store: Any) -> bytes:
+def to_cdr(message: Message, typestore: Any) -> bytes:
     """A `Message` as ROS 2 sends and records it."""
-    return bytes(store.serialize_cdr(to_store(message, store), message.type))
+    return bytes(typestore.serialize_cdr(to_rosbags(message, typestore), message.type))

@@ -8,7 +8,7 @@ import numpy as np
 
 from perception.types import Camera
 
-FISHEYE = (
+FISHEYE_MODELS = (
     "equidistant",
     "fisheye",
     "kannala_brandt",
@@ -26,8 +26,8 @@ def is_rectified(topic: str) -> bool:
     return bool({"rect", "rectified"} & set(topic.lower().replace("_", "/").split("/")))
 
 
-def lens(message: Any, size: tuple[int, int], rectified: bool = False) -> tuple[Camera | None, str]:
-    """The camera of a CameraInfo, whose pixels have their centre at whole numbers, and what is wrong with it.
+def parse_camera_info(message: Any, size: tuple[int, int], rectified: bool = False) -> tuple[Camera | None, str]:
+    """The camera of a CameraInfo, whose pixels have their center at whole numbers, and what is wrong with it.
 
     message:   sensor_msgs/CameraInfo of ROS 2, or of ROS 1
     size:      (height, width) of the image
@@ -64,10 +64,10 @@ def lens(message: Any, size: tuple[int, int], rectified: bool = False) -> tuple[
     elif size != whole:
         return None, f"its CameraInfo is for {whole[1]}x{whole[0]} pixels, and the image has {size[1]}x{size[0]}."
     problem = ""
-    if not rectified and str(message.distortion_model).lower() in FISHEYE and np.any(message_distortion(message)):
+    if not rectified and str(message.distortion_model).lower() in FISHEYE_MODELS and np.any(read_distortion(message)):
         problem = "its lens is a fisheye: metres hold in the middle of the image only. A rectified topic is better."
     return Camera(fx, fy, cx + 0.5, cy + 0.5), problem
 
 
-def message_distortion(message: Any) -> Any:
+def read_distortion(message: Any) -> Any:
     return np.asarray(getattr(message, "d", getattr(message, "D", ())), float)

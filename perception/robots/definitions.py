@@ -31,7 +31,7 @@ FOXGLOVE_MSGS = {
 """Likewise (MIT), of what is read."""
 
 
-def typestore() -> Any:
+def make_typestore() -> Any:
     """All standard messages of ROS 2, `VISION_MSGS` and `FOXGLOVE_MSGS`.
 
     Raises PerceptionError where rosbags is not installed.

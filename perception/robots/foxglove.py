@@ -13,61 +13,63 @@ from typing import Any
 
 import numpy as np
 
-from perception.robots.images import CAMERA_INFO, COMPRESSED, IMAGE
-from perception.robots.messages import Message, Stamp
+from perception.robots.images import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE
+from perception.robots.messages import Message, MessageHeader
 
-FIELDS = {
+PROTOBUF_FIELDS = {
     IMAGE: {1: "timestamp", 2: "width", 3: "height", 4: "encoding", 5: "step", 6: "data", 7: "frame_id"},
-    COMPRESSED: {1: "timestamp", 2: "data", 3: "format", 4: "frame_id"},
+    COMPRESSED_IMAGE: {1: "timestamp", 2: "data", 3: "format", 4: "frame_id"},
     CAMERA_INFO: {1: "timestamp", 2: "width", 3: "height", 4: "distortion_model",
                   5: "d", 6: "k", 7: "r", 8: "p", 9: "frame_id"},
 }  # fmt: skip
 """Type of ROS -> number of a field in a Protocol Buffer -> its name."""
-LARGEST = 2**32
+UINT32_LIMIT = 2**32
 
 
-def from_protobuf(data: bytes, kind: str) -> Message:
+def from_protobuf(data: bytes, ros_type: str) -> Message:
     """kind: the type of ROS that is wanted. Raises ValueError, struct.error or UnicodeDecodeError on damage."""
     values: dict[str, Any] = {}
-    for number, value in _pairs(data):
-        name = FIELDS[kind].get(number)
+    for number, value in _read_fields(data):
+        name = PROTOBUF_FIELDS[ros_type].get(number)
         if name == "timestamp":
-            time = dict(_pairs(value))
-            values[name] = (_signed(time.get(1, 0)), _signed(time.get(2, 0)))
+            time = dict(_read_fields(value))
+            values[name] = (_to_signed(time.get(1, 0)), _to_signed(time.get(2, 0)))
         elif name in ("width", "height", "step"):
             values[name] = int.from_bytes(value, "little")
         elif name in ("d", "k", "r", "p"):
             values[name] = [*values.get(name, []), *unpack(f"<{len(value) // 8}d", value)]
         elif name is not None:
             values[name] = bytes(value) if name == "data" else value.decode()
-    return _message(values, kind)
+    return _make_message(values, ros_type)
 
 
-def from_json(data: bytes, kind: str) -> Message:
+def from_json(data: bytes, ros_type: str) -> Message:
     """As `from_protobuf`."""
     values = {name.lower(): value for name, value in json.loads(data).items()}
     time = values.get("timestamp") or {}
     values["timestamp"] = int(time.get("sec", 0)), int(time.get("nsec", 0))
     values["data"] = base64.b64decode(values.get("data", ""), validate=True)
-    return _message(values, kind)
+    return _make_message(values, ros_type)
 
 
-def from_object(found: Any, kind: str) -> Message:
+def from_ros_message(message: Any, ros_type: str) -> Message:
     """Of a message of foxglove_msgs."""
-    values = {name: getattr(found, name) for name in FIELDS[kind].values()}
-    values["timestamp"] = found.timestamp.sec, found.timestamp.nanosec
-    return _message(values, kind)
+    values = {name: getattr(message, name) for name in PROTOBUF_FIELDS[ros_type].values()}
+    values["timestamp"] = message.timestamp.sec, message.timestamp.nanosec
+    return _make_message(values, ros_type)
 
 
-def _message(values: dict[str, Any], kind: str) -> Message:
+def _make_message(values: dict[str, Any], ros_type: str) -> Message:
     seconds, nanoseconds = values.get("timestamp", (0, 0))
-    fields: dict[str, Any] = {"header": Stamp(seconds * 10**9 + nanoseconds, str(values.get("frame_id", ""))).header()}
-    if kind in (IMAGE, CAMERA_INFO):
-        for name in ("width", "height", *(["step"] if kind == IMAGE else [])):
+    fields: dict[str, Any] = {
+        "header": MessageHeader(seconds * 10**9 + nanoseconds, str(values.get("frame_id", ""))).to_message()
+    }
+    if ros_type in (IMAGE, CAMERA_INFO):
+        for name in ("width", "height", *(["step"] if ros_type == IMAGE else [])):
             fields[name] = int(values.get(name, 0))
-            if not 0 <= fields[name] < LARGEST:
+            if not 0 <= fields[name] < UINT32_LIMIT:
                 raise ValueError(f"{name} {fields[name]}")
-    if kind == CAMERA_INFO:
+    if ros_type == CAMERA_INFO:
         for name, length in (("k", 9), ("r", 9), ("p", 12)):
             given = np.asarray(values.get(name, ()), float).ravel()
             fields[name] = given if len(given) == length else np.zeros(length)
@@ -79,27 +81,27 @@ def _message(values: dict[str, Any], kind: str) -> Message:
             "binning_y": 0,
             "roi": Message("sensor_msgs/msg/RegionOfInterest", region),
         }
-        return Message(kind, fields)
+        return Message(ros_type, fields)
     fields["data"] = np.frombuffer(values.get("data", b""), np.uint8)
-    name = "encoding" if kind == IMAGE else "format"
+    name = "encoding" if ros_type == IMAGE else "format"
     fields[name] = str(values.get(name, ""))
-    return Message(kind, fields | ({"is_bigendian": 0} if kind == IMAGE else {}))
+    return Message(ros_type, fields | ({"is_bigendian": 0} if ros_type == IMAGE else {}))
 
 
-def _pairs(data: Any) -> Iterator[tuple[int, Any]]:
+def _read_fields(data: Any) -> Iterator[tuple[int, Any]]:
     """The fields of a Protocol Buffer: number, and a number (varint) or bytes (anything else)."""
     if not isinstance(data, bytes | memoryview):
         raise ValueError("a number where a message is expected")
     view, at = memoryview(data), 0
     while at < len(view):
-        tag, at = _varint(view, at)
+        tag, at = _read_varint(view, at)
         kind = tag & 7
         if kind == 0:
-            value, at = _varint(view, at)
+            value, at = _read_varint(view, at)
             yield tag >> 3, value
             continue
         if kind == 2:
-            length, at = _varint(view, at)
+            length, at = _read_varint(view, at)
         else:
             length = {1: 8, 5: 4}[kind] if kind in (1, 5) else len(view)
         if at + length > len(view):
@@ -108,17 +110,17 @@ def _pairs(data: Any) -> Iterator[tuple[int, Any]]:
         at += length
 
 
-def _varint(view: memoryview, at: int) -> tuple[int, int]:
+def _read_varint(view: memoryview, offset: int) -> tuple[int, int]:
     value = 0
     for shift in range(0, 70, 7):
-        if at >= len(view):
+        if offset >= len(view):
             break
-        value |= (view[at] & 0x7F) << shift
-        at += 1
-        if view[at - 1] < 0x80:
-            return value, at
+        value |= (view[offset] & 0x7F) << shift
+        offset += 1
+        if view[offset - 1] < 0x80:
+            return value, offset
     raise ValueError("a number does not end")
 
 
-def _signed(value: Any) -> int:
+def _to_signed(value: Any) -> int:
     return value - 2**64 if value >= 2**63 else value

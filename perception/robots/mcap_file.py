@@ -12,19 +12,27 @@ from struct import error as StructError
 from struct import unpack_from
 from typing import Any
 
-from perception.robots.recorded_messages import Channel, DamageError, Found, in_time, ros2_type, unpack
+from perception.robots.recorded_messages import (
+    Channel,
+    DamageError,
+    RecordedMessage,
+    decompress_chunk,
+    merge_by_time,
+    to_ros2_type,
+)
 from perception.types import PerceptionError
 
 MAGIC = b"\x89MCAP0\r\n"
 FOOTER, SCHEMA, CHANNEL, MESSAGE, CHUNK, CHUNK_INDEX, STATISTICS, DATA_END = 2, 3, 4, 5, 6, 8, 11, 15
-MAX_DEFINITION = 64 << 20
+MAX_DEFINITION_BYTES = 64 << 20
 """Bytes of a record that is no message, chunk or attachment."""
 
 
 class McapFile:
-    """Implements `RecordingFile`. shown: the file's name for people. Raises DamageError where nothing can be read."""
+    """Implements `RecordingFile`. display_path: the file's name for people. Raises DamageError where nothing can be
+    read."""
 
-    def __init__(self, path: Path, shown: Path) -> None:
+    def __init__(self, path: Path, display_path: Path) -> None:
         try:
             import mcap.records as records
             from mcap.data_stream import ReadDataStream
@@ -40,7 +48,7 @@ class McapFile:
                 raise DamageError(f"a record of its index is damaged ({error})") from error
 
         self._parse = parse
-        self._path, self._file, self._size = shown, path.open("rb"), path.stat().st_size
+        self._path, self._file, self._size = display_path, path.open("rb"), path.stat().st_size
         self.damage: list[str] = []
         self.channels: dict[int, Channel] = {}
         self._schemas: dict[int, str] = {}
@@ -67,17 +75,17 @@ class McapFile:
         (start,) = unpack_from("<Q", footer, 9)
         statistics = None
         try:
-            for kind, place, length in self._records(start, self._size - 37) if start else ():
+            for kind, place, length in self._iterate_records(start, self._size - 37) if start else ():
                 if kind == STATISTICS:
-                    statistics = self._parse("Statistics", self._content(place, length))
+                    statistics = self._parse("Statistics", self._read_bytes(place, length))
                 elif kind == CHUNK_INDEX:
-                    index = self._parse("ChunkIndex", self._content(place, length))
+                    index = self._parse("ChunkIndex", self._read_bytes(place, length))
                     at = index.chunk_start_offset
                     if at + index.chunk_length > self._size:
                         return False
                     self._chunks.append((index.message_start_time, at, set(index.message_index_offsets)))
                 else:
-                    self._define(kind, place, length)
+                    self._read_definition(kind, place, length)
         except DamageError:
             return False
         if statistics is None or len(self._chunks) != statistics.chunk_count or not self._chunks:
@@ -85,93 +93,93 @@ class McapFile:
         counts = statistics.channel_message_counts
         if not set(counts) <= set(self.channels) or sum(counts.values()) != statistics.message_count:
             return False
-        self._count(counts)
+        self._set_counts(counts)
         return True
 
     def _scan(self) -> None:
         """Find channels and chunks by going through the file."""
         loose, counts = False, Counter[int]()
         try:
-            for kind, place, length in self._records(len(MAGIC), self._size):
+            for kind, place, length in self._iterate_records(len(MAGIC), self._size):
                 if kind in (FOOTER, DATA_END):
                     return
                 if kind == CHUNK:
                     loose = False
                     counts += self._scan_chunk(place)
                 elif kind == MESSAGE:
-                    channel, time = _stamp(self._content(place, min(length, 22)))
+                    channel, time = _read_channel_time(self._read_bytes(place, min(length, 22)))
                     counts[channel] += 1
                     if not loose:
                         self._chunks.append((time, place - 9, set()))
                     loose = True
                 else:
-                    self._define(kind, place, length)
+                    self._read_definition(kind, place, length)
             self.damage.append(f"{self._path} ends without its index, as when a recorder is killed: read up to its end")
         except DamageError as error:
             self.damage.append(f"{self._path}: {error}. What follows is lost (`mcap recover` may find more of it)")
         finally:
-            self._count(counts)
+            self._set_counts(counts)
 
-    def _scan_chunk(self, place: int) -> Counter[int]:
+    def _scan_chunk(self, offset: int) -> Counter[int]:
         """Take its channels. Returns how many messages each has."""
         times, counts = [], Counter[int]()
         try:
-            for kind, data in self._chunk_records(place):
+            for kind, data in self._iterate_chunk(offset):
                 if kind == MESSAGE:
-                    channel, time = _stamp(data)
+                    channel, time = _read_channel_time(data)
                     counts[channel] += 1
                     times.append(time)
                 else:
-                    self._define_from(kind, data)
+                    self._parse_definition(kind, data)
         except DamageError:
             pass  # told when it is read
-        self._chunks.append((min(times, default=0), place - 9, set(counts)))
+        self._chunks.append((min(times, default=0), offset - 9, set(counts)))
         return counts
 
-    def _count(self, counts: Mapping[int, int]) -> None:
+    def _set_counts(self, counts: Mapping[int, int]) -> None:
         self.channels = {n: Channel(c.topic, c.type, c.encoding, counts.get(n, 0)) for n, c in self.channels.items()}
 
-    def _define(self, kind: int, place: int, length: int) -> None:
+    def _read_definition(self, kind: int, offset: int, length: int) -> None:
         if kind in (SCHEMA, CHANNEL):
-            if length > MAX_DEFINITION:
-                raise DamageError(f"a definition at byte {place} says it has {length} bytes")
-            self._define_from(kind, self._content(place, length))
+            if length > MAX_DEFINITION_BYTES:
+                raise DamageError(f"a definition at byte {offset} says it has {length} bytes")
+            self._parse_definition(kind, self._read_bytes(offset, length))
 
-    def _define_from(self, kind: int, data: bytes | memoryview) -> None:
+    def _parse_definition(self, kind: int, data: bytes | memoryview) -> None:
         if kind == SCHEMA:
             schema = self._parse("Schema", data)
             self._schemas[schema.id] = schema.name
         elif kind == CHANNEL:
             found = self._parse("Channel", data)
-            name = ros2_type(self._schemas.get(found.schema_id, ""))
+            name = to_ros2_type(self._schemas.get(found.schema_id, ""))
             self.channels[found.id] = Channel(found.topic, name, found.message_encoding, 0)
 
-    def _records(self, place: int, end: int) -> Iterator[tuple[int, int, int]]:
+    def _iterate_records(self, offset: int, end: int) -> Iterator[tuple[int, int, int]]:
         """Kind, place of the content and its length. Raises DamageError where a record goes over ``end``; but a cut
         chunk is one still."""
-        while place < end:
-            self._file.seek(place)
+        while offset < end:
+            self._file.seek(offset)
             head = self._file.read(9)
             if len(head) < 9:
                 raise DamageError(f"it ends in the middle of a record, at byte {self._size}")
             kind, length = unpack_from("<BQ", head)
             if kind == 0:
-                raise DamageError(f"it is damaged at byte {place}")
-            if place + 9 + length > end and kind != CHUNK:
-                raise DamageError(f"the record at byte {place} ends behind the file: it is cut off or damaged there")
-            yield kind, place + 9, length
-            if place + 9 + length > end:
+                raise DamageError(f"it is damaged at byte {offset}")
+            if offset + 9 + length > end and kind != CHUNK:
+                raise DamageError(f"the record at byte {offset} ends behind the file: it is cut off or damaged there")
+            yield kind, offset + 9, length
+            if offset + 9 + length > end:
                 raise DamageError(f"it ends in the middle of a chunk, at byte {self._size}")
-            place += 9 + length
+            offset += 9 + length
 
-    def _content(self, place: int, length: int) -> bytes:
-        self._file.seek(place)
+    def _read_bytes(self, offset: int, length: int) -> bytes:
+        self._file.seek(offset)
         return self._file.read(length)
 
-    def _chunk_records(self, place: int) -> Iterator[tuple[int, memoryview]]:
+    def _iterate_chunk(self, offset: int) -> Iterator[tuple[int, memoryview]]:
         """Kind and content of the records within a chunk."""
-        length = unpack_from("<Q", self._content(place - 8, 8))[0]
-        content = self._content(place, min(length, self._size - place))
+        length = unpack_from("<Q", self._read_bytes(offset - 8, 8))[0]
+        content = self._read_bytes(offset, min(length, self._size - offset))
         cut = len(content) < length
         try:
             _, _, size, crc, name = unpack_from("<QQQII", content)
@@ -179,7 +187,7 @@ class McapFile:
             (packed,) = unpack_from("<Q", content, 32 + name)
         except (StructError, UnicodeDecodeError) as error:
             raise DamageError("its head is damaged") from error
-        data = unpack(kind, content[40 + name : 40 + name + packed], size, cut)
+        data = decompress_chunk(kind, content[40 + name : 40 + name + packed], size, cut)
         if crc and not cut and zlib.crc32(data) != crc:
             raise DamageError("its checksum is another")
         whole, at = memoryview(data), 0
@@ -192,41 +200,41 @@ class McapFile:
             yield op, whole[at + 9 : at + 9 + size]
             at += 9 + size
 
-    def messages(self, wanted: set[int]) -> Iterator[Found]:
+    def read_messages(self, channel_ids: set[int]) -> Iterator[RecordedMessage]:
         """By time."""
-        chunks = [(time, place) for time, place, channels in self._chunks if not channels or channels & wanted]
-        return in_time((time, partial(self._read, place, wanted)) for time, place in chunks)
+        chunks = [(time, place) for time, place, channels in self._chunks if not channels or channels & channel_ids]
+        return merge_by_time((time, partial(self._read_chunk, place, channel_ids)) for time, place in chunks)
 
-    def _read(self, place: int, wanted: set[int]) -> Iterator[Found]:
-        if self._content(place, 1) != bytes([CHUNK]):
-            yield from self._read_loose(place, wanted)
+    def _read_chunk(self, offset: int, channel_ids: set[int]) -> Iterator[RecordedMessage]:
+        if self._read_bytes(offset, 1) != bytes([CHUNK]):
+            yield from self._read_unchunked(offset, channel_ids)
             return
-        found: list[Found] = []
+        found: list[RecordedMessage] = []
         try:
-            for kind, data in self._chunk_records(place + 9):
+            for kind, data in self._iterate_chunk(offset + 9):
                 if kind == MESSAGE:
-                    channel, time = _stamp(data)
-                    if channel in wanted:
+                    channel, time = _read_channel_time(data)
+                    if channel in channel_ids:
                         found.append((time, channel, bytes(data[22:])))
         except DamageError as error:
-            self.damage.append(f"{self._path}: the chunk at byte {place} is damaged: {error}. Messages of it are lost")
+            self.damage.append(f"{self._path}: the chunk at byte {offset} is damaged: {error}. Messages of it are lost")
         yield from sorted(found, key=lambda message: message[0])
 
-    def _read_loose(self, place: int, wanted: set[int]) -> Iterator[Found]:
+    def _read_unchunked(self, offset: int, channel_ids: set[int]) -> Iterator[RecordedMessage]:
         """Messages outside of chunks, up to the next chunk."""
         try:
-            for kind, at, length in self._records(place, self._size):
+            for kind, at, length in self._iterate_records(offset, self._size):
                 if kind in (CHUNK, DATA_END, FOOTER):
                     return
                 if kind == MESSAGE:
-                    channel, time = _stamp(self._content(at, min(length, 22)))
-                    if channel in wanted:
-                        yield time, channel, self._content(at + 22, length - 22)
+                    channel, time = _read_channel_time(self._read_bytes(at, min(length, 22)))
+                    if channel in channel_ids:
+                        yield time, channel, self._read_bytes(at + 22, length - 22)
         except DamageError:
             return  # told by the scan
 
 
-def _stamp(message: bytes | memoryview) -> tuple[int, int]:
+def _read_channel_time(message: bytes | memoryview) -> tuple[int, int]:
     """Channel and time of a message record."""
     if len(message) < 22:
         raise DamageError("a message is shorter than its head")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from perception.runtime.result import Result
 from perception.types import Camera
 
-UNLABELLED = 255
+UNLABELED = 255
 """Class of a label image's pixel that is not valid (vision_msgs/LabelInfo reserves it)."""
 
 OK, WARN, ERROR = 0, 1, 2
@@ -31,8 +31,8 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
-class Stamp:
-    """The header of the picture that a result belongs to: every message carries it on unchanged.
+class MessageHeader:
+    """The header of the image that a result belongs to: every message carries it on unchanged.
 
     nanoseconds: since the epoch. frame_id: name of the camera's optical frame (x right, y down, z forward)
     """
@@ -40,37 +40,37 @@ class Stamp:
     nanoseconds: int
     frame_id: str
 
-    def header(self) -> Message:
+    def to_message(self) -> Message:
         seconds, rest = divmod(self.nanoseconds, 10**9)
         time = Message("builtin_interfaces/msg/Time", {"sec": seconds, "nanosec": rest})
         return Message("std_msgs/msg/Header", {"stamp": time, "frame_id": self.frame_id})
 
 
-def all_messages(result: Result, stamp: Stamp, point_step: int = 4) -> dict[str, Message]:
+def result_to_messages(result: Result, header: MessageHeader, point_stride: int = 4) -> dict[str, Message]:
     """Topic (relative) -> message, of all that the network's tasks give.
 
-    point_step: the cloud takes every so many rows and columns; 0 = no cloud.
+    point_stride: the cloud takes every so many rows and columns; 0 = no cloud.
     """
     found: dict[str, Message] = {}
     if result.boxes is not None:
-        found["detections"] = detections(result, stamp)
-    if result.label_map is not None:
-        found["label_image"] = image(result.label_map, "mono8", stamp)
-        found["label_info"] = label_info(result, stamp)
+        found["detections"] = make_detections(result, header)
+    if result.segmentation_mask is not None:
+        found["label_image"] = make_image(result.segmentation_mask, "mono8", header)
+        found["label_info"] = make_label_info(result, header)
     if result.depth is not None:
-        found["depth/image_rect"] = image(result.depth, "32FC1", stamp)
-        found["depth/camera_info"] = camera_info(result.lens(), result.size, stamp)
-        if point_step:
-            found["points"] = points(result, stamp, point_step)
-    if result.scene is not None:
-        found["scene"] = scene(result, stamp)
+        found["depth/image_rect"] = make_image(result.depth, "32FC1", header)
+        found["depth/camera_info"] = make_camera_info(result.effective_camera(), result.size, header)
+        if point_stride:
+            found["points"] = make_point_cloud(result, header, point_stride)
+    if result.scene_probabilities is not None:
+        found["scene"] = make_classification(result, header)
     return found
 
 
-def detections(result: Result, stamp: Stamp) -> Message:
+def make_detections(result: Result, header: MessageHeader) -> Message:
     """vision_msgs/Detection2DArray: boxes over the threshold, best first; ``id`` is the track, "" where unknown.
 
-    The pose of a hypothesis is the place of the box's centre at the box's distance, in metres in the optical frame;
+    The pose of a hypothesis is the place of the box's center at the box's distance, in metres in the optical frame;
     where that is unknown, the first element of its covariance is -1.
     """
     boxes, scores, labels = result.boxes, result.scores, result.labels
@@ -78,38 +78,42 @@ def detections(result: Result, stamp: Stamp) -> Message:
     assert scores is not None
     assert labels is not None
     distances, tracks = result.distances, result.tracks
-    header, lens = stamp.header(), result.lens() if distances is not None else None
+    header_message, lens = header.to_message(), result.effective_camera() if distances is not None else None
     items = []
     for i, (x1, y1, x2, y2) in enumerate(boxes.astype(float).tolist()):
         center = (x1 + x2) / 2, (y1 + y2) / 2
         hypothesis = Message("vision_msgs/msg/ObjectHypothesis", {"class_id": labels[i], "score": float(scores[i])})
         metres = float("nan") if distances is None else float(distances[i])
-        fields = {"hypothesis": hypothesis, "pose": _pose(center, metres, lens)}
-        box = {"center": _center(*center), "size_x": x2 - x1, "size_y": y2 - y1}
+        fields = {"hypothesis": hypothesis, "pose": _make_pose(center, metres, lens)}
+        box = {"center": _make_center(*center), "size_x": x2 - x1, "size_y": y2 - y1}
         items.append(
             Message(
                 "vision_msgs/msg/Detection2D",
                 {
-                    "header": header,
+                    "header": header_message,
                     "results": [Message("vision_msgs/msg/ObjectHypothesisWithPose", fields)],
                     "bbox": Message("vision_msgs/msg/BoundingBox2D", box),
                     "id": "" if tracks is None or tracks[i] < 0 else str(int(tracks[i])),
                 },
             )
         )
-    return Message("vision_msgs/msg/Detection2DArray", {"header": header, "detections": items})
+    return Message("vision_msgs/msg/Detection2DArray", {"header": header_message, "detections": items})
 
 
-def _center(x: float, y: float) -> Message:
+def _make_center(x: float, y: float) -> Message:
     position = Message("vision_msgs/msg/Point2D", {"x": x, "y": y})
     return Message("vision_msgs/msg/Pose2D", {"position": position, "theta": 0.0})
 
 
-def _pose(center: tuple[float, float], metres: float, lens: Camera | None) -> Message:
+def _make_pose(center: tuple[float, float], distance: float, camera: Camera | None) -> Message:
     covariance = np.zeros(36)
     x = y = z = 0.0
-    if lens is not None and np.isfinite(metres):
-        x, y, z = (center[0] - lens.cx) / lens.fx * metres, (center[1] - lens.cy) / lens.fy * metres, metres
+    if camera is not None and np.isfinite(distance):
+        x, y, z = (
+            (center[0] - camera.cx) / camera.fx * distance,
+            (center[1] - camera.cy) / camera.fy * distance,
+            distance,
+        )
     else:
         covariance[0] = -1.0
     pose = {
@@ -122,13 +126,13 @@ def _pose(center: tuple[float, float], metres: float, lens: Camera | None) -> Me
     )
 
 
-def image(values: NDArray, encoding: str, stamp: Stamp) -> Message:
+def make_image(values: NDArray, encoding: str, header: MessageHeader) -> Message:
     """sensor_msgs/Image of a [H, W] or [H, W, 3] array: "mono8" ids, "32FC1" metres with NaN where unknown (REP 118),
     or "rgb8"."""
     kind = np.dtype("<f4") if encoding == "32FC1" else np.dtype(np.uint8)
     plain = np.ascontiguousarray(values, kind)
     fields = {
-        "header": stamp.header(),
+        "header": header.to_message(),
         "height": plain.shape[0],
         "width": plain.shape[1],
         "encoding": encoding,
@@ -139,19 +143,19 @@ def image(values: NDArray, encoding: str, stamp: Stamp) -> Message:
     return Message("sensor_msgs/msg/Image", fields)
 
 
-def label_info(result: Result, stamp: Stamp) -> Message:
+def make_label_info(result: Result, header: MessageHeader) -> Message:
     """vision_msgs/LabelInfo: the names of the label image's ids, with 255 for pixels that are not valid."""
-    names = [*enumerate(result.label_names or ()), (UNLABELLED, "UNLABELED")]
+    names = [*enumerate(result.segmentation_classes or ()), (UNLABELED, "UNLABELED")]
     classes = [Message("vision_msgs/msg/VisionClass", {"class_id": id, "class_name": name}) for id, name in names]
-    return Message("vision_msgs/msg/LabelInfo", {"header": stamp.header(), "class_map": classes, "threshold": 0.0})
+    return Message("vision_msgs/msg/LabelInfo", {"header": header.to_message(), "class_map": classes, "threshold": 0.0})
 
 
-def camera_info(camera: Camera, size: tuple[int, int], stamp: Stamp) -> Message:
-    """sensor_msgs/CameraInfo of a pinhole camera without distortion. ROS puts a pixel's centre at whole numbers."""
+def make_camera_info(camera: Camera, size: tuple[int, int], header: MessageHeader) -> Message:
+    """sensor_msgs/CameraInfo of a pinhole camera without distortion. ROS puts a pixel's center at whole numbers."""
     k = np.array([camera.fx, 0, camera.cx - 0.5, 0, camera.fy, camera.cy - 0.5, 0, 0, 1.0])
     region = {"x_offset": 0, "y_offset": 0, "height": 0, "width": 0, "do_rectify": False}
     fields = {
-        "header": stamp.header(),
+        "header": header.to_message(),
         "height": size[0],
         "width": size[1],
         "distortion_model": "plumb_bob",
@@ -166,13 +170,13 @@ def camera_info(camera: Camera, size: tuple[int, int], stamp: Stamp) -> Message:
     return Message("sensor_msgs/msg/CameraInfo", fields)
 
 
-def points(result: Result, stamp: Stamp, step: int) -> Message:
+def make_point_cloud(result: Result, header: MessageHeader, stride: int) -> Message:
     """sensor_msgs/PointCloud2 of x, y, z (metres, optical frame) and rgb, as RViz and Foxglove expect it."""
-    cloud = result.cloud(step)
+    cloud = result.point_cloud(stride)
     record = np.zeros(len(cloud.points), np.dtype([("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("rgb", "<u4")]))
     for i, axis in enumerate("xyz"):
         record[axis] = cloud.points[:, i]
-    red, green, blue = cloud.colours.astype(np.uint32).T
+    red, green, blue = cloud.colors.astype(np.uint32).T
     record["rgb"] = red << 16 | green << 8 | blue
     float32 = 7
     layout = [
@@ -180,7 +184,7 @@ def points(result: Result, stamp: Stamp, step: int) -> Message:
         for i, name in enumerate(("x", "y", "z", "rgb"))
     ]
     fields = {
-        "header": stamp.header(),
+        "header": header.to_message(),
         "height": 1,
         "width": len(record),
         "fields": layout,
@@ -193,25 +197,25 @@ def points(result: Result, stamp: Stamp, step: int) -> Message:
     return Message("sensor_msgs/msg/PointCloud2", fields)
 
 
-def scene(result: Result, stamp: Stamp) -> Message:
-    """vision_msgs/Classification: every class of the picture with its probability, the most probable first."""
+def make_classification(result: Result, header: MessageHeader) -> Message:
+    """vision_msgs/Classification: every class of the image with its probability, the most probable first."""
     kinds = [
         Message("vision_msgs/msg/ObjectHypothesis", {"class_id": name, "score": float(score)})
-        for name, score in (result.scene or {}).items()
+        for name, score in (result.scene_probabilities or {}).items()
     ]
-    return Message("vision_msgs/msg/Classification", {"header": stamp.header(), "results": kinds})
+    return Message("vision_msgs/msg/Classification", {"header": header.to_message(), "results": kinds})
 
 
-def doubts(result: Result, name: str, stamp: Stamp) -> Message | None:
+def make_flag_diagnostics(result: Result, name: str, header: MessageHeader) -> Message | None:
     """diagnostic_msgs/DiagnosticArray of what is wrong with a result, an error where no one should act on it; None
     where nothing is."""
     if not result.flags:
         return None
     level = WARN if result.valid else ERROR
-    return diagnostics(name, level, "; ".join(result.flags), {"valid": result.valid}, stamp.nanoseconds)
+    return make_diagnostics(name, level, "; ".join(result.flags), {"valid": result.valid}, header.nanoseconds)
 
 
-def diagnostics(name: str, level: int, text: str, values: dict[str, Any], nanoseconds: int) -> Message:
+def make_diagnostics(name: str, level: int, text: str, values: dict[str, Any], nanoseconds: int) -> Message:
     """diagnostic_msgs/DiagnosticArray with one status. level: `OK`, `WARN` or `ERROR`; values: shown as text."""
     pairs = [
         Message("diagnostic_msgs/msg/KeyValue", {"key": key, "value": str(value)}) for key, value in values.items()
@@ -219,5 +223,6 @@ def diagnostics(name: str, level: int, text: str, values: dict[str, Any], nanose
     fields = {"level": level, "name": name, "message": text, "hardware_id": "", "values": pairs}
     status = Message("diagnostic_msgs/msg/DiagnosticStatus", fields)
     return Message(
-        "diagnostic_msgs/msg/DiagnosticArray", {"header": Stamp(nanoseconds, "").header(), "status": [status]}
+        "diagnostic_msgs/msg/DiagnosticArray",
+        {"header": MessageHeader(nanoseconds, "").to_message(), "status": [status]},
     )

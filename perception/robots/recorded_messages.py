@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Protocol
 
-LARGEST = 1 << 30
+MAX_UNPACKED_BYTES = 1 << 30
 """Bytes that a chunk or a message may have unpacked. Recorders write chunks of about a megabyte."""
-ZSTD = b"\x28\xb5\x2f\xfd"
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
-Found = tuple[int, int, bytes]
+RecordedMessage = tuple[int, int, bytes]
 """A message as recorded: nanoseconds at which it was, number of its channel, content."""
 
 
@@ -38,14 +38,14 @@ class RecordingFile(Protocol):
     channels: dict[int, Channel]
     damage: list[str]
 
-    def messages(self, wanted: set[int]) -> Iterator[Found]:
+    def read_messages(self, channel_ids: set[int]) -> Iterator[RecordedMessage]:
         """Those of the channels with these numbers, by time. What is damaged is left out, and told in `damage`."""
         ...
 
     def close(self) -> None: ...
 
 
-def ros2_type(name: str) -> str:
+def to_ros2_type(name: str) -> str:
     """ "sensor_msgs/Image" of ROS 1, "sensor_msgs::msg::dds_::Image_" of DDS -> "sensor_msgs/msg/Image"."""
     if "::" in name:
         name = name.replace("::", "/").replace("/dds_/", "/").removesuffix("_")
@@ -57,50 +57,53 @@ class DamageError(Exception):
     """What is recorded is damaged at a place; the rest may be sound."""
 
 
-def unpack(kind: str, data: bytes, size: int, cut: bool = False) -> bytes:
-    """``size`` bytes of a chunk compressed as ``kind`` says; as many as there are where its end is ``cut`` off.
+def decompress_chunk(compression: str, data: bytes, size: int, is_truncated: bool = False) -> bytes:
+    """``size`` bytes of a chunk compressed as ``compression`` says; as many as there are where its end is
+    ``is_truncated`` off.
 
     Raises DamageError where it is larger than `LARGEST`, of another size, or cannot be unpacked.
     """
-    if size > LARGEST:
-        raise DamageError(f"it says it has {size / 1e9:.1f} GB unpacked, and at most {LARGEST / 1e9:.1f} GB are read")
+    if size > MAX_UNPACKED_BYTES:
+        raise DamageError(
+            f"it says it has {size / 1e9:.1f} GB unpacked, and at most {MAX_UNPACKED_BYTES / 1e9:.1f} GB are read"
+        )
     try:
-        found = _unpack(kind, data, size + 1)
+        found = _decompress(compression, data, size + 1)
     except DamageError:
         raise
     except Exception as error:  # whatever a decompressor meets in damaged bytes
         raise DamageError(f"it cannot be unpacked ({error})") from error
-    if len(found) != size and not cut:
+    if len(found) != size and not is_truncated:
         raise DamageError(f"it does not unpack to the {size} bytes that it should have")
     return found
 
 
-def _unpack(kind: str, data: bytes, most: int) -> bytes:
-    if kind in ("", "none"):
+def _decompress(compression: str, data: bytes, max_bytes: int) -> bytes:
+    if compression in ("", "none"):
         return data
-    if kind == "lz4":
+    if compression == "lz4":
         from lz4.frame import LZ4FrameDecompressor
 
-        return LZ4FrameDecompressor().decompress(data, most)
-    if kind == "zstd":
-        return unzstd(data, most)
-    if kind == "bz2":
-        return bz2.BZ2Decompressor().decompress(data, most)
-    raise DamageError(f"its compression '{kind}' is unknown")
+        return LZ4FrameDecompressor().decompress(data, max_bytes)
+    if compression == "zstd":
+        return decompress_zstd(data, max_bytes)
+    if compression == "bz2":
+        return bz2.BZ2Decompressor().decompress(data, max_bytes)
+    raise DamageError(f"its compression '{compression}' is unknown")
 
 
-def unzstd(data: bytes, most: int) -> bytes:
-    """At most ``most`` bytes of what was compressed by Zstandard."""
+def decompress_zstd(data: bytes, max_bytes: int) -> bytes:
+    """At most ``max_bytes`` bytes of what was compressed by Zstandard."""
     from zstandard import ZstdDecompressor
 
-    return ZstdDecompressor().stream_reader(data).read(most)
+    return ZstdDecompressor().stream_reader(data).read(max_bytes)
 
 
-def in_time(chunks: Iterable[tuple[int, Callable[[], Iterator[Found]]]]) -> Iterator[Found]:
+def merge_by_time(chunks: Iterable[tuple[int, Callable[[], Iterator[RecordedMessage]]]]) -> Iterator[RecordedMessage]:
     """The messages of all chunks by time. A chunk, given with the time of its first message, is read when that has
     come; so only chunks that overlap are in memory together."""
 
-    def lazily(start: int, read: Callable[[], Iterator[Found]]) -> Iterator[Found]:
+    def lazily(start: int, read: Callable[[], Iterator[RecordedMessage]]) -> Iterator[RecordedMessage]:
         yield start, -1, b""
         yield from read()
 

@@ -10,32 +10,33 @@ from struct import error as StructError
 from struct import iter_unpack, unpack, unpack_from
 
 from perception.robots import recorded_messages
-from perception.robots.recorded_messages import Channel, DamageError, Found, in_time, ros2_type
+from perception.robots.recorded_messages import Channel, DamageError, RecordedMessage, merge_by_time, to_ros2_type
 
 MAGIC = b"#ROSBAG V2.0\n"
 MESSAGE, BAG, INDEX, CHUNK, CONNECTION = 2, 3, 4, 5, 7
-MAX_DEFINITION = 64 << 20
+MAX_DEFINITION_BYTES = 64 << 20
 
-Header = dict[bytes, bytes]
+RecordHeader = dict[bytes, bytes]
 
 
 @dataclass
 class _Chunk:
-    """place, length: of its content. start: time of its first message. counts: connection -> messages."""
+    """place, length: of its content. start_time: time of its first message. counts: connection -> messages."""
 
-    place: int
+    offset: int
     length: int
-    kind: str
+    compression: str
     size: int
-    start: int = 0
+    start_time: int = 0
     counts: dict[int, int] = field(default_factory=dict)
 
 
 class Ros1File:
-    """Implements `RecordingFile`. shown: the file's name for people. Raises DamageError where nothing can be read."""
+    """Implements `RecordingFile`. display_path: the file's name for people. Raises DamageError where nothing can be
+    read."""
 
-    def __init__(self, path: Path, shown: Path) -> None:
-        self._path, self._file, self._size = shown, path.open("rb"), path.stat().st_size
+    def __init__(self, path: Path, display_path: Path) -> None:
+        self._path, self._file, self._size = display_path, path.open("rb"), path.stat().st_size
         self.channels: dict[int, Channel] = {}
         self.damage: list[str] = []
         self._chunks: list[_Chunk] = []
@@ -52,23 +53,23 @@ class Ros1File:
         place, closed = len(MAGIC), False
         try:
             while place < self._size:
-                header, at, length = self._record(place)
+                header, at, length = self._read_record(place)
                 if b"op" not in header:
                     raise DamageError(f"it is damaged at byte {place}")
-                kind = _number(header, b"op", 1)
+                kind = _read_number(header, b"op", 1)
                 place = at + length
                 if kind == BAG:
-                    closed = _number(header, b"index_pos", 8) > 0
+                    closed = _read_number(header, b"index_pos", 8) > 0
                     if header.get(b"encryptor"):
                         name = header[b"encryptor"].decode(errors="replace")
                         raise DamageError(f"it is encrypted by {name}. Decrypt it first (`rosbag decrypt`)")
                 elif kind == CHUNK:
                     name = header.get(b"compression", b"").decode(errors="replace")
-                    self._chunks.append(_Chunk(at, length, name, _number(header, b"size", 4)))
+                    self._chunks.append(_Chunk(at, length, name, _read_number(header, b"size", 4)))
                 elif kind == INDEX and self._chunks:
-                    self._index(header, at, length)
+                    self._read_index(header, at, length)
                 elif kind == CONNECTION:
-                    self._connect(header, self._content(at, length))
+                    self._add_channel(header, self._read_bytes(at, length))
                 if place > self._size:
                     raise DamageError(f"it ends in the middle of a chunk, at byte {self._size}")
             if not closed:
@@ -79,7 +80,7 @@ class Ros1File:
             self.damage.append(f"{self._path}: {error}. What follows is lost")
         for chunk in self._chunks:
             if not chunk.counts or not set(chunk.counts) <= set(self.channels):
-                self._look_into(chunk)
+                self._scan_chunk(chunk)
         for chunk in self._chunks:
             for number, count in chunk.counts.items():
                 if (channel := self.channels.get(number)) is not None:
@@ -87,63 +88,67 @@ class Ros1File:
                         channel.topic, channel.type, channel.encoding, channel.count + count
                     )
 
-    def _index(self, header: Header, place: int, length: int) -> None:
-        if length % 12 or length > MAX_DEFINITION:
-            raise DamageError(f"the index at byte {place} is damaged")
-        times = [second * 10**9 + nano for second, nano, _ in iter_unpack("<III", self._content(place, length))]
+    def _read_index(self, header: RecordHeader, offset: int, length: int) -> None:
+        if length % 12 or length > MAX_DEFINITION_BYTES:
+            raise DamageError(f"the index at byte {offset} is damaged")
+        times = [second * 10**9 + nano for second, nano, _ in iter_unpack("<III", self._read_bytes(offset, length))]
         chunk = self._chunks[-1]
         if times:
-            chunk.start = min([*times, *([chunk.start] if chunk.counts else [])])
-            chunk.counts[_number(header, b"conn", 4)] = len(times)
+            chunk.start_time = min([*times, *([chunk.start_time] if chunk.counts else [])])
+            chunk.counts[_read_number(header, b"conn", 4)] = len(times)
 
-    def _look_into(self, chunk: _Chunk) -> None:
+    def _scan_chunk(self, chunk: _Chunk) -> None:
         """Its connections and messages, where no index tells them."""
         times, counts = [], dict[int, int]()
         try:
-            for kind, header, data in self._chunk_records(chunk):
+            for kind, header, data in self._iterate_chunk(chunk):
                 if kind == CONNECTION:
-                    self._connect(header, bytes(data))
+                    self._add_channel(header, bytes(data))
                 elif kind == MESSAGE:
-                    number = _number(header, b"conn", 4)
+                    number = _read_number(header, b"conn", 4)
                     counts[number] = counts.get(number, 0) + 1
-                    times.append(_time(header))
+                    times.append(_read_time(header))
         except DamageError:
             pass  # told when it is read
-        chunk.start, chunk.counts = min(times, default=0), counts
+        chunk.start_time, chunk.counts = min(times, default=0), counts
 
-    def _connect(self, header: Header, data: bytes) -> None:
-        fields = _fields(data)
+    def _add_channel(self, header: RecordHeader, data: bytes) -> None:
+        fields = _parse_header(data)
         topic = (header.get(b"topic") or fields.get(b"topic", b"")).decode(errors="replace")
         topic = "/" * topic.startswith("/") + "/".join(part for part in topic.split("/") if part)
-        name = ros2_type(fields.get(b"type", b"").decode(errors="replace"))
-        self.channels[_number(header, b"conn", 4)] = Channel(topic, name, "ros1", 0)
+        name = to_ros2_type(fields.get(b"type", b"").decode(errors="replace"))
+        self.channels[_read_number(header, b"conn", 4)] = Channel(topic, name, "ros1", 0)
 
-    def _record(self, place: int) -> tuple[Header, int, int]:
+    def _read_record(self, offset: int) -> tuple[RecordHeader, int, int]:
         """Header, place of the data and its length. The data of a chunk may go over the end of the file."""
-        length = self._length(place)
-        if place + 4 + length > self._size:
-            raise DamageError(f"it ends in the middle of a record, at byte {self._size}, or is damaged at byte {place}")
-        header = _fields(self._content(place + 4, length))
-        at = place + 4 + length
-        size = self._length(at)
-        if at + 4 + size > self._size and _number(header, b"op", 1) != CHUNK:
-            raise DamageError(f"it ends in the middle of a record, at byte {self._size}, or is damaged at byte {place}")
+        length = self._read_length(offset)
+        if offset + 4 + length > self._size:
+            raise DamageError(
+                f"it ends in the middle of a record, at byte {self._size}, or is damaged at byte {offset}"
+            )
+        header = _parse_header(self._read_bytes(offset + 4, length))
+        at = offset + 4 + length
+        size = self._read_length(at)
+        if at + 4 + size > self._size and _read_number(header, b"op", 1) != CHUNK:
+            raise DamageError(
+                f"it ends in the middle of a record, at byte {self._size}, or is damaged at byte {offset}"
+            )
         return header, at + 4, size
 
-    def _length(self, place: int) -> int:
-        data = self._content(place, 4)
+    def _read_length(self, offset: int) -> int:
+        data = self._read_bytes(offset, 4)
         if len(data) < 4:
             raise DamageError(f"it ends in the middle of a record, at byte {self._size}")
         return unpack("<I", data)[0]
 
-    def _content(self, place: int, length: int) -> bytes:
-        self._file.seek(place)
+    def _read_bytes(self, offset: int, length: int) -> bytes:
+        self._file.seek(offset)
         return self._file.read(length)
 
-    def _chunk_records(self, chunk: _Chunk) -> Iterator[tuple[int, Header, memoryview]]:
+    def _iterate_chunk(self, chunk: _Chunk) -> Iterator[tuple[int, RecordHeader, memoryview]]:
         """Kind, header and data of the records within a chunk."""
-        packed = self._content(chunk.place, min(chunk.length, self._size - chunk.place))
-        data = recorded_messages.unpack(chunk.kind, packed, chunk.size, len(packed) < chunk.length)
+        packed = self._read_bytes(chunk.offset, min(chunk.length, self._size - chunk.offset))
+        data = recorded_messages.decompress_chunk(chunk.compression, packed, chunk.size, len(packed) < chunk.length)
         whole, at = memoryview(data), 0
         while at < len(data):
             try:
@@ -154,30 +159,30 @@ class Ros1File:
             begin = at + 8 + head
             if begin + length > len(data):
                 raise DamageError("it ends in the middle of a record")
-            header = _fields(bytes(whole[at + 4 : at + 4 + head]))
-            yield _number(header, b"op", 1), header, whole[begin : begin + length]
+            header = _parse_header(bytes(whole[at + 4 : at + 4 + head]))
+            yield _read_number(header, b"op", 1), header, whole[begin : begin + length]
             at = begin + length
 
-    def messages(self, wanted: set[int]) -> Iterator[Found]:
+    def read_messages(self, channel_ids: set[int]) -> Iterator[RecordedMessage]:
         """By time."""
-        some = [chunk for chunk in self._chunks if not chunk.counts or wanted & set(chunk.counts)]
-        return in_time((chunk.start, partial(self._read, chunk, wanted)) for chunk in some)
+        some = [chunk for chunk in self._chunks if not chunk.counts or channel_ids & set(chunk.counts)]
+        return merge_by_time((chunk.start_time, partial(self._read_chunk, chunk, channel_ids)) for chunk in some)
 
-    def _read(self, chunk: _Chunk, wanted: set[int]) -> Iterator[Found]:
-        found: list[Found] = []
+    def _read_chunk(self, chunk: _Chunk, channel_ids: set[int]) -> Iterator[RecordedMessage]:
+        found: list[RecordedMessage] = []
         try:
-            for kind, header, data in self._chunk_records(chunk):
-                if kind == MESSAGE and (number := _number(header, b"conn", 4)) in wanted:
-                    found.append((_time(header), number, bytes(data)))
+            for kind, header, data in self._iterate_chunk(chunk):
+                if kind == MESSAGE and (number := _read_number(header, b"conn", 4)) in channel_ids:
+                    found.append((_read_time(header), number, bytes(data)))
         except DamageError as error:
-            at = chunk.place
+            at = chunk.offset
             self.damage.append(f"{self._path}: the chunk at byte {at} is damaged: {error}. Messages of it are lost")
         yield from sorted(found, key=lambda message: message[0])
 
 
-def _fields(data: bytes) -> Header:
+def _parse_header(data: bytes) -> RecordHeader:
     """name=value pairs, each after its length."""
-    found: Header = {}
+    found: RecordHeader = {}
     at = 0
     while at < len(data):
         if at + 4 > len(data):
@@ -191,13 +196,13 @@ def _fields(data: bytes) -> Header:
     return found
 
 
-def _number(header: Header, name: bytes, size: int) -> int:
+def _read_number(header: RecordHeader, name: bytes, size: int) -> int:
     value = header.get(name, b"")
     if len(value) != size:
         raise DamageError(f"a header has no {name.decode()}")
     return int.from_bytes(value, "little")
 
 
-def _time(header: Header) -> int:
-    value = _number(header, b"time", 8)
+def _read_time(header: RecordHeader) -> int:
+    value = _read_number(header, b"time", 8)
     return (value & 0xFFFFFFFF) * 10**9 + (value >> 32)

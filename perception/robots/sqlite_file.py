@@ -7,58 +7,61 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
-from perception.robots.recorded_messages import Channel, DamageError, Found, ros2_type
+from perception.robots.recorded_messages import Channel, DamageError, RecordedMessage, to_ros2_type
 
 MAGIC = b"SQLite format 3\0"
-ERRORS = (sqlite3.Error, ValueError, TypeError, OverflowError)
+DAMAGE_ERRORS = (sqlite3.Error, ValueError, TypeError, OverflowError)
 """What damage leads to: also names that are not UTF-8, and numbers that are none."""
 
 
 class SqliteFile:
-    """Implements `RecordingFile`. shown: the file's name for people. Raises DamageError where nothing can be read."""
+    """Implements `RecordingFile`. display_path: the file's name for people. Raises DamageError where nothing can be
+    read."""
 
-    def __init__(self, path: Path, shown: Path) -> None:
-        self._path = shown
+    def __init__(self, path: Path, display_path: Path) -> None:
+        self._path = display_path
         self.damage: list[str] = []
-        self._base = _connect(path)
+        self._database = _connect(path)
         try:
-            self.channels = self._channels()
-        except ERRORS as error:
+            self.channels = self._read_channels()
+        except DAMAGE_ERRORS as error:
             self.close()
             raise DamageError(str(error)) from error
 
     def close(self) -> None:
-        self._base.close()
+        self._database.close()
 
-    def _channels(self) -> dict[int, Channel]:
-        tables = {str(name) for (name,) in self._base.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    def _read_channels(self) -> dict[int, Channel]:
+        tables = {
+            str(name) for (name,) in self._database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        }
         if not {"topics", "messages"} <= tables:
             raise ValueError("it is an SQLite file without the tables of a bag, 'topics' and 'messages'")
-        counts = dict(self._base.execute("SELECT topic_id, count(*) FROM messages GROUP BY topic_id"))
-        rows = self._base.execute("SELECT id, name, type, serialization_format FROM topics").fetchall()
+        counts = dict(self._database.execute("SELECT topic_id, count(*) FROM messages GROUP BY topic_id"))
+        rows = self._database.execute("SELECT id, name, type, serialization_format FROM topics").fetchall()
         return {
-            int(number): Channel(str(name), ros2_type(str(kind)), str(format), counts.get(number, 0))
+            int(number): Channel(str(name), to_ros2_type(str(kind)), str(format), counts.get(number, 0))
             for number, name, kind, format in rows
         }
 
-    def messages(self, wanted: set[int]) -> Iterator[Found]:
+    def read_messages(self, channel_ids: set[int]) -> Iterator[RecordedMessage]:
         """By time; read one by one, for those that are damaged."""
-        numbers = ",".join(str(int(number)) for number in wanted)
+        numbers = ",".join(str(int(number)) for number in channel_ids)
         order = f"SELECT id, topic_id, timestamp FROM messages WHERE topic_id IN ({numbers}) ORDER BY timestamp, id"
         try:
-            for row, number, time in self._base.execute(order):
-                data = self._data(row)
+            for row, number, time in self._database.execute(order):
+                data = self._read_data(row)
                 if isinstance(data, bytes) and isinstance(time, int):
                     yield max(time, 0), number, data
                 else:
                     self.damage.append(f"{self._path}: messages are damaged")
-        except ERRORS as error:
+        except DAMAGE_ERRORS as error:
             self.damage.append(f"{self._path} is damaged: {error}. What follows is lost (`sqlite3 FILE .recover`)")
 
-    def _data(self, row: int) -> object:
+    def _read_data(self, row: int) -> object:
         try:
-            found = self._base.execute("SELECT data FROM messages WHERE id = ?", (row,)).fetchone()
-        except ERRORS:
+            found = self._database.execute("SELECT data FROM messages WHERE id = ?", (row,)).fetchone()
+        except DAMAGE_ERRORS:
             return None
         return found and found[0]
 
@@ -76,7 +79,7 @@ def _connect(path: Path) -> sqlite3.Connection:
             base.execute("PRAGMA locking_mode = EXCLUSIVE")
             base.execute("SELECT count(*) FROM sqlite_master").fetchone()
             return base
-        except ERRORS as error:
+        except DAMAGE_ERRORS as error:
             last = error
             if base is not None:
                 base.close()

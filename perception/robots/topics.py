@@ -5,49 +5,49 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
-from perception.files.safe_names import printable
-from perception.robots.images import CAMERA_INFO, COMPRESSED, IMAGE
+from perception.files.safe_names import escape_unprintable
+from perception.robots.images import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE
 from perception.robots.recorded_messages import Channel
 from perception.types import PerceptionError
 
-FOXGLOVE = {"RawImage": IMAGE, "CompressedImage": COMPRESSED, "CameraCalibration": CAMERA_INFO}
-KINDS = {
-    **{kind: kind for kind in (IMAGE, COMPRESSED, CAMERA_INFO)},
-    **{f"foxglove.{name}": kind for name, kind in FOXGLOVE.items()},
-    **{f"foxglove_msgs/msg/{name}": kind for name, kind in FOXGLOVE.items()},
+FOXGLOVE_TYPES = {"RawImage": IMAGE, "CompressedImage": COMPRESSED_IMAGE, "CameraCalibration": CAMERA_INFO}
+ROS_TYPES = {
+    **{kind: kind for kind in (IMAGE, COMPRESSED_IMAGE, CAMERA_INFO)},
+    **{f"foxglove.{name}": kind for name, kind in FOXGLOVE_TYPES.items()},
+    **{f"foxglove_msgs/msg/{name}": kind for name, kind in FOXGLOVE_TYPES.items()},
 }
 """Type of a channel -> type of ROS as which its messages are read."""
-VIDEO = frozenset(("FFMPEGPacket", "CompressedVideo", "H264Packet", "H265Packet", "Packet"))
-NO_PICTURES = frozenset(("depth", "label", "labels", "mask", "disparity", "confidence", "compresseddepth"))
-"""Parts of the names of images whose encoding may look like that of a gray picture."""
+VIDEO_TYPES = frozenset(("FFMPEGPacket", "CompressedVideo", "H264Packet", "H265Packet", "Packet"))
+NON_IMAGE_WORDS = frozenset(("depth", "label", "labels", "mask", "disparity", "confidence", "compresseddepth"))
+"""Parts of the names of images whose encoding may look like that of a gray image."""
 
 
-def is_read(channel: Channel) -> bool:
+def is_supported(channel: Channel) -> bool:
     """Whether its messages are images or calibrations of cameras, in an encoding that is read."""
     encodings = ("protobuf", "json") if channel.type.startswith("foxglove.") else ("cdr", "ros1")
-    return channel.type in KINDS and channel.encoding in encodings
+    return channel.type in ROS_TYPES and channel.encoding in encodings
 
 
 def is_image(channel: Channel) -> bool:
-    return is_read(channel) and KINDS[channel.type] != CAMERA_INFO
+    return is_supported(channel) and ROS_TYPES[channel.type] != CAMERA_INFO
 
 
-def image_topic(topic: str) -> str:
+def uncompressed_topic(topic: str) -> str:
     """The topic of which one is the compressed form: "/front/image_raw/compressed" -> "/front/image_raw"."""
     return topic.removesuffix("/compressed")
 
 
 def namespace(topic: str) -> str:
     """ "/front/image_raw/compressed" -> "/front"."""
-    return image_topic(topic).rpartition("/")[0]
+    return uncompressed_topic(topic).rpartition("/")[0]
 
 
-def choose(
-    channels: Collection[Channel], asked: Sequence[str] | None, where: object
+def select_topics(
+    channels: Collection[Channel], requested: Sequence[str] | None, where: object
 ) -> tuple[list[str], dict[str, str]]:
     """The image topics to read, and of the other topics of images why each is left out.
 
-    asked: None = all but depth and label images, and those that repeat another topic in compressed form
+    requested: None = all but depth and label images, and those that repeat another topic in compressed form
 
     Raises PerceptionError where there is none, or not one that is asked for.
     """
@@ -55,17 +55,17 @@ def choose(
     for channel in channels:
         counts[channel.topic] += channel.count if is_image(channel) else 0
     images = sorted({channel.topic for channel in channels if is_image(channel)})
-    packed = {channel.topic for channel in channels if KINDS.get(channel.type) == COMPRESSED}
-    left_out = {c.topic: why for c in channels if c.topic not in images and (why := _unread(c))}
-    if missing := sorted(set(asked or ()) - set(images)):
-        known = ", ".join(map(printable, images)) or "none"
+    packed = {channel.topic for channel in channels if ROS_TYPES.get(channel.type) == COMPRESSED_IMAGE}
+    left_out = {c.topic: why for c in channels if c.topic not in images and (why := _unsupported_reason(c))}
+    if missing := sorted(set(requested or ()) - set(images)):
+        known = ", ".join(map(escape_unprintable, images)) or "none"
         why = f" ({left_out[missing[0]]})" if missing[0] in left_out else ""
-        raise PerceptionError(f"{where} has no image topic {printable(missing[0])}{why}. It has: {known}.")
-    if asked:
-        return sorted(set(asked)), {}
+        raise PerceptionError(f"{where} has no image topic {escape_unprintable(missing[0])}{why}. It has: {known}.")
+    if requested:
+        return sorted(set(requested)), {}
     for topic in images:
-        if NO_PICTURES & set(topic.lower().replace("_", "/").split("/")):
-            left_out[topic] = "no pictures by its name; --topics reads it"
+        if NON_IMAGE_WORDS & set(topic.lower().replace("_", "/").split("/")):
+            left_out[topic] = "no images by its name; --topics reads it"
         elif topic in packed and counts[raw := topic.rpartition("/")[0]]:
             few = 2 * counts[raw] < counts[topic]
             worse, better = (raw, topic) if few else (topic, raw)
@@ -75,25 +75,25 @@ def choose(
     topics = [topic for topic in images if topic not in left_out]
     if not topics:
         there = sorted({channel.topic for channel in channels})
-        told = ", ".join(printable(t) + (f" ({left_out[t]})" if t in left_out else "") for t in there)
+        told = ", ".join(escape_unprintable(t) + (f" ({left_out[t]})" if t in left_out else "") for t in there)
         raise PerceptionError(f"{where} has no image topic. It has: {told or 'none'}.")
     return topics, left_out
 
 
-def _unread(channel: Channel) -> str:
+def _unsupported_reason(channel: Channel) -> str:
     """Why a topic that has to do with images is not read; "" of others."""
     name = channel.type.replace(".", "/").rpartition("/")[2]
-    if name in VIDEO:
+    if name in VIDEO_TYPES:
         return (
             f"{name}: parts of a video, not images. Republish it as images while it is played (`ros2 run "
             "image_transport republish`) and record these, or decode it to an mp4 file"
         )
-    if channel.type in KINDS and not is_read(channel):
-        return f"{name} in the encoding '{printable(channel.encoding)}', which is not read"
+    if channel.type in ROS_TYPES and not is_supported(channel):
+        return f"{name} in the encoding '{escape_unprintable(channel.encoding)}', which is not read"
     return ""
 
 
-def prefixes(topics: Iterable[str]) -> dict[str, str]:
+def assign_prefixes(topics: Iterable[str]) -> dict[str, str]:
     """Image topic -> where its results go: "/front/perception" of "/front/image_raw" if no other is in "/front", else
     "/front/image_raw/perception"."""
     found = {topic: namespace(topic) for topic in topics}
@@ -105,8 +105,8 @@ def prefixes(topics: Iterable[str]) -> dict[str, str]:
     }
 
 
-def info_topic(topic: str, infos: Collection[str]) -> str | None:
-    """Of the topics of CameraInfo the one that belongs to an image topic: its neighbour ``camera_info``, or else the
+def find_info_topic(topic: str, infos: Collection[str]) -> str | None:
+    """Of the topics of CameraInfo the one that belongs to an image topic: its neighbor ``camera_info``, or else the
     only one of its namespace. librealsense records ``Color_0/image/data`` and ``Color_0/info/camera_info``."""
     for place in (namespace(topic), topic.rpartition("/")[0], topic.removesuffix("/image/data") + "/info"):
         if f"{place}/camera_info" in infos:

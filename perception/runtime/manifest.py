@@ -1,4 +1,4 @@
-"""What an exported file says of itself: tasks, classes, sizes, normalisation, units, and the proof of parity. No torch.
+"""What an exported file says of itself: tasks, classes, sizes, normalization, units, and the proof of parity. No torch.
 
 The manifest is JSON in the ONNX file's metadata, beside the SHA-256 of its own text; the manifest holds the SHA-256 of
 the graph. So a file that was damaged or edited is refused. This is no signature: whoever wants to deceive can
@@ -21,48 +21,50 @@ from typing import Any, Literal, TypeAlias
 from perception import __version__
 from perception.ops.image import PAD_VALUE
 from perception.runtime import onnx_file
-from perception.runtime.json_schema import problems, shown
+from perception.runtime.json_schema import find_schema_errors, format_value
 from perception.types import PerceptionError, TaskSpec
 
-FORMAT = 2
-MAX_TEXT = 1 << 24
+FORMAT = 3
+MAX_CHARACTERS = 1 << 24
 """Characters of a manifest."""
 MAX_PIXELS = 100_000_000
 """Of a network's input."""
-MOST_MAP_CLASSES = 255
-WHOLE = frozenset(("size", "multiple", "pad", "shape"))
+MAX_MASK_CLASSES = 255
+INTEGER_FIELDS = frozenset(("size", "size_divisor", "pad_value", "shape"))
 """Fields of whole numbers."""
-MOST_PROBLEMS = 5
+MAX_PROBLEMS = 5
 """That one message tells."""
 MANIFEST_KEY = "perception.manifest"
 DIGEST_KEY = "perception.manifest.sha256"
 
 
-RESIZE = "bilinear; shrunk by 1.4 or more: to twice the size, then means of 2 x 2; by 2.8 or more: means of areas"
-"""How a picture is brought to the size it is placed at: `perception.ops.image`. Rounded to whole levels."""
+RESIZE_RULE = "bilinear; shrunk by 1.4 or more: to twice the size, then means of 2 x 2; by 2.8 or more: means of areas"
+"""How an image is brought to the size it is placed at: `perception.ops.image`. Rounded to whole levels."""
 
-RESIZE_INSIDE = (
+EMBEDDED_RESIZE_RULE = (
     "bilinear to k times the size, then means of k x k; k = 1, 2, round(s) for a shrinkage s from 0, 1.4, 2.8"
 )
 """The same rule in plain operators, without rounding to whole levels: `perception.export.embedded_preprocessing`."""
 
-Preprocess: TypeAlias = Literal["outside", "inside"]
+PreprocessPlacement: TypeAlias = Literal["external", "embedded"]
 Precision: TypeAlias = Literal["fp32", "fp16", "int8"]
 
 
 @dataclass(frozen=True, slots=True)
-class InputRules:
-    """How a picture becomes the graph's one input.
+class InputSpec:
+    """How an image becomes the graph's one input.
 
     size:     (height, width) that the network sees: that of training and evaluation
-    mean, std: of the normalisation, which is the graph's own first layer: ``(value / 255 - mean) / std``
+    mean, std: of the normalization, which is the graph's own first layer: ``(value / 255 - mean) / std``
     layout:   "NCHW": uint8 RGB [batch, 3, height, width]; "NHWC": [batch, height, width, 3]
-    multiple: height and width that the network sees must be multiples of this
-    placing:  "fit, top left": scaled to fit with its aspect ratio kept, placed top left, the rest filled with ``pad``
-    resize:   the rule of that scaling
-    preprocess: "outside": the caller places pictures, and outputs are in pixels of the input. "inside": the graph
-        does; the input is a batch of pictures of any one size, and outputs are in pixels of these pictures
-    dynamic:  outside: any multiples of ``multiple`` are welcome, ``size`` is a recommendation; otherwise only ``size``
+    size_divisor: height and width that the network sees must be multiples of this
+    placement:  "fit, top left": scaled to fit with its aspect ratio kept, placed top left, the rest filled with
+    ``pad_value``
+    resize_rule:   the rule of that scaling
+    preprocess: "external": the caller places images, and outputs are in pixels of the input. "embedded": the graph
+        does; the input is a batch of images of any one size, and outputs are in pixels of these images
+    dynamic:  outside: any multiples of ``size_divisor`` are welcome, ``size`` is a recommendation; otherwise only
+    ``size``
     """
 
     size: tuple[int, int]
@@ -71,31 +73,31 @@ class InputRules:
     name: str = "images"
     dtype: str = "uint8"
     layout: str = "NCHW"
-    colour: str = "RGB"
-    multiple: int = 32
-    placing: str = "fit, top left"
-    pad: int = PAD_VALUE
-    resize: str = RESIZE
-    preprocess: Preprocess = "outside"
+    color_order: str = "RGB"
+    size_divisor: int = 32
+    placement: str = "fit, top left"
+    pad_value: int = PAD_VALUE
+    resize_rule: str = RESIZE_RULE
+    preprocess: PreprocessPlacement = "external"
     dynamic: bool = True
 
     @property
-    def inside(self) -> bool:
-        """Does the graph place pictures itself?"""
-        return self.preprocess == "inside"
+    def embeds_preprocessing(self) -> bool:
+        """Does the graph place images itself?"""
+        return self.preprocess == "embedded"
 
 
 @dataclass(frozen=True, slots=True)
-class OutputRules:
+class OutputSpec:
     """One output of the graph.
 
     dtype: as numpy calls it. shape: numbers, or names of what is known only at run time ("batch", "height", "width")
-    meaning: what its numbers are, with their unit
+    description: what its numbers are, with their unit
     """
 
     dtype: str
     shape: tuple[int | str, ...]
-    meaning: str
+    description: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,46 +106,46 @@ class Manifest:
     outputs:   name -> what it is, in the graph's order; a task's are called ``<task>.<output>``
     precision: of the arithmetic: "int8" and "fp16" keep what is sensitive in float32
     opset:     version of the ONNX operator set
-    graph, weights: SHA-256 of the ONNX graph and of the network's parameters it was made from
+    graph_sha256, weights_sha256: SHA-256 of the ONNX graph and of the network's parameters it was made from
     parity:    output -> largest difference between torch and ONNX Runtime that the export saw
-    quality:   of a reduced precision: task -> its metric by name, "before" and "after" on the validation pictures
-    speed:     of a reduced precision: seconds per picture "before" and "after" on one thread, and their "ratio"
-    producer, made_with: program that wrote the file; versions of the libraries that it used
+    quality:   of a reduced precision: task -> its metric by name, "before" and "after" on the validation images
+    speed:     of a reduced precision: seconds per image "before" and "after" on one thread, and their "ratio"
+    producer, library_versions: program that wrote the file; versions of the libraries that it used
     """
 
     tasks: dict[str, TaskSpec]
-    input: InputRules
-    outputs: dict[str, OutputRules]
+    input: InputSpec
+    outputs: dict[str, OutputSpec]
     precision: Precision = "fp32"
     opset: int = 0
-    graph: str = ""
-    weights: str = ""
+    graph_sha256: str = ""
+    weights_sha256: str = ""
     parity: dict[str, float] = field(default_factory=dict)
     quality: dict[str, dict[str, Any]] = field(default_factory=dict)
     speed: dict[str, float] = field(default_factory=dict)
     producer: str = f"perception {__version__}"
-    made_with: dict[str, str] = field(default_factory=dict)
+    library_versions: dict[str, str] = field(default_factory=dict)
     format: int = FORMAT
 
 
-def to_text(manifest: Manifest, indent: int | None = None) -> str:
+def manifest_to_json(manifest: Manifest, indent: int | None = None) -> str:
     """The manifest as JSON, as `perception/runtime/manifest.schema.json` describes it."""
     return json.dumps(dataclasses.asdict(manifest), ensure_ascii=False, indent=indent, allow_nan=False)
 
 
-def embed(model: bytes, manifest: Manifest) -> bytes:
+def embed_manifest(model: bytes, manifest: Manifest) -> bytes:
     """The ONNX file ``model`` with ``manifest`` in its metadata; ``manifest.graph`` is computed."""
-    manifest = dataclasses.replace(manifest, graph=onnx_file.digest(model))
-    text = to_text(manifest)
-    return onnx_file.with_metadata(model, {MANIFEST_KEY: text, DIGEST_KEY: _sha256(text)})
+    manifest = dataclasses.replace(manifest, graph_sha256=onnx_file.hash_graph(model))
+    text = manifest_to_json(manifest)
+    return onnx_file.replace_metadata(model, {MANIFEST_KEY: text, DIGEST_KEY: _sha256(text)})
 
 
-def extract(model: bytes, where: str) -> Manifest:
+def extract_manifest(model: bytes, where: str) -> Manifest:
     """The manifest of an ONNX file that passed `container.check`; ``where`` names it in messages.
 
     Raises PerceptionError where the manifest is missing, of another format, or does not fit itself or the graph.
     """
-    pairs = onnx_file.metadata(model)
+    pairs = onnx_file.read_metadata(model)
     if MANIFEST_KEY not in pairs:
         raise PerceptionError(
             f"{where} has no manifest. Expected a file written by `perception export`. Export it again."
@@ -153,20 +155,20 @@ def extract(model: bytes, where: str) -> Manifest:
         raise PerceptionError(
             f"{where}: the manifest was changed after the export (its SHA-256 differs). Export it again."
         )
-    manifest = parse(text, where)
-    if manifest.graph != onnx_file.digest(model):
+    manifest = parse_manifest(text, where)
+    if manifest.graph_sha256 != onnx_file.hash_graph(model):
         raise PerceptionError(
             f"{where}: the graph is not the one that was exported (its SHA-256 differs). Export it again."
         )
     return manifest
 
 
-def parse(text: str, where: str) -> Manifest:
+def parse_manifest(text: str, where: str) -> Manifest:
     """A manifest from its JSON, which `manifest.schema.json` describes. Raises PerceptionError naming what is wrong."""
-    if len(text) > MAX_TEXT:
-        raise PerceptionError(f"{where}: the manifest has {len(text)} characters, expected at most {MAX_TEXT}.")
+    if len(text) > MAX_CHARACTERS:
+        raise PerceptionError(f"{where}: the manifest has {len(text)} characters, expected at most {MAX_CHARACTERS}.")
     try:
-        plain = json.loads(text, parse_constant=_no_number)
+        plain = json.loads(text, parse_constant=_reject_constant)
     except (ValueError, RecursionError) as error:
         raise PerceptionError(
             f"{where}: the manifest is not valid: it is no JSON: {error}. Export it again."
@@ -174,85 +176,92 @@ def parse(text: str, where: str) -> Manifest:
     found = plain.get("format") if isinstance(plain, dict) else None
     if found != FORMAT and (isinstance(found, int) or found is None):
         raise PerceptionError(
-            f"{where}: manifest format {shown(found)}, expected {FORMAT}. "
+            f"{where}: manifest format {format_value(found)}, expected {FORMAT}. "
             "Use the version of perception that wrote it, or export it again."
         )
-    wrong = list(islice(problems(plain, schema(), schema()), MOST_PROBLEMS)) or list(_misfits(plain))
+    wrong = list(islice(find_schema_errors(plain, load_schema(), load_schema()), MAX_PROBLEMS)) or list(
+        _find_inconsistencies(plain)
+    )
     if wrong:
         raise PerceptionError(f"{where}: the manifest is not valid: {'; '.join(wrong)}. Export it again.")
-    tasks = {name: _record(TaskSpec, spec) for name, spec in plain["tasks"].items()}
-    outputs = {name: _record(OutputRules, entry) for name, entry in plain["outputs"].items()}
-    parts = {"tasks": tasks, "outputs": outputs, "input": _record(InputRules, plain["input"])}
+    tasks = {name: _build_record(TaskSpec, spec) for name, spec in plain["tasks"].items()}
+    outputs = {name: _build_record(OutputSpec, entry) for name, entry in plain["outputs"].items()}
+    parts = {"tasks": tasks, "outputs": outputs, "input": _build_record(InputSpec, plain["input"])}
     return Manifest(**{**plain, **parts, "opset": int(plain["opset"]), "format": FORMAT})
 
 
 @lru_cache(maxsize=1)
-def schema() -> dict[str, Any]:
+def load_schema() -> dict[str, Any]:
     """The JSON Schema of the manifest, which is published beside this module."""
     return json.loads(Path(__file__).with_name("manifest.schema.json").read_text("utf-8"))
 
 
-def _no_number(text: str) -> None:
+def _reject_constant(text: str) -> None:
     raise ValueError(f"{text} is no number")
 
 
-def _record(cls: type, plain: Mapping[str, Any]) -> Any:
-    return cls(**{key: _value(value, key in WHOLE) for key, value in plain.items()})
+def _build_record(cls: type, plain: Mapping[str, Any]) -> Any:
+    return cls(**{key: _convert_value(value, key in INTEGER_FIELDS) for key, value in plain.items()})
 
 
-def _value(value: Any, whole: bool) -> Any:
+def _convert_value(value: Any, is_integer: bool) -> Any:
     """Lists as tuples, and 32.0 as 32 where a whole number is meant: to JSON they are one."""
     if isinstance(value, list):
-        return tuple(_value(item, whole) for item in value)
-    return int(value) if whole and isinstance(value, float) else value
+        return tuple(_convert_value(item, is_integer) for item in value)
+    return int(value) if is_integer and isinstance(value, float) else value
 
 
-def _misfits(plain: Mapping[str, Any]) -> Iterator[str]:
+def _find_inconsistencies(plain: Mapping[str, Any]) -> Iterator[str]:
     """What no schema can say: how the fields of a manifest must fit one another."""
     rules, outputs = plain["input"], plain["outputs"]
-    inside = rules["preprocess"] == "inside"
+    inside = rules["preprocess"] == "embedded"
     known = {
         "layout": "NHWC" if inside else "NCHW",
-        "pad": PAD_VALUE,
-        "resize": RESIZE_INSIDE if inside else RESIZE,
+        "pad_value": PAD_VALUE,
+        "resize_rule": EMBEDDED_RESIZE_RULE if inside else RESIZE_RULE,
     }
     for key, value in known.items():
         if rules[key] != value:
-            yield f"input.{key} {shown(rules[key])}, expected {value!r}"
-    if any(side % rules["multiple"] for side in rules["size"]):
-        yield f"input.size {rules['size']}, expected multiples of {rules['multiple']}"
+            yield f"input.{key} {format_value(rules[key])}, expected {value!r}"
+    if any(side % rules["size_divisor"] for side in rules["size"]):
+        yield f"input.size {rules['size']}, expected multiples of {rules['size_divisor']}"
     if math.prod(rules["size"]) > MAX_PIXELS:
         yield f"input.size {rules['size']}, expected at most {MAX_PIXELS} pixels"
     for name, spec in plain["tasks"].items():
-        yield from _task_misfits(name, spec, outputs)
+        yield from _find_task_inconsistencies(name, spec, outputs)
     if extra := set(outputs) - {
         f"{name}.{output}" for name, spec in plain["tasks"].items() for output in spec["outputs"]
     }:
         yield f"outputs: {', '.join(sorted(extra))} of no task"
 
 
-def _task_misfits(name: str, spec: Mapping[str, Any], outputs: Mapping[str, Any]) -> Iterator[str]:
+def _find_task_inconsistencies(name: str, spec: Mapping[str, Any], outputs: Mapping[str, Any]) -> Iterator[str]:
     where, classes = f"tasks.{name}", spec["classes"]
     if spec["name"] != name:
         yield f"{where}.name {spec['name']}, expected {name}"
-    if not classes and (spec["shape"] != "dense" or not spec["unit"]):
+    if not classes and (spec["annotation_type"] != "dense" or not spec["unit"]):
         yield f"{where}: neither classes nor a unit"
-    if spec["shape"] == "dense" and len(classes) > MOST_MAP_CLASSES:
-        yield f"{where}.classes has {len(classes)}, expected at most {MOST_MAP_CLASSES}: ids are bytes"
+    if spec["annotation_type"] == "dense" and len(classes) > MAX_MASK_CLASSES:
+        yield f"{where}.classes has {len(classes)}, expected at most {MAX_MASK_CLASSES}: ids are bytes"
     if spec["limits"] and not spec["limits"][0] < spec["limits"][1]:
         yield f"{where}.limits {spec['limits']}, expected the smaller number first"
-    wanted = expected_outputs(spec["shape"], classes)
+    wanted = expected_outputs(spec["annotation_type"], classes)
     counts = {str(outputs[key]["shape"][1:2]) for key in (f"{name}.{o}" for o in spec["outputs"]) if key in outputs}
-    if spec["shape"] == "instances" and len(counts) > 1:
+    if spec["annotation_type"] == "instances" and len(counts) > 1:
         yield f"outputs: {name} has unlike numbers of {' and '.join(spec['outputs'])}"
-    if len(spec["outputs"]) < len(wanted) or (spec["shape"] != "dense" and len(spec["outputs"]) > len(wanted)):
-        yield f"{where}.outputs {spec['outputs']}, expected {len(wanted)} of shape {spec['shape']}"
+    if len(spec["outputs"]) < len(wanted) or (
+        spec["annotation_type"] != "dense" and len(spec["outputs"]) > len(wanted)
+    ):
+        yield f"{where}.outputs {spec['outputs']}, expected {len(wanted)} of type {spec['annotation_type']}"
     for i, output in enumerate(spec["outputs"]):
         entry, (dtype, shape) = outputs.get(f"{name}.{output}"), wanted[min(i, len(wanted) - 1)]
         if entry is None:
             yield f"outputs: {name}.{output} is missing"
-        elif (i < len(wanted) and entry["dtype"] != dtype) or not fits(entry["shape"], shape):
-            yield f"outputs.{name}.{output} is {entry['dtype']} {shown(entry['shape'])}, expected {dtype} {list(shape)}"
+        elif (i < len(wanted) and entry["dtype"] != dtype) or not is_compatible_shape(entry["shape"], shape):
+            yield (
+                f"outputs.{name}.{output} is {entry['dtype']} {format_value(entry['shape'])}, "
+                f"expected {dtype} {list(shape)}"
+            )
 
 
 def expected_outputs(shape: str, classes: Sequence[str]) -> list[tuple[str, tuple[int | str, ...]]]:
@@ -264,7 +273,7 @@ def expected_outputs(shape: str, classes: Sequence[str]) -> list[tuple[str, tupl
     return [("float32", ("batch", len(classes)))]
 
 
-def fits(shape: Sequence[int | str], expected: Sequence[int | str]) -> bool:
+def is_compatible_shape(shape: Sequence[int | str], expected: Sequence[int | str]) -> bool:
     """Whether a shape has as many sizes as expected, and the same where both say a number."""
     pairs = zip(shape, expected)  # noqa: B905 - of one length, or it does not fit
     return len(shape) == len(expected) and all(

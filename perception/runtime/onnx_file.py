@@ -25,7 +25,7 @@ GRAPH_NODE, GRAPH_TENSOR, GRAPH_OUTPUT, GRAPH_VALUE = 1, 5, 12, 13  # fields of 
 Field = tuple[int, int, int, int]
 """Field number, start of the field (its tag), start of its content, end."""
 
-CHILDREN: dict[str, dict[int, str]] = {
+CHILD_MESSAGES: dict[str, dict[int, str]] = {
     "model": {GRAPH: "graph", OPERATOR_SET: "operator set", FUNCTION: "function", 20: "training"},
     "training": {1: "graph", 2: "graph"},
     "graph": {1: "node", 5: "tensor", 15: "sparse tensor"},
@@ -41,7 +41,7 @@ EXTERNAL_FIELDS = (13, 14)  # of a tensor: external_data, data_location
 MAX_DEPTH = 32
 
 
-def read_file(path: str | Path) -> bytes:
+def read_model(path: str | Path) -> bytes:
     """The bytes of an ONNX file that refers to nothing outside itself.
 
     Raises PerceptionError where it is missing, empty, too large, truncated, keeps tensors in other files (through any
@@ -55,29 +55,29 @@ def read_file(path: str | Path) -> bytes:
         raise PerceptionError(f"{path} has {size} bytes. An ONNX file has between 1 and {MAX_BYTES}. Export it again.")
     data = path.read_bytes()
     try:
-        check(data)
+        check_model(data)
     except PerceptionError as error:
         raise PerceptionError(f"{path}: {error}") from error.__cause__
     return data
 
 
-def check(data: bytes) -> None:
+def check_model(data: bytes) -> None:
     """Raise PerceptionError unless ``data`` is one whole model that needs neither other files nor custom operators."""
     try:
-        present = {field[0] for field in _fields(data, 0, len(data))}
+        present = {field[0] for field in _read_fields(data, 0, len(data))}
         if GRAPH not in present or OPERATOR_SET not in present:
             raise ValueError("no graph")
-        _check(data, 0, len(data), "model", 0)
+        _check_message(data, 0, len(data), "model", 0)
     except (ValueError, IndexError) as error:
         problem = f"not a whole ONNX model ({error}). It is truncated or damaged. Copy or export it again."
         raise PerceptionError(problem) from error
 
 
-def _check(data: bytes, start: int, end: int, message: str, depth: int) -> None:
+def _check_message(data: bytes, start: int, end: int, message: str, depth: int) -> None:
     if depth > MAX_DEPTH:
         raise ValueError("nested too deeply")
-    children, domain_field = CHILDREN.get(message, {}), DOMAIN_FIELDS.get(message)
-    for number, _, first, last in _fields(data, start, end):
+    children, domain_field = CHILD_MESSAGES.get(message, {}), DOMAIN_FIELDS.get(message)
+    for number, _, first, last in _read_fields(data, start, end):
         if number == domain_field:
             domain = data[first:last].decode("utf-8", "replace")
             if domain not in DOMAINS:
@@ -91,23 +91,23 @@ def _check(data: bytes, start: int, end: int, message: str, depth: int) -> None:
                 "Export it with `perception export`."
             )
         elif number in children:
-            _check(data, first, last, children[number], depth + 1)
+            _check_message(data, first, last, children[number], depth + 1)
 
 
-def _fields(data: bytes, start: int, end: int) -> Iterator[Field]:
+def _read_fields(data: bytes, start: int, end: int) -> Iterator[Field]:
     """The fields of the message in ``data[start:end]``. ValueError where it does not parse to its last byte."""
     position = start
     while position < end:
         begin = position
-        tag, position = _varint(data, position, end)
+        tag, position = _read_varint(data, position, end)
         number, kind = tag >> 3, tag & 7
         content = position
         if kind == 0:
-            _, position = _varint(data, position, end)
+            _, position = _read_varint(data, position, end)
         elif kind == 1:
             position += 8
         elif kind == 2:
-            length, content = _varint(data, position, end)
+            length, content = _read_varint(data, position, end)
             position = content + length
         elif kind == 5:
             position += 4
@@ -118,7 +118,7 @@ def _fields(data: bytes, start: int, end: int) -> Iterator[Field]:
         yield number, begin, content, position
 
 
-def _varint(data: bytes, position: int, end: int) -> tuple[int, int]:
+def _read_varint(data: bytes, position: int, end: int) -> tuple[int, int]:
     value = shift = 0
     while True:
         if position >= end or shift > 63:
@@ -130,45 +130,47 @@ def _varint(data: bytes, position: int, end: int) -> tuple[int, int]:
             return value, position
 
 
-def metadata(data: bytes) -> dict[str, str]:
+def read_metadata(data: bytes) -> dict[str, str]:
     """The key-value pairs in the model's metadata."""
     pairs = {}
-    for number, _, first, last in _fields(data, 0, len(data)):
+    for number, _, first, last in _read_fields(data, 0, len(data)):
         if number == METADATA:
-            pair = {n: data[a:b].decode("utf-8", "replace") for n, _, a, b in _fields(data, first, last)}
+            pair = {n: data[a:b].decode("utf-8", "replace") for n, _, a, b in _read_fields(data, first, last)}
             pairs[pair.get(1, "")] = pair.get(2, "")
     return pairs
 
 
-def output_names(data: bytes) -> list[str]:
+def read_output_names(data: bytes) -> list[str]:
     """The names of what the graph gives."""
     return [
         name
-        for number, _, start, end in _fields(data, 0, len(data))
+        for number, _, start, end in _read_fields(data, 0, len(data))
         if number == GRAPH
-        for field, _, first, last in _fields(data, start, end)
+        for field, _, first, last in _read_fields(data, start, end)
         if field == GRAPH_OUTPUT
-        for name in _texts(data, first, last, 1)
+        for name in _read_strings(data, first, last, 1)
     ]
 
 
-def keep_outputs(data: bytes, names: Collection[str]) -> bytes:
+def prune_to_outputs(data: bytes, names: Collection[str]) -> bytes:
     """The model without the outputs that are not in ``names``, and without the nodes and tensors that only they need.
 
     ONNX Runtime runs every node of a graph, whichever outputs it is asked for.
     """
     parts = []
-    for number, begin, first, last in _fields(data, 0, len(data)):
-        parts.append(_chunk(GRAPH, _pruned(data, first, last, set(names))) if number == GRAPH else data[begin:last])
+    for number, begin, first, last in _read_fields(data, 0, len(data)):
+        parts.append(
+            _encode_field(GRAPH, _prune_graph(data, first, last, set(names))) if number == GRAPH else data[begin:last]
+        )
     return b"".join(parts)
 
 
-def _pruned(data: bytes, start: int, end: int, names: set[str]) -> bytes:
+def _prune_graph(data: bytes, start: int, end: int, names: set[str]) -> bytes:
     """A graph's bytes without what ``names`` do not need. Its nodes are in an order in which they can be run."""
     needed, kept = set(names), []
-    for number, begin, first, last in reversed(list(_fields(data, start, end))):
+    for number, begin, first, last in reversed(list(_read_fields(data, start, end))):
         if number == GRAPH_NODE:
-            inputs, outputs = _ends(data, first, last)
+            inputs, outputs = _read_node_ends(data, first, last)
             if not outputs & needed:
                 continue
             needed |= inputs
@@ -177,54 +179,56 @@ def _pruned(data: bytes, start: int, end: int, names: set[str]) -> bytes:
     parts = []
     for number, begin, first, last in reversed(kept):
         wanted = names if number == GRAPH_OUTPUT else needed
-        if number in name_fields and not set(_texts(data, first, last, name_fields[number])) & wanted:
+        if number in name_fields and not set(_read_strings(data, first, last, name_fields[number])) & wanted:
             continue
         parts.append(data[begin:last])
     return b"".join(parts)
 
 
-def _ends(data: bytes, start: int, end: int) -> tuple[set[str], set[str]]:
+def _read_node_ends(data: bytes, start: int, end: int) -> tuple[set[str], set[str]]:
     """What a node reads, within the graphs of its attributes too, and what it writes."""
-    inputs = set(_texts(data, start, end, 1))
-    for number, _, first, last in _fields(data, start, end):
+    inputs = set(_read_strings(data, start, end, 1))
+    for number, _, first, last in _read_fields(data, start, end):
         if number == 5:
-            for field, _, begin, stop in _fields(data, first, last):
+            for field, _, begin, stop in _read_fields(data, first, last):
                 if field in (6, 11):
-                    inputs |= _read_inside(data, begin, stop)
-    return inputs, set(_texts(data, start, end, 2))
+                    inputs |= _read_subgraph_inputs(data, begin, stop)
+    return inputs, set(_read_strings(data, start, end, 2))
 
 
-def _read_inside(data: bytes, start: int, end: int) -> set[str]:
+def _read_subgraph_inputs(data: bytes, start: int, end: int) -> set[str]:
     names: set[str] = set()
-    for number, _, first, last in _fields(data, start, end):
+    for number, _, first, last in _read_fields(data, start, end):
         if number == GRAPH_NODE:
-            names |= _ends(data, first, last)[0]
+            names |= _read_node_ends(data, first, last)[0]
         elif number == GRAPH_OUTPUT:
-            names |= set(_texts(data, first, last, 1))
+            names |= set(_read_strings(data, first, last, 1))
     return names
 
 
-def _texts(data: bytes, start: int, end: int, field: int) -> list[str]:
+def _read_strings(data: bytes, start: int, end: int, field: int) -> list[str]:
     """The strings in ``field`` of a message."""
-    return [data[a:b].decode("utf-8", "replace") for number, _, a, b in _fields(data, start, end) if number == field]
+    return [
+        data[a:b].decode("utf-8", "replace") for number, _, a, b in _read_fields(data, start, end) if number == field
+    ]
 
 
-def without_metadata(data: bytes) -> bytes:
+def strip_metadata(data: bytes) -> bytes:
     """The model without its key-value pairs."""
-    kept = [data[begin:last] for number, begin, _, last in _fields(data, 0, len(data)) if number != METADATA]
+    kept = [data[begin:last] for number, begin, _, last in _read_fields(data, 0, len(data)) if number != METADATA]
     return b"".join(kept)
 
 
-def with_metadata(data: bytes, pairs: dict[str, str]) -> bytes:
+def replace_metadata(data: bytes, pairs: dict[str, str]) -> bytes:
     """The model with ``pairs`` in place of the key-value pairs it had."""
     entries = []
     for key, value in pairs.items():
-        pair = _chunk(1, key.encode()) + _chunk(2, value.encode())
-        entries.append(_chunk(METADATA, pair))
-    return without_metadata(data) + b"".join(entries)
+        pair = _encode_field(1, key.encode()) + _encode_field(2, value.encode())
+        entries.append(_encode_field(METADATA, pair))
+    return strip_metadata(data) + b"".join(entries)
 
 
-def _chunk(number: int, content: bytes) -> bytes:
+def _encode_field(number: int, content: bytes) -> bytes:
     head = bytearray()
     for value in (number << 3 | 2, len(content)):
         while value > 0x7F:
@@ -234,6 +238,6 @@ def _chunk(number: int, content: bytes) -> bytes:
     return bytes(head) + content
 
 
-def digest(data: bytes) -> str:
+def hash_graph(data: bytes) -> str:
     """SHA-256 of the model without its metadata."""
-    return hashlib.sha256(without_metadata(data)).hexdigest()
+    return hashlib.sha256(strip_metadata(data)).hexdigest()

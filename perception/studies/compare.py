@@ -12,18 +12,25 @@ from typing import Any
 
 from perception import recipe as recipes
 from perception import runs
-from perception.bench.cost import TURNS, Cost, measure, ratio
+from perception.bench.cost import NUM_ROUNDS, NetworkCost, measure_costs, time_ratio
 from perception.checkpoint import write_atomically
-from perception.data.loader import evaluation_batches
-from perception.engine.log import plain
-from perception.model import Perception
-from perception.mtl.delta_m import delta_m, estimate, gain
+from perception.data.loader import make_evaluation_loader
+from perception.engine.log import to_json_value
+from perception.model import MultiTaskModel
+from perception.mtl.delta_m import delta_m, estimate_change, log_ratio
 from perception.recipe import Recipe
-from perception.report.compare_page import write_page
-from perception.studies.baselines import HELD_EQUAL, Control, control, matched
-from perception.studies.format import overall, verdict
-from perception.studies.job_runner import Run, default_jobs, last_metrics, locked, train_all, with_threads
-from perception.studies.progress import told
+from perception.report.compare_page import write_compare_page
+from perception.studies.baselines import CONTROL_DESCRIPTIONS, ControlKind, make_control, match_controls
+from perception.studies.format import format_delta_m, format_task_verdict
+from perception.studies.job_runner import (
+    TrainingRun,
+    choose_num_jobs,
+    fix_num_threads,
+    lock_folder,
+    read_last_metrics,
+    train_all,
+)
+from perception.studies.progress import show_progress
 from perception.types import ConfigError, PerceptionError
 
 JOINT = "joint"
@@ -31,7 +38,7 @@ RESULT, PAGE = "compare.json", "compare.html"
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ComparisonPlan:
     """The trainings of a comparison.
 
     joint:    seed -> run
@@ -39,11 +46,11 @@ class Plan:
     """
 
     recipe: Recipe
-    joint: dict[int, Run]
-    controls: dict[Control, dict[str, dict[int, Run]]]
+    joint: dict[int, TrainingRun]
+    controls: dict[ControlKind, dict[str, dict[int, TrainingRun]]]
 
     @property
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[TrainingRun]:
         """Seed by seed, so that an interrupted comparison has whole seeds."""
         return [
             run
@@ -56,135 +63,138 @@ def compare(
     recipe: Recipe,
     out: Path,
     *,
-    seeds: int = 3,
-    kinds: Sequence[Control] = ("pictures",),
+    num_seeds: int = 3,
+    control_kinds: Sequence[ControlKind] = ("images",),
     jobs: int | None = None,
-    turns: int = TURNS,
+    repeats: int = NUM_ROUNDS,
 ) -> dict[str, Any]:
     """Train what is not trained yet under ``out``, and write compare.json and compare.html there.
 
-    seeds: how many, counted from the recipe's. jobs: trainings at a time; None = one for each ``train.threads`` cores,
-    on a GPU one. turns: of the measurement of latency; 0 = none
+    num_seeds: how many, counted from the recipe's. jobs: trainings at a time; None = one for each ``train.threads``
+    cores,
+    on a GPU one. repeats: of the measurement of latency; 0 = none
 
     Returns what compare.json holds. Raises PerceptionError naming the trainings that failed.
     """
-    if len(recipe.scored) < 2:
+    if len(recipe.scored_tasks) < 2:
         raise ConfigError(f"The recipe '{recipe.name}' scores one task. A comparison needs at least two.")
     if not recipe.data.validation:
-        raise ConfigError(f"The recipe '{recipe.name}' has no data.validation. A comparison needs held-out pictures.")
-    with locked(out) as lock:
-        plan = make_plan(recipe, out, seeds, kinds)
-        jobs = jobs or default_jobs(plan.recipe.train.threads, len(plan.runs))
-        with told(plan.runs, jobs) as advance:
-            failures = train_all(plan.runs, jobs, lock, advance=advance)
+        raise ConfigError(f"The recipe '{recipe.name}' has no data.validation. A comparison needs held-out images.")
+    with lock_folder(out) as lock:
+        plan = plan_comparison(recipe, out, num_seeds, control_kinds)
+        jobs = jobs or choose_num_jobs(plan.recipe.train.threads, len(plan.runs))
+        with show_progress(plan.runs, jobs) as advance:
+            failures = train_all(plan.runs, jobs, lock, on_progress=advance)
         if failures:
             raise PerceptionError(
                 "\n  ".join(["Some trainings failed; the same command tries them again:", *failures.values()])
             )
-        result = conclude(plan, measured_cost(plan, turns) if turns else None)
-        write_atomically(out / RESULT, json.dumps(_plain(result), indent=2, allow_nan=False) + "\n")
-        write_page(out / PAGE, result)
+        result = summarize_comparison(plan, measure_networks(plan, repeats) if repeats else None)
+        write_atomically(out / RESULT, json.dumps(_to_json(result), indent=2, allow_nan=False) + "\n")
+        write_compare_page(out / PAGE, result)
         return result
 
 
-def make_plan(recipe: Recipe, out: Path, seeds: int, kinds: Sequence[Control]) -> Plan:
+def plan_comparison(recipe: Recipe, out: Path, num_seeds: int, control_kinds: Sequence[ControlKind]) -> ComparisonPlan:
     """Every run of the comparison, its folder under ``out``. Opens the training sources."""
-    recipe = with_threads(recipe)
-    sources = recipes.training_sources(recipe)
-    alone = {task: control(recipe, task, sources) for task in recipe.scored}
-    numbers = range(recipe.seed, recipe.seed + seeds)
-    return Plan(
+    recipe = fix_num_threads(recipe)
+    sources = recipes.open_training_sources(recipe)
+    alone = {task: make_control(recipe, task, sources) for task in recipe.scored_tasks}
+    numbers = range(recipe.seed, recipe.seed + num_seeds)
+    return ComparisonPlan(
         recipe,
-        {seed: _run(recipe, JOINT, seed, out) for seed in numbers},
+        {seed: _make_run(recipe, JOINT, seed, out) for seed in numbers},
         {
             kind: {
-                task: {seed: _run(its, f"{task}_{kind}", seed, out) for seed in numbers}
-                for task, its in matched(kind, recipe, alone).items()
+                task: {seed: _make_run(its, f"{task}_{kind}", seed, out) for seed in numbers}
+                for task, its in match_controls(kind, recipe, alone).items()
             }
-            for kind in kinds
+            for kind in control_kinds
         },
     )
 
 
-def _run(recipe: Recipe, name: str, seed: int, out: Path) -> Run:
-    return Run(f"{name}, seed {seed}", dataclasses.replace(recipe, seed=seed), out / name / f"seed_{seed}")
+def _make_run(recipe: Recipe, name: str, seed: int, out: Path) -> TrainingRun:
+    return TrainingRun(f"{name}, seed {seed}", dataclasses.replace(recipe, seed=seed), out / name / f"seed_{seed}")
 
 
-def measured_cost(plan: Plan, turns: int) -> dict[str, Cost]:
-    """The cost of the joint network and of each task's control of the first seed, on a held-out picture."""
+def measure_networks(plan: ComparisonPlan, repeats: int) -> dict[str, NetworkCost]:
+    """The cost of the joint network and of each task's control of the first seed, on a held-out image."""
     seed = plan.recipe.seed
     folders = {JOINT: plan.joint[seed].folder}
     folders |= {task: its[seed].folder for task, its in next(iter(plan.controls.values())).items()}
-    models = {name: runs.open_network(folder)[1] for name, folder in folders.items()}
-    sources, data = recipes.validation_sources(plan.recipe), plan.recipe.data
-    picture = next(iter(evaluation_batches(sources, tuple(plan.recipe.tasks), data.size, 1))).images
-    return measure(models, picture, turns)
+    models = {name: runs.open_inference_model(folder)[1] for name, folder in folders.items()}
+    sources, data = recipes.open_validation_sources(plan.recipe), plan.recipe.data
+    picture = next(iter(make_evaluation_loader(sources, tuple(plan.recipe.tasks), data.size, 1))).images
+    return measure_costs(models, picture, repeats)
 
 
-def conclude(plan: Plan, cost: Mapping[str, Cost] | None) -> dict[str, Any]:
+def summarize_comparison(plan: ComparisonPlan, cost: Mapping[str, NetworkCost] | None) -> dict[str, Any]:
     """What compare.json holds, of runs that are all finished."""
-    joint = {seed: last_metrics(run) for seed, run in plan.joint.items()}
-    network = recipes.build_model(plan.recipe, weights=False)
+    joint = {seed: read_last_metrics(run) for seed, run in plan.joint.items()}
+    network = recipes.build_model(plan.recipe, pretrained=False)
     return {
         "recipe": plan.recipe.name,
         "seeds": list(plan.joint),
         "steps": plan.recipe.train.steps,
-        "changes_are": "exp(mean over the seeds of the log-ratio against the control of the same seed) - 1; Delta_m is "
+        "change_definition": "exp(mean over the seeds of the log-ratio against the "
+        "control of the same seed) - 1; Delta_m is "
         "that of the mean over the tasks",
-        "judged_by": "the moving average of the weights at the last step; nothing is picked by looking at the held-out "
-        "pictures",
-        "controls": {kind: _against(kind, its, network, joint) for kind, its in plan.controls.items()},
-        "cost": _cost(plan, cost) if cost else None,
-        "facts": runs.machine_facts(),
+        "score_metrics": "the moving average of the weights at the last step; nothing "
+        "is picked by looking at the held-out "
+        "images",
+        "controls": {kind: _compare_to_controls(kind, its, network, joint) for kind, its in plan.controls.items()},
+        "cost": _summarize_cost(plan, cost) if cost else None,
+        "metadata": runs.describe_environment(),
     }
 
 
-def _against(
-    kind: Control,
-    controls: Mapping[str, Mapping[int, Run]],
-    network: Perception,
+def _compare_to_controls(
+    kind: ControlKind,
+    controls: Mapping[str, Mapping[int, TrainingRun]],
+    network: MultiTaskModel,
     joint: Mapping[int, Mapping[str, float]],
 ) -> dict[str, Any]:
     tasks, gains = {}, {}
     for name, its in controls.items():
         task: Any = network.tasks[name]
-        key = f"{name}/{task.score}"
-        alone = {seed: last_metrics(run) for seed, run in its.items()}
+        key = f"{name}/{task.main_metric}"
+        alone = {seed: read_last_metrics(run) for seed, run in its.items()}
         pairs = [(joint[seed].get(key, math.nan), alone[seed].get(key, math.nan)) for seed in joint]
-        gains[name] = [gain(*pair, task.score_sign) for pair in pairs]
-        found = estimate(gains[name])
+        gains[name] = [log_ratio(*pair, task.main_metric_sign) for pair in pairs]
+        found = estimate_change(gains[name])
         some = next(iter(its.values())).recipe.train
         tasks[name] = {
             "metric": key,
-            "higher_is_better": task.score_sign > 0,
+            "higher_is_better": task.main_metric_sign > 0,
             "joint": [pair[0] for pair in pairs],
             "control": [pair[1] for pair in pairs],
             "change": dataclasses.asdict(found),
-            "verdict": verdict(name, found),
+            "verdict": format_task_verdict(name, found),
             "control_steps": some.steps,
             "control_batch_size": some.batch_size,
             "metrics": {
-                other: {"joint": _mean(joint.values(), other), "control": _mean(alone.values(), other)}
+                other: {"joint": _mean_metric(joint.values(), other), "control": _mean_metric(alone.values(), other)}
                 for other in next(iter(joint.values()))
                 if other.startswith(f"{name}/")
             },
         }
-    found = estimate(delta_m(gains))
+    found = estimate_change(delta_m(gains))
     return {
-        "held_equal": HELD_EQUAL[kind],
+        "equal_budget": CONTROL_DESCRIPTIONS[kind],
         "tasks": tasks,
         "delta_m": dataclasses.asdict(found),
-        "left_out": [name for name, values in gains.items() if any(map(math.isnan, values))],
-        "verdict": overall(found),
+        "excluded_tasks": [name for name, values in gains.items() if any(map(math.isnan, values))],
+        "verdict": format_delta_m(found),
     }
 
 
-def _mean(found: Any, key: str) -> float:
+def _mean_metric(found: Any, key: str) -> float:
     values = [metrics.get(key, math.nan) for metrics in found]
     return math.fsum(values) / len(values)
 
 
-def _cost(plan: Plan, cost: Mapping[str, Cost]) -> dict[str, Any]:
+def _summarize_cost(plan: ComparisonPlan, cost: Mapping[str, NetworkCost]) -> dict[str, Any]:
     one, others = cost[JOINT], [value for name, value in cost.items() if name != JOINT]
     parameters = sum(other.parameters for other in others)
     return {
@@ -193,13 +203,13 @@ def _cost(plan: Plan, cost: Mapping[str, Cost]) -> dict[str, Any]:
             name: {"parameters": value.parameters, "milliseconds": value.milliseconds} for name, value in cost.items()
         },
         "sum_of_controls": {"parameters": parameters, "milliseconds": sum(other.milliseconds for other in others)},
-        "ratio": {"parameters": one.parameters / parameters, "time": ratio(one, others)},
-        "how": f"one decoded picture, processor time on one thread, median of {len(one.seconds)} turns",
+        "ratio": {"parameters": one.parameters / parameters, "time": time_ratio(one, others)},
+        "protocol": f"one decoded image, processor time on one thread, median of {len(one.seconds)} turns",
     }
 
 
-def _plain(value: Any) -> Any:
+def _to_json(value: Any) -> Any:
     """As JSON can hold it."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else plain(value)
+        return {str(key): _to_json(item) for key, item in value.items()}
+    return [_to_json(item) for item in value] if isinstance(value, (list, tuple)) else to_json_value(value)

@@ -6,19 +6,19 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from perception.mtl.delta_m import Estimate
-from perception.report.tune_page import values
+from perception.mtl.delta_m import ChangeEstimate
+from perception.report.tune_page import format_values
 
 
-def verdict(task: str, change: Estimate) -> str:
+def format_task_verdict(task: str, change: ChangeEstimate) -> str:
     """One sentence about a task. Only what Student's interval bears out is called a transfer."""
     if math.isnan(change.mean):
         return f"{task}: no score of the control above zero to compare with."
     size = f"{abs(change.mean):.1%}"
     way = "better" if change.mean > 0 else "worse"
-    if change.t is None:
+    if change.t_interval is None:
         return f"{task}: {size} {way} than alone with this one seed; nothing tells that from noise."
-    low, high = change.t
+    low, high = change.t_interval
     span = f"95 % interval {low:+.1%} to {high:+.1%}, {len(change.values)} seeds"
     if high < 0:
         return f"{task}: negative transfer, {size} worse than alone ({span})."
@@ -27,20 +27,20 @@ def verdict(task: str, change: Estimate) -> str:
     return f"{task}: {size} {way} than alone, within the noise ({span})."
 
 
-def overall(change: Estimate) -> str:
+def format_delta_m(change: ChangeEstimate) -> str:
     """One sentence about Delta_m."""
     if math.isnan(change.mean):
         return "No task has a score to compare."
     text = f"Delta_m is {change.mean:+.1%}"
-    if change.t is None or change.bootstrap is None:
+    if change.t_interval is None or change.bootstrap_interval is None:
         return f"{text} with one seed; an interval needs at least two."
-    student = f"{change.t[0]:+.1%} to {change.t[1]:+.1%}"
-    resampled = f"{change.bootstrap[0]:+.1%} to {change.bootstrap[1]:+.1%}"
+    student = f"{change.t_interval[0]:+.1%} to {change.t_interval[1]:+.1%}"
+    resampled = f"{change.bootstrap_interval[0]:+.1%} to {change.bootstrap_interval[1]:+.1%}"
     few = " With so few seeds the bootstrap is too narrow; go by Student's." if len(change.values) < 8 else ""
     return f"{text} (95 % intervals over {len(change.values)} seeds: Student {student}, bootstrap {resampled}).{few}"
 
 
-def table(result: Mapping[str, Any]) -> Iterator[str]:
+def format_comparison(result: Mapping[str, Any]) -> Iterator[str]:
     """The lines for a terminal, of what compare.json holds."""
     for kind, against in result["controls"].items():
         yield ""
@@ -49,51 +49,53 @@ def table(result: Mapping[str, Any]) -> Iterator[str]:
         for its in against["tasks"].values():
             arrow = "" if its["higher_is_better"] else " (less is better)"
             alone, joint = (math.fsum(its[key]) / len(its[key]) for key in ("control", "joint"))
-            yield f"  {its['metric'] + arrow:32s} {alone:9.4f} {joint:9.4f} {_signed(its['change']['mean']):>9s}"
+            yield (
+                f"  {its['metric'] + arrow:32s} {alone:9.4f} {joint:9.4f} {_format_percent(its['change']['mean']):>9s}"
+            )
         yield from (f"  {its['verdict']}" for its in against["tasks"].values())
         yield f"  {against['verdict']}"
     cost = result["cost"]
     if cost:
         one, total = cost["networks"]["joint"], cost["sum_of_controls"]
         yield ""
-        yield f"One network against the controls in sequence ({cost['how']}, {cost['size'][0]}x{cost['size'][1]}):"
+        yield f"One network against the controls in sequence ({cost['protocol']}, {cost['size'][0]}x{cost['size'][1]}):"
         yield f"  parameters {one['parameters']:,} against {total['parameters']:,}: {cost['ratio']['parameters']:.2f} x"
         yield (
             f"  time {one['milliseconds']:.1f} ms against {total['milliseconds']:.1f} ms: {cost['ratio']['time']:.2f} x"
         )
 
 
-def _signed(change: float) -> str:
+def _format_percent(change: float) -> str:
     return "–" if math.isnan(change) else f"{change:+.1%}"
 
 
-def affinities(result: Mapping[str, Any]) -> Iterator[str]:
+def format_affinities(result: Mapping[str, Any]) -> Iterator[str]:
     """The lines for a terminal, of what group.json holds."""
     tasks, width = result["tasks"], max(14, *map(len, result["tasks"]))
-    yield f"Part of a task's loss that a step of another task takes away ({result['looks']} looks):"
+    yield f"Part of a task's loss that a step of another task takes away ({result['num_measurements']} looks):"
     yield f"  {'step of v':{width}s}" + "".join(f" {name:>{width}s}" for name in tasks)
     for i in tasks:
         cells = (result["affinity"][i][j] for j in tasks)
         yield f"  {i:{width}s}" + "".join(f" {'–' if value is None else f'{value:+.3%}':>{width}s}" for value in cells)
     yield result["verdict"]
-    if trunks := result["trunks"]:
-        yield f"The same as one network with {len(result['groups'])} trunks: {trunks['recipe']} ({trunks['line']})"
+    if trunks := result["trunk_recipe"]:
+        yield f"The same as one network with {len(result['groups'])} trunks: {trunks['recipe']} ({trunks['override']})"
 
 
-def trials(result: Mapping[str, Any]) -> Iterator[str]:
+def format_trials(result: Mapping[str, Any]) -> Iterator[str]:
     """The lines for a terminal, of what tune.json holds."""
     by_number = {trial["number"]: trial for trial in result["trials"]}
     states = [trial["state"] for trial in result["trials"]]
     yield f"{len(states)} trials: " + ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     yield "The front of score and time (x the recipe's own network), fastest first:"
-    for trial in (by_number[number] for number in result["front"]):
-        yield f"  {trial['score']:.4f}  {trial['time']:.2f} x  {trial['folder']}  {values(trial)}"
+    for trial in (by_number[number] for number in result["pareto_front"]):
+        yield f"  {trial['score']:.4f}  {trial['time']:.2f} x  {trial['folder']}  {format_values(trial)}"
     for trial in result["trials"]:
         if trial["failure"]:
             yield f"  failed: trial {trial['number']}: {trial['failure']}"
 
 
-def growth(result: Mapping[str, Any]) -> Iterator[str]:
+def format_growth(result: Mapping[str, Any]) -> Iterator[str]:
     """The lines for a terminal, of what grow.json holds."""
     yield from (its["verdict"] for its in result["old"].values())
     for name, value in result["new"].items():

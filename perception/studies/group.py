@@ -14,115 +14,126 @@ import yaml
 
 from perception import checkpoint, config, runs
 from perception import recipe as recipes
-from perception.engine.precision import move
-from perception.files.event_lines import read_lines
-from perception.model import Perception
+from perception.engine.precision import move_to_device
+from perception.files.event_lines import read_event_lines
+from perception.model import MultiTaskModel
 from perception.mtl import affinity as affinities
-from perception.mtl.affinity import Affinity, best_groupings, group_affinity, look_ahead, margin, score
+from perception.mtl.affinity import (
+    Affinity,
+    compare_groupings,
+    find_best_groupings,
+    group_affinity,
+    measure_affinity,
+    score_grouping,
+)
 from perception.mtl.balancers import StaticConfig
-from perception.nn.sharing.groups import GroupsConfig
+from perception.nn.sharing.groups import TaskGroupsConfig
 from perception.recipe import Recipe
-from perception.report.group_page import write_page
-from perception.runs import Watch
-from perception.studies.job_runner import Run, is_finished, locked
+from perception.report.group_page import write_group_page
+from perception.runs import StepHook
+from perception.studies.job_runner import TrainingRun, is_finished, lock_folder
 from perception.types import Batch, ConfigError, DataError
 
 LOOKS, RESULT, PAGE, TRUNKS = "affinity.jsonl", "group.json", "group.html", "one_network.yaml"
-EVERY = 25
-FIRST_MOMENT = 0.1
+DEFAULT_INTERVAL = 25
+ADAM_GRADIENT_WEIGHT = 0.1
 """How much of one gradient AdamW takes into its step at once: 1 - beta_1."""
 
 
-def group(recipe: Recipe, out: Path, *, networks: int = 2, every: int = EVERY) -> dict[str, Any]:
+def group_tasks(
+    recipe: Recipe, out: Path, *, max_networks: int = 2, interval: int = DEFAULT_INTERVAL
+) -> dict[str, Any]:
     """Train the joint network under ``out`` unless it is trained, and write group.json, group.html and the recipes.
 
-    networks: how many there may be at most; the grouping is also offered as one network with so many trunks.
-    every: steps from one look-ahead to the next
+    max_networks: how many there may be at most; the grouping is also offered as one network with so many trunks.
+    interval: steps from one look-ahead to the next
 
     Returns what group.json holds. The measuring leaves the training as it is, bit for bit; another number of networks
     needs no new training.
     """
     tasks = tuple(recipe.tasks)
-    if not 2 <= len(tasks) <= affinities.MOST_TASKS:
+    if not 2 <= len(tasks) <= affinities.MAX_TASKS:
         raise ConfigError(
-            f"The recipe '{recipe.name}' has {len(tasks)} tasks. Grouping needs 2 to {affinities.MOST_TASKS}."
+            f"The recipe '{recipe.name}' has {len(tasks)} tasks. Grouping needs 2 to {affinities.MAX_TASKS}."
         )
-    if auxiliary := [name for name in tasks if name not in recipe.scored]:
+    if auxiliary := [name for name in tasks if name not in recipe.scored_tasks]:
         raise ConfigError(
             f"tasks.{auxiliary[0]}.auxiliary: grouping is of the tasks that are exported. Leave it out by --tasks "
-            f"{','.join(recipe.scored)}, or set auxiliary to false."
+            f"{','.join(recipe.scored_tasks)}, or set auxiliary to false."
         )
-    with locked(out):
-        run = Run("joint", recipe, out / "joint")
+    with lock_folder(out):
+        run = TrainingRun("joint", recipe, out / "joint")
         if not is_finished(run):
             resume = checkpoint.has_checkpoints(run.folder)
-            runs.train(recipe, run.folder, resume=resume, watch=looker(recipe, run.folder / LOOKS, every))
-        found = read_looks(run.folder / LOOKS, tasks)
-        result = {**conclude(recipe, found, networks), "facts": runs.machine_facts()}
+            runs.train(
+                recipe, run.folder, resume=resume, step_hook=make_affinity_hook(recipe, run.folder / LOOKS, interval)
+            )
+        found = read_affinity(run.folder / LOOKS, tasks)
+        result = {**summarize_grouping(recipe, found, max_networks), "metadata": runs.describe_environment()}
         result["recipes"] = write_recipes(recipe, result["groups"], out)
-        result["trunks"] = write_trunks(recipe, result["groups"], out)
+        result["trunk_recipe"] = write_trunk_recipe(recipe, result["groups"], out)
         checkpoint.write_atomically(out / RESULT, json.dumps(result, indent=2, allow_nan=False) + "\n")
-        write_page(out / PAGE, result)
+        write_group_page(out / PAGE, result)
         return result
 
 
-def looker(recipe: Recipe, path: Path, every: int) -> Watch:
-    """What looks ahead before every ``every``-th step and adds a line to ``path``; for `perception.runs.train`."""
+def make_affinity_hook(recipe: Recipe, path: Path, interval: int) -> StepHook:
+    """What looks ahead before every ``interval``-th step and adds a line to ``path``; for `perception.runs.train`."""
     weights = recipe.balance.weights if isinstance(recipe.balance, StaticConfig) else {}
     started = False
 
-    def look(network: Perception, step: int, batch: Batch) -> None:
+    def look(network: MultiTaskModel, step: int, batch: Batch) -> None:
         nonlocal started
         if not started:
-            _truncate(path, step)
+            _truncate_records(path, step)
         started = True
-        if step % every:
+        if step % interval:
             return
-        batch = move(batch, next(network.parameters()).device)
+        batch = move_to_device(batch, next(network.parameters()).device)
         present = [name for name, labels in batch.annotations.items() if any(label is not None for label in labels)]
         if len(present) < 2:
             return
-        found = look_ahead(
+        found = measure_affinity(
             network,
-            lambda: network.losses(batch),
+            lambda: network.compute_losses(batch),
             present,
-            step=FIRST_MOMENT * recipe.train.lr,
+            step_size=ADAM_GRADIENT_WEIGHT * recipe.train.lr,
             weights=weights,
             seed=step,
         )
-        _append(path, {"step": step, "affinity": found})
+        _append_record(path, {"step": step, "affinity": found})
 
     return look
 
 
-def _truncate(path: Path, step: int) -> None:
+def _truncate_records(path: Path, step: int) -> None:
     """Drop the looks that a resumed training takes again, and a line that a crash cut off."""
-    looks = [look for look in _looks(path) if look["step"] < step]
+    looks = [look for look in _read_records(path) if look["step"] < step]
     path.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.write_atomically(path, "".join(json.dumps(look) + "\n" for look in looks))
 
 
-def _append(path: Path, look: dict[str, Any]) -> None:
-    known = {i: {j: value for j, value in row.items() if math.isfinite(value)} for i, row in look["affinity"].items()}
+def _append_record(path: Path, record: dict[str, Any]) -> None:
+    known = {i: {j: value for j, value in row.items() if math.isfinite(value)} for i, row in record["affinity"].items()}
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({**look, "affinity": known}) + "\n")
+        file.write(json.dumps({**record, "affinity": known}) + "\n")
 
 
-def _looks(path: Path) -> list[dict[str, Any]]:
+def _read_records(path: Path) -> list[dict[str, Any]]:
     """The whole and undamaged lines."""
-    events = read_lines(path)[0] if path.is_file() else []
-    return [event for _, event in events if _is_square(event.get("affinity"))]
+    events = read_event_lines(path)[0] if path.is_file() else []
+    return [event for _, event in events if _is_affinity_table(event.get("affinity"))]
 
 
-def _is_square(found: object) -> bool:
+def _is_affinity_table(found: object) -> bool:
     """Whether it is task -> task -> number."""
     rows = found.values() if isinstance(found, dict) else [None]
     return all(isinstance(row, dict) and all(isinstance(x, (int, float)) for x in row.values()) for row in rows)
 
 
-def read_looks(path: Path, tasks: Sequence[str]) -> Affinity:
+def read_affinity(path: Path, tasks: Sequence[str]) -> Affinity:
     """The looks of a training. Raises DataError where it took none."""
-    looks = [look["affinity"] for look in _looks(path)]
+    looks = [look["affinity"] for look in _read_records(path)]
     if not looks:
         raise DataError(
             f"{path} holds no look at two tasks. A batch must label at least two (data.mix.batches: mixed), and the "
@@ -132,56 +143,59 @@ def read_looks(path: Path, tasks: Sequence[str]) -> Affinity:
     return Affinity(tuple(tasks), np.array(values, float))
 
 
-def conclude(recipe: Recipe, found: Affinity, networks: int) -> dict[str, Any]:
+def summarize_grouping(recipe: Recipe, affinity: Affinity, max_networks: int) -> dict[str, Any]:
     """The matrix, the best grouping and the next best one, and how sure the choice is."""
-    matrix, names = found.mean, found.tasks
-    ranked = best_groupings(matrix, networks)
+    matrix, names = affinity.mean, affinity.tasks
+    ranked = find_best_groupings(matrix, max_networks)
     (best, groups), runner_up = ranked[0], ranked[1] if len(ranked) > 1 else None
     together, alone = (tuple(range(len(names))),), tuple((i,) for i in range(len(names)))
     gains = {names[j]: gain for chosen in groups for j, gain in group_affinity(matrix, chosen).items()}
-    span = margin(found, groups, runner_up[1]) if runner_up else None
+    span = compare_groupings(affinity, groups, runner_up[1]) if runner_up else None
     return {
         "recipe": recipe.name,
-        "networks": networks,
+        "networks": max_networks,
         "tasks": list(names),
-        "looks": len(found.values),
-        "affinity": _square(matrix, names),
-        "standard_error": _square(found.error, names),
-        "groups": _named(groups, names),
+        "num_measurements": len(affinity.values),
+        "affinity": _matrix_to_table(matrix, names),
+        "standard_error": _matrix_to_table(affinity.standard_error, names),
+        "groups": _name_groups(groups, names),
         "score": best,
         "gain": gains,
-        "runner_up": {"groups": _named(runner_up[1], names), "score": runner_up[0]} if runner_up else None,
+        "runner_up": {"groups": _name_groups(runner_up[1], names), "score": runner_up[0]} if runner_up else None,
         "margin": {"mean": best - runner_up[0], "interval": span and list(span)} if runner_up else None,
-        "one_network": score(matrix, together),
-        "a_network_each": score(matrix, alone),
-        "never_seen_together": [
+        "one_network_score": score_grouping(matrix, together),
+        "separate_networks_score": score_grouping(matrix, alone),
+        "never_labeled_together": [
             [names[i], names[j]] for i in range(len(names)) for j in range(i) if math.isnan(matrix[i, j])
         ],
-        "verdict": verdict(groups, names, best, runner_up, span),
+        "verdict": format_grouping_verdict(groups, names, best, runner_up, span),
     }
 
 
-def verdict(groups: Any, names: Sequence[str], best: float, runner_up: Any, span: Any) -> str:
+def format_grouping_verdict(groups: Any, names: Sequence[str], best: float, runner_up: Any, interval: Any) -> str:
     """The choice in two sentences."""
-    text = f"Best: {_words(groups, names)}."
+    text = f"Best: {_format_groups(groups, names)}."
     if runner_up is None:
         return f"{text} There is no other grouping."
-    other = f"{_words(runner_up[1], names)} by {best - runner_up[0]:.2%} of the losses a step, summed over the tasks"
-    if span is None:
+    other = (
+        f"{_format_groups(runner_up[1], names)} by {best - runner_up[0]:.2%} "
+        "of the losses a step, summed over the tasks"
+    )
+    if interval is None:
         return f"{text} It beats {other}; too few looks for an interval."
-    sure = "beyond the noise" if span[0] > 0 else "within the noise: take either"
-    return f"{text} It beats {other} (95 % interval {span[0]:+.2%} to {span[1]:+.2%}), {sure}."
+    sure = "beyond the noise" if interval[0] > 0 else "within the noise: take either"
+    return f"{text} It beats {other} (95 % interval {interval[0]:+.2%} to {interval[1]:+.2%}), {sure}."
 
 
-def _words(groups: Sequence[Sequence[int]], names: Sequence[str]) -> str:
+def _format_groups(groups: Sequence[Sequence[int]], names: Sequence[str]) -> str:
     return " | ".join(" + ".join(names[i] for i in chosen) for chosen in groups)
 
 
-def _named(groups: Sequence[Sequence[int]], names: Sequence[str]) -> list[list[str]]:
+def _name_groups(groups: Sequence[Sequence[int]], names: Sequence[str]) -> list[list[str]]:
     return [[names[i] for i in chosen] for chosen in groups]
 
 
-def _square(matrix: Any, names: Sequence[str]) -> dict[str, dict[str, float | None]]:
+def _matrix_to_table(matrix: Any, names: Sequence[str]) -> dict[str, dict[str, float | None]]:
     return {
         i: {j: None if math.isnan(value) else float(value) for j, value in zip(names, row, strict=True)}
         for i, row in zip(names, matrix, strict=True)
@@ -193,23 +207,23 @@ def write_recipes(recipe: Recipe, groups: Sequence[Sequence[str]], out: Path) ->
     paths = []
     for number, chosen in enumerate(groups, start=1):
         path = out / f"network_{number}.yaml"
-        its = dataclasses.replace(recipes.with_tasks(recipe, chosen), name=f"{recipe.name}_{number}")
-        checkpoint.write_atomically(path, config.dump(its))
+        its = dataclasses.replace(recipes.select_tasks(recipe, chosen), name=f"{recipe.name}_{number}")
+        checkpoint.write_atomically(path, config.dump_yaml(its))
         paths.append(str(path))
     return paths
 
 
-def write_trunks(recipe: Recipe, groups: Sequence[Sequence[str]], out: Path) -> dict[str, str] | None:
+def write_trunk_recipe(recipe: Recipe, groups: Sequence[Sequence[str]], out: Path) -> dict[str, str] | None:
     """The grouping as one network with a trunk for each group: its recipe's path, and the line of the recipe that makes
     it one. None where all tasks are in one group."""
     path = out / TRUNKS
     if len(groups) < 2:
         path.unlink(missing_ok=True)
         return None
-    sharing = GroupsConfig(groups=tuple(map(tuple, groups)))
+    sharing = TaskGroupsConfig(groups=tuple(map(tuple, groups)))
     its = dataclasses.replace(
         recipe, name=f"{recipe.name}_grouped", model=dataclasses.replace(recipe.model, sharing=sharing)
     )
-    checkpoint.write_atomically(path, config.dump(its))
+    checkpoint.write_atomically(path, config.dump_yaml(its))
     line = yaml.safe_dump(config.to_plain(sharing), sort_keys=False, default_flow_style=True, width=math.inf).strip()
-    return {"recipe": str(path), "line": f"model.sharing={line}"}
+    return {"recipe": str(path), "override": f"model.sharing={line}"}

@@ -10,26 +10,26 @@ from datetime import timedelta
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-from perception.studies.job_runner import Run, is_finished, progress
+from perception.studies.job_runner import TrainingRun, is_finished, read_step
 
-EVERY = 60.0
+PRINT_INTERVAL = 60.0
 
 
 @contextmanager
-def told(
-    runs: Sequence[Run], jobs: int, expected: int = 0, closed: Collection[str] = ()
-) -> Iterator[Callable[[Sequence[Run]], None]]:
+def show_progress(
+    runs: Sequence[TrainingRun], jobs: int, expected_runs: int = 0, abandoned: Collection[str] = ()
+) -> Iterator[Callable[[Sequence[TrainingRun]], None]]:
     """Yields the function that is told, again and again, which runs are being trained.
 
     runs:     those that are known; may grow
-    expected: how many there will be, where that is more; those to come are taken for as long as the known
-    closed:   names of those that were given up, however far they came; may grow
+    expected_runs: how many there will be, where that is more; those to come are taken for as long as the known
+    abandoned:   names of those that were given up, however far they came; may grow
     """
     console, began = Console(stderr=True), time.monotonic()
-    done_before = sum(run.name in closed or is_finished(run) for run in runs)
-    first = _pictures(runs, closed)
+    done_before = sum(run.name in abandoned or is_finished(run) for run in runs)
+    first = _count_images(runs, abandoned)
     console.print(
-        f"{max(expected, len(runs))} trainings, {done_before} of them done; {jobs} at a time",
+        f"{max(expected_runs, len(runs))} trainings, {done_before} of them done; {jobs} at a time",
         markup=False,
         highlight=False,
     )
@@ -37,41 +37,41 @@ def told(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"),
         console=console, disable=not console.is_terminal, transient=True,
     )  # fmt: skip
-    whole = bar.add_task("pictures in all", total=None, text="ETA ?")
+    whole = bar.add_task("images in all", total=None, text="ETA ?")
     shown: dict[str, TaskID] = {}
     last = began
 
-    def advance(running: Sequence[Run]) -> None:
+    def advance(running: Sequence[TrainingRun]) -> None:
         nonlocal last
         now = time.monotonic()
-        if not runs or now - last < (1.0 if console.is_terminal else EVERY):
+        if not runs or now - last < (1.0 if console.is_terminal else PRINT_INTERVAL):
             return
         last = now
-        total = sum(run.pictures for run in runs) * max(expected, len(runs)) // len(runs)
-        done = _pictures(runs, closed)
-        text = f"ETA {_remaining(now - began, done - first, total - done)}"
+        total = sum(run.num_images for run in runs) * max(expected_runs, len(runs)) // len(runs)
+        done = _count_images(runs, abandoned)
+        text = f"ETA {_format_remaining(now - began, done - first, total - done)}"
         for name in [name for name in shown if name not in {run.name for run in running}]:
             bar.remove_task(shown.pop(name))
         for run in running:
             if run.name not in shown:
                 shown[run.name] = bar.add_task(run.name, total=run.steps, text="steps")
-            bar.update(shown[run.name], completed=progress(run))
+            bar.update(shown[run.name], completed=read_step(run))
         bar.update(whole, completed=done, total=total, text=text)
         if bar.disable:
-            each = ", ".join(f"{run.name}: {progress(run)}/{run.steps}" for run in running)
+            each = ", ".join(f"{run.name}: {read_step(run)}/{run.steps}" for run in running)
             console.print(f"{done / total:.0%}  {text}  {each}", markup=False, highlight=False, soft_wrap=True)
 
     with bar:
         yield advance
 
 
-def _pictures(runs: Sequence[Run], closed: Collection[str]) -> int:
+def _count_images(runs: Sequence[TrainingRun], abandoned: Collection[str]) -> int:
     """Trained so far; of runs that were given up, all."""
     return sum(
-        run.pictures if run.name in closed else min(progress(run), run.steps) * run.recipe.train.batch_size
+        run.num_images if run.name in abandoned else min(read_step(run), run.steps) * run.recipe.train.batch_size
         for run in runs
     )
 
 
-def _remaining(seconds: float, done: int, left: int) -> str:
+def _format_remaining(seconds: float, done: int, left: int) -> str:
     return str(timedelta(seconds=round(seconds / done * left))) if done > 0 else "?"

@@ -19,20 +19,20 @@ from typing import Any, TypeAlias
 
 from perception import config
 from perception import recipe as recipes
-from perception.config import configuration
+from perception.config import config_dataclass
 from perception.mtl.balancers import BALANCERS
 from perception.nn.fusion import FUSIONS
 from perception.nn.sharing import SHARINGS
 from perception.recipe import Recipe
 from perception.types import ConfigError
 
-SECTION = "tune"
-KINDS = ("choice", "uniform", "log", "integer")
-TRIED_BALANCERS = ("static", "uncertainty", "geometric_mean", "dwa", "famo", "imtl", "aligned_mtl", "upgrad")
+TUNE_SECTION = "tune"
+DIMENSION_KINDS = ("choice", "uniform", "log", "integer")
+DEFAULT_BALANCERS = ("static", "uncertainty", "geometric_mean", "dwa", "famo", "imtl", "aligned_mtl", "upgrad")
 """Of the known ones, those that the default space tries: one or two of each family, none that is slow."""
 
 
-@configuration
+@config_dataclass
 class Dimension:
     """One of
 
@@ -51,16 +51,18 @@ class Dimension:
 
     @property
     def kind(self) -> str:
-        return next(name for name in KINDS if getattr(self, name) is not None)
+        return next(name for name in DIMENSION_KINDS if getattr(self, name) is not None)
 
     @property
     def values(self) -> tuple[Any, ...]:
         return getattr(self, self.kind)
 
     def __post_init__(self) -> None:
-        given = [name for name in KINDS if getattr(self, name) is not None]
+        given = [name for name in DIMENSION_KINDS if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ConfigError(f"Expected exactly one of {', '.join(KINDS)}, found {', '.join(given) or 'none'}.")
+            raise ConfigError(
+                f"Expected exactly one of {', '.join(DIMENSION_KINDS)}, found {', '.join(given) or 'none'}."
+            )
         if not self.values:
             raise ConfigError("choice: expected at least one value.")
         low, high = self.values[0], self.values[-1]
@@ -70,34 +72,36 @@ class Dimension:
             )
 
 
-Space: TypeAlias = dict[str, Dimension]
+SearchSpace: TypeAlias = dict[str, Dimension]
 
 
-def read(path: Path | None, recipe_file: Path) -> Space | None:
+def load_space(path: Path | None, recipe_file: Path) -> SearchSpace | None:
     """The space in a YAML file (bare, or under ``tune``), or else in the recipe's ``tune`` section; None = neither."""
     mapping = config.load_yaml(path or recipe_file)
-    section = mapping.get(SECTION, mapping if path else None)
+    section = mapping.get(TUNE_SECTION, mapping if path else None)
     if section is None:
         return None
     where = str(path or recipe_file)
-    space = config.build(dict[str, Dimension], section, where=where, path=SECTION)
+    space = config.validate_config(dict[str, Dimension], section, where=where, path=TUNE_SECTION)
     for key, dimension in space.items():
         for other in dimension.when:
             if other not in space or list(space).index(other) > list(space).index(key):
-                raise ConfigError(f"{where}: {SECTION}.{key}.when names {other}, which the space must list before it.")
+                raise ConfigError(
+                    f"{where}: {TUNE_SECTION}.{key}.when names {other}, which the space must list before it."
+                )
     if not space:
-        raise ConfigError(f"{where}: the section {SECTION} is empty. Leave it out for the default space.")
+        raise ConfigError(f"{where}: the section {TUNE_SECTION} is empty. Leave it out for the default space.")
     return space
 
 
-def default(recipe: Recipe) -> Space:
+def build_default_space(recipe: Recipe) -> SearchSpace:
     """Learning rate, balancer, static weights (but the first task's: only their proportions count), sharing, fusion.
 
     Of sharing, those that need no settings and share something, which some balancers need: task groups and trunks apart
     only where they are the recipe's own.
     """
     lr, first = recipe.train.lr, next(iter(recipe.tasks))
-    balancers = [name for name in TRIED_BALANCERS if name in BALANCERS]
+    balancers = [name for name in DEFAULT_BALANCERS if name in BALANCERS]
     space = {
         "train.lr": Dimension(log=(lr / 4, lr * 4)),
         "balance.name": Dimension(choice=tuple(dict.fromkeys([recipe.balance.name, *balancers]))),
@@ -111,57 +115,59 @@ def default(recipe: Recipe) -> Space:
         "model.fusion.name": (recipe.model.fusion.name, FUSIONS),
     }
     for key, (mine, known) in architectures.items():
-        usable = tuple(name for name in dict.fromkeys([mine, *known]) if name == mine or _builds(recipe, {key: name}))
+        usable = tuple(
+            name for name in dict.fromkeys([mine, *known]) if name == mine or _is_buildable(recipe, {key: name})
+        )
         if len(usable) > 1:
             space[key] = Dimension(choice=usable)
     return space
 
 
-def _builds(recipe: Recipe, values: Mapping[str, Any]) -> bool:
+def _is_buildable(recipe: Recipe, values: Mapping[str, Any]) -> bool:
     """Whether the recipe with these values is one, with no more settings than that, and its tasks share parameters."""
     try:
-        network = recipes.build_model(applied(recipe, values), weights=False)
+        network = recipes.build_model(apply_values(recipe, values), pretrained=False)
     except (ConfigError, ValueError):
         return False
     return next(network.shared_parameters(), None) is not None
 
 
-def suggest(space: Space, ask: Callable[[str, Dimension], Any]) -> dict[str, Any]:
-    """A value for every key whose conditions hold. ask: key, dimension -> value."""
+def suggest_values(space: SearchSpace, suggest_value: Callable[[str, Dimension], Any]) -> dict[str, Any]:
+    """A value for every key whose conditions hold. suggest_value: key, dimension -> value."""
     values: dict[str, Any] = {}
     for key, dimension in space.items():
         if all(values.get(other) == wanted for other, wanted in dimension.when.items()):
-            values[key] = ask(key, dimension)
+            values[key] = suggest_value(key, dimension)
     return values
 
 
-def current(space: Space, recipe: Recipe) -> dict[str, Any] | None:
+def find_recipe_point(space: SearchSpace, recipe: Recipe) -> dict[str, Any] | None:
     """The point of the space that is the recipe itself; None where the space does not hold it."""
-    values = suggest(space, lambda key, dimension: _own(recipe, key, dimension))
+    values = suggest_values(space, lambda key, dimension: _find_recipe_value(recipe, key, dimension))
     return None if _ABSENT in values.values() else values
 
 
 _ABSENT = object()
 
 
-def _own(recipe: Recipe, key: str, dimension: Dimension) -> Any:
+def _find_recipe_value(recipe: Recipe, key: str, dimension: Dimension) -> Any:
     """The value of a dimension that the recipe has."""
-    value = _at(config.to_plain(recipe), key)
+    value = _get_value(config.to_plain(recipe), key)
     if dimension.kind != "choice":
         inside = isinstance(value, (int, float)) and dimension.values[0] <= value <= dimension.values[1]
         return value if inside else _ABSENT
-    return next((v for v in dimension.values if v == value or _changes_nothing(recipe, key, v)), _ABSENT)
+    return next((v for v in dimension.values if v == value or _is_unchanged(recipe, key, v)), _ABSENT)
 
 
-def _changes_nothing(recipe: Recipe, key: str, value: Any) -> bool:
+def _is_unchanged(recipe: Recipe, key: str, value: Any) -> bool:
     """Whether a choice, which may leave settings to their defaults, is what the recipe has."""
     try:
-        return applied(recipe, {key: value}) == recipe
+        return apply_values(recipe, {key: value}) == recipe
     except ConfigError:
         return False
 
 
-def _at(mapping: Any, key: str) -> Any:
+def _get_value(mapping: Any, key: str) -> Any:
     *parents, _ = parts = key.split(".")
     if parents[:-1] == ["balance"] and parents[-1] == "weights":
         return mapping["balance"].get("weights", {}).get(parts[-1], 1.0)
@@ -172,7 +178,7 @@ def _at(mapping: Any, key: str) -> Any:
     return mapping
 
 
-def applied(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+def apply_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
     """The recipe with other values. A section that is given another ``name`` begins anew: the rest was for the old.
 
     Raises ConfigError where that is no recipe.
@@ -181,19 +187,19 @@ def applied(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
     overrides = []
     for key, value in values.items():
         section, _, last = key.rpartition(".")
-        if last == "name" and section and _at(mapping, key) != value:
+        if last == "name" and section and _get_value(mapping, key) != value:
             overrides.append(f"{section}={json.dumps({'name': value})}")
         else:
             overrides.append(f"{key}={json.dumps(value)}")
-    return recipes.parse(config.dump(mapping), overrides, where="tune")
+    return recipes.parse(config.dump_yaml(mapping), overrides, where="tune")
 
 
-def text(space: Space) -> str:
+def dump_space(space: SearchSpace) -> str:
     """The space as YAML, to tell whether it changed."""
-    return config.dump({key: {dim.kind: list(dim.values), "when": dim.when} for key, dim in space.items()})
+    return config.dump_yaml({key: {dim.kind: list(dim.values), "when": dim.when} for key, dim in space.items()})
 
 
-def front(points: Sequence[tuple[float, float]]) -> list[int]:
+def find_pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     """Indices of the (score, cost) that no other beats in both: score high, cost low. In the order of their cost."""
     order = sorted(range(len(points)), key=lambda i: (points[i][1], -points[i][0]))
     chosen: list[int] = []

@@ -2,7 +2,7 @@
 
 Local frame of a shape: x right, y up, z forward, metres, the origin on the ground below its middle. A face is a convex
 polygon. Its vertices are ``anchor`` (turned with the object) plus ``offset`` (not turned: round things and limbs are
-cards that face the camera). Colours are slots of a palette, so that one shape serves many objects.
+cards that face the camera). Colors are slots of a palette, so that one shape serves many objects.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 Point = tuple[float, float, float]
 Quad = Sequence[Point]
-NEVER = 2.0
-"""Value of `Mesh.glows` for what never shines by itself; less shines where the scene's share of lights exceeds it."""
+NEVER_GLOWS = 2.0
+"""Value of `Mesh.glow_thresholds` for what never shines by itself; less shines where the scene's share of lights
+exceeds it."""
 
 
 class Slot(IntEnum):
@@ -50,84 +51,97 @@ class Mesh:
     """Arrays over vertices [V] and faces [F].
 
     anchors, offsets: float64 [V, 3]; ``radii`` [V] half widths at the vertices of a limb
-    counts:   vertices of each face; ``slots`` of its colour, ``shades`` its factor, ``glows`` see `NEVER`
+    vertex_counts:   vertices of each face; ``slots`` of its color, ``shades`` its factor, ``glow_thresholds`` see
+    `NEVER`
     labels:   Cityscapes' labelIds
-    parts:    local z of the part of the object that the face belongs to: farther parts are painted first
-    one_sided: not seen from behind; ``limb``: a rod of four vertices
-    size:     half width, height, half length
+    part_depths:    local z of the part of the object that the face belongs to: farther parts are painted first
+    is_one_sided: not seen from behind; ``is_limb``: a rod of four vertices
+    half_extents:     half width, height, half length
     """
 
     anchors: NDArray[np.float64]
     offsets: NDArray[np.float64]
     radii: NDArray[np.float64]
-    counts: NDArray[np.int64]
+    vertex_counts: NDArray[np.int64]
     slots: NDArray[np.int64]
     shades: NDArray[np.float64]
-    glows: NDArray[np.float64]
+    glow_thresholds: NDArray[np.float64]
     labels: NDArray[np.int64]
-    parts: NDArray[np.float64]
-    one_sided: NDArray[np.bool_]
-    limb: NDArray[np.bool_]
-    size: Point
+    part_depths: NDArray[np.float64]
+    is_one_sided: NDArray[np.bool_]
+    is_limb: NDArray[np.bool_]
+    half_extents: Point
 
 
 @dataclass(slots=True)
-class Builder:
-    """Collects faces in painting order. ``label`` and ``part`` (local z of its middle) hold for the faces that follow.
+class MeshBuilder:
+    """Collects faces in painting order. ``label`` and ``part_depth`` (local z of its middle) hold for the faces that
+    follow.
 
     Parts are painted far to near; the faces of one part in the order in which they were added.
     """
 
     label: int = 0
-    part: float = 0.0
+    part_depth: float = 0.0
     vertices: list[tuple[float, ...]] = field(default_factory=list)
     faces: list[tuple[float, ...]] = field(default_factory=list)
 
-    def polygon(
-        self, points: Sequence[Point], slot: int, shade: float = 1.0, glow: float = NEVER, out: Point | None = None
+    def add_polygon(
+        self,
+        points: Sequence[Point],
+        slot: int,
+        shade: float = 1.0,
+        glow: float = NEVER_GLOWS,
+        outward: Point | None = None,
     ) -> None:
-        """A flat face; seen only from the side towards which ``out`` points, or from both."""
+        """A flat face; seen only from the side towards which ``outward`` points, or from both."""
         points = list(points)
-        if out is not None and np.dot(_normal(points), out) < 0:
+        if outward is not None and np.dot(_normal(points), outward) < 0:
             points.reverse()
         self.vertices += [(*point, 0.0, 0.0, 0.0, 0.0) for point in points]
-        self._face(len(points), slot, shade, glow, out is not None)
+        self._add_face(len(points), slot, shade, glow, outward is not None)
 
-    def disc(
+    def add_disc(
         self,
-        centre: Point,
+        center: Point,
         radii: tuple[float, float],
         slot: int,
         shade: float = 1.0,
-        glow: float = NEVER,
+        glow: float = NEVER_GLOWS,
         corners: int = 10,
-        rough: Sequence[float] = (),
+        radius_factors: Sequence[float] = (),
     ) -> None:
-        """A round card that faces the camera; ``rough`` scales the radius corner by corner."""
+        """A round card that faces the camera; ``radius_factors`` scales the radius corner by corner."""
         for corner in range(corners):
             angle = 2 * math.pi * corner / corners
-            scale = rough[corner % len(rough)] if rough else 1.0
+            scale = radius_factors[corner % len(radius_factors)] if radius_factors else 1.0
             self.vertices.append(
-                (*centre, radii[0] * scale * math.cos(angle), radii[1] * scale * math.sin(angle), 0.0, 0.0)
+                (*center, radii[0] * scale * math.cos(angle), radii[1] * scale * math.sin(angle), 0.0, 0.0)
             )
-        self._face(corners, slot, shade, glow, False)
+        self._add_face(corners, slot, shade, glow, False)
 
-    def limb(
-        self, start: Point, end: Point, radii: tuple[float, float], slot: int, shade: float = 1.0, glow: float = NEVER
+    def add_limb(
+        self,
+        start: Point,
+        end: Point,
+        radii: tuple[float, float],
+        slot: int,
+        shade: float = 1.0,
+        glow: float = NEVER_GLOWS,
     ) -> None:
         """A rod between two points, wide by ``radii`` as seen by the camera."""
         for point, radius in ((start, radii[0]), (start, -radii[0]), (end, -radii[1]), (end, radii[1])):
             self.vertices.append((*point, 0.0, 0.0, 0.0, radius))
-        self._face(4, slot, shade, glow, False, True)
+        self._add_face(4, slot, shade, glow, False, True)
 
-    def wheel(self, x: float, y: float, z: float, radius: float, side: float) -> None:
-        """A tyre and its rim in the plane of constant ``x``, seen from ``side`` (-1 or 1)."""
+    def add_wheel(self, x: float, y: float, z: float, radius: float, side: float) -> None:
+        """A tire and its rim in the plane of constant ``x``, seen from ``side`` (-1 or 1)."""
         for scale, slot in ((1.0, Slot.DARK), (0.62, Slot.METAL), (0.2, Slot.DARK)):
             angles = [2 * math.pi * corner / 12 for corner in range(12)]
             ring = [(x, y + radius * scale * math.cos(a), z + radius * scale * math.sin(a)) for a in angles]
-            self.polygon(ring, slot, out=(side, 0, 0))
+            self.add_polygon(ring, slot, outward=(side, 0, 0))
 
-    def prism(
+    def add_prism(
         self, profile: Sequence[tuple[float, float, float]], slot: int, shades: Sequence[float] = ()
     ) -> list[list[Point]]:
         """Sweep a convex side profile of (z, y, half width) across x. Returns its left, right and edge faces."""
@@ -139,37 +153,42 @@ class Builder:
             j = (i + 1) % len(profile)
             faces.append([left[i], left[j], right[j], right[i]])
         for i, face in enumerate(faces):
-            self.polygon(face, slot, shades[i] if i < len(shades) else 1.0, out=tuple(np.mean(face, axis=0) - middle))
+            self.add_polygon(
+                face, slot, shades[i] if i < len(shades) else 1.0, outward=tuple(np.mean(face, axis=0) - middle)
+            )
         return faces
 
-    def box(self, low: Point, high: Point, slot: int, shade: float = 1.0, bottom: bool = False) -> None:
+    def add_box(self, low: Point, high: Point, slot: int, shade: float = 1.0, has_bottom: bool = False) -> None:
         """An upright box without its underside."""
         (x0, y0, z0), (x1, y1, z1) = low, high
         for x, out in ((x0, -1.0), (x1, 1.0)):
-            self.polygon([(x, y0, z0), (x, y0, z1), (x, y1, z1), (x, y1, z0)], slot, shade, out=(out, 0, 0))
+            self.add_polygon([(x, y0, z0), (x, y0, z1), (x, y1, z1), (x, y1, z0)], slot, shade, outward=(out, 0, 0))
         for z, out in ((z0, -1.0), (z1, 1.0)):
-            self.polygon([(x0, y0, z), (x1, y0, z), (x1, y1, z), (x0, y1, z)], slot, shade, out=(0, 0, out))
-        self.polygon([(x0, y1, z0), (x1, y1, z0), (x1, y1, z1), (x0, y1, z1)], slot, shade, out=(0, 1, 0))
-        if bottom:
-            self.polygon([(x0, y0, z0), (x1, y0, z0), (x1, y0, z1), (x0, y0, z1)], slot, shade * 0.6, out=(0, -1, 0))
+            self.add_polygon([(x0, y0, z), (x1, y0, z), (x1, y1, z), (x0, y1, z)], slot, shade, outward=(0, 0, out))
+        self.add_polygon([(x0, y1, z0), (x1, y1, z0), (x1, y1, z1), (x0, y1, z1)], slot, shade, outward=(0, 1, 0))
+        if has_bottom:
+            self.add_polygon(
+                [(x0, y0, z0), (x1, y0, z0), (x1, y0, z1), (x0, y0, z1)], slot, shade * 0.6, outward=(0, -1, 0)
+            )
 
-    def _face(self, count: int, slot: int, shade: float, glow: float, one_sided: bool, limb: bool = False) -> None:
-        self.faces.append((count, slot, shade, glow, self.label, self.part, one_sided, limb))
+    def _add_face(self, count: int, slot: int, shade: float, glow: float, one_sided: bool, limb: bool = False) -> None:
+        self.faces.append((count, slot, shade, glow, self.label, self.part_depth, one_sided, limb))
 
-    def mesh(self) -> Mesh:
+    def build(self) -> Mesh:
         """Everything collected, as arrays."""
         vertices, faces = np.array(self.vertices), np.array(self.faces)
         reach = np.abs(vertices[:, :3]) + np.abs(vertices[:, 3:6]) + np.abs(vertices[:, 6:])
         size: Point = tuple(reach.max(0).tolist())
         counts, slots, labels = (faces[:, column].astype(np.int64) for column in (0, 1, 4))
         return Mesh(
-            anchors=vertices[:, :3], offsets=vertices[:, 3:6], radii=vertices[:, 6], counts=counts, slots=slots,
-            shades=faces[:, 2], glows=faces[:, 3], labels=labels, parts=faces[:, 5], one_sided=faces[:, 6] > 0,
-            limb=faces[:, 7] > 0, size=size,
+            anchors=vertices[:, :3], offsets=vertices[:, 3:6], radii=vertices[:, 6], vertex_counts=counts, slots=slots,
+            shades=faces[:, 2], glow_thresholds=faces[:, 3], labels=labels, part_depths=faces[:, 5],
+            is_one_sided=faces[:, 6] > 0,
+            is_limb=faces[:, 7] > 0, half_extents=size,
         )  # fmt: skip
 
 
-def inset(quad: Quad, left: float, right: float, low: float, high: float) -> list[Point]:
+def crop_quad(quad: Quad, left: float, right: float, low: float, high: float) -> list[Point]:
     """The part of a quad (corners: low left, low right, high right, high left) between fractions of its sides."""
     a, b, c, d = (np.asarray(corner, np.float64) for corner in quad)
 

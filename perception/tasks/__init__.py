@@ -2,23 +2,23 @@
 
 from typing import Any
 
-from perception.tasks.classification import Classification
-from perception.tasks.depth import Depth
-from perception.tasks.detection import Detection
-from perception.tasks.segmentation import Segmentation
-from perception.tasks.task import Part, Task, join
+from perception.tasks.classification import ClassificationTask
+from perception.tasks.depth import DepthTask
+from perception.tasks.detection import DetectionTask
+from perception.tasks.segmentation import SegmentationTask
+from perception.tasks.task import LossTerm, Task, sum_loss_terms
 from perception.types import ConfigError
 
 TASKS: dict[str, type[Task]] = {
-    "detection": Detection,
-    "segmentation": Segmentation,
-    "depth": Depth,
-    "classification": Classification,
+    "detection": DetectionTask,
+    "segmentation": SegmentationTask,
+    "depth": DepthTask,
+    "classification": ClassificationTask,
 }
 """Type of a task in a recipe -> class. A task is called like its type, or says it: ``lanes: {type: segmentation}``."""
 
 
-def task_class(name: str, config: Any) -> type[Task]:
+def find_task_class(name: str, config: Any) -> type[Task]:
     """The class of a task by its config's ``type``, or else its name. Raises ConfigError where there is none such."""
     kind = getattr(config, "type", name)
     if kind not in TASKS:
@@ -26,4 +26,4 @@ def task_class(name: str, config: Any) -> type[Task]:
     return TASKS[kind]
 
 
-__all__ = ["TASKS", "Part", "Task", "join", "task_class"]
+__all__ = ["TASKS", "LossTerm", "Task", "find_task_class", "sum_loss_terms"]

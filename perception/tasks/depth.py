@@ -11,37 +11,37 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from perception.config import configuration
+from perception.config import config_dataclass
 from perception.metrics.depth import DepthMetric
-from perception.nn.blocks import Width
+from perception.nn.blocks import ChannelCount
 from perception.nn.decoder import DenseDecoder
 from perception.nn.necks import check_strides
-from perception.ops.losses import gradient_match, laplace, mean_of, silog
-from perception.ops.upsample import at_pixels
-from perception.tasks.task import Part, Pyramid, Task, TaskConfig, Weight, of_rows
+from perception.ops.losses import gradient_matching, laplace_nll, masked_mean, silog
+from perception.ops.upsample import upsample_to_pixels
+from perception.tasks.task import LossTerm, LossWeight, Pyramid, Task, TaskConfig, select_rows
 from perception.types import Annotation, Camera, ConfigError, DenseMap, TaskSpec
 
-LOG_ERRORS = math.log(0.005), math.log(1.0)
+LOG_ERROR_LIMITS = math.log(0.005), math.log(1.0)
 """Smallest and largest expected relative error that the network can tell."""
 
-ERROR_WEIGHT = 0.02
+ERROR_LOSS_WEIGHT = 0.02
 """Of the term that trains the expected error: small, so that it does not drown the depth's loss where losses are
 balanced by their size. It changes nothing else, for no other parameter sees its gradient."""
 
 
-@configuration
+@config_dataclass
 class DepthConfig(TaskConfig):
     """limits: nearest and farthest distance in metres that is trained, predicted and evaluated.
 
-    canonical_focal: the network sees every picture as if taken with this focal length (pixels of the input): something
+    canonical_focal: the network sees every image as if taken with this focal length (pixels of the input): something
         at 10 m through a lens twice as long looks like 5 m. 0 = focal lengths are not used.
-    default_focal: focal length, as a fraction of the picture's width, assumed for pictures without intrinsics. Give
+    default_focal: focal length, as a fraction of the image's width, assumed for images without intrinsics. Give
         intrinsics in training: without them random zoom blurs what a metre looks like.
     bins: 0 = the logarithm of the distance is regressed; n = it is the mean of n bins, evenly spaced in the logarithm,
         by their probabilities.
     strides: levels of the pyramid that are fused, the finest first.
-    width, fine_width: channels of the decoder at stride 8 and coarser, and at stride 4.
-    context: whether the coarsest level sees the whole picture.
+    channels, fine_channels: channels of the decoder at stride 8 and coarser, and at stride 4.
+    pyramid_pooling: whether the coarsest level sees the whole image.
     loss_stride: the loss is taken at every so many pixels, both ways.
     auxiliary_weight: a > 0: an initial prediction, from the features before any fusion, is trained beside the head; the
         loss is ``(head + a * initial) / (1 + a)``. It is not there at inference.
@@ -53,14 +53,14 @@ class DepthConfig(TaskConfig):
     default_focal: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     bins: Annotated[int, Field(ge=0)] = 0
     strides: tuple[int, ...] = (4, 8, 16, 32)
-    width: Width = 64
-    fine_width: Width = 16
-    context: bool = True
+    channels: ChannelCount = 64
+    fine_channels: ChannelCount = 16
+    pyramid_pooling: bool = True
     loss_stride: Annotated[int, Field(gt=0)] = 2
-    silog_weight: Weight = 1.0
-    log_weight: Weight = 0.5
-    gradient_weight: Weight = 0.5
-    auxiliary_weight: Weight = 0.0
+    silog_weight: LossWeight = 1.0
+    log_weight: LossWeight = 0.5
+    gradient_weight: LossWeight = 0.5
+    auxiliary_weight: LossWeight = 0.0
 
     def __post_init__(self) -> None:
         check_strides(self.strides)
@@ -81,7 +81,7 @@ class Raw(NamedTuple):
     log_error: Tensor
 
 
-class Depth(Task):
+class DepthTask(Task):
     """Log depth by scale-invariant, absolute and gradient terms; its expected error by its likelihood.
 
     The error is read from features that it does not train, so it costs the depth nothing (what Kendall and Gal, 2017,
@@ -89,9 +89,9 @@ class Depth(Task):
     """
 
     Config = DepthConfig
-    score = "abs_rel"
-    score_sign = -1
-    parts = ("silog", "log", "gradient", "error")
+    main_metric = "abs_rel"
+    main_metric_sign = -1
+    loss_names = ("silog", "log", "gradient", "error")
 
     bin_centers: Tensor
 
@@ -110,64 +110,66 @@ class Depth(Task):
         )
         self.decoder = DenseDecoder(
             {s: channels[s] for s in config.strides},
-            config.width,
+            config.channels,
             config.bins or 1,
-            config.fine_width,
-            context=config.context,
+            config.fine_channels,
+            pyramid_pooling=config.pyramid_pooling,
         )
         # All but the error's: that term is no share of the depth's loss, and is the head's alone.
-        self.add_auxiliary({s: channels[s] for s in config.strides}, config.bins or 1, ("silog", "log", "gradient"))
-        self.error = nn.Conv2d(self.decoder.width, 1, 1)
+        self.add_auxiliary_head(
+            {s: channels[s] for s in config.strides}, config.bins or 1, ("silog", "log", "gradient")
+        )
+        self.error_output = nn.Conv2d(self.decoder.channels, 1, 1)
         near, far = map(math.log, config.limits)
-        self.middle = 0.5 * (near + far)
+        self.log_midpoint = 0.5 * (near + far)
         # Through another lens than the canonical one the same metres look up to twice as near or far.
         centers = torch.linspace(near - math.log(2), far + math.log(2), config.bins)
         self.register_buffer("bin_centers", centers.view(1, -1, 1, 1), persistent=False)
 
     def forward(self, pyramid: Pyramid) -> Raw:
-        found, features = self.decoder.both(pyramid)
-        low, high = LOG_ERRORS
-        return Raw(self._log_depth(found), low + (high - low) * self.error(features.detach()).float().sigmoid())
+        found, features = self.decoder.forward_with_features(pyramid)
+        low, high = LOG_ERROR_LIMITS
+        return Raw(self._log_depth(found), low + (high - low) * self.error_output(features.detach()).float().sigmoid())
 
-    def initial(self, early: Pyramid) -> Raw | None:
-        if self.initial_prediction is None:
+    def forward_auxiliary(self, pyramid: Pyramid) -> Raw | None:
+        if self.auxiliary_head is None:
             return None
-        log_depth = self._log_depth(self.initial_prediction(early))
+        log_depth = self._log_depth(self.auxiliary_head(pyramid))
         return Raw(log_depth, torch.zeros_like(log_depth))
 
     def _log_depth(self, found: Tensor) -> Tensor:
         found = found.float()
         if self.config.bins:
             return (found.softmax(1) * self.bin_centers).sum(1, keepdim=True)
-        return found + self.middle
+        return found + self.log_midpoint
 
-    def losses(
+    def compute_loss_terms(
         self, raw: Raw, targets: Sequence[Annotation | None], cameras: Sequence[Camera | None]
-    ) -> dict[str, Part]:
-        rows, metric, masks, shifts = [], [], [], []
+    ) -> dict[str, LossTerm]:
+        rows, create_metric, masks, shifts = [], [], [], []
         stride, (near, far) = self.config.loss_stride, self.config.limits
         for i, (target, camera) in enumerate(zip(targets, cameras, strict=True)):
             if isinstance(target, DenseMap):
                 metres = target.values[::stride, ::stride]
                 rows.append(i)
-                metric.append(metres)
+                create_metric.append(metres)
                 masks.append(target.valid[::stride, ::stride])
                 shifts.append(metres.new_full((), math.log(self._focal_ratio(camera, target.values.shape[-1]))))
-        metres = torch.stack(metric)
+        metres = torch.stack(create_metric)
         valid = torch.stack(masks) & (metres >= near) & (metres <= far)
         truth = torch.where(valid, metres, near).log() - torch.stack(shifts)[:, None, None]
-        maps = of_rows(torch.cat(raw, 1), rows)
-        log_depth, log_error = at_pixels(maps, min(self.strides), stride).unbind(1)
+        maps = select_rows(torch.cat(raw, 1), rows)
+        log_depth, log_error = upsample_to_pixels(maps, min(self.strides), stride).unbind(1)
         error = log_depth - truth
-        doubt = laplace(error.detach(), log_error) - LOG_ERRORS[0]
+        doubt = laplace_nll(error.detach(), log_error) - LOG_ERROR_LIMITS[0]
         known, own = valid.flatten(1).any(1), self.config
         terms = {
             "silog": own.silog_weight * silog(error, valid),
-            "log": own.log_weight * mean_of(error.abs(), valid),
-            "gradient": own.gradient_weight * gradient_match(error, valid),
-            "error": ERROR_WEIGHT * mean_of(doubt, valid),
+            "log": own.log_weight * masked_mean(error.abs(), valid),
+            "gradient": own.gradient_weight * gradient_matching(error, valid),
+            "error": ERROR_LOSS_WEIGHT * masked_mean(doubt, valid),
         }
-        return {name: Part((values * known).sum(), known.sum().to(values.dtype)) for name, values in terms.items()}
+        return {name: LossTerm((values * known).sum(), known.sum().to(values.dtype)) for name, values in terms.items()}
 
     def _focal_ratio(self, camera: Camera | None, width: int) -> float:
         if not self.config.canonical_focal:
@@ -179,5 +181,5 @@ class Depth(Task):
         maps = F.interpolate(torch.cat(raw, 1), size=tuple(size), mode="bilinear", align_corners=False).exp()
         return {"depth": maps[:, 0], "error": maps[:, 1]}
 
-    def metric(self) -> DepthMetric:
+    def create_metric(self) -> DepthMetric:
         return DepthMetric(self.config.limits)

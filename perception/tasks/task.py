@@ -10,20 +10,20 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from perception.config import configuration
+from perception.config import config_dataclass
 from perception.metrics.metric import Metric
-from perception.nn.auxiliary import InitialPrediction
+from perception.nn.auxiliary_head import AuxiliaryHead
 from perception.types import Annotation, Camera, ConfigError, LabelSpace, TaskSpec
 
 Pyramid = Mapping[int, Tensor]
 """Stride -> features [B, C, H / stride, W / stride]."""
 
 
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+LossWeight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 """Of a part of a loss."""
 
 
-@configuration
+@config_dataclass
 class TaskConfig:
     """What every task's config has.
 
@@ -40,21 +40,21 @@ def check_classes(classes: Sequence[str]) -> None:
         raise ConfigError(f"classes is {list(classes)}. Expected at least one name, each once.")
 
 
-class Part(NamedTuple):
+class LossTerm(NamedTuple):
     """A part of a task's loss as a sum over what it counts: the part is ``total / max(count, 1)``.
 
     Sums, not means, because the means of unlike shares of a batch (several ranks) cannot be joined, and sums can.
 
-    total: scalar with its graph, weighted. count: scalar without one: pictures, pixels, objects...
+    total: scalar with its graph, weighted. count: scalar without one: images, pixels, objects...
     """
 
     total: Tensor
     count: Tensor
 
 
-def join(parts: Mapping[str, Part]) -> Tensor:
+def sum_loss_terms(terms: Mapping[str, LossTerm]) -> Tensor:
     """The loss that its parts make: a scalar."""
-    return torch.stack([part.total / part.count.clamp(min=1) for part in parts.values()]).sum()
+    return torch.stack([part.total / part.count.clamp(min=1) for part in terms.values()]).sum()
 
 
 class Task(nn.Module, ABC):
@@ -66,26 +66,26 @@ class Task(nn.Module, ABC):
     Config: ClassVar[type]
     strides: tuple[int, ...]
     """Levels of the pyramid that the head reads; only those are computed where no other task wants more."""
-    score: ClassVar[str]
+    main_metric: ClassVar[str]
     """The metric that picks checkpoints, higher is better unless `score_sign` is -1."""
-    score_sign: ClassVar[int] = 1
+    main_metric_sign: ClassVar[int] = 1
     spec: TaskSpec
     config: Any
-    parts: tuple[str, ...]
+    loss_names: tuple[str, ...]
     """Names of what `losses` returns, always all of them: ranks join their sums by name."""
-    statistics: tuple[str, ...] = ()
+    running_statistics: tuple[str, ...] = ()
     """Names of the buffers that `losses` estimates in training: ranks set them to their mean."""
-    initial_parts: tuple[str, ...] = ()
+    auxiliary_loss_names: tuple[str, ...] = ()
     """Those of the parts that the initial prediction has a share in, see `add_auxiliary`."""
-    initial_prediction: InitialPrediction | None
+    auxiliary_head: AuxiliaryHead | None
 
     def __init__(self, *_: Any) -> None:
         """Subclasses are built from name, config and {stride: channels}."""
         super().__init__()
-        self.initial_prediction = None
+        self.auxiliary_head = None
 
     @property
-    def auxiliary(self) -> bool:
+    def is_auxiliary(self) -> bool:
         return self.config.auxiliary
 
     @abstractmethod
@@ -93,83 +93,84 @@ class Task(nn.Module, ABC):
         """Raw output of the head. Traceable, and the same in training and evaluation."""
 
     @abstractmethod
-    def losses(
+    def compute_loss_terms(
         self, raw: Any, targets: Sequence[Annotation | None], cameras: Sequence[Camera | None]
-    ) -> dict[str, Part]:
-        """The `parts` of the loss over the labelled pictures and classes; called with at least one labelled picture.
+    ) -> dict[str, LossTerm]:
+        """The `parts` of the loss over the labeled images and classes; called with at least one labeled image.
 
-        Each is a sum over pictures: what one picture adds to ``total`` and ``count`` does not depend on the others.
+        Each is a sum over images: what one image adds to ``total`` and ``count`` does not depend on the others.
 
         targets: tensors, input pixels. cameras: intrinsics in input pixels.
         """
 
     @abstractmethod
     def decode(self, raw: Any, size: Sequence[Any]) -> dict[str, Tensor]:
-        """`spec.outputs` of pictures of ``size`` (height, width; ints, or symbolic in an export). Traceable.
+        """`spec.outputs` of images of ``size`` (height, width; ints, or symbolic in an export). Traceable.
 
         shape "instances": boxes [B, K, 4] input pixels, scores [B, K] (0 = padding), labels [B, K], best first.
         shape "dense": one map [B, H, W] at input size. shape "label": probabilities [B, C].
         """
 
-    def decode_within(self, raw: Any, spaces: Sequence[LabelSpace | None]) -> dict[str, Tensor]:
-        """The outputs that are others where a picture is judged in the label space of its source; by default none."""
+    def decode_in_label_spaces(self, raw: Any, label_spaces: Sequence[LabelSpace | None]) -> dict[str, Tensor]:
+        """The outputs that are others where an image is judged in the label space of its source; by default none."""
         return {}
 
     @abstractmethod
-    def metric(self) -> Metric:
+    def create_metric(self) -> Metric:
         """A fresh accumulator."""
 
     def calibrate(self, metric: Any) -> None:
-        """Make scores honest by what they were on held-out pictures: fit buffers to the metric that holds these.
+        """Make scores honest by what they were on held-out images: fit buffers to the metric that holds these.
 
         The metric's own predictions are changed alike, so that it tells what the calibrated task reaches. By default
         nothing is calibrated.
         """
 
-    def initial(self, early: Pyramid) -> Any | None:
+    def forward_auxiliary(self, pyramid: Pyramid) -> Any | None:
         """The raw output of the initial prediction, for `loss` alone; None where there is none.
 
-        early: the levels that the head reads, as they are before any fusion
+        pyramid: the levels that the head reads, as they are before any fusion
         """
         return None
 
-    def add_auxiliary(self, channels: Mapping[int, int], outputs: int, parts: Sequence[str]) -> None:
-        """Give a dense head an initial prediction, where ``auxiliary_weight`` a > 0: its ``parts`` of the loss become
+    def add_auxiliary_head(self, channels: Mapping[int, int], out_channels: int, loss_names: Sequence[str]) -> None:
+        """Give a dense head an initial prediction, where ``auxiliary_weight`` a > 0: its ``loss_names`` of the loss
+        become
         ``(head + a * initial) / (1 + a)``, so that the task weighs the same with and without it."""
         if self.config.auxiliary_weight:
             with torch.random.fork_rng(devices=()):  # with and without it, all else starts from the same weights
-                self.initial_prediction = InitialPrediction(channels, outputs)
-            self.initial_parts = tuple(parts)
-            self.parts = (*self.parts, *(f"auxiliary_{name}" for name in parts))
+                self.auxiliary_head = AuxiliaryHead(channels, out_channels)
+            self.auxiliary_loss_names = tuple(loss_names)
+            self.loss_names = (*self.loss_names, *(f"auxiliary_{name}" for name in loss_names))
 
-    def loss(
+    def total_loss_terms(
         self,
         raw: Any,
         targets: Sequence[Annotation | None],
         cameras: Sequence[Camera | None],
-        initial: Any | None = None,
-    ) -> dict[str, Part]:
-        """`losses` of the head and of its initial prediction, or zeros that keep the graph where no picture is labelled
+        auxiliary_raw: Any | None = None,
+    ) -> dict[str, LossTerm]:
+        """`losses` of the head and of its initial prediction, or zeros that keep the graph where no image is labeled
         (DDP needs every parameter in it)."""
         if not any(target is not None for target in targets):
-            tensors = _tensors(raw if initial is None else (raw, initial))
+            tensors = _flatten_tensors(raw if auxiliary_raw is None else (raw, auxiliary_raw))
             zero = torch.stack([tensor.sum() * 0.0 for tensor in tensors]).sum()
-            return {name: Part(zero, torch.zeros_like(zero.detach())) for name in self.parts}
-        if initial is None:
-            return self.losses(raw, targets, cameras)
-        before = {name: getattr(self, name).clone() for name in self.statistics}
-        auxiliary = self.losses(initial, targets, cameras)
+            return {name: LossTerm(zero, torch.zeros_like(zero.detach())) for name in self.loss_names}
+        if auxiliary_raw is None:
+            return self.compute_loss_terms(raw, targets, cameras)
+        before = {name: getattr(self, name).clone() for name in self.running_statistics}
+        auxiliary = self.compute_loss_terms(auxiliary_raw, targets, cameras)
         for name, value in before.items():  # the head's call estimates them
             getattr(self, name).copy_(value)
         share = self.config.auxiliary_weight / (1 + self.config.auxiliary_weight)
-        parts = self.losses(raw, targets, cameras)
-        for name in self.initial_parts:
+        parts = self.compute_loss_terms(raw, targets, cameras)
+        for name in self.auxiliary_loss_names:
             parts[name] = parts[name]._replace(total=parts[name].total * (1 - share))
             parts[f"auxiliary_{name}"] = auxiliary[name]._replace(total=auxiliary[name].total * share)
         return parts
 
 
-def of_rows(values: Tensor, rows: Sequence[int]) -> Tensor:
+def select_rows(values: Tensor, rows: Sequence[int]) -> Tensor:
     """``values[rows]`` of [B, ...], but a GPU does not wait for a list of indices."""
     if len(rows) == len(values):
         return values
@@ -177,7 +178,7 @@ def of_rows(values: Tensor, rows: Sequence[int]) -> Tensor:
     return torch.stack([each[i] for i in rows])
 
 
-def _tensors(raw: Any) -> list[Tensor]:
+def _flatten_tensors(raw: Any) -> list[Tensor]:
     if isinstance(raw, Tensor):
         return [raw]
-    return [tensor for item in raw for tensor in _tensors(item)]
+    return [tensor for item in raw for tensor in _flatten_tensors(item)]

@@ -14,22 +14,22 @@ from typing import Generic, TypeVar
 from perception.video import threads
 
 T = TypeVar("T")
-POLL = 0.1
+POLL_SECONDS = 0.1
 """Seconds between two looks at whether to go on, while waiting."""
 
 
-class Closed(Exception):
+class QueueClosed(Exception):
     """The other side has closed the channel, and nothing is left in it."""
 
 
-class Channel(Generic[T]):
+class BoundedQueue(Generic[T]):
     """A queue of at most ``size`` items that either side may end.
 
-    newest: where it is full, ``put`` drops the oldest item and counts it in ``dropped``, instead of waiting
+    drop_oldest: where it is full, ``put`` drops the oldest item and counts it in ``dropped``, instead of waiting
     """
 
-    def __init__(self, size: int, newest: bool = False) -> None:
-        self.size, self.newest, self.dropped = size, newest, 0
+    def __init__(self, size: int, drop_oldest: bool = False) -> None:
+        self.size, self.drop_oldest, self.dropped = size, drop_oldest, 0
         self._items: deque[T] = deque()
         self._changed = threading.Condition()
         self._finished = self._abandoned = False
@@ -39,13 +39,13 @@ class Channel(Generic[T]):
         """Add an item, waiting for room. Raises Closed where the reader has gone."""
         with self._changed:
             while len(self._items) >= self.size and not self._abandoned:
-                if self.newest:
+                if self.drop_oldest:
                     self._items.popleft()
                     self.dropped += 1
                 else:
                     self._changed.wait()
             if self._abandoned:
-                raise Closed
+                raise QueueClosed
             self._items.append(item)
             self._changed.notify_all()
 
@@ -57,7 +57,7 @@ class Channel(Generic[T]):
                 if self._error is not None:
                     raise self._error
                 if self._finished or self._abandoned:
-                    raise Closed
+                    raise QueueClosed
                 left = None if limit is None else limit - time.monotonic()
                 if left is not None and left <= 0:
                     raise TimeoutError
@@ -85,26 +85,26 @@ class Channel(Generic[T]):
             self._changed.notify_all()
 
 
-def ahead(
+def prefetch(
     items: Iterable[T],
-    size: int = 2,
+    buffer_size: int = 2,
     name: str = "ahead",
-    patience: float = 10.0,
-    check: Callable[[], None] | None = None,
+    join_timeout: float = 10.0,
+    check_stop: Callable[[], None] | None = None,
 ) -> Generator[T]:
-    """The same items, made in a thread that is at most ``size`` of them ahead; errors arrive in their place.
+    """The same items, made in a thread that is at most ``buffer_size`` of them ahead; errors arrive in their place.
 
-    check: called again and again while it waits; what it raises ends the wait
-    Closing it closes ``items`` in their own thread and waits for that, for at most ``patience`` seconds.
+    check_stop: called again and again while it waits; what it raises ends the wait
+    Closing it closes ``items`` in their own thread and waits for that, for at most ``join_timeout`` seconds.
     """
-    channel: Channel[T] = Channel(size)
+    queue: BoundedQueue[T] = BoundedQueue(buffer_size)
 
     def work() -> None:
         error: BaseException | None = None
         try:
             for item in items:
-                channel.put(item)
-        except Closed:
+                queue.put(item)
+        except QueueClosed:
             pass
         except BaseException as problem:
             error = problem
@@ -114,18 +114,18 @@ def ahead(
                     items.close()
             except BaseException as problem:
                 error = error or problem
-            channel.finish(error)
+            queue.finish(error)
 
-    worker = threads.begin(work, name)
+    worker = threads.start_thread(work, name)
     try:
         while True:
-            while check is not None and not channel.wait(POLL):
-                check()
+            while check_stop is not None and not queue.wait(POLL_SECONDS):
+                check_stop()
             try:
-                item = channel.get()
-            except Closed:
+                item = queue.get()
+            except QueueClosed:
                 return
             yield item
     finally:
-        channel.abandon()
-        worker.join(patience)
+        queue.abandon()
+        worker.join(join_timeout)

@@ -1,6 +1,8 @@
-"""Where tasks contradict one another (M2): boxes that the label map does not know of, depth that jumps within a box.
+"""Where tasks contradict one another (M2): boxes that the segmentation mask does not know of, depth that jumps within
+a box.
 
-Boxes and label maps have their own classes; names that mean the same are in `KINDS`. Classes that are in none of them,
+Boxes and segmentation masks have their own classes; names that mean the same are in `KINDS`. Classes that are in none
+of them,
 or that only one of the tasks has, are not judged.
 """
 
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 
 from perception.types import DenseMap, Instances, Prediction, TaskSpec
 
-KINDS = {
+CLASS_GROUPS = {
     "vehicle": ("car", "truck", "bus", "train", "tram", "van", "vehicle", "caravan", "trailer"),
     "person": ("person", "pedestrian", "rider", "cyclist", "bicyclist", "motorcyclist"),
     "two-wheeler": ("bicycle", "bike", "motorcycle", "motorbike", "motobike", "cyclist", "bicyclist", "rider"),
@@ -24,15 +26,16 @@ KINDS = {
     "sign": ("traffic sign", "stop sign", "sign", "sign symbol"),
 }
 
-SIDE = 0.015
-"""Of a box that is judged, relative to the picture's longer side. Label maps are too coarse for smaller things."""
-SUPPORT = 0.1
-"""Share of the middle of a box that its kind has in the label map at least."""
-JUMP = 0.6
+MIN_BOX_SIDE = 0.015
+"""Of a box that is judged, relative to the image's longer side. Segmentation masks are too coarse for smaller
+things."""
+MIN_SUPPORT = 0.1
+"""Share of the middle of a box that its kind has in the segmentation mask at least."""
+MAX_DEPTH_SPREAD = 0.6
 """Spread of the depth in the middle of a box, relative to its median, that one thing has at most."""
-GRID = 16
+SAMPLES_PER_SIDE = 16
 """Rows and columns of the middle of a box that are looked at."""
-COARSE = 160
+COARSE_SIZE = 160
 """Pixels of the longer side at which regions are compared with boxes."""
 
 
@@ -40,14 +43,14 @@ class Contradictions(NamedTuple):
     """boxes: those over the threshold that could be judged; unsupported, jumps: of these; unboxed: share of the label
     map's vehicles, persons and two-wheelers that no box covers, 0 where it shows none."""
 
-    boxes: int
+    num_boxes: int
     unsupported: int
-    jumps: int
+    depth_jumps: int
     unboxed: float
 
 
-def contradictions(prediction: Prediction, specs: Mapping[str, TaskSpec]) -> Contradictions:
-    """What the tasks of one picture disagree about."""
+def find_contradictions(prediction: Prediction, specs: Mapping[str, TaskSpec]) -> Contradictions:
+    """What the tasks of one image disagree about."""
     found = {name: a for name, a in prediction.annotations.items() if name in specs}
     boxes_of = next((name for name, a in found.items() if isinstance(a, Instances)), None)
     labels_of = next((name for name, a in found.items() if isinstance(a, DenseMap) and specs[name].classes), None)
@@ -56,71 +59,74 @@ def contradictions(prediction: Prediction, specs: Mapping[str, TaskSpec]) -> Con
     if boxes_of is None or not isinstance(instances, Instances):
         return Contradictions(0, 0, 0, 0.0)
     spec = specs[boxes_of]
-    shown = np.ones(len(instances.boxes), bool) if instances.scores is None else instances.scores >= spec.threshold
+    shown = (
+        np.ones(len(instances.boxes), bool) if instances.scores is None else instances.scores >= spec.score_threshold
+    )
     boxes, classes = np.asarray(instances.boxes)[shown], np.asarray(instances.labels)[shown]
-    large = (boxes[:, 2:] - boxes[:, :2]).min(1, initial=np.inf) >= SIDE * max(prediction.size)
+    large = (boxes[:, 2:] - boxes[:, :2]).min(1, initial=np.inf) >= MIN_BOX_SIDE * max(prediction.size)
     judged = unsupported = jumps = 0
     labels, depth = found[labels_of] if labels_of else None, found[depth_of] if depth_of else None
-    kinds = _shared(spec.classes, specs[labels_of].classes if labels_of else ())
+    kinds = _match_classes(spec.classes, specs[labels_of].classes if labels_of else ())
     for box, k in zip(boxes[large], classes[large].tolist(), strict=True):
-        middle = _middle(box, prediction.size)
+        middle = _central_slices(box, prediction.size)
         supported = isinstance(labels, DenseMap) and bool(kinds[k].any())
         judged += supported or depth is not None
         if isinstance(labels, DenseMap) and supported:
-            unsupported += bool(np.take(kinds[k], labels.values[middle], mode="clip").mean() < SUPPORT)
+            unsupported += bool(np.take(kinds[k], labels.values[middle], mode="clip").mean() < MIN_SUPPORT)
         if isinstance(depth, DenseMap):
-            jumps += _jumps(depth.values[middle][depth.valid[middle]])
+            jumps += _has_depth_jump(depth.values[middle][depth.valid[middle]])
     unboxed = 0.0
     if isinstance(labels, DenseMap):
-        unboxed = _unboxed(labels, boxes, _things(spec.classes, specs[labels_of or ""].classes))
+        unboxed = _unboxed_share(labels, boxes, _boxed_classes(spec.classes, specs[labels_of or ""].classes))
     return Contradictions(judged, unsupported, jumps, unboxed)
 
 
 @cache
-def _shared(boxes: tuple[str, ...], labels: tuple[str, ...]) -> NDArray[np.bool_]:
-    """[boxes, labels + 1]: whether a class of the label map can fill a box of the class; the last column is unknown."""
+def _match_classes(boxes: tuple[str, ...], labels: tuple[str, ...]) -> NDArray[np.bool_]:
+    """[boxes, labels + 1]: whether a class of the segmentation mask can fill a box of the class; the last column is
+    unknown."""
     table = np.zeros((len(boxes), len(labels) + 1), np.bool_)
     for i, box in enumerate(boxes):
         for j, label in enumerate(labels):
-            table[i, j] = bool(kinds_of(box) & kinds_of(label))
+            table[i, j] = bool(class_groups(box) & class_groups(label))
     return table
 
 
 @cache
-def _things(boxes: tuple[str, ...], labels: tuple[str, ...]) -> NDArray[np.bool_]:
-    """[labels + 1]: classes of the label map whose things should have boxes."""
-    moving = set(list(KINDS)[:3]) & set().union(*(kinds_of(name) for name in boxes))
-    return np.array([bool(kinds_of(name) & moving) for name in labels] + [False])
+def _boxed_classes(boxes: tuple[str, ...], labels: tuple[str, ...]) -> NDArray[np.bool_]:
+    """[labels + 1]: classes of the segmentation mask whose things should have boxes."""
+    moving = set(list(CLASS_GROUPS)[:3]) & set().union(*(class_groups(name) for name in boxes))
+    return np.array([bool(class_groups(name) & moving) for name in labels] + [False])
 
 
-def kinds_of(name: str) -> frozenset[str]:
+def class_groups(name: str) -> frozenset[str]:
     """The kinds of things that a class's name stands for."""
     plain = name.lower().replace("_", " ").replace("-", " ").strip()
-    return frozenset(kind for kind, names in KINDS.items() if plain in names)
+    return frozenset(kind for kind, names in CLASS_GROUPS.items() if plain in names)
 
 
-def _middle(box: Sequence[float], size: tuple[int, int]) -> tuple[slice, slice]:
-    """Rows and columns of the central half of a box, about `GRID` of each."""
+def _central_slices(box: Sequence[float], size: tuple[int, int]) -> tuple[slice, slice]:
+    """Rows and columns of the central half of a box, about `SAMPLES_PER_SIDE` of each."""
     spans = []
     for low, high, limit in ((box[1], box[3], size[0]), (box[0], box[2], size[1])):
         quarter = (high - low) / 4
         first = min(max(int(low + quarter), 0), limit - 1)
         last = min(max(int(high - quarter), first + 1), limit)
-        spans.append(slice(first, last, max(1, (last - first) // GRID)))
+        spans.append(slice(first, last, max(1, (last - first) // SAMPLES_PER_SIDE)))
     return spans[0], spans[1]
 
 
-def _jumps(depth: NDArray[np.float32]) -> bool:
+def _has_depth_jump(depth: NDArray[np.float32]) -> bool:
     if depth.size < 4:
         return False
     near, middle, far = np.quantile(depth, (0.1, 0.5, 0.9))
-    return bool(far - near > JUMP * middle)
+    return bool(far - near > MAX_DEPTH_SPREAD * middle)
 
 
-def _unboxed(labels: DenseMap, boxes: NDArray[np.float32], things: NDArray[np.bool_]) -> float:
+def _unboxed_share(labels: DenseMap, boxes: NDArray[np.float32], boxed_classes: NDArray[np.bool_]) -> float:
     height, width = labels.values.shape
-    step = max(1, max(height, width) // COARSE)
-    region = np.take(things, np.asarray(labels.values)[::step, ::step], mode="clip")
+    step = max(1, max(height, width) // COARSE_SIZE)
+    region = np.take(boxed_classes, np.asarray(labels.values)[::step, ::step], mode="clip")
     total = int(region.sum())
     if total < 0.002 * region.size:
         return 0.0

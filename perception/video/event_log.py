@@ -8,7 +8,7 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import Any
 
-KEPT = 1000
+MAX_EVENTS = 1000
 """Events that are kept; the others are only counted."""
 
 
@@ -20,36 +20,36 @@ class Status(IntEnum):
     LOST = 2
 
 
-class Journal:
-    """Events of all sources of a run, from any thread. tell: called with a sentence for each change of status."""
+class EventLog:
+    """Events of all sources of a run, from any thread. on_change: called with a sentence for each change of status."""
 
-    def __init__(self, tell: Callable[[str], None] | None = None) -> None:
+    def __init__(self, on_change: Callable[[str], None] | None = None) -> None:
         self.events: list[dict[str, Any]] = []
-        self.count = 0
-        self.worst = Status.OK
-        self._now: dict[str, Status] = {}
-        self._tell = tell
+        self.num_events = 0
+        self.worst_status = Status.OK
+        self._status_of: dict[str, Status] = {}
+        self._on_change = on_change
         self._begin = time.monotonic()
         self._lock = threading.Lock()
 
     def status(self, source: str) -> Status:
         """How a source does now."""
-        return self._now.get(source, Status.OK)
+        return self._status_of.get(source, Status.OK)
 
     @property
-    def now(self) -> Status:
+    def current_status(self) -> Status:
         """How the source does that does worst now."""
-        return max(self._now.values(), default=Status.OK)
+        return max(self._status_of.values(), default=Status.OK)
 
-    def note(self, source: str, status: Status, text: str) -> None:
+    def record(self, source: str, status: Status, text: str) -> None:
         """Something happened to ``source``, which is ``status`` from now on."""
         with self._lock:
             changed = status != self.status(source)
-            self._now[source] = status
-            self.worst = max(self.worst, status)
-            self.count += 1
-            if len(self.events) < KEPT:
+            self._status_of[source] = status
+            self.worst_status = max(self.worst_status, status)
+            self.num_events += 1
+            if len(self.events) < MAX_EVENTS:
                 seconds = round(time.monotonic() - self._begin, 3)
                 self.events.append({"seconds": seconds, "source": source, "status": status.name, "event": text})
-        if changed and self._tell:
-            self._tell(f"{source}: {status.name}: {text}")
+        if changed and self._on_change:
+            self._on_change(f"{source}: {status.name}: {text}")

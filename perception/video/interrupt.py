@@ -10,7 +10,7 @@ from contextlib import contextmanager
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
-class Stopped(KeyboardInterrupt):
+class StopRequested(KeyboardInterrupt):
     """Someone wants the run to end. signal: its number; 0 = there was none."""
 
     def __init__(self, signal: int = 0) -> None:
@@ -20,12 +20,12 @@ class Stopped(KeyboardInterrupt):
 
 class _State:
     installed = False
-    held = 0
-    asked: int | None = None
+    deferral_depth = 0
+    pending_signal: int | None = None
 
 
 @contextmanager
-def terminable() -> Iterator[None]:
+def handle_stop_signals() -> Iterator[None]:
     """The first of `SIGNALS` raises Stopped in the main thread, or waits for `check` within `held`.
 
     Those that follow are not heard: what was written is being closed. A signal that the process ignores (``nohup``, a
@@ -36,18 +36,18 @@ def terminable() -> Iterator[None]:
         return
 
     def stop(number: int, _: object) -> None:
-        if _State.asked is None:
-            _State.asked = number
-            if not _State.held:
-                raise Stopped(number)
+        if _State.pending_signal is None:
+            _State.pending_signal = number
+            if not _State.deferral_depth:
+                raise StopRequested(number)
 
     kept = (signal.SIG_IGN, None)
-    _State.installed, _State.asked = True, None
+    _State.installed, _State.pending_signal = True, None
     before = {number: signal.signal(number, stop) for number in SIGNALS if signal.getsignal(number) not in kept}
     try:
         yield
     except Exception:  # an import in C turns what is raised in it into an ImportError
-        check()
+        check_stop()
         raise
     finally:
         _State.installed = False
@@ -56,22 +56,22 @@ def terminable() -> Iterator[None]:
 
 
 @contextmanager
-def held() -> Iterator[None]:
+def defer_stop() -> Iterator[None]:
     """Within it nothing is raised in the midst of a statement, which might be one that closes a file or frees a lock:
     who waits or goes on to the next frame calls `check`."""
-    _State.held += 1
+    _State.deferral_depth += 1
     try:
         yield
     finally:
-        _State.held -= 1
+        _State.deferral_depth -= 1
 
 
-def asked() -> bool:
+def is_stop_pending() -> bool:
     """Whether a signal has come, in any thread."""
-    return _State.installed and _State.asked is not None
+    return _State.installed and _State.pending_signal is not None
 
 
-def check() -> None:
+def check_stop() -> None:
     """Raise Stopped where a signal has come."""
-    if _State.installed and _State.asked is not None:
-        raise Stopped(_State.asked)
+    if _State.installed and _State.pending_signal is not None:
+        raise StopRequested(_State.pending_signal)

@@ -1,7 +1,8 @@
 """mp4 files that play up to where their writing ended: fragments at first, an ordinary index with true times at last.
 
 FFmpeg in OpenCV's package writes the index (``moov``) of an mp4 file when it is closed, and fills it with a constant
-rate: killed, or on a full disk, the film is lost. Its form for streaming, ``.ismv``, is the same container in fragments
+rate: killed, or on a full disk, the video is lost. Its form for streaming, ``.ismv``, is the same container in
+fragments
 (``moof``, ISO/IEC 14496-12), each of which is whole by itself. `complete` adds an ordinary index behind them, with the
 time of each frame, and only then makes what was there before a part of the media data.
 """
@@ -15,75 +16,76 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-FRAGMENTED = ".ismv"
-CONTAINERS = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"traf")
-TICKS = 90_000
+FRAGMENTED_SUFFIX = ".ismv"
+CONTAINER_BOXES = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"traf")
+TICKS_PER_SECOND = 90_000
 """Ticks per second, as in MPEG transport streams: exact for 24, 25, 30, 50 and 60 frames per second."""
 MAX_TICKS = (1 << 32) - 1
-HEADER = 8
-MAX_INDEX = 1 << 28
-NO_KEY = 0x10000
+HEADER_BYTES = 8
+MAX_INDEX_BYTES = 1 << 28
+NON_KEYFRAME_FLAG = 0x10000
 """Flag of a frame that needs those before it."""
 
 
-class Frame(NamedTuple):
+class EncodedFrame(NamedTuple):
     """Where a coded frame lies in the file, in bytes, and whether it can be shown without those before it."""
 
-    place: int
+    offset: int
     size: int
-    key: bool
+    is_keyframe: bool
 
 
-def complete(path: Path, times: Sequence[float], period: float) -> int:
+def write_index(path: Path, times: Sequence[float], last_duration: float) -> int:
     """Give a closed file of fragments an ordinary index. Returns its frames, where the disk was full fewer than times.
 
-    times: seconds, growing; the first frame becomes the start of the file. period: seconds that the last one is shown
+    times: seconds, growing; the first frame becomes the start of the file. last_duration: seconds that the last one is
+    shown
 
     Raises ValueError where the file is of another make, OSError where there is no room: then it plays as it is.
     """
     with path.open("r+b") as file:
-        begin, moov, frames, end = _fragments(file)
+        begin, moov, frames, end = _read_fragments(file)
         times = times[: len(frames)]
         if not times:
             return 0
-        scale = TICKS if (times[-1] - times[0] + period) * TICKS < MAX_TICKS else 1000
+        scale = TICKS_PER_SECOND if (times[-1] - times[0] + last_duration) * TICKS_PER_SECOND < MAX_TICKS else 1000
         places = [round((time - times[0]) * scale) for time in times]
-        shown = [max(1, b - a) for a, b in pairwise(places)] + [max(1, round(period * scale))]
-        index = _Index(shown, frames[: len(times)], scale).edit(moov)
+        shown = [max(1, b - a) for a, b in pairwise(places)] + [max(1, round(last_duration * scale))]
+        index = _IndexBuilder(shown, frames[: len(times)], scale).build(moov)
         file.truncate(end)
         try:
-            _write(file, end, index)
+            _write_at(file, end, index)
         except OSError:
             file.truncate(end)
             raise
-        _write(file, begin, struct.pack(">I4sQ", 1, b"mdat", end - begin))
-        _write(file, HEADER, b"isom\0\0\2\0isommp41")
+        _write_at(file, begin, struct.pack(">I4sQ", 1, b"mdat", end - begin))
+        _write_at(file, HEADER_BYTES, b"isom\0\0\2\0isommp41")
         return len(frames)
 
 
-def _write(file: BinaryIO, place: int, data: bytes) -> None:
-    file.seek(place)
+def _write_at(file: BinaryIO, offset: int, data: bytes) -> None:
+    file.seek(offset)
     file.write(data)
     file.flush()
     os.fsync(file.fileno())
 
 
-def _fragments(file: BinaryIO) -> tuple[int, bytes, list[Frame], int]:
+def _read_fragments(file: BinaryIO) -> tuple[int, bytes, list[EncodedFrame], int]:
     """Where ``moov`` begins, its content, the frames of all whole fragments, and where these end."""
     length, place, found = file.seek(0, os.SEEK_END), 0, dict[bytes, tuple[int, bytes]]()
-    frames: list[Frame] = []
+    frames: list[EncodedFrame] = []
     end = 0
-    while place + HEADER <= length:
+    while place + HEADER_BYTES <= length:
         file.seek(place)
-        size, kind = struct.unpack(">I4s", file.read(HEADER))
-        if size < HEADER or place + size > length or kind == b"mfra":
+        size, kind = struct.unpack(">I4s", file.read(HEADER_BYTES))
+        if size < HEADER_BYTES or place + size > length or kind == b"mfra":
             break
         if kind in (b"ftyp", b"moov", b"moof"):
-            if size > MAX_INDEX:
+            if size > MAX_INDEX_BYTES:
                 raise ValueError(f"a part of {size} bytes at {place}")
-            found[kind] = place, file.read(size - HEADER)
+            found[kind] = place, file.read(size - HEADER_BYTES)
         elif kind == b"mdat" and b"moof" in found:
-            frames += _frames(*found.pop(b"moof"))
+            frames += _read_frames(*found.pop(b"moof"))
             end = place + size
         place += size
     if len(found.get(b"ftyp", (0, b""))[1]) != 16 or b"moov" not in found or not end:
@@ -91,103 +93,106 @@ def _fragments(file: BinaryIO) -> tuple[int, bytes, list[Frame], int]:
     return *found[b"moov"], frames, end
 
 
-def _frames(begin: int, moof: bytes) -> Iterator[Frame]:
+def _read_frames(begin: int, moof: bytes) -> Iterator[EncodedFrame]:
     """Of a fragment that begins there."""
     size = flags = 0
-    for kind, content in _parts(moof, inside=True):
+    for kind, content in _iterate_boxes(moof, recursive=True):
         has = int.from_bytes(content[1:4], "big")
         if kind == b"tfhd":
-            optional = _numbers(content, 8, has, (0x2, 0x8, 0x10, 0x20))
+            optional = _read_optional_numbers(content, 8, has, (0x2, 0x8, 0x10, 0x20))
             if has & 0x1:
                 raise ValueError("its fragments are counted from elsewhere")
             size, flags = optional.get(0x10, 0), optional.get(0x20, 0)
         elif kind == b"trun":
             count, at = struct.unpack(">I", content[4:8])[0], 8 + 4 * bool(has & 0x1) + 4 * bool(has & 0x4)
-            start = _numbers(content, 8, has, (0x1, 0x4))
+            start = _read_optional_numbers(content, 8, has, (0x1, 0x4))
             if has & 0x800 or 0x1 not in start:
                 raise ValueError("its frames are not in the order in which they are shown")
             place = begin + start[0x1]
             for number in range(count):
-                own = _numbers(content, at, has, (0x100, 0x200, 0x400))
+                own = _read_optional_numbers(content, at, has, (0x100, 0x200, 0x400))
                 at += 4 * len(own)
                 default = start.get(0x4, flags) if number == 0 else flags
-                yield Frame(place, own.get(0x200, size), not own.get(0x400, default) & NO_KEY)
+                yield EncodedFrame(place, own.get(0x200, size), not own.get(0x400, default) & NON_KEYFRAME_FLAG)
                 place += own.get(0x200, size)
 
 
-def _numbers(content: bytes, at: int, has: int, bits: Sequence[int]) -> dict[int, int]:
-    """Flag -> 32-bit number, of those numbers that ``has`` says are there, one behind the other."""
-    there = [bit for bit in bits if has & bit]
-    return dict(zip(there, struct.unpack_from(f">{len(there)}I", content, at), strict=True))
+def _read_optional_numbers(content: bytes, offset: int, flags: int, bits: Sequence[int]) -> dict[int, int]:
+    """Flag -> 32-bit number, of those numbers that ``flags`` says are there, one behind the other."""
+    there = [bit for bit in bits if flags & bit]
+    return dict(zip(there, struct.unpack_from(f">{len(there)}I", content, offset), strict=True))
 
 
-class _Index:
-    """Makes an ordinary index of that of fragments. shown: ticks of each frame, of which there are scale per second."""
+class _IndexBuilder:
+    """Makes an ordinary index of that of fragments. durations: ticks of each frame, of which there are scale per
+    second."""
 
-    def __init__(self, shown: list[int], frames: Sequence[Frame], scale: int) -> None:
-        self.frames, self.scale = frames, scale
-        self.total = sum(shown)
-        runs = [(len(list(run)), ticks) for ticks, run in groupby(shown)]
-        keys = [number for number, frame in enumerate(frames, 1) if frame.key]
+    def __init__(self, durations: list[int], frames: Sequence[EncodedFrame], ticks_per_second: int) -> None:
+        self.frames, self.ticks_per_second = frames, ticks_per_second
+        self.total_ticks = sum(durations)
+        runs = [(len(list(run)), ticks) for ticks, run in groupby(durations)]
+        keys = [number for number, frame in enumerate(frames, 1) if frame.is_keyframe]
         self._tables = {
-            b"stts": _table(len(runs), *(number for run in runs for number in run)),
-            b"stsc": _table(1, 1, 1, 1),
-            b"stsz": _table(0, len(frames), *(frame.size for frame in frames)),
-            b"stco": _part(b"co64", struct.pack(f">II{len(frames)}Q", 0, len(frames), *(f.place for f in frames))),
+            b"stts": _encode_table(len(runs), *(number for run in runs for number in run)),
+            b"stsc": _encode_table(1, 1, 1, 1),
+            b"stsz": _encode_table(0, len(frames), *(frame.size for frame in frames)),
+            b"stco": _encode_box(
+                b"co64", struct.pack(f">II{len(frames)}Q", 0, len(frames), *(f.offset for f in frames))
+            ),
         }
-        self._keys = _part(b"stss", _table(len(keys), *keys)) if len(keys) < len(frames) else b""
+        self._keyframe_table = _encode_box(b"stss", _encode_table(len(keys), *keys)) if len(keys) < len(frames) else b""
 
-    def edit(self, moov: bytes) -> bytes:
+    def build(self, moov: bytes) -> bytes:
         """The new ``moov`` for the content of the old one."""
-        return _part(b"moov", self._edited(moov))
+        return _encode_box(b"moov", self._rewrite_boxes(moov))
 
-    def _edited(self, data: bytes) -> bytes:
+    def _rewrite_boxes(self, data: bytes) -> bytes:
         parts = []
-        for kind, content in _parts(data):
+        for kind, content in _iterate_boxes(data):
             if kind == b"mvex":  # says that there are fragments
                 continue
             if kind == b"stco":
-                parts.append(self._tables[kind] + self._keys)
+                parts.append(self._tables[kind] + self._keyframe_table)
                 continue
-            if kind in CONTAINERS:
-                content = self._edited(content)
+            if kind in CONTAINER_BOXES:
+                content = self._rewrite_boxes(content)
             elif kind in self._tables:
                 content = self._tables[kind]
             elif kind in (b"mvhd", b"tkhd", b"mdhd"):
-                content = self._timed(kind, content)
-            parts.append(_part(kind, content))
+                content = self._set_duration(kind, content)
+            parts.append(_encode_box(kind, content))
         return b"".join(parts)
 
-    def _timed(self, kind: bytes, content: bytes) -> bytes:
+    def _set_duration(self, kind: bytes, content: bytes) -> bytes:
         """A header with the duration; that of the media with its own scale, the others in milliseconds."""
         wide = content[0] == 1  # its times are of 64 bits
         at = 20 if wide else 12  # after two dates
         if kind == b"tkhd":  # an id, and something reserved
             before, at = content[at : at + 8], at + 8
         else:
-            before, at = struct.pack(">I", self.scale if kind == b"mdhd" else 1000), at + 4
-        total = self.total if kind == b"mdhd" else round(self.total * 1000 / self.scale)
+            before, at = struct.pack(">I", self.ticks_per_second if kind == b"mdhd" else 1000), at + 4
+        total = self.total_ticks if kind == b"mdhd" else round(self.total_ticks * 1000 / self.ticks_per_second)
         begin, after = content[: at - len(before)], content[at + (8 if wide else 4) :]
         return begin + before + struct.pack(">Q" if wide else ">I", total) + after
 
 
-def _table(*numbers: int) -> bytes:
+def _encode_table(*numbers: int) -> bytes:
     return struct.pack(f">I{len(numbers)}I", 0, *numbers)
 
 
-def _part(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I4s", HEADER + len(content), kind) + content
+def _encode_box(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I4s", HEADER_BYTES + len(content), kind) + content
 
 
-def _parts(data: bytes, inside: bool = False) -> Iterator[tuple[bytes, bytes]]:
-    """Kind and content of each part. inside: also of those within `CONTAINERS`"""
+def _iterate_boxes(data: bytes, recursive: bool = False) -> Iterator[tuple[bytes, bytes]]:
+    """Kind and content of each part. recursive: also of those within `CONTAINER_BOXES`"""
     at = 0
     while at < len(data):
         size, kind = struct.unpack_from(">I4s", data, at)
-        if size < HEADER or at + size > len(data):
+        if size < HEADER_BYTES or at + size > len(data):
             raise ValueError(f"a part of {size} bytes within its index")
-        content = data[at + HEADER : at + size]
+        content = data[at + HEADER_BYTES : at + size]
         yield kind, content
-        if inside and kind in CONTAINERS:
-            yield from _parts(content, inside=True)
+        if recursive and kind in CONTAINER_BOXES:
+            yield from _iterate_boxes(content, recursive=True)
         at += size

@@ -10,93 +10,93 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.files.safe_write import FullError
+from perception.files.safe_write import DiskFullError
 from perception.types import PerceptionError
 from perception.video import threads
-from perception.video.bounded_queue import Channel, Closed
-from perception.video.mp4_fragments import FRAGMENTED, complete
+from perception.video.bounded_queue import BoundedQueue, QueueClosed
+from perception.video.mp4_fragments import FRAGMENTED_SUFFIX, write_index
 from perception.video.stage_times import Timings
 
-WAITING = 3
-"""Pictures that may wait to be encoded."""
-LARGEST = 8190
+QUEUE_SIZE = 3
+"""Images that may wait to be encoded."""
+MAX_SIDE = 8190
 """Pixels that a side may have in MPEG-4."""
 
 
-class VideoFile:
+class Mp4Writer:
     """MPEG-4 (Part 2), by the FFmpeg in OpenCV's package. It plays up to what is on disk, whatever happens.
 
-    A picture of another size than the first is fitted into it, gray around: encoders drop it without a word.
+    An image of another size than the first is fitted into it, gray around: encoders drop it without a word.
     """
 
     def __init__(self, path: Path, fps: float, shape: tuple[int, ...], timings: Timings | None = None) -> None:
-        self.path, self.fps, self.size = path, fps, even(shape)
+        self.path, self.fps, self.size = path, fps, even_size(shape)
         self.times = array("d")
         self._timings = timings or Timings()
-        fragments = path.with_suffix(FRAGMENTED)
+        fragments = path.with_suffix(FRAGMENTED_SUFFIX)
         if any("\udc80" <= letter <= "\udcff" for letter in str(fragments)):
-            raise PerceptionError(f"{path}: OpenCV writes no film to a name that is not UTF-8. Choose another --out.")
+            raise PerceptionError(f"{path}: OpenCV writes no video to a name that is not UTF-8. Choose another --out.")
         self._file = cv2.VideoWriter(str(fragments), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"mp4v"), fps, self.size)
         if not self._file.isOpened():
             raise PerceptionError(f"{path} cannot be written as mp4. Check the folder and that OpenCV has FFmpeg.")
         fragments.replace(path)
-        self._channel: Channel[NDArray[np.uint8]] = Channel(WAITING)
+        self._queue: BoundedQueue[NDArray[np.uint8]] = BoundedQueue(QUEUE_SIZE)
         self._failure: Exception | None = None
-        self._worker = threads.begin(self._encode, "encode")
+        self._worker = threads.start_thread(self._encode, "encode")
 
-    def write(self, picture: NDArray[np.uint8], seconds: float) -> None:
-        """uint8 RGB [H, W, 3], not changed afterwards, and its time, later than that of the picture before."""
+    def write(self, image: NDArray[np.uint8], seconds: float) -> None:
+        """uint8 RGB [H, W, 3], not changed afterwards, and its time, later than that of the image before."""
         try:
-            self._channel.put(picture)
-        except Closed:
+            self._queue.put(image)
+        except QueueClosed:
             raise PerceptionError(f"{self.path} cannot be written any further: {self._failure}.") from self._failure
         self.times.append(seconds)
 
     def close(self) -> None:
         """Encode what waits, and finish the file."""
-        self._channel.finish()
+        self._queue.finish()
         self._worker.join()
         self._file.release()
         if self._failure is not None or not self.times:
             return
         try:
-            count = complete(self.path, self.times, 1 / self.fps)
+            count = write_index(self.path, self.times, 1 / self.fps)
         except (ValueError, OSError) as error:
-            raise FullError(f"{self.path} is not whole: {error}. Is there room on the disk?") from error
+            raise DiskFullError(f"{self.path} is not whole: {error}. Is there room on the disk?") from error
         if count < len(self.times):
             text = f"{self.path} is not whole: it holds {count} of {len(self.times)} frames. Is there room on the disk?"
-            raise FullError(text)
+            raise DiskFullError(text)
 
     def _encode(self) -> None:
         try:
             while True:
-                picture = self._channel.get()
+                picture = self._queue.get()
                 begin = time.perf_counter()
-                self._file.write(cv2.cvtColor(fitted(picture, self.size), cv2.COLOR_RGB2BGR))
+                self._file.write(cv2.cvtColor(fit_image(picture, self.size), cv2.COLOR_RGB2BGR))
                 self._timings.add("encode", time.perf_counter() - begin)
-        except Closed:
+        except QueueClosed:
             return
         except Exception as error:
             self._failure = error
-            self._channel.abandon()
+            self._queue.abandon()
 
 
-def even(shape: tuple[int, ...]) -> tuple[int, int]:
-    """(width, height) of a film of pictures [H, W, ...]: even, as encoders want it, and at most `LARGEST`."""
-    factor = min(1.0, LARGEST / max(shape[:2]))
+def even_size(shape: tuple[int, ...]) -> tuple[int, int]:
+    """(width, height) of a video of images [H, W, ...]: even, as encoders want it, and at most `LARGEST`."""
+    factor = min(1.0, MAX_SIDE / max(shape[:2]))
     height, width = (max(2, int(side * factor)) for side in shape[:2])
     return width + width % 2, height + height % 2
 
 
-def fitted(picture: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """The picture within ``size`` (width, height), its aspect ratio kept, gray around it."""
-    height, width = picture.shape[:2]
+def fit_image(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """The image within ``size`` (width, height), its aspect ratio kept, gray around it."""
+    height, width = image.shape[:2]
     if (width, height) == size:
-        return picture
+        return image
     scale = min(size[0] / width, size[1] / height)
     if (width + width % 2, height + height % 2) == size:
         scale = 1.0
     placed = max(1, min(size[0], round(width * scale))), max(1, min(size[1], round(height * scale)))
     canvas: NDArray[np.uint8] = np.full((size[1], size[0], 3), 48, np.uint8)
-    canvas[: placed[1], : placed[0]] = cv2.resize(picture, placed, interpolation=cv2.INTER_AREA)
+    canvas[: placed[1], : placed[0]] = cv2.resize(image, placed, interpolation=cv2.INTER_AREA)
     return canvas

@@ -1,7 +1,7 @@
-"""How unlike known good pictures a picture and its prediction are (M2): a score whose meaning is its false-alarm rate.
+"""How unlike known good images an image and its prediction are (M2): a score whose meaning is its false-alarm rate.
 
-The features of good pictures are described by their mean and covariance; the distance of a new one from them
-(Mahalanobis) is told as the share of good pictures that are nearer: 0.99 is reached by one good picture in a hundred.
+The features of good images are described by their mean and covariance; the distance of a new one from them
+(Mahalanobis) is told as the share of good images that are nearer: 0.99 is reached by one good image in a hundred.
 Source: Lee et al. 2018, A simple unified framework for detecting out-of-distribution samples, on features anyone can
 read; the share is the conformal p-value of Bates et al. 2023.
 """
@@ -18,158 +18,167 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.files.safe_write import write_whole
-from perception.runtime.sources import Shot
+from perception.files.safe_write import write_atomic
+from perception.runtime.sources import Frame
 from perception.types import PerceptionError, Prediction, TaskSpec
-from perception.video.ood_features import feature_names, features
+from perception.video.ood_features import compute_features, feature_names
 
 FORMAT = 1
-LEAST = 50
-"""Good pictures that a calibration needs."""
-FOLDS = 5
+MIN_IMAGES = 50
+"""Good images that a calibration needs."""
+NUM_FOLDS = 5
 SHRINKAGE = 0.1
 """Of the correlations towards none."""
-FLOOR = 1e-3
+MIN_SCALE = 1e-3
 """Least standard deviation of a feature."""
-LIMIT = 0.99
+OOD_THRESHOLD = 0.99
 """Doubt over which a prediction is flagged."""
 MAX_BYTES = 1 << 26
 """Of a calibration's file."""
-KEPT = 1001
-"""Distances of good pictures that are kept, at equal steps of their share."""
+MAX_DISTANCES = 1001
+"""Distances of good images that are kept, at equal steps of their share."""
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """What good pictures look like to a network. names [F], mean [F], scale [F], inverse [F, F], distances [K] growing.
+class OodModel:
+    """What good images look like to a network. names [F], mean [F], scale [F], inverse [F, F], distances [K] growing.
 
-    model: SHA-256 of the network it belongs to; "" = unknown
+    network_sha256: SHA-256 of the network it belongs to; "" = unknown
     """
 
-    names: list[str]
+    feature_names: list[str]
     mean: NDArray[np.float64]
     scale: NDArray[np.float64]
-    inverse: NDArray[np.float64]
+    inverse_correlation: NDArray[np.float64]
     distances: NDArray[np.float64]
-    count: int
-    model: str = ""
+    num_images: int
+    network_sha256: str = ""
 
-    def distance(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Of features [..., F] from those of good pictures."""
+    def mahalanobis_distance(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Of features [..., F] from those of good images."""
         offsets = (values - self.mean) / self.scale
-        return np.sqrt(np.einsum("...i,ij,...j->...", offsets, self.inverse, offsets))
+        return np.sqrt(np.einsum("...i,ij,...j->...", offsets, self.inverse_correlation, offsets))
 
-    def doubt(self, values: NDArray[np.float64]) -> float:
-        """The share of good pictures that are less odd, 0 to 1 - 1 / (count + 1)."""
-        share = float(np.searchsorted(self.distances, self.distance(values), side="right")) / len(self.distances)
-        return share * self.count / (self.count + 1)
+    def score(self, values: NDArray[np.float64]) -> float:
+        """The share of good images that are less odd, 0 to 1 - 1 / (count + 1)."""
+        share = float(np.searchsorted(self.distances, self.mahalanobis_distance(values), side="right")) / len(
+            self.distances
+        )
+        return share * self.num_images / (self.num_images + 1)
 
-    def odd_features(self, values: NDArray[np.float64], count: int = 2) -> list[str]:
+    def outlier_features(self, values: NDArray[np.float64], count: int = 2) -> list[str]:
         """The names of the features that are farthest from the mean."""
         offsets = np.abs((values - self.mean) / self.scale)
-        return [self.names[i] for i in np.argsort(-offsets)[:count]]
+        return [self.feature_names[i] for i in np.argsort(-offsets)[:count]]
 
     def save(self, path: Path) -> None:
-        record = {key: _plain(value) for key, value in dataclasses.asdict(self).items()}
-        write_whole(path, f"{json.dumps({'format': FORMAT, **record}, allow_nan=False)}\n".encode())
+        record = {key: _to_plain(value) for key, value in dataclasses.asdict(self).items()}
+        write_atomic(path, f"{json.dumps({'format': FORMAT, **record}, allow_nan=False)}\n".encode())
 
 
-def fit(values: NDArray[np.float64], names: list[str], model: str = "") -> Calibration:
-    """Calibrate on the features [N, F] of good pictures, in the order in which they were taken.
+def fit_features(values: NDArray[np.float64], names: list[str], model: str = "") -> OodModel:
+    """Calibrate on the features [N, F] of good images, in the order in which they were taken.
 
-    The distances are those of pictures that had no part in mean and covariance: each fold of neighbours is measured
-    against the others. Raises PerceptionError for fewer than `LEAST` pictures.
+    The distances are those of images that had no part in mean and covariance: each fold of neighbors is measured
+    against the others. Raises PerceptionError for fewer than `LEAST` images.
     """
-    if len(values) < LEAST:
+    if len(values) < MIN_IMAGES:
         raise PerceptionError(
-            f"{len(values)} good pictures. A calibration needs at least {LEAST}, better 500. Give more."
+            f"{len(values)} good images. A calibration needs at least {MIN_IMAGES}, better 500. Give more."
         )
-    whole = _describe(values)
+    whole = _compute_statistics(values)
     measured = []
-    for fold in np.array_split(np.arange(len(values)), FOLDS):
+    for fold in np.array_split(np.arange(len(values)), NUM_FOLDS):
         others = np.delete(values, fold, axis=0)
-        measured.append(Calibration(names, *_describe(others), np.zeros(0), len(others)).distance(values[fold]))
-    distances = np.quantile(np.concatenate(measured), np.linspace(0, 1, min(KEPT, len(values))))
-    return Calibration(names, *whole, distances, len(values), model)
+        measured.append(
+            OodModel(names, *_compute_statistics(others), np.zeros(0), len(others)).mahalanobis_distance(values[fold])
+        )
+    distances = np.quantile(np.concatenate(measured), np.linspace(0, 1, min(MAX_DISTANCES, len(values))))
+    return OodModel(names, *whole, distances, len(values), model)
 
 
-def _describe(values: NDArray[np.float64]) -> tuple[NDArray, NDArray, NDArray]:
+def _compute_statistics(values: NDArray[np.float64]) -> tuple[NDArray, NDArray, NDArray]:
     """Mean, standard deviation and inverse correlation of features [N, F]."""
-    mean, scale = values.mean(0), np.maximum(values.std(0), FLOOR)
+    mean, scale = values.mean(0), np.maximum(values.std(0), MIN_SCALE)
     offsets = (values - mean) / scale
     correlation = (1 - SHRINKAGE) * offsets.T @ offsets / len(values) + SHRINKAGE * np.eye(values.shape[1])
     return mean, scale, np.linalg.inv(correlation)
 
 
-def load(path: Path, specs: Mapping[str, TaskSpec], model: str = "") -> Calibration:
+def load_ood_model(path: Path, specs: Mapping[str, TaskSpec], model: str = "") -> OodModel:
     """Raises PerceptionError where the file is missing, damaged, or of another network or other tasks."""
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ValueError(f"it has over {MAX_BYTES} bytes")
-        found = _parsed(json.loads(path.read_text("utf-8")))
+        found = _parse_record(json.loads(path.read_text("utf-8")))
     except (OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise PerceptionError(f"{path} is no calibration: {error}. Make one with `perception calibrate`.") from error
-    if found.names != feature_names(specs):
-        raise PerceptionError(f"{path} is of other tasks. Make one for these with `perception calibrate`.")
-    if model and found.model and model != found.model:
-        raise PerceptionError(f"{path} is of another network. Make one for this with `perception calibrate`.")
+        raise PerceptionError(f"{path} is no calibration: {error}. Make one with `perception ood fit`.") from error
+    if found.feature_names != feature_names(specs):
+        raise PerceptionError(f"{path} is of other tasks. Make one for these with `perception ood fit`.")
+    if model and found.network_sha256 and model != found.network_sha256:
+        raise PerceptionError(f"{path} is of another network. Make one for this with `perception ood fit`.")
     return found
 
 
-def _parsed(record: Any) -> Calibration:
+def _parse_record(record: Any) -> OodModel:
     """The calibration in a file's JSON. Raises ValueError, TypeError or OverflowError naming what is wrong."""
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise ValueError(f"expected an object of format {FORMAT}")
-    names, count, model = (record.get(key) for key in ("names", "count", "model"))
+    names, count, model = (record.get(key) for key in ("feature_names", "num_images", "network_sha256"))
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise ValueError("names is no list of words")
+        raise ValueError("feature_names is no list of words")
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= 1 << 53:
-        raise ValueError("count is no number of pictures")
+        raise ValueError("num_images is no number of images")
     if not isinstance(model, str):
-        raise ValueError("model is no text")
+        raise ValueError("network_sha256 is no text")
     size, arrays = len(names), {}
     distances = record.get("distances")
-    kept = len(distances) if isinstance(distances, list) and 0 < len(distances) <= KEPT else -1
-    for key, shape in (("mean", (size,)), ("scale", (size,)), ("inverse", (size, size)), ("distances", (kept,))):
+    kept = len(distances) if isinstance(distances, list) and 0 < len(distances) <= MAX_DISTANCES else -1
+    for key, shape in (
+        ("mean", (size,)),
+        ("scale", (size,)),
+        ("inverse_correlation", (size, size)),
+        ("distances", (kept,)),
+    ):
         values = np.asarray(record.get(key), np.float64)
         if values.shape != shape or not np.isfinite(values).all():
             raise ValueError(f"{key} has the shape {list(values.shape)} or numbers that are not finite")
         arrays[key] = values
     if (arrays["scale"] <= 0).any() or (np.diff(arrays["distances"]) < 0).any():
         raise ValueError("scale is not over 0, or distances do not grow")
-    if np.linalg.eigvalsh(arrays["inverse"]).min() <= 0:
-        raise ValueError("inverse is not that of correlations")
-    return Calibration(names=names, count=count, model=model, **arrays)
+    if np.linalg.eigvalsh(arrays["inverse_correlation"]).min() <= 0:
+        raise ValueError("inverse_correlation is not that of correlations")
+    return OodModel(feature_names=names, num_images=count, network_sha256=model, **arrays)
 
 
-class Doubt:
+class OodMonitor:
     """A step of a pipeline: tells the doubt about each valid prediction, and flags those over `LIMIT`."""
 
-    def __init__(self, calibration: Calibration, specs: Mapping[str, TaskSpec]) -> None:
-        self.calibration, self.specs = calibration, specs
+    def __init__(self, ood_model: OodModel, specs: Mapping[str, TaskSpec]) -> None:
+        self.ood_model, self.specs = ood_model, specs
 
-    def __call__(self, shot: Shot, prediction: Prediction) -> Prediction:
+    def __call__(self, frame: Frame, prediction: Prediction) -> Prediction:
         if not prediction.valid:
             return prediction
-        values = features(shot.image, prediction, self.specs)
-        doubt, flags = self.calibration.doubt(values), prediction.flags
-        if doubt > LIMIT:
-            flags = (*flags, f"odd: {', '.join(self.calibration.odd_features(values))}")
-        return dataclasses.replace(prediction, doubt=doubt, flags=flags)
+        values = compute_features(frame.image, prediction, self.specs)
+        ood_score, flags = self.ood_model.score(values), prediction.flags
+        if ood_score > OOD_THRESHOLD:
+            flags = (*flags, f"odd: {', '.join(self.ood_model.outlier_features(values))}")
+        return dataclasses.replace(prediction, ood_score=ood_score, flags=flags)
 
 
-class Collect:
+class FeatureCollector:
     """A step that keeps the features of every valid prediction, for `fit`."""
 
     def __init__(self, specs: Mapping[str, TaskSpec]) -> None:
         self.specs = specs
         self.values: list[NDArray[np.float64]] = []
 
-    def __call__(self, shot: Shot, prediction: Prediction) -> Prediction:
+    def __call__(self, frame: Frame, prediction: Prediction) -> Prediction:
         if prediction.valid:
-            self.values.append(features(shot.image, prediction, self.specs))
+            self.values.append(compute_features(frame.image, prediction, self.specs))
         return prediction
 
 
-def _plain(value: Any) -> Any:
+def _to_plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.ndarray) else value

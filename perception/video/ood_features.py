@@ -1,4 +1,4 @@
-"""A picture and what a network says of it in a few numbers, in which what is unlike others shows."""
+"""An image and what a network says of it in a few numbers, in which what is unlike others shows."""
 
 from __future__ import annotations
 
@@ -9,57 +9,59 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perception.types import DenseMap, ImageLabel, Instances, Prediction, TaskSpec
-from perception.video.consistency import contradictions
-from perception.video.image_monitor import quantile, sharpness, small_gray
+from perception.video.consistency import find_contradictions
+from perception.video.image_monitor import quantile, sharpness, to_small_gray
 
-ROWS = 96
+SAMPLE_ROWS = 96
 """Rows of a dense map that are looked at."""
 
 
 def feature_names(specs: Mapping[str, TaskSpec]) -> list[str]:
     """What `features` gives, in its order."""
-    names = [f"picture.{name}" for name in PICTURE]
+    names = [f"image.{name}" for name in IMAGE_FEATURES]
     for name, spec in specs.items():
-        kind = spec.shape if spec.shape != "dense" else "labels" if spec.classes else "quantity"
-        names += [f"{name}.{what}" for what in OF_TASK[kind]]
-    return [*names, *(f"agreement.{name}" for name in AGREEMENT)]
+        kind = spec.annotation_type if spec.annotation_type != "dense" else "mask" if spec.classes else "quantity"
+        names += [f"{name}.{what}" for what in TASK_FEATURES[kind]]
+    return [*names, *(f"consistency.{name}" for name in CONSISTENCY_FEATURES)]
 
 
-PICTURE = ("brightness", "contrast", "entropy", "noise", "sharpness", "detail", "saturation", "warmth")
-OF_TASK = {
+IMAGE_FEATURES = ("brightness", "contrast", "entropy", "noise", "sharpness", "detail", "saturation", "warmth")
+TASK_FEATURES = {
     "instances": ("count", "score", "size"),
-    "labels": ("entropy", "borders", "largest", "height"),
+    "mask": ("entropy", "borders", "largest", "height"),
     "quantity": ("median", "spread", "slope", "roughness"),
     "label": ("certainty",),
 }
-AGREEMENT = ("unsupported", "jumps", "unboxed")
+CONSISTENCY_FEATURES = ("unsupported", "depth_jumps", "unboxed")
 
 
-def features(image: NDArray[np.uint8], prediction: Prediction, specs: Mapping[str, TaskSpec]) -> NDArray[np.float64]:
-    """[F] of one picture, uint8 RGB [H, W, 3], and of what was predicted of it; see `feature_names`."""
-    values = _of_picture(image)
+def compute_features(
+    image: NDArray[np.uint8], prediction: Prediction, specs: Mapping[str, TaskSpec]
+) -> NDArray[np.float64]:
+    """[F] of one image, uint8 RGB [H, W, 3], and of what was predicted of it; see `feature_names`."""
+    values = _image_features(image)
     for name, spec in specs.items():
         annotation = prediction.annotations.get(name)
         if isinstance(annotation, Instances):
-            values += _of_instances(annotation, spec, prediction.size)
+            values += _instance_features(annotation, spec, prediction.size)
         elif isinstance(annotation, ImageLabel):
             values.append(float(np.max(annotation.values)))
         elif isinstance(annotation, DenseMap):
-            values += _of_labels(annotation, spec) if spec.classes else _of_quantity(annotation)
+            values += _mask_features(annotation, spec) if spec.classes else _quantity_features(annotation)
         else:
-            kind = spec.shape if spec.shape != "dense" else "labels" if spec.classes else "quantity"
-            values += [0.0] * len(OF_TASK[kind])
-    found = contradictions(prediction, specs)
-    share = max(1, found.boxes)
-    return np.array([*values, found.unsupported / share, found.jumps / share, found.unboxed])
+            kind = spec.annotation_type if spec.annotation_type != "dense" else "mask" if spec.classes else "quantity"
+            values += [0.0] * len(TASK_FEATURES[kind])
+    found = find_contradictions(prediction, specs)
+    share = max(1, found.num_boxes)
+    return np.array([*values, found.unsupported / share, found.depth_jumps / share, found.unboxed])
 
 
-def _of_picture(image: NDArray[np.uint8]) -> list[float]:
-    gray = small_gray(image)
+def _image_features(image: NDArray[np.uint8]) -> list[float]:
+    gray = to_small_gray(image)
     mean, deviation = cv2.meanStdDev(gray)
     counts = np.asarray(cv2.calcHist([gray], [0], None, [64], [0, 256])).ravel() / gray.size
     near = cv2.absdiff(gray, cv2.medianBlur(gray, 3))
-    small = image[:: max(1, image.shape[0] // ROWS), :: max(1, image.shape[1] // ROWS)].astype(np.int16)
+    small = image[:: max(1, image.shape[0] // SAMPLE_ROWS), :: max(1, image.shape[1] // SAMPLE_ROWS)].astype(np.int16)
     return [
         float(mean[0, 0]) / 255,
         float(deviation[0, 0]) / 128,
@@ -72,9 +74,9 @@ def _of_picture(image: NDArray[np.uint8]) -> list[float]:
     ]
 
 
-def _of_instances(found: Instances, spec: TaskSpec, size: tuple[int, int]) -> list[float]:
+def _instance_features(found: Instances, spec: TaskSpec, size: tuple[int, int]) -> list[float]:
     scores = np.ones(len(found.boxes)) if found.scores is None else np.asarray(found.scores)
-    shown = scores >= spec.threshold
+    shown = scores >= spec.score_threshold
     if not shown.any():
         return [0.0, 0.0, -6.0]
     boxes = np.asarray(found.boxes)[shown]
@@ -82,8 +84,8 @@ def _of_instances(found: Instances, spec: TaskSpec, size: tuple[int, int]) -> li
     return [float(np.log1p(shown.sum())), float(scores[shown].mean()), float(np.log(areas).mean())]
 
 
-def _of_labels(found: DenseMap, spec: TaskSpec) -> list[float]:
-    values = _sampled(np.asarray(found.values))
+def _mask_features(found: DenseMap, spec: TaskSpec) -> list[float]:
+    values = _subsample(np.asarray(found.values))
     shares = (
         np.bincount(values.ravel().astype(np.int64), minlength=len(spec.classes))[: len(spec.classes)] / values.size
     )
@@ -94,8 +96,8 @@ def _of_labels(found: DenseMap, spec: TaskSpec) -> list[float]:
     return [_entropy(shares), float(np.log(borders + 1e-3)), float(shares[largest]), height]
 
 
-def _of_quantity(found: DenseMap) -> list[float]:
-    values, valid = _sampled(np.asarray(found.values)), _sampled(np.asarray(found.valid))
+def _quantity_features(found: DenseMap) -> list[float]:
+    values, valid = _subsample(np.asarray(found.values)), _subsample(np.asarray(found.valid))
     logs = np.log(np.where(valid, np.maximum(values, 1e-3), 1.0))
     rows = logs.mean(1)
     spread = float(logs.std())
@@ -104,8 +106,8 @@ def _of_quantity(found: DenseMap) -> list[float]:
     return [float(np.median(logs)), spread, float(slope), float(np.log(rough + 1e-3))]
 
 
-def _sampled(values: NDArray) -> NDArray:
-    step = max(1, values.shape[0] // ROWS)
+def _subsample(values: NDArray) -> NDArray:
+    step = max(1, values.shape[0] // SAMPLE_ROWS)
     return values[::step, ::step]
 
 

@@ -1,4 +1,4 @@
-"""`perception calibrate`: what good pictures look like to a network, as the measure of its doubt."""
+"""`perception ood fit`: what good images look like to a network, as the measure of its doubt."""
 
 from __future__ import annotations
 
@@ -8,36 +8,40 @@ from pathlib import Path
 
 import numpy as np
 
-from perception.runtime.sources import Shot, find, read_picture
+from perception.runtime.sources import Frame, find_sources, read_image_frame
 from perception.types import Camera, PerceptionError
-from perception.video.image_monitor import Monitor
-from perception.video.ood import Calibration, Collect, fit
+from perception.video.image_monitor import ImageMonitor
+from perception.video.ood import FeatureCollector, OodModel, fit_features
 from perception.video.ood_features import feature_names
-from perception.video.pipeline import Network, results
+from perception.video.pipeline import PredictorLike, run_pipeline
 from perception.video.stage_times import Timings
-from perception.video.stream import Video
+from perception.video.stream import VideoStream
 
 
-def calibrate(
-    network: Network, source: str | Path, camera: Camera | None = None, model: str = "", most: int = 5000
-) -> Calibration:
-    """Calibrate on pictures and videos as they are where the network will work, at most ``most`` of their frames.
+def fit_ood_model(
+    predictor: PredictorLike,
+    source: str | Path,
+    camera: Camera | None = None,
+    network_sha256: str = "",
+    max_frames: int = 5000,
+) -> OodModel:
+    """Calibrate on images and videos as they are where the network will work, at most ``max_frames`` of their frames.
 
     Frames on which no one should act (black, covered, ...) are left out. Raises PerceptionError where too few are left.
     """
-    collect = Collect(network.specs)
-    for item in find(source):
+    collect = FeatureCollector(predictor.specs)
+    for item in find_sources(source):
         if item.kind == "live":
-            raise PerceptionError(f"{item.shown} is live. Calibrate on files: record it first.")
-        shots = _one(read_picture(item)) if item.kind == "picture" else iter(Video(item))
-        with closing(results(network, shots, [Monitor(), collect], Timings(), camera=camera)) as found:
+            raise PerceptionError(f"{item.display_name} is live. Calibrate on files: record it first.")
+        frames = _yield_frame(read_image_frame(item)) if item.kind == "image" else iter(VideoStream(item))
+        with closing(run_pipeline(predictor, frames, [ImageMonitor(), collect], Timings(), camera=camera)) as found:
             for _ in found:
-                if len(collect.values) >= most:
+                if len(collect.values) >= max_frames:
                     break
-        if len(collect.values) >= most:
+        if len(collect.values) >= max_frames:
             break
-    return fit(np.array(collect.values), feature_names(network.specs), model)
+    return fit_features(np.array(collect.values), feature_names(predictor.specs), network_sha256)
 
 
-def _one(shot: Shot) -> Generator[Shot]:
-    yield shot
+def _yield_frame(frame: Frame) -> Generator[Frame]:
+    yield frame

@@ -15,21 +15,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.files.safe_names import printable
-from perception.files.safe_write import check_room
+from perception.files.safe_names import escape_unprintable
+from perception.files.safe_write import check_free_space
 from perception.robots.bag_writer import BagWriter
-from perception.robots.bags import Bag, BagFrame, Raw
-from perception.robots.topics import prefixes
+from perception.robots.bags import BagFrame, BagReader, RawMessage
+from perception.robots.topics import assign_prefixes
 from perception.runtime.predictor import check_camera
 from perception.runtime.result import Result
-from perception.runtime.sources import Shot
-from perception.video.interrupt import check, held, terminable
-from perception.video.run import Options, steps
-from perception.video.timestamps import Clock
+from perception.runtime.sources import Frame
+from perception.video.interrupt import check_stop, defer_stop, handle_stop_signals
+from perception.video.run import PredictOptions, make_post_processors
+from perception.video.timestamps import FrameClock
 
-Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+ProgressBar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """A progress bar: text and total to a function of how much is done."""
-MOST = 20
+MAX_LISTED = 20
 """Kinds of problems that are told apart."""
 
 
@@ -37,121 +37,130 @@ MOST = 20
 class ReplayReport:
     """What `replay` did.
 
-    problems: sentence -> count, of pictures that could not be used, had no usable camera, or whose results are flagged
-    left_out: topics of images that were not read -> why. others: topics that have no images
+    problems: sentence -> count, of images that could not be used, had no usable camera, or whose results are flagged
+    skipped_topics: topics of images that were not read -> why. other_topics: topics that have no images
     damage:   what of the recording could not be read: sentence -> count
     """
 
     out: Path
     topics: list[str]
-    left_out: dict[str, str] = field(default_factory=dict)
-    others: list[str] = field(default_factory=list)
+    skipped_topics: dict[str, str] = field(default_factory=dict)
+    other_topics: list[str] = field(default_factory=list)
     frames: int = 0
     seconds: float = 0.0
-    interrupted: int | None = None
+    stop_signal: int | None = None
     problems: dict[str, int] = field(default_factory=dict)
     damage: dict[str, int] = field(default_factory=dict)
     _kinds: dict[tuple[str, str], str] = field(default_factory=dict, repr=False)
 
-    def count(self, topic: str, problem: str) -> None:
-        """One more picture of ``topic`` with a problem; sentences that differ in numbers only are of one kind."""
+    def add_problem(self, topic: str, problem: str) -> None:
+        """One more image of ``topic`` with a problem; sentences that differ in numbers only are of one kind."""
         kind = topic, re.sub(r"\d+", "0", problem)
         if kind not in self._kinds:
-            self._kinds[kind] = problem if len(self._kinds) < MOST else "other problems"
+            self._kinds[kind] = problem if len(self._kinds) < MAX_LISTED else "other problems"
         shown = self._kinds[kind]
         self.problems[shown] = self.problems.get(shown, 0) + 1
 
     def __str__(self) -> str:
         rate = f", {self.frames / self.seconds:.1f} frames/s" if self.seconds else ""
-        lines = [f"{self.out}: {self.frames} frames of {', '.join(map(printable, self.topics))}{rate}"]
-        lines += [] if self.frames or self.interrupted is not None else ["No picture of it could be decoded."]
+        lines = [f"{self.out}: {self.frames} frames of {', '.join(map(escape_unprintable, self.topics))}{rate}"]
+        lines += [] if self.frames or self.stop_signal is not None else ["No image of it could be decoded."]
         lines += [f"{count} x {text}" for text, count in [*self.problems.items(), *self.damage.items()]]
-        lines += [f"left out: {printable(topic)}: {why}" for topic, why in self.left_out.items()]
-        if self.others:
-            more = f" and {len(self.others) - MOST} more" if len(self.others) > MOST else ""
-            lines.append(f"not copied: {', '.join(map(printable, self.others[:MOST]))}{more} (no images)")
-        return "\n".join([*lines, "Stopped before the end."] if self.interrupted is not None else lines)
+        lines += [f"left out: {escape_unprintable(topic)}: {why}" for topic, why in self.skipped_topics.items()]
+        if self.other_topics:
+            more = f" and {len(self.other_topics) - MAX_LISTED} more" if len(self.other_topics) > MAX_LISTED else ""
+            lines.append(
+                f"not copied: {', '.join(map(escape_unprintable, self.other_topics[:MAX_LISTED]))}{more} (no images)"
+            )
+        return "\n".join([*lines, "Stopped before the end."] if self.stop_signal is not None else lines)
 
 
 def replay(
-    network: Any,
+    predictor: Any,
     bag: str | Path,
     out: str | Path,
     *,
     topics: Sequence[str] | None = None,
-    options: Options | None = None,
-    copy: bool = True,
-    point_step: int = 4,
-    bar: Bar = lambda text, total: nullcontext(lambda done: None),
+    options: PredictOptions | None = None,
+    copy_inputs: bool = True,
+    point_stride: int = 4,
+    progress_bar: ProgressBar = lambda text, total: nullcontext(lambda done: None),
 ) -> ReplayReport:
-    """Run ``network`` over the pictures of ``bag`` and write a new bag at ``out``.
+    """Run ``predictor`` over the images of ``bag`` and write a new bag at ``out``.
 
-    network: `runtime.Perceiver` or anything that is called like it
-    topics:  image topics; None = all of pictures, each once (see `bags.Bag`)
-    options: size, camera (of pictures without CameraInfo), frames (of each topic), monitor, track, smooth and
+    predictor: `runtime.Perceiver` or anything that is called like it
+    topics:  image topics; None = all of images, each once (see `bags.Bag`)
+    options: size, camera (of images without CameraInfo), frames (of each topic), monitor, track, smooth and
         calibration; each topic is a video of its own
-    copy:    also carry over the pictures and their CameraInfo, so that the new bag shows everything by itself
-    point_step: rows and columns between the cloud's points; 0 = no cloud
+    copy_inputs:    also carry over the images and their CameraInfo, so that the new bag shows everything by itself
+    point_stride: rows and columns between the cloud's points; 0 = no cloud
 
     Results of ``/front/image_raw`` are in ``/front/perception/...`` (in ``/front/image_raw/perception/...`` where
-    another image topic is in ``/front``), with the stamp and frame_id of their picture, at the time when it was
+    another image topic is in ``/front``), with the stamp and frame_id of their image, at the time when it was
     recorded. What cannot be read or decoded is counted and left out. Ctrl-C keeps what was written. Raises
     PerceptionError where the bag cannot be read or ``out`` exists.
     """
-    options = options or Options()
+    options = options or PredictOptions()
     check_camera(options.camera)
-    network.placed(options.size)
-    with Bag(bag, topics) as source, BagWriter(out) as sink:
-        report = ReplayReport(Path(out), source.topics, source.left_out, source.others)
-        places, begin = prefixes(source.topics), time.perf_counter()
-        views = {topic: _View(options, network, fps) for topic, fps in source.rates().items()}
+    predictor.letterbox_size(options.size)
+    with BagReader(bag, topics) as source, BagWriter(out) as sink:
+        report = ReplayReport(Path(out), source.topics, source.skipped_topics, source.other_topics)
+        places, begin = assign_prefixes(source.topics), time.perf_counter()
+        views = {topic: _TopicPipeline(options, predictor, fps) for topic, fps in source.estimate_rates().items()}
 
-        def carry(raw: Raw | None) -> None:
-            if copy and raw is not None:
-                sink.write_cdr(raw.topic, raw.type, raw.data, raw.logged)
+        def carry(raw: RawMessage | None) -> None:
+            if copy_inputs and raw is not None:
+                sink.write_cdr(raw.topic, raw.type, raw.data, raw.log_time)
 
-        wanted = [min(source.count(topic), options.frames or source.count(topic)) for topic in source.topics]
-        with bar("frames", sum(wanted)) as advance_to:
+        wanted = [
+            min(source.count_frames(topic), options.max_frames or source.count_frames(topic)) for topic in source.topics
+        ]
+        with progress_bar("frames", sum(wanted)) as advance_to:
             try:
-                with terminable(), held():
-                    for number, frame in enumerate(source.frames(options.frames, carry)):
-                        check()
-                        check_room(sink.path.parent)
+                with handle_stop_signals(), defer_stop():
+                    for number, frame in enumerate(source.read_frames(options.max_frames, carry)):
+                        check_stop()
+                        check_free_space(sink.path.parent)
                         carry(frame.raw)
-                        _one(views[frame.topic], frame, places[frame.topic], sink, report, point_step)
+                        _process_frame(views[frame.topic], frame, places[frame.topic], sink, report, point_stride)
                         advance_to(number + 1)
             except KeyboardInterrupt as error:
-                report.interrupted = getattr(error, "signal", signal.SIGINT)
+                report.stop_signal = getattr(error, "signal", signal.SIGINT)
         report.seconds, report.damage = time.perf_counter() - begin, source.damage()
-    if not (report.frames or report.problems or report.interrupted is not None):
-        report.count("", "nothing was recorded on these topics")
+    if not (report.frames or report.problems or report.stop_signal is not None):
+        report.add_problem("", "nothing was recorded on these topics")
     return report
 
 
-class _View:
-    """One topic's pictures through the network, and what is made of its predictions as of a video's."""
+class _TopicPipeline:
+    """One topic's images through the network, and what is made of its predictions as of a video's."""
 
-    def __init__(self, options: Options, network: Any, fps: float) -> None:
-        self._options, self._network = options, network
-        self._steps, self._clock = steps(options, network.specs, fps), Clock(1 / fps, live=False)
-        self._begin: int | None = None
+    def __init__(self, options: PredictOptions, predictor: Any, fps: float) -> None:
+        self._options, self._predictor = options, predictor
+        self._post_processors, self._clock = (
+            make_post_processors(options, predictor.specs, fps),
+            FrameClock(1 / fps, is_live=False),
+        )
+        self._start_time: int | None = None
 
-    def __call__(self, image: NDArray[np.uint8], frame: BagFrame) -> Result:
-        result: Result = self._network(image, frame.camera or self._options.camera, self._options.size)
-        self._begin = frame.stamp.nanoseconds if self._begin is None else self._begin
-        shot = Shot(image, self._clock.stamp((frame.stamp.nanoseconds - self._begin) / 1e9, 0.0))
+    def __call__(self, image: NDArray[np.uint8], bag_frame: BagFrame) -> Result:
+        result: Result = self._predictor(image, bag_frame.camera or self._options.camera, self._options.size)
+        self._start_time = bag_frame.header.nanoseconds if self._start_time is None else self._start_time
+        frame = Frame(image, self._clock.stamp((bag_frame.header.nanoseconds - self._start_time) / 1e9, 0.0))
         prediction = result.prediction
-        for step in self._steps:
-            prediction = step(shot, prediction)
+        for step in self._post_processors:
+            prediction = step(frame, prediction)
         return dataclasses.replace(result, prediction=prediction)
 
 
-def _one(view: _View, frame: BagFrame, place: str, sink: BagWriter, report: ReplayReport, point_step: int) -> None:
+def _process_frame(
+    pipeline: _TopicPipeline, frame: BagFrame, prefix: str, sink: BagWriter, report: ReplayReport, point_stride: int
+) -> None:
     problems = [frame.problem] if frame.problem else []
     if frame.image is not None:
-        result = view(frame.image, frame)
-        sink.write_result(place, result, frame.stamp, frame.logged, point_step)
+        result = pipeline(frame.image, frame)
+        sink.write_result(prefix, result, frame.header, frame.log_time, point_stride)
         report.frames += 1
-        problems += [f"{printable(frame.topic)}: {flag}" for flag in result.flags]
+        problems += [f"{escape_unprintable(frame.topic)}: {flag}" for flag in result.flags]
     for text in problems:
-        report.count(frame.topic, text)
+        report.add_problem(frame.topic, text)

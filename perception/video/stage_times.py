@@ -10,43 +10,43 @@ from contextlib import contextmanager
 
 import numpy as np
 
-SHORTEST = 1e-5
+MIN_SECONDS = 1e-5
 """Seconds of the first bin; anything shorter falls into it."""
-STEPS = 50
+BINS_PER_DECADE = 50
 """Bins for each factor of ten: percentiles are right to 2.4 %."""
-BINS = 8 * STEPS
+NUM_BINS = 8 * BINS_PER_DECADE
 
 
-class Durations:
+class DurationHistogram:
     """A histogram of durations on a logarithmic scale."""
 
     def __init__(self) -> None:
         self.count, self.total, self.longest = 0, 0.0, 0.0
-        self._bins = np.zeros(BINS, np.int64)
+        self._bins = np.zeros(NUM_BINS, np.int64)
 
     def add(self, seconds: float) -> None:
         self.count, self.total, self.longest = self.count + 1, self.total + seconds, max(self.longest, seconds)
-        place = int(math.log10(max(seconds, SHORTEST) / SHORTEST) * STEPS)
-        self._bins[min(place, BINS - 1)] += 1
+        place = int(math.log10(max(seconds, MIN_SECONDS) / MIN_SECONDS) * BINS_PER_DECADE)
+        self._bins[min(place, NUM_BINS - 1)] += 1
 
-    def percentile(self, share: float) -> float:
-        """Seconds that ``share`` of the durations do not exceed; 0 where there are none."""
+    def quantile(self, q: float) -> float:
+        """Seconds that ``q`` of the durations do not exceed; 0 where there are none."""
         if not self.count:
             return 0.0
-        place = int(np.searchsorted(np.cumsum(self._bins), math.ceil(share * self.count)))
-        return min(self.longest, SHORTEST * 10 ** ((place + 0.5) / STEPS))
+        place = int(np.searchsorted(np.cumsum(self._bins), math.ceil(q * self.count)))
+        return min(self.longest, MIN_SECONDS * 10 ** ((place + 0.5) / BINS_PER_DECADE))
 
 
 class Timings:
     """Durations by the name of their stage, from any thread."""
 
     def __init__(self) -> None:
-        self.stages: dict[str, Durations] = {}
+        self.stages: dict[str, DurationHistogram] = {}
         self._lock = threading.Lock()
 
     def add(self, stage: str, seconds: float) -> None:
         with self._lock:
-            self.stages.setdefault(stage, Durations()).add(seconds)
+            self.stages.setdefault(stage, DurationHistogram()).add(seconds)
 
     @contextmanager
     def measure(self, stage: str) -> Iterator[Callable[[], float]]:
@@ -62,8 +62,8 @@ class Timings:
         with self._lock:
             return {
                 stage: {
-                    "p50": round(1e3 * found.percentile(0.5), 2),
-                    "p99": round(1e3 * found.percentile(0.99), 2),
+                    "p50": round(1e3 * found.quantile(0.5), 2),
+                    "p99": round(1e3 * found.quantile(0.99), 2),
                     "max": round(1e3 * found.longest, 2),
                     "mean": round(1e3 * found.total / found.count, 2),
                     "count": found.count,

@@ -6,22 +6,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from perception.files.safe_names import printable
-from perception.video.event_log import Journal
+from perception.files.safe_names import escape_unprintable
+from perception.video.event_log import EventLog
 from perception.video.stage_times import Timings
 
 SUMMARY = "summary.json"
 
 
 @dataclass
-class Report:
+class PredictReport:
     """What `predict` did.
 
     flagged:  frames with something that was not sound; invalid: those on which no one should act
-    dropped:  frames of live sources that came faster than they were used; misses: results after their deadline
+    dropped:  frames of live sources that came faster than they were used; deadline_misses: results after their deadline
     failures: (source, reason) of each source that could not be read or written to its end
-    full: a disk, a quota or the limit of a file's size is full: that ended it
-    interrupted: number of the signal that ended it (Ctrl-C: 2, a closed window: 0); None = it came to its end
+    is_disk_full: a disk, a quota or the limit of a file's size is full: that ended it
+    stop_signal: number of the signal that ended it (Ctrl-C: 2, a closed window: 0); None = it came to its end
     """
 
     out: Path
@@ -30,12 +30,12 @@ class Report:
     flagged: int = 0
     invalid: int = 0
     dropped: int = 0
-    misses: int | None = None
+    deadline_misses: int | None = None
     seconds: float = 0.0
-    interrupted: int | None = None
-    full: bool = False
+    stop_signal: int | None = None
+    is_disk_full: bool = False
     failures: list[tuple[str, str]] = field(default_factory=list)
-    journal: Journal = field(default_factory=Journal, repr=False)
+    event_log: EventLog = field(default_factory=EventLog, repr=False)
     timings: Timings = field(default_factory=Timings, repr=False)
 
     def __str__(self) -> str:
@@ -49,28 +49,28 @@ class Report:
             (self.invalid, "frames not valid"),
             (self.flagged, "frames flagged"),
             (self.dropped, "frames dropped"),
-            (self.misses or 0, "deadlines missed"),
+            (self.deadline_misses or 0, "deadlines missed"),
             (len(self.failures), "sources failed"),
         )
         parts += [f"{count} {what}" for count, what in counted if count]
-        return f"{self.out}: {self.journal.now.name}: {', '.join(parts)}"
+        return f"{self.out}: {self.event_log.current_status.name}: {', '.join(parts)}"
 
     def to_json(self) -> dict[str, Any]:
         """``summary.json``."""
         return {
-            "status": self.journal.now.name,
-            "worst_status": self.journal.worst.name,
+            "status": self.event_log.current_status.name,
+            "worst_status": self.event_log.worst_status.name,
             "frames": self.frames,
             "boxes": self.boxes,
             "flagged": self.flagged,
             "invalid": self.invalid,
             "dropped": self.dropped,
-            "deadline_misses": self.misses,
+            "deadline_misses": self.deadline_misses,
             "seconds": round(self.seconds, 3),
             "frames_per_second": round(self.frames / self.seconds, 2) if self.seconds else 0.0,
-            "interrupted": self.interrupted is not None,
+            "interrupted": self.stop_signal is not None,
             "latency_ms": self.timings.to_json(),
-            "failures": [{"source": printable(source), "reason": reason} for source, reason in self.failures],
-            "events": self.journal.events,
-            "events_not_kept": self.journal.count - len(self.journal.events),
+            "failures": [{"source": escape_unprintable(source), "reason": reason} for source, reason in self.failures],
+            "events": self.event_log.events,
+            "events_omitted": self.event_log.num_events - len(self.event_log.events),
         }

@@ -18,34 +18,34 @@ from contextlib import suppress
 
 from perception.video.interrupt import SIGNALS
 
-PATIENCE = 6.0
+EXIT_TIMEOUT = 6.0
 """Seconds that the end of a program waits for them: OpenCV gives up what is silent after 5."""
 
-_begun: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+_started: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 
 
-def begin(work: Callable[[], None], name: str) -> threading.Thread:
+def start_thread(target: Callable[[], None], name: str) -> threading.Thread:
     """A thread that has begun and does not keep the process alive."""
-    thread = threading.Thread(target=work, name=name, daemon=True)
-    _begun.add(thread)
+    thread = threading.Thread(target=target, name=name, daemon=True)
+    _started.add(thread)
     thread.start()
     return thread
 
 
-def join(threads: Iterable[threading.Thread], seconds: float) -> None:
+def join_threads(threads: Iterable[threading.Thread], timeout: float) -> None:
     """Wait until all of them have ended, for at most so many seconds together."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + timeout
     for thread in threads:
         if thread is not threading.current_thread():
             thread.join(max(0.0, end - time.monotonic()))
 
 
-def leave_beside_hung_threads(code: int) -> None:
+def exit_despite_hung_threads(code: int) -> None:
     """End this process now with ``code`` where a thread hangs, without what else is done at the end of a program.
 
     For programs, not for libraries: what is registered with `atexit` is left out, what is printed is not.
     """
-    if not any(thread.is_alive() for thread in _begun):
+    if not any(thread.is_alive() for thread in _started):
         return
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -56,5 +56,5 @@ def leave_beside_hung_threads(code: int) -> None:
 
 
 @atexit.register
-def _wait() -> None:
-    join(list(_begun), PATIENCE)
+def _join_at_exit() -> None:
+    join_threads(list(_started), EXIT_TIMEOUT)

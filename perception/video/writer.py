@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from perception.runtime.result import Result
-from perception.runtime.sources import Shot
+from perception.runtime.sources import Frame
 from perception.types import TaskSpec
 from perception.video.stage_times import Timings
 
 
 @dataclass(frozen=True)
-class Recording:
-    """A source that begins. folder: of the run; name: of the source within it, without suffix; fps: 0 = pictures.
+class WriterContext:
+    """A source that begins. folder: of the run; name: of the source within it, without suffix; fps: 0 = images.
 
-    say: tells the user a sentence
+    notify: tells the user a sentence
     """
 
     folder: Path
@@ -25,15 +25,15 @@ class Recording:
     fps: float
     specs: Mapping[str, TaskSpec]
     timings: Timings
-    say: Callable[[str], None] = lambda text: None
+    notify: Callable[[str], None] = lambda text: None
 
 
 class Writer(Protocol):
-    """One for a run; ``open`` and ``close`` for each of its videos, and once for all of its pictures."""
+    """One for a run; ``open`` and ``close`` for each of its videos, and once for all of its images."""
 
-    def open(self, recording: Recording) -> None: ...
+    def open(self, context: WriterContext) -> None: ...
 
-    def write(self, shot: Shot, result: Result, record: dict[str, Any]) -> None:
+    def write(self, frame: Frame, result: Result, record: dict[str, Any]) -> None:
         """A frame. record: its line of ``predictions.jsonl``, to which names of files may be added."""
         ...
 

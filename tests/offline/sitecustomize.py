@@ -12,7 +12,7 @@ UNROUTED = "192.0.2."
 """Addresses for documentation (RFC 5737): refused as all others, but not written down, for the test of this file."""
 
 
-def _is_here(host: object) -> bool:
+def _is_local(host: object) -> bool:
     text = host.decode("ascii", "replace") if isinstance(host, bytes) else str(host or "")
     names = ("", "None", "localhost", "0.0.0.0", "::", "::1", socket.gethostname())
     return text in names or text.startswith(("127.", "::ffff:127."))
@@ -25,9 +25,9 @@ def _refuse(what: object) -> OSError:
     return OSError(f"the tests refuse connections: {what!r}")
 
 
-def _guarded(original):
+def _guard(original):
     def method(self, address, *more):
-        if self.family in (socket.AF_INET, socket.AF_INET6) and not _is_here(address[0]):
+        if self.family in (socket.AF_INET, socket.AF_INET6) and not _is_local(address[0]):
             raise _refuse(address)
         return original(self, address, *more)
 
@@ -35,7 +35,7 @@ def _guarded(original):
 
 
 def _resolve(host, *arguments, **options):
-    if not _is_here(host):
+    if not _is_local(host):
         raise _refuse(host)
     return _resolver(host, *arguments, **options)
 
@@ -44,4 +44,4 @@ if not hasattr(socket, "_guarded_by_tests"):
     socket._guarded_by_tests = True
     _resolver, socket.getaddrinfo = socket.getaddrinfo, _resolve
     for _name in ("connect", "connect_ex"):
-        setattr(socket.socket, _name, _guarded(getattr(socket.socket, _name)))
+        setattr(socket.socket, _name, _guard(getattr(socket.socket, _name)))

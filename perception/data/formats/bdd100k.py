@@ -14,22 +14,28 @@ from typing import Any, Literal
 
 import numpy as np
 
-from perception.config import configuration
-from perception.data.class_names import ClassMap, Coarse, Names, map_classes, map_pixels
-from perception.data.dataset import check_size
-from perception.data.formats.bdd100k_maps import DRIVABLE_KIND, SEMANTIC_KIND, Maps, find_maps, lane_kind
-from perception.data.formats.boxes import HUGE, BoxTable, labels_and_doubts
-from perception.data.formats.scalabel import ATTRIBUTES, Frames, open_frames
-from perception.files.folders import existing_folder, list_pictures, present
-from perception.files.image_names import NamesBy, PictureNames
-from perception.files.images import PictureError, read_size
+from perception.config import config_dataclass
+from perception.data.class_names import ClassMap, ClassNames, Superclasses, map_classes, map_pixel_classes
+from perception.data.dataset import check_label_size
+from perception.data.formats.bdd100k_masks import (
+    DRIVABLE_KIND,
+    SEMANTIC_KIND,
+    MaskFiles,
+    find_mask_files,
+    make_lane_kind,
+)
+from perception.data.formats.boxes import MAX_COORDINATE, BoxTable, map_box_labels
+from perception.data.formats.scalabel import ATTRIBUTES, ScalabelFrames, read_scalabel_frames
+from perception.files.folders import find_present_files, list_images, require_folder
+from perception.files.image_finder import ImageFinder, ImageNaming
+from perception.files.images import ImageError, read_image_size
 from perception.types import Annotation, Camera, ConfigError, DataError, ImageLabel
 
 CLASSES = (
     "pedestrian", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle", "traffic light", "traffic sign",
 )  # fmt: skip
 CLASSES_2018 = ("person", "rider", "car", "truck", "bus", "train", "motor", "bike", "traffic light", "traffic sign")
-OTHERS = ("other person", "other vehicle", "trailer")
+EVALUATION_IGNORED = ("other person", "other vehicle", "trailer")
 """Categories of 2020 that BDD100K's evaluation ignores."""
 
 ATTRIBUTE_VALUES = {
@@ -37,25 +43,25 @@ ATTRIBUTE_VALUES = {
     "scene": ("city street", "highway", "residential", "parking lot", "gas stations", "tunnel"),
     "timeofday": ("daytime", "dawn/dusk", "night"),
 }
-LABELS = ("labels/det_20/det_{split}.json", "labels/bdd100k_labels_images_{split}.json", "labels/100k/{split}")
+LABEL_PATHS = ("labels/det_20/det_{split}.json", "labels/bdd100k_labels_images_{split}.json", "labels/100k/{split}")
 
 
-@configuration
+@config_dataclass
 class Bdd100kConfig:
     """root: folder that holds ``images`` and ``labels``, relative to the data root. split: train, val or test.
 
-    images:    folder that holds the split's folder of pictures: images/100k or images/10k
-    labels:    file of boxes and attributes, or folder with a file per picture, under ``root``; default: those of 2020,
+    images:    folder that holds the split's folder of images: images/100k or images/10k
+    labels:    file of boxes and attributes, or folder with a file per image, under ``root``; default: those of 2020,
                else of 2018, for images/100k, and none for others
-    size:      (height, width) of the pictures that boxes refer to, where the labels do not say; None = each picture's
+    size:      (height, width) of the images that boxes refer to, where the labels do not say; None = each image's
     detection_task, drivable_task, lane_task, segmentation_task, classification_task: names in the recipe; None = not
                read. Those that the recipe does not have are not read
     lane:      what the classes of the lane task are
     attribute: what the classes of the classification task are; None = no classification
     <kind>_rename, ...: from BDD100K's names to those of the recipe's task; boxes as in `CocoConfig`, others as in
-               `LabelMapsConfig`
-    names:     "path" or "base", how ``labels`` names the pictures: as in `CocoConfig`
-    allow_missing: largest fraction of the pictures in ``labels`` that may be missing
+               `SegmentationMasksConfig`
+    match_by:     "path" or "base", how ``labels`` names the images: as in `CocoConfig`
+    max_missing: largest fraction of the images in ``labels`` that may be missing
     """
 
     root: str
@@ -66,32 +72,32 @@ class Bdd100kConfig:
     size: tuple[int, int] | None = (720, 1280)
     detection_task: str | None = "detection"
     detection_rename: dict[str, str] | None = None
-    detection_ignore: Names = ()
-    detection_background: Names = ()
+    detection_ignore: ClassNames = ()
+    detection_background: ClassNames = ()
     detection_labels_only: tuple[str, ...] | None = None
     drivable_task: str | None = "drivable"
     drivable_rename: dict[str, str] | None = None
-    drivable_ignore: Names = ()
+    drivable_ignore: ClassNames = ()
     drivable_labels_only: tuple[str, ...] | None = None
-    drivable_coarse: Coarse | None = None
+    drivable_superclasses: Superclasses | None = None
     lane_task: str | None = "lane"
     lane: Literal["category", "direction", "style"] = "category"
     lane_rename: dict[str, str] | None = None
-    lane_ignore: Names = ()
+    lane_ignore: ClassNames = ()
     lane_labels_only: tuple[str, ...] | None = None
-    lane_coarse: Coarse | None = None
+    lane_superclasses: Superclasses | None = None
     segmentation_task: str | None = "segmentation"
     segmentation_rename: dict[str, str] | None = None
-    segmentation_ignore: Names = ()
+    segmentation_ignore: ClassNames = ()
     segmentation_labels_only: tuple[str, ...] | None = None
-    segmentation_coarse: Coarse | None = None
+    segmentation_superclasses: Superclasses | None = None
     classification_task: str | None = "classification"
     attribute: Literal["weather", "scene", "timeofday"] | None = None
     classification_rename: dict[str, str] | None = None
-    classification_ignore: Names = ()
+    classification_ignore: ClassNames = ()
     classification_labels_only: tuple[str, ...] | None = None
-    names: NamesBy = "path"
-    allow_missing: float = 0.01
+    match_by: ImageNaming = "path"
+    max_missing: float = 0.01
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -103,78 +109,84 @@ class Bdd100kConfig:
     def __post_init__(self) -> None:
         if len(set(self.tasks)) < len(self.tasks):
             raise ConfigError(f"bdd100k: two kinds of labels go to one of the tasks {', '.join(self.tasks)}.")
-        if self.size is not None and not all(0 < side <= HUGE for side in self.size):
+        if self.size is not None and not all(0 < side <= MAX_COORDINATE for side in self.size):
             raise ConfigError(f"bdd100k: size is {list(self.size)}. Expected height and width in pixels.")
 
 
 class Bdd100kReader:
-    """Pictures with any of the labels that the recipe trains. A frame without boxes labels its picture as empty."""
+    """Images with any of the labels that the recipe trains. A frame without boxes labels its image as empty."""
 
     Config = Bdd100kConfig
 
     def __init__(self, config: Bdd100kConfig, root: Path, classes: Mapping[str, tuple[str, ...]]) -> None:
         self.config = config
         self.problems: Counter[str] = Counter()
-        self.root = existing_folder(root, config.root, "BDD100K")
-        folder = existing_folder(self.root, f"{config.images}/{config.split}", "BDD100K pictures")
-        named = list_pictures(folder, root=root)
+        self.root = require_folder(root, config.root, "BDD100K")
+        folder = require_folder(self.root, f"{config.images}/{config.split}", "BDD100K images")
+        named = list_images(folder, root=root)
         pictures, self._stem_of = list(named), {picture: Path(name).stem for picture, name in named.items()}
         classification = config.classification_task if config.attribute else None
-        path = self._label_path() if config.detection_task in classes or classification in classes else None
-        frames = None if path is None else open_frames(path)
-        finder = PictureNames(folder, root, config.names)
-        frame_of = {} if frames is None else self._frame_of(frames, pictures, finder, str(path))
-        self._detection = config.detection_task if frames is not None and config.detection_task in classes else None
-        self._classification = classification if frames is not None and classification in classes else None
+        path = self._find_label_path() if config.detection_task in classes or classification in classes else None
+        frames = None if path is None else read_scalabel_frames(path)
+        finder = ImageFinder(folder, root, config.match_by)
+        frame_of = {} if frames is None else self._match_frames(frames, pictures, finder, str(path))
+        self._detection_task = (
+            config.detection_task if frames is not None and config.detection_task in classes else None
+        )
+        self._classification_task = classification if frames is not None and classification in classes else None
         self.class_maps: dict[str, ClassMap] = {}
-        self._values = {}
-        if frames is not None and self._classification is not None:
-            self._values = self._classified(frames, frame_of, classes[self._classification], str(path))
-        self._maps = self._label_maps(root, classes)
-        self.class_maps |= {task: class_map for task, (_, class_map) in self._maps.items()}
-        self.tasks = tuple(task for task in (self._detection, *self._maps, self._classification) if task is not None)
+        self._class_of_image = {}
+        if frames is not None and self._classification_task is not None:
+            self._class_of_image = self._read_image_classes(
+                frames, frame_of, classes[self._classification_task], str(path)
+            )
+        self._masks = self._find_masks(root, classes)
+        self.class_maps |= {task: class_map for task, (_, class_map) in self._masks.items()}
+        self.tasks = tuple(
+            task for task in (self._detection_task, *self._masks, self._classification_task) if task is not None
+        )
         self.images = [
             picture
             for picture in pictures
-            if (self._detection is not None and picture in frame_of)
-            or picture in self._values
-            or any(self._stem_of[picture] in maps.files for maps, _ in self._maps.values())
+            if (self._detection_task is not None and picture in frame_of)
+            or picture in self._class_of_image
+            or any(self._stem_of[picture] in maps.files for maps, _ in self._masks.values())
         ]
         if not self.images:
             raise DataError(
-                f"{self.root} labels nothing that the recipe trains: {len(pictures)} pictures in {config.images}/"
+                f"{self.root} labels nothing that the recipe trains: {len(pictures)} images in {config.images}/"
                 f"{config.split}, none with labels of {', '.join(config.tasks)}. Correct root, split, images or labels."
             )
         self._sizes: list[tuple[int, int] | None] = [None] * len(self.images)
-        if frames is not None and self._detection is not None:
-            self._boxes = self._read_boxes(frames, frame_of, classes[self._detection], str(path))
+        if frames is not None and self._detection_task is not None:
+            self._box_table = self._build_box_table(frames, frame_of, classes[self._detection_task], str(path))
 
-    def annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, Annotation]:
-        """Whichever the picture has: boxes clipped to it, label maps uint8 [H, W], the class of its attribute."""
+    def read_annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, Annotation]:
+        """Whichever the image has: boxes clipped to it, segmentation masks uint8 [H, W], the class of its attribute."""
         picture = self.images[index]
         result: dict[str, Annotation] = {}
         made_for = self._sizes[index]
-        if self._detection is not None and made_for is not None:
-            check_size(f"{self.root}: boxes of {picture.name} (size in the recipe)", made_for, picture, size)
-            result[self._detection] = self._boxes.instances(index)
-        for task, (maps, class_map) in self._maps.items():
+        if self._detection_task is not None and made_for is not None:
+            check_label_size(f"{self.root}: boxes of {picture.name} (size in the recipe)", made_for, picture, size)
+            result[self._detection_task] = self._box_table.instances(index)
+        for task, (maps, class_map) in self._masks.items():
             if self._stem_of[picture] in maps.files:
-                path, label_map = maps.read(self._stem_of[picture], class_map)
-                check_size(str(path), label_map.values.shape, picture, size)
+                path, label_map = maps.read_mask(self._stem_of[picture], class_map)
+                check_label_size(str(path), label_map.values.shape, picture, size)
                 result[task] = label_map
-        if self._classification is not None and picture in self._values:
-            values = np.zeros(self._count, np.float32)
-            values[self._values[picture]] = 1
-            result[self._classification] = ImageLabel(values)
+        if self._classification_task is not None and picture in self._class_of_image:
+            values = np.zeros(self._num_classes, np.float32)
+            values[self._class_of_image[picture]] = 1
+            result[self._classification_task] = ImageLabel(values)
         return result
 
     def camera(self, index: int) -> Camera | None:
         return None
 
-    def _label_path(self) -> Path | None:
+    def _find_label_path(self) -> Path | None:
         """The file or folder of boxes and attributes; None where there is none."""
         config = self.config
-        usual = LABELS if config.images == "images/100k" else ()
+        usual = LABEL_PATHS if config.images == "images/100k" else ()
         for name in [config.labels] if config.labels else [name.format(split=config.split) for name in usual]:
             path = self.root / name
             if os.path.isfile(path) or os.path.isdir(path):  # noqa: PTH112, PTH113 - those of Path raise for odd names
@@ -183,94 +195,108 @@ class Bdd100kReader:
             raise DataError(f"No labels at {self.root / config.labels}. Correct the key labels.")
         return None
 
-    def _frame_of(self, frames: Frames, pictures: list[Path], finder: PictureNames, where: str) -> dict[Path, int]:
-        """Picture -> its frame, of the pictures that exist."""
+    def _match_frames(
+        self, frames: ScalabelFrames, image_paths: list[Path], finder: ImageFinder, where: str
+    ) -> dict[Path, int]:
+        """Image -> its frame, of the images that exist."""
         paths = [finder.find(name, where) for name in frames.names]
-        found = present(paths, finder.folder, where, self.config.allow_missing, self.problems, finder.mend)
+        found = find_present_files(paths, finder.folder, where, self.config.max_missing, self.problems, finder.hint)
         result = {path: i for i, (path, there) in enumerate(zip(paths, found, strict=True)) if there}
         if len(result) < sum(found):
-            raise DataError(f"{where}: two frames are of the same picture. Keep one of them.")
-        if without := sum(picture not in result for picture in pictures):
-            self.problems["pictures without a frame of labels"] += without
-        if frames.bare:
-            self.problems["labels without a shape skipped"] += frames.bare
+            raise DataError(f"{where}: two frames are of the same image. Keep one of them.")
+        if without := sum(picture not in result for picture in image_paths):
+            self.problems["images without a frame of labels"] += without
+        if frames.num_shapeless:
+            self.problems["labels without a shape skipped"] += frames.num_shapeless
         return result
 
-    def _class_map(self, kind: str, names: Iterable[str], recipe: tuple[str, ...], where: str) -> ClassMap:
+    def _map_class_names(
+        self, kind: str, names: Iterable[str], recipe_classes: tuple[str, ...], where: str
+    ) -> ClassMap:
         """The names of a kind of label to those of its task, by the keys that begin with the kind."""
         options: dict[str, Any] = {
             key: getattr(self.config, f"{kind}_{key}", ()) for key in ("rename", "ignore", "background", "labels_only")
         }
-        return map_classes(names, recipe, f"{where}, keys {kind}_...", **options)
+        return map_classes(names, recipe_classes, f"{where}, keys {kind}_...", **options)
 
-    def _label_maps(self, data: Path, classes: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[Maps, ClassMap]]:
-        """Task -> its label maps."""
+    def _find_masks(
+        self, data_root: Path, classes: Mapping[str, tuple[str, ...]]
+    ) -> dict[str, tuple[MaskFiles, ClassMap]]:
+        """Task -> its segmentation masks."""
         config, stems = self.config, set(self._stem_of.values())
         result = {}
         for name, task, kind in (
             ("drivable", config.drivable_task, DRIVABLE_KIND),
-            ("lane", config.lane_task, lane_kind(config.lane)),
+            ("lane", config.lane_task, make_lane_kind(config.lane)),
             ("segmentation", config.segmentation_task, SEMANTIC_KIND),
         ):
-            maps = find_maps(kind, self.root, config.split, data) if task in classes else None
+            maps = find_mask_files(kind, self.root, config.split, data_root) if task in classes else None
             if task is None or maps is None or not maps.files.keys() & stems:
                 continue
-            options = (getattr(config, f"{name}_{key}") for key in ("rename", "ignore", "labels_only", "coarse"))
-            result[task] = maps, map_pixels(kind.classes, classes[task], f"{maps.folder}, keys {name}_...", *options)
+            options = (getattr(config, f"{name}_{key}") for key in ("rename", "ignore", "labels_only", "superclasses"))
+            result[task] = (
+                maps,
+                map_pixel_classes(kind.classes, classes[task], f"{maps.folder}, keys {name}_...", *options),
+            )
             for problem, number in (
-                (f"pictures without a {name} map", len(stems - maps.files.keys())),
-                (f"{name} maps without a picture", len(maps.files.keys() - stems)),
+                (f"images without a {name} map", len(stems - maps.files.keys())),
+                (f"{name} maps without an image", len(maps.files.keys() - stems)),
             ):
                 if number:
                     self.problems[problem] += number
         return result
 
-    def _classified(
-        self, frames: Frames, frame_of: dict[Path, int], recipe: tuple[str, ...], where: str
+    def _read_image_classes(
+        self, frames: ScalabelFrames, frame_of: dict[Path, int], recipe_classes: tuple[str, ...], where: str
     ) -> dict[Path, int]:
-        """Picture -> class of the recipe, of the pictures whose attribute is one."""
+        """Image -> class of the recipe, of the images whose attribute is one."""
         attribute = self.config.attribute or ""
         column = frames.attributes[:, ATTRIBUTES.index(attribute)]
         found = [frames.values[i] for i in np.unique(column[column >= 0])]
         names = dict.fromkeys((*ATTRIBUTE_VALUES[attribute], *found))
-        class_map = self._class_map("classification", names, recipe, where)
+        class_map = self._map_class_names("classification", names, recipe_classes, where)
         self.class_maps[self.config.classification_task or ""] = class_map
-        labels = [class_map.index[v] if v in names and class_map.labels(v) else -1 for v in frames.values]
-        self._count = len(recipe)
+        labels = [class_map.indices[v] if v in names and class_map.is_labeled(v) else -1 for v in frames.values]
+        self._num_classes = len(recipe_classes)
         of_frame = [labels[value] if value >= 0 else -1 for value in column.tolist()]
         return {picture: of_frame[frame] for picture, frame in frame_of.items() if of_frame[frame] >= 0}
 
-    def _read_boxes(self, frames: Frames, frame_of: dict[Path, int], recipe: tuple[str, ...], where: str) -> BoxTable:
-        """The boxes of all pictures. Scalabel's corners are pixels, both inclusive: the right edge is ``x2 + 1``."""
+    def _build_box_table(
+        self, frames: ScalabelFrames, frame_of: dict[Path, int], recipe_classes: tuple[str, ...], where: str
+    ) -> BoxTable:
+        """The boxes of all images. Scalabel's corners are pixels, both inclusive: the right edge is ``x2 + 1``."""
         positions = np.full(len(frames.names), -1)
         sizes = [(0, 0)] * len(self.images)
         for index, picture in enumerate(self.images):
             if (frame := frame_of.get(picture)) is not None:
                 height, width = frames.sizes[frame].tolist()
                 positions[frame] = index
-                self._sizes[index] = sizes[index] = (height, width) if height else self.config.size or _size_of(picture)
-        names = _category_names(set(frames.categories), self.config)
-        class_map = self._class_map("detection", names, recipe, where)
+                self._sizes[index] = sizes[index] = (
+                    (height, width) if height else self.config.size or _read_size_or_max(picture)
+                )
+        names = _choose_class_names(set(frames.categories), self.config)
+        class_map = self._map_class_names("detection", names, recipe_classes, where)
         self.class_maps[self.config.detection_task or ""] = class_map
-        labels, doubts = labels_and_doubts(frames.categories, class_map)
+        labels, doubts = map_box_labels(frames.categories, class_map)
         return BoxTable(
-            positions[frames.frame], frames.corners + [0, 0, 1, 1], np.array(labels, np.int64)[frames.category],
-            frames.ignore | np.array(doubts, bool)[frames.category], sizes, class_map, self.problems,
+            positions[frames.frame_indices], frames.corners + [0, 0, 1, 1], np.array(labels,
+            np.int64)[frames.category_indices],
+            frames.ignore | np.array(doubts, bool)[frames.category_indices], sizes, class_map, self.problems,
         )  # fmt: skip
 
 
-def _category_names(found: set[str], config: Bdd100kConfig) -> list[str]:
+def _choose_class_names(found: set[str], config: Bdd100kConfig) -> list[str]:
     """The class names of the release that a file is of, whether or not it has boxes of all; of other sets, its own."""
     options = (config.detection_rename, config.detection_ignore, config.detection_background)
     named = {name for option in options if option and option != "rest" for name in option}
     for release in (CLASSES, CLASSES_2018):
-        if found <= {*release, *OTHERS}:
-            return [*release, *sorted((found | named) & set(OTHERS))]
+        if found <= {*release, *EVALUATION_IGNORED}:
+            return [*release, *sorted((found | named) & set(EVALUATION_IGNORED))]
     return sorted(found)
 
 
-def _size_of(picture: Path) -> tuple[int, int]:
+def _read_size_or_max(image_path: Path) -> tuple[int, int]:
     try:
-        return read_size(picture)
-    except PictureError:  # whoever reads the picture will say so
-        return int(HUGE), int(HUGE)
+        return read_image_size(image_path)
+    except ImageError:  # whoever reads the image will say so
+        return int(MAX_COORDINATE), int(MAX_COORDINATE)

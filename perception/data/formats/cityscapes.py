@@ -17,38 +17,41 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.config import configuration
-from perception.data.class_names import ClassMap, Coarse, Names, map_classes, map_pixels
-from perception.data.dataset import check_size
+from perception.config import config_dataclass
+from perception.data.class_names import ClassMap, ClassNames, Superclasses, map_classes, map_pixel_classes
+from perception.data.dataset import check_label_size
 from perception.data.formats.cityscapes_ids import (
     CLASSES,
     LABEL_IDS,
-    THINGS,
-    instances_of,
-    label_ids_of,
+    THING_CLASSES,
     read_instance_ids,
     read_label_ids,
+    to_instances,
+    to_label_ids,
 )
-from perception.data.formats.depth_maps import check_camera, metres
-from perception.data.formats.legend import lookup_table
-from perception.files.folders import boundary_of, existing_folder, list_pictures
+from perception.data.formats.depth_maps import check_intrinsics, to_depth_map
+from perception.data.formats.legend import build_lookup_table
+from perception.files.folders import find_boundary, list_images, require_folder
 from perception.files.maps import read_map
-from perception.files.strict_json import read_json, shown
-from perception.files.text_files import files_in
+from perception.files.strict_json import quote_value, read_json
+from perception.files.text_files import list_folder_files
 from perception.types import IGNORE_INDEX, Annotation, Camera, ConfigError, DataError, DenseMap
 
 
-@configuration
+@config_dataclass
 class CityscapesConfig:
     """root: folder that holds ``leftImg8bit``, relative to the data root. split: train, val, test or train_extra.
 
     segmentation_task, depth_task, detection_task: names in the recipe; None = not read
-    fine:        "gtFine" or "gtCoarse"
-    rename, ignore, labels_only, coarse: of label maps: from the 19 names to the recipe's, as in `LabelMapsConfig`
-    detection_rename, ...: of boxes: from the names of `THINGS` to the recipe's, as in `CocoConfig`
+    annotations:        "gtFine" or "gtCoarse"
+    rename, ignore, labels_only, superclasses: of segmentation masks: from the 19 names to the recipe's, as in
+    `SegmentationMasksConfig`
+    detection_rename, ...: of boxes: from the names of `THING_CLASSES` to the recipe's, as in `CocoConfig`
     max_depth:   metres beyond which a disparity is not trusted; None = none
-    far:         of the 19 names, those that are farther than anything (sky): their pixels are ``max_depth`` away, where
-                 there is a label map. What has no distance in training, a network calls anything, near things too
+    far_classes:         of the 19 names, those that are farther than anything (sky): their pixels are ``max_depth``
+    away, where
+                 there is a segmentation mask. What has no distance in training, a network calls anything, near things
+                 too
     """
 
     root: str
@@ -57,17 +60,17 @@ class CityscapesConfig:
     segmentation_task: str | None = "segmentation"
     depth_task: str | None = "depth"
     detection_task: str | None = None
-    fine: Literal["gtFine", "gtCoarse"] = "gtFine"
+    annotations: Literal["gtFine", "gtCoarse"] = "gtFine"
     rename: dict[str, str] | None = None
-    ignore: Names = ()
+    ignore: ClassNames = ()
     labels_only: tuple[str, ...] | None = None
-    coarse: Coarse | None = None
+    superclasses: Superclasses | None = None
     detection_rename: dict[str, str] | None = None
-    detection_ignore: Names = ()
-    detection_background: Names = ()
+    detection_ignore: ClassNames = ()
+    detection_background: ClassNames = ()
     detection_labels_only: tuple[str, ...] | None = None
     max_depth: float | None = None
-    far: tuple[str, ...] = ()
+    far_classes: tuple[str, ...] = ()
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -77,72 +80,79 @@ class CityscapesConfig:
     def __post_init__(self) -> None:
         if len(set(self.tasks)) < len(self.tasks):
             raise ConfigError(f"cityscapes: two kinds of labels go to one of the tasks {', '.join(self.tasks)}.")
-        if self.far and self.max_depth is None:
+        if self.far_classes and self.max_depth is None:
             raise ConfigError("cityscapes: far is given without max_depth. Say how far that is, for example 80.")
-        if strange := sorted(set(self.far) - set(CLASSES)):
+        if strange := sorted(set(self.far_classes) - set(CLASSES)):
             raise ConfigError(f"cityscapes: far names {', '.join(strange)}. Expected some of {', '.join(CLASSES)}.")
 
 
 class CityscapesReader:
-    """All pictures of a split; a task is labelled where its file exists. Label maps of training ids serve as well."""
+    """All images of a split; a task is labeled where its file exists. Segmentation masks of training ids serve as
+    well."""
 
     Config = CityscapesConfig
 
     def __init__(self, config: CityscapesConfig, root: Path, classes: Mapping[str, tuple[str, ...]]) -> None:
         self.config = config
         self.problems: Counter[str] = Counter()
-        self.root = existing_folder(root, config.root, "Cityscapes")
-        self._folder = existing_folder(self.root, f"leftImg8bit/{config.split}", "Cityscapes pictures")
-        self._data, pictures = root, list_pictures(self._folder, "*/*_leftImg8bit.*", root)
-        self._maps = self._found(pictures, config.fine, f"{config.fine}_labelIds.png")
-        self._train_maps = self._found(pictures, config.fine, f"{config.fine}_labelTrainIds.png")
-        self._cameras = self._found(pictures, "camera", "camera.json")
-        self._files: dict[str, dict[Path, Path]] = {}
+        self.root = require_folder(root, config.root, "Cityscapes")
+        self._folder = require_folder(self.root, f"leftImg8bit/{config.split}", "Cityscapes images")
+        self._data_root, pictures = root, list_images(self._folder, "*/*_leftImg8bit.*", root)
+        self._label_id_paths = self._find_files(pictures, config.annotations, f"{config.annotations}_labelIds.png")
+        self._train_id_paths = self._find_files(pictures, config.annotations, f"{config.annotations}_labelTrainIds.png")
+        self._camera_paths = self._find_files(pictures, "camera", "camera.json")
+        self._label_paths: dict[str, dict[Path, Path]] = {}
         for task, what, files in (
-            (config.segmentation_task, "a label map", self._train_maps | self._maps),
-            (config.depth_task, "a disparity", self._found(pictures, "disparity", "disparity.png")),
-            (config.detection_task, "instances", self._found(pictures, config.fine, f"{config.fine}_instanceIds.png")),
+            (config.segmentation_task, "a segmentation mask", self._train_id_paths | self._label_id_paths),
+            (config.depth_task, "a disparity", self._find_files(pictures, "disparity", "disparity.png")),
+            (
+                config.detection_task,
+                "instances",
+                self._find_files(pictures, config.annotations, f"{config.annotations}_instanceIds.png"),
+            ),
         ):
             if task is not None and task in classes and files:
-                self._files[task] = files
+                self._label_paths[task] = files
                 if len(files) < len(pictures):
-                    self.problems[f"pictures without {what}"] += len(pictures) - len(files)
-        self.tasks = tuple(self._files)
-        self._check(len(pictures))
+                    self.problems[f"images without {what}"] += len(pictures) - len(files)
+        self.tasks = tuple(self._label_paths)
+        self._check_tasks(len(pictures))
         self.class_maps: dict[str, ClassMap] = {}
         if config.segmentation_task in self.tasks:
             names = classes[config.segmentation_task]
-            class_map = self.class_maps[config.segmentation_task] = map_pixels(
-                CLASSES, names, str(self.root), config.rename, config.ignore, config.labels_only, config.coarse
+            class_map = self.class_maps[config.segmentation_task] = map_pixel_classes(
+                CLASSES, names, str(self.root), config.rename, config.ignore, config.labels_only, config.superclasses
             )
-            self._space = class_map.space
+            self._label_space = class_map.label_space
             void = tuple(id for id in range(34) if id not in LABEL_IDS)
-            self._table = lookup_table(LABEL_IDS, class_map, void)
-            self._train_table = lookup_table(dict(enumerate(CLASSES)), class_map)
+            self._table = build_lookup_table(LABEL_IDS, class_map, void)
+            self._train_table = build_lookup_table(dict(enumerate(CLASSES)), class_map)
         if config.detection_task is not None and config.detection_task in self.tasks:
-            self._things = self.class_maps[config.detection_task] = map_classes(
-                THINGS.values(), classes[config.detection_task], f"{self.root}, keys detection_...",
+            self._thing_class_map = self.class_maps[config.detection_task] = map_classes(
+                THING_CLASSES.values(), classes[config.detection_task], f"{self.root}, keys detection_...",
                 config.detection_rename, config.detection_ignore, config.detection_background,
                 config.detection_labels_only,
             )  # fmt: skip
-        self.images = [picture for picture in pictures if any(picture in files for files in self._files.values())]
+        self.images = [picture for picture in pictures if any(picture in files for files in self._label_paths.values())]
 
-    def _check(self, pictures: int) -> None:
+    def _check_tasks(self, num_images: int) -> None:
         config = self.config
         if not self.tasks:
             raise DataError(
-                f"{self.root} labels nothing that the recipe trains: {pictures} pictures in split '{config.split}' "
-                f"without labels of {', '.join(config.tasks)}. Expected {config.fine}/ or disparity/ beside "
+                f"{self.root} labels nothing that the recipe trains: {num_images} images in split '{config.split}' "
+                f"without labels of {', '.join(config.tasks)}. Expected {config.annotations}/ or disparity/ beside "
                 "leftImg8bit/."
             )
-        without = sum(picture not in self._cameras for picture in self._files.get(config.depth_task or "", ()))
+        without = sum(
+            picture not in self._camera_paths for picture in self._label_paths.get(config.depth_task or "", ())
+        )
         if without:
             raise DataError(
                 f"{self.root}: {without} disparities have no camera. Expected camera/{config.split}/*/*_camera.json."
             )
 
-    def _found(self, pictures: Mapping[Path, str], folder: str, ending: str) -> dict[Path, Path]:
-        """Picture -> its file in a parallel tree, where there is one."""
+    def _find_files(self, image_paths: Mapping[Path, str], folder: str, ending: str) -> dict[Path, Path]:
+        """Image -> its file in a parallel tree, where there is one."""
         at = self.root / folder / self.config.split
         if not at.is_dir():
             return {}
@@ -150,93 +160,95 @@ class CityscapesReader:
         files = {
             (city.name, name): path
             for city in sorted(at.glob("*/"))
-            for name, path in files_in(city, boundary_of(at, self._data), f"_{ending}").items()
+            for name, path in list_folder_files(city, find_boundary(at, self._data_root), f"_{ending}").items()
         }
-        names = {p: (n.partition("/")[0], Path(n).stem.removesuffix("_leftImg8bit")) for p, n in pictures.items()}
+        names = {p: (n.partition("/")[0], Path(n).stem.removesuffix("_leftImg8bit")) for p, n in image_paths.items()}
         result = {picture: files[name] for picture, name in names.items() if name in files}
         if len(result) < len(files):
-            self.problems[f"{ending} without a picture"] += len(files) - len(result)
+            self.problems[f"{ending} without an image"] += len(files) - len(result)
         return result
 
-    def annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, Annotation]:
-        """Segmentation uint8 [H, W], depth float32 [H, W] in metres, and boxes, whichever the picture has."""
+    def read_annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, Annotation]:
+        """Segmentation uint8 [H, W], depth float32 [H, W] in metres, and boxes, whichever the image has."""
         picture, config = self.images[index], self.config
         result: dict[str, Annotation] = {}
         label_map = None
-        if config.segmentation_task and (path := self._path(config.segmentation_task, picture)):
-            label_map = self._label_map(picture, path)
-            check_size(str(path), label_map.values.shape, picture, size)
+        if config.segmentation_task and (path := self._find_path(config.segmentation_task, picture)):
+            label_map = self._read_mask(picture, path)
+            check_label_size(str(path), label_map.values.shape, picture, size)
             result[config.segmentation_task] = label_map
-        if config.depth_task and (path := self._path(config.depth_task, picture)):
-            depth = self._depth(picture, path)
-            check_size(str(path), depth.values.shape, picture, size)
+        if config.depth_task and (path := self._find_path(config.depth_task, picture)):
+            depth = self._read_depth(picture, path)
+            check_label_size(str(path), depth.values.shape, picture, size)
             result[config.depth_task] = depth
-        if config.detection_task and (path := self._path(config.detection_task, picture)):
+        if config.detection_task and (path := self._find_path(config.detection_task, picture)):
             ids = read_instance_ids(path)
-            check_size(str(path), ids.map.shape, picture, size)
+            check_label_size(str(path), ids.map.shape, picture, size)
             if label_map is not None:
                 self._check_agreement(path, ids.map, label_map)
-            if (instances := instances_of(ids, self._things)) is not None:
+            if (instances := to_instances(ids, self._thing_class_map)) is not None:
                 result[config.detection_task] = instances
         return result
 
-    def _path(self, task: str, picture: Path) -> Path | None:
-        return self._files.get(task, {}).get(picture)
+    def _find_path(self, task: str, image_path: Path) -> Path | None:
+        return self._label_paths.get(task, {}).get(image_path)
 
     def camera(self, index: int) -> Camera | None:
-        path = self._cameras.get(self.images[index])
-        return None if path is None else read_camera(path)[0]
+        path = self._camera_paths.get(self.images[index])
+        return None if path is None else read_camera_file(path)[0]
 
-    def _label_map(self, picture: Path, path: Path) -> DenseMap:
-        training = picture not in self._maps
+    def _read_mask(self, image_path: Path, path: Path) -> DenseMap:
+        training = image_path not in self._label_id_paths
         values = cv2.LUT(read_label_ids(path, training), self._train_table if training else self._table)
-        return DenseMap(values, values != IGNORE_INDEX, classes=self._space)
+        return DenseMap(values, values != IGNORE_INDEX, label_space=self._label_space)
 
     def _check_agreement(self, path: Path, ids: NDArray[np.uint16], label_map: DenseMap) -> None:
-        """Raise DataError where instances and label map are of different pictures."""
-        check_size(str(path), ids.shape, Path("the label map beside it"), label_map.values.shape)
-        every = slice(None, None, 8)  # rows; what is meant are other pictures, not a few pixels
-        differing = (self._table[label_ids_of(ids[every])] != label_map.values[every]).mean()
+        """Raise DataError where instances and segmentation mask are of different images."""
+        check_label_size(str(path), ids.shape, Path("the segmentation mask beside it"), label_map.values.shape)
+        every = slice(None, None, 8)  # rows; what is meant are other images, not a few pixels
+        differing = (self._table[to_label_ids(ids[every])] != label_map.values[every]).mean()
         if differing > 0.05:
             raise DataError(
-                f"{path}: {differing:.0%} of the pixels are of another class in the label map beside it. Expected "
-                "instances and label map of the same picture: fetch both again."
+                f"{path}: {differing:.0%} of the pixels are of another class in "
+                "the segmentation mask beside it. Expected "
+                "instances and segmentation mask of the same image: fetch both again."
             )
 
-    def _depth(self, picture: Path, path: Path) -> DenseMap:
+    def _read_depth(self, image_path: Path, path: Path) -> DenseMap:
         stored = read_map(path)
         if stored.dtype != np.uint16:
             raise DataError(f"{path} has 8 bits per pixel. Expected Cityscapes' disparity, a 16-bit PNG.")
-        camera, baseline = read_camera(self._cameras[picture])
+        camera, baseline = read_camera_file(self._camera_paths[image_path])
         disparity = (stored.astype(np.float32) - 1) / 256  # stored 0: no measurement; 1: infinitely far
         known = disparity > 0
         depth = np.divide(baseline * camera.fx, disparity, out=np.zeros_like(disparity), where=known)
-        return self._with_far(metres(depth, self.config.max_depth), picture)
+        return self._fill_far_depth(to_depth_map(depth, self.config.max_depth), image_path)
 
-    def _with_far(self, depth: DenseMap, picture: Path) -> DenseMap:
-        training = picture not in self._maps
-        path = self._train_maps.get(picture) if training else self._maps[picture]
-        if not self.config.far or path is None:
+    def _fill_far_depth(self, depth: DenseMap, image_path: Path) -> DenseMap:
+        training = image_path not in self._label_id_paths
+        path = self._train_id_paths.get(image_path) if training else self._label_id_paths[image_path]
+        if not self.config.far_classes or path is None:
             return depth
         names = dict(enumerate(CLASSES)) if training else LABEL_IDS
         ids = read_label_ids(path, training)
-        check_size(str(path), ids.shape, picture, depth.values.shape)
-        far = np.isin(ids, [id for id, name in names.items() if name in self.config.far])
+        check_label_size(str(path), ids.shape, image_path, depth.values.shape)
+        far = np.isin(ids, [id for id, name in names.items() if name in self.config.far_classes])
         return DenseMap(np.where(far, np.float32(self.config.max_depth or 0), depth.values), depth.valid | far)
 
 
 @lru_cache(maxsize=4096)
-def read_camera(path: Path) -> tuple[Camera, float]:
+def read_camera_file(path: Path) -> tuple[Camera, float]:
     """Intrinsics and baseline in metres from a Cityscapes camera file."""
     content: Any = read_json(path)
     try:
         intrinsic = {name: float(content["intrinsic"][name]) for name in ("fx", "fy", "u0", "v0")}
         baseline = float(content["extrinsic"]["baseline"])
         camera = Camera(intrinsic["fx"], intrinsic["fy"], intrinsic["u0"], intrinsic["v0"])
-        check_camera(camera, str(path))
+        check_intrinsics(camera, str(path))
     except (KeyError, TypeError, ValueError, OverflowError, ConfigError) as error:
         raise DataError(
-            f"{path} is no Cityscapes camera file ({shown(str(error), 200)}). Expected intrinsic fx, fy, u0, v0 and "
+            f"{path} is no Cityscapes camera file ({quote_value(str(error), 200)}). "
+            "Expected intrinsic fx, fy, u0, v0 and "
             "extrinsic baseline."
         ) from error
     if not 0 < baseline < 1e3:

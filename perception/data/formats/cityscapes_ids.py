@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from perception.data.class_names import IGNORED, ClassMap
 from perception.data.formats.boxes import BoxTable
-from perception.data.formats.instance_ids import id_boxes, region_boxes
-from perception.data.formats.label_maps import read_label_map
+from perception.data.formats.instance_ids import find_id_boxes, find_region_boxes
+from perception.data.formats.segmentation_masks import read_segmentation_mask
 from perception.files.maps import read_map
 from perception.types import IGNORE_INDEX, DataError, Instances
 
@@ -25,43 +25,43 @@ LABEL_IDS = {
 
 CLASSES = tuple(LABEL_IDS.values())
 
-THINGS = {id: LABEL_IDS[id] for id in (24, 25, 26, 27, 28, 31, 32, 33)}
+THING_CLASSES = {id: LABEL_IDS[id] for id in (24, 25, 26, 27, 28, 31, 32, 33)}
 """Label id -> name of the classes whose things are told apart. Those of caravans (29) and trailers (30) are, too, but
 Cityscapes does not evaluate them."""
 
-_LABELS, _PER_CLASS, _NO_ID = 34, 1000, 254
-_UNLABELLED = 7
-"""Label ids below are void: not labelled, the own car, the border, and what is neither."""
+_NUM_LABEL_IDS, _INSTANCES_PER_CLASS, _NO_ID = 34, 1000, 254
+_FIRST_LABELED_ID = 7
+"""Label ids below are void: not labeled, the own car, the border, and what is neither."""
 
-_OF_INSTANCE = np.full(65536, _NO_ID, np.uint8)
-_OF_INSTANCE[:_LABELS] = np.arange(_LABELS)
-for _id in range(24, _LABELS):
-    _OF_INSTANCE[_id * _PER_CLASS : (_id + 1) * _PER_CLASS] = _id
+_LABEL_ID_OF_INSTANCE = np.full(65536, _NO_ID, np.uint8)
+_LABEL_ID_OF_INSTANCE[:_NUM_LABEL_IDS] = np.arange(_NUM_LABEL_IDS)
+for _id in range(24, _NUM_LABEL_IDS):
+    _LABEL_ID_OF_INSTANCE[_id * _INSTANCES_PER_CLASS : (_id + 1) * _INSTANCES_PER_CLASS] = _id
 
 
-def read_label_ids(path: Path, training: bool) -> NDArray[np.uint8]:
+def read_label_ids(path: Path, train_ids: bool) -> NDArray[np.uint8]:
     """A map of label ids (or of training ids), uint8 [H, W].
 
     Raises DataError with the histogram where it holds other ids, or is, by what lies where, one of the other kind.
     """
-    known = range(len(CLASSES) if training else _LABELS)
-    if training:
+    known = range(len(CLASSES) if train_ids else _NUM_LABEL_IDS)
+    if train_ids:
         hint = "Training ids are 0 to 18 and 255: these look like label ids. Name such files *_labelIds.png."
     else:
         hint = "Label ids are 0 to 33: these look like training ids. Name such files *_labelTrainIds.png."
     table = np.full(256, _NO_ID, np.uint8)
     table[list(known)] = known
-    if training:
+    if train_ids:
         table[IGNORE_INDEX] = IGNORE_INDEX
-    ids = read_label_map(path, table, dict.fromkeys(known, ""), hint).values
+    ids = read_segmentation_mask(path, table, dict.fromkeys(known, ""), hint).values
     if ids.size and ids.max() < len(CLASSES):
         top = np.bincount(ids[: max(1, len(ids) // 4)].ravel(), minlength=len(CLASSES))
         bottom = np.bincount(ids[len(ids) // 2 :].ravel(), minlength=len(CLASSES))
         # Label id 7 is road where a training id would be a traffic sign, 11 building where it would be a person;
         # training ids 8 and 10 are vegetation and sky where label ids would be sidewalk and rail track.
-        swapped = bottom.argmax() == 7 or top.argmax() == 11 if training else top[1:].argmax() + 1 in (8, 10)
+        swapped = bottom.argmax() == 7 or top.argmax() == 11 if train_ids else top[1:].argmax() + 1 in (8, 10)
         if swapped:
-            raise DataError(f"{path} holds {{id: pixels}} {_histogram(ids)}. {hint}")
+            raise DataError(f"{path} holds {{id: pixels}} {_format_histogram(ids)}. {hint}")
     return ids
 
 
@@ -79,44 +79,45 @@ def read_instance_ids(path: Path) -> InstanceIds:
     ids = read_map(path)
     if ids.dtype != np.uint16:
         raise DataError(f"{path} has 8 bits per pixel. Expected Cityscapes' instances (*_instanceIds.png), 16 bit.")
-    values, boxes = id_boxes(ids)
-    if (_OF_INSTANCE[values] == _NO_ID).any():
+    values, boxes = find_id_boxes(ids)
+    if (_LABEL_ID_OF_INSTANCE[values] == _NO_ID).any():
         raise DataError(
-            f"{path} holds {{id: pixels}} {_histogram(ids)}. Expected label ids 0 to 33, and 1000 times one of 24 to "
+            f"{path} holds {{id: pixels}} {_format_histogram(ids)}. Expected "
+            "label ids 0 to 33, and 1000 times one of 24 to "
             "33 plus a number. Instances of training ids (*_instanceTrainIds.png) do not serve."
         )
     return InstanceIds(ids, values, boxes)
 
 
-def label_ids_of(instances: NDArray[np.uint16]) -> NDArray[np.uint8]:
+def to_label_ids(instances: NDArray[np.uint16]) -> NDArray[np.uint8]:
     """The label id of every pixel of a map of instances."""
-    return _OF_INSTANCE[instances]
+    return _LABEL_ID_OF_INSTANCE[instances]
 
 
-def instances_of(ids: InstanceIds, class_map: ClassMap) -> Instances | None:
+def to_instances(ids: InstanceIds, class_map: ClassMap) -> Instances | None:
     """Boxes around the things of a map of instances; None where the map has no label at all (the test split's).
 
     Groups, whose things are not told apart, are ignore regions: a box around each connected part. So are caravans and
-    trailers. class_map: from the names of `THINGS`.
+    trailers. class_map: from the names of `THING_CLASSES`.
     """
     values = ids.values
-    if values.max(initial=0) < _UNLABELLED:
+    if values.max(initial=0) < _FIRST_LABELED_ID:
         return None
-    things = values >= _PER_CLASS
-    grouped = values[~things & (values >= min(THINGS))]
-    groups = [region_boxes(ids.map, id) for id in grouped.tolist()]
+    things = values >= _INSTANCES_PER_CLASS
+    grouped = values[~things & (values >= min(THING_CLASSES))]
+    groups = [find_region_boxes(ids.map, id) for id in grouped.tolist()]
     crowds = np.repeat(grouped, [len(group) for group in groups])
-    classes = np.concatenate([values[things] // _PER_CLASS, crowds]).tolist()
-    names = [THINGS.get(id) for id in classes]
-    labels = [IGNORED if name is None else class_map.index[name] for name in names]
-    ignore = [name is None or not class_map.labels(name) for name in names]
+    classes = np.concatenate([values[things] // _INSTANCES_PER_CLASS, crowds]).tolist()
+    names = [THING_CLASSES.get(id) for id in classes]
+    labels = [IGNORED if name is None else class_map.indices[name] for name in names]
+    ignore = [name is None or not class_map.is_labeled(name) for name in names]
     ignore[int(things.sum()) :] = [True] * len(crowds)
     boxes = np.concatenate([ids.boxes[things], *groups])
     table = BoxTable(np.zeros(len(labels)), boxes, labels, ignore, [ids.map.shape], class_map, Counter())
     return table.instances(0)
 
 
-def _histogram(ids: NDArray) -> str:
+def _format_histogram(ids: NDArray) -> str:
     values, counts = np.unique(ids, return_counts=True)
     pairs = list(zip(values.tolist(), counts.tolist(), strict=True))
     return "{" + ", ".join(f"{id}: {count}" for id, count in pairs[:40]) + (", ...}" if len(pairs) > 40 else "}")

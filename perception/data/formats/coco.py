@@ -11,54 +11,60 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.config import configuration
+from perception.config import config_dataclass
 from perception.data.class_names import (
     BACKGROUND,
-    OUTSIDE,
+    UNMASKED,
     ClassMap,
-    Coarse,
-    Names,
+    ClassNames,
+    Superclasses,
     map_classes,
-    map_masks,
-    map_value,
+    map_mask_classes,
+    mask_value,
 )
-from perception.data.dataset import check_size
-from perception.data.formats.boxes import TURNED, BoxTable, KnownClasses, Unlabelled, labelled_rows
-from perception.data.formats.coco_index import category_names, existing_pictures, measure_by, read_instances
-from perception.data.formats.coco_partial import labelled_classes
+from perception.data.dataset import check_label_size
+from perception.data.formats.boxes import ROTATED_BOXES, BoxTable, LabeledClasses, UnlabeledPolicy, select_labeled_rows
+from perception.data.formats.coco_index import (
+    category_names,
+    find_existing_images,
+    make_size_reader,
+    read_instance_index,
+)
+from perception.data.formats.coco_partial import find_labeled_classes
 from perception.data.formats.coco_records import Arrays
-from perception.data.formats.masks import FAULTS, MaskTable
-from perception.files.folders import existing_file, existing_folder
-from perception.files.image_names import NamesBy, PictureNames
+from perception.data.formats.rle_masks import MASK_FAULTS, MaskTable
+from perception.files.folders import require_file, require_folder
+from perception.files.image_finder import ImageFinder, ImageNaming
 from perception.types import IGNORE_INDEX, Annotation, Camera, ConfigError, DataError, DenseMap
 
 logger = logging.getLogger(__name__)
 
-BRUSH = "ignore regions (iscrowd: 1) with a mask of one piece"
+BRUSHED_CROWDS = "ignore regions (iscrowd: 1) with a mask of one piece"
 """What CVAT's brush writes for every object, and people for few."""
 
 
-@configuration
+@config_dataclass
 class CocoConfig:
-    """images, annotations: folder of pictures and JSON file, relative to the data root.
+    """images, annotations: folder of images and JSON file, relative to the data root.
 
     rename:      category -> class of the recipe; several may become one
     ignore:      categories whose boxes become ignore regions, neither object nor background
     background:  categories whose boxes are dropped: the recipe does not care for such things
     labels_only: classes of the recipe that this source labels; default: those that its categories map to
-    names:       "path" = file names are paths from ``images`` on; "base" = only their last part counts (`PictureNames`)
+    match_by:       "path": file names are paths below ``images``; "base": only their last part counts (`ImageFinder`)
     crowds:      what annotations with ``iscrowd: 1`` become: ignore regions (COCO), or objects like others, as the
                  masks of CVAT's brush are meant
     difficult:   what annotations with this flag become: ignore regions, objects, or background
-    unlabelled:  what an image without annotations is: one that shows nothing ("empty"), or one that nobody has
-                 labelled yet ("skip"). None = empty, and the doctor asks
-    allow_missing: largest fraction of the listed pictures that may be missing
+    unlabeled:  what an image without annotations is: one that shows nothing ("empty"), or one that nobody has
+                 labeled yet ("skip"). None = empty, and the doctor asks
+    max_missing: largest fraction of the listed images that may be missing
 
-    segmentation_task: task that gets the masks as a label map, small ones on top; None = masks are left alone
-    outside:           class of the pixels without a mask; "rest" = any that the masks do not label; None = void
-    segmentation_rename, segmentation_ignore, segmentation_labels_only, segmentation_coarse: for the masks, as in
-                       `LabelMapsConfig`; the keys above are for the boxes alone. ``segmentation_ignore: rest`` makes
-                       void what the label map's classes lack
+    segmentation_task: task that gets the masks as a segmentation mask, small ones on top; None = masks are left alone
+    unmasked_class:           class of the pixels without a mask; "rest" = any that the masks do not label; None = void
+    segmentation_rename, segmentation_ignore, segmentation_labels_only, segmentation_superclasses: for the masks, as in
+                       `SegmentationMasksConfig`; the keys above are for the boxes alone. ``segmentation_ignore: rest``
+                       makes
+                       void what the segmentation mask's classes lack
     """
 
     images: str
@@ -66,25 +72,30 @@ class CocoConfig:
     format: Literal["coco"] = "coco"
     task: str = "detection"
     rename: dict[str, str] | None = None
-    ignore: Names = ()
-    background: Names = ()
+    ignore: ClassNames = ()
+    background: ClassNames = ()
     labels_only: tuple[str, ...] | None = None
-    names: NamesBy = "path"
-    crowds: Literal["ignore", "objects"] = "ignore"
+    match_by: ImageNaming = "path"
+    crowds: Literal["ignore", "object"] = "ignore"
     difficult: Literal["ignore", "object", "background"] = "ignore"
-    unlabelled: Unlabelled = None
-    allow_missing: float = 0.01
+    unlabeled: UnlabeledPolicy = None
+    max_missing: float = 0.01
     segmentation_task: str | None = None
-    outside: str | None = None
+    unmasked_class: str | None = None
     segmentation_rename: dict[str, str] | None = None
-    segmentation_ignore: Names = ()
+    segmentation_ignore: ClassNames = ()
     segmentation_labels_only: tuple[str, ...] | None = None
-    segmentation_coarse: Coarse | None = None
+    segmentation_superclasses: Superclasses | None = None
 
     def __post_init__(self) -> None:
-        keys = ("outside", *(f"segmentation_{key}" for key in ("rename", "ignore", "labels_only", "coarse")))
+        keys = (
+            "unmasked_class",
+            *(f"segmentation_{key}" for key in ("rename", "ignore", "labels_only", "superclasses")),
+        )
         if self.segmentation_task is None and any(getattr(self, key) for key in keys):
-            raise ConfigError("coco: outside and segmentation_* are given without segmentation_task. Name the task.")
+            raise ConfigError(
+                "coco: unmasked_class and segmentation_* are given without segmentation_task. Name the task."
+            )
         if self.segmentation_task == self.task:
             raise ConfigError(f"coco: task and segmentation_task are both '{self.task}'. Name two tasks.")
 
@@ -95,9 +106,9 @@ class CocoConfig:
 
 
 class CocoReader:
-    """Every picture of the JSON is labelled; one without annotations is labelled as empty (see ``unlabelled``).
+    """Every image of the JSON is labeled; one without annotations is labeled as empty (see ``unlabeled``).
 
-    Where the images name the categories that they are labelled for (LVIS), nothing is said of the others.
+    Where the images name the categories that they are labeled for (LVIS), nothing is said of the others.
     Attributes beside the protocol's: ``categories`` (JSON id -> name) and ``class_map``, ``segmentation_class_map``
     (name -> the recipe's class; None where the recipe does not train the task).
     """
@@ -108,10 +119,10 @@ class CocoReader:
         self.config = config
         self.tasks = tuple(task for task in config.tasks if task in classes)
         self.problems: Counter[str] = Counter()
-        self.path = existing_file(root, config.annotations, "COCO annotations")
-        names = PictureNames(existing_folder(root, config.images, "pictures"), root, config.names)
-        index = read_instances(self.path, config.segmentation_task in classes, measure_by(names))
-        self.categories = self._categories(index, classes)
+        self.path = require_file(root, config.annotations, "COCO annotations")
+        names = ImageFinder(require_folder(root, config.images, "images"), root, config.match_by)
+        index = read_instance_index(self.path, config.segmentation_task in classes, make_size_reader(names))
+        self.categories = self._select_categories(index, classes)
         self.class_map = self.segmentation_class_map = None
         if config.task in classes:
             self.class_map = map_classes(
@@ -119,10 +130,10 @@ class CocoReader:
                 config.background, config.labels_only,
             )  # fmt: skip
         if config.segmentation_task is not None and config.segmentation_task in classes:
-            self.segmentation_class_map = map_masks(
-                self.categories.values(), config.outside, classes[config.segmentation_task],
+            self.segmentation_class_map = map_mask_classes(
+                self.categories.values(), config.unmasked_class, classes[config.segmentation_task],
                 f"{self.path}, keys segmentation_...", config.segmentation_rename, config.segmentation_ignore,
-                config.segmentation_labels_only, config.segmentation_coarse,
+                config.segmentation_labels_only, config.segmentation_superclasses,
             )  # fmt: skip
         maps = {config.task: self.class_map, config.segmentation_task: self.segmentation_class_map}
         self.class_maps = {task: found for task, found in maps.items() if task is not None and found is not None}
@@ -130,9 +141,9 @@ class CocoReader:
         annotated[index["image_of"][~index["absent"]]] = True
         annotated[index.get("negatives", index["image_sizes"][:0])[:, 0]] = True
         partial = "negatives" in index and self.segmentation_class_map is None  # nothing is known of the others
-        unlabelled = "skip" if partial else config.unlabelled
-        rows, self.unannotated = labelled_rows(annotated, unlabelled, str(self.path), self.problems)
-        records = existing_pictures(index, rows, names, self.path, config.allow_missing, self.problems)
+        unlabelled = "skip" if partial else config.unlabeled
+        rows, self.num_unannotated = select_labeled_rows(annotated, unlabelled, str(self.path), self.problems)
+        records = find_existing_images(index, rows, names, self.path, config.max_missing, self.problems)
         self.images = [path for path, _, _ in records]
         self.sizes = [size for _, size, _ in records]
         self._rows = np.array([row for _, _, row in records], np.int64)
@@ -141,35 +152,38 @@ class CocoReader:
         places = positions[index["image_of"]]
         every = list(category_names(index).values())
         if self.class_map is not None:
-            self._count_oddities(index, places)
-            self._boxes = self._box_table(index, positions, every, self.class_map, len(classes[config.task]))
+            self._count_anomalies(index, places)
+            self._box_table = self._build_box_table(index, positions, every, self.class_map, len(classes[config.task]))
         if self.segmentation_class_map is not None:
-            self._masks = self._mask_table(index, places, every, self.segmentation_class_map)
+            self._mask_table = self._build_mask_table(index, places, every, self.segmentation_class_map)
 
-    def annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, Annotation]:
-        """Boxes clipped to the picture, label map uint8 [H, W]. Raises DataError where the JSON has another size."""
-        check_size(f"{self.path}: the record of {self.images[index].name}", self.sizes[index], self.images[index], size)
+    def read_annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, Annotation]:
+        """Boxes clipped to the image, segmentation mask uint8 [H, W]. Raises DataError where the JSON has another
+        size."""
+        check_label_size(
+            f"{self.path}: the record of {self.images[index].name}", self.sizes[index], self.images[index], size
+        )
         result: dict[str, Annotation] = {}
         if self.class_map is not None:
-            instances = self._boxes.instances(index)
-            if instances.classes is None or instances.classes.any():
+            instances = self._box_table.instances(index)
+            if instances.labeled_classes is None or instances.labeled_classes.any():
                 result[self.config.task] = instances
         if self.segmentation_class_map is not None and self.config.segmentation_task is not None:
-            outside = map_value(self.segmentation_class_map, OUTSIDE)
-            values = self._masks.label_map(int(self._rows[index]), self.sizes[index], outside)
-            space = self.segmentation_class_map.space
-            result[self.config.segmentation_task] = DenseMap(values, values != IGNORE_INDEX, classes=space)
+            outside = mask_value(self.segmentation_class_map, UNMASKED)
+            values = self._mask_table.draw_mask(int(self._rows[index]), self.sizes[index], outside)
+            space = self.segmentation_class_map.label_space
+            result[self.config.segmentation_task] = DenseMap(values, values != IGNORE_INDEX, label_space=space)
         return result
 
     def camera(self, index: int) -> Camera | None:
         return None
 
-    def _categories(self, index: Arrays, classes: Mapping[str, tuple[str, ...]]) -> dict[int, str]:
+    def _select_categories(self, index: Arrays, classes: Mapping[str, tuple[str, ...]]) -> dict[int, str]:
         """Id -> name, without those that stand for nothing, unless the recipe names them."""
         config = self.config
         named = {name for task in config.tasks for name in classes.get(task, ())}
         options = (config.rename, config.ignore, config.background, config.segmentation_rename)
-        options = (*options, config.segmentation_ignore, config.segmentation_coarse)
+        options = (*options, config.segmentation_ignore, config.segmentation_superclasses)
         named |= {name for option in options if option and option != "rest" for name in option}
         nothing = dict(zip(index["category_ids"].tolist(), index["category_idle"].tolist(), strict=True))
         every = category_names(index)
@@ -178,19 +192,19 @@ class CocoReader:
             self.problems["categories skipped that stand for nothing: without annotations, above all others"] += idle
         return kept
 
-    def _count_oddities(self, index: Arrays, places: NDArray) -> None:
+    def _count_anomalies(self, index: Arrays, image_indices: NDArray) -> None:
         """What a tool wrote in a way of its own."""
-        here = places >= 0
+        here = image_indices >= 0
         for kind, count in (
-            (TURNED, int(index["turned"][here].sum())),
+            (ROTATED_BOXES, int(index["turned"][here].sum())),
             ("annotations without box and mask skipped", int(index["absent"][here].sum())),
-            (BRUSH, int(index["brushed"][0]) if self.config.crowds == "ignore" else 0),
+            (BRUSHED_CROWDS, int(index["brushed"][0]) if self.config.crowds == "ignore" else 0),
         ):
             if count:
                 self.problems[kind] += count
 
-    def _box_table(
-        self, index: Arrays, positions: NDArray, names: list[str], class_map: ClassMap, count: int
+    def _build_box_table(
+        self, index: Arrays, positions: NDArray, names: list[str], class_map: ClassMap, num_classes: int
     ) -> BoxTable:
         config = self.config
         places = np.where(index["absent"], -1, positions[index["image_of"]])
@@ -203,46 +217,50 @@ class CocoReader:
         if "negatives" in index:
             labelled, partly = (
                 np.stack([positions[pairs[:, 0]], pairs[:, 1]], 1)[positions[pairs[:, 0]] >= 0]
-                for pairs in labelled_classes(index, names, class_map, count)
+                for pairs in find_labeled_classes(index, names, class_map, num_classes)
             )
-            known = KnownClasses(labelled, partly, len(self.sizes), count)
-        return box_table(index, places, regions, names, class_map, self.sizes, self.problems, known)
+            known = LabeledClasses(labelled, partly, len(self.sizes), num_classes)
+        return build_box_table(index, places, regions, names, class_map, self.sizes, self.problems, known)
 
-    def _mask_table(self, index: Arrays, places: NDArray, names: list[str], class_map: ClassMap) -> MaskTable:
-        """Masks with their values in the label map. Faulty ones, whose box it is, are void, counted and named."""
+    def _build_mask_table(
+        self, index: Arrays, image_indices: NDArray, names: list[str], class_map: ClassMap
+    ) -> MaskTable:
+        """Masks with their values in the segmentation mask. Faulty ones, whose box it is, are void, counted and
+        named."""
         faults = index["mask_faults"]
         if len(faults) and faults.all():
             raise DataError(
-                f"{self.path}: none of its {len(faults)} annotations has a mask; of the first: {FAULTS[faults[0]]}. "
+                f"{self.path}: none of its {len(faults)} annotations has a mask; "
+                f"of the first: {MASK_FAULTS[faults[0]]}. "
                 "Take the file with segmentations, or remove segmentation_task."
             )
-        for fault in np.unique(faults[places >= 0]).tolist():
+        for fault in np.unique(faults[image_indices >= 0]).tolist():
             if fault:
-                which = np.flatnonzero((faults == fault) & (places >= 0))
-                self.problems[f"masks dropped: {FAULTS[fault]}"] += len(which)
+                which = np.flatnonzero((faults == fault) & (image_indices >= 0))
+                self.problems[f"masks dropped: {MASK_FAULTS[fault]}"] += len(which)
                 logger.warning(
                     "%s: the masks of %d annotations are dropped and their boxes void, the first in %s: %s",
-                    self.path, len(which), self.images[places[which[0]]].name, FAULTS[fault],
+                    self.path, len(which), self.images[image_indices[which[0]]].name, MASK_FAULTS[fault],
                 )  # fmt: skip
-        values = np.array([map_value(class_map, name) for name in names], np.uint8)[index["category_of"]]
+        values = np.array([mask_value(class_map, name) for name in names], np.uint8)[index["category_of"]]
         values[faults > 0] = IGNORE_INDEX
         return MaskTable(index["masks"], index["mask_offsets"], index["mask_starts"], values[index["mask_rows"]])
 
 
-def box_table(
-    index: Arrays, places: NDArray, regions: NDArray[np.bool_], names: Sequence[str], class_map: ClassMap,
-    sizes: Sequence[tuple[int, int]], problems: Counter[str], known: KnownClasses | None = None,
+def build_box_table(
+    index: Arrays, image_indices: NDArray, ignore_regions: NDArray[np.bool_], names: Sequence[str], class_map: ClassMap,
+    sizes: Sequence[tuple[int, int]], problems: Counter[str], labeled_classes: LabeledClasses | None = None,
 ) -> BoxTable:  # fmt: skip
-    """The boxes of an index; ``places`` [M] tells the picture of each, ``names`` [C] the category's.
+    """The boxes of an index; ``image_indices`` [M] tells the image of each, ``names`` [C] the category's.
 
-    ``regions`` [M], and categories that are not labelled, become ignore regions; categories that are not in
-    ``class_map`` go. known: which classes are labelled in each picture; None = those of ``class_map``
+    ``ignore_regions`` [M], and categories that are not labeled, become ignore regions; categories that are not in
+    ``class_map`` go. labeled_classes: which classes are labeled in each image; None = those of ``class_map``
     """
-    label_of = np.array([class_map.index.get(name, BACKGROUND) for name in names])
-    doubtful = np.array([name in class_map.index and not class_map.labels(name) for name in names])
+    label_of = np.array([class_map.indices.get(name, BACKGROUND) for name in names])
+    doubtful = np.array([name in class_map.indices and not class_map.is_labeled(name) for name in names])
     corners = index["boxes"].copy()
     with np.errstate(all="ignore"):  # infinite numbers
         corners[:, 2:] += corners[:, :2]
     category_of = index["category_of"]
-    labels, ignore = label_of[category_of], doubtful[category_of] | regions
-    return BoxTable(places, corners, labels, ignore, sizes, class_map, problems, known)
+    labels, ignore = label_of[category_of], doubtful[category_of] | ignore_regions
+    return BoxTable(image_indices, corners, labels, ignore, sizes, class_map, problems, labeled_classes)

@@ -1,6 +1,7 @@
-"""COCO's panoptic format: a JSON of segments and a PNG per picture whose colours are the segments' ids.
+"""COCO's panoptic format: a JSON of segments and a PNG per image whose colors are the segments' ids.
 
-Things become boxes, all segments together a label map (https://cocodataset.org/#format-data, panoptic segmentation).
+Things become boxes, all segments together a segmentation mask (https://cocodataset.org/#format-data, panoptic
+segmentation).
 """
 
 from __future__ import annotations
@@ -14,28 +15,33 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.config import configuration
-from perception.data.class_names import Coarse, Names, map_classes, map_pixels, map_value
-from perception.data.dataset import check_size
-from perception.data.formats.coco import box_table
-from perception.data.formats.coco_index import category_names, existing_pictures, measure_by, read_panoptic
+from perception.config import config_dataclass
+from perception.data.class_names import ClassNames, Superclasses, map_classes, map_pixel_classes, mask_value
+from perception.data.dataset import check_label_size
+from perception.data.formats.coco import build_box_table
+from perception.data.formats.coco_index import (
+    category_names,
+    find_existing_images,
+    make_size_reader,
+    read_panoptic_index,
+)
 from perception.data.formats.coco_records import Arrays
-from perception.files.folders import boundary_of, existing_file, existing_folder, inside
-from perception.files.image_names import NamesBy, PictureNames
-from perception.files.images import PictureError, read_image
+from perception.files.folders import find_boundary, require_file, require_folder, resolve_inside
+from perception.files.image_finder import ImageFinder, ImageNaming
+from perception.files.images import ImageError, read_image
 from perception.files.index_cache import unpack_texts
 from perception.types import IGNORE_INDEX, Annotation, Camera, ConfigError, DataError, DenseMap
 
 
-@configuration
+@config_dataclass
 class CocoPanopticConfig:
-    """images, annotations: folder of pictures and panoptic JSON, relative to the data root.
+    """images, annotations: folder of images and panoptic JSON, relative to the data root.
 
     masks:          folder of the PNGs; default: the JSON's path without ``.json``, as COCO has it
     detection_task, segmentation_task: names in the recipe; None = not read. Those that the recipe lacks are not read
     detection_...:    the things' names to those of the recipe, as in `CocoConfig`
-    segmentation_...: the things' and stuff's names to those of the recipe, as in `LabelMapsConfig`
-    allow_missing:  largest fraction of the listed pictures that may be missing
+    segmentation_...: the things' and stuff's names to those of the recipe, as in `SegmentationMasksConfig`
+    max_missing:  largest fraction of the listed images that may be missing
     """
 
     images: str
@@ -44,16 +50,16 @@ class CocoPanopticConfig:
     masks: str | None = None
     detection_task: str | None = "detection"
     detection_rename: dict[str, str] | None = None
-    detection_ignore: Names = ()
-    detection_background: Names = ()
+    detection_ignore: ClassNames = ()
+    detection_background: ClassNames = ()
     detection_labels_only: tuple[str, ...] | None = None
     segmentation_task: str | None = "segmentation"
     segmentation_rename: dict[str, str] | None = None
-    segmentation_ignore: Names = ()
+    segmentation_ignore: ClassNames = ()
     segmentation_labels_only: tuple[str, ...] | None = None
-    segmentation_coarse: Coarse | None = None
-    names: NamesBy = "path"
-    allow_missing: float = 0.01
+    segmentation_superclasses: Superclasses | None = None
+    match_by: ImageNaming = "path"
+    max_missing: float = 0.01
 
     def __post_init__(self) -> None:
         if self.segmentation_task == self.detection_task:
@@ -66,7 +72,7 @@ class CocoPanopticConfig:
 
 
 class CocoPanopticReader:
-    """Pictures that have an annotation. A PNG is read only where the recipe trains the segmentation.
+    """Images that have an annotation. A PNG is read only where the recipe trains the segmentation.
 
     Attributes beside the protocol's: ``categories`` (JSON id -> name) and ``class_map``, ``segmentation_class_map``
     (name -> the recipe's class; None where the recipe does not train the task).
@@ -78,9 +84,9 @@ class CocoPanopticReader:
         self.config = config
         self.tasks = tuple(task for task in config.tasks if task in classes)
         self.problems: Counter[str] = Counter()
-        self.path = existing_file(root, config.annotations, "COCO panoptic annotations")
-        found = PictureNames(existing_folder(root, config.images, "pictures"), root, config.names)
-        index = read_panoptic(self.path, measure_by(found))
+        self.path = require_file(root, config.annotations, "COCO panoptic annotations")
+        found = ImageFinder(require_folder(root, config.images, "images"), root, config.match_by)
+        index = read_panoptic_index(self.path, make_size_reader(found))
         self.categories = category_names(index)
         names = list(self.categories.values())
         things = [name for name, thing in zip(names, index["category_things"].tolist(), strict=True) if thing]
@@ -91,63 +97,65 @@ class CocoPanopticReader:
                 config.detection_ignore, config.detection_background, config.detection_labels_only,
             )  # fmt: skip
         if config.segmentation_task is not None and config.segmentation_task in classes:
-            self.segmentation_class_map = map_pixels(
+            self.segmentation_class_map = map_pixel_classes(
                 names, classes[config.segmentation_task], f"{self.path}, keys segmentation_...",
                 config.segmentation_rename, config.segmentation_ignore, config.segmentation_labels_only,
-                config.segmentation_coarse,
+                config.segmentation_superclasses,
             )  # fmt: skip
         maps = {config.detection_task: self.class_map, config.segmentation_task: self.segmentation_class_map}
         self.class_maps = {task: found for task, found in maps.items() if task is not None and found is not None}
         annotation_of = dict(zip(index["map_images"].tolist(), range(len(index["map_images"])), strict=True))
         rows = sorted(annotation_of)
-        records = existing_pictures(index, rows, found, self.path, config.allow_missing, self.problems)
+        records = find_existing_images(index, rows, found, self.path, config.max_missing, self.problems)
         if len(index["image_ids"]) > len(rows):
-            self.problems["pictures without an annotation"] += len(index["image_ids"]) - len(rows)
+            self.problems["images without an annotation"] += len(index["image_ids"]) - len(rows)
         self.images = [path for path, _, _ in records]
         self.sizes = [size for _, size, _ in records]
-        self._annotations = np.array([annotation_of[row] for _, _, row in records], np.int64)
+        self._annotation_rows = np.array([annotation_of[row] for _, _, row in records], np.int64)
         if self.class_map is not None:
             places = np.full(len(annotation_of), -1)
-            places[self._annotations] = np.arange(len(records))
+            places[self._annotation_rows] = np.arange(len(records))
             places = np.repeat(places, np.diff(index["segment_starts"]))
-            self._boxes = box_table(index, places, index["crowds"], names, self.class_map, self.sizes, self.problems)
+            self._box_table = build_box_table(
+                index, places, index["crowds"], names, self.class_map, self.sizes, self.problems
+            )
         if self.segmentation_class_map is not None:
             class_map = self.segmentation_class_map
-            self._maps = self._map_paths(index, root)
-            values = np.array([map_value(class_map, name) for name in names], np.uint8)
+            self._mask_paths = self._find_mask_paths(index, root)
+            values = np.array([mask_value(class_map, name) for name in names], np.uint8)
             self._values = values[index["category_of"]]
             self._starts, self._ids = index["segment_starts"], index["segment_ids"].astype(np.int32)
 
-    def annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, Annotation]:
-        """Boxes clipped to the picture, label map uint8 [H, W].
+    def read_annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, Annotation]:
+        """Boxes clipped to the image, segmentation mask uint8 [H, W].
 
-        Raises DataError where the sizes of picture, JSON and PNG differ, and where PNG and JSON name other segments.
+        Raises DataError where the sizes of image, JSON and PNG differ, and where PNG and JSON name other segments.
         """
         picture = self.images[index]
-        check_size(f"{self.path}: the record of {picture.name}", self.sizes[index], picture, size)
+        check_label_size(f"{self.path}: the record of {picture.name}", self.sizes[index], picture, size)
         result: dict[str, Annotation] = {}
         if self.class_map is not None and self.config.detection_task is not None:
-            result[self.config.detection_task] = self._boxes.instances(index)
+            result[self.config.detection_task] = self._box_table.instances(index)
         if self.segmentation_class_map is not None and self.config.segmentation_task is not None:
-            path = self._maps[index]
-            ids = read_ids(path)
-            check_size(str(path), ids.shape, picture, self.sizes[index])
-            values = self._label_map(ids, index, path)
-            space = self.segmentation_class_map.space
-            result[self.config.segmentation_task] = DenseMap(values, values != IGNORE_INDEX, classes=space)
+            path = self._mask_paths[index]
+            ids = read_panoptic_ids(path)
+            check_label_size(str(path), ids.shape, picture, self.sizes[index])
+            values = self._build_mask(ids, index, path)
+            space = self.segmentation_class_map.label_space
+            result[self.config.segmentation_task] = DenseMap(values, values != IGNORE_INDEX, label_space=space)
         return result
 
     def camera(self, index: int) -> Camera | None:
         return None
 
-    def _map_paths(self, index: Arrays, root: Path) -> list[Path]:
-        """The PNG of every picture. Raises DataError where one is missing."""
+    def _find_mask_paths(self, index: Arrays, root: Path) -> list[Path]:
+        """The PNG of every image. Raises DataError where one is missing."""
         config = self.config
-        folder = existing_folder(root, config.masks or config.annotations.removesuffix(".json"), "panoptic PNGs")
-        names, boundary = unpack_texts(index["map_names"], index["map_name_offsets"]), boundary_of(folder, root)
+        folder = require_folder(root, config.masks or config.annotations.removesuffix(".json"), "panoptic PNGs")
+        names, boundary = unpack_texts(index["map_names"], index["map_name_offsets"]), find_boundary(folder, root)
         paths = [
-            inside(folder, names[annotation], f"{self.path}, annotation of {picture.name}", boundary)
-            for annotation, picture in zip(self._annotations.tolist(), self.images, strict=True)
+            resolve_inside(folder, names[annotation], f"{self.path}, annotation of {picture.name}", boundary)
+            for annotation, picture in zip(self._annotation_rows.tolist(), self.images, strict=True)
         ]
         missing = [path for path in paths if not os.path.isfile(path)]  # noqa: PTH113 - raises where a name is too long
         if missing:
@@ -157,9 +165,9 @@ class CocoPanopticReader:
             )
         return paths
 
-    def _label_map(self, ids: NDArray[np.int32], index: int, path: Path) -> NDArray[np.uint8]:
+    def _build_mask(self, ids: NDArray[np.int32], index: int, path: Path) -> NDArray[np.uint8]:
         """uint8 [H, W], the recipe's class of every pixel's segment."""
-        segments = slice(*self._starts[self._annotations[index] :][:2].tolist())
+        segments = slice(*self._starts[self._annotation_rows[index] :][:2].tolist())
         known = self._ids[segments]
         number_of = np.zeros(1 << 24, np.uint16)  # of pages that are never touched, but for a few
         number_of[known] = np.arange(1, len(known) + 1)
@@ -181,7 +189,7 @@ class CocoPanopticReader:
         return values[numbers]
 
 
-def read_ids(path: Path) -> NDArray[np.int32]:
+def read_panoptic_ids(path: Path) -> NDArray[np.int32]:
     """int32 [H, W], R + 256 G + 65536 B of a panoptic PNG. Raises DataError where it is missing, damaged or other."""
     try:
         with path.open("rb") as file:
@@ -190,13 +198,13 @@ def read_ids(path: Path) -> NDArray[np.int32]:
         raise DataError(f"{path} cannot be read: {error}. Restore the file.") from error
     if header[:8] != b"\x89PNG\r\n\x1a\n" or header[24:26] != b"\x08\x02":
         raise DataError(
-            f"{path} is no PNG of 8-bit RGB. Expected COCO's panoptic map, whose colours are ids: convert it to that."
+            f"{path} is no PNG of 8-bit RGB. Expected COCO's panoptic map, whose colors are ids: convert it to that."
         )
     try:
-        colours = read_image(path)
-    except PictureError as error:  # a damaged picture may be passed over, damaged labels may not
+        colors = read_image(path)
+    except ImageError as error:  # a damaged image may be passed over, damaged labels may not
         raise DataError(str(error)) from error
-    ids = colours[..., 2].astype(np.int32)
+    ids = colors[..., 2].astype(np.int32)
     for channel in (1, 0):
-        ids = (ids << 8) | colours[..., channel]
+        ids = (ids << 8) | colors[..., channel]
     return ids

@@ -13,34 +13,34 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.data.formats.other_jsons import known_as
+from perception.data.formats.foreign_json import describe_known_format
 from perception.files.images import MAX_PIXELS
 from perception.files.index_cache import pack_texts
-from perception.files.scalars import real, whole
-from perception.files.strict_json import shown
+from perception.files.scalars import parse_integer, parse_number
+from perception.files.strict_json import quote_value
 from perception.types import DataError
 
 Arrays = dict[str, NDArray]
 
-MAX_NAME = 1000
+MAX_NAME_LENGTH = 1000
 
-_NOTHING = ("background", "_background_", "__background__", "__ignore__")
+_PLACEHOLDER_NAMES = ("background", "_background_", "__background__", "__ignore__")
 """Categories that LabelMe's and its kin's converters list for what is none."""
 
 
-def checked(content: Any, path: Path, format: str) -> dict[str, list[dict]]:
+def check_content(content: Any, path: Path, format: str) -> dict[str, list[dict]]:
     """Content whose three lists hold objects."""
     if not isinstance(content, dict):
         raise DataError(
             f"{path} holds a {type(content).__name__}. Expected COCO's object with images, annotations, categories."
-            f"{known_as(content)}"
+            f"{describe_known_format(content)}"
         )
     for part in ("images", "annotations", "categories"):
         records = content.get(part)
         if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
             raise DataError(
                 f"{path}: '{part}' is missing or no list of objects. Expected COCO's format ({format})."
-                f"{known_as(content)}"
+                f"{describe_known_format(content)}"
             )
     if not content["images"] or not content["categories"]:
         raise DataError(
@@ -49,16 +49,16 @@ def checked(content: Any, path: Path, format: str) -> dict[str, list[dict]]:
     return content
 
 
-def images_of(images: list[dict], path: Path) -> Arrays:
+def parse_images(images: list[dict], path: Path) -> Arrays:
     """image_ids int64 [N], image_sizes int64 [N, 2] (0 = not given), image_names, image_name_offsets."""
-    ids = ids_of(images, path, "images")
+    ids = parse_ids(images, path, "images")
     sizes, names = [], []
     for id, image in zip(ids, images, strict=True):
         where = f"{path}, image {id}"
-        sizes.append(_size(image, where))
+        sizes.append(_parse_size(image, where))
         if "file_name" not in image and isinstance(image.get("coco_url"), str):  # LVIS
-            image = {"file_name": "/".join(_path(image["coco_url"]).split("/")[-2:])}
-        names.append(text(image, "file_name", where))
+            image = {"file_name": "/".join(_url_path(image["coco_url"]).split("/")[-2:])}
+        names.append(parse_name(image, "file_name", where))
     blob, offsets = pack_texts(names)
     return {
         "image_ids": np.array(ids, np.int64), "image_sizes": np.array(sizes, np.int64), "image_names": blob,
@@ -66,55 +66,56 @@ def images_of(images: list[dict], path: Path) -> Arrays:
     }  # fmt: skip
 
 
-def _path(address: str) -> str:
+def _url_path(address: str) -> str:
     try:
         return urlsplit(address).path
     except ValueError:  # an address of an impossible host
         return address
 
 
-def _size(image: dict, where: str) -> tuple[int, int]:
+def _parse_size(image: dict, where: str) -> tuple[int, int]:
     """(height, width); (0, 0) where a tool did not know it: absent, null, 0, -1 (VGG Image Annotator)."""
     height, width = image.get("height"), image.get("width")
     if type(height) is not int or type(width) is not int:
-        known = [-1 if side in (None, "") else whole(side) for side in (height, width)]
+        known = [-1 if side in (None, "") else parse_integer(side) for side in (height, width)]
         if None in known:
             raise DataError(
-                f"{where}: height and width are {shown((height, width))}. Expected the picture's, in pixels."
+                f"{where}: height and width are {quote_value((height, width))}. Expected the image's, in pixels."
             )
         height, width = (side or 0 for side in known)
     if min(height, width) < -1:
-        raise DataError(f"{where}: height and width are {shown((height, width))}. Expected the picture's, in pixels.")
+        raise DataError(
+            f"{where}: height and width are {quote_value((height, width))}. Expected the image's, in pixels."
+        )
     if min(height, width) <= 0:
         return 0, 0
     if height * width > MAX_PIXELS:
         raise DataError(
-            f"{where}: height and width make {shown(height * width // 10**6)} Mpx. At most "
-            f"{MAX_PIXELS // 10**6} Mpx are decoded. Correct them, or scale the picture."
+            f"{where}: height and width make {quote_value(height * width // 10**6)} Mpx. At most "
+            f"{MAX_PIXELS // 10**6} Mpx are decoded. Correct them, or scale the image."
         )
     return height, width
 
 
-def categories_of(categories: list[dict], path: Path, used: set[int] | None) -> Arrays:
+def parse_categories(categories: list[dict], path: Path, used: set[int] | None) -> Arrays:
     """category_ids int64 [C], category_names, category_name_offsets; category_idle bool [C]: it stands for nothing.
 
     So does one without annotations (``used``: ids with some; None = all) that is but the supercategory of all others,
     as Roboflow writes it, or the background. One that bears another's name is left out.
     """
-    ids = ids_of(categories, path, "categories")
+    ids = parse_ids(categories, path, "categories")
     named = [{"name": str(c["name"])} if type(c.get("name")) is int else c for c in categories]
-    names = [text(category, "name", f"{path}: categories {id}") for id, category in zip(ids, named, strict=True)]
-    parents = [shown(category.get("supercategory")) for category in categories]
+    names = [parse_name(category, "name", f"{path}: categories {id}") for id, category in zip(ids, named, strict=True)]
+    parents = [quote_value(category.get("supercategory")) for category in categories]
     below, counts = Counter(parents), Counter(names)
-    idle = [
-        used is not None and id not in used
-        and (name in _NOTHING or 0 < len(names) - 1 == below[shown(name)] - (parents[row] == shown(name)))
-        for row, (id, name) in enumerate(zip(ids, names, strict=True))
-    ]  # fmt: skip
+    # A name that every other category gives as its supercategory is the root of the list, as a placeholder is.
+    others_below = [below[quote_value(name)] - (parents[row] == quote_value(name)) for row, name in enumerate(names)]
+    is_root = [name in _PLACEHOLDER_NAMES or 0 < len(names) - 1 == others_below[row] for row, name in enumerate(names)]
+    idle = [used is not None and id not in used and root for id, root in zip(ids, is_root, strict=True)]
     kept = [row for row, name in enumerate(names) if not (idle[row] and counts[name] > 1)]
     name, count = Counter(names[row] for row in kept).most_common(1)[0] if kept else (names[0], len(names))
     if count > 1:
-        raise DataError(f"{path}: the category name {shown(name)} is given twice. Rename one.")
+        raise DataError(f"{path}: the category name {quote_value(name)} is given twice. Rename one.")
     blob, offsets = pack_texts([names[row] for row in kept])
     return {
         "category_ids": np.array([ids[row] for row in kept], np.int64), "category_names": blob,
@@ -122,14 +123,14 @@ def categories_of(categories: list[dict], path: Path, used: set[int] | None) -> 
     }  # fmt: skip
 
 
-def ids_of(records: list[dict], path: Path, part: str) -> list[int]:
+def parse_ids(records: list[dict], path: Path, part: str) -> list[int]:
     """The ids of records, each once: whole numbers, whatever type they are written in."""
-    ids = [record.get("id") if type(record.get("id")) is int else whole(record.get("id")) for record in records]
+    ids = [record.get("id") if type(record.get("id")) is int else parse_integer(record.get("id")) for record in records]
     for position, (id, record) in enumerate(zip(ids, records, strict=True)):
         if id is None or not -(1 << 63) <= id < 1 << 63:
-            found = shown(record.get("id"))
+            found = quote_value(record.get("id"))
             raise DataError(f"{path}: {part}[{position}] has id {found}. Expected an integer of 64 bits.")
-    check_once(ids, path, part)
+    check_unique_ids(ids, path, part)
     return ids  # pyright: ignore[reportReturnType]
 
 
@@ -139,15 +140,15 @@ def check_annotation_ids(annotations: list[dict], path: Path) -> None:
     for position, annotation in enumerate(annotations):
         id = annotation.get("id")
         if id is not None and not isinstance(id, str):
-            id = whole(id)
+            id = parse_integer(id)
             if id is None:
-                found = shown(annotation.get("id"))
+                found = quote_value(annotation.get("id"))
                 raise DataError(f"{path}: annotations[{position}] has id {found}. Expected an integer of 64 bits.")
         ids.append(id)
-    check_once(ids, path, "annotations")
+    check_unique_ids(ids, path, "annotations")
 
 
-def check_once(ids: list[Any], path: Path, part: str) -> None:
+def check_unique_ids(ids: list[Any], path: Path, part: str) -> None:
     """Raise DataError where one of the ids, None aside, comes twice."""
     known = [id for id in ids if id is not None]
     if len(set(known)) == len(known):
@@ -156,38 +157,41 @@ def check_once(ids: list[Any], path: Path, part: str) -> None:
     for position, id in enumerate(ids):
         if id is not None and id in seen:
             raise DataError(
-                f"{path}: id {shown(id)} is given twice in {part} (again at position {position}). Renumber them."
+                f"{path}: id {quote_value(id)} is given twice in {part} (again at position {position}). Renumber them."
             )
         seen.add(id)
 
 
-def positions_of(ids: NDArray[np.int64]) -> dict[int, int]:
+def index_ids(ids: NDArray[np.int64]) -> dict[int, int]:
     """Id -> its place."""
     return {id: position for position, id in enumerate(ids.tolist())}
 
 
-def position(record: dict, key: str, positions: dict[int, int], path: Path, place: str = "") -> int:
+def find_position(record: dict, key: str, positions: dict[int, int], path: Path, place: str = "") -> int:
     """The position of the image or category that a record names."""
     given = record.get(key)
-    id = given if type(given) is int else whole(given)
+    id = given if type(given) is int else parse_integer(given)
     if id in positions:
         return positions[id]
     what, mend = ("images", "Correct or remove it.") if key == "image_id" else ("categories", "Correct it.")
     raise DataError(
-        f"{path}, {place or 'annotation ' + shown(record.get('id'))}: {key} {shown(given)} is not among the "
+        f"{path}, {place or 'annotation ' + quote_value(record.get('id'))}: "
+        f"{key} {quote_value(given)} is not among the "
         f"{len(positions)} {what} ({', '.join(map(str, sorted(positions)[:20]))}). {mend}"
     )
 
 
-def text(record: dict, key: str, where: str) -> str:
+def parse_name(record: dict, key: str, where: str) -> str:
     """A name."""
     found = record.get(key)
-    if not isinstance(found, str) or not 0 < len(found) <= MAX_NAME or not _encodable(found):
-        raise DataError(f"{where} has {key} {shown(found)}. Expected a name of at most {MAX_NAME} characters.")
+    if not isinstance(found, str) or not 0 < len(found) <= MAX_NAME_LENGTH or not _is_encodable(found):
+        raise DataError(
+            f"{where} has {key} {quote_value(found)}. Expected a name of at most {MAX_NAME_LENGTH} characters."
+        )
     return found
 
 
-def _encodable(text: str) -> bool:
+def _is_encodable(text: str) -> bool:
     """Whether it can be written in UTF-8: JSON can hold halves of characters."""
     try:
         text.encode()
@@ -196,7 +200,7 @@ def _encodable(text: str) -> bool:
     return True
 
 
-def boxes_of(boxes: list[Any], place: Callable[[int], str], path: Path) -> NDArray[np.float64]:
+def parse_boxes(boxes: list[Any], describe_row: Callable[[int], str], path: Path) -> NDArray[np.float64]:
     """[M, 4] x, y, width, height. Infinite ones are numbers too (1e999); who uses them skips them."""
     try:
         if all(len(box) == 4 for box in boxes):
@@ -205,10 +209,10 @@ def boxes_of(boxes: list[Any], place: Callable[[int], str], path: Path) -> NDArr
         pass
     rows = []
     for row, box in enumerate(boxes):
-        values = [real(value) for value in box] if isinstance(box, list) and len(box) == 4 else [None]
+        values = [parse_number(value) for value in box] if isinstance(box, list) and len(box) == 4 else [None]
         if None in values:
             raise DataError(
-                f"{path}, {place(row)}: bbox is {shown(box)}. Expected [x, y, width, height] in pixels"
+                f"{path}, {describe_row(row)}: bbox is {quote_value(box)}. Expected [x, y, width, height] in pixels"
                 f"{', or a mask to take it from' if box is None else ''}."
             )
         rows.append(values)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def id_boxes(ids: NDArray[np.uint16]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def find_id_boxes(ids: NDArray[np.uint16]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The ids in a map [H, W], each once and ascending, and int64 [N, 4] x1 y1 x2 y2 around the pixels of each."""
     if not ids.size:
         return np.zeros(0, np.int64), np.zeros((0, 4), np.int64)
@@ -27,8 +27,8 @@ def id_boxes(ids: NDArray[np.uint16]) -> tuple[NDArray[np.int64], NDArray[np.int
     return values[first].astype(np.int64), np.stack([left, rows[first], right, rows[last] + 1], axis=1)
 
 
-def region_boxes(ids: NDArray[np.uint16], id: int) -> NDArray[np.int64]:
-    """int64 [N, 4] x1 y1 x2 y2 around every connected region (8 neighbours) of the pixels of one id."""
+def find_region_boxes(ids: NDArray[np.uint16], id: int) -> NDArray[np.int64]:
+    """int64 [N, 4] x1 y1 x2 y2 around every connected region (8 neighbors) of the pixels of one id."""
     _, _, stats, _ = cv2.connectedComponentsWithStats((ids == id).astype(np.uint8), connectivity=8)
     boxes = stats[1:, :4].astype(np.int64)  # 0 is the rest
     boxes[:, 2:] += boxes[:, :2]

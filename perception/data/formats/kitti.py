@@ -1,4 +1,4 @@
-"""KITTI's object detection benchmark (Geiger et al. 2012): boxes of the left colour camera, and its calibration.
+"""KITTI's object detection benchmark (Geiger et al. 2012): boxes of the left color camera, and its calibration.
 
 ``<part>/image_2/000000.png``, ``<part>/label_2/000000.txt``, ``<part>/calib/000000.txt``; part = training or testing.
 
@@ -15,57 +15,58 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from perception.config import configuration
-from perception.data.class_names import IGNORED, ClassMap, Names, map_classes
-from perception.data.dataset import check_size
-from perception.data.formats.boxes import BoxTable, labels_and_doubts
-from perception.data.formats.depth_maps import intrinsics
+from perception.config import config_dataclass
+from perception.data.class_names import IGNORED, ClassMap, ClassNames, map_classes
+from perception.data.dataset import check_label_size
+from perception.data.formats.boxes import BoxTable, map_box_labels
+from perception.data.formats.depth_maps import make_camera
 from perception.files.folders import (
-    boundary_of,
-    by_stem,
-    existing_file,
-    existing_folder,
-    inside,
-    list_pictures,
-    present,
+    find_boundary,
+    find_present_files,
+    index_by_stem,
+    list_images,
+    require_file,
+    require_folder,
+    resolve_inside,
 )
-from perception.files.images import PictureError, read_size
-from perception.files.strict_json import shown
-from perception.files.text_files import MAX_LIST_BYTES, files_in, floats, read_text, rows
+from perception.files.images import ImageError, read_image_size
+from perception.files.strict_json import quote_value
+from perception.files.text_files import MAX_LIST_BYTES, iterate_rows, list_folder_files, parse_floats, read_text
 from perception.types import Camera, ConfigError, DataError, Instances
 
 CLASSES = ("Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc")
-_REGION = "DontCare"
+_IGNORE_CLASS = "DontCare"
 _COLUMNS = "type truncated occluded alpha left top right bottom height width length x y z rotation_y (and score)"
 
 
-@configuration
+@config_dataclass
 class KittiConfig:
-    """root: folder that holds ``training``, relative to the data root. part: the folder in it, training or testing.
+    """root: folder that holds ``training``, relative to the data root. split: the folder in it, training or testing.
 
-    list:          text file with the names of the pictures to use, one per line (000012), relative to the data root;
+    image_list:          text file with the names of the images to use, one per line (000012), relative to the data
+    root;
                    default: all
-    names:         the classes of the labels; KITTI's own by default. ``DontCare`` is an ignore region in any case
+    classes:         the classes of the labels; KITTI's own by default. ``DontCare`` is an ignore region in any case
     max_occluded, max_truncated, min_height: boxes beyond are ignore regions. KITTI's own levels are easy: 0, 0.15,
                    40 px; moderate: 1, 0.3, 25 px; hard: 2, 0.5, 25 px
     rename, ignore, background, labels_only: from these classes to the recipe's, as in `CocoConfig`
-    allow_missing: largest fraction of the pictures in ``list`` that may be missing
+    max_missing: largest fraction of the images in ``image_list`` that may be missing
     """
 
     root: str
-    part: str = "training"
+    split: str = "training"
     format: Literal["kitti"] = "kitti"
     task: str = "detection"
-    list: str | None = None
-    names: tuple[str, ...] = CLASSES
+    image_list: str | None = None
+    classes: tuple[str, ...] = CLASSES
     max_occluded: int | None = None
     max_truncated: float | None = None
     min_height: float = 0
     rename: dict[str, str] | None = None
-    ignore: Names = ()
-    background: Names = ()
+    ignore: ClassNames = ()
+    background: ClassNames = ()
     labels_only: tuple[str, ...] | None = None
-    allow_missing: float = 0.01
+    max_missing: float = 0.01
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -73,24 +74,24 @@ class KittiConfig:
         return (self.task,)
 
     def __post_init__(self) -> None:
-        if len(set(self.names)) < len(self.names) or not self.names:
-            raise ConfigError(f"kitti: names is {self.names}. Expected class names, each once.")
+        if len(set(self.classes)) < len(self.classes) or not self.classes:
+            raise ConfigError(f"kitti: names is {self.classes}. Expected class names, each once.")
         if not 0 <= self.min_height < 1e5:
             raise ConfigError(f"kitti: min_height is {self.min_height}. Expected pixels, 0 or more.")
 
 
-class Box(NamedTuple):
-    """A line of a label file. corners: x1 y1 x2 y2 in pixels. scored: it has a 16th column."""
+class KittiBox(NamedTuple):
+    """A line of a label file. corners: x1 y1 x2 y2 in pixels. has_score: it has a 16th column."""
 
     name: str
     truncated: float
     occluded: float
     corners: list[float]
-    scored: bool
+    has_score: bool
 
 
 class KittiReader:
-    """Pictures of a part. Those without a label file are not labelled; an empty label file is a picture without boxes.
+    """Images of a part. Those without a label file are not labeled; an empty label file is an image without boxes.
 
     Attributes beside the protocol's: ``class_map`` (name -> the recipe's class), absent in a part without labels.
     """
@@ -100,94 +101,96 @@ class KittiReader:
     def __init__(self, config: KittiConfig, root: Path, classes: Mapping[str, tuple[str, ...]]) -> None:
         self.config = config
         self.problems: Counter[str] = Counter()
-        self.root = existing_folder(root, config.root, "KITTI")
-        base = f"{config.root}/{config.part}"
-        folder = existing_folder(root, f"{base}/image_2", "KITTI pictures")
-        pictures = by_stem(list_pictures(folder, "*", root), folder)
-        if config.list is not None:
-            chosen = existing_file(root, config.list, "picture names")
-            pictures = self._chosen(chosen, pictures, folder, boundary_of(folder, root))
+        self.root = require_folder(root, config.root, "KITTI")
+        base = f"{config.root}/{config.split}"
+        folder = require_folder(root, f"{base}/image_2", "KITTI images")
+        pictures = index_by_stem(list_images(folder, "*", root), folder)
+        if config.image_list is not None:
+            chosen = require_file(root, config.image_list, "image names")
+            pictures = self._select_listed(chosen, pictures, folder, find_boundary(folder, root))
         self.images = list(pictures.values())
-        calibrations = self._files(root, f"{base}/calib", pictures, "calibration")
+        calibrations = self._find_files(root, f"{base}/calib", pictures, "calibration")
         self._cameras = {stem: read_projection(path, "P2") for stem, path in calibrations.items()}
-        if config.part != "testing":
-            existing_folder(root, f"{base}/label_2", "KITTI labels")
-        labels = self._files(root, f"{base}/label_2", pictures, "label file")
+        if config.split != "testing":
+            require_folder(root, f"{base}/label_2", "KITTI labels")
+        labels = self._find_files(root, f"{base}/label_2", pictures, "label file")
         self.tasks = config.tasks if labels else ()
         self._stems = list(pictures)
-        self._labelled = [stem in labels for stem in pictures]
+        self._has_labels = [stem in labels for stem in pictures]
         self.class_maps: dict[str, ClassMap] = {}
         if labels:
-            where = str(self.root / config.part / "label_2")
+            where = str(self.root / config.split / "label_2")
             self.class_map = map_classes(
-                config.names, classes[config.task], where, config.rename, config.ignore, config.background,
+                config.classes, classes[config.task], where, config.rename, config.ignore, config.background,
                 config.labels_only,
             )  # fmt: skip
             self.class_maps[config.task] = self.class_map
-            self.sizes = [_size(path) for path in self.images]
-            self._boxes_of = self._boxes(labels)
-        elif config.part != "testing":
+            self.sizes = [_read_size_or_max(path) for path in self.images]
+            self._box_table = self._build_box_table(labels)
+        elif config.split != "testing":
             raise DataError(
-                f"{self.root / config.part}: none of the {len(pictures)} pictures has a file in label_2. Expected "
+                f"{self.root / config.split}: none of the {len(pictures)} images has a file in label_2. Expected "
                 f"label_2/{next(iter(pictures))}.txt."
             )
 
-    def annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, Instances]:
-        """Boxes clipped to the picture; nothing where it has no label file."""
-        if not self._labelled[index]:
+    def read_annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, Instances]:
+        """Boxes clipped to the image; nothing where it has no label file."""
+        if not self._has_labels[index]:
             return {}
-        check_size(f"The label file of {self.images[index].name}", self.sizes[index], self.images[index], size)
-        return {self.config.task: self._boxes_of.instances(index)}
+        check_label_size(f"The label file of {self.images[index].name}", self.sizes[index], self.images[index], size)
+        return {self.config.task: self._box_table.instances(index)}
 
     def camera(self, index: int) -> Camera | None:
-        """Intrinsics of the left colour camera (P2), where there is a calibration file."""
+        """Intrinsics of the left color camera (P2), where there is a calibration file."""
         return self._cameras.get(self._stems[index])
 
-    def _chosen(self, path: Path, pictures: Mapping[str, Path], folder: Path, boundary: Path) -> dict[str, Path]:
-        """The pictures that a split file lists, in its order."""
+    def _select_listed(
+        self, path: Path, image_paths: Mapping[str, Path], folder: Path, boundary: Path
+    ) -> dict[str, Path]:
+        """The images that a split file lists, in its order."""
         listed: dict[str, Path] = {}
-        for number, words in rows(read_text(path, MAX_LIST_BYTES)):
+        for number, words in iterate_rows(read_text(path, MAX_LIST_BYTES)):
             name = " ".join(words)
-            expected = inside(folder, f"{name}.png", f"{path}, line {number}", boundary)
+            expected = resolve_inside(folder, f"{name}.png", f"{path}, line {number}", boundary)
             if name in listed:
                 raise DataError(f"{path}, line {number}: {name} is given twice. Keep one.")
-            listed[name] = pictures.get(name, expected)
-        found = present(list(listed.values()), folder, str(path), self.config.allow_missing, self.problems)
+            listed[name] = image_paths.get(name, expected)
+        found = find_present_files(list(listed.values()), folder, str(path), self.config.max_missing, self.problems)
         return {name: picture for (name, picture), there in zip(listed.items(), found, strict=True) if there}
 
-    def _files(self, root: Path, name: str, pictures: Mapping[str, Path], what: str) -> dict[str, Path]:
-        """Name of a picture -> its text file in another folder of the part."""
+    def _find_files(self, root: Path, name: str, image_paths: Mapping[str, Path], what: str) -> dict[str, Path]:
+        """Name of an image -> its text file in another folder of the part."""
         if not (root / name).is_dir():
             return {}
-        folder = existing_folder(root, name, what)
-        files = files_in(folder, boundary_of(folder, root), ".txt")
-        found = {stem: files[stem] for stem in pictures if stem in files}
-        if len(found) < len(pictures):
-            self.problems[f"pictures without a {what}"] += len(pictures) - len(found)
-        if self.config.list is None and len(found) < len(files):
-            self.problems[f"{what}s without a picture"] += len(files) - len(found)
+        folder = require_folder(root, name, what)
+        files = list_folder_files(folder, find_boundary(folder, root), ".txt")
+        found = {stem: files[stem] for stem in image_paths if stem in files}
+        if len(found) < len(image_paths):
+            self.problems[f"images without a {what}"] += len(image_paths) - len(found)
+        if self.config.image_list is None and len(found) < len(files):
+            self.problems[f"{what}s without an image"] += len(files) - len(found)
         return found
 
-    def _boxes(self, labels: Mapping[str, Path]) -> BoxTable:
-        known = frozenset(self.config.names)
+    def _build_box_table(self, labels: Mapping[str, Path]) -> BoxTable:
+        known = frozenset(self.config.classes)
         boxes = [
             (position, box)
             for position, stem in enumerate(self._stems)
             if stem in labels
-            for box in read_boxes(labels[stem], known)
+            for box in read_kitti_boxes(labels[stem], known)
         ]
-        if scored := sum(box.scored for _, box in boxes):
+        if scored := sum(box.has_score for _, box in boxes):
             self.problems["boxes with a score: results, not labels"] += scored
-        labels_of, doubts = labels_and_doubts(self.config.names, self.class_map)
-        meaning = dict(zip(self.config.names, zip(labels_of, doubts, strict=True), strict=True))
-        meaning[_REGION] = (IGNORED, True)
+        labels_of, doubts = map_box_labels(self.config.classes, self.class_map)
+        meaning = dict(zip(self.config.classes, zip(labels_of, doubts, strict=True), strict=True))
+        meaning[_IGNORE_CLASS] = (IGNORED, True)
         corners = np.array([box.corners for _, box in boxes], np.float64).reshape(-1, 4)
         places = [position for position, _ in boxes]
         values = [meaning[box.name][0] for _, box in boxes]
-        ignore = [meaning[box.name][1] or self._beyond(box) for _, box in boxes]
+        ignore = [meaning[box.name][1] or self._is_beyond_limits(box) for _, box in boxes]
         return BoxTable(places, corners, values, ignore, self.sizes, self.class_map, self.problems)
 
-    def _beyond(self, box: Box) -> bool:
+    def _is_beyond_limits(self, box: KittiBox) -> bool:
         """Whether a box is beyond the levels of the config."""
         config = self.config
         return (
@@ -197,21 +200,21 @@ class KittiReader:
         )
 
 
-def read_boxes(path: Path, known: frozenset[str]) -> list[Box]:
+def read_kitti_boxes(path: Path, class_names: frozenset[str]) -> list[KittiBox]:
     """The lines of a label file. Raises DataError with the line where one is no box of a known class."""
     boxes = []
-    for number, words in rows(read_text(path)):
+    for number, words in iterate_rows(read_text(path)):
         where = f"{path}, line {number}"
         if len(words) not in (15, 16):
             raise DataError(f"{where}: {len(words)} columns. Expected 15: {_COLUMNS}.")
-        name = _REGION if words[0].lower() == _REGION.lower() else words[0]
-        if name != _REGION and name not in known:
+        name = _IGNORE_CLASS if words[0].lower() == _IGNORE_CLASS.lower() else words[0]
+        if name != _IGNORE_CLASS and name not in class_names:
             raise DataError(
-                f"{where}: class {name[:60]!r} is not among {', '.join(sorted(known))}. Correct it, or "
+                f"{where}: class {name[:60]!r} is not among {', '.join(sorted(class_names))}. Correct it, or "
                 "give this reader names: [...] with all classes of the labels."
             )
-        values = floats(words[1:], where, f"numbers after the class: {_COLUMNS}")
-        boxes.append(Box(name, values[0], values[1], values[3:7], len(words) == 16))
+        values = parse_floats(words[1:], where, f"numbers after the class: {_COLUMNS}")
+        boxes.append(KittiBox(name, values[0], values[1], values[3:7], len(words) == 16))
     return boxes
 
 
@@ -231,19 +234,19 @@ def read_projection(path: Path, key: str) -> Camera:
     """Intrinsics from the 3x4 projection matrix ``key`` of a KITTI calibration. Raises DataError where it is none."""
     entries = read_calibration(path)
     if key not in entries:
-        found = ", ".join(shown(name, 30)[1:-1] for name in list(entries)[:20])
+        found = ", ".join(quote_value(name, 30)[1:-1] for name in list(entries)[:20])
         raise DataError(f"{path} has no entry {key}. Found {found}.")
-    values = floats(entries[key].split(), f"{path}, {key}", "the 12 numbers of a projection matrix")
+    values = parse_floats(entries[key].split(), f"{path}, {key}", "the 12 numbers of a projection matrix")
     if len(values) != 12 or values[8:11] != [0, 0, 1] or values[4] != 0:
         raise DataError(
             f"{path}, {key}: {values[:16]} is no projection. Expected 12 numbers, fx 0 cx _ 0 fy cy _ 0 0 1 _."
         )
-    return intrinsics(values[0], values[5], values[2], values[6], f"{path}, {key}")
+    return make_camera(values[0], values[5], values[2], values[6], f"{path}, {key}")
 
 
-def _size(path: Path) -> tuple[int, int]:
-    """(height, width); of a damaged picture a large one: whoever asks for the picture is told."""
+def _read_size_or_max(path: Path) -> tuple[int, int]:
+    """(height, width); of a damaged image a large one: whoever asks for the image is told."""
     try:
-        return read_size(path)
-    except PictureError:
+        return read_image_size(path)
+    except ImageError:
         return (1 << 16, 1 << 16)

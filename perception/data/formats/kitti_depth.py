@@ -1,7 +1,7 @@
-"""KITTI's depth completion and prediction (Uhrig et al. 2017): sparse distances of a laser scanner on raw pictures.
+"""KITTI's depth completion and prediction (Uhrig et al. 2017): sparse distances of a laser scanner on raw images.
 
 Maps: ``<split>/<drive>/proj_depth/groundtruth/image_02/0000000005.png``, 16 bit, metres * 256, 0 = nothing measured.
-Pictures: ``<raw>/<date>/<drive>/image_02/data/0000000005.png``, or without ``<date>``; a drive is called
+Images: ``<raw>/<date>/<drive>/image_02/data/0000000005.png``, or without ``<date>``; a drive is called
 ``2011_09_26_drive_0001_sync``, and its first ten letters are its date. Calibration: ``<date>/calib_cam_to_cam.txt``.
 Selection: ``val_selection_cropped/{image,groundtruth_depth,intrinsics}``, complete in itself.
 """
@@ -15,48 +15,48 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from perception.config import configuration
+from perception.config import config_dataclass
 from perception.data.class_names import ClassMap
-from perception.data.dataset import check_size
-from perception.data.formats.depth_maps import metres, read_depth, read_intrinsics
+from perception.data.dataset import check_label_size
+from perception.data.formats.depth_maps import read_intrinsics, read_stored_depth, to_depth_map
 from perception.data.formats.kitti import read_calibration, read_projection
-from perception.files.folders import boundary_of, existing_file, existing_folder, list_pictures
-from perception.files.images import PICTURE_SUFFIXES
-from perception.files.text_files import MAX_LIST_BYTES, files_in, floats, read_text, rows
+from perception.files.folders import find_boundary, list_images, require_file, require_folder
+from perception.files.images import IMAGE_SUFFIXES
+from perception.files.text_files import MAX_LIST_BYTES, iterate_rows, list_folder_files, parse_floats, read_text
 from perception.types import Camera, ConfigError, DataError, DenseMap
 
 SCALE = 1 / 256
 """Metres per stored unit."""
 
 CameraName = Literal["image_02", "image_03"]
-Frame = tuple[str, str, str]
-"""Drive, camera, number of the picture ("0000000005")."""
+KittiFrame = tuple[str, str, str]
+"""Drive, camera, number of the image ("0000000005")."""
 
 _DRIVE = r"(\d{4}_\d\d_\d\d_drive_\d{4}_sync)"
 _PATH = re.compile(_DRIVE + r"/(?:\S*/)?(image_0[23])/\S*?(\d{10})\.\w+$")
 _SIDES = {"l": "image_02", "r": "image_03", "2": "image_02", "3": "image_03"}
 
 
-@configuration
+@config_dataclass
 class KittiDepthConfig:
     """root: folder that holds ``train`` and ``val``, or ``val_selection_cropped``, relative to the data root.
 
     split:   "train", "val", "train+val" (for a list that was made for both), or "selection"
-    raw:     folder of the raw pictures, relative to the data root; the selection needs none
-    cameras: image_02 is the left colour camera, image_03 the right one
-    list:    text file of the pictures to use, relative to the data root: lines that begin with the path of a raw
-             picture, or ``<date>/<drive> 473 r``; such as Eigen's split. Default: all that have a map
-    max:     metres beyond which a value is invalid; None = none
+    raw_images:     folder of the raw images, relative to the data root; the selection needs none
+    cameras: image_02 is the left color camera, image_03 the right one
+    image_list:    text file of the images to use, relative to the data root: lines that begin with the path of a raw
+             image, or ``<date>/<drive> 473 r``; such as Eigen's split. Default: all that have a map
+    max_depth:     metres beyond which a value is invalid; None = none
     """
 
     root: str
     split: Literal["train", "val", "train+val", "selection"] = "train"
-    raw: str | None = None
+    raw_images: str | None = None
     format: Literal["kitti_depth"] = "kitti_depth"
     task: str = "depth"
     cameras: tuple[CameraName, ...] = ("image_02", "image_03")
-    list: str | None = None
-    max: float | None = None
+    image_list: str | None = None
+    max_depth: float | None = None
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -64,26 +64,26 @@ class KittiDepthConfig:
         return (self.task,)
 
     def __post_init__(self) -> None:
-        if self.split != "selection" and self.raw is None:
+        if self.split != "selection" and self.raw_images is None:
             raise ConfigError(
-                f"kitti_depth: raw is not given. The maps of '{self.split}' belong to KITTI's raw pictures: name the "
+                f"kitti_depth: raw is not given. The maps of '{self.split}' belong to KITTI's raw images: name the "
                 "folder that holds 2011_09_26/ and the other dates."
             )
-        if self.split == "selection" and self.list is not None:
+        if self.split == "selection" and self.image_list is not None:
             raise ConfigError("kitti_depth: list is given, but the selection is a list in itself. Remove it.")
         if not self.cameras:
             raise ConfigError("kitti_depth: cameras is empty. Expected image_02, image_03 or both.")
 
 
 @dataclass(frozen=True, slots=True)
-class _Item:
-    depth: Path
+class _DepthRecord:
+    depth_path: Path
     camera: Camera | None
-    size: tuple[int, int] | None
+    calibrated_size: tuple[int, int] | None
 
 
 class KittiDepthReader:
-    """Pictures that have a depth map. About a sixth of a map's pixels are valid."""
+    """Images that have a depth map. About a sixth of a map's pixels are valid."""
 
     Config = KittiDepthConfig
 
@@ -92,98 +92,102 @@ class KittiDepthReader:
         self.tasks = config.tasks
         self.problems: Counter[str] = Counter()
         self.class_maps: dict[str, ClassMap] = {}
-        self.root = existing_folder(root, config.root, "KITTI depth maps")
-        items = dict(self._selection(root) if config.split == "selection" else self._drives(root))
+        self.root = require_folder(root, config.root, "KITTI depth maps")
+        items = dict(self._find_selection(root) if config.split == "selection" else self._find_drives(root))
         if not items:
             raise DataError(
-                f"None of the depth maps under {self.root} has its picture under {config.raw or self.root}. Expected "
+                f"None of the depth maps under {self.root} has its image under "
+                f"{config.raw_images or self.root}. Expected "
                 "<date>/<drive>/image_02/data/ (KITTI raw, synced and rectified)."
             )
-        self._items = dict(sorted(items.items()))
-        self.images = list(self._items)
+        self._records = dict(sorted(items.items()))
+        self.images = list(self._records)
 
-    def annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, DenseMap]:
+    def read_annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, DenseMap]:
         """values float32 [H, W] in metres, 0 where nothing was measured."""
         picture = self.images[index]
-        item = self._items[picture]
-        stored = read_depth(item.depth)
-        check_size(str(item.depth), stored.shape, picture, size)
-        if item.size is not None and item.size != stored.shape:
+        item = self._records[picture]
+        stored = read_stored_depth(item.depth_path)
+        check_label_size(str(item.depth_path), stored.shape, picture, size)
+        if item.calibrated_size is not None and item.calibrated_size != stored.shape:
             raise DataError(
-                f"{item.depth} is {stored.shape[1]} x {stored.shape[0]} pixels, but its camera was calibrated for "
-                f"{item.size[1]} x {item.size[0]}. Use the maps and pictures as they were distributed."
+                f"{item.depth_path} is {stored.shape[1]} x {stored.shape[0]} pixels, but its camera was calibrated for "
+                f"{item.calibrated_size[1]} x {item.calibrated_size[0]}. Use the "
+                "maps and images as they were distributed."
             )
-        return {self.config.task: metres(stored, self.config.max, SCALE)}
+        return {self.config.task: to_depth_map(stored, self.config.max_depth, SCALE)}
 
     def camera(self, index: int) -> Camera | None:
-        return self._items[self.images[index]].camera
+        return self._records[self.images[index]].camera
 
-    def _selection(self, root: Path) -> Iterator[tuple[Path, _Item]]:
+    def _find_selection(self, root: Path) -> Iterator[tuple[Path, _DepthRecord]]:
         folder = self.root
         for inner in ("val_selection_cropped", "depth_selection/val_selection_cropped"):
             if (self.root / inner).is_dir():
-                folder = existing_folder(self.root, inner, "KITTI's selection")
-        images = existing_folder(folder, "image", "pictures of KITTI's selection")
-        depths = existing_folder(folder, "groundtruth_depth", "depth maps of KITTI's selection")
-        maps = files_in(depths, boundary_of(depths, root), ".png")
+                folder = require_folder(self.root, inner, "KITTI's selection")
+        images = require_folder(folder, "image", "images of KITTI's selection")
+        depths = require_folder(folder, "groundtruth_depth", "depth maps of KITTI's selection")
+        maps = list_folder_files(depths, find_boundary(depths, root), ".png")
         at = (folder / "intrinsics").resolve()
-        cameras = files_in(at, boundary_of(at, root), ".txt")
+        cameras = list_folder_files(at, find_boundary(at, root), ".txt")
         matched = 0
-        for picture, name in list_pictures(images, "*", root).items():
+        for picture, name in list_images(images, "*", root).items():
             stem = Path(name).stem
             if not stem.endswith(self.config.cameras):
                 continue
             depth = maps.get(stem.replace("_sync_image_", "_sync_groundtruth_depth_"))
             if depth is None:
-                self.problems["pictures without a depth map"] += 1
+                self.problems["images without a depth map"] += 1
                 continue
             matched += 1
             text = cameras.get(stem)
             if text is None:
-                self.problems["pictures without intrinsics"] += 1
-            yield picture, _Item(depth, None if text is None else read_intrinsics(text), None)
+                self.problems["images without intrinsics"] += 1
+            yield picture, _DepthRecord(depth, None if text is None else read_intrinsics(text), None)
         wanted = sum(stem.endswith(self.config.cameras) for stem in maps)
         if matched < wanted:
-            self.problems["depth maps without a picture"] += wanted - matched
+            self.problems["depth maps without an image"] += wanted - matched
 
-    def _drives(self, root: Path) -> Iterator[tuple[Path, _Item]]:
-        raw = existing_folder(root, self.config.raw or "", "KITTI's raw pictures")
+    def _find_drives(self, root: Path) -> Iterator[tuple[Path, _DepthRecord]]:
+        raw = require_folder(root, self.config.raw_images or "", "KITTI's raw images")
         wanted = None
-        if self.config.list is not None:
-            wanted = read_frames(existing_file(root, self.config.list, "KITTI pictures"))
-        maps, calibrations, seen = self._maps(root), _Calibrations(raw), set()
-        boundary = boundary_of(raw, root)
+        if self.config.image_list is not None:
+            wanted = read_frame_list(require_file(root, self.config.image_list, "KITTI images"))
+        maps, calibrations, seen = self._find_depth_maps(root), _CalibrationCache(raw), set()
+        boundary = find_boundary(raw, root)
         for (drive, camera), depths in maps.items():
-            pictures = _pictures(raw, boundary, drive, camera)
-            if wanted is None:  # a drive's first and last pictures have none in any case
+            pictures = _find_images(raw, boundary, drive, camera)
+            if wanted is None:  # a drive's first and last images have none in any case
                 gaps = sum(min(depths) < number < max(depths) and number not in depths for number in pictures)
                 if gaps:
-                    self.problems["pictures without a depth map"] += gaps
+                    self.problems["images without a depth map"] += gaps
             for number, depth in depths.items():
                 if wanted is not None and (drive, camera, number) not in wanted:
                     continue
                 seen.add((drive, camera, number))
                 if number not in pictures:
-                    self.problems["depth maps without a picture"] += 1
+                    self.problems["depth maps without an image"] += 1
                     continue
-                intrinsics, size = calibrations.of(drive, camera)
+                intrinsics, size = calibrations.find_calibration(drive, camera)
                 if intrinsics is None:
-                    self.problems["pictures without a calibration"] += 1
-                yield pictures[number], _Item(depth, intrinsics, size)
+                    self.problems["images without a calibration"] += 1
+                yield pictures[number], _DepthRecord(depth, intrinsics, size)
         if wanted is not None and len(seen) < len(wanted):
             chosen = sum(camera in self.config.cameras for _, camera, _ in wanted)
             if len(seen) < chosen:
-                self.problems["listed pictures without a depth map"] += chosen - len(seen)
+                self.problems["listed images without a depth map"] += chosen - len(seen)
 
-    def _maps(self, root: Path) -> dict[tuple[str, str], dict[str, Path]]:
-        """(drive, camera) -> number of the picture -> depth map."""
+    def _find_depth_maps(self, root: Path) -> dict[tuple[str, str], dict[str, Path]]:
+        """(drive, camera) -> number of the image -> depth map."""
         maps = {}
         for split in self.config.split.split("+"):
-            folder = existing_folder(self.root, split, f"KITTI depth maps ({split})")
+            folder = require_folder(self.root, split, f"KITTI depth maps ({split})")
             drives = sorted(path for path in folder.iterdir() if re.fullmatch(_DRIVE, path.name))
             for drive in drives:
                 for camera in self.config.cameras:
-                    files = files_in(drive / "proj_depth/groundtruth" / camera, boundary_of(folder, root), ".png")
+                    files = list_folder_files(
+                        drive / "proj_depth/groundtruth" / camera, find_boundary(folder, root), ".png"
+                    )
                     if files:
                         maps[drive.name, camera] = files
                     else:
@@ -196,51 +200,51 @@ class KittiDepthReader:
         return maps
 
 
-def _pictures(raw: Path, boundary: Path, drive: str, camera: str) -> dict[str, Path]:
-    """Number -> picture of a drive, in either layout of the raw pictures."""
+def _find_images(raw: Path, boundary: Path, drive: str, camera: str) -> dict[str, Path]:
+    """Number -> image of a drive, in either layout of the raw images."""
     for folder in (raw / drive[:10] / drive, raw / drive):
-        files = {Path(name): path for name, path in files_in(folder / camera / "data", boundary, "").items()}
-        pictures = {name.stem: path for name, path in files.items() if name.suffix.lower() in PICTURE_SUFFIXES}
+        files = {Path(name): path for name, path in list_folder_files(folder / camera / "data", boundary, "").items()}
+        pictures = {name.stem: path for name, path in files.items() if name.suffix.lower() in IMAGE_SUFFIXES}
         if pictures:
             return pictures
     return {}
 
 
-class _Calibrations:
+class _CalibrationCache:
     """The cameras of the days on which KITTI was recorded, each file read once."""
 
     def __init__(self, raw: Path) -> None:
-        self._raw = raw
-        self._read: dict[Path, tuple[Camera, tuple[int, int] | None]] = {}
+        self._raw_folder = raw
+        self._cache: dict[Path, tuple[Camera, tuple[int, int] | None]] = {}
 
-    def of(self, drive: str, camera: str) -> tuple[Camera | None, tuple[int, int] | None]:
-        """(intrinsics, (height, width) of the rectified pictures); None where there is no calibration."""
-        for folder in (self._raw / drive[:10], self._raw / drive):
+    def find_calibration(self, drive: str, camera: str) -> tuple[Camera | None, tuple[int, int] | None]:
+        """(intrinsics, (height, width) of the rectified images); None where there is no calibration."""
+        for folder in (self._raw_folder / drive[:10], self._raw_folder / drive):
             path = folder / "calib_cam_to_cam.txt"
             key = path / camera
-            if key in self._read:
-                return self._read[key]
+            if key in self._cache:
+                return self._cache[key]
             if path.is_file():
-                return self._read.setdefault(key, read_raw_calibration(path, camera[-2:]))
+                return self._cache.setdefault(key, read_raw_calibration(path, camera[-2:]))
         return None, None
 
 
-def read_raw_calibration(path: Path, number: str) -> tuple[Camera, tuple[int, int] | None]:
+def read_raw_calibration(path: Path, camera_number: str) -> tuple[Camera, tuple[int, int] | None]:
     """Camera "02" or "03" of a ``calib_cam_to_cam.txt``, and the (height, width) that it was calibrated for."""
-    camera = read_projection(path, f"P_rect_{number}")
-    text = read_calibration(path).get(f"S_rect_{number}")
+    camera = read_projection(path, f"P_rect_{camera_number}")
+    text = read_calibration(path).get(f"S_rect_{camera_number}")
     if text is None:
         return camera, None
-    sides = floats(text.split(), f"{path}, S_rect_{number}", "width and height")
+    sides = parse_floats(text.split(), f"{path}, S_rect_{camera_number}", "width and height")
     if len(sides) != 2 or not all(1 <= side < 1e5 for side in sides):
-        raise DataError(f"{path}, S_rect_{number}: {sides[:4]} is no size. Expected width and height in pixels.")
+        raise DataError(f"{path}, S_rect_{camera_number}: {sides[:4]} is no size. Expected width and height in pixels.")
     return camera, (round(sides[1]), round(sides[0]))
 
 
-def read_frames(path: Path) -> set[Frame]:
-    """The pictures of a list. Raises DataError with the line where one is no picture of KITTI."""
+def read_frame_list(path: Path) -> set[KittiFrame]:
+    """The images of a list. Raises DataError with the line where one is no image of KITTI."""
     frames = set()
-    for number, words in rows(read_text(path, MAX_LIST_BYTES)):
+    for number, words in iterate_rows(read_text(path, MAX_LIST_BYTES)):
         if found := _PATH.search(words[0]):
             frames.add(found.groups())
         elif len(words) == 3 and (drive := re.search(_DRIVE + "$", words[0])) and words[1].isdecimal():
@@ -249,9 +253,9 @@ def read_frames(path: Path) -> set[Frame]:
             frames.add((drive[1], _SIDES[words[2]], f"{int(words[1]):010d}"))
         else:
             raise DataError(
-                f"{path}, line {number}: {' '.join(words)[:100]!r} names no picture of KITTI. Expected "
+                f"{path}, line {number}: {' '.join(words)[:100]!r} names no image of KITTI. Expected "
                 "2011_09_26/2011_09_26_drive_0002_sync/image_02/data/0000000069.png, or <date>/<drive> 69 l."
             )
     if not frames:
-        raise DataError(f"{path} is empty. Expected a picture on every line.")
+        raise DataError(f"{path} is empty. Expected an image on every line.")
     return frames

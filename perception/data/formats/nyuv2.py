@@ -10,15 +10,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from perception.config import configuration
-from perception.data.class_names import ClassMap, Coarse, Names, map_pixels
-from perception.data.dataset import check_size
-from perception.data.formats.depth_maps import check_camera, intrinsics, metres, read_depth
-from perception.data.formats.label_maps import read_label_map
-from perception.data.formats.legend import lookup_table
-from perception.files.folders import boundary_of, existing_file, existing_folder, inside, list_pictures, present
-from perception.files.images import PictureError, read_size
-from perception.files.text_files import MAX_LIST_BYTES, floats, list_files, read_text, rows
+from perception.config import config_dataclass
+from perception.data.class_names import ClassMap, ClassNames, Superclasses, map_pixel_classes
+from perception.data.dataset import check_label_size
+from perception.data.formats.depth_maps import check_intrinsics, make_camera, read_stored_depth, to_depth_map
+from perception.data.formats.legend import build_lookup_table
+from perception.data.formats.segmentation_masks import read_segmentation_mask
+from perception.files.folders import (
+    find_boundary,
+    find_present_files,
+    list_images,
+    require_file,
+    require_folder,
+    resolve_inside,
+)
+from perception.files.images import ImageError, read_image_size
+from perception.files.text_files import MAX_LIST_BYTES, iterate_rows, list_files, parse_floats, read_text
 from perception.types import Annotation, Camera, ConfigError, DataError
 
 CLASSES_40 = (
@@ -35,43 +42,43 @@ CLASSES_13 = (
 )  # fmt: skip
 """Of Couprie et al. 2013, in the order of their ids from 1."""
 
-CAMERA, SIZE = Camera(518.8579, 519.4696, 325.5824, 253.7362), (480, 640)
+OFFICIAL_CAMERA, OFFICIAL_SIZE = Camera(518.8579, 519.4696, 325.5824, 253.7362), (480, 640)
 """The colour camera of the data set's toolbox, for pictures of (height, width)."""
 
 
-@configuration
+@config_dataclass
 class Nyuv2Config:
     """root: folder of the scenes, relative to the data root.
 
-    list:    text file of the pictures to use, relative to the data root: on every line a picture, its depth map
+    image_list:    text file of the pictures to use, relative to the data root: on every line a picture, its depth map
              ("None" = none) and, if known, its focal length in pixels; a leading "/" is the root. Default: every
              rgb_*.jpg (or .png), with the sync_depth_*.png beside it
     labels:  folder of label maps, relative to the data root: <scene>/rgb_00045.png, label_00045.png or 00045.png
-    classes: how many classes the label maps have: 40 or 13
+    num_classes: how many classes the label maps have: 40 or 13
     first_id: the first class's id in the label maps: 1 (0 is void) or 0. 255 is void in any case
-    rename, ignore, labels_only, coarse: from these classes to the recipe's, as in `LabelMapsConfig`
-    scale:   metres per stored unit. max: metres beyond which a value is invalid; None = none
+    rename, ignore, labels_only, superclasses: from these classes to the recipe's, as in `SegmentationMasksConfig`
+    scale:   metres per stored unit. max_depth: metres beyond which a value is invalid; None = none
     camera:  intrinsics in pixels of the pictures; default: the official ones, scaled to pictures of the shape 4:3,
              unknown for others. A focal length in the list counts more
-    allow_missing: largest fraction of the listed pictures that may be missing
+    max_missing: largest fraction of the listed pictures that may be missing
     """
 
     root: str
     format: Literal["nyuv2"] = "nyuv2"
     depth_task: str = "depth"
     segmentation_task: str = "segmentation"
-    list: str | None = None
+    image_list: str | None = None
     labels: str | None = None
-    classes: Literal[13, 40] = 40
+    num_classes: Literal[13, 40] = 40
     first_id: Literal[0, 1] = 1
     rename: dict[str, str] | None = None
-    ignore: Names = ()
+    ignore: ClassNames = ()
     labels_only: tuple[str, ...] | None = None
-    coarse: Coarse | None = None
+    superclasses: Superclasses | None = None
     scale: float = 0.001
-    max: float | None = None
+    max_depth: float | None = None
     camera: Camera | None = None
-    allow_missing: float = 0.01
+    max_missing: float = 0.01
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -81,7 +88,7 @@ class Nyuv2Config:
     def __post_init__(self) -> None:
         if not 0 < self.scale < float("inf"):
             raise ConfigError(f"nyuv2: scale is {self.scale}. Expected metres per stored unit, for example 0.001.")
-        check_camera(self.camera, "nyuv2")
+        check_intrinsics(self.camera, "nyuv2")
 
 
 class Nyuv2Reader:
@@ -92,44 +99,47 @@ class Nyuv2Reader:
     def __init__(self, config: Nyuv2Config, root: Path, classes: Mapping[str, tuple[str, ...]]) -> None:
         self.config = config
         self.problems: Counter[str] = Counter()
-        self.root = existing_folder(root, config.root, "NYU Depth V2")
-        self._data, self._focal = root, dict[Path, float]()
-        if config.list is None:
-            pictures, self._depths = self._found()
+        self.root = require_folder(root, config.root, "NYU Depth V2")
+        self._data_root, self._focal_lengths = root, dict[Path, float]()
+        if config.image_list is None:
+            pictures, self._depth_paths = self._find_images()
         else:
-            pictures, self._depths = self._listed(existing_file(root, config.list, "NYU Depth V2 pictures"))
-        self._maps = {} if config.labels is None else self._label_maps(root, config.labels, pictures)
-        labelled = {config.depth_task: self._depths, config.segmentation_task: self._maps}
+            pictures, self._depth_paths = self._read_list(
+                require_file(root, config.image_list, "NYU Depth V2 pictures")
+            )
+        self._mask_paths = {} if config.labels is None else self._find_masks(root, config.labels, pictures)
+        labelled = {config.depth_task: self._depth_paths, config.segmentation_task: self._mask_paths}
         self.tasks = tuple(task for task in config.tasks if labelled[task] and task in classes)
         if not self.tasks:
             raise DataError(
-                f"{self.root} labels nothing that the recipe trains: {len(pictures)} pictures, {len(self._depths)} "
-                f"depth maps, {len(self._maps)} label maps. Expected rgb_00045.jpg beside sync_depth_00045.png."
+                f"{self.root} labels nothing that the recipe trains: {len(pictures)} "
+                f"pictures, {len(self._depth_paths)} "
+                f"depth maps, {len(self._mask_paths)} label maps. Expected rgb_00045.jpg beside sync_depth_00045.png."
             )
         self.class_maps: dict[str, ClassMap] = {}
         if config.segmentation_task in self.tasks:
-            first, names = config.first_id, {13: CLASSES_13, 40: CLASSES_40}[config.classes]
-            class_map = self.class_maps[config.segmentation_task] = map_pixels(
-                names, classes[config.segmentation_task], f"nyuv2, {config.classes} classes", config.rename,
-                config.ignore, config.labels_only, config.coarse,
+            first, names = config.first_id, {13: CLASSES_13, 40: CLASSES_40}[config.num_classes]
+            class_map = self.class_maps[config.segmentation_task] = map_pixel_classes(
+                names, classes[config.segmentation_task], f"nyuv2, {config.num_classes} classes", config.rename,
+                config.ignore, config.labels_only, config.superclasses,
             )  # fmt: skip
-            self._space = class_map.space
+            self._label_space = class_map.label_space
             self._names = dict(enumerate(names, first))
-            self._table = lookup_table(self._names, class_map, (0, 255) if first else (255,))
+            self._table = build_lookup_table(self._names, class_map, (0, 255) if first else (255,))
         self.images = [p for p in pictures if any(p in labelled[task] for task in self.tasks)]
 
-    def annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, Annotation]:
+    def read_annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, Annotation]:
         """Depth float32 [H, W] in metres and segmentation uint8 [H, W], whichever the picture has."""
         picture, config = self.images[index], self.config
         result: dict[str, Annotation] = {}
-        if config.depth_task in self.tasks and (path := self._depths.get(picture)) is not None:
-            stored = read_depth(path)
-            check_size(str(path), stored.shape, picture, size)
-            result[config.depth_task] = metres(stored, config.max, config.scale)
-        if config.segmentation_task in self.tasks and (path := self._maps.get(picture)) is not None:
+        if config.depth_task in self.tasks and (path := self._depth_paths.get(picture)) is not None:
+            stored = read_stored_depth(path)
+            check_label_size(str(path), stored.shape, picture, size)
+            result[config.depth_task] = to_depth_map(stored, config.max_depth, config.scale)
+        if config.segmentation_task in self.tasks and (path := self._mask_paths.get(picture)) is not None:
             hint = "Correct classes (13 or 40) or first_id (0 or 1) of this reader, or convert the map."
-            label_map = read_label_map(path, self._table, self._names, hint, self._space)
-            check_size(str(path), label_map.values.shape, picture, size)
+            label_map = read_segmentation_mask(path, self._table, self._names, hint, self._label_space)
+            check_label_size(str(path), label_map.values.shape, picture, size)
             result[config.segmentation_task] = label_map
         return result
 
@@ -138,20 +148,25 @@ class Nyuv2Reader:
         camera = self.config.camera
         if camera is None:
             try:
-                height, width = read_size(picture)
-            except PictureError:
+                height, width = read_image_size(picture)
+            except ImageError:
                 return None
-            if width * SIZE[0] != height * SIZE[1]:
+            if width * OFFICIAL_SIZE[0] != height * OFFICIAL_SIZE[1]:
                 return None
-            scale = width / SIZE[1]
-            camera = Camera(*(scale * value for value in (CAMERA.fx, CAMERA.fy, CAMERA.cx, CAMERA.cy)))
-        focal = self._focal.get(picture, camera.fx)
+            scale = width / OFFICIAL_SIZE[1]
+            camera = Camera(
+                *(
+                    scale * value
+                    for value in (OFFICIAL_CAMERA.fx, OFFICIAL_CAMERA.fy, OFFICIAL_CAMERA.cx, OFFICIAL_CAMERA.cy)
+                )
+            )
+        focal = self._focal_lengths.get(picture, camera.fx)
         return Camera(focal, camera.fy * focal / camera.fx, camera.cx, camera.cy)
 
-    def _found(self) -> tuple[dict[Path, str], dict[Path, Path]]:
+    def _find_images(self) -> tuple[dict[Path, str], dict[Path, Path]]:
         """All pictures with their paths under the root, and picture -> depth map of the same number beside it."""
-        named = list_pictures(self.root, "**/rgb_*", self._data)
-        maps = {name: path for path, name in list_files(self.root, ".png", self._data).items()}
+        named = list_images(self.root, "**/rgb_*", self._data_root)
+        maps = {name: path for path, name in list_files(self.root, ".png", self._data_root).items()}
         beside = {
             picture: (Path(name).with_name(f"sync_depth_{Path(name).stem.removeprefix('rgb_')}.png")).as_posix()
             for picture, name in named.items()
@@ -166,39 +181,41 @@ class Nyuv2Reader:
                 self.problems[kind] += count
         return named, depths
 
-    def _listed(self, path: Path) -> tuple[dict[Path, str], dict[Path, Path]]:
+    def _read_list(self, path: Path) -> tuple[dict[Path, str], dict[Path, Path]]:
         """The pictures of a list that exist with their paths in it, and picture -> depth map."""
         depths: dict[Path, Path | None] = {}
         named: dict[Path, str] = {}
-        boundary = boundary_of(self.root, self._data)
-        for number, words in rows(read_text(path, MAX_LIST_BYTES)):
+        boundary = find_boundary(self.root, self._data_root)
+        for number, words in iterate_rows(read_text(path, MAX_LIST_BYTES)):
             where = f"{path}, line {number}"
             if len(words) not in (2, 3):
                 raise DataError(f"{where}: {len(words)} words. Expected a picture, its depth map, and a focal length.")
-            picture = inside(self.root, words[0].lstrip("/"), where, boundary)
+            picture = resolve_inside(self.root, words[0].lstrip("/"), where, boundary)
             if picture in depths:
                 raise DataError(f"{where}: {words[0]} is given twice. Keep one line.")
             named[picture] = words[0].lstrip("/")
-            depths[picture] = None if words[1] == "None" else inside(self.root, words[1].lstrip("/"), where, boundary)
+            depths[picture] = (
+                None if words[1] == "None" else resolve_inside(self.root, words[1].lstrip("/"), where, boundary)
+            )
             if len(words) == 3:
-                focal = floats(words[2:], where, "the focal length in pixels")[0]
-                self._focal[picture] = intrinsics(focal, focal, 0, 0, where).fx
-        found = present(list(depths), self.root, str(path), self.config.allow_missing, self.problems)
+                focal = parse_floats(words[2:], where, "the focal length in pixels")[0]
+                self._focal_lengths[picture] = make_camera(focal, focal, 0, 0, where).fx
+        found = find_present_files(list(depths), self.root, str(path), self.config.max_missing, self.problems)
         pictures = {picture: named[picture] for picture, there in zip(depths, found, strict=True) if there}
         maps = {p: depth for p in pictures if (depth := depths[p]) is not None}
         if maps:
-            there = present(list(maps.values()), self.root, str(path), self.config.allow_missing, Counter())
+            there = find_present_files(list(maps.values()), self.root, str(path), self.config.max_missing, Counter())
             maps = {p: depth for (p, depth), exists in zip(maps.items(), there, strict=True) if exists}
         if len(maps) < len(pictures):
             self.problems["pictures without a depth map"] += len(pictures) - len(maps)
         return pictures, maps
 
-    def _label_maps(self, root: Path, name: str, pictures: Mapping[Path, str]) -> dict[Path, Path]:
+    def _find_masks(self, root: Path, name: str, image_paths: Mapping[Path, str]) -> dict[Path, Path]:
         """Picture -> label map of its name, or of its number, in the same scene."""
-        folder = existing_folder(root, name, "label maps")
+        folder = require_folder(root, name, "label maps")
         files = {name: path for path, name in list_files(folder, ".png", root).items()}
         found = {}
-        for picture, own in ((picture, Path(name)) for picture, name in pictures.items()):
+        for picture, own in ((picture, Path(name)) for picture, name in image_paths.items()):
             number = own.stem.removeprefix("rgb_")
             names = ((own.parent / f"{stem}.png").as_posix() for stem in (own.stem, f"label_{number}", number))
             path = next((files[name] for name in names if name in files), None)
@@ -206,9 +223,10 @@ class Nyuv2Reader:
                 found[picture] = path
         if not found:
             raise DataError(
-                f"None of the {len(pictures)} pictures under {self.root} has a label map under {folder} ({len(files)} "
+                f"None of the {len(image_paths)} pictures under {self.root} has "
+                f"a label map under {folder} ({len(files)} "
                 "files). Expected <scene>/rgb_00045.png, label_00045.png or 00045.png."
             )
-        if len(found) < len(pictures):
-            self.problems["pictures without a label map"] += len(pictures) - len(found)
+        if len(found) < len(image_paths):
+            self.problems["pictures without a label map"] += len(image_paths) - len(found)
         return found

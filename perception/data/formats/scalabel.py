@@ -1,6 +1,6 @@
 """Labels in the format of Scalabel (https://doc.scalabel.ai/format.html), as BDD100K publishes them: JSON of frames.
 
-Three forms: a list of frames (or an object with ``frames``) in one file; and, as in 2018, a file per picture with one
+Three forms: a list of frames (or an object with ``frames``) in one file; and, as in 2018, a file per image with one
 frame of ``objects``. Boxes and the attributes of frames are read; labels of polygons, curves, masks and graphs only (in
 2018 also lanes and drivable areas) are passed over.
 """
@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.data.formats.boxes import HUGE
-from perception.files.index_cache import cached, pack_texts, unpack_texts
-from perception.files.scalars import real, truth, whole
-from perception.files.strict_json import read_json, shown
-from perception.files.text_files import files_in
+from perception.data.formats.boxes import MAX_COORDINATE
+from perception.files.index_cache import load_or_build, pack_texts, unpack_texts
+from perception.files.scalars import parse_flag, parse_integer, parse_number
+from perception.files.strict_json import quote_value, read_json
+from perception.files.text_files import list_folder_files
 from perception.types import DataError
 
 ATTRIBUTES = ("weather", "scene", "timeofday")
@@ -29,74 +29,74 @@ _CORNERS = ("x1", "y1", "x2", "y2")
 
 
 @dataclass(frozen=True, slots=True)
-class Frames:
+class ScalabelFrames:
     """The frames of a file or folder, and all boxes.
 
-    names:      of the pictures, each once
+    names:      of the images, each once
     sizes:      int64 [F, 2], height and width; 0 = not given
     attributes: int64 [F, 3], positions of `ATTRIBUTES` in ``values``; -1 = undefined
-    frame, category: int64 [N], of every box: its frame, its position in ``categories``
+    frame_indices, category_indices: int64 [N], of every box: its frame, its position in ``categories``
     ignore:     bool [N], boxes of crowds and of what evaluation ignores
     corners:    float64 [N, 4], x1 y1 x2 y2 as stored
-    bare:       number of labels without any shape
+    num_shapeless:       number of labels without any shape
     """
 
     names: list[str]
     sizes: NDArray[np.int64]
     attributes: NDArray[np.int64]
     values: list[str]
-    frame: NDArray[np.int64]
-    category: NDArray[np.int64]
+    frame_indices: NDArray[np.int64]
+    category_indices: NDArray[np.int64]
     categories: list[str]
     ignore: NDArray[np.bool_]
     corners: NDArray[np.float64]
-    bare: int
+    num_shapeless: int
 
 
-def open_frames(path: Path) -> Frames:
-    """The frames of a JSON file, or of a folder with a file per picture.
+def read_scalabel_frames(path: Path) -> ScalabelFrames:
+    """The frames of a JSON file, or of a folder with a file per image.
 
     Raises DataError with file and frame where the content is not of this format.
     """
     single = path.is_dir()
-    files = list(files_in(path.resolve(), path.resolve(), ".json").values()) if single else [path]
+    files = list(list_folder_files(path.resolve(), path.resolve(), ".json").values()) if single else [path]
     if not files:
-        raise DataError(f"{path} holds no *.json. Expected a file of labels per picture.")
-    stored = cached(f"scalabel 2 {single}", files, lambda: _read(files, single))
+        raise DataError(f"{path} holds no *.json. Expected a file of labels per image.")
+    stored = load_or_build(f"scalabel 2 {single}", files, lambda: _parse_files(files, single))
     names, categories, values = (
         unpack_texts(stored[key], stored[f"{key}_offsets"]) for key in ("names", "categories", "values")
     )
     if len(set(names)) < len(names):
         twice = next(name for name, count in Counter(names).items() if count > 1)
-        raise DataError(f"{path}: picture {shown(twice)} is given twice. Keep one frame of it.")
-    return Frames(
+        raise DataError(f"{path}: image {quote_value(twice)} is given twice. Keep one frame of it.")
+    return ScalabelFrames(
         names, stored["sizes"], stored["attributes"], values, stored["frame"], stored["category"], categories,
         stored["ignore"].astype(bool), stored["corners"], int(stored["bare"][0]),
     )  # fmt: skip
 
 
-def _read(files: Sequence[Path], single: bool) -> dict[str, NDArray]:
+def _parse_files(files: Sequence[Path], per_image: bool) -> dict[str, NDArray]:
     names, sizes, attributes, rows, corners = [], [], [], [], []
     categories: dict[str, int] = {}
     values: dict[str, int] = {}
     bare = 0
     for path in files:
-        for number, frame in enumerate(_frames(read_json(path), path, single)):
+        for number, frame in enumerate(_parse_frames(read_json(path), path, per_image)):
             where = f"{path}, frame {number}"
-            names.append(_text(frame.get("name"), where, "name"))
-            where = f"{where} ({shown(names[-1])})"
-            sizes.append(_size(frame.get("size"), where))
-            known = _object(frame.get("attributes"), where, "attributes")
-            attributes.append([_value(known.get(key), values, where, key) for key in ATTRIBUTES])
-            for label in _list(frame.get("labels"), where, "labels"):
+            names.append(_check_text(frame.get("name"), where, "name"))
+            where = f"{where} ({quote_value(names[-1])})"
+            sizes.append(_parse_size(frame.get("size"), where))
+            known = _check_object(frame.get("attributes"), where, "attributes")
+            attributes.append([_index_value(known.get(key), values, where, key) for key in ATTRIBUTES])
+            for label in _check_list(frame.get("labels"), where, "labels"):
                 box = label.get("box2d")
                 if box is None:
                     bare += not any(label.get(shape) for shape in _OTHER_SHAPES)
                     continue
-                name = _text(label.get("category"), where, "category")
+                name = _check_text(label.get("category"), where, "category")
                 category = categories.setdefault(name, len(categories))
-                rows.append((len(names) - 1, category, _is_region(label, where)))
-                corners.append(_corners(box, where))
+                rows.append((len(names) - 1, category, _is_ignored(label, where)))
+                corners.append(_parse_corners(box, where))
     table = np.array(rows, np.int64).reshape(-1, 3)
     result = {
         "sizes": np.array(sizes, np.int64).reshape(-1, 2),
@@ -109,11 +109,11 @@ def _read(files: Sequence[Path], single: bool) -> dict[str, NDArray]:
     return result
 
 
-def _frames(content: Any, path: Path, single: bool) -> list[dict]:
-    if single:
-        whole = _object(content, str(path), "content")
-        frames = _list(whole.get("frames"), str(path), "frames")
-        name = _text(whole.get("name"), str(path), "name")
+def _parse_frames(content: Any, path: Path, per_image: bool) -> list[dict]:
+    if per_image:
+        whole = _check_object(content, str(path), "content")
+        frames = _check_list(whole.get("frames"), str(path), "frames")
+        name = _check_text(whole.get("name"), str(path), "name")
         if len(frames) != 1:
             raise DataError(f"{path} holds {len(frames)} frames. Expected one, with objects.")
         name = name if Path(name).suffix else f"{name}.jpg"
@@ -124,55 +124,55 @@ def _frames(content: Any, path: Path, single: bool) -> list[dict]:
         raise DataError(
             f"{path} holds no list of frames. Expected BDD100K's labels: [{{name, attributes, labels}}, ...]."
         )
-    return _list(content, str(path), "frames")
+    return _check_list(content, str(path), "frames")
 
 
-def _list(value: Any, where: str, key: str) -> list[dict]:
+def _check_list(value: Any, where: str, key: str) -> list[dict]:
     """A list of objects; empty where it is null or absent."""
     if value is not None and not (isinstance(value, list) and all(isinstance(item, dict) for item in value)):
-        raise DataError(f"{where}: {key} is {shown(value)}. Expected a list of objects.")
+        raise DataError(f"{where}: {key} is {quote_value(value)}. Expected a list of objects.")
     return value or []
 
 
-def _object(value: Any, where: str, key: str) -> dict[str, Any]:
+def _check_object(value: Any, where: str, key: str) -> dict[str, Any]:
     if value is not None and not isinstance(value, dict):
-        raise DataError(f"{where}: {key} is {shown(value)}. Expected an object.")
+        raise DataError(f"{where}: {key} is {quote_value(value)}. Expected an object.")
     return value or {}
 
 
-def _text(value: Any, where: str, key: str) -> str:
+def _check_text(value: Any, where: str, key: str) -> str:
     if not isinstance(value, str) or not 0 < len(value) <= 200 or not value.isprintable():
-        raise DataError(f"{where}: {key} is {shown(value)}. Expected a name.")
+        raise DataError(f"{where}: {key} is {quote_value(value)}. Expected a name.")
     return value
 
 
-def _value(value: Any, values: dict[str, int], where: str, key: str) -> int:
+def _index_value(value: Any, values: dict[str, int], where: str, key: str) -> int:
     if value is None or value in ("", "undefined"):
         return -1
-    return values.setdefault(_text(value, where, key), len(values))
+    return values.setdefault(_check_text(value, where, key), len(values))
 
 
-def _size(value: Any, where: str) -> tuple[int, int]:
+def _parse_size(value: Any, where: str) -> tuple[int, int]:
     """(height, width), (0, 0) where not given."""
     if value is None:
         return 0, 0
-    size = _object(value, where, "size")
-    sides = [0 if key in size and size[key] is None else whole(size.get(key)) for key in ("height", "width")]
-    if None not in sides and all(-1 <= (side or 0) <= HUGE for side in sides):
+    size = _check_object(value, where, "size")
+    sides = [0 if key in size and size[key] is None else parse_integer(size.get(key)) for key in ("height", "width")]
+    if None not in sides and all(-1 <= (side or 0) <= MAX_COORDINATE for side in sides):
         height, width = (side or 0 for side in sides)
         return (height, width) if min(height, width) > 0 else (0, 0)
-    raise DataError(f"{where}: size is {shown(size)}. Expected the picture's height and width, in pixels.")
+    raise DataError(f"{where}: size is {quote_value(size)}. Expected the image's height and width, in pixels.")
 
 
-def _is_region(label: dict, where: str) -> bool:
+def _is_ignored(label: dict, where: str) -> bool:
     """Whether a box stands for a crowd, or for what evaluation ignores."""
-    known = _object(label.get("attributes"), where, "attributes")
-    return truth(known.get("crowd"), where, "crowd") | truth(known.get("ignored"), where, "ignored")
+    known = _check_object(label.get("attributes"), where, "attributes")
+    return parse_flag(known.get("crowd"), where, "crowd") | parse_flag(known.get("ignored"), where, "ignored")
 
 
-def _corners(box: Any, where: str) -> list[float]:
-    corners = [real(box.get(key)) for key in _CORNERS] if isinstance(box, dict) else [None]
+def _parse_corners(box: Any, where: str) -> list[float]:
+    corners = [parse_number(box.get(key)) for key in _CORNERS] if isinstance(box, dict) else [None]
     numbers = [corner for corner in corners if corner is not None]
     if len(numbers) < len(corners):
-        raise DataError(f"{where}: box2d is {shown(box)}. Expected x1, y1, x2, y2 in pixels.")
+        raise DataError(f"{where}: box2d is {quote_value(box)}. Expected x1, y1, x2, y2 in pixels.")
     return numbers

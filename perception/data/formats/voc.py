@@ -1,4 +1,5 @@
-"""The tree of Pascal VOC (Everingham et al. 2010): an XML of boxes per picture, label maps for some, lists of names.
+"""The tree of Pascal VOC (Everingham et al. 2010): an XML of boxes per image, segmentation masks for some, lists of
+names.
 
 ``JPEGImages/<name>.jpg``, ``Annotations/<name>.xml``, ``SegmentationClass/<name>.png``,
 ``ImageSets/{Main,Segmentation}/<split>.txt``. Many other sets keep their boxes in such XML files.
@@ -16,28 +17,50 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.config import configuration
-from perception.data.class_names import ClassMap, Coarse, Names, map_classes, map_pixels, near
-from perception.data.dataset import check_size
-from perception.data.formats.boxes import HUGE, TURNED, BoxTable, Unlabelled, labelled_rows, labels_and_doubts
-from perception.data.formats.label_maps import lookup_table, read_label_map
-from perception.data.formats.voc_lists import class_names, read_list, without_suffix
+from perception.config import config_dataclass
+from perception.data.class_names import (
+    ClassMap,
+    ClassNames,
+    Superclasses,
+    map_classes,
+    map_pixel_classes,
+    suggest_class_name,
+)
+from perception.data.dataset import check_label_size
+from perception.data.formats.boxes import (
+    MAX_COORDINATE,
+    ROTATED_BOXES,
+    BoxTable,
+    UnlabeledPolicy,
+    map_box_labels,
+    select_labeled_rows,
+)
+from perception.data.formats.segmentation_masks import build_lookup_table, read_segmentation_mask
+from perception.data.formats.voc_lists import read_class_names, read_image_list, strip_image_suffix
 from perception.data.formats.voc_xml import read_objects
-from perception.files.folders import boundary_of, by_stem, existing_folder, files_under, inside, list_pictures, present
-from perception.files.image_names import MEND, NamesBy, PictureNames
-from perception.files.images import PictureError, read_size
+from perception.files.folders import (
+    find_boundary,
+    find_present_files,
+    index_by_stem,
+    list_files_under,
+    list_images,
+    require_folder,
+    resolve_inside,
+)
+from perception.files.image_finder import BASE_NAMES_HINT, ImageFinder, ImageNaming
+from perception.files.images import ImageError, read_image_size
 from perception.files.index_cache import unpack_texts
-from perception.files.palettes import UNLIKE, unlike_palettes
-from perception.files.strict_json import shown
+from perception.files.palettes import MISMATCHED_PALETTES, count_mismatched_palettes
+from perception.files.strict_json import quote_value
 from perception.types import Annotation, Camera, ConfigError, DataError
 
 
-@configuration
+@config_dataclass
 class VocConfig:
     """root: folder that holds the folders below, relative to the data root.
 
     split:       name of the lists ``ImageSets/Main/<split>.txt`` (boxes) and ``ImageSets/Segmentation/<split>.txt``
-                 (label maps); where only one of them exists it serves for both. None = all files, without lists
+                 (segmentation masks); where only one of them exists it serves for both. None = all files, without lists
     detection_task, segmentation_task: names in the recipe; None = not read
     images, annotations, masks: folders under ``root``
     classes:     the set's names in the order of their ids from 1: a list, or a text file relative to the data root
@@ -45,12 +68,13 @@ class VocConfig:
     one_based:   corners are pixel indices from 1, both inclusive, as VOC's: ``xmin - 1`` is the left edge and ``xmax``
                  the right one. false = corners are edges as they stand
     difficult:   what objects with this flag become: ignore regions (VOC's evaluation), objects, or background
-    names:       "path" = the picture of an XML has its name; "base" = it has the one in the XML's <filename>, of which
-                 only the last part counts (`PictureNames`)
-    unlabelled:  what a picture is whose XML has no object: as in `CocoConfig`
+    match_by:       "path" = the image of an XML has its name; "base" = it has the one in the XML's <filename>, of which
+                 only the last part counts (`ImageFinder`)
+    unlabeled:  what an image is whose XML has no object: as in `CocoConfig`
     detection_rename, ...: as in `CocoConfig`, from the set's names to the recipe's
-    segmentation_rename, ...: as in `LabelMapsConfig`; the names of label maps are ``background`` and the set's
-    allow_missing: largest fraction of the pictures with labels that may be missing
+    segmentation_rename, ...: as in `SegmentationMasksConfig`; the names of segmentation masks are ``background`` and
+    the set's
+    max_missing: largest fraction of the images with labels that may be missing
     """
 
     root: str
@@ -64,17 +88,17 @@ class VocConfig:
     classes: str | tuple[str, ...] | None = None
     one_based: bool = True
     difficult: Literal["ignore", "object", "background"] = "ignore"
-    names: NamesBy = "path"
-    unlabelled: Unlabelled = None
+    match_by: ImageNaming = "path"
+    unlabeled: UnlabeledPolicy = None
     detection_rename: dict[str, str] | None = None
-    detection_ignore: Names = ()
-    detection_background: Names = ()
+    detection_ignore: ClassNames = ()
+    detection_background: ClassNames = ()
     detection_labels_only: tuple[str, ...] | None = None
     segmentation_rename: dict[str, str] | None = None
-    segmentation_ignore: Names = ()
+    segmentation_ignore: ClassNames = ()
     segmentation_labels_only: tuple[str, ...] | None = None
-    segmentation_coarse: Coarse | None = None
-    allow_missing: float = 0.01
+    segmentation_superclasses: Superclasses | None = None
+    max_missing: float = 0.01
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -87,81 +111,84 @@ class VocConfig:
 
 
 class VocReader:
-    """Pictures that have an XML or a label map; an XML without objects labels its picture as empty (``unlabelled``)."""
+    """Images that have an XML or a segmentation mask; an XML without objects labels its image as empty
+    (``unlabeled``)."""
 
     Config = VocConfig
 
     def __init__(self, config: VocConfig, root: Path, classes: Mapping[str, tuple[str, ...]]) -> None:
         self.config = config
         self.problems: Counter[str] = Counter()
-        self.root = existing_folder(root, config.root, "Pascal VOC")
-        self.names = class_names(config.classes, root)
+        self.root = require_folder(root, config.root, "Pascal VOC")
+        self.names = read_class_names(config.classes, root)
         self._data_root = root
-        xmls, masks = self._label_files(classes)
+        xmls, masks = self._find_label_files(classes)
         self.tasks = tuple(
             task for task, files in ((config.detection_task, xmls), (config.segmentation_task, masks)) if task and files
         )
-        files, self.unannotated = list(xmls.items()), 0
+        files, self.num_unannotated = list(xmls.items()), 0
         stored = read_objects(list(xmls.values()))
-        names = dict(zip(xmls, unpack_texts(stored["pictures"], stored["picture_offsets"]), strict=True))
+        names = dict(zip(xmls, unpack_texts(stored["image_names"], stored["image_offsets"]), strict=True))
         if xmls:
             annotated = np.bincount(stored["file"], minlength=len(files)) > 0
-            rows, self.unannotated = labelled_rows(annotated, config.unlabelled, str(self.root), self.problems)
+            rows, self.num_unannotated = select_labeled_rows(annotated, config.unlabeled, str(self.root), self.problems)
             xmls = dict(files[row] for row in rows)
-        stems, self.images = self._pictures(sorted({*xmls, *masks}), names)
-        self._xmls = [xmls.get(stem) for stem in stems]
-        self._masks = [masks.get(stem) for stem in stems]
+        stems, self.images = self._match_images(sorted({*xmls, *masks}), names)
+        self._xml_paths = [xmls.get(stem) for stem in stems]
+        self._mask_paths = [masks.get(stem) for stem in stems]
         self.class_maps: dict[str, ClassMap] = {}
         if xmls:
             place_of = {stem: place for place, stem in enumerate(stems) if stem in xmls}
             places = np.array([place_of.get(stem, -1) for stem, _ in files])
-            self._sizes, self._boxes = self._read_boxes(files, stored, places, classes[config.detection_task or ""])
+            self._sizes, self._box_table = self._build_box_table(
+                files, stored, places, classes[config.detection_task or ""]
+            )
         if masks:
             ids = dict(enumerate(("background", *self.names)))
-            class_map = self.class_maps[config.segmentation_task or ""] = map_pixels(
+            class_map = self.class_maps[config.segmentation_task or ""] = map_pixel_classes(
                 ids.values(), classes[config.segmentation_task or ""], f"{self.root}, keys segmentation_...",
                 config.segmentation_rename, config.segmentation_ignore, config.segmentation_labels_only,
-                config.segmentation_coarse,
+                config.segmentation_superclasses,
             )  # fmt: skip
-            self._ids, self._table, self._space = ids, lookup_table(ids, class_map), class_map.space
-            if unlike := unlike_palettes(list(masks.values()), ids):
-                self.problems[UNLIKE] += unlike
+            self._ids, self._table, self._label_space = ids, build_lookup_table(ids, class_map), class_map.label_space
+            if unlike := count_mismatched_palettes(list(masks.values()), ids):
+                self.problems[MISMATCHED_PALETTES] += unlike
 
-    def annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, Annotation]:
-        """Boxes clipped to the picture and segmentation uint8 [H, W], whichever the picture has."""
-        picture, xml, mask = self.images[index], self._xmls[index], self._masks[index]
+    def read_annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, Annotation]:
+        """Boxes clipped to the image and segmentation uint8 [H, W], whichever the image has."""
+        picture, xml, mask = self.images[index], self._xml_paths[index], self._mask_paths[index]
         result: dict[str, Annotation] = {}
         if xml is not None and self.config.detection_task:
-            check_size(str(xml), self._sizes[index], picture, size)
-            result[self.config.detection_task] = self._boxes.instances(index)
+            check_label_size(str(xml), self._sizes[index], picture, size)
+            result[self.config.detection_task] = self._box_table.instances(index)
         if mask is not None and self.config.segmentation_task:
-            label_map = read_label_map(mask, self._table, self._ids, space=self._space)
-            check_size(str(mask), label_map.values.shape, picture, size)
+            label_map = read_segmentation_mask(mask, self._table, self._ids, label_space=self._label_space)
+            check_label_size(str(mask), label_map.values.shape, picture, size)
             result[self.config.segmentation_task] = label_map
         return result
 
     def camera(self, index: int) -> Camera | None:
         return None
 
-    def _label_files(self, classes: Mapping[str, tuple[str, ...]]) -> tuple[dict[str, Path], dict[str, Path]]:
-        """Name -> XML and name -> label map, of the split and of the tasks that the recipe trains."""
+    def _find_label_files(self, classes: Mapping[str, tuple[str, ...]]) -> tuple[dict[str, Path], dict[str, Path]]:
+        """Name -> XML and name -> segmentation mask, of the split and of the tasks that the recipe trains."""
         config = self.config
-        lists = self._lists()
+        lists = self._read_lists()
         result: list[dict[str, Path]] = []
         for task, folder, suffix, kind, what in (
             (config.detection_task, config.annotations, ".xml", "Main", "an annotation"),
-            (config.segmentation_task, config.masks, ".png", "Segmentation", "a label map"),
+            (config.segmentation_task, config.masks, ".png", "Segmentation", "a segmentation mask"),
         ):
             wanted = task in classes and os.path.isdir(self.root / folder)  # noqa: PTH112 - is_dir raises for odd names
-            files = self._files((self.root / folder).resolve(), suffix) if wanted else {}
+            files = self._find_files((self.root / folder).resolve(), suffix) if wanted else {}
             if files and config.split is not None:
                 names = lists.get(kind) or next(iter(lists.values()))
                 if kind not in lists:
                     self.problems[f"no list ImageSets/{kind}/{config.split}.txt, the other one taken"] += 1
-                names = [name if name in files else without_suffix(name) for name in names]
+                names = [name if name in files else strip_image_suffix(name) for name in names]
                 files = {name: files[name] for name in names if name in files}
                 if len(files) < len(names):
-                    self.problems[f"listed pictures without {what}"] += len(names) - len(files)
+                    self.problems[f"listed images without {what}"] += len(names) - len(files)
             result.append(files)
         if not any(result):
             raise DataError(
@@ -170,7 +197,7 @@ class VocReader:
             )
         return result[0], result[1]
 
-    def _lists(self) -> dict[str, list[str]]:
+    def _read_lists(self) -> dict[str, list[str]]:
         """Kind of list -> its names."""
         if self.config.split is None:
             return {}
@@ -178,7 +205,7 @@ class VocReader:
         for kind in ("Main", "Segmentation"):
             path = self.root / "ImageSets" / kind / f"{self.config.split}.txt"
             if os.path.isfile(path):  # noqa: PTH113
-                found[kind] = read_list(path)
+                found[kind] = read_image_list(path)
         if not found:
             raise DataError(
                 f"{self.root}: no list ImageSets/Main/{self.config.split}.txt nor ImageSets/Segmentation/"
@@ -186,68 +213,75 @@ class VocReader:
             )
         return found
 
-    def _files(self, folder: Path, suffix: str) -> dict[str, Path]:
+    def _find_files(self, folder: Path, suffix: str) -> dict[str, Path]:
         """Path under ``folder`` without its extension -> file."""
-        return by_stem(files_under(folder, (suffix,), self._data_root), folder)
+        return index_by_stem(list_files_under(folder, (suffix,), self._data_root), folder)
 
-    def _pictures(self, stems: list[str], names: Mapping[str, str]) -> tuple[list[str], list[Path]]:
-        """Stems of the label files and pictures that exist, sorted by path. names: stem -> <filename> of its XML."""
-        folder, by = existing_folder(self.root, self.config.images, "Pascal VOC pictures"), self.config.names
-        listed, boundary = list_pictures(folder, root=self._data_root), boundary_of(folder, self._data_root)
-        files, finder = by_stem(listed, folder), PictureNames(folder, self._data_root, by)
+    def _match_images(self, stems: list[str], names: Mapping[str, str]) -> tuple[list[str], list[Path]]:
+        """Stems of the label files and images that exist, sorted by path. names: stem -> <filename> of its XML."""
+        folder, by = require_folder(self.root, self.config.images, "Pascal VOC images"), self.config.match_by
+        listed, boundary = list_images(folder, root=self._data_root), find_boundary(folder, self._data_root)
+        files, finder = index_by_stem(listed, folder), ImageFinder(folder, self._data_root, by)
         pairs = []
         for stem in stems:
             if by == "base" and names.get(stem):
                 path = finder.find(names[stem], f"{self.root}, <filename> of {stem}.xml")
             else:
-                path = files.get(stem) or inside(folder, f"{stem}.jpg", str(self.root), boundary)
+                path = files.get(stem) or resolve_inside(folder, f"{stem}.jpg", str(self.root), boundary)
             pairs.append((path, stem))
         pairs.sort()
         for (path, stem), (other, second) in pairwise(pairs):
             if path == other:
-                raise DataError(f"{self.root}: {stem} and {second} label the same picture {path}. Keep one of them.")
-        found = present(
-            [p for p, _ in pairs], folder, str(self.root), self.config.allow_missing, self.problems,
-            MEND.replace("names are right but for their folders", "XML's <filename> tells") if by == "path" else "",
+                raise DataError(f"{self.root}: {stem} and {second} label the same image {path}. Keep one of them.")
+        found = find_present_files(
+            [p for p, _ in pairs], folder, str(self.root), self.config.max_missing, self.problems,
+            BASE_NAMES_HINT.replace("names are right but for "
+                                    "their folders", "XML's <filename> tells") if by == "path" else "",
         )  # fmt: skip
         kept = [pair for pair, there in zip(pairs, found, strict=True) if there]
         if self.config.split is None and len(kept) < len(listed):
-            self.problems["pictures without labels"] += len(listed) - len(kept)
+            self.problems["images without labels"] += len(listed) - len(kept)
         return [stem for _, stem in kept], [path for path, _ in kept]
 
-    def _read_boxes(
-        self, files: Sequence[tuple[str, Path]], stored: Mapping[str, NDArray], places: NDArray, recipe: tuple[str, ...]
+    def _build_box_table(
+        self,
+        files: Sequence[tuple[str, Path]],
+        stored: Mapping[str, NDArray],
+        places: NDArray,
+        recipe_classes: tuple[str, ...],
     ) -> tuple[list[tuple[int, int]], BoxTable]:
-        """(height, width) of the pictures that have an XML, and the boxes.
+        """(height, width) of the images that have an XML, and the boxes.
 
-        files, stored: the XMLs, and what `read_objects` gave for them. places: the picture of each, -1 = none
+        files, stored: the XMLs, and what `read_objects` gave for them. places: the image of each, -1 = none
         """
         config = self.config
         sizes = [(0, 0)] * len(self.images)
         for place, (height, width) in zip(places.tolist(), stored["sizes"].tolist(), strict=True):
             if place >= 0:
-                sizes[place] = (height, width) if height else _size_of(self.images[place])
+                sizes[place] = (height, width) if height else _read_size_or_max(self.images[place])
         found = unpack_texts(stored["names"], stored["name_offsets"])
         unknown = sorted(set(found) - set(self.names))
         if unknown:
             where = np.flatnonzero(stored["name"] == found.index(unknown[0]))[0]
             xml, line = files[int(stored["file"][where])][1], stored["line"][where]
-            names = ", ".join(shown(name, 30) for name in found[:30])
+            names = ", ".join(quote_value(name, 30) for name in found[:30])
             raise DataError(
-                f"{xml}, line {line}: class {shown(unknown[0])} is none of the {len(self.names)} classes."
-                f"{near(unknown[0], self.names)} The files name {names}. Give this reader classes: [...], or correct "
+                f"{xml}, line {line}: class {quote_value(unknown[0])} is none of the {len(self.names)} classes."
+                f"{suggest_class_name(unknown[0], self.names)} The files name {names}. "
+                "Give this reader classes: [...], or correct "
                 "the file."
             )
         class_map = map_classes(
-            self.names, recipe, f"{self.root}, keys detection_...", config.detection_rename, config.detection_ignore,
+            self.names, recipe_classes, f"{self.root}, keys "
+                                        "detection_...", config.detection_rename, config.detection_ignore,
             config.detection_background, config.detection_labels_only,
         )  # fmt: skip
         self.class_maps[config.detection_task or ""] = class_map
-        labels, doubts = labels_and_doubts(found, class_map)
+        labels, doubts = map_box_labels(found, class_map)
         name, difficult = stored["name"], stored["difficult"].astype(bool)
         places = places[stored["file"]]
         if turned := int(stored["turned"][places >= 0].sum()):
-            self.problems[TURNED] += turned
+            self.problems[ROTATED_BOXES] += turned
         if config.difficult == "background":
             places = np.where(difficult, -1, places)
         ignore = np.array(doubts, bool)[name] | stored["ignored"].astype(bool)
@@ -257,8 +291,8 @@ class VocReader:
         return sizes, BoxTable(places, corners, labels, ignore, sizes, class_map, self.problems)
 
 
-def _size_of(picture: Path) -> tuple[int, int]:
+def _read_size_or_max(image_path: Path) -> tuple[int, int]:
     try:
-        return read_size(picture)
-    except PictureError:  # whoever reads the picture will say so
-        return int(HUGE), int(HUGE)
+        return read_image_size(image_path)
+    except ImageError:  # whoever reads the image will say so
+        return int(MAX_COORDINATE), int(MAX_COORDINATE)

@@ -1,4 +1,4 @@
-"""The lists of a tree of Pascal VOC: class names, and the pictures of a split."""
+"""The lists of a tree of Pascal VOC: class names, and the images of a split."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from perception.files.folders import existing_file, inside
-from perception.files.images import PICTURE_SUFFIXES
-from perception.files.strict_json import shown
+from perception.files.folders import require_file, resolve_inside
+from perception.files.images import IMAGE_SUFFIXES
+from perception.files.strict_json import quote_value
 from perception.files.text_files import MAX_LIST_BYTES, read_text
 from perception.types import DataError
 
@@ -16,16 +16,16 @@ CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
     "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
-"""VOC's names; in its label maps they are ids 1 to 20, after ``background``."""
+"""VOC's names; in its segmentation masks they are ids 1 to 20, after ``background``."""
 
 
-def class_names(given: str | Sequence[str] | None, root: Path) -> tuple[str, ...]:
+def read_class_names(given: str | Sequence[str] | None, root: Path) -> tuple[str, ...]:
     """The names of a list, or of a text file under ``root`` with one per line; None = VOC's. Raises DataError."""
     if given is None:
         return CLASSES
     where, names = "voc: classes", tuple(given)
     if isinstance(given, str):
-        path = existing_file(root, given, "class names")
+        path = require_file(root, given, "class names")
         where, names = str(path), tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
     if len(set(names)) < len(names) or not 0 < len(names) < 254 or "background" in names:
         raise DataError(
@@ -35,13 +35,13 @@ def class_names(given: str | Sequence[str] | None, root: Path) -> tuple[str, ...
     return names
 
 
-def without_suffix(name: str) -> str:
-    """A name without the extension of a picture, which some lists have."""
+def strip_image_suffix(name: str) -> str:
+    """A name without the extension of an image, which some lists have."""
     stem, suffix = os.path.splitext(name)  # noqa: PTH122
-    return stem if suffix.lower() in PICTURE_SUFFIXES else name
+    return stem if suffix.lower() in IMAGE_SUFFIXES else name
 
 
-def read_list(path: Path) -> list[str]:
+def read_image_list(path: Path) -> list[str]:
     """The names in a list of ``ImageSets``, each once."""
     names: dict[str, None] = {}
     for number, line in enumerate(read_text(path, MAX_LIST_BYTES).splitlines(), 1):
@@ -50,11 +50,11 @@ def read_list(path: Path) -> list[str]:
             name = name[1:-1]
         elif len(words := name.split()) > 1 and words[-1] in ("-1", "0", "1"):
             raise DataError(
-                f"{where} is {shown(name)}. Expected one name, without extension. The lists of one class "
+                f"{where} is {quote_value(name)}. Expected one name, without extension. The lists of one class "
                 "(<class>_<split>.txt) do not serve: take the list of the split."
             )
         if name:
-            inside(path.parent.resolve(), name, where)
+            resolve_inside(path.parent.resolve(), name, where)
             names[name] = None
     if not names:
         raise DataError(f"{path} is empty. Expected a name per line.")

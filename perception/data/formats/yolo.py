@@ -1,7 +1,7 @@
-"""Boxes in YOLO's layout: a ``data.yaml``, and a text file per picture with lines ``class cx cy width height``.
+"""Boxes in YOLO's layout: a ``data.yaml``, and a text file per image with lines ``class cx cy width height``.
 
 The labels of ``.../images/train/a.jpg`` are in ``.../labels/train/a.txt``; of ``.../a.jpg`` beside it. Numbers are
-fractions of the picture's sides. Lines of a class and a polygon give the box around the polygon.
+fractions of the image's sides. Lines of a class and a polygon give the box around the polygon.
 """
 
 from __future__ import annotations
@@ -15,34 +15,34 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.config import configuration
-from perception.data.class_names import Names, map_classes
-from perception.data.formats.boxes import TURNED, BoxTable, Unlabelled, labelled_rows, labels_and_doubts
-from perception.data.formats.yolo_data import read_data_file
-from perception.data.formats.yolo_tree import YoloTree, label_files
-from perception.files.folders import existing_file
-from perception.files.images import read_size
-from perception.files.index_cache import cached
-from perception.files.text_files import check_text, floats, read_text, rows
+from perception.config import config_dataclass
+from perception.data.class_names import ClassNames, map_classes
+from perception.data.formats.boxes import ROTATED_BOXES, BoxTable, UnlabeledPolicy, map_box_labels, select_labeled_rows
+from perception.data.formats.yolo_data import read_yolo_data_file
+from perception.data.formats.yolo_tree import YoloTree, find_label_files
+from perception.files.folders import require_file
+from perception.files.images import read_image_size
+from perception.files.index_cache import load_or_build
+from perception.files.text_files import check_text_file, iterate_rows, parse_floats, read_text
 from perception.types import Camera, DataError, Instances
 
-_UNIT = 1024
-"""Fractions times this are the pixels of a picture of that size; a power of two, so that nothing is rounded."""
+_UNIT_PIXELS = 1024
+"""Fractions times this are the pixels of an image of that size; a power of two, so that nothing is rounded."""
 
-_ROUNDING = 0.01 + 1e-9
+_TOLERANCE = 0.01 + 1e-9
 """How far a fraction may lie outside 0 to 1."""
 
 
-@configuration
+@config_dataclass
 class YoloConfig:
     """data: the data set's YAML file, relative to the data root; ``obj.data`` and ``classes.txt`` serve as well
-    (`read_data_file`). split: train, val or test in it.
+    (`read_yolo_data_file`). split: train, val or test in it.
 
     path:  folder that the YAML's own paths start from, instead of its ``path`` (absolute, or relative to the data root)
     rename, ignore, background, labels_only: from the YAML's names to the recipe's, as in `CocoConfig`
     scores: "refuse" lines with a score in a sixth column, which are predictions; or "drop" the column
-    unlabelled: what a picture without a label file, or with an empty one, is: as in `CocoConfig`
-    allow_missing: largest fraction of the pictures in a list (.txt) that may be missing
+    unlabeled: what an image without a label file, or with an empty one, is: as in `CocoConfig`
+    max_missing: largest fraction of the images in a list (.txt) that may be missing
     """
 
     data: str
@@ -51,12 +51,12 @@ class YoloConfig:
     task: str = "detection"
     path: str | None = None
     rename: dict[str, str] | None = None
-    ignore: Names = ()
-    background: Names = ()
+    ignore: ClassNames = ()
+    background: ClassNames = ()
     labels_only: tuple[str, ...] | None = None
     scores: Literal["refuse", "drop"] = "refuse"
-    unlabelled: Unlabelled = None
-    allow_missing: float = 0.01
+    unlabeled: UnlabeledPolicy = None
+    max_missing: float = 0.01
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -65,7 +65,7 @@ class YoloConfig:
 
 
 class YoloReader:
-    """Every picture is labelled: one without a label file, or with an empty one, as one without boxes (``unlabelled``).
+    """Every image is labeled: one without a label file, or with an empty one, as one without boxes (``unlabeled``).
 
     Attributes beside the protocol's: ``names`` (in the order of their ids) and ``class_map``.
     """
@@ -76,8 +76,8 @@ class YoloReader:
         self.config = config
         self.tasks = config.tasks
         self.problems: Counter[str] = Counter()
-        path = existing_file(root, config.data, "YOLO's data.yaml")
-        content = read_data_file(path)
+        path = require_file(root, config.data, "YOLO's data.yaml")
+        content = read_yolo_data_file(path)
         self.names = content.names
         self.class_map = map_classes(
             self.names, classes[config.task], str(path), config.rename, config.ignore, config.background,
@@ -85,67 +85,70 @@ class YoloReader:
         )  # fmt: skip
         self.class_maps = {config.task: self.class_map}
         tree = YoloTree(path, content, root, config.path)
-        pictures = tree.pictures(config.split, config.allow_missing, self.problems)
-        labels = label_files(pictures, tree.boundary, self.problems, tree.names_folders(config.split))
+        pictures = tree.find_images(config.split, config.max_missing, self.problems)
+        labels = find_label_files(pictures, tree.boundary, self.problems, tree.is_folder_split(config.split))
         files = [label for label in labels if label is not None]
-        arrays = self._parsed(files, content.keypoints)
+        arrays = self._load_boxes(files, content.num_keypoint_values)
         with_file = np.array([label is not None for label in labels])
         annotated = with_file.copy()
         annotated[with_file] = np.bincount(arrays["file"], minlength=len(files)) > 0
-        rows, self.unannotated = labelled_rows(annotated, config.unlabelled, str(path), self.problems)
-        if config.unlabelled != "skip" and len(files) < len(labels):
-            self.problems["pictures without a label file, taken as empty"] += len(labels) - len(files)
+        rows, self.num_unannotated = select_labeled_rows(annotated, config.unlabeled, str(path), self.problems)
+        if config.unlabeled != "skip" and len(files) < len(labels):
+            self.problems["images without a label file, taken as empty"] += len(labels) - len(files)
         self.images = [pictures[row].path for row in rows]
         places = np.full(len(labels), -1)
         places[rows] = np.arange(len(rows))
-        self._boxes_of = self._boxes(arrays, files, places[with_file])
+        self._box_table = self._build_box_table(arrays, files, places[with_file])
 
-    def annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, Instances]:
-        """Boxes clipped to the picture. Without ``size`` the picture's header is read; PictureError where it cannot."""
-        height, width = read_size(self.images[index]) if size is None else size
-        found = self._boxes_of.instances(index)
-        sides = np.array([width, height, width, height], np.float32) / _UNIT
+    def read_annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, Instances]:
+        """Boxes clipped to the image. Without ``size`` the image's header is read; PictureError where it cannot."""
+        height, width = read_image_size(self.images[index]) if size is None else size
+        found = self._box_table.instances(index)
+        sides = np.array([width, height, width, height], np.float32) / _UNIT_PIXELS
         boxes = found.boxes * sides
-        return {self.config.task: Instances(boxes, found.labels, ignore=found.ignore, classes=found.classes)}
+        return {
+            self.config.task: Instances(boxes, found.labels, ignore=found.ignore, labeled_classes=found.labeled_classes)
+        }
 
     def camera(self, index: int) -> Camera | None:
         return None
 
-    def _parsed(self, files: Sequence[Path], keypoints: int) -> dict[str, NDArray]:
+    def _load_boxes(self, files: Sequence[Path], keypoints: int) -> dict[str, NDArray]:
         for path in files:
-            check_text(path)
+            check_text_file(path)
         count, scores = len(self.names), self.config.scores == "drop"
         kind = f"yolo 2, {count} classes, {keypoints} numbers more, scores {scores}"
-        return cached(kind, files, lambda: _parse(files, count, keypoints, scores))
+        return load_or_build(kind, files, lambda: _parse_files(files, count, keypoints, scores))
 
-    def _boxes(self, arrays: dict[str, NDArray], files: Sequence[Path], places: NDArray) -> BoxTable:
-        """The boxes of all label files, in pixels of a picture of `_UNIT` x `_UNIT`. places: of each file's picture."""
+    def _build_box_table(self, arrays: dict[str, NDArray], files: Sequence[Path], places: NDArray) -> BoxTable:
+        """The boxes of all label files, in pixels of an image of `_UNIT_PIXELS` x `_UNIT_PIXELS`. places: of each
+        file's image."""
         if turned := int(arrays["turned"].sum()):
-            self.problems[TURNED] += turned
+            self.problems[ROTATED_BOXES] += turned
         if repeated := int(arrays["repeated"].sum()):
             self.problems["boxes given twice skipped"] += repeated
         place, values, off = arrays["file"], arrays["values"], arrays["off"]
-        outside = ~(off <= _ROUNDING) & np.isfinite(values).all(1)
+        outside = ~(off <= _TOLERANCE) & np.isfinite(values).all(1)
         if outside.any():
             first = files[int(place[outside.argmax()])]
             if outside.mean() > 0.5:
                 raise DataError(
                     f"{first} and others: {int(outside.sum())} of {len(outside)} boxes reach outside 0 to 1. Expected "
-                    "fractions of the picture's width and height, not pixels."
+                    "fractions of the image's width and height, not pixels."
                 )
             self.problems["boxes with numbers outside 0 to 1 skipped"] += int(outside.sum())
-        centres, halves = values[:, :2], values[:, 2:] / 2
+        centers, halves = values[:, :2], values[:, 2:] / 2
         with np.errstate(invalid="ignore", over="ignore"):
-            corners = np.concatenate([centres - halves, centres + halves], 1) * _UNIT
-        indices, doubts = labels_and_doubts(self.names, self.class_map)
+            corners = np.concatenate([centers - halves, centers + halves], 1) * _UNIT_PIXELS
+        indices, doubts = map_box_labels(self.names, self.class_map)
         kinds = arrays["kind"]
         return BoxTable(
             np.where(outside, -1, places[place]), corners, np.array(indices)[kinds], np.array(doubts)[kinds],
-            [(_UNIT, _UNIT)] * len(self.images), self.class_map, self.problems,
+            [(_UNIT_PIXELS, _UNIT_PIXELS)] * len(self.images), self.class_map, self.problems,
         )  # fmt: skip
 
 
-def _parse(files: Sequence[Path], count: int, keypoints: int, scores: bool) -> dict[str, NDArray]:
+def _parse_files(files: Sequence[Path], num_classes: int, keypoints: int, drop_scores: bool) -> dict[str, NDArray]:
     """All lines of all label files.
 
     file int32 [M], its index; kind int32 [M], the class's id; values float64 [M, 4], cx cy width height;
@@ -154,7 +157,7 @@ def _parse(files: Sequence[Path], count: int, keypoints: int, scores: bool) -> d
     """
     places, kinds, boxes, repeated = [], [], [], []
     for position, path in enumerate(files):
-        lines = read_boxes(path, count, keypoints, scores)
+        lines = read_yolo_boxes(path, num_classes, keypoints, drop_scores)
         unique = dict.fromkeys(lines)
         repeated.append(len(lines) - len(unique))
         places.extend([position] * len(unique))
@@ -172,37 +175,38 @@ def _parse(files: Sequence[Path], count: int, keypoints: int, scores: bool) -> d
     }
 
 
-Line: TypeAlias = tuple[int, float, float, float, float, float, bool]
+YoloLine: TypeAlias = tuple[int, float, float, float, float, float, bool]
 """Class id, cx, cy, width, height, how far outside 0 to 1 its numbers reach, and whether it is a turned box."""
 
 
-def read_boxes(path: Path, count: int, keypoints: int = 0, scores: bool = False) -> list[Line]:
+def read_yolo_boxes(path: Path, num_classes: int, keypoints: int = 0, drop_scores: bool = False) -> list[YoloLine]:
     """The lines of a label file.
 
-    count: number of classes. keypoints: numbers of every line after the box (a pose), which are left alone. scores: a
+    num_classes: number of classes. keypoints: numbers of every line after the box (a pose), which are left alone.
+    drop_scores: a
     sixth column from 0 to 1 is left alone
     Raises DataError with the line where one has other columns, or a class that there is none of.
     """
     boxes = []
-    for number, words in rows(read_text(path)):
+    for number, words in iterate_rows(read_text(path)):
         where = f"{path}, line {number}"
-        kind, *values = floats(words, where, "numbers: class cx cy width height, or a class and a polygon")
-        if not (0 <= kind < count and kind.is_integer()):
-            raise DataError(f"{where}: class {words[0][:40]!r}. Expected a whole number from 0 to {count - 1}.")
-        if scores and not keypoints and len(values) == 5 and 0 <= values[4] <= 1:
+        kind, *values = parse_floats(words, where, "numbers: class cx cy width height, or a class and a polygon")
+        if not (0 <= kind < num_classes and kind.is_integer()):
+            raise DataError(f"{where}: class {words[0][:40]!r}. Expected a whole number from 0 to {num_classes - 1}.")
+        if drop_scores and not keypoints and len(values) == 5 and 0 <= values[4] <= 1:
             values.pop()
         if len(values) != 4 + keypoints and (keypoints or len(values) < 6 or len(values) % 2):
-            raise DataError(f"{where}: {len(words)} columns. {_expected(len(values), keypoints)}")
+            raise DataError(f"{where}: {len(words)} columns. {_describe_expected(len(values), keypoints)}")
         if len(values) == 4 + keypoints:
             box, turned = (values[0], values[1], values[2], values[3]), False
             off = max(0.0, max(box) - 1, -min(box))
         else:
-            (box, off), turned = _around(values), _is_turned(values)
+            (box, off), turned = _enclose_polygon(values), _is_rotated(values)
         boxes.append((int(kind), *box, off, turned))
     return boxes
 
 
-def _around(points: list[float]) -> tuple[tuple[float, float, float, float], float]:
+def _enclose_polygon(points: list[float]) -> tuple[tuple[float, float, float, float], float]:
     """The box around a polygon x1 y1 x2 y2 ..., and how far it reaches outside 0 to 1."""
     if not all(map(math.isfinite, points)):
         return (math.nan, math.nan, math.nan, math.nan), 0.0
@@ -211,8 +215,8 @@ def _around(points: list[float]) -> tuple[tuple[float, float, float, float], flo
     return box, max(0.0, -left, -top, right - 1, bottom - 1)
 
 
-def _is_turned(points: list[float]) -> bool:
-    """Whether a polygon is a rectangle (a parallelogram: the picture's shape is unknown) that does not lie straight."""
+def _is_rotated(points: list[float]) -> bool:
+    """Whether a polygon is a rectangle (a parallelogram: the image's shape is unknown) that does not lie straight."""
     if len(points) != 8 or not all(map(math.isfinite, points)):
         return False
     (x1, y1, x2, y2, x3, y3, x4, y4), near = points, 0.002
@@ -220,7 +224,7 @@ def _is_turned(points: list[float]) -> bool:
     return abs(x1 + x3 - x2 - x4) < near and abs(y1 + y3 - y2 - y4) < near and not straight
 
 
-def _expected(found: int, keypoints: int) -> str:
+def _describe_expected(found: int, keypoints: int) -> str:
     if keypoints:
         return f"Expected {5 + keypoints}: class cx cy width height, and the {keypoints} numbers that kpt_shape says."
     if found == 5:

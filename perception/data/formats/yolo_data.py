@@ -1,4 +1,4 @@
-"""What the file says that describes a data set in YOLO's layout: class names, and where the pictures are."""
+"""What the file says that describes a data set in YOLO's layout: class names, and where the images are."""
 
 from __future__ import annotations
 
@@ -13,53 +13,55 @@ from perception.types import ConfigError, DataError
 
 
 @dataclass(frozen=True, slots=True)
-class DataFile:
+class YoloDataFile:
     """What a ``data.yaml`` says.
 
     names:     class names in the order of their ids
-    splits:    "train", "val", "test" -> folders and lists of pictures; absent where empty
+    splits:    "train", "val", "test" -> folders and lists of images; absent where empty
     path:      the folder they start from, as it is written; "" where none is given
-    keypoints: numbers of a pose after the box on every line
+    num_keypoint_values: numbers of a pose after the box on every line
     """
 
     names: tuple[str, ...]
     splits: dict[str, tuple[str, ...]]
     path: str
-    keypoints: int
+    num_keypoint_values: int
 
 
-def read_data_file(path: Path) -> DataFile:
+def read_yolo_data_file(path: Path) -> YoloDataFile:
     """A ``data.yaml``; other keys (``download`` among them) are not looked at. Raises DataError.
 
     Also darknet's ``obj.data`` (CVAT's YOLO 1.1), and a list of class names alone (``classes.txt`` of Label Studio and
-    LabelImg, ``obj.names``): the pictures are all in ``images`` beside it, or beside it.
+    LabelImg, ``obj.names``): the images are all in ``images`` beside it, or beside it.
     """
     if path.suffix in (".txt", ".names"):
         folder = "images" if (path.parent / "images").is_dir() else "."
-        return DataFile(_names({"names": _lines(path)}, path), {"train": (folder,)}, "", 0)
+        return YoloDataFile(_parse_names({"names": _read_lines(path)}, path), {"train": (folder,)}, "", 0)
     try:
-        content = _darknet(path) if path.suffix == ".data" else load_yaml(path)
+        content = _read_darknet(path) if path.suffix == ".data" else load_yaml(path)
     except (ConfigError, OSError, ValueError, TypeError, AttributeError, KeyError, OverflowError) as error:
         raise DataError(f"{path} is no YOLO data file: {error}") from error
     splits = {}
     for split, key in (("train", "train"), ("val", "validation"), ("val", "valid"), ("val", "val"), ("test", "test")):
         value = content.get(key)
         if value not in (None, "", []):
-            splits[split] = _texts(value, f"{path}: '{key}'")
+            splits[split] = _check_paths(value, f"{path}: '{key}'")
     start = content.get("path")
     if not isinstance(start, (str, type(None))) or "\0" in (start or ""):
         raise DataError(f"{path}: 'path' is {start!r:.80}. Expected a folder.")
-    return DataFile(_names(content, path), splits, start or "", _keypoints(content.get("kpt_shape"), path))
+    return YoloDataFile(
+        _parse_names(content, path), splits, start or "", _parse_keypoints(content.get("kpt_shape"), path)
+    )
 
 
-def _lines(path: Path) -> list[str]:
+def _read_lines(path: Path) -> list[str]:
     return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
-def _darknet(path: Path) -> dict[str, Any]:
+def _read_darknet(path: Path) -> dict[str, Any]:
     """The content of a ``data.yaml`` for lines ``key = value``; the list of names lies where it says, or beside it."""
     content: dict[str, Any] = {}
-    for line in _lines(path):
+    for line in _read_lines(path):
         key, sign, value = (part.strip() for part in line.partition("="))
         if not sign or key in content:
             raise ValueError(f"{line!r:.80} is not 'key = value', or its key is given twice.")
@@ -67,17 +69,17 @@ def _darknet(path: Path) -> dict[str, Any]:
     names = Path(content.get("names", "").replace("\\", "/"))
     found = next((p for p in (path.parent / names, path.parent / names.name) if names.name and p.is_file()), None)
     splits = {key: content[key] for key in ("train", "val", "valid", "test") if content.get(key)}
-    return {"val": splits.pop("valid", None), **splits, "names": None if found is None else _lines(found)}
+    return {"val": splits.pop("valid", None), **splits, "names": None if found is None else _read_lines(found)}
 
 
-def _texts(value: Any, where: str) -> tuple[str, ...]:
+def _check_paths(value: Any, where: str) -> tuple[str, ...]:
     values = value if isinstance(value, list) else [value]
     if not all(isinstance(item, str) and item and "\0" not in item for item in values):
         raise DataError(f"{where} is {str(value)[:80]}. Expected a folder, a list of folders, or a .txt list.")
     return tuple(values)
 
 
-def _names(content: dict[str, Any], path: Path) -> tuple[str, ...]:
+def _parse_names(content: dict[str, Any], path: Path) -> tuple[str, ...]:
     """Class names in the order of their ids."""
     names, count = content.get("names"), content.get("nc")
     if count is not None and (type(count) is not int or not 0 < count < 1 << 16):
@@ -105,7 +107,7 @@ def _names(content: dict[str, Any], path: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _keypoints(shape: Any, path: Path) -> int:
+def _parse_keypoints(shape: Any, path: Path) -> int:
     if shape is None:
         return 0
     if not (

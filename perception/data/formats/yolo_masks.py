@@ -1,6 +1,6 @@
-"""Polygons in YOLO's layout as label maps: a text file per picture with lines ``class x1 y1 x2 y2 x3 y3 ...``.
+"""Polygons in YOLO's layout as segmentation masks: a text file per image with lines ``class x1 y1 x2 y2 x3 y3 ...``.
 
-The files lie as those of boxes do (see `perception.data.formats.yolo`). Numbers are fractions of the picture's sides.
+The files lie as those of boxes do (see `perception.data.formats.yolo`). Numbers are fractions of the image's sides.
 """
 
 from __future__ import annotations
@@ -14,30 +14,31 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.config import configuration
-from perception.data.class_names import OUTSIDE, Coarse, Names, map_masks, map_value
-from perception.data.formats.boxes import Unlabelled, labelled_rows
-from perception.data.formats.masks import FAULTS, draw, encode
-from perception.data.formats.yolo_data import read_data_file
-from perception.data.formats.yolo_tree import YoloTree, label_files
-from perception.files.folders import existing_file
-from perception.files.images import read_size
-from perception.files.text_files import check_text, floats, read_text, rows
+from perception.config import config_dataclass
+from perception.data.class_names import UNMASKED, ClassNames, Superclasses, map_mask_classes, mask_value
+from perception.data.formats.boxes import UnlabeledPolicy, select_labeled_rows
+from perception.data.formats.rle_masks import MASK_FAULTS, draw_masks, encode_rle
+from perception.data.formats.yolo_data import read_yolo_data_file
+from perception.data.formats.yolo_tree import YoloTree, find_label_files
+from perception.files.folders import require_file
+from perception.files.images import read_image_size
+from perception.files.text_files import check_text_file, iterate_rows, parse_floats, read_text
 from perception.types import IGNORE_INDEX, Camera, DataError, DenseMap
 
-_BLANK = 64
+_MAX_BLANK_BYTES = 64
 """Bytes up to which a file is read at once: it may be of blank lines, or of a byte order mark alone."""
 
 
-@configuration
+@config_dataclass
 class YoloMasksConfig:
     """data: the data set's YAML file, relative to the data root. split: train, val or test in it.
 
     path:    folder that the YAML's own paths start from, instead of its ``path``, as in `YoloConfig`
-    outside: class of the recipe that pixels without a polygon have; "rest" = none of the polygons' classes; None = void
-    rename, ignore, labels_only, coarse: from the YAML's names to the recipe's, as in `LabelMapsConfig`
-    unlabelled: what a picture without a label file, or with an empty one, is: as in `CocoConfig`
-    allow_missing: largest fraction of the pictures in a list (.txt) that may be missing
+    unmasked_class: class of the recipe that pixels without a polygon have; "rest" = none of the polygons' classes;
+    None = void
+    rename, ignore, labels_only, superclasses: from the YAML's names to the recipe's, as in `SegmentationMasksConfig`
+    unlabeled: what an image without a label file, or with an empty one, is: as in `CocoConfig`
+    max_missing: largest fraction of the images in a list (.txt) that may be missing
     """
 
     data: str
@@ -45,13 +46,13 @@ class YoloMasksConfig:
     format: Literal["yolo_masks"] = "yolo_masks"
     task: str = "segmentation"
     path: str | None = None
-    outside: str | None = None
+    unmasked_class: str | None = None
     rename: dict[str, str] | None = None
-    ignore: Names = ()
+    ignore: ClassNames = ()
     labels_only: tuple[str, ...] | None = None
-    coarse: Coarse | None = None
-    unlabelled: Unlabelled = None
-    allow_missing: float = 0.01
+    superclasses: Superclasses | None = None
+    unlabeled: UnlabeledPolicy = None
+    max_missing: float = 0.01
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -60,8 +61,8 @@ class YoloMasksConfig:
 
 
 class YoloMasksReader:
-    """Every picture is labelled: one without a label file, or with an empty one, as one without polygons
-    (``unlabelled``).
+    """Every image is labeled: one without a label file, or with an empty one, as one without polygons
+    (``unlabeled``).
 
     Where polygons overlap, the smaller is on top. A line of a box, without a polygon, makes its pixels void.
     """
@@ -72,63 +73,63 @@ class YoloMasksReader:
         self.config = config
         self.tasks = config.tasks
         self.problems: Counter[str] = Counter()
-        path = existing_file(root, config.data, "YOLO's data.yaml")
-        content = read_data_file(path)
-        self.class_map = map_masks(
-            content.names, config.outside, classes[config.task], str(path), config.rename, config.ignore,
-            config.labels_only, config.coarse,
+        path = require_file(root, config.data, "YOLO's data.yaml")
+        content = read_yolo_data_file(path)
+        self.class_map = map_mask_classes(
+            content.names, config.unmasked_class, classes[config.task], str(path), config.rename, config.ignore,
+            config.labels_only, config.superclasses,
         )  # fmt: skip
         self.class_maps = {config.task: self.class_map}
-        self._values = [map_value(self.class_map, name) for name in content.names]
-        self._outside = map_value(self.class_map, OUTSIDE)
+        self._values = [mask_value(self.class_map, name) for name in content.names]
+        self._unmasked_value = mask_value(self.class_map, UNMASKED)
         tree = YoloTree(path, content, root, config.path)
-        pictures = tree.pictures(config.split, config.allow_missing, self.problems)
-        labels = label_files(pictures, tree.boundary, self.problems, tree.names_folders(config.split))
-        annotated = np.array([label is not None and _says_something(label) for label in labels])
-        kept, self.unannotated = labelled_rows(annotated, config.unlabelled, str(path), self.problems)
-        if config.unlabelled != "skip" and None in labels:
-            self.problems["pictures without a label file, taken as empty"] += labels.count(None)
+        pictures = tree.find_images(config.split, config.max_missing, self.problems)
+        labels = find_label_files(pictures, tree.boundary, self.problems, tree.is_folder_split(config.split))
+        annotated = np.array([label is not None and _has_content(label) for label in labels])
+        kept, self.num_unannotated = select_labeled_rows(annotated, config.unlabeled, str(path), self.problems)
+        if config.unlabeled != "skip" and None in labels:
+            self.problems["images without a label file, taken as empty"] += labels.count(None)
         self.images = [pictures[row].path for row in kept]
-        self._labels = [labels[row] for row in kept]
+        self._label_paths = [labels[row] for row in kept]
 
-    def annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, DenseMap]:
-        """values uint8 [H, W]. Without ``size`` the picture's header is read. Raises DataError with the line."""
-        height, width = read_size(self.images[index]) if size is None else size
-        path, masks = self._labels[index], []
-        for number, words in () if path is None else rows(read_text(path)):
+    def read_annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, DenseMap]:
+        """values uint8 [H, W]. Without ``size`` the image's header is read. Raises DataError with the line."""
+        height, width = read_image_size(self.images[index]) if size is None else size
+        path, masks = self._label_paths[index], []
+        for number, words in () if path is None else iterate_rows(read_text(path)):
             where = f"{path}, line {number}"
-            kind, *points = floats(words, where, "numbers: a class and a polygon x1 y1 x2 y2 x3 y3 ...")
+            kind, *points = parse_floats(words, where, "numbers: a class and a polygon x1 y1 x2 y2 x3 y3 ...")
             if not (0 <= kind < len(self._values) and kind.is_integer()):
                 raise DataError(f"{where}: class {words[0][:40]!r}. Expected 0 to {len(self._values) - 1}.")
             value = self._values[int(kind)]
             if len(points) == 4:
-                points, value = _corners(points), IGNORE_INDEX
+                points, value = _box_polygon(points), IGNORE_INDEX
             outside = max((max(-point, point - 1) for point in points), default=0.0)
             if not all(map(math.isfinite, points)) or outside > 0.5:
                 raise DataError(
-                    f"{where}: its numbers reach {outside:.3g} outside 0 to 1. Expected fractions of the picture's "
+                    f"{where}: its numbers reach {outside:.3g} outside 0 to 1. Expected fractions of the image's "
                     "width and height, not pixels."
                 )
             pixels = (np.array(points) * np.resize([width, height], len(points))).tolist()
-            text, count, fault = encode([pixels], height, width)
-            if fault and FAULTS[fault] != "no pixel":
-                raise DataError(f"{where}: {FAULTS[fault]}. Expected a class and three or more points x y.")
+            text, count, fault = encode_rle([pixels], height, width)
+            if fault and MASK_FAULTS[fault] != "no pixel":
+                raise DataError(f"{where}: {MASK_FAULTS[fault]}. Expected a class and three or more points x y.")
             masks.append((-count, text, value))
         ordered = [(text, value) for _, text, value in sorted(masks, key=lambda mask: mask[0]) if text]
-        values: NDArray[np.uint8] = draw(ordered, height, width, self._outside)
-        return {self.config.task: DenseMap(values, values != IGNORE_INDEX, classes=self.class_map.space)}
+        values: NDArray[np.uint8] = draw_masks(ordered, height, width, self._unmasked_value)
+        return {self.config.task: DenseMap(values, values != IGNORE_INDEX, label_space=self.class_map.label_space)}
 
     def camera(self, index: int) -> Camera | None:
         return None
 
 
-def _says_something(path: Path) -> bool:
+def _has_content(path: Path) -> bool:
     """Whether a label file has a line that is not blank. Raises DataError where it is no text file."""
-    check_text(path)
-    return path.stat().st_size > _BLANK or bool(read_text(path).strip())
+    check_text_file(path)
+    return path.stat().st_size > _MAX_BLANK_BYTES or bool(read_text(path).strip())
 
 
-def _corners(box: list[float]) -> list[float]:
+def _box_polygon(box: list[float]) -> list[float]:
     """The polygon of a box cx cy width height."""
     x, y, w, h = box[0], box[1], box[2] / 2, box[3] / 2
     return [x - w, y - h, x + w, y - h, x + w, y + h, x - w, y + h]

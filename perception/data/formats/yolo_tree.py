@@ -1,4 +1,4 @@
-"""The files of a data set in YOLO's layout: its pictures, and their label files."""
+"""The files of a data set in YOLO's layout: its images, and their label files."""
 
 from __future__ import annotations
 
@@ -9,25 +9,26 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from perception.data.formats.yolo_data import DataFile
-from perception.files.folders import boundary_of, existing_folder, list_pictures, present
-from perception.files.images import PICTURE_SUFFIXES
-from perception.files.text_files import MAX_LIST_BYTES, files_in, read_text
+from perception.data.formats.yolo_data import YoloDataFile
+from perception.files.folders import find_boundary, find_present_files, list_images, require_folder
+from perception.files.images import IMAGE_SUFFIXES
+from perception.files.text_files import MAX_LIST_BYTES, list_folder_files, read_text
 from perception.types import DataError
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
-    """A picture: its path without links, and the path that its name in the data set gives, links and all."""
+class YoloImage:
+    """An image: its path without links, and the path that its name in the data set gives, links and all."""
 
     path: Path
-    named: Path
+    given_path: Path
 
 
 class YoloTree:
     """Where the paths of a data.yaml lead.
 
-    start:    folder that they start from: ``path`` seen from the YAML's folder or from the data root, or ``override``
+    base_folder:    folder that they start from: ``path`` seen from the YAML's folder or from the data root, or
+    ``override``
     boundary: folder (resolved) that nothing leads out of: the data root, or ``override`` where that is elsewhere
 
     A path that is none as it stands is read as one of Windows, and then as one of another computer: without its first
@@ -36,38 +37,42 @@ class YoloTree:
     Raises DataError where a path leads out or to nothing.
     """
 
-    def __init__(self, path: Path, content: DataFile, root: Path, override: str | None = None) -> None:
+    def __init__(self, path: Path, content: YoloDataFile, root: Path, override: str | None = None) -> None:
         self.path, self._content = path, content
         self.boundary = Path(os.path.realpath(root))
         if override is not None:
-            self.start = existing_folder(root, override, "the data set")
-            self.boundary = boundary_of(self.start, root)
+            self.base_folder = require_folder(root, override, "the data set")
+            self.boundary = find_boundary(self.base_folder, root)
             return
         beside, given = Path(os.path.realpath(path.parent)), content.path
-        places = [folder / name for name in (given, _slashes(given)) for folder in (beside, self.boundary)]
-        self.start = self._existing(places, f"path: {given}")
+        places = [folder / name for name in (given, _to_posix(given)) for folder in (beside, self.boundary)]
+        self.base_folder = self._find_existing(places, f"path: {given}")
 
-    def names_folders(self, split: str) -> bool:
-        """Whether the pictures of a split are all that is in some folders."""
+    def is_folder_split(self, split: str) -> bool:
+        """Whether the images of a split are all that is in some folders."""
         return not any(name.endswith(".txt") for name in self._content.splits.get(split, ()))
 
-    def pictures(self, split: str, allow_missing: float, problems: Counter[str]) -> list[Named]:
-        """The pictures of a split, each once, in the order of the YAML and then by name."""
+    def find_images(self, split: str, max_missing: float, problems: Counter[str]) -> list[YoloImage]:
+        """The images of a split, each once, in the order of the YAML and then by name."""
         if split not in self._content.splits:
             known = ", ".join(self._content.splits) or "none of train, val, test"
             raise DataError(f"{self.path} has no '{split}'. Found: {known}. Correct split in the recipe.")
-        found: dict[Path, Named] = {}
+        found: dict[Path, YoloImage] = {}
         for name in self._content.splits[split]:
             beside = name.removeprefix("../")  # Roboflow writes ../train/images for train/images beside the YAML
-            moved = (_moved(name, cut) for cut in range(_slashes(name).count("/") + 1))
+            moved = (_strip_folders(name, cut) for cut in range(_to_posix(name).count("/") + 1))
             names = (name, beside, *(each for each in moved if "/" in each or split in each))
-            place = self._existing([self.start / each for each in names], f"{split}: {name}")
-            pictures = self._listed(place, allow_missing, problems) if os.path.isfile(place) else self._folder(place)  # noqa: PTH113
+            place = self._find_existing([self.base_folder / each for each in names], f"{split}: {name}")
+            pictures = (
+                self._read_image_list(place, max_missing, problems)
+                if os.path.isfile(place)  # noqa: PTH113
+                else self._list_folder(place)
+            )
             for picture in pictures:
                 found.setdefault(picture.path, picture)
         return list(found.values())
 
-    def _existing(self, places: Sequence[Path], what: str) -> Path:
+    def _find_existing(self, places: Sequence[Path], what: str) -> Path:
         """The first of some paths that exists under the boundary, without links where it leads through one."""
         leads = ""
         for place in dict.fromkeys(Path(os.path.normpath(place)) for place in places):
@@ -81,85 +86,85 @@ class YoloTree:
             "this reader path: ... in the recipe, the folder that the paths start from."
         )
 
-    def _listed(self, path: Path, allow_missing: float, problems: Counter[str]) -> list[Named]:
-        """The pictures of a text file that exist. Relative lines start at its folder, the data set's, or the root."""
+    def _read_image_list(self, path: Path, max_missing: float, problems: Counter[str]) -> list[YoloImage]:
+        """The images of a text file that exist. Relative lines start at its folder, the data set's, or the root."""
         lines = [line.strip() for line in read_text(path, MAX_LIST_BYTES).splitlines() if line.strip()]
         for line in lines:
-            if Path(line).suffix.lower() not in PICTURE_SUFFIXES:
-                raise DataError(f"{path}: {line[:100]!r} is no picture. Expected the path of a picture on every line.")
-        base, lines = self._base(lines, path.parent)
+            if Path(line).suffix.lower() not in IMAGE_SUFFIXES:
+                raise DataError(f"{path}: {line[:100]!r} is no image. Expected the path of an image on every line.")
+        base, lines = self._find_base(lines, path.parent)
         named = [Path(os.path.normpath(base / line)) for line in lines]
-        folders = {at: self._files(at, path) for at in {picture.parent for picture in named}}
+        folders = {at: self._list_files(at, path) for at in {picture.parent for picture in named}}
         paths = [folders[picture.parent].get(picture.name, picture) for picture in named]
-        there = present(paths, base, str(path), allow_missing, problems)
-        return [Named(real, name) for real, name, exists in zip(paths, named, there, strict=True) if exists]
+        there = find_present_files(paths, base, str(path), max_missing, problems)
+        return [YoloImage(real, name) for real, name, exists in zip(paths, named, there, strict=True) if exists]
 
-    def _base(self, lines: list[str], folder: Path) -> tuple[Path, list[str]]:
+    def _find_base(self, lines: list[str], folder: Path) -> tuple[Path, list[str]]:
         """Where the lines of a list start, and the lines as they are to be read."""
-        bases = dict.fromkeys((folder, self.start, self.boundary))
+        bases = dict.fromkeys((folder, self.base_folder, self.boundary))
         for cut in (None, *range(max((line.count("/") + line.count("\\") for line in lines[:20]), default=0))):
-            read = (lambda line: line) if cut is None else partial(_moved, cut=cut)
+            read = (lambda line: line) if cut is None else partial(_strip_folders, cut=cut)
             base = next((b for b in bases if any(os.path.exists(b / read(line)) for line in lines[:20])), None)  # noqa: PTH110
             if base is not None:
                 return base, [read(line) for line in lines]
         return folder, lines
 
-    def _folder(self, place: Path) -> list[Named]:
-        pictures = list_pictures(Path(os.path.realpath(place)), root=self.boundary)
-        return [Named(path, place / name) for path, name in pictures.items()]
+    def _list_folder(self, place: Path) -> list[YoloImage]:
+        pictures = list_images(Path(os.path.realpath(place)), root=self.boundary)
+        return [YoloImage(path, place / name) for path, name in pictures.items()]
 
-    def _files(self, folder: Path, path: Path) -> dict[str, Path]:
+    def _list_files(self, folder: Path, path: Path) -> dict[str, Path]:
         """The files of a folder that the list ``path`` names."""
         real = Path(os.path.realpath(folder))
         if not real.is_relative_to(self.boundary):
             raise DataError(
-                f"{path} names pictures in {folder}, which leads out of {self.boundary}. Put them under it, or give "
+                f"{path} names images in {folder}, which leads out of {self.boundary}. Put them under it, or give "
                 "this reader path: ... in the recipe."
             )
-        return files_in(real, self.boundary, "")
+        return list_folder_files(real, self.boundary, "")
 
 
-def _slashes(name: str) -> str:
+def _to_posix(name: str) -> str:
     """A path of Windows as one of POSIX; the letter of its disk goes."""
     path = name.replace("\\", "/")
     return path[2:] if path[1:3] == ":/" else path
 
 
-def _moved(name: str, cut: int) -> str:
+def _strip_folders(name: str, cut: int) -> str:
     """A path of another system or computer, relative to what it has after its first ``cut`` folders."""
-    parts = [part for part in _slashes(name).split("/") if part not in ("", ".", "..")]
+    parts = [part for part in _to_posix(name).split("/") if part not in ("", ".", "..")]
     return "/".join(parts[min(cut, len(parts) - 1) :])
 
 
-def label_files(
-    pictures: Sequence[Named], boundary: Path, problems: Counter[str], whole: bool = False
+def find_label_files(
+    images: Sequence[YoloImage], boundary: Path, problems: Counter[str], complete: bool = False
 ) -> list[Path | None]:
-    """The label file of every picture, None where there is none.
+    """The label file of every image, None where there is none.
 
-    whole: the pictures are all that their folders hold, so that other label files have lost theirs (``classes.txt``
+    complete: the images are all that their folders hold, so that other label files have lost theirs (``classes.txt``
     is a tool's list of names)
-    Raises DataError where no picture has one, and where one is outside ``boundary``.
+    Raises DataError where no image has one, and where one is outside ``boundary``.
     """
-    wanted = [_label(picture.named, boundary) for picture in pictures]
-    folders = {at: files_in(at, boundary, ".txt") for at in {path.parent for path in wanted}}
+    wanted = [_label_path(picture.given_path, boundary) for picture in images]
+    folders = {at: list_folder_files(at, boundary, ".txt") for at in {path.parent for path in wanted}}
     found = [folders[path.parent].get(path.stem) for path in wanted]
     missing = sum(path is None for path in found)
     if missing == len(found):
         raise DataError(
-            f"None of the {len(found)} pictures has a label file: {pictures[0].path} should have {wanted[0]}. Put the "
-            "label files there; an empty one says that its picture shows nothing."
+            f"None of the {len(found)} images has a label file: {images[0].path} should have {wanted[0]}. Put the "
+            "label files there; an empty one says that its image shows nothing."
         )
-    if whole:
+    if complete:
         used = {(path.parent, path.stem) for path in wanted}
         odd = sum((at, stem) not in used for at, files in folders.items() for stem in files if stem != "classes")
         if odd:
-            problems["label files without a picture"] += odd
+            problems["label files without an image"] += odd
     return found
 
 
-def _label(named: Path, boundary: Path) -> Path:
-    """Where YOLO keeps the labels of a picture: in ``labels`` instead of the last folder ``images``, or beside it."""
-    parts = list(named.relative_to(boundary).parts)
+def _label_path(image_path: Path, boundary: Path) -> Path:
+    """Where YOLO keeps the labels of an image: in ``labels`` instead of the last folder ``images``, or beside it."""
+    parts = list(image_path.relative_to(boundary).parts)
     at = next((i for i in range(len(parts) - 2, -1, -1) if parts[i] == "images"), None)
     if at is not None:
         parts[at] = "labels"

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field
 
-from perception.config import configuration
-from perception.nn.blocks import Width
+from perception.config import config_dataclass
+from perception.nn.blocks import ChannelCount
 from perception.nn.necks.bifpn import BiFPN, BiFPNConfig
 from perception.nn.necks.fpn import FPN, FPNConfig
 from perception.nn.necks.neck import Neck
@@ -31,22 +31,22 @@ def check_strides(strides: Sequence[int]) -> None:
         )
 
 
-@configuration
+@config_dataclass
 class AutoNeckConfig:
     """`simple` where the backbone's features all have one stride, else `fpn`, with these widths."""
 
     name: Literal["auto"] = "auto"
-    channels: Width = 96
-    fine_channels: Width = 48
+    channels: ChannelCount = 96
+    fine_channels: ChannelCount = 48
 
 
-def _auto_by_default(value: Any) -> Any:
+def _default_to_auto(value: Any) -> Any:
     return {"name": "auto", **value} if isinstance(value, dict) else value
 
 
 NeckConfig: TypeAlias = Annotated[
     Annotated[AutoNeckConfig | FPNConfig | PANConfig | BiFPNConfig | SimplePyramidConfig, Field(discriminator="name")],
-    BeforeValidator(_auto_by_default),
+    BeforeValidator(_default_to_auto),
 ]
 
 
@@ -61,10 +61,11 @@ def build_neck(config: Any, channels: Mapping[int, int], strides: Collection[int
         fitting = SimplePyramid if plain else FPN
         config = fitting.Config(channels=config.channels, fine_channels=config.fine_channels)
     kind = NECKS[config.name]
-    if kind.plain != plain:
-        names = " or ".join(name for name, other in NECKS.items() if other.plain == plain)
+    if kind.single_scale != plain:
+        names = " or ".join(name for name, other in NECKS.items() if other.single_scale == plain)
         raise ConfigError(
-            f"model.neck: '{config.name}' reads features of {'one stride' if kind.plain else 'several strides'}, but "
+            f"model.neck: '{config.name}' reads features of "
+            f"{'one stride' if kind.single_scale else 'several strides'}, but "
             f"the backbone's have stride {have}. Use model.neck.name: {names}."
         )
     if unknown := sorted(set(strides) - set(STRIDES)):

@@ -10,20 +10,21 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from perception.config import configuration
-from perception.nn.blocks import Width, conv_norm_act, double, downsample, separable_conv
-from perception.nn.necks.fpn import entrances, widths
+from perception.config import config_dataclass
+from perception.nn.blocks import ChannelCount, conv_norm_act, downsample, separable_conv, upsample_twice
+from perception.nn.necks.fpn import project_levels, pyramid_channels
 from perception.nn.necks.neck import Neck
 
 
-@configuration
+@config_dataclass
 class BiFPNConfig:
-    """channels: width of the levels of stride 8 and coarser. fine_channels: of stride 4. layers: rounds down and up."""
+    """channels: width of the levels of stride 8 and coarser. fine_channels: of stride 4. num_layers: rounds down and
+    up."""
 
     name: Literal["bifpn"] = "bifpn"
-    channels: Width = 96
-    fine_channels: Width = 48
-    layers: Annotated[int, Field(ge=1, le=16)] = 2
+    channels: ChannelCount = 96
+    fine_channels: ChannelCount = 48
+    num_layers: Annotated[int, Field(ge=1, le=16)] = 2
 
 
 class BiFPN(Neck):
@@ -36,52 +37,52 @@ class BiFPN(Neck):
 
     def __init__(self, channels: Mapping[int, int], config: BiFPNConfig, strides: Collection[int]) -> None:
         super().__init__(channels, config, strides)
-        width = widths(channels, strides, config.channels, config.fine_channels)
+        width = pyramid_channels(channels, strides, config.channels, config.fine_channels)
         self.channels = {stride: width[stride] for stride in sorted(strides)}
         self.levels = [stride for stride in width if stride >= 8]
         self.lateral = nn.ModuleDict(
             {str(s): conv_norm_act(channels[s], width[s], act=False) for s in width if s in channels}
         )
-        self.beyond = nn.ModuleDict({str(s): downsample(width[s // 2], width[s]) for s in width if s not in channels})
+        self.extra = nn.ModuleDict({str(s): downsample(width[s // 2], width[s]) for s in width if s not in channels})
         self.layers = nn.ModuleList(
-            Round(self.levels, config.channels, max(self.levels)) for _ in range(config.layers - 1)
+            BiFPNLayer(self.levels, config.channels, max(self.levels)) for _ in range(config.num_layers - 1)
         )
-        self.layers.append(Round(self.levels, config.channels, max(strides)))
-        self.narrow = nn.ModuleDict()
+        self.layers.append(BiFPNLayer(self.levels, config.channels, max(strides)))
+        self.reduce = nn.ModuleDict()
         self.smooth = nn.ModuleDict()
         if min(strides) < 8:
-            self.narrow["4"] = conv_norm_act(config.channels, config.fine_channels, act=False)
+            self.reduce["4"] = conv_norm_act(config.channels, config.fine_channels, act=False)
             self.smooth["4"] = separable_conv(config.fine_channels, config.fine_channels)
 
     def forward(self, features: Mapping[int, Tensor], strides: Collection[int]) -> dict[int, Tensor]:
-        levels = entrances(features, self.levels[0], self.lateral, self.beyond)
+        levels = project_levels(features, self.levels[0], self.lateral, self.extra)
         for number, layer in enumerate(self.layers, 1):
             levels = layer(levels, max(strides) if number == len(self.layers) else max(self.levels))
         if min(strides) < 8:
             fine = self.lateral["4"](features[4])
-            fine = fine + double(self.narrow["4"](levels[8]), fine)
+            fine = fine + upsample_twice(self.reduce["4"](levels[8]), fine)
             levels[4] = self.smooth["4"](fine)
         return {stride: levels[stride] for stride in sorted(strides, reverse=True)}
 
 
-class Round(nn.Module):
+class BiFPNLayer(nn.Module):
     """Once down and once up again over levels of one width. coarsest: the last level that the way up reaches."""
 
-    def __init__(self, levels: Sequence[int], width: int, coarsest: int) -> None:
+    def __init__(self, levels: Sequence[int], channels: int, coarsest: int) -> None:
         super().__init__()
         self.levels = tuple(levels)
         climbing = [stride for stride in self.levels[1:] if stride <= coarsest]
         inputs = {stride: 2 if stride == self.levels[-1] else 3 for stride in climbing}
         self.fuse_down = nn.ModuleDict({str(s): WeightedSum(2) for s in self.levels[:-1]})
-        self.smooth_down = nn.ModuleDict({str(s): separable_conv(width, width) for s in self.levels[:-1]})
+        self.smooth_down = nn.ModuleDict({str(s): separable_conv(channels, channels) for s in self.levels[:-1]})
         self.fuse_up = nn.ModuleDict({str(s): WeightedSum(inputs[s]) for s in climbing})
-        self.smooth_up = nn.ModuleDict({str(s): separable_conv(width, width) for s in climbing})
+        self.smooth_up = nn.ModuleDict({str(s): separable_conv(channels, channels) for s in climbing})
 
     def forward(self, levels: Mapping[int, Tensor], coarsest: int) -> dict[int, Tensor]:
         """The levels up to ``coarsest``."""
         down = {self.levels[-1]: levels[self.levels[-1]]}
         for stride in reversed(self.levels[:-1]):
-            above = double(down[2 * stride], levels[stride])
+            above = upsample_twice(down[2 * stride], levels[stride])
             down[stride] = self.smooth_down[str(stride)](self.fuse_down[str(stride)](levels[stride], above))
         up = {self.levels[0]: down[self.levels[0]]}
         for stride in self.levels[1:]:
@@ -94,11 +95,11 @@ class Round(nn.Module):
 
 
 class WeightedSum(nn.Module):
-    """Fast normalised fusion: a mean with learned weights that are not negative (Tan et al. 2020, section 3.3)."""
+    """Fast normalized fusion: a mean with learned weights that are not negative (Tan et al. 2020, section 3.3)."""
 
-    def __init__(self, inputs: int) -> None:
+    def __init__(self, num_inputs: int) -> None:
         super().__init__()
-        self.weights = nn.Parameter(torch.ones(inputs))
+        self.weights = nn.Parameter(torch.ones(num_inputs))
 
     def forward(self, *inputs: Tensor) -> Tensor:
         weights = F.relu(self.weights)

@@ -18,7 +18,7 @@ class Neck(nn.Module, ABC):
     """
 
     Config: ClassVar[type]
-    plain: ClassVar[bool] = False
+    single_scale: ClassVar[bool] = False
     """Whether it is made for features of one stride only, as plain ViTs have them."""
     channels: dict[int, int]
     """{stride: channels} of the pyramid."""

@@ -8,19 +8,19 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from perception.config import configuration
-from perception.nn.blocks import Width, downsample, separable_conv
-from perception.nn.necks.fpn import TopDown, widths
+from perception.config import config_dataclass
+from perception.nn.blocks import ChannelCount, downsample, separable_conv
+from perception.nn.necks.fpn import TopDownPathway, pyramid_channels
 from perception.nn.necks.neck import Neck
 
 
-@configuration
+@config_dataclass
 class PANConfig:
     """channels: width of the levels of stride 8 and coarser. fine_channels: of stride 4, which has most pixels."""
 
     name: Literal["pan"] = "pan"
-    channels: Width = 96
-    fine_channels: Width = 48
+    channels: ChannelCount = 96
+    fine_channels: ChannelCount = 48
 
 
 class PAN(Neck):
@@ -33,23 +33,23 @@ class PAN(Neck):
 
     def __init__(self, channels: Mapping[int, int], config: PANConfig, strides: Collection[int]) -> None:
         super().__init__(channels, config, strides)
-        width = widths(channels, strides, config.channels, config.fine_channels)
+        width = pyramid_channels(channels, strides, config.channels, config.fine_channels)
         self.channels = {stride: width[stride] for stride in sorted(strides)}
-        self.top_down = TopDown(channels, width)
-        self.climbing = [stride for stride in width if 8 <= stride <= max(strides)]
-        self.climb = nn.ModuleDict(
-            {str(coarse): downsample(width[fine], width[coarse]) for fine, coarse in pairwise(self.climbing)}
+        self.top_down = TopDownPathway(channels, width)
+        self.bottom_up_strides = [stride for stride in width if 8 <= stride <= max(strides)]
+        self.bottom_up = nn.ModuleDict(
+            {str(coarse): downsample(width[fine], width[coarse]) for fine, coarse in pairwise(self.bottom_up_strides)}
         )
-        made = {*self.climbing, *strides}
+        made = {*self.bottom_up_strides, *strides}
         self.smooth = nn.ModuleDict({str(s): separable_conv(width[s], width[s]) for s in sorted(made)})
 
     def forward(self, features: Mapping[int, Tensor], strides: Collection[int]) -> dict[int, Tensor]:
-        climbing = [stride for stride in self.climbing if stride <= max(strides)]
+        climbing = [stride for stride in self.bottom_up_strides if stride <= max(strides)]
         levels = self.top_down(features, min([*climbing, *strides]))
         pyramid = {s: self.smooth[str(s)](levels[s]) for s in strides if s not in climbing}
         for stride in climbing:
             level = levels[stride]
-            if str(stride) in self.climb:
-                level = level + self.climb[str(stride)](pyramid[stride // 2])
+            if str(stride) in self.bottom_up:
+                level = level + self.bottom_up[str(stride)](pyramid[stride // 2])
             pyramid[stride] = self.smooth[str(stride)](level)
         return {stride: pyramid[stride] for stride in sorted(strides, reverse=True)}

@@ -7,18 +7,18 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from perception.config import configuration
-from perception.nn.blocks import Width, conv_norm_act, separable_conv
+from perception.config import config_dataclass
+from perception.nn.blocks import ChannelCount, conv_norm_act, separable_conv
 from perception.nn.necks.neck import Neck
 
 
-@configuration
+@config_dataclass
 class SimplePyramidConfig:
     """channels: width of the levels of stride 8 and coarser. fine_channels: of stride 4, which has most pixels."""
 
     name: Literal["simple"] = "simple"
-    channels: Width = 96
-    fine_channels: Width = 48
+    channels: ChannelCount = 96
+    fine_channels: ChannelCount = 48
 
 
 class SimplePyramid(Neck):
@@ -26,28 +26,34 @@ class SimplePyramid(Neck):
     convolutions, coarser ones by pooling."""
 
     Config = SimplePyramidConfig
-    plain = True
+    single_scale = True
 
     def __init__(self, channels: Mapping[int, int], config: SimplePyramidConfig, strides: Collection[int]) -> None:
         super().__init__(channels, config, strides)
         ((self.stride, depth),) = channels.items()
         self.channels = {s: config.fine_channels if s < 8 else config.channels for s in sorted(strides)}
-        self.level = nn.ModuleDict({str(s): self._level(s, depth, width) for s, width in self.channels.items()})
+        self.levels = nn.ModuleDict({str(s): self._build_level(s, depth, width) for s, width in self.channels.items()})
 
-    def _level(self, stride: int, depth: int, width: int) -> nn.Sequential:
+    def _build_level(self, stride: int, in_channels: int, out_channels: int) -> nn.Sequential:
         layers: list[nn.Module] = []
         at = self.stride
         while at < stride:
             layers, at = [*layers, nn.MaxPool2d(3, stride=2, padding=1)], 2 * at
         while at > stride:
-            layers, at = [*layers, *_doubled(depth, max(depth // 2, width))], at // 2
-            depth = max(depth // 2, width)
-        return nn.Sequential(*layers, conv_norm_act(depth, width, act=False), separable_conv(width, width))
+            layers, at = [*layers, *_upsample_layers(in_channels, max(in_channels // 2, out_channels))], at // 2
+            in_channels = max(in_channels // 2, out_channels)
+        return nn.Sequential(
+            *layers, conv_norm_act(in_channels, out_channels, act=False), separable_conv(out_channels, out_channels)
+        )
 
     def forward(self, features: Mapping[int, Tensor], strides: Collection[int]) -> dict[int, Tensor]:
-        return {stride: self.level[str(stride)](features[self.stride]) for stride in sorted(strides, reverse=True)}
+        return {stride: self.levels[str(stride)](features[self.stride]) for stride in sorted(strides, reverse=True)}
 
 
-def _doubled(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
+def _upsample_layers(in_channels: int, out_channels: int) -> tuple[nn.Module, ...]:
     """Layers that double height and width."""
-    return nn.ConvTranspose2d(inputs, outputs, 2, stride=2, bias=False), nn.BatchNorm2d(outputs), nn.ReLU6(inplace=True)
+    return (
+        nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU6(inplace=True),
+    )

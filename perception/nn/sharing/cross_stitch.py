@@ -11,21 +11,21 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from perception.config import configuration
+from perception.config import config_dataclass
 from perception.nn.backbone import Backbone, BackboneConfig
-from perception.nn.gradient_cut import Divide, undivided
+from perception.nn.gradient_cut import CutFunction, no_cut
 from perception.nn.necks import NeckConfig
-from perception.nn.sharing.sharing import Features, Needs, Sharing, only
+from perception.nn.sharing.sharing import RequiredStrides, Sharing, SharingOutput, select_modules
 from perception.nn.sharing.stages import run_in_stages
-from perception.nn.trunk import trunks_alike
+from perception.nn.trunk import build_identical_trunks
 
 
-@configuration
+@config_dataclass
 class CrossStitchConfig:
     """own: what a stream keeps of its own features at the start; the others share the rest evenly."""
 
     name: Literal["cross_stitch"] = "cross_stitch"
-    own: Annotated[float, Field(gt=0, le=1)] = 0.9
+    self_weight: Annotated[float, Field(gt=0, le=1)] = 0.9
 
 
 class CrossStitch(Sharing):
@@ -40,19 +40,26 @@ class CrossStitch(Sharing):
     Config = CrossStitchConfig
 
     def __init__(
-        self, config: CrossStitchConfig, backbone: BackboneConfig, neck: NeckConfig, needs: Needs, weights: bool
+        self,
+        config: CrossStitchConfig,
+        backbone: BackboneConfig,
+        neck: NeckConfig,
+        required_strides: RequiredStrides,
+        weights: bool,
     ) -> None:
-        super().__init__(config, backbone, neck, needs, weights)
-        trunks = trunks_alike(backbone, neck, needs, weights)
+        super().__init__(config, backbone, neck, required_strides, weights)
+        trunks = build_identical_trunks(backbone, neck, required_strides, weights)
         self.backbone = nn.ModuleDict({name: trunk.backbone for name, trunk in trunks.items()})
         self.neck = nn.ModuleDict({name: trunk.neck for name, trunk in trunks.items()})
         self.channels = {name: dict(trunk.channels) for name, trunk in trunks.items()}
-        widths, count = next(self.backbones()).channels, len(needs)
-        start = torch.full((count, count), (1 - config.own) / max(1, count - 1)).fill_diagonal_(config.own)
+        widths, count = next(self.backbones()).channels, len(required_strides)
+        start = torch.full((count, count), (1 - config.self_weight) / max(1, count - 1)).fill_diagonal_(
+            config.self_weight
+        )
         start = (start / start.sum(1)).unsqueeze(2)
         self.units = nn.ParameterDict({str(stride): start.repeat(1, 1, width) for stride, width in widths.items()})
 
-    def forward(self, images: Tensor, needs: Needs, divide: Divide = undivided) -> Features:
+    def forward(self, images: Tensor, required_strides: RequiredStrides, cut: CutFunction = no_cut) -> SharingOutput:
         mixed: dict[str, dict[int, Tensor]] = {name: {} for name in self.backbone}
         before: list[Tensor] = []
         running = [run_in_stages(backbone, images) for backbone in self.backbones()]
@@ -65,19 +72,19 @@ class CrossStitch(Sharing):
                 mine[stride] = torch.stack([x * w[:, None, None] for x, w in zip(own, unit, strict=True)]).sum(0)
                 with suppress(StopIteration):
                     stage.append(features.send(mine[stride]))
-        streams = {name: self.neck[name](mixed[name], strides) for name, strides in needs.items()}
-        return Features(streams, tuple(before), {})
+        streams = {name: self.neck[name](mixed[name], strides) for name, strides in required_strides.items()}
+        return SharingOutput(streams, tuple(before), {})
 
     def backbones(self) -> Iterator[Backbone]:
         each: Any = self.backbone
         yield from each.values()
 
-    def shared(self) -> Iterator[nn.Parameter]:
+    def shared_parameters(self) -> Iterator[nn.Parameter]:
         return chain(self.backbone.parameters(), self.units.parameters())
 
-    def last_shared(self) -> Iterator[nn.Parameter]:
+    def last_shared_parameters(self) -> Iterator[nn.Parameter]:
         return self.units.parameters()
 
-    def keep(self, streams: Collection[str]) -> None:
-        super().keep(streams)
-        self.neck = only(self.neck, streams)
+    def keep_tasks(self, tasks: Collection[str]) -> None:
+        super().keep_tasks(tasks)
+        self.neck = select_modules(self.neck, tasks)

@@ -10,17 +10,17 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from perception.config import configuration, expected
+from perception.config import config_dataclass, suggest_name
 from perception.nn.backbone import Backbone, BackboneConfig
-from perception.nn.gradient_cut import Divide, undivided
+from perception.nn.gradient_cut import CutFunction, no_cut
 from perception.nn.necks import NeckConfig
-from perception.nn.sharing.hard import Hard, HardConfig
-from perception.nn.sharing.sharing import Features, Needs, Pyramids, Sharing, only
+from perception.nn.sharing.hard import HardSharing, HardSharingConfig
+from perception.nn.sharing.sharing import RequiredStrides, Sharing, SharingOutput, TaskPyramids, select_modules
 from perception.types import ConfigError
 
 
-@configuration
-class GroupsConfig:
+@config_dataclass
+class TaskGroupsConfig:
     """groups: tasks that share a trunk. A task in none of them has one by itself; an empty group, which is what is left
     of one whose tasks were taken out of the recipe, has none."""
 
@@ -28,7 +28,7 @@ class GroupsConfig:
     groups: Annotated[tuple[tuple[str, ...], ...], Field(min_length=1)]
 
 
-class Groups(Sharing):
+class TaskGroups(Sharing):
     """Hard sharing inside each group and nothing between them, as in a network for each group, but trained and deployed
     as one. `perception group` finds which tasks belong together.
 
@@ -36,56 +36,61 @@ class Groups(Sharing):
     too, for balancers that look at lengths. Trunks of groups without a kept stream are dropped by `keep`.
     """
 
-    Config = GroupsConfig
+    Config = TaskGroupsConfig
 
     def __init__(
-        self, config: GroupsConfig, backbone: BackboneConfig, neck: NeckConfig, needs: Needs, weights: bool
+        self,
+        config: TaskGroupsConfig,
+        backbone: BackboneConfig,
+        neck: NeckConfig,
+        required_strides: RequiredStrides,
+        weights: bool,
     ) -> None:
-        super().__init__(config, backbone, neck, needs, weights)
+        super().__init__(config, backbone, neck, required_strides, weights)
         self.groups = nn.ModuleDict()
-        for name, members in _named(config.groups, needs).items():
-            own = {stream: strides for stream, strides in needs.items() if stream in members}
-            self.groups[name] = Hard(HardConfig(), backbone, neck, own, weights)
-        channels = {stream: its for group in self._groups() for stream, its in group.channels.items()}
-        self.channels = {stream: channels[stream] for stream in needs}
+        for name, members in _name_groups(config.groups, required_strides).items():
+            own = {stream: strides for stream, strides in required_strides.items() if stream in members}
+            self.groups[name] = HardSharing(HardSharingConfig(), backbone, neck, own, weights)
+        channels = {stream: its for group in self._iterate_groups() for stream, its in group.channels.items()}
+        self.channels = {stream: channels[stream] for stream in required_strides}
 
-    def forward(self, images: Tensor, needs: Needs, divide: Divide = undivided) -> Features:
-        streams: Pyramids = {}
-        shared: list[Tensor] = []
-        for group in self._groups():
-            own = {stream: strides for stream, strides in needs.items() if stream in group.channels}
+    def forward(self, images: Tensor, required_strides: RequiredStrides, cut: CutFunction = no_cut) -> SharingOutput:
+        streams: TaskPyramids = {}
+        shared_parameters: list[Tensor] = []
+        for group in self._iterate_groups():
+            own = {stream: strides for stream, strides in required_strides.items() if stream in group.channels}
             if own:
-                features = group(images, own, divide)
-                streams |= features.streams
-                shared += features.shared
-        return Features({stream: streams[stream] for stream in needs}, tuple(shared), {})
+                features = group(images, own, cut)
+                streams |= features.pyramids
+                shared_parameters += features.shared_features
+        return SharingOutput({stream: streams[stream] for stream in required_strides}, tuple(shared_parameters), {})
 
     def backbones(self) -> Iterator[Backbone]:
-        return chain.from_iterable(group.backbones() for group in self._groups())
+        return chain.from_iterable(group.backbones() for group in self._iterate_groups())
 
-    def _groups(self) -> Iterator[Hard]:
+    def _iterate_groups(self) -> Iterator[HardSharing]:
         groups: Any = self.groups
         yield from groups.values()
 
-    def shared(self) -> Iterator[nn.Parameter]:
-        return chain.from_iterable(group.shared() for group in self._groups())
+    def shared_parameters(self) -> Iterator[nn.Parameter]:
+        return chain.from_iterable(group.shared_parameters() for group in self._iterate_groups())
 
-    def last_shared(self) -> Iterator[nn.Parameter]:
-        return chain.from_iterable(group.last_shared() for group in self._groups())
+    def last_shared_parameters(self) -> Iterator[nn.Parameter]:
+        return chain.from_iterable(group.last_shared_parameters() for group in self._iterate_groups())
 
-    def keep(self, streams: Collection[str]) -> None:
-        super().keep(streams)
-        for group in self._groups():
-            group.keep(streams)
-        self.groups = only(self.groups, [name for name, group in self.groups.items() if group.channels])
+    def keep_tasks(self, tasks: Collection[str]) -> None:
+        super().keep_tasks(tasks)
+        for group in self._iterate_groups():
+            group.keep_tasks(tasks)
+        self.groups = select_modules(self.groups, [name for name, group in self.groups.items() if group.channels])
 
 
-def _named(groups: Collection[Collection[str]], tasks: Collection[str]) -> Mapping[str, Collection[str]]:
+def _name_groups(groups: Collection[Collection[str]], tasks: Collection[str]) -> Mapping[str, Collection[str]]:
     """Name of a trunk -> its tasks: the number of a group, or the name of a task in none; so what other tasks there are
     renames no weights. Raises ConfigError where a group names what is no task, or a task is named twice."""
     for task, times in Counter(chain.from_iterable(groups)).items():
         if task not in tasks:
-            raise ConfigError(f"model.sharing.groups: this recipe has no '{task}'. {expected(task, tasks)}")
+            raise ConfigError(f"model.sharing.groups: this recipe has no '{task}'. {suggest_name(task, tasks)}")
         if times > 1:
             raise ConfigError(f"model.sharing.groups: '{task}' is named {times} times. Expected one group for a task.")
     numbered = {str(i): members for i, members in enumerate(groups) if members}

@@ -7,43 +7,50 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from perception.config import configuration
+from perception.config import config_dataclass
 from perception.nn.backbone import Backbone, BackboneConfig
-from perception.nn.gradient_cut import Divide, undivided
+from perception.nn.gradient_cut import CutFunction, no_cut
 from perception.nn.necks import NeckConfig
-from perception.nn.sharing.sharing import Features, Needs, Sharing, levels
+from perception.nn.sharing.sharing import RequiredStrides, Sharing, SharingOutput, all_strides
 from perception.nn.trunk import Trunk
 
 
-@configuration
-class HardConfig:
+@config_dataclass
+class HardSharingConfig:
     """Has no settings."""
 
     name: Literal["hard"] = "hard"
 
 
-class Hard(Sharing):
+class HardSharing(Sharing):
     """One trunk for all streams: the cheapest, and the one to beat. Gradients meet at the neck's pyramid."""
 
-    Config = HardConfig
+    Config = HardSharingConfig
 
     def __init__(
-        self, config: HardConfig, backbone: BackboneConfig, neck: NeckConfig, needs: Needs, weights: bool
+        self,
+        config: HardSharingConfig,
+        backbone: BackboneConfig,
+        neck: NeckConfig,
+        required_strides: RequiredStrides,
+        weights: bool,
     ) -> None:
-        super().__init__(config, backbone, neck, needs, weights)
-        self.trunk = Trunk(backbone, neck, levels(needs), weights)
-        self.channels = {name: {s: self.trunk.channels[s] for s in strides} for name, strides in needs.items()}
+        super().__init__(config, backbone, neck, required_strides, weights)
+        self.trunk = Trunk(backbone, neck, all_strides(required_strides), weights)
+        self.channels = {
+            name: {s: self.trunk.channels[s] for s in strides} for name, strides in required_strides.items()
+        }
 
-    def forward(self, images: Tensor, needs: Needs, divide: Divide = undivided) -> Features:
-        pyramid = {stride: divide(level) for stride, level in self.trunk(images, levels(needs)).items()}
-        streams = {name: {stride: pyramid[stride] for stride in strides} for name, strides in needs.items()}
-        return Features(streams, tuple(pyramid.values()), {})
+    def forward(self, images: Tensor, required_strides: RequiredStrides, cut: CutFunction = no_cut) -> SharingOutput:
+        pyramid = {stride: cut(level) for stride, level in self.trunk(images, all_strides(required_strides)).items()}
+        streams = {name: {stride: pyramid[stride] for stride in strides} for name, strides in required_strides.items()}
+        return SharingOutput(streams, tuple(pyramid.values()), {})
 
     def backbones(self) -> Iterator[Backbone]:
         yield self.trunk.backbone
 
-    def shared(self) -> Iterator[nn.Parameter]:
+    def shared_parameters(self) -> Iterator[nn.Parameter]:
         return self.trunk.parameters()
 
-    def last_shared(self) -> Iterator[nn.Parameter]:
+    def last_shared_parameters(self) -> Iterator[nn.Parameter]:
         return self.trunk.neck.parameters()

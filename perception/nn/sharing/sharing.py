@@ -1,4 +1,4 @@
-"""What every sharing architecture is: pictures in, a pyramid for each stream out."""
+"""What every sharing architecture is: images in, a pyramid for each stream out."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from perception.nn.backbone import Backbone, BackboneConfig
-from perception.nn.gradient_cut import Divide, undivided
+from perception.nn.gradient_cut import CutFunction, no_cut
 from perception.nn.necks import NeckConfig
 
-Needs = Mapping[str, Collection[int]]
+RequiredStrides = Mapping[str, Collection[int]]
 """Stream (one for each task) -> strides of the pyramid that its reader wants."""
 
-Pyramids = dict[str, dict[int, Tensor]]
+TaskPyramids = dict[str, dict[int, Tensor]]
 """Stream -> {stride: features [B, C, H / stride, W / stride]}."""
 
 
-class Features(NamedTuple):
-    """What a sharing architecture makes of a batch of pictures.
+class SharingOutput(NamedTuple):
+    """What a sharing architecture makes of a batch of images.
 
-    streams:   the pyramid of each stream
-    shared:    the features where the gradients of several streams meet, as they are read; empty where they never do
+    pyramids:   the pyramid of each stream
+    shared_features:    the features where the gradients of several streams meet, as they are read; empty where they
+    never do
     penalties: name -> scalar, with its strength, to be minimised beside the losses; of a training pass
     """
 
-    streams: Pyramids
-    shared: tuple[Tensor, ...]
+    pyramids: TaskPyramids
+    shared_features: tuple[Tensor, ...]
     penalties: dict[str, Tensor]
 
 
@@ -43,41 +44,44 @@ class Sharing(nn.Module, ABC):
     channels: dict[str, dict[int, int]]
     """Stream -> {stride: channels} of its pyramid."""
 
-    def __init__(self, config: Any, backbone: BackboneConfig, neck: NeckConfig, needs: Needs, weights: bool) -> None:
+    def __init__(
+        self, config: Any, backbone: BackboneConfig, neck: NeckConfig, required_strides: RequiredStrides, weights: bool
+    ) -> None:
         super().__init__()
 
     @abstractmethod
-    def forward(self, images: Tensor, needs: Needs, divide: Divide = undivided) -> Features:
-        """uint8 RGB [B, 3, H, W] to the pyramids of the streams in ``needs``. Runs nothing that they do not depend on.
+    def forward(self, images: Tensor, required_strides: RequiredStrides, cut: CutFunction = no_cut) -> SharingOutput:
+        """uint8 RGB [B, 3, H, W] to the pyramids of the streams in ``required_strides``. Runs nothing that they do not
+        depend on.
 
         A stream's pyramid does not depend on which others are asked for.
 
-        divide: called with each of the features where gradients meet; what it returns is read from there on. Not called
+        cut: called with each of the features where gradients meet; what it returns is read from there on. Not called
             where no set of features parts what streams share from what they do not.
         """
 
     @abstractmethod
     def backbones(self) -> Iterator[Backbone]:
-        """Every backbone, at least one; all normalise pictures alike."""
+        """Every backbone, at least one; all normalize images alike."""
 
     @abstractmethod
-    def shared(self) -> Iterator[nn.Parameter]:
+    def shared_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters that several streams depend on; each of the others belongs to one stream."""
 
     @abstractmethod
-    def last_shared(self) -> Iterator[nn.Parameter]:
+    def last_shared_parameters(self) -> Iterator[nn.Parameter]:
         """Those of the last layers among them."""
 
-    def keep(self, streams: Collection[str]) -> None:
-        """Drop, in place, what none of ``streams`` depends on."""
-        self.channels = {name: channels for name, channels in self.channels.items() if name in streams}
+    def keep_tasks(self, tasks: Collection[str]) -> None:
+        """Drop, in place, what none of ``tasks`` depends on."""
+        self.channels = {name: channels for name, channels in self.channels.items() if name in tasks}
 
 
-def levels(needs: Needs) -> set[int]:
+def all_strides(required_strides: RequiredStrides) -> set[int]:
     """All strides that any stream wants."""
-    return {stride for strides in needs.values() for stride in strides}
+    return {stride for strides in required_strides.values() for stride in strides}
 
 
-def only(modules: nn.ModuleDict, names: Collection[str]) -> nn.ModuleDict:
+def select_modules(modules: nn.ModuleDict, names: Collection[str]) -> nn.ModuleDict:
     """Those of the modules that have one of the names."""
     return nn.ModuleDict({name: module for name, module in modules.items() if name in names})

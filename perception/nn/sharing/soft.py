@@ -9,65 +9,75 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from perception.config import configuration
+from perception.config import config_dataclass
 from perception.nn.backbone import Backbone, BackboneConfig
-from perception.nn.gradient_cut import Divide, undivided
+from perception.nn.gradient_cut import CutFunction, no_cut
 from perception.nn.necks import NeckConfig
-from perception.nn.sharing.sharing import Features, Needs, Sharing, only
-from perception.nn.trunk import Trunk, trunks_alike
+from perception.nn.sharing.sharing import RequiredStrides, Sharing, SharingOutput, select_modules
+from perception.nn.trunk import Trunk, build_identical_trunks
 
 
-@configuration
-class SoftConfig:
+@config_dataclass
+class SoftSharingConfig:
     """pull: strength of the pull of each trunk's weights to their mean over the trunks; 0 = independent networks."""
 
     name: Literal["soft"] = "soft"
-    pull: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-3
+    l2_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-3
 
 
-class Soft(Sharing):
+class SoftSharing(Sharing):
     """A trunk for each stream, all starting from the same weights; as costly as a network for each task.
 
-    The penalty "pull" is ``pull`` times the sum over the weights of their squared distances to their mean over the
+    The penalty "l2_distance" is ``l2_weight`` times the sum over the weights of their squared distances to their mean
+    over the
     trunks. No feature and no parameter is shared, so a balancer that compares the tasks' gradients finds none.
     """
 
-    Config = SoftConfig
+    Config = SoftSharingConfig
 
     def __init__(
-        self, config: SoftConfig, backbone: BackboneConfig, neck: NeckConfig, needs: Needs, weights: bool
+        self,
+        config: SoftSharingConfig,
+        backbone: BackboneConfig,
+        neck: NeckConfig,
+        required_strides: RequiredStrides,
+        weights: bool,
     ) -> None:
-        super().__init__(config, backbone, neck, needs, weights)
-        self.pull = config.pull
-        trunks = trunks_alike(backbone, neck, needs, weights)
-        self.each = nn.ModuleDict(trunks)
+        super().__init__(config, backbone, neck, required_strides, weights)
+        self.l2_weight = config.l2_weight
+        trunks = build_identical_trunks(backbone, neck, required_strides, weights)
+        self.trunks = nn.ModuleDict(trunks)
         self.channels = {name: dict(trunk.channels) for name, trunk in trunks.items()}
 
-    def forward(self, images: Tensor, needs: Needs, divide: Divide = undivided) -> Features:
-        streams = {name: self.each[name](images, strides) for name, strides in needs.items()}
-        return Features(streams, (), {"pull": self.pull * self._distance()} if self.training and self.pull else {})
+    def forward(self, images: Tensor, required_strides: RequiredStrides, cut: CutFunction = no_cut) -> SharingOutput:
+        streams = {name: self.trunks[name](images, strides) for name, strides in required_strides.items()}
+        return SharingOutput(
+            streams,
+            (),
+            {"l2_distance": self.l2_weight * self._squared_distance()} if self.training and self.l2_weight else {},
+        )
 
-    def _distance(self) -> Tensor:
+    def _squared_distance(self) -> Tensor:
         named: dict[str, list[Tensor]] = {}
-        for trunk in self._trunks():
+        for trunk in self._iterate_trunks():
             for name, parameter in trunk.named_parameters():
                 named.setdefault(name, []).append(parameter)
         groups = [torch.stack(group) for group in named.values()]
         return torch.stack([(group - group.mean(0)).square().sum() for group in groups]).sum()
 
     def backbones(self) -> Iterator[Backbone]:
-        return (trunk.backbone for trunk in self._trunks())
+        return (trunk.backbone for trunk in self._iterate_trunks())
 
-    def _trunks(self) -> Iterator[Trunk]:
-        each: Any = self.each
+    def _iterate_trunks(self) -> Iterator[Trunk]:
+        each: Any = self.trunks
         yield from each.values()
 
-    def shared(self) -> Iterator[nn.Parameter]:
+    def shared_parameters(self) -> Iterator[nn.Parameter]:
         return iter(())
 
-    def last_shared(self) -> Iterator[nn.Parameter]:
+    def last_shared_parameters(self) -> Iterator[nn.Parameter]:
         return iter(())
 
-    def keep(self, streams: Collection[str]) -> None:
-        super().keep(streams)
-        self.each = only(self.each, streams)
+    def keep_tasks(self, tasks: Collection[str]) -> None:
+        super().keep_tasks(tasks)
+        self.trunks = select_modules(self.trunks, tasks)

@@ -20,23 +20,23 @@ def run_in_stages(backbone: Backbone, images: Tensor) -> Generator[tuple[int, Te
     Where timm runs a backbone only as a whole (plain ViTs), all levels are computed first and what is sent back is read
     by no stage.
     """
-    steps = list(_steps(backbone.body))
+    steps = list(_iterate_layers(backbone.body))
     if not steps:
         for stride, features in backbone(images).items():
             yield stride, features
         return
     level, last = 0, backbone.channels_last
-    x = backbone.normalise(images)
+    x = backbone.normalize(images)
     for step, feature in steps:
         x = step(x)
-        if feature is not None and feature in backbone.positions:
+        if feature is not None and feature in backbone.feature_indices:
             stride = backbone.strides[level]
             x = yield stride, x.permute(0, 3, 1, 2) if last else x
             x = x.permute(0, 2, 3, 1) if last else x
             level += 1
 
 
-def _steps(body: nn.Module) -> Iterator[tuple[Callable[[Tensor], Tensor], int | None]]:
+def _iterate_layers(body: nn.Module) -> Iterator[tuple[Callable[[Tensor], Tensor], int | None]]:
     """The layers of a timm feature extractor in order, each with the number of the feature that it gives, if any."""
     if isinstance(body, FeatureListNet):
         taken = list(body.return_layers)

@@ -6,20 +6,20 @@ from collections.abc import Callable
 
 from perception.types import PerceptionError
 from perception.video.writer import Writer
-from perception.video.writers.images import PictureWriter
+from perception.video.writers.images import AnnotatedFrameWriter
 from perception.video.writers.maps import MapWriter
-from perception.video.writers.mcap import BagSaver
-from perception.video.writers.records import RecordWriter
+from perception.video.writers.mcap import McapWriter
+from perception.video.writers.records import JsonlWriter
 from perception.video.writers.rrd import RerunWriter
-from perception.video.writers.window import Window
+from perception.video.writers.window import WindowWriter
 
 WRITERS: dict[str, Callable[[], Writer]] = {
     "maps": MapWriter,
-    "jsonl": RecordWriter,
-    "mp4": PictureWriter,
+    "jsonl": JsonlWriter,
+    "mp4": AnnotatedFrameWriter,
     "rrd": RerunWriter,
-    "mcap": BagSaver,
-    "window": Window,
+    "mcap": McapWriter,
+    "window": WindowWriter,
 }
 """In the order in which they are told of a frame: what adds to its record comes before what writes the record."""
 

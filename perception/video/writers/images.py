@@ -9,72 +9,78 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from perception.files.safe_write import make_folder, write_whole
-from perception.ops.draw import describe, warning
-from perception.ops.panel import panel
+from perception.files.safe_write import make_folder, write_atomic
+from perception.ops.draw import format_distances, format_warning
+from perception.ops.panel import draw_panel
 from perception.runtime.result import Result
-from perception.runtime.sources import Shot
+from perception.runtime.sources import Frame
 from perception.types import PerceptionError
-from perception.video.mp4_writer import LARGEST, VideoFile
-from perception.video.writer import Recording
+from perception.video.mp4_writer import MAX_SIDE, Mp4Writer
+from perception.video.writer import WriterContext
 
-WIDEST = 65_500
+MAX_JPEG_SIDE = 65_500
 """Pixels that a side of a JPEG may have, by libjpeg."""
 
 
-class PictureWriter:
-    """Annotated pictures: ``<name>.jpg`` of a picture, ``<name>.mp4`` of a video."""
+class AnnotatedFrameWriter:
+    """Annotated images: ``<name>.jpg`` of an image, ``<name>.mp4`` of a video."""
 
-    _film: VideoFile | None = None
+    _video: Mp4Writer | None = None
 
-    def open(self, recording: Recording) -> None:
-        self._recording, self._film = recording, None
+    def open(self, context: WriterContext) -> None:
+        self._context, self._video = context, None
 
-    def write(self, shot: Shot, result: Result, record: dict[str, Any]) -> None:
-        recording = self._recording
-        prediction, is_film = result.prediction, recording.fps > 0
-        dense = sum(spec.shape == "dense" for spec in result.specs.values())
-        stacked = is_film or shot.image.shape[1] * (1 + dense) > WIDEST
-        with recording.timings.measure("draw"):
-            picture = panel(
-                shot.image, result.annotations, result.specs, describe(prediction), warning(prediction), compact=stacked
+    def write(self, frame: Frame, result: Result, record: dict[str, Any]) -> None:
+        context = self._context
+        prediction, is_video = result.prediction, context.fps > 0
+        dense = sum(spec.annotation_type == "dense" for spec in result.specs.values())
+        stacked = is_video or frame.image.shape[1] * (1 + dense) > MAX_JPEG_SIDE
+        with context.timings.measure("draw"):
+            picture = draw_panel(
+                frame.image,
+                result.annotations,
+                result.specs,
+                format_distances(prediction),
+                format_warning(prediction),
+                compact=stacked,
             )
-        if not is_film:
-            path = recording.folder / f"{shot.place}.jpg"
-            shown = within(picture, WIDEST)
+        if not is_video:
+            path = context.folder / f"{frame.output_stem}.jpg"
+            shown = shrink_to_fit(picture, MAX_JPEG_SIDE)
             if shown is not picture:
-                recording.say(
-                    f"{path}: drawn {shown.shape[1]}x{shown.shape[0]}, for a side of a JPEG has {WIDEST:,} pixels"
+                context.notify(
+                    f"{path}: drawn {shown.shape[1]}x{shown.shape[0]}, for a side "
+                    f"of a JPEG has {MAX_JPEG_SIDE:,} pixels"
                 )
-            save(path, shown[:, :, ::-1])
+            write_image(path, shown[:, :, ::-1])
             return
-        if self._film is None:
-            path = recording.folder / f"{recording.name}.mp4"
+        if self._video is None:
+            path = context.folder / f"{context.name}.mp4"
             make_folder(path.parent)
-            self._film = VideoFile(path, recording.fps, picture.shape, recording.timings)
-            if max(picture.shape) > LARGEST:
-                width, height = self._film.size
-                recording.say(f"{path}: drawn {width}x{height}, for a side of an MPEG-4 film has {LARGEST:,} pixels")
-        self._film.write(picture, shot.time or 0.0)
+            self._video = Mp4Writer(path, context.fps, picture.shape, context.timings)
+            if max(picture.shape) > MAX_SIDE:
+                width, height = self._video.size
+                context.notify(f"{path}: drawn {width}x{height}, for a side of an MPEG-4 video has {MAX_SIDE:,} pixels")
+        self._video.write(picture, frame.time or 0.0)
 
     def close(self) -> None:
-        film, self._film = self._film, None
+        film, self._video = self._video, None
         if film is not None:
             film.close()
 
 
-def save(path: Path, picture: NDArray) -> None:
+def write_image(path: Path, image: NDArray) -> None:
     """Encode by the suffix of ``path`` (BGR or one channel). Raises PerceptionError where it cannot be written."""
-    done, data = cv2.imencode(path.suffix, np.ascontiguousarray(picture))
+    done, data = cv2.imencode(path.suffix, np.ascontiguousarray(image))
     if not done:
-        raise PerceptionError(f"{path}: a picture of {picture.shape} cannot be encoded as {path.suffix}.")
-    write_whole(path, data.tobytes())
+        raise PerceptionError(f"{path}: an image of {image.shape} cannot be encoded as {path.suffix}.")
+    write_atomic(path, data.tobytes())
 
 
-def within(picture: NDArray[np.uint8], most: int) -> NDArray[np.uint8]:
-    """The picture, made smaller where a side of it is longer than ``most`` pixels."""
-    factor = most / max(picture.shape[:2])
+def shrink_to_fit(image: NDArray[np.uint8], max_side: int) -> NDArray[np.uint8]:
+    """The image, made smaller where a side of it is longer than ``max_side`` pixels."""
+    factor = max_side / max(image.shape[:2])
     if factor >= 1:
-        return picture
-    size = [max(1, int(side * factor)) for side in picture.shape[1::-1]]
-    return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.uint8)
+        return image
+    size = [max(1, int(side * factor)) for side in image.shape[1::-1]]
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)

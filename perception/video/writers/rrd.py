@@ -1,4 +1,4 @@
-"""Recordings for the viewer of rerun.io (``--save rrd``): picture, boxes, label map and depth."""
+"""Recordings for the viewer of rerun.io (``--save rrd``): image, boxes, segmentation mask and depth."""
 
 from __future__ import annotations
 
@@ -7,53 +7,53 @@ from typing import Any
 import cv2
 import numpy as np
 
-from perception.ops.draw import describe
-from perception.ops.palette import palette
+from perception.ops.draw import format_distances
+from perception.ops.palette import class_palette
 from perception.runtime.result import Result, default_camera
-from perception.runtime.sources import Shot
+from perception.runtime.sources import Frame
 from perception.types import Camera, DenseMap, ImageLabel, Instances, PerceptionError, TaskSpec
-from perception.video.writer import Recording
+from perception.video.writer import WriterContext
 
-MISSING = "--save rrd needs rerun-sdk. Install it: pip install 'dense-perception[rerun]'"
-UNITS = 1000
+INSTALL_HINT = "--save rrd needs rerun-sdk. Install it: pip install 'dense-perception[rerun]'"
+UNITS_PER_METER = 1000
 """Of a depth map, per metre."""
 
 
 class RerunWriter:
-    """``<name>.rrd`` for each video, ``pictures.rrd`` for pictures. Nothing is sent anywhere."""
+    """``<name>.rrd`` for each video, ``images.rrd`` for images. Nothing is sent anywhere."""
 
     _stream: Any = None
 
-    def open(self, recording: Recording) -> None:
+    def open(self, context: WriterContext) -> None:
         try:
             import rerun  # pyright: ignore[reportMissingImports]
         except ModuleNotFoundError as error:
-            raise PerceptionError(MISSING) from error
-        self._rerun, self._specs, self._count = rerun, recording.specs, 0
-        path = recording.folder / f"{recording.name or 'pictures'}.rrd"
+            raise PerceptionError(INSTALL_HINT) from error
+        self._rerun, self._specs, self._count = rerun, context.specs, 0
+        path = context.folder / f"{context.name or 'images'}.rrd"
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._stream = rerun.RecordingStream("perception", recording_id=recording.name or "pictures")
+        self._stream = rerun.RecordingStream("perception", recording_id=context.name or "images")
         self._stream.save(path)
-        for name, spec in recording.specs.items():
-            if spec.classes and spec.shape != "label":
-                infos = zip(range(len(spec.classes)), spec.classes, palette(spec.classes).tolist(), strict=True)
+        for name, spec in context.specs.items():
+            if spec.classes and spec.annotation_type != "label":
+                infos = zip(range(len(spec.classes)), spec.classes, class_palette(spec.classes).tolist(), strict=True)
                 self._log(f"camera/{name}", rerun.AnnotationContext(list(infos)), static=True)
 
-    def write(self, shot: Shot, result: Result, record: dict[str, Any]) -> None:
-        if shot.time is None:
-            self._stream.set_time("picture", sequence=self._count)
+    def write(self, frame: Frame, result: Result, record: dict[str, Any]) -> None:
+        if frame.time is None:
+            self._stream.set_time("image", sequence=self._count)
         else:
-            self._stream.set_time("video", duration=shot.time)
+            self._stream.set_time("video", duration=frame.time)
         self._count += 1
         rerun = self._rerun
-        data = cv2.imencode(".jpg", cv2.cvtColor(shot.image, cv2.COLOR_RGB2BGR))[1].tobytes()
-        self._log("camera", self._pinhole(result))
-        self._log("camera/picture", rerun.EncodedImage(contents=data, media_type="image/jpeg"))
-        notes = describe(result.prediction)
+        data = cv2.imencode(".jpg", cv2.cvtColor(frame.image, cv2.COLOR_RGB2BGR))[1].tobytes()
+        self._log("camera", self._make_pinhole(result))
+        self._log("camera/image", rerun.EncodedImage(contents=data, media_type="image/jpeg"))
+        notes = format_distances(result.prediction)
         for name, annotation in result.annotations.items():
             spec = self._specs[name]
             if isinstance(annotation, Instances):
-                self._boxes(name, annotation, spec, notes)
+                self._log_boxes(name, annotation, spec, notes)
                 notes = []
             elif isinstance(annotation, ImageLabel):
                 values = dict(zip(spec.classes, np.asarray(annotation.values).tolist(), strict=True))
@@ -63,7 +63,7 @@ class RerunWriter:
                 shown = np.where(annotation.valid, annotation.values, 255).astype(np.uint8)
                 self._log(f"camera/{name}", rerun.SegmentationImage(shown, opacity=0.4))
             else:
-                self._log(f"camera/{name}", rerun.DepthImage(_steps(annotation), meter=float(UNITS)))
+                self._log(f"camera/{name}", rerun.DepthImage(_encode_depth(annotation), meter=float(UNITS_PER_METER)))
         if result.flags:
             level = rerun.TextLogLevel.WARN if result.valid else rerun.TextLogLevel.ERROR
             self._log("flags", rerun.TextLog("; ".join(result.flags), level=level))
@@ -77,14 +77,14 @@ class RerunWriter:
     def _log(self, path: str, entity: Any, static: bool = False) -> None:
         self._stream.log(path, entity, static=static)
 
-    def _boxes(self, name: str, found: Instances, spec: TaskSpec, notes: list[str]) -> None:
+    def _log_boxes(self, name: str, found: Instances, spec: TaskSpec, captions: list[str]) -> None:
         scores = np.ones(len(found.boxes)) if found.scores is None else found.scores
-        shown = np.flatnonzero(scores >= spec.threshold)
+        shown = np.flatnonzero(scores >= spec.score_threshold)
         words = []
         for i in shown:
             parts = [spec.classes[int(found.labels[i])]]
-            parts += [f"#{found.tracks[i]}"] if found.tracks is not None and found.tracks[i] >= 0 else []
-            words.append(" ".join([*parts, f"{scores[i]:.2f}", *notes[i : i + 1]]))
+            parts += [f"#{found.track_ids[i]}"] if found.track_ids is not None and found.track_ids[i] >= 0 else []
+            words.append(" ".join([*parts, f"{scores[i]:.2f}", *captions[i : i + 1]]))
         rerun = self._rerun
         boxes = rerun.Boxes2D(
             array=found.boxes[shown],
@@ -94,7 +94,7 @@ class RerunWriter:
         )
         self._log(f"camera/{name}", boxes)
 
-    def _pinhole(self, result: Result) -> Any:
+    def _make_pinhole(self, result: Result) -> Any:
         lens: Camera | None = result.camera
         if lens is None:
             depth = next((spec for spec in self._specs.values() if spec.unit == "m"), TaskSpec("", "dense", ()))
@@ -105,6 +105,6 @@ class RerunWriter:
         )
 
 
-def _steps(depth: DenseMap) -> Any:
+def _encode_depth(depth: DenseMap) -> Any:
     metres = np.where(depth.valid, depth.values, 0)
-    return np.clip(np.rint(metres * UNITS), 0, 65535).astype(np.uint16)
+    return np.clip(np.rint(metres * UNITS_PER_METER), 0, 65535).astype(np.uint16)

@@ -8,19 +8,19 @@ import cv2
 import numpy as np
 
 from perception.runtime.result import Result
-from perception.runtime.sources import Shot
+from perception.runtime.sources import Frame
 from perception.types import PerceptionError
-from perception.video.interrupt import Stopped
-from perception.video.writer import Recording
+from perception.video.interrupt import StopRequested
+from perception.video.writer import WriterContext
 
 
-class Window:
+class WindowWriter:
     """What is drawn, on the screen. Raises PerceptionError where OpenCV was built without windows, as ours is."""
 
     TITLE = "perception"
     _is_open = False
 
-    def open(self, recording: Recording) -> None:
+    def open(self, context: WriterContext) -> None:
         try:
             cv2.namedWindow(self.TITLE, cv2.WINDOW_NORMAL)
         except cv2.error as error:
@@ -30,10 +30,10 @@ class Window:
             ) from error
         self._is_open = True
 
-    def write(self, shot: Shot, result: Result, record: dict[str, Any]) -> None:
-        cv2.imshow(self.TITLE, np.ascontiguousarray(result.plot("picture")[:, :, ::-1]))
+    def write(self, frame: Frame, result: Result, record: dict[str, Any]) -> None:
+        cv2.imshow(self.TITLE, np.ascontiguousarray(result.plot("image")[:, :, ::-1]))
         if cv2.waitKey(1) & 0xFF in (ord("q"), 27):
-            raise Stopped
+            raise StopRequested
 
     def close(self) -> None:
         if self._is_open:

@@ -16,18 +16,18 @@ def ros_class(name: str) -> type:
     return getattr(import_module(f"{package}.msg"), kind)
 
 
-def to_ros(value: Any, find: Callable[[str], type] = ros_class) -> Any:
+def to_ros(value: Any, find_class: Callable[[str], type] = ros_class) -> Any:
     """The ROS message of a `Message`; lists and values within it likewise.
 
-    find: type name -> message class
+    find_class: type name -> message class
     """
     if isinstance(value, Message):
-        message = find(value.type)()
+        message = find_class(value.type)()
         for name, item in value.fields.items():
-            setattr(message, name, _byte(item) if _is_byte(value.type, name) else to_ros(item, find))
+            setattr(message, name, _to_byte(item) if _is_byte_field(value.type, name) else to_ros(item, find_class))
         return message
     if isinstance(value, list):
-        return [to_ros(item, find) for item in value]
+        return [to_ros(item, find_class) for item in value]
     if isinstance(value, np.ndarray) and value.dtype == np.uint8:
         data = array("B")  # what rclpy takes without looking at every element
         data.frombytes(value.tobytes())
@@ -35,9 +35,9 @@ def to_ros(value: Any, find: Callable[[str], type] = ros_class) -> Any:
     return value
 
 
-def _is_byte(type: str, field: str) -> bool:
+def _is_byte_field(type: str, field: str) -> bool:
     return type == "diagnostic_msgs/msg/DiagnosticStatus" and field == "level"
 
 
-def _byte(value: int) -> bytes:
+def _to_byte(value: int) -> bytes:
     return bytes([value])

@@ -1,4 +1,4 @@
-"""The node: pictures of a camera in, results of the network out, each with the picture's own stamp and frame_id."""
+"""The node: images of a camera in, results of the network out, each with the image's own stamp and frame_id."""
 
 import dataclasses
 
@@ -7,18 +7,18 @@ from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-from perception.robots.camera_info import is_rectified, lens
-from perception.robots.images import COMPRESSED, IMAGE, decode
-from perception.robots.messages import ERROR, OK, WARN, Stamp, all_messages, diagnostics
-from perception.runtime.predictor import Perceiver
-from perception.runtime.sources import Shot
-from perception.video.image_monitor import Monitor
+from perception.robots.camera_info import is_rectified, parse_camera_info
+from perception.robots.images import COMPRESSED_IMAGE, IMAGE, decode_image_message
+from perception.robots.messages import ERROR, OK, WARN, MessageHeader, make_diagnostics, result_to_messages
+from perception.runtime.predictor import Predictor
+from perception.runtime.sources import Frame
+from perception.video.image_monitor import ImageMonitor
 from perception_ros.convert import ros_class, to_ros
-from perception_ros.newest import NewestOnly
+from perception_ros.worker import LatestItemWorker
 
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL, reliability=ReliabilityPolicy.RELIABLE)
 """Of label_info, which does not change: who comes later gets it too."""
-DEFAULT = "Metres assume the default focal length."
+DEFAULT_FOCAL_NOTE = "Metres assume the default focal length."
 
 
 class PerceptionNode(Node):
@@ -28,93 +28,102 @@ class PerceptionNode(Node):
         super().__init__("perception")
         setting = self._declare
         tasks, providers = ([name for name in setting(key, [""]) if name] for key in ("tasks", "providers"))
-        self._perceiver = Perceiver(
+        self._predictor = Predictor(
             setting("model", ""),
             threads=setting("threads", 0) or None,
             providers=providers or None,
             tasks=tasks or None,
         )
-        self._kind = COMPRESSED if setting("compressed", False) else IMAGE
-        self._point_step, self._deadline = setting("point_step", 4), setting("deadline", 0.2)
-        self._stale = setting("stale", 1.0)
-        self._info, self._lens_trouble = None, f"no camera_info. {DEFAULT}"
-        self._missed, self._last, self._trouble = 0, self._now(), ""
-        self._monitor, self._flags = Monitor(), ()
-        self._before: dict[str, int] = {}
-        self._outputs = {}
-        self._queue = NewestOnly(self._perceive, self._fail)
-        message = CompressedImage if self._kind == COMPRESSED else Image
-        self.create_subscription(message, "image", self._take, qos_profile_sensor_data)
-        self.create_subscription(CameraInfo, "camera_info", self._take_info, qos_profile_sensor_data)
+        self._message_kind = COMPRESSED_IMAGE if setting("compressed", False) else IMAGE
+        self._point_stride, self._deadline = setting("point_step", 4), setting("deadline", 0.2)
+        self._max_silence = setting("stale", 1.0)
+        self._camera_info, self._camera_problem = None, f"no camera_info. {DEFAULT_FOCAL_NOTE}"
+        self._deadline_misses, self._last_image_time, self._problem = 0, self._now(), ""
+        self._monitor, self._flags = ImageMonitor(), ()
+        self._previous_counts: dict[str, int] = {}
+        self._result_publishers = {}
+        self._worker = LatestItemWorker(self._process_image, self._on_error)
+        message = CompressedImage if self._message_kind == COMPRESSED_IMAGE else Image
+        self.create_subscription(message, "image", self._receive_image, qos_profile_sensor_data)
+        self.create_subscription(CameraInfo, "camera_info", self._receive_camera_info, qos_profile_sensor_data)
         self._rectified = is_rectified(self.resolve_topic_name("image"))
-        self._diagnostics = self.create_publisher(ros_class("diagnostic_msgs/msg/DiagnosticArray"), "/diagnostics", 1)
-        self.create_timer(1.0, self._diagnose)
+        self._diagnostics_publisher = self.create_publisher(
+            ros_class("diagnostic_msgs/msg/DiagnosticArray"), "/diagnostics", 1
+        )
+        self.create_timer(1.0, self._publish_diagnostics)
 
     def _declare(self, name, default):
         return self.declare_parameter(name, default).value
 
-    def _take_info(self, message) -> None:
-        self._info = message
+    def _receive_camera_info(self, message) -> None:
+        self._camera_info = message
 
-    def _take(self, message) -> None:
-        self._last = self._now()
-        self._queue.put(message)
+    def _receive_image(self, message) -> None:
+        self._last_image_time = self._now()
+        self._worker.put(message)
 
-    def _perceive(self, message) -> None:
+    def _process_image(self, message) -> None:
         time = message.header.stamp
-        stamp = Stamp(time.sec * 10**9 + time.nanosec, message.header.frame_id)
-        image = decode(message, self._kind, f"picture at {stamp.nanoseconds / 1e9:.3f}")
+        stamp = MessageHeader(time.sec * 10**9 + time.nanosec, message.header.frame_id)
+        image = decode_image_message(message, self._message_kind, f"image at {stamp.nanoseconds / 1e9:.3f}")
         camera = None
-        if self._info is not None:
-            camera, trouble = lens(self._info, image.shape[:2], self._rectified)
-            self._lens_trouble = trouble if camera else f"{trouble} {DEFAULT}"
-        result = self._perceiver(image, camera)
-        prediction = self._monitor(Shot(image, stamp.nanoseconds / 1e9), result.prediction)
+        if self._camera_info is not None:
+            camera, trouble = parse_camera_info(self._camera_info, image.shape[:2], self._rectified)
+            self._camera_problem = trouble if camera else f"{trouble} {DEFAULT_FOCAL_NOTE}"
+        result = self._predictor(image, camera)
+        prediction = self._monitor(Frame(image, stamp.nanoseconds / 1e9), result.prediction)
         result = dataclasses.replace(result, prediction=prediction)
-        for topic, found in all_messages(result, stamp, self._point_step).items():
-            self._publisher(topic, found.type).publish(to_ros(found))
+        for topic, found in result_to_messages(result, stamp, self._point_stride).items():
+            self._get_publisher(topic, found.type).publish(to_ros(found))
         late = self._now() - stamp.nanoseconds / 1e9
-        self._missed += bool(self._deadline) and late > self._deadline
-        self._trouble, self._flags = "", result.flags
+        self._deadline_misses += bool(self._deadline) and late > self._deadline
+        self._problem, self._flags = "", result.flags
 
-    def _publisher(self, topic: str, kind: str):
-        if topic not in self._outputs:
+    def _get_publisher(self, topic: str, kind: str):
+        if topic not in self._result_publishers:
             quality = LATCHED if topic == "label_info" else qos_profile_sensor_data
-            self._outputs[topic] = self.create_publisher(ros_class(kind), f"perception/{topic}", quality)
-        return self._outputs[topic]
+            self._result_publishers[topic] = self.create_publisher(ros_class(kind), f"perception/{topic}", quality)
+        return self._result_publishers[topic]
 
-    def _fail(self, error: Exception) -> None:
-        self._trouble = str(error)
-        self.get_logger().error(self._trouble, throttle_duration_sec=5.0)
+    def _on_error(self, error: Exception) -> None:
+        self._problem = str(error)
+        self.get_logger().error(self._problem, throttle_duration_sec=5.0)
 
     def _now(self) -> float:
         return self.get_clock().now().nanoseconds / 1e9
 
-    def _diagnose(self) -> None:
+    def _publish_diagnostics(self) -> None:
         """Once a second: what was received, done, dropped and late since the last time, and how long it took."""
-        now, queue = self._now(), self._queue
-        counts = {"received": queue.received, "processed": queue.done, "dropped": queue.dropped, "failed": queue.errors}
-        counts["deadlines missed"] = self._missed
-        news = {name: count - self._before.get(name, 0) for name, count in counts.items()}
-        self._before = counts
-        age = now - self._last
-        if self._trouble or age > self._stale:
-            level, text = ERROR, self._trouble or f"no picture for {age:.1f} s"
+        now, queue = self._now(), self._worker
+        counts = {
+            "received": queue.received,
+            "processed": queue.processed,
+            "dropped": queue.dropped,
+            "failed": queue.failed,
+        }
+        counts["deadlines missed"] = self._deadline_misses
+        news = {name: count - self._previous_counts.get(name, 0) for name, count in counts.items()}
+        self._previous_counts = counts
+        age = now - self._last_image_time
+        if self._problem or age > self._max_silence:
+            level, text = ERROR, self._problem or f"no image for {age:.1f} s"
         elif self._flags:
             level, text = ERROR, "; ".join(self._flags)
         elif news["dropped"] or news["deadlines missed"]:
-            level, text = WARN, f"{news['dropped']} pictures dropped, {news['deadlines missed']} late"
-        elif self._lens_trouble:
-            level, text = WARN, self._lens_trouble
+            level, text = WARN, f"{news['dropped']} images dropped, {news['deadlines missed']} late"
+        elif self._camera_problem:
+            level, text = WARN, self._camera_problem
         else:
             level, text = OK, "running"
-        low, high = queue.latencies()
+        low, high = queue.latency_percentiles()
         values = {**counts, "latency p50 s": f"{low:.4f}", "latency p99 s": f"{high:.4f}"}
-        message = diagnostics(self.get_fully_qualified_name(), level, text, values, self.get_clock().now().nanoseconds)
-        self._diagnostics.publish(to_ros(message))
+        message = make_diagnostics(
+            self.get_fully_qualified_name(), level, text, values, self.get_clock().now().nanoseconds
+        )
+        self._diagnostics_publisher.publish(to_ros(message))
 
     def destroy_node(self) -> None:
-        self._queue.close()
+        self._worker.close()
         super().destroy_node()
 
 
