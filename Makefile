@@ -51,7 +51,7 @@ test-lowest:
 
 test-examples: .venv/.ready
 	cd examples/onnxruntime_node && ONNXRUNTIME_NODE_INSTALL_CUDA=skip npm install --ignore-scripts --no-audit --no-fund --no-package-lock
-	PERCEPTION_TEST_RUN='$(RUN)' $(BIN)/python -m pytest -rs -m 'slow or not slow' tests/test_examples.py tests/test_examples_run.py
+	PERCEPTION_TEST_RUN='$(RUN)' $(BIN)/python -m pytest -rs -m 'slow or not slow' tests/cli/test_examples.py tests/cli/test_examples_run.py
 
 # Goes on where it was interrupted. OPTIONS="--steps 500 --seeds 1 --balancers upgrad,famo" makes it small.
 bench-balance: .venv/.ready

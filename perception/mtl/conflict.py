@@ -21,7 +21,8 @@ WINDOW, MIN_COSINES = 20, 8
 CONFIDENCE = 0.999
 """One-sided, by Student's t. With four unrelated tasks whose cosines have a standard deviation of 0.1, some pair is
 reported at some time in about 1 % of runs of 50 looks. A mean cosine of -0.1 is found in every second window of 20
-looks, -0.15 in nearly every one (simulated in tests/test_conflict.py). Longer runs have more windows (7 % of runs that
+looks, -0.15 in nearly every one (simulated in tests/mtl/test_conflict.py). Longer runs have more windows (7 % of runs
+that
 are judged 200 times), and looks that resemble one another raise more false alarms: so they are some steps apart."""
 
 

@@ -36,7 +36,7 @@ def find_negative_transfer(scores: Mapping[str, Sequence[float]]) -> list[Negati
     absolute second difference (a steady trend has none; at least a thousandth of the score), t of Student's
     distribution with (n - 2) / 2 degrees of freedom, about what n - 2 second differences that overlap are worth.
 
-    Simulated, 4 tasks and 12 evaluations with independent Gaussian noise (``tests/test_see_saw.py``): a run without
+    Simulated, 4 tasks and 12 evaluations with independent Gaussian noise (``tests/mtl/test_see_saw.py``): a run without
     negative transfer raises a false alarm in 0.1 % of the cases where scores are level or rise and level off, and in
     5 % where one rises steadily while three stay level, the worst case. A task that falls by one standard deviation of
     the noise at each of the last six evaluations, beside one that rises, is found in 45 % of the runs, by two in 92 %.

@@ -1,4 +1,5 @@
-"""NYU Depth V2 (Silberman et al. 2012) as folders of synchronised frames: Kinect depth, label maps where there are any.
+"""NYU Depth V2 (Silberman et al. 2012) as folders of synchronized frames: Kinect depth, segmentation masks where there
+are any.
 
 ``<scene>/rgb_00045.jpg`` with ``<scene>/sync_depth_00045.png``, 16 bit, millimetres, 0 = not measured.
 """
@@ -43,24 +44,25 @@ CLASSES_13 = (
 """Of Couprie et al. 2013, in the order of their ids from 1."""
 
 OFFICIAL_CAMERA, OFFICIAL_SIZE = Camera(518.8579, 519.4696, 325.5824, 253.7362), (480, 640)
-"""The colour camera of the data set's toolbox, for pictures of (height, width)."""
+"""The color camera of the data set's toolbox, for images of (height, width)."""
 
 
 @config_dataclass
 class Nyuv2Config:
     """root: folder of the scenes, relative to the data root.
 
-    image_list:    text file of the pictures to use, relative to the data root: on every line a picture, its depth map
+    image_list:    text file of the images to use, relative to the data root: on every line an image, its depth map
              ("None" = none) and, if known, its focal length in pixels; a leading "/" is the root. Default: every
              rgb_*.jpg (or .png), with the sync_depth_*.png beside it
-    labels:  folder of label maps, relative to the data root: <scene>/rgb_00045.png, label_00045.png or 00045.png
-    num_classes: how many classes the label maps have: 40 or 13
-    first_id: the first class's id in the label maps: 1 (0 is void) or 0. 255 is void in any case
+    labels:  folder of segmentation masks, relative to the data root: <scene>/rgb_00045.png, label_00045.png or
+    00045.png
+    num_classes: how many classes the segmentation masks have: 40 or 13
+    first_id: the first class's id in the segmentation masks: 1 (0 is void) or 0. 255 is void in any case
     rename, ignore, labels_only, superclasses: from these classes to the recipe's, as in `SegmentationMasksConfig`
     scale:   metres per stored unit. max_depth: metres beyond which a value is invalid; None = none
-    camera:  intrinsics in pixels of the pictures; default: the official ones, scaled to pictures of the shape 4:3,
+    camera:  intrinsics in pixels of the images; default: the official ones, scaled to images of the shape 4:3,
              unknown for others. A focal length in the list counts more
-    max_missing: largest fraction of the listed pictures that may be missing
+    max_missing: largest fraction of the listed images that may be missing
     """
 
     root: str
@@ -92,7 +94,7 @@ class Nyuv2Config:
 
 
 class Nyuv2Reader:
-    """Pictures with a depth map or a label map; a task is labelled where its file exists."""
+    """Images with a depth map or a segmentation mask; a task is labeled where its file exists."""
 
     Config = Nyuv2Config
 
@@ -104,17 +106,16 @@ class Nyuv2Reader:
         if config.image_list is None:
             pictures, self._depth_paths = self._find_images()
         else:
-            pictures, self._depth_paths = self._read_list(
-                require_file(root, config.image_list, "NYU Depth V2 pictures")
-            )
+            pictures, self._depth_paths = self._read_list(require_file(root, config.image_list, "NYU Depth V2 images"))
         self._mask_paths = {} if config.labels is None else self._find_masks(root, config.labels, pictures)
         labelled = {config.depth_task: self._depth_paths, config.segmentation_task: self._mask_paths}
         self.tasks = tuple(task for task in config.tasks if labelled[task] and task in classes)
         if not self.tasks:
             raise DataError(
                 f"{self.root} labels nothing that the recipe trains: {len(pictures)} "
-                f"pictures, {len(self._depth_paths)} "
-                f"depth maps, {len(self._mask_paths)} label maps. Expected rgb_00045.jpg beside sync_depth_00045.png."
+                f"images, {len(self._depth_paths)} "
+                f"depth maps, {len(self._mask_paths)} segmentation masks. Expected "
+                "rgb_00045.jpg beside sync_depth_00045.png."
             )
         self.class_maps: dict[str, ClassMap] = {}
         if config.segmentation_task in self.tasks:
@@ -129,7 +130,7 @@ class Nyuv2Reader:
         self.images = [p for p in pictures if any(p in labelled[task] for task in self.tasks)]
 
     def read_annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, Annotation]:
-        """Depth float32 [H, W] in metres and segmentation uint8 [H, W], whichever the picture has."""
+        """Depth float32 [H, W] in metres and segmentation uint8 [H, W], whichever the image has."""
         picture, config = self.images[index], self.config
         result: dict[str, Annotation] = {}
         if config.depth_task in self.tasks and (path := self._depth_paths.get(picture)) is not None:
@@ -164,7 +165,7 @@ class Nyuv2Reader:
         return Camera(focal, camera.fy * focal / camera.fx, camera.cx, camera.cy)
 
     def _find_images(self) -> tuple[dict[Path, str], dict[Path, Path]]:
-        """All pictures with their paths under the root, and picture -> depth map of the same number beside it."""
+        """All images with their paths under the root, and image -> depth map of the same number beside it."""
         named = list_images(self.root, "**/rgb_*", self._data_root)
         maps = {name: path for path, name in list_files(self.root, ".png", self._data_root).items()}
         beside = {
@@ -174,22 +175,22 @@ class Nyuv2Reader:
         depths = {picture: maps[name] for picture, name in beside.items() if name in maps}
         number = sum(name.rpartition("/")[2].startswith("sync_depth_") for name in maps)
         for kind, count in (
-            ("pictures without a depth map", len(named) - len(depths)),
-            ("depth maps without a picture", number - len(depths)),
+            ("images without a depth map", len(named) - len(depths)),
+            ("depth maps without an image", number - len(depths)),
         ):
             if count:
                 self.problems[kind] += count
         return named, depths
 
     def _read_list(self, path: Path) -> tuple[dict[Path, str], dict[Path, Path]]:
-        """The pictures of a list that exist with their paths in it, and picture -> depth map."""
+        """The images of a list that exist with their paths in it, and image -> depth map."""
         depths: dict[Path, Path | None] = {}
         named: dict[Path, str] = {}
         boundary = find_boundary(self.root, self._data_root)
         for number, words in iterate_rows(read_text(path, MAX_LIST_BYTES)):
             where = f"{path}, line {number}"
             if len(words) not in (2, 3):
-                raise DataError(f"{where}: {len(words)} words. Expected a picture, its depth map, and a focal length.")
+                raise DataError(f"{where}: {len(words)} words. Expected an image, its depth map, and a focal length.")
             picture = resolve_inside(self.root, words[0].lstrip("/"), where, boundary)
             if picture in depths:
                 raise DataError(f"{where}: {words[0]} is given twice. Keep one line.")
@@ -207,12 +208,12 @@ class Nyuv2Reader:
             there = find_present_files(list(maps.values()), self.root, str(path), self.config.max_missing, Counter())
             maps = {p: depth for (p, depth), exists in zip(maps.items(), there, strict=True) if exists}
         if len(maps) < len(pictures):
-            self.problems["pictures without a depth map"] += len(pictures) - len(maps)
+            self.problems["images without a depth map"] += len(pictures) - len(maps)
         return pictures, maps
 
     def _find_masks(self, root: Path, name: str, image_paths: Mapping[Path, str]) -> dict[Path, Path]:
-        """Picture -> label map of its name, or of its number, in the same scene."""
-        folder = require_folder(root, name, "label maps")
+        """Image -> segmentation mask of its name, or of its number, in the same scene."""
+        folder = require_folder(root, name, "segmentation masks")
         files = {name: path for path, name in list_files(folder, ".png", root).items()}
         found = {}
         for picture, own in ((picture, Path(name)) for picture, name in image_paths.items()):
@@ -223,10 +224,10 @@ class Nyuv2Reader:
                 found[picture] = path
         if not found:
             raise DataError(
-                f"None of the {len(image_paths)} pictures under {self.root} has "
-                f"a label map under {folder} ({len(files)} "
+                f"None of the {len(image_paths)} images under {self.root} has "
+                f"a segmentation mask under {folder} ({len(files)} "
                 "files). Expected <scene>/rgb_00045.png, label_00045.png or 00045.png."
             )
         if len(found) < len(image_paths):
-            self.problems["pictures without a label map"] += len(image_paths) - len(found)
+            self.problems["images without a segmentation mask"] += len(image_paths) - len(found)
         return found
