@@ -9,7 +9,7 @@ help:
 	@echo "make demo       train four tasks on synthetic street data, evaluate, predict a video, export: runs/demo/report.html"
 	@echo "make test       the tests that every change must pass (under 15 minutes on 2 cores)"
 	@echo "make test-slow  the longer ones: many kills, speed, full trainings"
-	@echo "make coverage   the tests with coverage; fails below the floor in pyproject.toml"
+	@echo "make coverage   the tests with coverage"
 	@echo "make test-lowest  the tests with the lowest versions that pyproject.toml allows (needs uv)"
 	@echo "make test-examples  the examples in Python, JavaScript and C++ against the package (npm; docs/deployment.md)"
 	@echo "                    RUN=runs/demo: on 50 real images, too, with this network and those of PERCEPTION_TEST_DATA"
@@ -39,7 +39,7 @@ test: .venv/.ready
 test-slow: .venv/.ready
 	$(BIN)/python -m pytest -m slow
 
-# Tests that start other processes are measured in this process only; the floor is in pyproject.toml.
+# Code that tests run in other processes is not counted.
 coverage: .venv/.ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
 	    --cov=perception --cov-report=term:skip-covered --cov-report=xml:coverage.xml

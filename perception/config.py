@@ -1,7 +1,8 @@
-"""Reading a YAML file into frozen dataclasses. Knows no component of the system.
+"""Read a YAML file into frozen dataclasses. Independent of the other components.
 
-A config is a frozen dataclass beside the class that it configures, declared with `config_dataclass`. Reading refuses
-unknown keys and wrong kinds with their dotted path, YAML aliases (bombs), tags (code), duplicate keys and huge files.
+A config is a frozen dataclass beside the class that it configures, declared with `config_dataclass`. Reading rejects
+unknown keys and wrong types (the error gives their dotted path), YAML aliases (they allow bombs), tags (they allow code
+execution), duplicate keys and huge files.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from perception.types import ConfigError
 
 if TYPE_CHECKING:
     from typing_extensions import dataclass_transform
-else:  # typing has it from Python 3.11 on, and only type checkers look at it
+else:  # typing has it from Python 3.11 on; only type checkers use it
 
     def dataclass_transform(**_):
+        """Do nothing; only type checkers use the real one."""
         return lambda function: function
 
 
@@ -31,18 +33,18 @@ T = TypeVar("T")
 MAX_YAML_BYTES = 1 << 20
 _MAX_QUOTED_LENGTH = 300
 _YAML_VALUE_ERRORS = (TypeError, ValueError, OverflowError, AttributeError)
-"""What PyYAML raises for a list as a key, and for a date or a number that is none."""
+"""PyYAML raises these for a list used as a key, and for an invalid date or number."""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def config_dataclass(cls: type[T]) -> type[T]:
-    """Declare a config: a frozen, keyword-only dataclass that refuses unknown keys."""
+    """Declare a config: a frozen, keyword-only dataclass that rejects unknown keys."""
     cls.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
     return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader without aliases and duplicate keys."""
+    """SafeLoader that rejects aliases and duplicate keys."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -63,12 +65,16 @@ class _Loader(yaml.SafeLoader):
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises ConfigError naming the file and line where it is not one."""
+    """Return the mapping in a YAML file.
+
+    Raises:
+        ConfigError: the file is missing, too large, not UTF-8, not YAML or not a mapping. The message names the file.
+    """
     path = Path(path)
     if not path.is_file():
-        raise ConfigError(f"No recipe at {path}. Give the path of a YAML file, for example configs/street.yaml.")
+        raise ConfigError(f"No recipe at {path}. Expected the path of a YAML file, for example configs/street.yaml.")
     if path.stat().st_size > MAX_YAML_BYTES:
-        raise ConfigError(f"{path} has {path.stat().st_size} bytes. A recipe has at most {MAX_YAML_BYTES}.")
+        raise ConfigError(f"{path} has {path.stat().st_size} bytes. A recipe has at most {MAX_YAML_BYTES} bytes.")
     try:
         text = path.read_text("utf-8")
     except UnicodeDecodeError as error:
@@ -77,7 +83,7 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def parse_yaml(text: str, where: str = "the recipe") -> dict[str, Any]:
-    """The mapping in YAML text. ``where`` names its origin for the message."""
+    """Return the mapping in YAML text. Error messages name its origin ``where``. Raises ConfigError."""
     try:
         loader = _Loader(text)
         loader.name = where
@@ -85,16 +91,16 @@ def parse_yaml(text: str, where: str = "the recipe") -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ConfigError(f"{where} is not valid YAML: {error}") from error
     except RecursionError as error:
-        raise ConfigError(f"{where} is nested too deeply. A recipe has about four levels.") from error
+        raise ConfigError(f"{where} is nested too deeply. Expected about four levels.") from error
     except _YAML_VALUE_ERRORS as error:
         raise ConfigError(f"{where} is not valid YAML: {error}") from error
     if not isinstance(mapping, dict):
-        raise ConfigError(f"{where} holds a {type(mapping).__name__}. Expected a mapping (key: value).")
+        raise ConfigError(f"{where} contains a {type(mapping).__name__}. Expected a mapping (key: value).")
     return mapping
 
 
 def apply_overrides(mapping: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """A copy of ``mapping`` with dotted ``key=value`` assignments applied; values are parsed as YAML.
+    """Return a copy of ``mapping`` with dotted ``key=value`` assignments applied. Values are parsed as YAML.
 
     A number in the path selects an item of a list: ``data.train.0.weight=2``.
     """
@@ -129,12 +135,22 @@ def _copy(value: Any) -> Any:
 
 def _parse_list_index(items: list, part: str, key: str) -> int:
     if not re.fullmatch("[0-9]{1,9}", part) or int(part) >= len(items):
-        raise ConfigError(f"Override '{key}': '{part}' is no position in a list of {len(items)} items.")
+        raise ConfigError(f"Override '{key}': '{part}' is not a valid index into a list of {len(items)} items.")
     return int(part)
 
 
 def validate_config(cls: Any, value: Any, where: str = "", path: str = "") -> Any:
-    """Validate plain data against a type. ``where`` names the file, ``path`` the place in it, for the message."""
+    """Validate plain data against a type.
+
+    Args:
+        cls: a config class or another type.
+        value: mappings, lists and scalars, as YAML gives them.
+        where: the file, for error messages.
+        path: the dotted path of ``value`` in this file, for error messages.
+
+    Raises:
+        ConfigError: ``value`` is not valid. The message has one line per problem.
+    """
     from pydantic import TypeAdapter, ValidationError
 
     try:
@@ -161,13 +177,13 @@ def _describe_error(cls: Any, error: Any, path: str) -> str:
 
 
 def _shorten_value(value: Any) -> str:
-    """What was found, as far as it fits into a sentence."""
+    """Text of a value for an error message, shortened if it is long."""
     text = repr(value)
     return text if len(text) <= _MAX_QUOTED_LENGTH else f"{text[:_MAX_QUOTED_LENGTH]}..."
 
 
 def _describe_expected(kind: str, expected_type: Any, found: Any) -> str:
-    """What a recipe holds at a place where another kind of thing was found: in YAML's words, not in Python's."""
+    """Describe the expected value in YAML terms rather than Python types."""
     tags, keys = _discriminator_keys(expected_type), _field_names(expected_type)
     if kind in ("tuple_type", "list_type"):
         return "expected a list, such as [a, b]"
@@ -182,15 +198,15 @@ def _describe_expected(kind: str, expected_type: Any, found: Any) -> str:
 
 
 def suggest_name(name: str, known_names: Collection[str]) -> str:
-    """What to write instead of a name that is unknown, as a sentence."""
+    """Return a sentence with the closest known name, or with all known names."""
     near = difflib.get_close_matches(name, known_names, n=1)
     return f"Did you mean '{near[0]}'?" if near else f"Expected one of: {', '.join(known_names)}."
 
 
 def _resolve_location(cls: Any, location: Sequence[Any]) -> tuple[list[str], Any]:
-    """The keys of a recipe at the ``location`` of a pydantic error, and the type of what it has there.
+    """Return the recipe keys of a pydantic error ``location``, and the type of the value there.
 
-    A location also names which of several types was tried: that is no key.
+    A location also names the tried member of a union. That part is not a key.
     """
     keys: list[str] = []
     for part in location:
@@ -207,12 +223,12 @@ def _resolve_location(cls: Any, location: Sequence[Any]) -> tuple[list[str], Any
 
 
 def _is_type_name(cls: Any, part: Any) -> bool:
-    """Whether pydantic names the type so in a location: ``tuple[str, ...]``, ``literal['rest']``."""
+    """Whether pydantic uses ``part`` as the name of this type, such as ``tuple[str, ...]`` or ``literal['rest']``."""
     return str(part).partition("[")[0] == getattr(get_origin(cls), "__name__", "").lower() != ""
 
 
 def _member_type(cls: Any, key: Any) -> Any:
-    """The type of what a config, a list or a mapping has at a key; None where it has nothing there."""
+    """The type of the value at a key of a config, list or mapping; None if there is none."""
     if dataclasses.is_dataclass(cls):
         return get_type_hints(cls).get(str(key))
     place = {list: 0, tuple: 0, dict: 1}.get(get_origin(cls))
@@ -220,7 +236,7 @@ def _member_type(cls: Any, key: Any) -> Any:
 
 
 def _union_members(cls: Any) -> list[Any]:
-    """The types that a type lets one choose from."""
+    """The members of a union type; the type itself if it is not a union."""
     if get_origin(cls) is Annotated:
         return _union_members(get_args(cls)[0])
     return (
@@ -231,12 +247,12 @@ def _union_members(cls: Any) -> list[Any]:
 
 
 def _field_names(cls: Any) -> list[str]:
-    """Names of the keys that a config knows."""
+    """Names of the keys of a config."""
     return [f.name for f in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
 
 
 def _discriminator_keys(cls: Any) -> dict[str, str]:
-    """{name: key that holds it} of the names by which a config, or one of several, is chosen."""
+    """{name: key that contains it} for the names that select a config or one member of a union."""
     return {
         field.default: field.name
         for kind in _union_members(cls)
@@ -246,7 +262,7 @@ def _discriminator_keys(cls: Any) -> dict[str, str]:
 
 
 def to_plain(config: Any) -> Any:
-    """A config as plain data that YAML can hold (the inverse of `build`)."""
+    """Convert a config to plain data for YAML (the inverse of `validate_config`)."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         return {f.name: to_plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
     if isinstance(config, dict):
@@ -257,5 +273,5 @@ def to_plain(config: Any) -> Any:
 
 
 def dump_yaml(config: Any) -> str:
-    """A config as YAML text."""
+    """Convert a config to YAML text."""
     return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True, width=120)

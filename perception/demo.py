@@ -1,4 +1,4 @@
-"""The whole story on made street data: make it, train four tasks, evaluate, predict a video, export, report."""
+"""A complete example on synthetic street data: train four tasks, evaluate, predict a video, export and report."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ MARK = "demo.txt"
 
 
 def run_demo(out: Path, overrides: Sequence[str] = ()) -> None:
-    """Write ``out``/{metrics.json, report.html, model.onnx, video.mp4}. An interrupted demo goes on where it stopped.
+    """Write metrics.json, report.html, model.onnx and video.mp4 to the folder ``out``.
 
-    Raises PerceptionError where ``out`` holds something that no demo made.
+    An interrupted demo continues from its last checkpoint. Raises PerceptionError if ``out`` contains other files.
     """
     _claim_folder(out)
     text = resources.files("perception").joinpath("demo.yaml").read_text("utf-8")
     recipe = recipes.parse(text, [f"data.root={out / 'data'}", *overrides], where="demo.yaml")
     if not (out / "data").is_dir():
-        _print_progress(f"1/5 Making {NUM_IMAGES} street images with labels for four tasks")
+        _print_progress(f"1/5 Generating {NUM_IMAGES} street images with labels for four tasks")
         with progress_bar("street images", NUM_IMAGES) as advance_to:
             write_dataset(
                 out / "data", NUM_IMAGES, SEED, recipe.data.size, validation_fraction=0.1, report_progress=advance_to
             )
     resume = checkpoint.has_checkpoints(out)
-    verb = "Going on with" if resume else "Training"
-    _print_progress(f"2/5 {verb} {', '.join(recipe.tasks)} together, {recipe.train.steps} steps")
+    verb = "Resuming" if resume else "Starting"
+    _print_progress(f"2/5 {verb} joint training of {', '.join(recipe.tasks)}, {recipe.train.steps} steps")
     evaluation = runs.train(recipe, out, resume=resume, force=resume)
-    _print_progress("3/5 Exporting to one ONNX file and comparing it with torch")
+    _print_progress("3/5 Exporting one ONNX file and comparing its outputs with torch")
     _, model = runs.open_inference_model(out)
     _print_progress(
         str(
@@ -50,7 +50,7 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> None:
             )
         )
     )
-    _print_progress("4/5 Predicting a made drive with the ONNX file alone")
+    _print_progress("4/5 Predicting a synthetic video with the ONNX file, without torch")
     film = out / "drive.mp4"
     write_video(film, VIDEO_SECONDS, SEED + 1, recipe.data.size)
     shutil.rmtree(out / "prediction", ignore_errors=True)
@@ -69,11 +69,11 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> None:
 
 
 def _claim_folder(out: Path) -> None:
-    """Take ``out``: new, or of a demo that was interrupted (it goes on) or finished (it is made anew)."""
+    """Use ``out`` if it is new or contains an interrupted demo. Delete a finished demo first."""
     mark = out / MARK
     if out.is_dir() and any(out.iterdir()):
         if not mark.is_file():
-            raise PerceptionError(f"{out} holds files that no demo made. Give another folder with --out.")
+            raise PerceptionError(f"{out} contains files that are not from a demo. Give another folder with --out.")
         if mark.read_text("utf-8").strip() == "finished":
             shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The network: sharing -> fusion -> tasks."""
+"""The multi-task network: shared features, feature exchange between tasks (fusion), then task heads."""
 
 from __future__ import annotations
 
@@ -29,12 +29,22 @@ from perception.tasks import TASKS, LossTerm, Task, find_task_class, sum_loss_te
 from perception.types import Batch, ConfigError, LabelSpace, TaskSpec
 
 LATE_FRACTION = 0.2
-"""The part of a backbone's parameters, counted from its end, that balance.space "late" compares gradients in: as much
-as a step of 1.25 times the time of the summed loss can pay for (docs/balancers.md has what more would show)."""
+"""Fraction of a backbone's parameters, counted from its end, in which balance.space "late" compares gradients. It keeps
+the step within 1.25 times the time of the summed loss (docs/balancers.md compares larger fractions)."""
 
 
 @config_dataclass
 class ModelConfig:
+    """Settings of the network.
+
+    Attributes:
+        backbone: feature extractor.
+        neck: combines the backbone's features into a pyramid.
+        sharing: which layers the tasks share.
+        fusion: feature exchange between the tasks, before the heads.
+        norm: normalization layers.
+    """
+
     backbone: BackboneConfig = BackboneConfig()
     neck: NeckConfig = AutoNeckConfig()
     sharing: SharingConfig = dataclasses.field(default_factory=HardSharingConfig)
@@ -45,19 +55,20 @@ class ModelConfig:
         frozen = isinstance(self.norm, FrozenBatchNormConfig) or getattr(self.norm, "backbone", "") == "frozen"
         if frozen and self.backbone.weights == "none":
             raise ConfigError(
-                f"model.norm.name is '{self.norm.name}' with the statistics of the backbone's weights frozen, but "
-                "model.backbone.weights is 'none'. Give weights, or another norm."
+                f"model.norm.name is '{self.norm.name}', which freezes the backbone's normalization statistics, but "
+                "model.backbone.weights is 'none'. Set model.backbone.weights, or choose another norm."
             )
 
 
 class LossOutput(NamedTuple):
-    """What a training step needs of a batch.
+    """Losses of a batch, for one training step.
 
-    terms:     task -> part -> sum and count, see `perception.tasks.LossTerm`
-    shared_features:    the features that several tasks read, before any fusion: where their gradients meet
-    penalties: name -> scalar that the architecture itself asks for in training (the pull between soft-shared trunks,
-        the load balance of experts), with its strength; independent of any label; empty for hard sharing
-    graph_cuts:      where the graph is divided; None = it is whole
+    Attributes:
+        terms: task -> term -> sum and count, see `perception.tasks.LossTerm`.
+        shared_features: the features that several tasks read, before fusion. The tasks' gradients meet there.
+        penalties: name -> scalar, already weighted. Losses of the architecture, independent of labels: the distance
+            between soft-shared trunks, the load balance of experts. Empty for hard sharing.
+        graph_cuts: where the autograd graph is cut; None = not cut.
     """
 
     terms: dict[str, dict[str, LossTerm]]
@@ -67,12 +78,16 @@ class LossOutput(NamedTuple):
 
 
 class MultiTaskModel(nn.Module):
-    """One network for every task.
+    """One network for all tasks.
 
-    tasks: name -> config of that task. weights: load the backbone's; not needed where a checkpoint follows.
-    sources: names of the training sources, which ``model.norm: {name: per_source}`` asks for.
-    Images are uint8 RGB [B, 3, H, W], height and width multiples of 32. Wherever ``tasks`` can be given, only the
-    subgraph that those tasks need is run.
+    Images are uint8 RGB [B, 3, H, W]. Height and width are multiples of 32. Methods with an argument ``tasks`` run only
+    the part of the network that these tasks need.
+
+    Args:
+        config: the architecture.
+        tasks: name -> config of that task.
+        weights: load pretrained weights of the backbone. Not needed if a checkpoint is loaded afterwards.
+        sources: names of the training sources, needed for ``model.norm: {name: per_source}``.
     """
 
     tasks: nn.ModuleDict
@@ -88,45 +103,49 @@ class MultiTaskModel(nn.Module):
         self.tasks = nn.ModuleDict(
             {name: find_task_class(name, task)(name, task, self.sharing.channels[name]) for name, task in tasks.items()}
         )
-        # Last, so that a recipe with and without it starts from the same weights elsewhere.
+        # Built last: the other layers then get the same initial weights with and without fusion.
         self.fusion = build_fusion(config.fusion, self.sharing.channels)
         self.sources = tuple(sources) if isinstance(config.norm, PerSourceBatchNormConfig) else ()
         convert_norm(self, config.norm, self.sources)
-        # The layout that convolutions are fastest in: about twice on CPUs, in training and in evaluation.
+        # Convolutions are fastest in this layout: about 2x on CPUs, in training and in evaluation.
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     @property
     def specs(self) -> dict[str, TaskSpec]:
+        """Task -> its specification for metrics, drawing, JSON and export."""
         return {name: task.spec for name, task in self._select_tasks(None).items()}
 
     def forward(self, images: Tensor, tasks: Collection[str] | None = None) -> dict[str, NamedTuple]:
-        """Raw outputs of the heads of ``tasks`` (all by default)."""
+        """Return the raw head outputs of ``tasks`` (default: all)."""
         task_pyramids = self.streams(images, tasks)
         return {name: task(task_pyramids[name]) for name, task in self._select_tasks(tasks).items()}
 
     def streams(self, images: Tensor, tasks: Collection[str] | None = None) -> TaskPyramids:
-        """Task -> the pyramid {stride: features} that its head reads, after sharing and fusion."""
+        """Return task -> the pyramid {stride: features} that its head reads, after sharing and fusion."""
         return self.fusion(self._run_sharing(images, tasks).pyramids)
 
     def compute_attention(self, images: Tensor, tasks: Collection[str] | None = None) -> dict[int, AttentionMaps]:
-        """Stride -> which task attended to which, and where; empty where the recipe has no fusion."""
+        """Return stride -> attention maps between the tasks; empty without fusion."""
         return self.fusion.compute_attention(self._run_sharing(images, tasks).pyramids)
 
     def _run_sharing(self, images: Tensor, tasks: Collection[str] | None, cut: CutFunction = no_cut) -> SharingOutput:
         return self.sharing(images, {name: task.strides for name, task in self._select_tasks(tasks).items()}, cut)
 
     def compute_losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Task -> loss; a zero with its graph where no image of the batch labels the task."""
+        """Return task -> loss. It is 0, with a graph, if no image of the batch is labeled for the task."""
         return {name: sum_loss_terms(parts) for name, parts in self.compute_loss_terms(batch).terms.items()}
 
     @with_source_statistics
     def compute_loss_terms(
         self, batch: Batch, tasks: Collection[str] | None = None, cut_graph: bool = False
     ) -> LossOutput:
-        """The losses as sums that ranks can join, the features that tasks share, and what the architecture asks for.
+        """Compute the losses as sums and counts, which ranks can add up, and the features that the tasks share.
 
-        cut_graph: cut the graph, for `perception.engine.backward.compute_gradients`; else one `backward` reaches
-        everything
+        Args:
+            batch: training batch, annotations in input pixels.
+            tasks: the tasks to run; None = all.
+            cut_graph: cut the autograd graph for `perception.engine.backward.compute_gradients`. Otherwise one
+                `backward` reaches all parameters.
         """
         cuts = GraphCuts() if cut_graph else None
         features = self._run_sharing(batch.images, tasks, cuts.cut_trunk if cuts else no_cut)
@@ -149,10 +168,12 @@ class MultiTaskModel(nn.Module):
         tasks: Collection[str] | None = None,
         label_spaces: Mapping[str, Sequence[LabelSpace | None]] = MappingProxyType({}),
     ) -> dict[str, Tensor]:
-        """Decoded outputs, "<task>.<output>" -> tensor in input pixels. This is the graph that is exported.
+        """Return decoded outputs, "<task>.<output>" -> tensor in input pixels. This is the exported graph.
 
-        label_spaces: task -> the label space that each image is to be read in, see `Task.decode_in_label_spaces`; for
-        evaluation
+        Args:
+            images: uint8 RGB [B, 3, H, W].
+            tasks: the tasks to run; None = all.
+            label_spaces: task -> label space of each image, for evaluation. See `Task.decode_in_label_spaces`.
         """
         raws = self(images, tasks)
         outputs = self.decode(raws, images.shape[-2:])
@@ -162,7 +183,7 @@ class MultiTaskModel(nn.Module):
         return outputs
 
     def decode(self, raw_outputs: Mapping[str, NamedTuple], size: Sequence[Any]) -> dict[str, Tensor]:
-        """As `predict`, from the raw outputs of heads, for images of ``size`` (height, width)."""
+        """Decode the raw outputs of the heads, as `predict` does, for images of ``size`` (height, width)."""
         chosen = self._select_tasks(raw_outputs.keys())
         outputs: dict[str, Tensor] = {}
         for name, raw in raw_outputs.items():
@@ -171,8 +192,10 @@ class MultiTaskModel(nn.Module):
         return outputs
 
     def keep_tasks(self, tasks: Collection[str]) -> MultiTaskModel:
-        """Drop, in place, every head but those of ``tasks``, what only the others need of the rest, and initial
-        predictions, which only training needs."""
+        """Remove, in place, all other heads and the layers that only they need.
+
+        Auxiliary heads for initial predictions are removed too: only training needs them.
+        """
         self.tasks = nn.ModuleDict(dict(self._select_tasks(tasks)))
         for task in self._select_tasks(None).values():
             task.auxiliary_head = None
@@ -182,29 +205,33 @@ class MultiTaskModel(nn.Module):
 
     @property
     def backbone(self) -> Backbone:
-        """The backbone, the first one where each task has its own. All normalize images alike."""
+        """The backbone; the first one if each task has its own. All normalize images in the same way."""
         return next(self.sharing.backbones())
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters that several tasks depend on: with fusion, all below the heads."""
+        """The parameters that several tasks depend on. With fusion, these are all below the heads."""
         if isinstance(self.fusion, NoFusion):
             return self.sharing.shared_parameters()
         return chain(self.sharing.parameters(), self.fusion.parameters())
 
     def task_specific_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters below the heads that one task alone depends on, such as its own neck or gate."""
+        """The parameters below the heads that only one task depends on, such as its own neck or gate."""
         shared = {id(parameter) for parameter in self.shared_parameters()}
         return (parameter for parameter in self.sharing.parameters() if id(parameter) not in shared)
 
     def last_shared_parameters(self) -> Iterator[nn.Parameter]:
-        """Those of the last layers that several tasks depend on (of the neck, for hard sharing), where balancers that
-        compare the tasks' gradients (GradNorm, Chen et al. 2018) may take them; none where nothing is shared."""
+        """The parameters of the last shared layers (of the neck, for hard sharing); none if nothing is shared.
+
+        Balancers can compare the tasks' gradients there (GradNorm, Chen et al. 2018).
+        """
         return self.sharing.last_shared_parameters()
 
     def late_shared_parameters(self) -> Iterator[nn.Parameter]:
-        """The shared parameters without the first of each backbone's: those, from the images on, that hold up to
-        ``1 - LATE`` of its numbers. In convolutional networks the late layers hold most parameters and work on small
-        maps, so that gradients there are cheap and close to those over all parameters."""
+        """The shared parameters without the first ``1 - LATE_FRACTION`` of each backbone's parameters.
+
+        In convolutional networks, the late layers have most of the parameters and small feature maps. Gradients there
+        are cheap to compute and close to the gradients over all parameters.
+        """
         early: set[int] = set()
         for backbone in self.sharing.backbones():
             parameters = list(backbone.parameters())

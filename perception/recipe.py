@@ -1,4 +1,4 @@
-"""A recipe: everything that a run is made of, in one YAML file; and the builders of its parts."""
+"""A recipe describes a complete run in one YAML file. This module also builds its components."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from perception.types import ConfigError, PerceptionError
 
 
 def _build_task_configs(value: Any) -> Any:
-    """The ``tasks`` section: each task's settings as the Config of its ``type``, by default its name."""
+    """Validate the ``tasks`` section. The config class is selected by ``type``; the default type is the task name."""
     if not isinstance(value, dict) or not value:
         raise ConfigError(f"tasks: expected a mapping with at least one of {', '.join(TASKS)}, found {value!r}.")
     return {name: _build_task_config(name, {} if given is None else given) for name, given in value.items()}
@@ -35,17 +35,17 @@ def _build_task_configs(value: Any) -> Any:
 
 def _build_task_config(name: Any, given: Any) -> Any:
     if not isinstance(name, str) or not TASK_NAME.fullmatch(name):
-        raise ConfigError(f"tasks: a task is called {name!r}. Expected lower-case letters, digits and '_'.")
+        raise ConfigError(f"tasks: invalid task name {name!r}. Expected lower-case letters, digits and '_'.")
     kind = given.get("type", name) if isinstance(given, dict) else name
     if not isinstance(kind, str) or kind not in TASKS:
         raise ConfigError(
-            f"tasks.{name}: unknown task {kind!r}. Known: {', '.join(TASKS)}. A task of another name says its type, "
+            f"tasks.{name}: unknown task {kind!r}. Known: {', '.join(TASKS)}. A task with another name needs a type, "
             f"for example {name}: {{type: segmentation, ...}}."
         )
     path = f"tasks.{name}"
     try:
         return config.validate_config(TASKS[kind].Config, given, path=path)
-    except ConfigError as error:  # of a check of the config's own, which does not know how the task is called
+    except ConfigError as error:  # raised by the config's own check, which does not have the task name
         raise ConfigError(str(error) if path in str(error) else f"{path}.{error}") from None
 
 
@@ -55,7 +55,19 @@ def _default_to_static(value: Any) -> Any:
 
 @config_dataclass
 class Recipe:
-    """version: of this format. name: of the run's folder under runs/, a file name. seed: of all that is random."""
+    """All settings of a run.
+
+    Attributes:
+        version: version of the recipe format.
+        name: name of the folder below runs/; a valid file name.
+        seed: seed of all random numbers.
+        data: sources, image size and augmentation.
+        tasks: name -> config of the task.
+        model: architecture.
+        train: optimizer, number of steps, evaluation.
+        schedule: which tasks and parts are trained when.
+        balance: how the task losses or gradients are weighted.
+    """
 
     version: Literal[1] = 1
     name: str = "run"
@@ -83,61 +95,73 @@ class Recipe:
     def _check_auxiliary(self) -> None:
         auxiliary = [name for name in self.tasks if name not in self.scored_tasks]
         if not self.scored_tasks:
-            raise ConfigError(f"tasks.{auxiliary[0]}.auxiliary: no task is left to score and export. Set it to false.")
+            raise ConfigError(
+                f"tasks.{auxiliary[0]}.auxiliary: all tasks are auxiliary, so none is scored and exported. "
+                "Set it to false."
+            )
         if auxiliary and self.model.fusion.name != "none":
             raise ConfigError(
                 f"tasks.{auxiliary[0]}.auxiliary with model.fusion.name={self.model.fusion.name}: the other tasks read "
-                "its features, so without it they would say something else. Take one of the two out."
+                "its features, so removing it would change their outputs. Remove one of the two settings."
             )
 
     def _check_labels(self, reader: Any, where: str) -> None:
         for name in reader.tasks if getattr(reader, "multi_label", False) else ():
             if not getattr(self.tasks.get(name), "multi_label", True):
                 raise ConfigError(
-                    f"{where}.multi_label is true, but tasks.{name} gives an image one class. Set tasks.{name}."
-                    "multi_label: true, or leave it out of the reader."
+                    f"{where}.multi_label is true, but tasks.{name} allows one class per image. Set tasks.{name}."
+                    "multi_label: true, or remove it from the reader."
                 )
 
     @property
     def scored_tasks(self) -> tuple[str, ...]:
-        """The tasks that are scored, compared and exported: all but the auxiliary ones."""
+        """The tasks that are scored, compared and exported: all except the auxiliary ones."""
         return tuple(name for name, task in self.tasks.items() if not task.auxiliary)
 
     @property
     def classes(self) -> dict[str, tuple[str, ...]]:
-        """Task -> its class names; empty for a quantity."""
+        """Task -> its class names; empty if the task predicts a quantity."""
         return {name: getattr(task, "classes", ()) for name, task in self.tasks.items()}
 
 
 def parse(text: str, overrides: Sequence[str] = (), where: str = "") -> Recipe:
-    """The recipe in YAML text, for example the resolved one that a run keeps."""
+    """Parse and validate YAML text, for example the resolved recipe of a run. Raises ConfigError."""
     return _validate(config.apply_overrides(config.parse_yaml(text, where), overrides), where)
 
 
 def _validate(mapping: dict[str, Any], where: str) -> Recipe:
-    """The validated recipe. Validated twice, so that its defaults too have the kind that reading them back gives."""
+    """Validate twice: the defaults then have the same types as after reading them back from YAML."""
     return config.validate_config(
         Recipe, config.to_plain(config.validate_config(Recipe, mapping, where=where)), where=where
     )
 
 
 def load(path: str | Path, overrides: Sequence[str] = (), tasks: Collection[str] | None = None) -> Recipe:
-    """The recipe in a YAML file with ``key=value`` overrides, reduced to a subset of its tasks where asked."""
+    """Read and validate a recipe file.
+
+    Args:
+        path: YAML file.
+        overrides: ``key=value`` assignments with dotted keys.
+        tasks: keep only these tasks; None = all.
+
+    Raises:
+        ConfigError: the file or an override is not valid, or a task is unknown.
+    """
     mapping = config.apply_overrides(config.load_yaml(path), overrides)
-    mapping.pop("tune", None)  # what `perception tune` searches: no part of a training
+    mapping.pop("tune", None)  # search space of `perception tune`; training does not use it
     return _validate(mapping if tasks is None else _select_from_mapping(mapping, tasks, str(path)), str(path))
 
 
 def select_tasks(recipe: Recipe, tasks: Collection[str]) -> Recipe:
-    """The recipe reduced to a subset of its tasks, as `load` reduces a file's."""
+    """Return the recipe reduced to a subset of its tasks, as `load` does for a file."""
     return _validate(_select_from_mapping(config.to_plain(recipe), tasks, f"The recipe '{recipe.name}'"), recipe.name)
 
 
 def _select_from_mapping(mapping: dict[str, Any], tasks: Collection[str], where: str) -> dict[str, Any]:
-    """A recipe's mapping without the other tasks, nor what it says of them elsewhere."""
+    """Remove the other tasks from a recipe mapping, and all references to them."""
     mine = mapping.get("tasks") or {}
     if not isinstance(mine, dict):
-        return mapping  # which is no recipe, as its validation tells
+        return mapping  # not a valid recipe; validation reports it
     if unknown := [name for name in tasks if name not in mine]:
         raise ConfigError(f"{where} has no task '{unknown[0]}'. It has: {', '.join(map(str, mine))}.")
     reduced = {**mapping, "tasks": {name: value for name, value in mine.items() if name in tasks}}
@@ -145,7 +169,7 @@ def _select_from_mapping(mapping: dict[str, Any], tasks: Collection[str], where:
     if isinstance(balance, dict) and isinstance(balance.get("weights"), dict):
         kept = {name: weight for name, weight in balance["weights"].items() if name in tasks or name not in mine}
         reduced["balance"] = {**balance, "weights": kept}
-    dropped = [name for name in mine if name not in tasks]  # a list: what is looked up may be no key
+    dropped = [name for name in mine if name not in tasks]  # a list: the values that are looked up may not be hashable
     if isinstance(mapping.get("schedule"), dict):
         reduced["schedule"] = _drop_from_schedule(mapping["schedule"], dropped)
     model = mapping.get("model")
@@ -155,7 +179,7 @@ def _select_from_mapping(mapping: dict[str, Any], tasks: Collection[str], where:
 
 
 def _drop_from_schedule(schedule: dict[str, Any], dropped: Collection[str]) -> dict[str, Any]:
-    """A recipe's ``schedule`` section that says nothing of some tasks; what is not as it should be stays so."""
+    """Remove tasks from the ``schedule`` section. Invalid values are kept for validation to report."""
     reduced = dict(schedule)
     if isinstance(groups := schedule.get("groups"), list):
         kept = _drop_from_groups(groups, dropped)
@@ -168,28 +192,30 @@ def _drop_from_schedule(schedule: dict[str, Any], dropped: Collection[str]) -> d
 
 
 def _drop_from_sharing(sharing: dict[str, Any], dropped: Collection[str]) -> dict[str, Any]:
-    """A recipe's ``model.sharing`` section without some tasks; a group stays where none is left, for trunks go by the
-    numbers of their groups."""
+    """Remove tasks from ``model.sharing``. Empty groups stay: trunks are numbered by group."""
     groups = sharing.get("groups")
     return {**sharing, "groups": _drop_from_groups(groups, dropped)} if isinstance(groups, list) else sharing
 
 
 def _drop_from_groups(groups: list[Any], dropped: Collection[str]) -> list[Any]:
-    """Lists of tasks without some of these; what is no list stays."""
+    """Remove tasks from lists of tasks. Values that are not lists stay unchanged."""
     return [[t for t in group if t not in dropped] if isinstance(group, list) else group for group in groups]
 
 
 def build_model(recipe: Recipe, pretrained: bool = True) -> MultiTaskModel:
-    """The network, its new layers initialized by the recipe's seed.
+    """Build the network. New layers are initialized with the recipe's seed.
 
-    pretrained: load the backbone's; not needed where a checkpoint brings them, whose origin may not be at hand.
+    Args:
+        recipe: the recipe.
+        pretrained: load pretrained backbone weights. Not needed before loading a checkpoint; the weight file may be
+            unavailable then.
     """
     torch.manual_seed(recipe.seed)
     return MultiTaskModel(recipe.model, recipe.tasks, pretrained, [source.name for source in recipe.data.train])
 
 
 def collect_warnings(recipe: Recipe) -> list[str]:
-    """What a training by this recipe should say before it begins."""
+    """Return warnings to print before training with this recipe."""
     compares = BALANCERS[recipe.balance.name].has_shared_weights
     space = getattr(recipe.balance, "space", None) if compares else None
     found = explain_incomparable_gradients(space, [source.labels for source in recipe.data.train], tuple(recipe.tasks))
@@ -197,24 +223,27 @@ def collect_warnings(recipe: Recipe) -> list[str]:
 
 
 def open_training_sources(recipe: Recipe) -> list[DataSource]:
+    """Open the training sources. Together they must label all classes."""
     return open_sources(recipe.data.train, recipe.data.root, recipe.classes, require_all_classes=True)
 
 
 def build_mixture(recipe: Recipe, sources: Sequence[DataSource] | None = None) -> Mixture:
-    """The training samples of a recipe, or of other sources that are open already."""
+    """Build the training mixture from the recipe's sources, or from ``sources`` that are already open."""
     data = recipe.data
     sources = open_training_sources(recipe) if sources is None else sources
     return Mixture(sources, data.size, data.augment, recipe.seed, data.max_damaged, data.mix, recipe.train.batch_size)
 
 
 def open_validation_sources(recipe: Recipe) -> list[DataSource]:
+    """Open the validation sources."""
     return open_sources(recipe.data.validation, recipe.data.root, recipe.classes)
 
 
 def subsample_sources(sources: Sequence[DataSource], max_images: int) -> list[DataSource]:
-    """The sources with at most ``max_images`` images, at least one each: as many of each as there are, shared evenly,
-    and
-    spread evenly over it."""
+    """Reduce the sources to at most ``max_images`` images in total, but at least one per source.
+
+    The budget is divided evenly between the sources. The images are spread evenly over each source.
+    """
     lengths = [len(source) for source in sources]
     left, found = max_images, [0] * len(sources)
     for place, i in enumerate(sorted(range(len(sources)), key=lengths.__getitem__)):
@@ -230,14 +259,16 @@ def _subsample_source(source: DataSource, count: int) -> DataSource:
 
 
 def replace_validation_data(recipe: Recipe, path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe with the validation sources of another YAML file: a recipe, or its ``data`` section alone.
+    """Return the recipe with the validation sources of another YAML file: a recipe or only its ``data`` section.
 
-    ``root`` and ``size`` stay the recipe's where the file gives none.
+    ``root`` and ``size`` of the recipe are kept unless the file sets them. Raises ConfigError.
     """
     mapping = config.apply_overrides(config.load_yaml(path), overrides)
     section = mapping.get("data", mapping)
     if not isinstance(section, dict) or not section.get("validation"):
-        raise ConfigError(f"{path} names no validation source. Give data.validation: a list of sources as in a recipe.")
+        raise ConfigError(
+            f"{path} has no validation source. Expected data.validation: a list of sources as in a recipe."
+        )
     mine = config.to_plain(recipe.data)
     merged = {**mine, "train": [], **{key: value for key, value in section.items() if key != "train"}}
     data = config.validate_config(DataConfig, merged, where=str(path), path="data")

@@ -1,4 +1,4 @@
-"""What the commands do with a recipe or a run folder: train, evaluate, open, report."""
+"""Operations on a recipe or a run folder: train, evaluate, open, report."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from perception.report import ReportExample, read_events, write_report
 from perception.types import Batch, CheckpointError, PerceptionError
 
 NUM_EXAMPLES = 3
-"""How many of the worst and of the best images of each task the report shows."""
+"""Number of worst and of best images per task in the report."""
 
 
 StepHook: TypeAlias = Callable[[MultiTaskModel, int, Batch], None]
@@ -51,14 +51,20 @@ def train(
     model: MultiTaskModel | None = None,
     sources: Sequence[DataSource] | None = None,
 ) -> Evaluation | None:
-    """Train a recipe into a run folder, evaluate its best weights, write metrics.json and report.html.
+    """Train a recipe in a run folder, evaluate the best weights, write metrics.json and report.html.
 
-    step_hook: called before each step with the network, the step's number and this rank's batch; leaves the network as
-    it
-    finds it
-    model, sources: to be used instead of those that the recipe says
+    Args:
+        recipe: the recipe.
+        run_folder: the folder to write.
+        resume: continue from the newest valid checkpoint.
+        force: resume even if the recipe has changed.
+        step_hook: called before each step with the network, the step number and the batch of this rank. It must not
+            change the network.
+        model: use this network instead of the recipe's.
+        sources: use these training sources instead of the recipe's.
 
-    Returns the evaluation of the best weights; None on ranks other than 0 and where there is no validation source.
+    Returns:
+        The evaluation of the best weights; None on ranks other than 0 and without validation sources.
     """
     with distributed.process_group() as device:
         model = (model or recipes.build_model(recipe)).to(device)
@@ -110,12 +116,14 @@ def train(
         )
         if not held_out:
             return None
-        with exit_on_signal(f"All is trained and saved; --resume {run_folder} measures it and writes the report."):
+        with exit_on_signal(
+            f"Training is finished and saved. --resume {run_folder} evaluates it and writes the report."
+        ):
             evaluation = result.evaluation
             best = checkpoint.load(run_folder, "best")
             if evaluation is None or best.step != result.step:
                 checkpoint.load_into_model(model, best)
-                evaluation = evaluate_model(model, recipe, held_out)  # as they are saved, calibrated when they were
+                evaluation = evaluate_model(model, recipe, held_out)  # saved weights include their calibration
             if not distributed.is_main_process():
                 return None
             write_results(run_folder, recipe, model, evaluation, best.step, describe_skipped_data(mixture))
@@ -124,7 +132,7 @@ def train(
 
 @contextmanager
 def exit_on_signal(message: str) -> Iterator[None]:
-    """What a signal ends at once, on every rank, with ``message`` on stderr. Raises SystemExit with its exit code."""
+    """On a stop signal, print ``message`` to stderr and raise SystemExit with the signal's exit code, on every rank."""
     with catch_stop_signals() as interruption:
         try:
             with interruption.abort_on_signal() if distributed.world_size() == 1 else nullcontext():
@@ -138,7 +146,7 @@ def exit_on_signal(message: str) -> Iterator[None]:
 def call_step_hook(
     batches: Iterable[Batch], first_step: int, model: MultiTaskModel, step_hook: StepHook
 ) -> Iterator[Batch]:
-    """The batches of the steps from ``first_step`` on, each shown before it is used."""
+    """Yield the batches, starting at step ``first_step``, and call the hook before each one."""
     for step, batch in enumerate(batches, first_step):
         step_hook(model, step, batch)
         yield batch
@@ -152,9 +160,15 @@ def evaluate_model(
     show_progress: bool = False,
     calibrate: bool = False,
 ) -> Evaluation:
-    """Metrics of a network on sources, by this rank's share of the images.
+    """Evaluate a network on the share of the images that belongs to this rank.
 
-    calibrate: fit the network's scores to these images first, see `perception.engine.evaluate.evaluate`.
+    Args:
+        model: the network.
+        recipe: gives input size and data workers.
+        sources: the images.
+        batch_size: images per batch; does not affect the metrics.
+        show_progress: show a progress bar on rank 0.
+        calibrate: fit the network's scores to these images first, see `perception.engine.evaluate.evaluate`.
     """
     batches = make_evaluation_loader(
         sources,
@@ -173,7 +187,7 @@ def evaluate_model(
 
 
 def report_progress(batches: Iterable[Batch], advance_to: Callable[[int], None]) -> Iterator[Batch]:
-    """The batches, telling how many were used."""
+    """Yield the batches and report how many have been used."""
     for done, batch in enumerate(batches):
         advance_to(done)
         yield batch
@@ -182,18 +196,21 @@ def report_progress(batches: Iterable[Batch], advance_to: Callable[[int], None])
 def open_run(
     path: str | Path, overrides: Sequence[str] = (), tasks: Collection[str] | None = None
 ) -> tuple[Recipe, MultiTaskModel]:
-    """The recipe and the network, with its best weights, of a run folder, a checkpoint or a .safetensors file.
+    """Open a run folder, a checkpoint or a .safetensors file; return its recipe and its network with the best weights.
 
-    The network is in evaluation mode and holds only ``tasks`` (all by default).
+    The network is in evaluation mode and contains only ``tasks`` (default: all).
+
+    Raises:
+        CheckpointError: nothing usable is there, or the weights do not match the recipe.
     """
     if Path(path).suffix == ".onnx":
         raise CheckpointError(
-            f"{path} is an exported file: it can be run (`perception predict`) and measured (`perception evaluate`). "
-            "Here give the run folder that it was exported from."
+            f"{path} is an exported file. It works with `perception predict` and `perception evaluate`. "
+            "Here, give the run folder from which it was exported."
         )
     found = checkpoint.load_weights(Path(path))
     if not found.recipe_text:
-        raise CheckpointError(f"No recipe beside {path}. Keep recipe.yaml in the folder of the weights.")
+        raise CheckpointError(f"No recipe found for {path}. Put its recipe.yaml into the same folder.")
     recipe = recipes.parse(found.recipe_text, overrides, where=str(found.path))
     model = recipes.build_model(recipe, pretrained=False)
     checkpoint.load_into_model(model, found)
@@ -205,7 +222,7 @@ def open_run(
 def open_inference_model(
     path: str | Path, tasks: Collection[str] | None = None, overrides: Sequence[str] = ()
 ) -> tuple[Recipe, MultiTaskModel]:
-    """As `open_run`, to be used: holds the auxiliary tasks only where ``tasks`` names them."""
+    """As `open_run`, for inference: auxiliary tasks are included only if ``tasks`` names them."""
     recipe, model = open_run(path, overrides, tasks)
     return recipe, model if tasks is not None else model.keep_tasks(recipe.scored_tasks)
 
@@ -220,9 +237,16 @@ def evaluate(
     out: Path | None = None,
     batch_size: int = 8,
 ) -> Evaluation:
-    """Evaluate a run on its validation sources or on another file's; write metrics and report to ``out``.
+    """Evaluate a run on its validation sources or on those of another file.
 
-    size: (height, width) that the network sees; None = as its recipe says
+    Args:
+        path: run folder, checkpoint folder or .safetensors file.
+        data: YAML file with other validation sources; None = those of the recipe.
+        overrides: ``key=value`` changes to ``data`` if it is given, otherwise to the recipe.
+        tasks: the tasks to evaluate; None = all.
+        size: (height, width) of the network input; None = that of the recipe.
+        out: folder for metrics and report; None = write nothing.
+        batch_size: images per batch; does not affect the metrics.
     """
     with distributed.process_group() as device:
         recipe, model = open_run(path, () if data else overrides, tasks)
@@ -239,7 +263,7 @@ def evaluate(
 
 
 def sample_validation_images(recipe: Recipe, count: int = 4) -> list[NDArray[np.uint8]]:
-    """A few of the recipe's validation images, RGB, for checking an export; none where the data is not at hand."""
+    """Return RGB validation images to check an export; empty if the data is not available."""
     try:
         sources = recipes.open_validation_sources(recipe)
     except PerceptionError:
@@ -250,7 +274,7 @@ def sample_validation_images(recipe: Recipe, count: int = 4) -> list[NDArray[np.
 
 
 def describe_skipped_data(mixture: Mixture) -> dict[str, str]:
-    """What training passed over in the data, for the report."""
+    """Describe the data that training skipped, for the report."""
     notes = {
         f"{source.name}: {kind}": str(count) for source in mixture.sources for kind, count in source.problems.items()
     }
@@ -267,9 +291,9 @@ def write_results(
     step: int,
     notes: Mapping[str, str] = {},
 ) -> None:
-    """Write metrics.json and the report of an evaluation. notes: further facts for the report.
+    """Write metrics.json and the report of an evaluation. ``notes`` are additional facts for the report.
 
-    Raises PerceptionError where they cannot be written; then those that were there stay.
+    Raises PerceptionError if they cannot be written; existing files then stay unchanged.
     """
     path = run_folder / "metrics.json"
     with convert_write_errors(path):
@@ -297,14 +321,14 @@ def write_results(
 
 
 def _describe_curves(recipe: Recipe, events: Sequence[Mapping[str, object]]) -> dict[str, str]:
-    """What the curves of the validation are of."""
+    """Describe the images behind the validation curves."""
     if not any(event.get("kind") == "quick_evaluation" for event in events):
         return {}
-    return {"curves of the validation": f"{recipe.train.quick_images} of its images, the same at every evaluation"}
+    return {"curves of the validation": f"{recipe.train.quick_images} of its images, the same ones at every evaluation"}
 
 
 def describe_evaluation(evaluation: Evaluation, step: int) -> dict[str, str]:
-    """Where and with what the numbers were made."""
+    """Describe images, weights and environment of an evaluation, for the report."""
     return {
         "images evaluated": str(evaluation.num_images),
         "step of the weights": str(step),
@@ -313,7 +337,7 @@ def describe_evaluation(evaluation: Evaluation, step: int) -> dict[str, str]:
 
 
 def describe_environment() -> dict[str, str]:
-    """When, by which command, on what hardware and with which versions."""
+    """Date, command, hardware and versions."""
     return {
         "command": " ".join(["perception", *sys.argv[1:]]),
         "date": date.today().isoformat(),
@@ -324,7 +348,7 @@ def describe_environment() -> dict[str, str]:
 
 
 def describe_hardware() -> str:
-    """Processor, number of threads, and the GPU if there is one."""
+    """Processor, number of threads, and GPU if available."""
     processor = platform.processor() or platform.machine()
     information = Path("/proc/cpuinfo")
     if information.is_file():

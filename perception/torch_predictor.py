@@ -1,4 +1,4 @@
-"""Running a network in torch with the interface of the torch-free `perception.runtime.predictor.Predictor`."""
+"""Run a torch network through the interface of the torch-free `perception.runtime.predictor.Predictor`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from perception.runtime.predictor import Outputs, check_input_size, check_thread
 
 
 class TorchPredictor:
-    """A `perception.model.MultiTaskModel`, ready to be called with images.
+    """Predicts images with a `perception.model.MultiTaskModel`. Puts the model into evaluation mode.
 
-    size:   (height, width) that the network sees: that of its training
-    device: where it runs; None = where its parameters are
-    tasks:  the only ones that are computed; None = all
-    threads: of torch on the CPU, for the whole process; None = as they are
-
-    The model is put into evaluation mode.
+    Args:
+        model: the network.
+        size: (height, width) of the network input, as in training.
+        device: where to run the network; None = where its parameters are.
+        tasks: the tasks to compute; None = all.
+        threads: torch CPU threads of the whole process; None = unchanged.
     """
 
     size_divisor = 32
@@ -43,7 +43,7 @@ class TorchPredictor:
         self._device = next(self.model.parameters()).device
 
     def __call__(self, images: Any, camera: Any = None, size: tuple[int, int] | None = None) -> Any:
-        """As `Predictor.__call__`: one image or a list, results in their own pixels."""
+        """As `Predictor.__call__`: one image or a list; the results are in source-image pixels."""
         return predict_images(self.run, self.specs, images, camera, size or self.size, self.size_divisor)
 
     def letterbox_size(self, size: tuple[int, int] | None = None) -> tuple[int, int]:
@@ -57,14 +57,14 @@ class TorchPredictor:
         return self
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
-        """Decoded outputs of a letterboxed batch uint8 RGB [B, 3, H, W], in input pixels."""
+        """Return the decoded outputs, in input pixels, of a letterboxed batch: uint8 RGB [B, 3, H, W]."""
         with torch.inference_mode():
             found = self.model.predict(torch.from_numpy(images).to(self._device), list(self.specs))
         return {name: value.cpu().numpy() for name, value in found.items()}
 
 
 def hash_weights(model: torch.nn.Module) -> str:
-    """SHA-256 of the names and values of all weights."""
+    """Return the SHA-256 of the names and values of all weights."""
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
         digest.update(name.encode())

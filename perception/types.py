@@ -1,11 +1,11 @@
-"""The vocabulary of the system: what crosses from one layer to another.
+"""Data types shared by all layers of the package.
 
-No torch here. Annotations hold numpy arrays in the data layer and in the runtime, and tensors inside a training
-step; both share these types. Targets and predictions are the same type.
+No torch here. Annotations contain numpy arrays in the data layer and in the runtime, and tensors in a training step.
+Targets and predictions use the same types.
 
-Two conventions run through everything:
+Two conventions hold everywhere:
 
-* ``None`` means *not labeled*; an empty container means *labeled, nothing there*.
+* ``None`` means *not labeled*; an empty container means *labeled, but empty*.
 * Coordinates are continuous pixels: pixel ``i`` covers ``[i, i + 1)``, a box is ``x1, y1, x2, y2`` with
   ``width = x2 - x1``.
 """
@@ -19,21 +19,22 @@ Array: TypeAlias = Any
 """A numpy array (data layer, runtime) or a torch tensor (inside a training step)."""
 
 IGNORE_INDEX = 255
-"""The value of a segmentation mask's pixel that carries no label (Cityscapes' and CamVid's convention)."""
+"""Value of unlabeled pixels in a segmentation mask (the convention of Cityscapes and CamVid)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Instances:
-    """Things with boxes.
+    """Objects with boxes.
 
-    boxes:   float32 [N, 4], x1 y1 x2 y2, pixels
-    labels:  int64 [N], index into the task's classes; -1 for an ignore region of every class
-    scores:  float32 [N] for predictions, None for targets
-    ignore:  bool [N], regions that are neither object nor background (crowds); None = no such region
-    labeled_classes: bool [C], which classes this image's source labels; None = all of them
-    track_ids:  int64 [N], identity of each object through a video; None = unknown
-    partial_classes: bool [C], which of ``labeled_classes`` are labeled in part: where none is labeled there may be
-    more; None = none
+    Attributes:
+        boxes: float32 [N, 4], x1 y1 x2 y2, pixels.
+        labels: int64 [N], index into the task's classes; -1 for an ignore region of every class.
+        scores: float32 [N] for predictions; None for targets.
+        ignore: bool [N], regions that are neither object nor background (crowds); None = no such region.
+        labeled_classes: bool [C], classes that this image's source labels; None = all.
+        track_ids: int64 [N], identity of each object in a video; None = unknown.
+        partial_classes: bool [C], those of ``labeled_classes`` whose labels are incomplete: there may be more objects
+            of these classes. None = no such class.
     """
 
     boxes: Array
@@ -47,13 +48,14 @@ class Instances:
 
 @dataclass(frozen=True, slots=True)
 class LabelSpace:
-    """What the ids of a source's segmentation masks mean, where they are not the task's classes one by one.
+    """Meaning of the ids in a source's segmentation masks, if they are not the task's classes one by one.
 
-    class_sets:  for every id the task's classes that a pixel of it may be, ascending, at least one: of one class, of a
-           super-class ("vehicle": car, truck or bus), or of whatever the source does not label
-    names: of the ids; "" for what the source does not label: no class of its own, so no metric averages over it
+    Plain tuples: equal label spaces compare and hash equal, and batches need not move them between devices.
 
-    Plain tuples: equal ones compare and hash equal, and no batch has to move them.
+    Attributes:
+        names: name of each id; "" for pixels that the source does not label. That id is not a class and has no metric.
+        class_sets: for each id, the task's classes that its pixels may have; ascending, at least one. It can be one
+            class, a super-class ("vehicle": car, truck or bus), or the classes that the source does not label.
     """
 
     names: tuple[str, ...]
@@ -62,16 +64,14 @@ class LabelSpace:
 
 @dataclass(frozen=True, slots=True)
 class DenseMap:
-    """A value for every pixel: class ids (integer) or a quantity (float32; depth in metres).
+    """One value per pixel: a class id (integer) or a quantity (float32; depth in metres).
 
-    values: [H, W] or [C, H, W]
-    valid:  bool [H, W], False where nothing is known
-    relative_error:  float32 [H, W], how wrong a predicted quantity expects to be, as a share of its value (0.1 = 10
-    %): the
-            scale of a Laplace distribution over its logarithm. None = not told, and in targets
-    label_space: which of the task's classes an id stands for, where the source knows only some classes or
-    super-classes;
-            None = id k is class k
+    Attributes:
+        values: [H, W] or [C, H, W].
+        valid: bool [H, W], False where the value is unknown.
+        relative_error: float32 [H, W], expected error of a predicted quantity relative to its value (0.1 = 10 %). It is
+            the scale of a Laplace distribution over the logarithm of the value. None = not predicted; None in targets.
+        label_space: classes of each id, if the source has only some classes or super-classes; None = id k is class k.
     """
 
     values: Array
@@ -82,10 +82,11 @@ class DenseMap:
 
 @dataclass(frozen=True, slots=True)
 class ImageLabel:
-    """A statement about the whole image.
+    """Label of a whole image.
 
-    values:  float32 [C], 1 or 0 in a target, a probability in a prediction
-    labeled_classes: bool [C], which classes this image's source labels (multi-label); None = all of them
+    Attributes:
+        values: float32 [C], 1 or 0 in a target, a probability in a prediction.
+        labeled_classes: bool [C], classes that this image's source labels (multi-label); None = all.
     """
 
     values: Array
@@ -97,14 +98,16 @@ Annotation: TypeAlias = Instances | DenseMap | ImageLabel
 
 @dataclass(frozen=True, slots=True)
 class ImageTransform:
-    """How a source image was placed in the network's input: cut ``crop``, resize it to ``placement``, mirror, pad.
+    """Maps a source image to the network input: cut out ``crop``, resize it to ``placement``, mirror, pad.
 
-    source_size, input_size: (height, width) in pixels
-    crop:  (x, y, width, height) whole pixels of the source
-    placement: (x, y, width, height) whole pixels of the input, before mirroring
-    flip:  mirrored left to right within the input
+    Whole pixels make the mapping exact: ``x_input = (x_source - crop.x) * scale_x + placement.x``.
 
-    Whole pixels make the map exact: ``x_input = (x_source - crop.x) * scale_x + place.x``.
+    Attributes:
+        source_size: (height, width) of the source in pixels.
+        input_size: (height, width) of the network input in pixels.
+        crop: (x, y, width, height), whole pixels of the source.
+        placement: (x, y, width, height), whole pixels of the input, before mirroring.
+        flip: mirrored left to right within the input.
     """
 
     source_size: tuple[int, int]
@@ -121,7 +124,7 @@ class ImageTransform:
 
 @dataclass(frozen=True, slots=True)
 class Camera:
-    """Pinhole intrinsics in pixels of the image they travel with (focal lengths and principal point)."""
+    """Pinhole intrinsics (focal lengths and principal point) in pixels of the image that they belong to."""
 
     fx: float
     fy: float
@@ -129,7 +132,7 @@ class Camera:
     cy: float
 
     def to_input(self, transform: ImageTransform) -> Camera:
-        """The same camera in the pixels of ``transform``'s input."""
+        """Return the same camera in input pixels of ``transform``."""
         scale_x, scale_y = transform.scale
         cx = (self.cx - transform.crop[0]) * scale_x + transform.placement[0]
         cy = (self.cy - transform.crop[1]) * scale_y + transform.placement[1]
@@ -138,14 +141,16 @@ class Camera:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image with whatever its source labels.
+    """One image with the annotations of its source.
 
-    image:       uint8 RGB [H, W, 3]
-    annotations: task name -> annotation; a missing name or None = not labeled
-    camera:      intrinsics in pixels of ``image``; None = unknown
-    transform:       set where ``image`` is a network input but the annotations are still in source pixels (evaluation);
-                 None where the annotations are in the pixels of ``image``
-    id, source:  unique name of the image (it begins with its source), name of its source in the recipe
+    Attributes:
+        image: uint8 RGB [H, W, 3].
+        annotations: task name -> annotation; a missing name or None = not labeled.
+        camera: intrinsics in pixels of ``image``; None = unknown.
+        transform: set if ``image`` is a network input but the annotations are in source pixels (evaluation). None if
+            the annotations are in pixels of ``image``.
+        id: unique name of the image, which begins with its source.
+        source: name of its source in the recipe.
     """
 
     image: Array
@@ -158,12 +163,16 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Images of one size, and their annotations as lists of length B.
+    """Images of one size. All lists have length B.
 
-    images:      uint8 RGB [B, 3, H, W]
-    annotations: task name -> B annotations (None = not labeled); the tasks that the recipe trains, always all keys.
-                 Tensors in input pixels (training) or numpy in source pixels (evaluation, ``transforms`` set)
-    cameras:     intrinsics in input pixels (training) or source pixels (evaluation)
+    Attributes:
+        images: uint8 RGB [B, 3, H, W].
+        annotations: task name -> B annotations (None = not labeled). It has a key for each task of the recipe. Tensors
+            in input pixels (training), or numpy arrays in source pixels (evaluation, ``transforms`` set).
+        cameras: intrinsics in input pixels (training) or source pixels (evaluation).
+        transforms: mapping from source to input of each image; None in training.
+        ids: unique name of each image.
+        sources: name of each image's source in the recipe.
     """
 
     images: Array
@@ -178,24 +187,25 @@ class Batch:
 
 
 AnnotationType: TypeAlias = Literal["instances", "dense", "label"]
-"""The three annotation shapes that carry any number of tasks."""
+"""All tasks use one of these three annotation types."""
 
 
 @dataclass(frozen=True, slots=True)
 class TaskSpec:
-    """What everyone but the network needs to know of a task: metrics, drawing, JSON, the ONNX manifest.
+    """Description of a task for code outside the network: metrics, drawing, JSON, ONNX manifest.
 
-    name:     the task's name in the recipe
-    annotation_type:    which annotation carries it
-    outputs:  names of its decoded tensors; in ONNX they are called ``<name>.<output>``
-    classes:  class names; empty where the task predicts a quantity
-    unit:     of a quantity ("m"); "" for classes
-    limits:   smallest and largest value of a quantity
-    canonical_focal: a quantity that scales with the focal length is predicted as seen by a camera of this focal
-              length in input pixels; multiply by ``focal / canonical_focal``. 0 = does not scale
-    default_focal: focal length, as a fraction of the image's width, that is assumed where intrinsics are unknown
-    multi_label: an image may carry several classes (shape "label")
-    score_threshold: score under which an instance or a label is not shown
+    Attributes:
+        name: the task's name in the recipe.
+        annotation_type: type of its annotations.
+        outputs: names of its decoded tensors. ONNX names are ``<name>.<output>``.
+        classes: class names; empty if the task predicts a quantity.
+        unit: unit of a quantity ("m"); "" for classes.
+        limits: smallest and largest value of a quantity.
+        canonical_focal: reference focal length in input pixels for a quantity that scales with focal length. The
+            network predicts it for this focal length; multiply by ``focal / canonical_focal``. 0 = does not scale.
+        default_focal: assumed focal length if the intrinsics are unknown, as a fraction of the image width.
+        multi_label: an image may have several classes (annotation type "label").
+        score_threshold: instances and labels with a lower score are not shown.
     """
 
     name: str
@@ -212,17 +222,22 @@ class TaskSpec:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Everything the network says of one image, in source pixels.
+    """All predictions for one image, in source pixels.
 
-    time:      seconds from the start of a video
-    distances: float32 [N], metres to each box of the first "instances" task, NaN where unknown; None = no depth
-    closing_speeds: float32 [N], metres per second at which each of these boxes comes nearer, negative where it goes
-               away, NaN where unknown; None = not tracked
-    times_to_contact: float32 [N], seconds until each of these boxes is met if it goes on so, NaN where it will not be
-    flags:     what is wrong with the image, and what was wrong with the network's output and was taken out
-    valid:     False where no one should act on this prediction: the image shows too little (the flags say why)
-    ood_score:     how unlike what the network knows this image and what it says are: the share of known good images
-               that are less so, 0 to 1; None = not measured
+    Attributes:
+        annotations: task name -> annotation.
+        size: (height, width) of the source image.
+        id: unique name of the image.
+        time: seconds from the start of a video.
+        distances: float32 [N], metres to each box of the first "instances" task; NaN if unknown. None = no depth.
+        closing_speeds: float32 [N], metres per second at which each of these boxes approaches; negative if it moves
+            away, NaN if unknown. None = not tracked.
+        times_to_contact: float32 [N], seconds until contact with each of these boxes at constant speed; NaN if there is
+            no contact. None = not tracked.
+        flags: problems of the image, and invalid network outputs that were removed.
+        valid: False if this prediction must not be used because the image is not usable; see ``flags``.
+        ood_score: out-of-distribution score of image and outputs, 0 to 1: the fraction of the known good images that
+            have a lower score. None = not measured.
     """
 
     annotations: dict[str, Annotation]
@@ -238,19 +253,19 @@ class Prediction:
 
 
 class PerceptionError(Exception):
-    """Something the user can mend. The message names the file or record, what was expected, found, and the mend."""
+    """An error that the user can fix. The message names file or record, what was expected and found, and the fix."""
 
 
 class DataError(PerceptionError):
-    """A data set is not what its recipe says."""
+    """A data set does not match its recipe."""
 
 
 class ConfigError(PerceptionError):
-    """A recipe or an override is wrong."""
+    """A recipe or an override is not valid."""
 
 
 class CheckpointError(PerceptionError):
-    """A run folder or checkpoint is missing, damaged or does not fit."""
+    """A run folder or checkpoint is missing, damaged or does not match."""
 
 
 __all__ = [

@@ -138,6 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     when = {int(start) + k for start in starts for k in range(BURST_LENGTH)}
     seen: dict[int, dict] = {}
     stream = iter(make_train_loader(recipes.build_mixture(recipe), names, settings.batch_size, chosen.steps))
+    batch = None
     with flush_denormals():
         for step in range(chosen.steps):
             batch = next(stream)
@@ -154,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"\rstep {step + 1} of {chosen.steps}", end="", file=sys.stderr)
     print(file=sys.stderr)
     print_spaces(recipe, seen, names, groups)
-    if chosen.rounds:
+    if chosen.rounds and batch is not None:
         print_costs(model, batch, names, groups, chosen.rounds)
 
 

@@ -9,6 +9,7 @@ that has one, row by row: a byte of class, or a little-endian float32 in the tas
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -27,7 +28,10 @@ def main() -> None:
     manifest = json.loads(session.get_modelmeta().custom_metadata_map["perception.manifest"])
     options.out.mkdir(parents=True, exist_ok=True)
     for path in options.pictures:
-        picture = np.ascontiguousarray(cv2.imread(str(path), cv2.IMREAD_COLOR)[:, :, ::-1])
+        stored = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        if stored is None:
+            raise SystemExit(f"{path} is not an image that OpenCV reads.")
+        picture = np.ascontiguousarray(stored[:, :, ::-1])
         record, maps = predict(session, manifest, picture, options.focal)
         (options.out / f"{path.stem}.json").write_text(json.dumps(record) + "\n")
         for task, values in maps.items():
@@ -45,7 +49,8 @@ def predict(session, manifest: dict, picture: np.ndarray, focal_length: float | 
         given, place, scale = letterbox(picture, rules)
     outputs = dict(zip(manifest["outputs"], session.run(None, {rules["name"]: given}), strict=True))
     height, width = picture.shape[:2]
-    record, maps = {"size": [height, width]}, {}
+    record: dict[str, Any] = {"size": [height, width]}
+    maps: dict[str, np.ndarray] = {}
     for name, task in manifest["tasks"].items():
         found = [outputs[f"{name}.{output}"][0] for output in task["outputs"]]
         if task["annotation_type"] == "instances":
@@ -81,7 +86,11 @@ def letterbox(image: np.ndarray, input_spec: dict) -> tuple[np.ndarray, tuple[in
     method = cv2.INTER_LINEAR if shrinkage < 1.4 else cv2.INTER_AREA
     canvas = np.full((high, wide, 3), input_spec["pad_value"], np.uint8)
     canvas[: size[1], : size[0]] = cv2.resize(image, size, interpolation=method)
-    return np.ascontiguousarray(canvas.transpose(2, 0, 1))[None], size[::-1], (size[0] / width, size[1] / height)
+    return (
+        np.ascontiguousarray(canvas.transpose(2, 0, 1))[None],
+        (size[1], size[0]),
+        (size[0] / width, size[1] / height),
+    )
 
 
 def decode_instances(

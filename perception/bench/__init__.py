@@ -1,1 +1,1 @@
-"""Measuring speed: networks stage by stage, training data, training steps."""
+"""Speed measurements: networks by stage, training data, training steps."""

@@ -1,4 +1,4 @@
-"""The forms that a run folder can be measured in: torch, compiled, and ONNX in float32 and in whole numbers."""
+"""Backends for measuring a run folder: torch, compiled, ONNX in float32, and ONNX in int8."""
 
 from __future__ import annotations
 
@@ -29,9 +29,20 @@ def build_variants(
     notes: dict[str, str],
     prefix: str = "",
 ) -> list[Variant]:
-    """A form of each kind, called ``prefix`` + kind, for inputs of ``size``. notes: what each is, or why it is missing.
+    """Build one variant per backend, named ``prefix`` + backend.
 
-    Exported files in the run folder are taken where they hold these weights; otherwise the graph is made here.
+    Exported files in the run folder are used if they hold the same weights. Otherwise the graph is exported here.
+
+    Args:
+        run_folder: folder of the run.
+        model: the network.
+        size: (height, width) of the input.
+        backends: names from `BACKENDS`.
+        notes: receives variant -> what it is, or why it is missing.
+        prefix: prefix of the variants' names.
+
+    Returns:
+        The variants that could be built.
     """
     graphs = _OnnxVariants(run_folder, model, size)
     shown = np.zeros((1, 3, *size), np.uint8)
@@ -62,12 +73,14 @@ class _OnnxVariants:
                 return load_variant(name, path)[0], str(path)
         self._graph = self._graph or trace_to_onnx(self.model, self.model.specs, self.size)
         if precision == "fp32":
-            return OnnxVariant(name, self._graph, list(self.model.tasks)), "translated here, not verified"
+            return OnnxVariant(name, self._graph, list(self.model.tasks)), "exported here, not verified"
         from perception.export.int8 import quantize_all
 
         noise = torch.randint(0, 256, (1, 3, *self.size), dtype=torch.uint8).numpy()
         graph = quantize_all(self._graph, [noise])
-        return OnnxVariant(name, graph, list(self.model.tasks)), "quantized here on noise, for its speed alone"
+        return OnnxVariant(
+            name, graph, list(self.model.tasks)
+        ), "quantized here with noise, for speed measurements only"
 
     def _matches(self, path: Path, precision: Precision) -> bool:
         try:

@@ -1,4 +1,4 @@
-"""What networks cost to run: parameters, and processor time in turns, so that a busy machine slows all alike."""
+"""Inference cost of networks: parameters, and CPU time in interleaved rounds, so that load affects all equally."""
 
 from __future__ import annotations
 
@@ -18,23 +18,36 @@ NUM_ROUNDS = 15
 
 @dataclass(frozen=True, slots=True)
 class NetworkCost:
-    """parameters: of the whole network. seconds: of an image, decoded, one number a turn."""
+    """Inference cost of a network.
+
+    Attributes:
+        parameters: number of parameters.
+        seconds: CPU seconds of one prediction including decoding, one value per round.
+    """
 
     parameters: int
     seconds: tuple[float, ...]
 
     @property
     def milliseconds(self) -> float:
-        """The median."""
+        """The median in milliseconds."""
         return statistics.median(self.seconds) * 1e3
 
 
 def measure_costs(
     models: Mapping[str, MultiTaskModel], images: Tensor, rounds: int = NUM_ROUNDS
 ) -> dict[str, NetworkCost]:
-    """Name -> cost of a network's decoded prediction of ``images`` (uint8 [B, 3, H, W]) on one thread of the CPU.
+    """Measure the cost of predictions including decoding, on one CPU thread.
 
-    Processor time, not the clock: what else runs on the machine disturbs it least. The first turn warms up.
+    Uses CPU time, because other load on the machine affects it less than wall time. The first round is a warm-up.
+
+    Args:
+        models: name -> network.
+        images: uint8 [B, 3, H, W].
+        rounds: number of measured rounds.
+
+    Returns:
+        Name -> cost.
     """
     seconds: dict[str, list[float]] = {name: [] for name in models}
     threads = torch.get_num_threads()
@@ -55,7 +68,7 @@ def measure_costs(
 
 
 def time_ratio(one: NetworkCost, others: Sequence[NetworkCost]) -> float:
-    """Time of one network over that of the others in sequence: the median over the turns."""
+    """Compute the time of one network relative to all others in sequence: the median over the rounds."""
     return statistics.median(
         mine / sum(theirs) for mine, *theirs in zip(one.seconds, *(other.seconds for other in others), strict=True)
     )

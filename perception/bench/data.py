@@ -1,6 +1,6 @@
-"""How fast training images come: what reading, decoding and augmenting cost, and what the loader gives.
+"""Speed of training data: cost of reading, decoding and augmentation, and throughput of the loader.
 
-Decoding is the limit: whatever else becomes cheaper, an image must be decoded.
+Decoding is the lower limit: every image must be decoded.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ NUM_ROUNDS = 5
 class SourceTiming:
     """Seconds per training sample on one thread, medians over rounds.
 
-    read_seconds:   its files read and checked, its labels looked up, maps decoded; and the image where it is no plain
-    JPEG
-            or PNG
-    decode_seconds: its image decoded, at the scale that is needed; of a mosaic, all four
-    total_seconds:  everything
+    Attributes:
+        name: name of the source.
+        read_seconds: reading and checking files, looking up labels, decoding maps. Includes decoding of images that are
+            not plain JPEG or PNG.
+        decode_seconds: decoding the image at the required scale; for a mosaic, all four images.
+        total_seconds: the whole sample.
     """
 
     name: str
@@ -44,8 +45,14 @@ class SourceTiming:
 
 @dataclass(frozen=True, slots=True)
 class LoadingSpeed:
-    """sources: on one thread. loader: batches with ``workers`` processes, images per second and processor seconds per
-    image, of all processes (NaN where the system does not say), medians over rounds."""
+    """Speed of the training data, medians over rounds.
+
+    Attributes:
+        sources: timing of each source on one thread.
+        workers: number of worker processes of the loader.
+        images_per_second: throughput of the loader.
+        cpu_seconds_per_image: CPU seconds per image of all processes; NaN if the system does not report them.
+    """
 
     sources: tuple[SourceTiming, ...]
     workers: int
@@ -62,10 +69,10 @@ class LoadingSpeed:
                 f"{source.read_seconds * 1e3:5.2f}  {source.decode_seconds * 1e3:5.2f} ms  {augment * 1e3:5.2f} ms  "
                 f"{source.decode_seconds / source.total_seconds:15.0%}"
             )
-        kind = "in the process itself" if self.workers == 0 else f"{self.workers} workers"
+        kind = "in the main process" if self.workers == 0 else f"{self.workers} workers"
         lines.append(
             f"loader, {kind}: {self.images_per_second:.0f} images/s, "
-            f"{self.cpu_seconds_per_image * 1e3:.2f} ms of processor time each"
+            f"{self.cpu_seconds_per_image * 1e3:.2f} ms of CPU time each"
         )
         return "\n".join(lines)
 
@@ -73,9 +80,20 @@ class LoadingSpeed:
 def measure_loading(
     mixture: Mixture, tasks: Sequence[str], batch_size: int, workers: int, seconds: float = 10
 ) -> LoadingSpeed:
-    """Run the mixture's sources, and its loader, in turns for about ``seconds`` together.
+    """Measure the sources of a mixture and its loader in interleaved rounds.
 
-    Raises DataError where labels are wrong or too many images damaged.
+    Args:
+        mixture: the training data.
+        tasks: tasks to load labels for.
+        batch_size: images per batch of the loader.
+        workers: number of worker processes of the loader.
+        seconds: approximate total duration.
+
+    Returns:
+        Medians over the rounds.
+
+    Raises:
+        DataError: labels are invalid, or too many images are damaged.
     """
     watched = [_TimedSource(source) for source in mixture.sources]
     alone = [_select_source(mixture, source) for source in watched]
@@ -99,7 +117,7 @@ def measure_loading(
 
 
 class _TimedSource:
-    """A source that takes the time of what is done with it."""
+    """A source that measures the time of its operations."""
 
     def __init__(self, source: DataSource) -> None:
         self._source, self.read_seconds, self.decode_seconds = source, 0.0, 0.0
@@ -117,7 +135,7 @@ class _TimedSource:
         return _TimedImage(picture, self), sample  # type: ignore[return-value]
 
     def measure(self, mixture: Mixture, start: int, seconds: float) -> tuple[float, float, float]:
-        """(reading, decoding, everything): seconds per sample, over ``seconds`` from the position ``start`` on."""
+        """(reading, decoding, total): seconds per sample, measured for ``seconds`` from position ``start``."""
         self.read_seconds = self.decode_seconds = 0.0
         count, begun = 0, time.perf_counter()
         while count < 2 or time.perf_counter() - begun < seconds:
@@ -149,7 +167,7 @@ class _TimedImage:
 
 
 def _select_source(mixture: Mixture, source: _TimedSource) -> Mixture:
-    """The mixture with one of its sources alone, as it is in it."""
+    """The mixture with only one of its sources."""
     return Mixture(
         [source],  # type: ignore[list-item]
         mixture.size,
@@ -161,17 +179,25 @@ def _select_source(mixture: Mixture, source: _TimedSource) -> Mixture:
 def _measure_loader(
     mixture: Mixture, tasks: Sequence[str], batch_size: int, workers: int, seconds: float
 ) -> tuple[float, float]:
-    from perception.data.loader import make_train_loader  # it imports torch
+    from perception.data.loader import make_train_loader  # imports torch
 
     batches = iter(make_train_loader(copy.copy(mixture), tasks, batch_size, 10**9, workers=workers))
     return time_batches(batches, lambda batch: len(batch), seconds)
 
 
 def time_batches(batches: Iterator[Any], count_images: Callable[[Any], int], seconds: float) -> tuple[float, float]:
-    """(seconds, processor seconds of all processes) per image of an endless iterator that has workers, perhaps.
+    """Measure the time per image of an endless iterator, which may use worker processes.
 
-    It is closed at the end. Batches that are ready before the clock starts are not counted: the workers' queues are
-    emptied at the start and full at the end, or the other way round, within two batches each.
+    Batches that are ready before the clock starts are not counted. The fill level of the workers' queues at the start
+    and at the end differs by at most two batches each.
+
+    Args:
+        batches: the iterator. It is closed at the end.
+        count_images: returns the number of images of a batch.
+        seconds: approximate duration.
+
+    Returns:
+        (wall seconds, CPU seconds of all processes) per image.
     """
     for _ in range(3):
         next(batches)
@@ -184,12 +210,12 @@ def time_batches(batches: Iterator[Any], count_images: Callable[[Any], int], sec
 
 
 def cpu_seconds() -> float:
-    """Processor time of this process and all under it; NaN where there is no /proc."""
+    """Return the CPU time of this process and its descendants; NaN without /proc."""
     parents, ticks = {}, {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = path.read_text().rpartition(")")[2].split()
-        except OSError:  # it has ended
+        except OSError:  # the process has ended
             continue
         pid = int(path.parent.name)
         parents[pid], ticks[pid] = int(fields[1]), int(fields[11]) + int(fields[12])

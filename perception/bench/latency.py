@@ -1,7 +1,7 @@
-"""What a network costs, and where: each stage and head, batches, threads, memory; several forms of it in turns.
+"""Latency of a network by stage and head, throughput by batch size and threads, and memory, for several variants.
 
-Processor time stands beside wall time: on a machine that does other work only the first means something. Forms take
-turns, stage by stage, so that whatever the machine does meanwhile hits all of them. Denormal numbers count as zero.
+Both CPU time and wall time are measured. On a machine with other load only the CPU time is meaningful. Variants are
+measured in interleaved rounds, so that other load affects all of them equally. Denormal numbers are flushed to zero.
 """
 
 from __future__ import annotations
@@ -19,37 +19,47 @@ from numpy.typing import NDArray
 from perception.ops.image import compute_letterbox, warp_image
 
 CAMERA_IMAGE_SIZE = (720, 1280)
-"""(height, width) of the camera image whose letterbox is timed."""
+"""(height, width) of the camera image for timing the letterbox."""
 
 TOTAL = "total"
 
 Stage = tuple[str, Callable[[], Any]]
-"""Name, and what it does with what the stages before it left."""
+"""Name, and a function that processes the results of the previous stages."""
 
 
 class Variant(Protocol):
-    """A network in one form: torch, compiled, an ONNX file..."""
+    """A network in one form, for example torch, compiled or an ONNX file.
+
+    Attributes:
+        name: name in the report.
+        embeds_preprocessing: the graph includes the letterbox as its stage ``letterbox``.
+    """
 
     name: str
     embeds_preprocessing: bool
-    """The graph letterboxes: the letterbox is one of its stages, ``placing``."""
 
     def build_stages(self, images: NDArray[np.uint8]) -> list[Stage]:
-        """The stages of a letterboxed batch [B, 3, H, W], in their order; the last is `WHOLE`, all of them at once."""
+        """Build the stages for a letterboxed batch [B, 3, H, W], in order. The last is `TOTAL`: all of them at once."""
         ...
 
     def set_threads(self, threads: int) -> None:
-        """How many threads one call may use from now on."""
+        """Set the number of threads per call."""
         ...
 
     def measure_memory(self, images: NDArray[np.uint8]) -> float | None:
-        """Peak megabytes of a process that runs it, beyond an empty one; None = unknown."""
+        """Measure the peak megabytes of a process that runs it, minus an empty process; None = unknown."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class StageCost:
-    """Medians in seconds. wall_p99: the wall time that one call in a hundred exceeds."""
+    """Cost of a stage in seconds.
+
+    Attributes:
+        cpu: median CPU time.
+        wall: median wall time.
+        wall_p99: 99th percentile of the wall time.
+    """
 
     cpu: float
     wall: float
@@ -58,13 +68,18 @@ class StageCost:
 
 @dataclass
 class LatencyReport:
-    """What was measured.
+    """The measurements.
 
-    costs:      form -> stage -> cost of one batch on one thread
-    throughput: form -> (batch, threads) -> images per wall second, and per processor second
-    memory:     form -> peak megabytes beyond an empty process; None = unknown
-    speedups:     form -> how many times as fast as the first form, by processor time
-    notes:      form -> what it is, or why it is not there
+    Attributes:
+        size: (height, width) of the input.
+        batch_size: images per batch for ``costs``.
+        rounds: number of measured rounds.
+        costs: variant -> stage -> cost of one batch on one thread.
+        throughput: variant -> (batch size, threads) -> images per wall second, and per CPU second.
+        memory: variant -> peak megabytes minus an empty process; None = unknown.
+        speedups: variant -> speedup over the first variant, by CPU time.
+        notes: variant -> what it is, or why it is missing.
+        hardware: description of the machine.
     """
 
     size: tuple[int, int]
@@ -78,7 +93,7 @@ class LatencyReport:
     hardware: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Everything as plain values; seconds."""
+        """Return all measurements as plain data, in seconds."""
         return {
             "machine": self.hardware,
             "size": list(self.size),
@@ -98,15 +113,14 @@ class LatencyReport:
         }
 
     def format_lines(self) -> list[str]:
-        """The tables."""
+        """Return the lines of the tables."""
         return [*self._header_lines(), *self._stage_lines(), "", *self._throughput_lines(), *self._note_lines()]
 
     def _header_lines(self) -> list[str]:
         height, width = self.size
         return [
             self.hardware,
-            f"{self.batch_size} x {height}x{width}, one thread, medians of "
-            f"{self.rounds} turns: ms of processor time (wall)",
+            f"{self.batch_size} x {height}x{width}, one thread, medians of {self.rounds} rounds: ms of CPU time (wall)",
         ]
 
     def _stage_lines(self) -> list[str]:
@@ -120,14 +134,14 @@ class LatencyReport:
         if len(self.costs) > 1:
             first = next(iter(self.costs))
             cells = [f"{self.speedups[form]:.2f} x" if form in self.speedups else "" for form in self.costs]
-            table.append(f"{'speed':{wide}s}" + "".join(f"{cell:>22s}" for cell in cells) + f"   (as fast as {first})")
+            table.append(f"{'speed':{wide}s}" + "".join(f"{cell:>22s}" for cell in cells) + f"   (relative to {first})")
         return table
 
     def _throughput_lines(self) -> list[str]:
         cases = list(dict.fromkeys(case for rates in self.throughput.values() for case in rates))
         if not cases:
             return []
-        table = [f"{'pictures per second (per processor second)':44s}" + "".join(f"{f:>22s}" for f in self.throughput)]
+        table = [f"{'images per second (per CPU second)':44s}" + "".join(f"{f:>22s}" for f in self.throughput)]
         for batch, threads in cases:
             rates = [found.get((batch, threads)) for found in self.throughput.values()]
             cells = [f"{rate[0]:.1f} ({rate[1]:.1f})" if rate else "" for rate in rates]
@@ -154,9 +168,19 @@ def measure_latency(
     thread_counts: Sequence[int] = (1,),
     images: NDArray[np.uint8] | None = None,
 ) -> LatencyReport:
-    """Measure every form. images: [B, 3, H, W] to show; noise by default.
+    """Measure all variants. The first round is a warm-up and is not counted.
 
-    The first turn warms up and is not counted.
+    Args:
+        variants: the variants to measure.
+        size: (height, width) of the input.
+        batch_size: images per batch for the stages.
+        rounds: number of measured rounds.
+        batch_sizes: batch sizes for the throughput.
+        thread_counts: numbers of threads for the throughput.
+        images: uint8 [B, 3, H, W] for the stages; None = noise.
+
+    Returns:
+        The measurements.
     """
     generator = np.random.default_rng(0)
     shown = images if images is not None else generator.integers(0, 256, (batch_size, 3, *size), np.uint8)
@@ -185,7 +209,7 @@ def measure_latency(
 
 
 def _letterbox_stage(size: tuple[int, int], batch_size: int) -> Stage:
-    """The letterbox of camera images: the same for every form that does not hold it."""
+    """The letterbox of camera images, for variants whose graph does not include it."""
     picture = np.random.default_rng(0).integers(0, 256, (*CAMERA_IMAGE_SIZE, 3), np.uint8)
     frame = compute_letterbox(CAMERA_IMAGE_SIZE, size)
     name = f"letterbox of {CAMERA_IMAGE_SIZE[0]}x{CAMERA_IMAGE_SIZE[1]}"
@@ -195,7 +219,7 @@ def _letterbox_stage(size: tuple[int, int], batch_size: int) -> Stage:
 
 
 Times = list[tuple[float, float]]
-"""(processor seconds, wall seconds) of each turn."""
+"""(CPU seconds, wall seconds) of each round."""
 
 
 def _time_interleaved(stages_by_variant: Mapping[str, Sequence[Stage]], rounds: int) -> dict[tuple[str, str], Times]:

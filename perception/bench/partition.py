@@ -1,4 +1,4 @@
-"""An exported graph in pieces that can be timed one by one: placing, trunk, and each task's head and decoding."""
+"""Partition of an exported graph into subgraphs for timing: letterbox, trunk, and each task's head and decoding."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ LETTERBOX, TRUNK, HEAD, DECODING = "letterbox", "trunk", "head", "decoding"
 
 @dataclass(frozen=True, slots=True)
 class Subgraph:
-    """A part of a graph as a model of its own. Its inputs are values of the whole graph, by name.
+    """A part of a graph as a separate model. Its inputs are values of the whole graph, by name.
 
-    stage: "letterbox", "trunk", "head" or "decoding". task: "" where it is everyone's
+    Attributes:
+        stage: "letterbox", "trunk", "head" or "decoding".
+        task: name of the task; "" if shared by all tasks.
+        model: the part as an ONNX model.
     """
 
     stage: str
@@ -25,13 +28,22 @@ class Subgraph:
 
     @property
     def label(self) -> str:
+        """Task and stage, for example "depth head"."""
         return f"{self.task} {self.stage}".strip()
 
 
 def partition_graph(model: ModelProto, tasks: Collection[str]) -> list[Subgraph]:
-    """The graph in an order in which its pieces can be run. Nodes are told apart by the modules they are named after.
+    """Split a graph into subgraphs, in an order in which they can run.
 
-    Where names say nothing (files of other programs) everything is trunk, and the sum is still the whole.
+    The module in a node's name determines its stage. Without such names (files of other programs) all nodes belong to
+    the trunk, and the subgraphs still add up to the whole graph.
+
+    Args:
+        model: the exported graph.
+        tasks: names of its tasks.
+
+    Returns:
+        The non-empty subgraphs.
     """
     known = shape_inference.infer_shapes(model)
     kinds = {
@@ -65,7 +77,7 @@ def _assign_stages(model: ModelProto, tasks: Collection[str]) -> dict[str, tuple
         if path == "place":
             found[node.name] = (LETTERBOX, "")
         elif path.startswith("tasks."):
-            # The exporter merges what two heads compute alike, under the first one's name: it may not be there.
+            # The exporter merges identical nodes of two heads under the first head's name, which may be missing here.
             owner = path.split(".")[1]
             owners = [name for name in tasks if name in users[node.name]]
             found[node.name] = (HEAD, owner if owner in owners or not owners else owners[0])
@@ -73,7 +85,7 @@ def _assign_stages(model: ModelProto, tasks: Collection[str]) -> dict[str, tuple
             found[node.name] = (DECODING, task)
         elif path in ("graph", "restore") or "." in path:
             found[node.name] = (TRUNK, "")
-        else:  # put in by a later pass: it belongs to whoever made what it reads
+        else:  # inserted by a later pass: belongs to the producer of its inputs
             found[node.name] = max(before, key=lambda place: bool(place[1]), default=(TRUNK, ""))
     return _make_runnable(model, makers, found)
 
@@ -85,7 +97,7 @@ def _is_after_head(task: str, predecessors: Iterable[tuple[str, str]]) -> bool:
 def _make_runnable(
     model: ModelProto, makers: Mapping[str, NodeProto], stages: dict[str, tuple[str, str]]
 ) -> dict[str, tuple[str, str]]:
-    """Move nodes of the trunk that need a task's values to this task: pieces must be runnable one after the other."""
+    """Move trunk nodes that need a task's values to this task, so that the subgraphs can run one after the other."""
     for node in model.graph.node:
         stage, task = stages[node.name]
         for value in node.input:
@@ -113,7 +125,7 @@ def _tasks_by_node(model: ModelProto, tasks: Collection[str]) -> dict[str, set[s
 
 
 def _add_dequantizers(model: ModelProto, nodes: list[NodeProto]) -> list[NodeProto]:
-    """A piece's nodes with each DequantizeLinear that they read, which then fuses as in the whole graph."""
+    """A subgraph's nodes with each DequantizeLinear that they read, which then fuses as in the whole graph."""
     restoring = {n.output[0]: n for n in model.graph.node if n.op_type == "DequantizeLinear"}
     ends = {entry.name for entry in model.graph.output}
     own = [n for n in nodes if n.op_type != "DequantizeLinear" or n.output[0] in ends]
@@ -147,7 +159,7 @@ def _build_subgraph(
 
 
 def _declare_value(name: str, types: Mapping[str, TypeProto]) -> ValueInfoProto:
-    """The declaration of a value, its sizes left open but for lists of sizes, whose length operators want to know."""
+    """Declare a value with dynamic sizes. Int64 values (lists of sizes) keep their size, which operators need."""
     entry = ValueInfoProto()
     entry.name = name
     if name in types:

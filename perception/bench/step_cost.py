@@ -1,4 +1,4 @@
-"""What training steps cost: processor time and memory, in turns, so that a busy machine slows all alike."""
+"""Cost of training steps: CPU time and memory, in interleaved rounds, so that other load affects all equally."""
 
 from __future__ import annotations
 
@@ -25,20 +25,23 @@ TrainStep = Callable[[], object]
 
 @dataclass(frozen=True, slots=True)
 class StepCost:
-    """seconds: of a step, one number a turn. peak_memory: MiB that it takes at its peak beyond what is there before
-    it; NaN
-    where the system does not tell."""
+    """Cost of a training step.
+
+    Attributes:
+        seconds: seconds per step, one value per round.
+        peak_memory: peak MiB during a step minus the memory before it; NaN if the system does not report it.
+    """
 
     seconds: tuple[float, ...]
     peak_memory: float
 
     @property
     def milliseconds(self) -> float:
-        """The median."""
+        """The median in milliseconds."""
         return statistics.median(self.seconds) * 1e3
 
     def ratio_to(self, other: StepCost) -> float:
-        """How many times as long as the other: the median over the turns."""
+        """Return the duration relative to another step: the median over the rounds."""
         return statistics.median(one / two for one, two in zip(self.seconds, other.seconds, strict=True))
 
 
@@ -49,7 +52,18 @@ def make_training_step(
     precision: Precision = "float32",
     log_gradients: bool = False,
 ) -> TrainStep:
-    """A step as training takes it, with AdamW, clipping and the moving average; on the device of ``model``."""
+    """Make a step as in `perception train`, with AdamW, gradient clipping and the moving average of the weights.
+
+    Args:
+        model: the network. The step runs on its device.
+        balancer: the loss balancer.
+        batch: the batch to train on.
+        precision: numeric precision of the step.
+        log_gradients: also measure the tasks' gradients.
+
+    Returns:
+        A function that takes one step.
+    """
     optimizer = optim.build_optimizer(
         "adamw", model, balancer.parameters(), lr=1e-4, weight_decay=0.01, backbone_lr_scale=1.0
     )
@@ -73,9 +87,16 @@ def make_training_step(
 
 
 def measure_steps(steps: Mapping[str, TrainStep], rounds: int) -> dict[str, StepCost]:
-    """The cost of each, after one turn that warms up.
+    """Measure steps in interleaved rounds, after one warm-up round.
 
-    On the CPU processor time of this process, on a GPU the clock.
+    Uses the CPU time of this process on a CPU, and wall time on a GPU.
+
+    Args:
+        steps: name -> step.
+        rounds: number of measured rounds.
+
+    Returns:
+        Name -> cost.
     """
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds + 1):
@@ -94,15 +115,15 @@ def _read_clock() -> float:
 
 
 def measure_peak_memory(step: TrainStep) -> float:
-    """MiB that a step takes at its peak beyond what is there before it: of the GPU, else of the process (Linux)."""
+    """Measure the peak MiB during a step minus the memory before it, on the GPU or of the process (Linux); else NaN."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         step()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # else what an earlier step left behind would be taken again, uncounted
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # otherwise reused memory of an earlier step would not count
+        Path("/proc/self/clear_refs").write_text("5")  # reset the peak
         before = _peak_resident_memory()
         step()
         return _peak_resident_memory() - before

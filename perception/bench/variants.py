@@ -1,4 +1,4 @@
-"""The forms of a network that are measured side by side: torch, compiled, ONNX files."""
+"""Variants of a network to compare: torch, compiled, ONNX files."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from perception.runtime.manifest import InputSpec, extract_manifest
 from perception.runtime.predictor import select_specs
 from perception.runtime.session import open_session
 
-# Prints the MiB that loading and running a file add. On Linux not by ru_maxrss: it outlives exec, so that a small
-# process that a large one began would seem to need nothing.
+# Prints the MiB that loading and running a file add. Linux does not use ru_maxrss, because it survives exec: a small
+# process started by a large one would seem to need nothing.
 PEAK_MEMORY = """
 import pathlib, resource, sys, numpy
 from perception.runtime.session import make_runner
@@ -48,7 +48,7 @@ print((peak() - empty) / 1024)
 
 
 class OnnxVariant:
-    """An ONNX graph in ONNX Runtime. Its stages are pieces of the graph, each a session of its own."""
+    """An ONNX graph in ONNX Runtime. Each stage is a subgraph with its own session."""
 
     def __init__(
         self, name: str, model: ModelProto, tasks: Collection[str], embeds_preprocessing: bool = False
@@ -60,6 +60,7 @@ class OnnxVariant:
         self._tasks, self._threads = list(tasks), 1
 
     def build_stages(self, images: NDArray[np.uint8]) -> list[Stage]:
+        """Build the stages, see `Variant.build_stages`."""
         values: dict[str, Any] = {self._model.graph.input[0].name: self._make_input(images)}
         found = []
         for piece in partition_graph(self._model, self._tasks):
@@ -72,15 +73,17 @@ class OnnxVariant:
         return [*found, (TOTAL, lambda: session.run(None, {given: values[given]}))]
 
     def _make_input(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The input: letterboxed images, or those of a camera where the graph letterboxes."""
+        """The input: letterboxed images, or camera images if the graph includes the letterbox."""
         if not self.embeds_preprocessing:
             return images
         return np.random.default_rng(0).integers(0, 256, (len(images), *CAMERA_IMAGE_SIZE, 3), np.uint8)
 
     def set_threads(self, threads: int) -> None:
+        """Set the number of threads per call."""
         self._threads = threads
 
     def measure_memory(self, images: NDArray[np.uint8]) -> float | None:
+        """Measure the peak megabytes, see `Variant.measure_memory`."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             path.write_bytes(self._model_bytes)
@@ -91,7 +94,7 @@ class OnnxVariant:
 
 
 def _make_stage(session: Any, values: dict[str, Any]) -> Callable[[], Any]:
-    """A function that runs a piece on what the pieces before it left in ``values``, and leaves its own there."""
+    """A function that runs a subgraph on the results in ``values`` and adds its own results."""
     read = [entry.name for entry in session.get_inputs()]
     made = [entry.name for entry in session.get_outputs()]
 
@@ -102,7 +105,7 @@ def _make_stage(session: Any, values: dict[str, Any]) -> Callable[[], Any]:
 
 
 class TorchVariant:
-    """A `perception.model.MultiTaskModel` in torch, eager: trunk, heads and decoding."""
+    """A `perception.model.MultiTaskModel` in eager torch: trunk, heads and decoding."""
 
     embeds_preprocessing = False
 
@@ -110,6 +113,7 @@ class TorchVariant:
         self.name, self._model = name, model.eval()
 
     def build_stages(self, images: NDArray[np.uint8]) -> list[Stage]:
+        """Build the stages, see `Variant.build_stages`."""
         model, left, pictures = self._model, {}, torch.from_numpy(images)
         found: list[Stage] = [("trunk", _in_inference_mode(lambda: left.update(streams=model.streams(pictures))))]
         for name, task in model.tasks.items():
@@ -127,16 +131,19 @@ class TorchVariant:
         return self._model.predict(images)
 
     def set_threads(self, threads: int) -> None:
+        """Set the number of threads per call."""
         torch.set_num_threads(threads)
 
     def measure_memory(self, images: NDArray[np.uint8]) -> float | None:
+        """Measure the peak megabytes, see `Variant.measure_memory`."""
         return None
 
 
 class CompiledVariant(TorchVariant):
-    """The network compiled by torch up to its raw outputs, and decoded eagerly. Only as a whole.
+    """The network compiled by torch up to its raw outputs, with eager decoding. It has no stages, only the total.
 
-    Raises RuntimeError where it cannot be compiled: no C++ compiler, for one.
+    Raises:
+        RuntimeError: compilation fails, for example without a C++ compiler.
     """
 
     def __init__(self, name: str, model: Any, images: NDArray[np.uint8]) -> None:
@@ -145,11 +152,12 @@ class CompiledVariant(TorchVariant):
         with _silence_warnings():
             try:
                 _in_inference_mode(lambda: self._predict(torch.from_numpy(images)))()
-            except Exception as error:  # the compiler raises whatever its parts meet
+            except Exception as error:  # the compiler raises many kinds of errors
                 first = next(iter(str(error).splitlines()), "") or type(error).__name__
-                raise RuntimeError(f"torch cannot compile it here: {first[:160]}") from error
+                raise RuntimeError(f"torch cannot compile the network here: {first[:160]}") from error
 
     def build_stages(self, images: NDArray[np.uint8]) -> list[Stage]:
+        """Build the stages, see `Variant.build_stages`."""
         run = _in_inference_mode(lambda: self._predict(torch.from_numpy(images)))
         with _silence_warnings():
             run()
@@ -175,7 +183,19 @@ def _silence_warnings() -> Iterator[None]:
 
 
 def load_variant(name: str, path: Path, tasks: Collection[str] | None = None) -> tuple[OnnxVariant, InputSpec]:
-    """The form of an exported file, and what its input is. Raises PerceptionError as `Predictor`."""
+    """Load the variant of an exported file.
+
+    Args:
+        name: name of the variant.
+        path: ONNX file.
+        tasks: tasks to keep; None = all.
+
+    Returns:
+        (variant, its input).
+
+    Raises:
+        PerceptionError: the file is not a valid export, or a task is unknown.
+    """
     data = onnx_file.read_model(path)
     manifest = extract_manifest(data, str(path))
     chosen = select_specs(manifest.tasks, list(tasks) if tasks else None)

@@ -1,14 +1,14 @@
-"""Checkpoints of a run: written so that no crash can lose one, read so that no damage goes unnoticed.
+"""Checkpoints of a run. Writing survives a crash; reading detects damaged files.
 
-    RUN/checkpoints/step_00000100/model.safetensors  the weights to use (the moving average), with the recipe in them
+    RUN/checkpoints/step_00000100/model.safetensors  the weights to use (moving average), with the recipe as metadata
                                   recipe.yaml        the resolved recipe
-                                  train_state.pt     what training needs to go on; only read with ``weights_only=True``
-                                  manifest.json      SHA-256 and size of each file, step, versions, and its own sum
-    RUN/checkpoints/last -> step_00000100            the newest
-    RUN/checkpoints/best -> step_00000050            the newest that was the best when it was written
+                                  train_state.pt     state to resume training; only read with ``weights_only=True``
+                                  manifest.json      SHA-256 and size of each file, step, versions, own checksum
+    RUN/checkpoints/last -> step_00000100            the newest checkpoint
+    RUN/checkpoints/best -> step_00000050            the newest one that was the best when it was written
 
-A checkpoint is written into a temporary folder, synced to the disk, and renamed. Both links follow from the manifests,
-so a crash between the rename and the links is mended by the next `save` or `clean_up`.
+A checkpoint is written to a temporary folder, synced to disk and renamed. The manifests determine both links. After a
+crash between the rename and the links, the next `save` or `clean_up` repairs the links.
 """
 
 from __future__ import annotations
@@ -55,18 +55,19 @@ from perception.types import CheckpointError
 
 
 class CheckpointDiskFullError(CheckpointError, DiskFullError):
-    """A checkpoint could not be written, for the disk, a quota or a limit is full."""
+    """A checkpoint could not be written: the disk is full, or a quota or limit is reached."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """Verified weights.
 
-    path:    the checkpoint's folder, or the lone .safetensors file
-    weights: state dict of the network
-    recipe_text:  YAML text of the resolved recipe; "" where a lone file carries none
-    step:    optimizer steps done; -1 for a lone file
-    version: of perception that wrote it; "" where it does not say
+    Attributes:
+        path: the checkpoint's folder, or a single .safetensors file.
+        weights: state dict of the network.
+        recipe_text: YAML text of the resolved recipe; "" if a single file has none.
+        step: number of optimizer steps; -1 for a single file.
+        version: perception version that wrote it; "" if unknown.
     """
 
     path: Path
@@ -86,14 +87,23 @@ def save(
     best: bool = False,
     keep: int = 2,
 ) -> Path:
-    """Write ``RUN/checkpoints/step_N``, set the links ``last`` and ``best``, delete all but the newest ``keep``.
+    """Write ``RUN/checkpoints/step_N``, update the links ``last`` and ``best``, delete old checkpoints.
 
-    model:       the weights to use, as a state dict
-    train_state: nested dicts and lists of tensors, numbers and strings
-    best:        also becomes ``best``
+    Args:
+        run_folder: the run.
+        step: number of optimizer steps.
+        model: the weights to use, as a state dict.
+        train_state: nested dicts and lists of tensors, numbers and strings.
+        recipe_text: YAML text of the resolved recipe.
+        best: this checkpoint also becomes ``best``.
+        keep: number of newest checkpoints to keep.
 
-    Raises NoRoomError where the disk is full, CheckpointError where the folder cannot be written; older checkpoints
-    stay as they were.
+    Returns:
+        The folder of the checkpoint.
+
+    Raises:
+        CheckpointDiskFullError: the disk is full.
+        CheckpointError: the folder is not writable. In both cases, older checkpoints stay unchanged.
     """
     folder = run_folder / "checkpoints"
     final = folder / f"step_{step:08d}"
@@ -107,12 +117,12 @@ def save(
         sync_to_disk(folder)
         update_links(folder)
         prune(folder, keep)
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch wraps what the system says in a RuntimeError
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch wraps OS errors in a RuntimeError
         shutil.rmtree(temporary, ignore_errors=True)
         full = is_disk_full(error)
         raise (CheckpointDiskFullError if full else CheckpointError)(
             f"Could not write checkpoint {final}: {error}. Older checkpoints are intact. "
-            f"{'Free some space' if full else 'Make the folder writable'}, then go on with --resume."
+            f"{'Free some space' if full else 'Make the folder writable'}, then continue with --resume."
         ) from error
     return final
 
@@ -139,10 +149,12 @@ def _write_files(
 
 
 def load(path: Path, name: Literal["last", "best"] = "last") -> Checkpoint:
-    """The verified checkpoint ``name`` of a run folder, or the one in a checkpoint folder.
+    """Load and verify the checkpoint ``name`` of a run folder, or the one in a checkpoint folder.
 
-    Where the wanted one of a run is damaged, the newest sound one is taken instead, with a warning.
-    Raises CheckpointError where there is none.
+    If this checkpoint of a run is damaged, load the newest valid one instead, with a warning.
+
+    Raises:
+        CheckpointError: there is no valid checkpoint.
     """
     path = Path(path)
     if (path / MANIFEST).is_file() or not (path / "checkpoints").is_dir():
@@ -150,7 +162,7 @@ def load(path: Path, name: Literal["last", "best"] = "last") -> Checkpoint:
     folder = path / "checkpoints"
     candidates = list_step_folders(folder)[::-1]
     if name == "best":
-        link = Path(os.path.realpath(folder / "best"))  # not `Path.resolve`, which raises where links go round
+        link = Path(os.path.realpath(folder / "best"))  # not `Path.resolve`: it raises on cyclic links
         wanted = [link] if link.is_dir() else [step for step in candidates if is_best(step)][:1]
         candidates = [*wanted, *(other for other in candidates if other.name not in {one.name for one in wanted})]
     problems = []
@@ -162,29 +174,33 @@ def load(path: Path, name: Literal["last", "best"] = "last") -> Checkpoint:
             continue
         if problems:
             lost = "\n  ".join(problems)
-            warnings.warn(f"Fell back to {checkpoint.path}, because\n  {lost}", stacklevel=2)
+            warnings.warn(f"Loaded {checkpoint.path} instead, because\n  {lost}", stacklevel=2)
         return checkpoint
     raise CheckpointError(
-        "\n  ".join([f"No sound checkpoint in {folder}. Train again, or give another run.", *problems])
+        "\n  ".join([f"No valid checkpoint in {folder}. Train again, or give another run.", *problems])
     )
 
 
 def load_train_state(folder: Path) -> dict[str, Any]:
-    """What training needs to go on from a checkpoint that `load` verified. Never runs code from the file."""
+    """Load the state to resume training from a folder that `load` verified. Never executes code from the file."""
     try:
         state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever its bytes say; the safe reader of pickles has no error of its own
+    except Exception as error:  # the safe unpickler has no specific error class
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise CheckpointError(f"{folder / STATE} cannot be read: {reason} Resume from another checkpoint.") from error
     if not isinstance(state, dict):
         raise CheckpointError(
-            f"{folder / STATE} holds a {type(state).__name__}, expected a dict. Resume from another checkpoint."
+            f"{folder / STATE} contains a {type(state).__name__}, expected a dict. Resume from another checkpoint."
         )
     return state
 
 
 def load_weights(path: Path) -> Checkpoint:
-    """The weights that a user names: a run folder (its best checkpoint), a checkpoint folder or a .safetensors file."""
+    """Load weights from a run folder (its best checkpoint), a checkpoint folder or a .safetensors file.
+
+    Raises:
+        CheckpointError: the weights are missing, damaged or of another file type.
+    """
     path = Path(path)
     if path.is_dir():
         return load(path, "best")
@@ -193,30 +209,37 @@ def load_weights(path: Path) -> Checkpoint:
             f"No checkpoint at {path}. Give a run folder, a checkpoint folder or a .safetensors file."
         )
     if path.suffix != ".safetensors":
-        raise CheckpointError(f"{path} is not a .safetensors file. Pickles (.pt, .pth) can run code and are not read.")
+        raise CheckpointError(
+            f"{path} is not a .safetensors file. Pickles (.pt, .pth) can execute code and are not supported."
+        )
     weights, recipe = _read_weights(path)
     return Checkpoint(path, weights, recipe or read_recipe(path.parent), -1)
 
 
 def read_recipe(folder: Path) -> str:
-    """The text of the recipe.yaml in a folder; "" where there is none. Raises CheckpointError where it is no text."""
+    """Return the text of recipe.yaml in a folder; "" if there is none. Raises CheckpointError if it is not readable."""
     path = folder / RECIPE
     try:
         return path.read_text("utf-8") if path.is_file() else ""
     except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}. Put back the recipe of the run.") from error
+        raise CheckpointError(f"{path} cannot be read: {error}. Restore the recipe of the run.") from error
 
 
 def load_into_model(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Load the weights into ``model``, without those of initial predictions (`perception.nn.auxiliary_head`) that it
-    has
-    not, for they only train. Raises CheckpointError naming the first tensors that do not fit."""
+    """Load the weights into ``model``.
+
+    Weights of auxiliary heads (`perception.nn.auxiliary_head`) that the model does not have are skipped: only training
+    uses them.
+
+    Raises:
+        CheckpointError: tensors do not match. The message names the first ones.
+    """
     own = model.state_dict()
     needed = {
         name: x for name, x in checkpoint.weights.items() if name in own or "auxiliary_head" not in name.split(".")
     }
     problems = [f"lacks {name}" for name in own if name not in needed]
-    problems += [f"has {name}, which the network has not" for name in needed if name not in own]
+    problems += [f"has {name}, which the network does not have" for name in needed if name not in own]
     problems += [
         f"has {name} of shape {tuple(tensor.shape)}, expected {tuple(own[name].shape)}"
         for name, tensor in needed.items()
@@ -225,14 +248,14 @@ def load_into_model(model: nn.Module, checkpoint: Checkpoint) -> None:
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise CheckpointError(
-            f"{checkpoint.path} does not fit this network: it {'; '.join(problems[:3])}{more}. "
-            "Use the recipe that is saved beside it."
+            f"{checkpoint.path} does not match this network: it {'; '.join(problems[:3])}{more}. "
+            "Use the recipe in the same folder."
         )
     model.load_state_dict(needed)
 
 
 def require_same_recipe(checkpoint: Checkpoint, recipe_text: str) -> None:
-    """Raise CheckpointError showing the difference where the run was trained by another recipe."""
+    """Raise CheckpointError with a diff if the run was trained with another recipe."""
     if checkpoint.recipe_text == recipe_text:
         return
     difference = difflib.unified_diff(
@@ -246,7 +269,7 @@ def require_same_recipe(checkpoint: Checkpoint, recipe_text: str) -> None:
     raise CheckpointError(
         "\n".join(
             [
-                f"The recipe differs from the one of {checkpoint.path}:",
+                f"The recipe differs from that of {checkpoint.path}:",
                 *difference,
                 "Undo the change, or force the resume.",
             ]
@@ -255,7 +278,7 @@ def require_same_recipe(checkpoint: Checkpoint, recipe_text: str) -> None:
 
 
 def _read_verified(folder: Path) -> Checkpoint:
-    """Verify every file of a checkpoint folder against its manifest, and read the weights."""
+    """Verify all files of a checkpoint folder against its manifest, then read the weights."""
     manifest = read_manifest(folder)
     for name, expected in manifest.checksums.items():
         path = folder / name

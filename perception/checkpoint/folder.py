@@ -1,4 +1,4 @@
-"""The folder of a run's checkpoints: which there are, what the links point to, what a crash left behind."""
+"""The checkpoint folder of a run: list checkpoints, update links, clean up after a crash."""
 
 from __future__ import annotations
 
@@ -19,21 +19,23 @@ TEMPORARY_PREFIX = ".writing-"
 REPLACED_PREFIX = f"{TEMPORARY_PREFIX}replaced-"
 DAMAGED_PREFIX = "damaged-"
 _SYMLINKS_UNSUPPORTED = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP}
-"""What file systems without symbolic links answer."""
+"""Error codes of file systems without symbolic links."""
 
 
 def clean_up(run_folder: Path, step: int | None = None) -> None:
-    """What a crash left behind: remove temporary folders and set the links right.
+    """Clean up after a crash: remove temporary folders and update the links.
 
-    step: training goes on from here; newer checkpoints (damaged, or `load` had taken them) are set aside under another
-    name, so that they neither count as the newest nor push sound ones out.
+    Args:
+        run_folder: the run.
+        step: training resumes from this step. Newer checkpoints are damaged. They are renamed so that they do not count
+            as the newest and do not cause valid ones to be deleted.
     """
     folder = run_folder / "checkpoints"
     if not folder.is_dir():
         return
     for replaced in folder.glob(f"{REPLACED_PREFIX}step_*"):
         final = folder / replaced.name.removeprefix(REPLACED_PREFIX).rpartition("-")[0]
-        if not final.exists():  # it was about to be written anew
+        if not final.exists():  # the crash happened while it was being replaced
             replaced.replace(final)
     for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
         if leftover.is_symlink() or leftover.is_file():
@@ -49,12 +51,12 @@ def clean_up(run_folder: Path, step: int | None = None) -> None:
 
 
 def has_checkpoints(run_folder: Path) -> bool:
-    """Whether a run folder holds anything to resume from."""
+    """Whether a run folder contains a checkpoint to resume from."""
     return bool(list_step_folders(run_folder / "checkpoints"))
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replace a file in one move: after a crash, or an OSError, it holds the old content or the new one."""
+    """Replace a file atomically: after a crash or an OSError, it has either the old or the new content."""
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{os.getpid()}")
     try:
         temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
@@ -68,12 +70,12 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def read_manifest(folder: Path) -> CheckpointManifest:
-    """The manifest of a checkpoint. Raises CheckpointError."""
+    """Read the manifest of a checkpoint. Raises CheckpointError."""
     return manifests.read(folder, FILES)
 
 
 def list_step_folders(folder: Path) -> list[Path]:
-    """Checkpoint folders, oldest first."""
+    """List the checkpoint folders, oldest first."""
     found = [path for path in folder.glob("step_*") if path.name.removeprefix("step_").isdecimal() and path.is_dir()]
     return sorted(found, key=_step_number)
 
@@ -83,7 +85,7 @@ def _step_number(folder: Path) -> int:
 
 
 def update_links(folder: Path) -> None:
-    """Let ``last`` and ``best`` be what the manifests say."""
+    """Point the links ``last`` and ``best`` to the checkpoints given by the manifests."""
     steps = list_step_folders(folder)
     best = [path for path in steps if is_best(path)]
     for name, targets in (("last", steps), ("best", best)):
@@ -91,20 +93,20 @@ def update_links(folder: Path) -> None:
             continue
         temporary, link = folder / f"{TEMPORARY_PREFIX}{name}-{os.getpid()}", folder / name
         temporary.unlink(missing_ok=True)
-        if link.is_dir() and not link.is_symlink():  # of a run that was copied without its links
+        if link.is_dir() and not link.is_symlink():  # the run was copied without its links
             link.replace(folder / f"copied-{name}-{time.time_ns()}")
         try:
             temporary.symlink_to(targets[-1].name)
         except OSError as error:
             if error.errno not in _SYMLINKS_UNSUPPORTED:
                 raise
-            continue  # `load` does without
+            continue  # `load` works without links
         temporary.replace(link)
     sync_to_disk(folder)
 
 
 def is_best(folder: Path) -> bool:
-    """Whether a checkpoint was the best when it was written; a damaged one was not."""
+    """Whether a checkpoint was the best when it was written; False if it is damaged."""
     try:
         return read_manifest(folder).best
     except CheckpointError:
@@ -112,7 +114,7 @@ def is_best(folder: Path) -> bool:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Delete all but the newest ``keep`` checkpoints (two at least: one to fall back to) and the best one."""
+    """Delete all checkpoints except the newest ``keep`` (at least two, as a fallback) and the best one."""
     steps = list_step_folders(folder)
     best = [path for path in steps if is_best(path)][-1:]
     kept = {path.name for path in steps[-max(2, keep) :] + best}
@@ -125,7 +127,7 @@ def prune(folder: Path, keep: int) -> None:
 
 
 def sync_to_disk(path: Path) -> None:
-    """Have the disk keep a file, or what a folder lists."""
+    """Flush a file or a folder listing to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""A checkpoint's manifest.json: what its files must be, and a sum over itself, so that no flipped bit in it counts."""
+"""Checksums of a checkpoint's files: manifest.json. It has its own checksum, which detects a damaged manifest."""
 
 from __future__ import annotations
 
@@ -15,16 +15,20 @@ from perception.types import CheckpointError
 
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 2
-"""2 has a sum over itself; 1, of older versions, has none and is read too."""
+"""Format 2 has its own checksum. Format 1, of older versions, has none and is still readable."""
 _STEP = re.compile(r"step_(\d+)", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointManifest:
-    """step: optimizer steps done. best: the best when it was written. checksums: name of a file -> its SHA-256.
+    """Content of a manifest.
 
-    version: the version that wrote it, "" where it does not say
+    Attributes:
+        step: number of optimizer steps.
+        best: whether the checkpoint was the best when it was written.
+        checksums: file name -> its SHA-256.
+        version: perception version that wrote it; "" if unknown.
     """
 
     step: int
@@ -34,7 +38,7 @@ class CheckpointManifest:
 
 
 def write(folder: Path, step: int, best: bool, versions: dict[str, str], files: Collection[str]) -> None:
-    """Write the manifest of a checkpoint's ``files``, which are there already."""
+    """Write the manifest of a checkpoint's ``files``, which must exist."""
     content = {
         "format": FORMAT_VERSION,
         "step": step,
@@ -48,22 +52,22 @@ def write(folder: Path, step: int, best: bool, versions: dict[str, str], files: 
 
 
 def read(folder: Path, files: Collection[str]) -> CheckpointManifest:
-    """The manifest of a checkpoint that consists of ``files``. Raises CheckpointError where it is damaged or none."""
+    """Read the manifest of a checkpoint that consists of ``files``. Raises CheckpointError if missing or damaged."""
     path = folder / MANIFEST_NAME
     try:
         text = path.read_bytes().decode("utf-8")
         content = json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{folder} is no checkpoint: {MANIFEST_NAME} cannot be read ({error}).") from error
+        raise CheckpointError(f"{folder} is not a checkpoint: {MANIFEST_NAME} cannot be read ({error}).") from error
     found = content.get("format") if isinstance(content, dict) else None
     if type(found) is not int or found not in (1, FORMAT_VERSION):
         raise CheckpointError(
-            f"{path} is not a manifest of format {FORMAT_VERSION}: it is damaged, or of another version of perception."
+            f"{path} is not a manifest of format {FORMAT_VERSION}: damaged, or from another version of perception."
         )
     if found == FORMAT_VERSION:
         expected = content.pop("checksum", None)
         if expected != _compute_checksum(content) or text != _to_json({**content, "checksum": expected}):
-            raise CheckpointError(f"{path} is damaged: it does not have the sum that it says it has.")
+            raise CheckpointError(f"{path} is damaged: its content does not match its checksum.")
     step, best, listed = (content.get(key) for key in ("step", "best", "files"))
     called = _STEP.fullmatch(folder.name)
     if type(step) is not int or step < 0 or (called and int(called[1]) != step):
@@ -86,7 +90,7 @@ def read(folder: Path, files: Collection[str]) -> CheckpointManifest:
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
+    """Return the hexadecimal SHA-256 of a file."""
     return hash_file(path).hex()
 
 

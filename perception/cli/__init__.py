@@ -1,4 +1,4 @@
-"""Every command. Heavy imports happen inside the command that needs them: `perception --help` is instant."""
+"""All commands. Each command imports its heavy dependencies itself, so `perception --help` is fast."""
 
 from __future__ import annotations
 
@@ -17,14 +17,18 @@ from perception.video.progress import write_now
 from perception.video.threads import exit_despite_hung_threads
 
 BROKEN_PIPE_EXIT_CODE = 141
-"""Exit code where nobody reads standard output any more, as of a program that SIGPIPE ends."""
+"""Exit code when the reader of standard output has gone, as for a program ended by SIGPIPE."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command, that of this process where there are no arguments, which then may end here.
+    """Run a command.
 
-    Returns its exit code: 0; 1 where something of it could not be done or a disk is full; 2 where the user must mend
-    something; 130, 143, ... by a signal.
+    Args:
+        arguments: None means the arguments of this process, which may then exit inside this call.
+
+    Returns:
+        The exit code: 0; 1 if part of the work failed or a disk is full; 2 if the user must fix something; 130, 143,
+        ... after a signal.
     """
     parsed = _parse(arguments)
     install_plain_warnings()
@@ -40,7 +44,7 @@ def _run(parsed: argparse.Namespace) -> int:
     except PerceptionError as error:
         _print_error(parsed, str(error))
         return 1 if is_disk_full(error) else 2
-    except BrokenPipeError:  # nobody reads what it prints any more
+    except BrokenPipeError:  # the reader of standard output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE_EXIT_CODE
     except OSError as error:
@@ -64,25 +68,25 @@ def _print_error(parsed: argparse.Namespace, text: str) -> None:
 INSTALL_HINTS = {
     "onnxruntime": "Install one engine: pip install onnxruntime, or for CUDA and TensorRT: pip install onnxruntime-gpu",
     "cv2": "Install OpenCV: pip install opencv-python-headless; for ROS's Python: apt install python3-opencv.",
-    "rosbags": "Install what reads recordings: pip install 'dense-perception[robots]'",
-    "mcap": "Install what reads recordings: pip install 'dense-perception[robots]'",
-    "optuna": "Install what searches recipes: pip install 'dense-perception[tune]'",
-    "rerun": "Install what writes .rrd files: pip install 'dense-perception[rerun]'",
+    "rosbags": "Install the bag readers: pip install 'dense-perception[robots]'",
+    "mcap": "Install the bag readers: pip install 'dense-perception[robots]'",
+    "optuna": "Install Optuna: pip install 'dense-perception[tune]'",
+    "rerun": "Install the Rerun SDK: pip install 'dense-perception[rerun]'",
     **dict.fromkeys(("numpy", "yaml"), "Install it: pip install dense-perception"),
 }
-"""Module -> how it is installed, where that is not with all that training needs."""
+"""Module -> install hint. All other modules come with the `train` extra."""
 
 
 def describe_missing(module: str) -> str:
-    """What to say where ``module`` cannot be imported because nothing installed provides it."""
+    """Error text for a module that is not installed, with an install hint."""
     name = module.partition(".")[0]
-    default = "Install all that training needs: pip install 'dense-perception[train]'"
+    default = "Install the training dependencies: pip install 'dense-perception[train]'"
     return f"the package {name} is not installed. {INSTALL_HINTS.get(name, default)}"
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Arguments, with key=value overrides allowed anywhere: argparse takes positionals in one run only."""
-    parser = _build_parser()
+    """Parse arguments. key=value overrides may appear anywhere, which argparse alone does not support."""
+    parser = build_parser()
     parsed, rest = parser.parse_known_args(arguments)
     strays = [text for text in rest if text.startswith("-") or "=" not in text or not hasattr(parsed, "overrides")]
     if strays:
@@ -92,7 +96,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parsed
 
 
-def _build_parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the `perception` command with all its subcommands."""
     parser = argparse.ArgumentParser(
         prog="perception", description="One network, one pass: detection, segmentation, depth and classification."
     )

@@ -1,4 +1,4 @@
-"""`python -m perception.cli`."""
+"""Entry point of `python -m perception.cli`."""
 
 import sys
 

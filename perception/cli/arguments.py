@@ -1,4 +1,4 @@
-"""What commands share: their arguments, and how they talk."""
+"""Arguments and output helpers that the commands share."""
 
 from __future__ import annotations
 
@@ -17,59 +17,68 @@ from perception.video.progress import Progress
 
 
 def add_command(commands: Any, name: str, run: Callable, text: str) -> argparse.ArgumentParser:
+    """Add a subcommand; ``text`` is its help and its description."""
     parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     parser.set_defaults(action=run)
     return parser
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Add the key=value overrides of a recipe."""
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides of the recipe")
 
 
 def add_tasks(parser: Any) -> None:
-    parser.add_argument("--tasks", type=parse_names, metavar="A,B", help="only these tasks; only what they need is run")
+    """Add the option --tasks."""
+    parser.add_argument("--tasks", type=parse_names, metavar="A,B", help="run only these tasks and what they need")
 
 
 def parse_names(text: str) -> list[str]:
+    """Parse "a,b"."""
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def parse_count(text: str) -> int:
+    """Parse an integer of at least 1."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is no number from 1 on")
+        raise argparse.ArgumentTypeError(f"expected an integer >= 1, got '{text}'")
     return int(text)
 
 
 def parse_shard(text: str) -> tuple[int, int]:
+    """Parse "I/N" with 1 <= I <= N."""
     number, _, of = text.partition("/")
     if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
-        raise argparse.ArgumentTypeError(f"'{text}' is not of the form I/N with I from 1 to N, for example 2/4")
+        raise argparse.ArgumentTypeError(f"expected I/N with I from 1 to N, for example 2/4, got '{text}'")
     return int(number), int(of)
 
 
 def parse_positive(text: str) -> float:
+    """Parse a finite number above 0."""
     try:
         value = float(text)
     except ValueError:
         value = 0.0
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"'{text}' is no number over 0")
+        raise argparse.ArgumentTypeError(f"expected a number > 0, got '{text}'")
     return value
 
 
 def parse_size(text: str) -> tuple[int, int]:
+    """Parse "HxW" to (height, width)."""
     height, _, width = text.lower().partition("x")
     if not (height.isdigit() and width.isdigit()):
-        raise argparse.ArgumentTypeError(f"'{text}' is not of the form HxW, for example 256x512")
+        raise argparse.ArgumentTypeError(f"expected HxW, for example 256x512, got '{text}'")
     return int(height), int(width)
 
 
 def parse_size_or_dynamic(text: str):
+    """Parse "HxW", or "dynamic"."""
     return "dynamic" if text.lower() == "dynamic" else parse_size(text)
 
 
 def check_argument_order(parsed: argparse.Namespace) -> None:
-    """Raise ConfigError where the network was given in the place of the images, and they in its."""
+    """Raise ConfigError if the model and the images were given in the wrong order."""
     from perception.types import ConfigError
 
     model, source = parsed.model, getattr(parsed, "source", None) or getattr(parsed, "images", None)
@@ -77,8 +86,8 @@ def check_argument_order(parsed: argparse.Namespace) -> None:
         command = " ".join(filter(None, (parsed.command, getattr(parsed, "kind", ""))))
         network, pictures = escape_unprintable(str(source)), escape_unprintable(str(model))
         raise ConfigError(
-            f"{pictures} is no network, and {network} is one: the network comes first. "
-            f"Say: perception {command} {network} {pictures}"
+            f"{pictures} is not a network, but {network} is. The network comes first. "
+            f"Run: perception {command} {network} {pictures}"
         )
 
 
@@ -87,6 +96,7 @@ def _is_network(path: Path) -> bool:
 
 
 def parse_intrinsics(text: str | None):
+    """Parse "fx,fy,cx,cy" in pixels to a Camera; None stays None. Raises ConfigError for other text."""
     from perception.types import Camera, ConfigError
 
     if text is None:
@@ -99,12 +109,12 @@ def parse_intrinsics(text: str | None):
 
 
 def printable_lines(text: str) -> str:
-    """Text of several lines as it may reach a terminal, whatever the names in it hold."""
+    """Escape unprintable characters in each line of a text."""
     return "\n".join(map(escape_unprintable, text.split("\n")))
 
 
 def install_plain_warnings() -> None:
-    """Warnings and what is logged name files, too: one sentence each on stderr, without what a name could do there."""
+    """Print warnings and log records as plain text on stderr, with unprintable characters of file names escaped."""
     warnings.formatwarning = lambda message, *_, **__: f"Warning: {printable_lines(str(message))}\n"
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(_PlainFormatter())
@@ -116,8 +126,8 @@ class _PlainFormatter(logging.Formatter):
 
 
 def print_lines(lines: Iterable[str]) -> None:
-    """Lines on stdout, whatever its encoding, and though nobody may read them to the end."""
-    if sys.stdout is None:  # closed by who began this
+    """Print lines on stdout; works with any encoding and tolerates a closed pipe."""
+    if sys.stdout is None:  # closed by the parent process
         return
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
@@ -131,7 +141,7 @@ def print_lines(lines: Iterable[str]) -> None:
 
 @contextmanager
 def progress_bar(text: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Progress on stderr without torch and rich: yields what is to be told how much is done."""
+    """Show progress on stderr without torch and rich; yields a function that takes the number of finished items."""
     line = Progress(sys.stderr, "", total, unit=text)
     try:
         yield line.set_count

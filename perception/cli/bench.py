@@ -1,4 +1,4 @@
-"""The command that measures speed: bench MODEL, and bench data CONFIG."""
+"""The command `bench`: measures the speed of a network (bench MODEL) or of data loading (bench data CONFIG)."""
 
 from __future__ import annotations
 
@@ -20,55 +20,75 @@ from perception.cli.arguments import (
 )
 
 BuildVariants = Callable[[Sequence[str], dict[str, str], str], list[Any]]
-"""The forms of these kinds, with this prefix to their names. What cannot be had is noted."""
+"""(backends, notes, name prefix) -> variants to measure. Unavailable ones are explained in the notes."""
 
 BACKENDS = ("torch", "compiled", "onnx", "int8")
 
 
 def add_commands(commands: Any) -> None:
+    """Add the command `bench`."""
     command = add_command(
-        commands, "bench", _bench, "what a network costs, stage by stage; or how fast a recipe's images come"
+        commands,
+        "bench",
+        _bench,
+        "measure the latency of each stage of a network, or the data loading speed of a recipe",
     )
     command.usage = "perception bench MODEL [options]\n       perception bench data CONFIG [key=value ...] [options]"
     command.add_argument(
-        "model", metavar="MODEL", help="run folder or .onnx file; or the word data: the images of CONFIG"
+        "model", metavar="MODEL", help="run folder or .onnx file; or the word data, to measure the loading of CONFIG"
     )
     command.add_argument("config", nargs="?", type=Path, metavar="CONFIG", help="YAML recipe, after the word data")
     add_overrides(command)
-    network = command.add_argument_group("of a network")
+    network = command.add_argument_group("bench MODEL")
     add_tasks(network)
     network.add_argument(
-        "--against", type=Path, metavar="OTHER", help="another run folder or .onnx file, in the same turns"
+        "--against",
+        type=Path,
+        metavar="OTHER",
+        help="another run folder or .onnx file to compare with, measured in alternation",
     )
     network.add_argument(
-        "--size", type=parse_size, metavar="HxW", help="of the input (default: that of the recipe or file)"
+        "--size", type=parse_size, metavar="HxW", help="input size (default: that of the recipe or file)"
     )
     network.add_argument(
-        "--batch-size", type=parse_count, default=1, metavar="N", help="images at a time, for the stages (default: 1)"
+        "--batch-size",
+        type=parse_count,
+        default=1,
+        metavar="N",
+        help="batch size of the stage measurements (default: 1)",
     )
     network.add_argument(
-        "--batch-sizes", type=parse_counts, default=[1, 4], metavar="N,N", help="of the throughput (default: 1,4)"
+        "--batch-sizes",
+        type=parse_counts,
+        default=[1, 4],
+        metavar="N,N",
+        help="batch sizes of the throughput measurement (default: 1,4)",
     )
     network.add_argument(
-        "--threads", type=parse_counts, default=[1], metavar="N,N", help="of the throughput (default: 1)"
+        "--threads",
+        type=parse_counts,
+        default=[1],
+        metavar="N,N",
+        help="thread counts of the throughput measurement (default: 1)",
     )
     network.add_argument(
-        "--rounds", type=parse_count, default=15, metavar="N", help="measurements of each stage (default: 15)"
+        "--rounds", type=parse_count, default=15, metavar="N", help="measurements per stage (default: 15)"
     )
     network.add_argument(
         "--backends",
         type=parse_names,
         default=list(BACKENDS),
         metavar="A,B",
-        help=f"of a run folder: {', '.join(BACKENDS)} (default: all)",
+        help=f"backends of a run folder: {', '.join(BACKENDS)} (default: all)",
     )
-    network.add_argument("--json", type=Path, metavar="FILE", help="write the numbers too")
-    data = command.add_argument_group("of a recipe's images")
-    data.add_argument("--seconds", type=float, default=20, help="how long to measure (default: 20)")
+    network.add_argument("--json", type=Path, metavar="FILE", help="also write the results to this file")
+    data = command.add_argument_group("bench data")
+    data.add_argument("--seconds", type=float, default=20, help="duration of the measurement (default: 20)")
     data.add_argument("--workers", type=int, help="loader processes (default: the recipe's data.workers)")
 
 
 def parse_counts(text: str) -> list[int]:
+    """Parse integers of at least 1, separated by commas."""
     return [parse_count(part) for part in parse_names(text)]
 
 
@@ -116,8 +136,8 @@ def _bench_model(parsed: argparse.Namespace) -> int:
         if other != shown:
             sizes = ["x".join(map(str, pair)) for pair in (other, shown)]
             raise ConfigError(
-                f"{parsed.against} takes {sizes[0]} alone, {parsed.model} is shown {sizes[1]}. Export one of them "
-                f"anew, or give --size {sizes[0]} where the other takes it."
+                f"{parsed.against} only accepts input size {sizes[0]}, but {parsed.model} is measured at {sizes[1]}. "
+                f"Export one of them again, or use --size {sizes[0]} if the other model accepts it."
             )
         opened.append((prepare_other, parsed.backends[:1], "against "))
     forms = [form for prepare, kinds, prefix in opened for form in prepare(kinds, notes, prefix)]
@@ -139,7 +159,7 @@ def _bench_model(parsed: argparse.Namespace) -> int:
 def _open_model(
     path: Path, tasks: Sequence[str] | None, input_size: tuple[int, int] | None
 ) -> tuple[tuple[int, int], BuildVariants]:
-    """The size that a run folder or a file is shown, and what makes its forms, which may take minutes."""
+    """The input size of a run folder or file, and the function that builds its variants (may take minutes)."""
     from perception import runs
     from perception.bench.backends import build_variants
     from perception.bench.variants import load_variant

@@ -1,4 +1,4 @@
-"""The commands about data: doctor, data street, data extract."""
+"""The data commands: doctor, data street, data extract."""
 
 from __future__ import annotations
 
@@ -20,30 +20,39 @@ from perception.cli.arguments import (
 
 
 def add_commands(commands: Any) -> None:
-    doctor = add_command(commands, "doctor", _doctor, "examine the data of a recipe, and the environment")
+    """Add the commands `doctor` and `data`."""
+    doctor = add_command(commands, "doctor", _doctor, "check the data of a recipe and the environment")
     doctor.add_argument("config", type=Path, help="YAML recipe")
     add_overrides(doctor)
     add_tasks(doctor)
-    doctor.add_argument("--out", type=Path, help="folder of the page (default: doctor/<name of the recipe>)")
-    doctor.add_argument("--max-images", type=parse_count, metavar="N", help="look at N images of each source only")
-    doctor.add_argument("--workers", type=int, help="processes (default: one a processor; 0 = none, unprotected)")
+    doctor.add_argument("--out", type=Path, help="folder of the report (default: doctor/<name of the recipe>)")
+    doctor.add_argument("--max-images", type=parse_count, metavar="N", help="check only N images of each source")
+    doctor.add_argument(
+        "--workers", type=int, help="processes (default: one per CPU; 0: none, a crash then ends the check)"
+    )
 
-    data = commands.add_parser("data", help="make street scenes, unpack archives", description="Make or unpack data.")
+    data = commands.add_parser(
+        "data", help="render street scenes, unpack archives", description="Render or unpack data."
+    )
     kinds = data.add_subparsers(dest="kind", required=True, metavar="KIND")
-    street = kinds.add_parser("street", help="made street scenes with exact labels for four tasks")
+    street = kinds.add_parser("street", help="render synthetic street scenes with exact labels for four tasks")
     street.set_defaults(action=_street)
-    street.add_argument("out", type=Path, metavar="OUT", help="folder that is not there yet")
-    street.add_argument("--count", type=int, default=1000, help="images, training and validation together")
+    street.add_argument("out", type=Path, metavar="OUT", help="new folder")
+    street.add_argument("--count", type=int, default=1000, help="number of images, training and validation together")
     street.add_argument("--seed", type=int, default=0)
     street.add_argument(
         "--size", type=parse_size, default=(256, 512), metavar="HxW", help="height x width (default: 256x512)"
     )
-    street.add_argument("--validation", type=float, default=0.2, help="share of the images that are held out")
-    street.add_argument("--video", type=float, metavar="SECONDS", help="make OUT a video of a drive (.mp4) instead")
-    extract = kinds.add_parser("extract", help="unpack a downloaded archive without trusting it")
+    street.add_argument("--validation", type=float, default=0.2, help="fraction of the images held out for validation")
+    street.add_argument(
+        "--video", type=float, metavar="SECONDS", help="render a video of a drive to OUT (.mp4) instead"
+    )
+    extract = kinds.add_parser("extract", help="unpack a downloaded archive safely")
     extract.set_defaults(action=_extract)
     extract.add_argument("archive", type=Path, metavar="ARCHIVE", help=".zip, .tar, .tar.gz, .tar.bz2 or .tar.xz")
-    extract.add_argument("folder", type=Path, metavar="FOLDER", help="where its content goes; nothing is overwritten")
+    extract.add_argument(
+        "folder", type=Path, metavar="FOLDER", help="target folder; existing files are not overwritten"
+    )
 
 
 def _doctor(parsed: argparse.Namespace) -> int:
@@ -52,7 +61,7 @@ def _doctor(parsed: argparse.Namespace) -> int:
         from perception.report import doctor_page
     except ModuleNotFoundError as error:
         if not _is_installed(error.name or ""):
-            raise  # the base install has no doctor
+            raise  # the base installation does not include the doctor
         return _report_broken_install(error)
     except (ImportError, AttributeError) as error:
         return _report_broken_install(error)
@@ -84,7 +93,7 @@ def _is_installed(module: str) -> bool:
 
 
 def _report_broken_install(error: Exception) -> int:
-    """numpy, cv2 or pydantic is broken, or there twice."""
+    """Report that numpy, cv2 or pydantic is broken or installed twice."""
     providers = metadata.packages_distributions()
     found = "; ".join(f"{m} from {', '.join(providers.get(m, ['nowhere']))}" for m in ("numpy", "cv2", "pydantic"))
     print(f"perception doctor: {error}. Reinstall what is broken: {found}.", file=sys.stderr)  # noqa: T201
@@ -92,7 +101,7 @@ def _report_broken_install(error: Exception) -> int:
 
 
 def _check_recipe(state: None, mapping: dict) -> dict[str, dict] | str:
-    """The settings of a recipe's tasks with their defaults, or what is wrong with it. Run by the doctor elsewhere."""
+    """The settings of a recipe's tasks with defaults, or the error text. The doctor runs this in a worker process."""
     from perception import config
     from perception.recipe import Recipe
     from perception.types import PerceptionError

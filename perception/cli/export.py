@@ -1,4 +1,4 @@
-"""The command that makes a file for the vehicle: export."""
+"""The command `export`: writes the ONNX file for deployment."""
 
 from __future__ import annotations
 
@@ -11,62 +11,64 @@ from perception.cli.arguments import add_command, add_overrides, add_tasks, pars
 
 
 def add_commands(commands: Any) -> None:
+    """Add the command `export`."""
     export = add_command(commands, "export", _export, "write one verified ONNX file")
     export.add_argument("model", type=Path, metavar="RUN", help="run folder or checkpoint")
     add_overrides(export)
     add_tasks(export)
     export.add_argument(
-        "--out", type=Path, help="the file (default: RUN/model.onnx); its manifest lies beside it as .json"
+        "--out", type=Path, help="output file (default: RUN/model.onnx); its manifest is written beside it as .json"
     )
     export.add_argument(
         "--precision",
         choices=("fp32", "fp16", "int8"),
         default="fp32",
-        help="of the arithmetic; fp16 and int8 are measured on the recipe's validation images, and refused where a "
-        "task loses more than the budget, int8 also where it is not faster",
+        help="arithmetic; fp16 and int8 are evaluated on the recipe's validation images and rejected if a task loses "
+        "more than the budget, int8 also if it is not faster",
     )
     export.add_argument(
         "--size",
         type=parse_size_or_dynamic,
         metavar="HxW|dynamic",
-        help="the only input size, or any multiples of 32 (default)",
+        help="a fixed input size, or dynamic: any multiples of 32 (default)",
     )
     export.add_argument(
         "--target",
         choices=("onnxruntime", "tensorrt"),
         default="onnxruntime",
-        help="tensorrt: refuse what its parser would refuse; int8 is then symmetric, and not judged by its speed here",
+        help="tensorrt: reject operators that its parser does not support; int8 is then symmetric, and its speed is "
+        "not checked on this machine",
     )
     export.add_argument(
         "--preprocess",
         choices=("external", "embedded"),
         default="external",
-        help="embedded: the graph takes images of any size as they are, uint8 [batch, height, width, 3], and answers "
-        "in their pixels",
+        help="embedded: the graph takes raw images of any size, uint8 [batch, height, width, 3], and outputs results in"
+        " their pixel coordinates",
     )
     export.add_argument(
-        "--budget", type=float, default=0.01, help="what a task's metric may lose, absolutely (default: 0.01, a point)"
+        "--budget", type=float, default=0.01, help="largest absolute loss of a task's metric (default: 0.01, one point)"
     )
     export.add_argument(
         "--calibration-images",
         type=parse_count,
         default=64,
         metavar="N",
-        help="training images for int8's ranges (default: 64)",
+        help="training images for int8 calibration (default: 64)",
     )
     export.add_argument(
         "--validation-images",
         type=parse_count,
         default=500,
         metavar="N",
-        help="validation images that judge (default: 500 at most)",
+        help="largest number of validation images used (default: 500)",
     )
 
 
 def _export(parsed: argparse.Namespace) -> int:
     from perception.export.from_run import export
 
-    print("Exporting and comparing with torch takes about a minute.", file=sys.stderr)  # noqa: T201
+    print("Exporting and comparing with PyTorch takes about a minute.", file=sys.stderr)  # noqa: T201
     report = export(
         parsed.model,
         parsed.out,

@@ -1,4 +1,4 @@
-"""The commands that run networks: predict, ood, label."""
+"""The inference commands: predict, ood, label."""
 
 from __future__ import annotations
 
@@ -29,41 +29,54 @@ from perception.files.safe_write import make_folder
 from perception.video.interrupt import check_stop, defer_stop, handle_stop_signals
 
 SAVE_HELP = (
-    "what to write: mp4 (images as jpg), jsonl, mcap (a ROS 2 bag), rrd (default: mp4,jsonl; of a bag always a bag)"
+    "output formats: mp4 (images as jpg), jsonl, mcap (a ROS 2 bag), rrd (default: mp4,jsonl; for a bag always mcap)"
 )
 
 
 def add_commands(commands: Any) -> None:
+    """Add the commands `predict`, `ood` and `label`."""
     predict = add_command(commands, "predict", end_on_signal(_predict), "run a network on images or video")
-    predict.add_argument("model", type=Path, metavar="MODEL", help="run folder or .onnx file (which needs no torch)")
+    predict.add_argument("model", type=Path, metavar="MODEL", help="run folder, or .onnx file (runs without torch)")
     predict.add_argument("source", help="image, folder, glob, list, video, camera number, URL, - (stdin), ROS bag")
     add_tasks(predict)
-    predict.add_argument("--out", type=Path, help="folder for what is written, new or empty (default: runs/predict)")
+    predict.add_argument("--out", type=Path, help="output folder, new or empty (default: runs/predict)")
     predict.add_argument("--save", type=parse_names, metavar="A,B", help=SAVE_HELP)
     predict.add_argument("--maps", action="store_true", help="also write segmentation masks and depth maps as PNG")
-    predict.add_argument("--show", action="store_true", help="a live window (needs an OpenCV that has windows)")
     predict.add_argument(
-        "--size", type=parse_size, metavar="HxW", help="what the network sees (default: as in training)"
+        "--show", action="store_true", help="show a live window (needs an OpenCV build with GUI support)"
     )
-    predict.add_argument("--batch-size", type=parse_count, default=1, metavar="N", help="images of a file run together")
-    predict.add_argument("--max-frames", type=parse_count, metavar="N", help="stop each video or stream after so many")
-    predict.add_argument("--intrinsics", help="intrinsics in pixels of the source: fx,fy,cx,cy")
+    predict.add_argument(
+        "--size", type=parse_size, metavar="HxW", help="input size of the network (default: as in training)"
+    )
+    predict.add_argument("--batch-size", type=parse_count, default=1, metavar="N", help="batch size for files")
+    predict.add_argument("--max-frames", type=parse_count, metavar="N", help="stop each video or stream after N frames")
+    predict.add_argument("--intrinsics", help="camera intrinsics fx,fy,cx,cy in source pixels")
     predict.add_argument("--topics", type=parse_names, metavar="A,B", help="image topics of a bag (default: all)")
     predict.add_argument("--threads", type=parse_count, help="CPU threads of the network (default: all cores but one)")
     predict.add_argument(
-        "--providers", type=parse_names, metavar="A,B", help="of ONNX Runtime, best first (default: CPU)"
+        "--providers", type=parse_names, metavar="A,B", help="ONNX Runtime providers, preferred first (default: CPU)"
     )
-    predict.add_argument("--track", action="store_true", help="follow objects: numbers, closing speed, time to contact")
+    predict.add_argument(
+        "--track", action="store_true", help="track objects: track ids, closing speed, time to contact"
+    )
     predict.add_argument(
         "--smooth",
         type=parse_positive,
         metavar="S",
-        help="smooth segmentation masks and depth of videos over so many seconds (0.1 to 1; at least two frames)",
+        help="smooth segmentation masks and depth of videos over S seconds (0.1 to 1; at least two frames)",
     )
-    predict.add_argument("--ood", type=Path, metavar="FILE", help="of `perception ood fit` (default: MODEL's)")
-    predict.add_argument("--deadline", type=parse_positive, metavar="MS", help="flag results that take longer")
     predict.add_argument(
-        "--timeout", type=parse_positive, default=5.0, metavar="S", help="give up what is silent (default: 5)"
+        "--ood", type=Path, metavar="FILE", help="output of `perception ood fit` (default: the file beside MODEL)"
+    )
+    predict.add_argument(
+        "--deadline", type=parse_positive, metavar="MS", help="mark results that take longer than MS milliseconds"
+    )
+    predict.add_argument(
+        "--timeout",
+        type=parse_positive,
+        default=5.0,
+        metavar="S",
+        help="seconds without a frame before a source is closed (default: 5)",
     )
 
     ood = commands.add_parser(
@@ -72,36 +85,48 @@ def add_commands(commands: Any) -> None:
     kinds = ood.add_subparsers(dest="kind", required=True, metavar="KIND")
     fit = add_command(kinds, "fit", end_on_signal(_fit_ood), "fit the out-of-distribution score to good images")
     fit.add_argument("model", type=Path, metavar="MODEL", help="run folder or .onnx file")
-    fit.add_argument("source", help="good images or videos of where it will work: file, folder, glob")
+    fit.add_argument("source", help="typical images or videos of the deployment site: file, folder, glob")
     add_tasks(fit)
-    fit.add_argument("--out", type=Path, metavar="FILE", help="default: beside MODEL, where predict looks for it")
-    fit.add_argument("--intrinsics", help="intrinsics in pixels of the source: fx,fy,cx,cy")
+    fit.add_argument(
+        "--out", type=Path, metavar="FILE", help="output file (default: beside MODEL, where predict finds it)"
+    )
+    fit.add_argument("--intrinsics", help="camera intrinsics fx,fy,cx,cy in source pixels")
     fit.add_argument("--threads", type=parse_count, help="CPU threads of the network (default: all cores)")
-    fit.add_argument("--providers", type=parse_names, metavar="A,B", help="of ONNX Runtime, best first (default: CPU)")
+    fit.add_argument(
+        "--providers", type=parse_names, metavar="A,B", help="ONNX Runtime providers, preferred first (default: CPU)"
+    )
 
     label = add_command(
-        commands, "label", end_on_signal(_label), "label images that lack labels, where a network is sure of them"
+        commands,
+        "label",
+        end_on_signal(_label),
+        "write pseudo-labels for unlabeled images, where the network is confident",
     )
     label.add_argument("model", type=Path, metavar="MODEL", help="run folder or .onnx file, trained for the tasks")
     label.add_argument("images", type=Path, metavar="IMAGES", help="folder of images")
     add_tasks(label)
     label.add_argument("--out", type=Path, required=True, help="folder for the labels, new or empty")
-    label.add_argument("--resume", action="store_true", help="go on where it was stopped or killed, or merge shards")
+    label.add_argument("--resume", action="store_true", help="continue an interrupted run, or merge shards")
     label.add_argument("--jobs", type=parse_count, default=1, metavar="N", help="processes (default: 1)")
     label.add_argument(
-        "--shard", type=parse_shard, metavar="I/N", help="every N-th image only; --resume merges in the end"
+        "--shard",
+        type=parse_shard,
+        metavar="I/N",
+        help="process only every N-th image, starting with the I-th; --resume merges the shards",
     )
     label.add_argument("--root", type=Path, default=Path(), help="data.root of the recipe that will read them")
-    label.add_argument("--no-mirror", action="store_true", help="left and right are not alike (words, arrows)")
-    label.add_argument("--intrinsics", help="intrinsics in pixels of the images: fx,fy,cx,cy")
+    label.add_argument(
+        "--no-mirror", action="store_true", help="do not use mirrored views: left and right differ (text, arrows)"
+    )
+    label.add_argument("--intrinsics", help="camera intrinsics fx,fy,cx,cy in image pixels")
     label.add_argument("--threads", type=parse_count, help="CPU threads of the network (default: all cores)")
     label.add_argument(
-        "--providers", type=parse_names, metavar="A,B", help="of ONNX Runtime, best first (default: CPU)"
+        "--providers", type=parse_names, metavar="A,B", help="ONNX Runtime providers, preferred first (default: CPU)"
     )
 
 
 def end_on_signal(command: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
-    """The command; the first signal ends it in order, from its imports on."""
+    """Wrap a command so that the first stop signal ends it cleanly, even while it imports."""
 
     def run(parsed: argparse.Namespace) -> int:
         silence_ffmpeg()
@@ -152,19 +177,19 @@ def _predict(parsed: argparse.Namespace) -> int:
 
 
 def _check_options(parsed: argparse.Namespace, is_bag_source: bool) -> None:
-    """Raise ConfigError for an option that this source would leave unheard."""
+    """Raise ConfigError for options that have no effect for this source."""
     from perception.types import ConfigError
 
     unheard = {
-        "--topics": parsed.topics and not is_bag_source and "only a bag has topics",
-        "--save": is_bag_source and parsed.save not in (None, ["mcap"]) and "of a bag a bag is written",
-        "--maps": is_bag_source and parsed.maps and "of a bag a bag is written, with its maps",
-        "--show": is_bag_source and parsed.show and "a bag is written as fast as can be, and played afterwards",
-        "--batch-size": is_bag_source and parsed.batch_size > 1 and "a bag's images are run one by one",
-        "--deadline": is_bag_source and parsed.deadline and "the images of a bag wait for their turn",
+        "--topics": parsed.topics and not is_bag_source and "only bags have topics",
+        "--save": is_bag_source and parsed.save not in (None, ["mcap"]) and "the output for a bag is always a bag",
+        "--maps": is_bag_source and parsed.maps and "the output for a bag is a bag, which includes the maps",
+        "--show": is_bag_source and parsed.show and "a bag is processed at full speed; play the output afterwards",
+        "--batch-size": is_bag_source and parsed.batch_size > 1 and "the images of a bag are processed one at a time",
+        "--deadline": is_bag_source and parsed.deadline and "a bag is not processed in real time",
     }
     if wrong := [f"{option}: {why}" for option, why in unheard.items() if why]:
-        raise ConfigError(f"{'; '.join(wrong)}. Leave it out.")
+        raise ConfigError(f"{'; '.join(wrong)}. Remove the option.")
 
 
 def _open_predictor(parsed: argparse.Namespace, threads: int) -> Any:
@@ -178,7 +203,7 @@ def _open_predictor(parsed: argparse.Namespace, threads: int) -> Any:
     from perception.types import ConfigError
 
     if parsed.providers:
-        raise ConfigError("--providers: a run folder is run by torch. Leave it out, or give the exported network.")
+        raise ConfigError("--providers: a run folder runs in torch. Remove the option, or give an exported .onnx file.")
     recipe, model = runs.open_inference_model(parsed.model, parsed.tasks)
     return TorchPredictor(model, size=recipe.data.size, threads=threads)
 
@@ -191,7 +216,7 @@ def _fit_ood(parsed: argparse.Namespace) -> int:
     perceiver = _open_predictor(parsed, parsed.threads or count_usable_cores())
     found = fit_ood_model(perceiver, parsed.source, parse_intrinsics(parsed.intrinsics), _graph_digest(perceiver))
     found.save(out)
-    print(f"{out}: {found.num_images} good images", file=sys.stderr)  # noqa: T201
+    print(f"{out}: fitted to {found.num_images} images", file=sys.stderr)  # noqa: T201
     return 0
 
 
@@ -216,7 +241,7 @@ def _label(parsed: argparse.Namespace) -> int:
 
 
 def _open_labeler(parsed: argparse.Namespace, threads: int) -> tuple[Any, str]:
-    """The network, and the SHA-256 of its graph or weights: labels of two networks are not to be mixed."""
+    """The network and the SHA-256 of its graph or weights, so that labels of two networks are never mixed."""
     perceiver = _open_predictor(parsed, threads)
     identity = _graph_digest(perceiver)
     if not identity and hasattr(perceiver, "model"):
@@ -227,7 +252,7 @@ def _open_labeler(parsed: argparse.Namespace, threads: int) -> tuple[Any, str]:
 
 
 def _load_ood(path: Path | None, model: Path, tasks: list[str] | None, predictor: Any) -> Any:
-    """The calibration at ``path``, or that beside the model where there is one and all its tasks are run."""
+    """The OOD model at ``path``, or the one beside the network if it exists and all tasks are run."""
     from perception.video.ood import load_ood_model
 
     beside = _ood_file(model)
@@ -241,16 +266,17 @@ def _ood_file(model: Path) -> Path:
 
 
 def _graph_digest(predictor: Any) -> str:
-    """SHA-256 of an exported network; "" of a run folder, whose weights change."""
+    """SHA-256 of an exported network; "" for a run folder, whose weights may change."""
     manifest = getattr(predictor, "manifest", None)
     return manifest.graph_sha256 if manifest else ""
 
 
 def count_usable_cores() -> int:
+    """Number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def silence_ffmpeg() -> None:
-    """FFmpeg writes a line for each damaged packet, OpenCV one for each attempt to open; the summary counts them."""
+    """Turn off the log lines of FFmpeg and OpenCV about damaged packets and failed opens; the summary counts them."""
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "8")
     os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")

@@ -1,4 +1,4 @@
-"""Commands of several trainings, and of trained networks that change: compare, group, tune, grow, drop."""
+"""Commands that run several trainings or change trained networks: compare, group, tune, grow, drop."""
 
 from __future__ import annotations
 
@@ -20,20 +20,25 @@ CONTROL_KINDS = ("images", "compute", "budget")
 
 
 def add_commands(commands: Any) -> None:
-    compare = add_command(commands, "compare", _compare, "does joint training help: against single-task controls")
+    """Add the commands `compare`, `group`, `tune`, `grow` and `drop`."""
+    compare = add_command(commands, "compare", _compare, "compare joint training with single-task baselines")
     compare.add_argument("config", type=Path, help="YAML recipe of the joint network")
     add_overrides(compare)
     add_tasks(compare)
     compare.add_argument(
-        "--seeds", type=parse_count, default=3, metavar="N", help="how many, from the recipe's (default: 3)"
+        "--seeds",
+        type=parse_count,
+        default=3,
+        metavar="N",
+        help="number of seeds, counted from the recipe's (default: 3)",
     )
     compare.add_argument(
         "--controls", type=_parse_control_kinds, default=("images",), metavar="A,B",
-        help="what controls have in common with the joint run: images; compute, each; budget, all together "
-        "(default: images)",
+        help="what each baseline shares with the joint run: images; compute (each of them); budget (all of them "
+        "together) (default: images)",
     )  # fmt: skip
     _add_jobs_option(compare)
-    compare.add_argument("--out", type=Path, help="folder of its runs (default: runs/<name of the recipe>_compare)")
+    compare.add_argument("--out", type=Path, help="folder of the runs (default: runs/<name of the recipe>_compare)")
 
     group = add_command(
         commands, "group", _group, "which tasks should share a network or a trunk, measured in one training"
@@ -41,28 +46,34 @@ def add_commands(commands: Any) -> None:
     group.add_argument("config", type=Path, help="YAML recipe of the joint network")
     add_overrides(group)
     add_tasks(group)
-    group.add_argument("--networks", type=parse_count, default=2, metavar="K", help="how many at most (default: 2)")
+    group.add_argument(
+        "--networks", type=parse_count, default=2, metavar="K", help="largest number of networks (default: 2)"
+    )
     group.add_argument(
         "--lookahead-every",
         type=parse_count,
         default=25,
         metavar="N",
-        help="steps from one look ahead to the next (default: 25)",
+        help="steps between two lookahead measurements (default: 25)",
     )
-    group.add_argument("--out", type=Path, help="folder of its run (default: runs/<name of the recipe>_group)")
+    group.add_argument("--out", type=Path, help="run folder (default: runs/<name of the recipe>_group)")
 
     tune = add_command(commands, "tune", _tune, "search balancer, weights, learning rate and sharing with Optuna")
     tune.add_argument("config", type=Path, help="YAML recipe to start from")
     add_overrides(tune)
     add_tasks(tune)
     tune.add_argument(
-        "--trials", type=parse_count, default=30, metavar="N", help="in all, earlier ones too (default: 30)"
+        "--trials",
+        type=parse_count,
+        default=30,
+        metavar="N",
+        help="total number of trials, earlier ones included (default: 30)",
     )
     tune.add_argument(
         "--space",
         type=Path,
-        help="YAML file of the space (default: the recipe's tune section, or one of "
-        "learning rate, balancer, weights and sharing)",
+        help="YAML file of the search space (default: the recipe's tune section, else learning rate, balancer, weights "
+        "and sharing)",
     )
     _add_jobs_option(tune)
     tune.add_argument("--out", type=Path, help="folder of the study (default: runs/<name of the recipe>_tune)")
@@ -74,34 +85,34 @@ def add_commands(commands: Any) -> None:
     add_tasks(grow)
     grow.add_argument(
         "--method", choices=("frozen", "distill"), default="frozen",
-        help="frozen: old outputs stay, bit for bit; distil: all learns, the old heads are held to what the old "
-        "network says (default: frozen)",
+        help="frozen: old outputs stay bit-identical; distill: all weights train, and the old heads are kept close to "
+        "the outputs of the old network (default: frozen)",
     )  # fmt: skip
     grow.add_argument(
         "--distillation-weight",
         type=parse_positive,
         default=1.0,
-        help="of distil's teaching beside the new losses (default: 1)",
+        help="weight of the distillation loss relative to the new losses (default: 1)",
     )
     grow.add_argument("--out", type=Path, help="run folder (default: runs/<name of the recipe>_grown)")
 
-    drop = add_command(commands, "drop", _drop, "take tasks out of a trained network; the others stay, bit for bit")
+    drop = add_command(commands, "drop", _drop, "remove tasks from a trained network; the others stay bit-identical")
     drop.add_argument("model", type=Path, metavar="RUN", help="run folder of the trained network")
-    drop.add_argument("tasks", type=parse_names, metavar="TASKS", help="the tasks to take out")
+    drop.add_argument("tasks", type=parse_names, metavar="TASKS", help="tasks to remove, separated by commas")
     drop.add_argument("--out", type=Path, help="new run folder (default: <RUN>_without_<tasks>)")
 
 
 def _add_jobs_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--jobs", type=parse_count, metavar="N",
-        help="trainings at a time (default: one for every train.threads cores, on a GPU one)",
+        help="parallel trainings (default: one per train.threads cores; on a GPU 1)",
     )  # fmt: skip
 
 
 def _parse_control_kinds(text: str) -> tuple[str, ...]:
     chosen = tuple(dict.fromkeys(parse_names(text)))
     if not chosen or set(chosen) - set(CONTROL_KINDS):
-        raise argparse.ArgumentTypeError(f"'{text}' names other controls than {', '.join(CONTROL_KINDS)}")
+        raise argparse.ArgumentTypeError(f"expected some of {', '.join(CONTROL_KINDS)}, got '{text}'")
     return chosen
 
 
@@ -161,5 +172,5 @@ def _drop(parsed: argparse.Namespace) -> int:
     run = parsed.model
     out = parsed.out or run.with_name(f"{run.name}_without_{'_'.join(parsed.tasks)}")
     drop_tasks(run, parsed.tasks, out)
-    print_lines([f"{out} is {run} without {', '.join(parsed.tasks)}; what is left says the same, bit for bit."])
+    print_lines([f"{out} is {run} without {', '.join(parsed.tasks)}. The remaining outputs are bit-identical."])
     return 0

@@ -1,4 +1,4 @@
-"""The commands that make and measure networks: demo, train, evaluate."""
+"""The training commands: demo, train, evaluate."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from perception.cli.arguments import add_command, add_overrides, add_tasks, pars
 
 
 def add_commands(commands: Any) -> None:
-    demo = add_command(commands, "demo", _demo, "the whole story on made street data, in minutes")
+    """Add the commands `demo`, `train` and `evaluate`."""
+    demo = add_command(commands, "demo", _demo, "run the full workflow on synthetic street data, in minutes")
     demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder (default: runs/demo)")
     add_overrides(demo)
 
@@ -19,22 +20,22 @@ def add_commands(commands: Any) -> None:
     add_overrides(train)
     add_tasks(train)
     train.add_argument("--out", type=Path, help="run folder (default: runs/<name of the recipe>)")
-    train.add_argument("--resume", type=Path, metavar="RUN", help="go on with the newest checkpoint of a run folder")
-    train.add_argument("--force", action="store_true", help="resume although the recipe has changed")
+    train.add_argument("--resume", type=Path, metavar="RUN", help="continue from the newest checkpoint of a run folder")
+    train.add_argument("--force", action="store_true", help="resume even if the recipe or the data has changed")
 
-    evaluate = add_command(commands, "evaluate", _evaluate, "measure a run or an exported file on held-out images")
+    evaluate = add_command(commands, "evaluate", _evaluate, "evaluate a run or an exported file on held-out images")
     evaluate.add_argument(
         "model", type=Path, metavar="MODEL", help="run folder, checkpoint, .safetensors file or exported .onnx file"
     )
     add_overrides(evaluate)
     add_tasks(evaluate)
-    evaluate.add_argument("--data", type=Path, help="YAML file whose data.validation is taken instead of the run's")
+    evaluate.add_argument("--data", type=Path, help="YAML file whose data.validation replaces the run's")
     evaluate.add_argument(
-        "--size", type=parse_size, metavar="HxW", help="what the network sees (default: as in training)"
+        "--size", type=parse_size, metavar="HxW", help="input size of the network (default: as in training)"
     )
     evaluate.add_argument("--out", type=Path, help="write metrics.json and report.html to this folder")
     evaluate.add_argument(
-        "--batch-size", type=parse_count, default=8, metavar="N", help="images at a time; changes no number"
+        "--batch-size", type=parse_count, default=8, metavar="N", help="batch size; does not affect the metrics"
     )
 
 
@@ -62,7 +63,7 @@ def _train(parsed: argparse.Namespace) -> int:
     if evaluation is not None:
         _print_metrics(evaluation)
         print_lines(
-            [f"Report: {run / 'report.html'}, weights: {run / 'checkpoints'}, every number: {run / 'metrics.jsonl'}"]
+            [f"Report: {run / 'report.html'}, weights: {run / 'checkpoints'}, metrics: {run / 'metrics.jsonl'}"]
         )
     return 0
 

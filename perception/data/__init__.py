@@ -1,7 +1,8 @@
-"""From files to samples: readers of formats, sources that join them, and what a recipe says of both.
+"""Data sets: readers of label formats, sources that join them, and their part of the recipe.
 
-A new format is a module with a reader (see `perception.data.dataset.Reader`) and a line in `DATASETS`. The mixture and
-the loader are in ``perception.data.mixture`` and ``perception.data.loader``; nothing here imports torch.
+A new format needs a module with a reader (see `perception.data.dataset.DatasetReader`) and a line in `DATASETS`.
+This module does not import torch. The mixture and the loader are in `perception.data.mixture` and
+`perception.data.loader`.
 """
 
 from __future__ import annotations
@@ -46,13 +47,13 @@ DATASETS = {
     "voc": VocReader,
     "bdd100k": Bdd100kReader,
 }
-"""Format -> reader. Adding one: also name its config in `ReaderConfig`."""
+"""Format -> reader. A new format also needs its config in `ReaderConfig`."""
 
 try:
     from pydantic import Field
 
     _format_field = Field(discriminator="format")
-except ImportError:  # a robot that reads images but no recipes
+except ImportError:  # installations that read images but no recipes
     _format_field = None
 
 ReaderConfig: TypeAlias = Annotated[
@@ -75,10 +76,13 @@ ReaderConfig: TypeAlias = Annotated[
 
 @config_dataclass
 class SourceConfig:
-    """Images, and the readers that label them.
+    """Images and the readers that label them.
 
-    weight: how often its images come up in training, relative to the other sources
-    camera: intrinsics in pixels of its images, for those that no reader gives any for; None = unknown
+    Attributes:
+        name: name of the source, without "/".
+        labels: the readers.
+        weight: how often its images are used in training, relative to the other sources.
+        camera: intrinsics in pixels of its images, if no reader gives any; None = unknown.
     """
 
     name: str
@@ -92,7 +96,7 @@ class SourceConfig:
                 f"Source '{self.name}' has no labels. Give at least one reader, for example {{format: coco, ...}}."
             )
         if not self.name or "/" in self.name:
-            raise ConfigError(f"A source is called '{self.name}'. Expected a name without '/'.")
+            raise ConfigError(f"The name of a source is '{self.name}'. Expected a name without '/'.")
         if not 1e-3 <= self.weight <= 1e6:
             raise ConfigError(
                 f"Source '{self.name}' has weight {self.weight}. Expected 0.001 to 1000000; remove it instead of 0."
@@ -102,13 +106,18 @@ class SourceConfig:
 
 @config_dataclass
 class DataConfig:
-    """What a recipe says of data.
+    """The data section of a recipe.
 
-    root:       folder where the relative paths of the sources start
-    size:       (height, width) of the network's input in training and evaluation, multiples of 32
-    workers:    processes that read and augment; 0 = the training process itself
-    timeout:    seconds without a batch after which a worker counts as hung
-    max_damaged: largest fraction of a source's images that training may skip as unreadable
+    Attributes:
+        root: folder of the relative paths of the sources.
+        size: (height, width) of the network's input in training and evaluation, multiples of 32.
+        augment: random changes of the training images.
+        mix: how the training sources are mixed.
+        train: sources for training.
+        validation: sources for evaluation.
+        workers: processes that read and augment; 0 = the training process itself.
+        timeout: seconds without a batch after which a worker counts as hanging.
+        max_damaged: largest fraction of a source's images that training may skip as unreadable.
     """
 
     root: str = "data"
@@ -133,13 +142,22 @@ class DataConfig:
         for part in ("train", "validation"):
             names = [source.name for source in getattr(self, part)]
             if len(set(names)) < len(names):
-                raise ConfigError(f"data.{part} has two sources of one name: {', '.join(names)}. Rename one.")
+                raise ConfigError(f"data.{part} has two sources with the same name: {', '.join(names)}. Rename one.")
 
 
 def open_source(config: SourceConfig, root: str | Path, classes: Mapping[str, Sequence[str]]) -> DataSource | None:
-    """The source, or None where it labels none of the tasks in ``classes`` (task -> its class list).
+    """Open a source. Readers of tasks that are not in ``classes`` are not opened.
 
-    Readers of other tasks are not opened. Raises DataError where the files are not what the config says.
+    Args:
+        config: the source.
+        root: folder of the relative paths.
+        classes: task -> its class list.
+
+    Returns:
+        The source, or None if it labels none of the tasks.
+
+    Raises:
+        DataError: the files do not match the config.
     """
     root = Path(root)
     if not root.is_dir():
@@ -158,10 +176,16 @@ def open_sources(
     classes: Mapping[str, Sequence[str]],
     require_all_classes: bool = False,
 ) -> list[DataSource]:
-    """The sources that label any of the tasks in ``classes``. Raises DataError where there is none.
+    """Open the sources that label any of the tasks in ``classes``.
 
-    require_all_classes: also raise DataError where a task or one of its classes is labeled by no source, as training
-    needs
+    Args:
+        configs: the sources.
+        root: folder of the relative paths.
+        classes: task -> its class list.
+        require_all_classes: require a label source for every task and class, as training does.
+
+    Raises:
+        DataError: no source labels any of the tasks, or a required class is missing.
     """
     sources = [source for config in configs if (source := open_source(config, root, classes)) is not None]
     if not sources:
@@ -174,11 +198,11 @@ def open_sources(
 
 
 def check_label_coverage(task: str, class_names: Sequence[str], sources: Sequence[DataSource]) -> None:
-    """Raise DataError where no source labels ``task``, or one of its classes ``class_names``."""
+    """Raise DataError if no source labels ``task``, or no source labels one of its ``class_names``."""
     mine = [source for source in sources if task in source.tasks]
     if not mine:
         raise DataError(
-            f"No source labels task '{task}'. Add one that does, or leave the task out (--tasks). Sources: "
+            f"No source labels task '{task}'. Add such a source, or train without the task (--tasks). Sources: "
             + "; ".join(f"{source.name}: {', '.join(source.tasks)}" for source in sources)
         )
     maps = [reader.class_maps[task] for source in mine for reader in source.readers if task in reader.class_maps]
@@ -193,7 +217,7 @@ def check_label_coverage(task: str, class_names: Sequence[str], sources: Sequenc
             raise DataError(
                 f"Class '{name}' of task '{task}' is labeled by none of the sources "
                 f"{', '.join(source.name for source in mine)}.{suggest_class_name(name, theirs)} Give a reader "
-                f"rename: {{...: {name}}}, or take the class out of the recipe."
+                f"rename: {{...: {name}}}, or remove the class from the recipe."
             )
 
 

@@ -1,4 +1,4 @@
-"""From the class names of a source to the class list of the recipe."""
+"""Mapping of the class names of a source to the class list of the recipe."""
 
 from __future__ import annotations
 
@@ -14,30 +14,31 @@ from perception.files.strict_json import quote_value
 from perception.types import IGNORE_INDEX, DataError, LabelSpace
 
 ClassNames = tuple[str, ...] | Literal["rest"]
-"""Class names of a source, or "rest": all that are neither in the recipe nor named otherwise."""
+"""Class names of a source, or "rest": all names that are not in the recipe and not in another option."""
 
 Superclasses = dict[str, tuple[str, ...] | Literal["rest"]]
-"""Name of a source -> the recipe's classes that its pixels may be, or "rest": all that the source does not label."""
+"""Name of a source -> classes of the recipe that its pixels may have. "rest": all that the source does not label."""
 
 IGNORED = -1
 BACKGROUND = -2
 
 UNMASKED = "(outside of all masks)"
-"""The pixels without a mask, as a class of the source."""
+"""Name for the pixels without a mask, used as a class of the source."""
 
 _MAX_COMPARED_NAMES, _MAX_COMPARED_LETTERS = 2000, 60
-"""So many names, and so many letters of each, are looked through for near ones."""
+"""Limits of the search for similar names: number of names, letters of each name."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClassMap:
-    """index: name in the source -> index in the recipe's classes (in ``label_space`` where there is one), or
-    `IGNORED`, or
-        `BACKGROUND`.
+    """Mapping from the class names of a source to class indices.
 
-    labeled_classes: bool [C], which of the recipe's classes the source labels, alone or in a super-class; None = all
-    label_space:   of segmentation masks: what the values stand for, where they are not the recipe's classes one by one
-    is_explicit:  whether the recipe says which classes the source labels
+    Attributes:
+        indices: name in the source -> index in the recipe's classes (in ``label_space`` if set), `IGNORED` or
+            `BACKGROUND`.
+        labeled_classes: bool [C], classes of the recipe that the source labels, alone or in a superclass; None = all.
+        label_space: meaning of the mask values, if a value is not simply the index of one class of the recipe.
+        is_explicit: whether the recipe states which classes the source labels.
     """
 
     indices: dict[str, int]
@@ -46,14 +47,14 @@ class ClassMap:
     is_explicit: bool = False
 
     def is_labeled(self, name: str) -> bool:
-        """Whether the source name stands for a class, or a set of them, that this source labels."""
+        """Return whether ``name`` maps to a class, or a set of classes, that this source labels."""
         index = self.indices[name]
         return index >= 0 and (
             self.label_space is not None or self.labeled_classes is None or bool(self.labeled_classes[index])
         )
 
     def class_sets(self, num_classes: int) -> NDArray[np.bool_]:
-        """Of segmentation masks: for each id the recipe's classes that its pixels may be, bool [K, C]."""
+        """Return, for each id of the segmentation masks, the recipe's classes that its pixels may have, bool [K, C]."""
         if self.label_space is None:
             return np.eye(num_classes, dtype=bool)[
                 slice(None) if self.labeled_classes is None else self.labeled_classes
@@ -65,11 +66,17 @@ class ClassMap:
 
 
 def find_classes_by_exclusion(class_maps: Iterable[ClassMap], num_classes: int) -> NDArray[np.bool_]:
-    """Classes that some segmentation masks' ids hold and that all of them together tell from every other class: bool
-    [C].
+    """Find the classes that the ids of all segmentation masks together separate from every other class.
 
-    So a class can be learned that no source names: what one source labels as anything but a car, and another as
-    anything but a truck, is neither.
+    Such a class can be learned although no source names it. Example: with the classes car, truck and bus, pixels
+    that are "not car" in one source and "not truck" in another are evidence for bus.
+
+    Args:
+        class_maps: the maps of all segmentation masks of one task.
+        num_classes: number of classes of the task.
+
+    Returns:
+        bool [C].
     """
     columns = np.concatenate(
         [np.zeros((1, num_classes), bool), *(found.class_sets(num_classes) for found in class_maps)]
@@ -87,10 +94,20 @@ def map_classes(
     background: ClassNames = (),
     labels_only: Sequence[str] | None = None,
 ) -> ClassMap:
-    """Map the class names of a source to the recipe's by name, after ``rename``.
+    """Map the class names of a source to the recipe's classes by name, after ``rename``.
 
-    ``labels_only`` (recipe's names) restricts the classes that count as labeled. Raises DataError where a name of the
-    source has no place in the recipe, with the nearest ones, and where an option names what is not there.
+    Args:
+        names: class names of the source.
+        recipe_classes: class list of the task.
+        where: file or source, for messages.
+        rename: name in the source -> name in the recipe.
+        ignore: names of the source that are ignored.
+        background: names of the source that are background.
+        labels_only: the recipe's names that count as labeled; None = all.
+
+    Raises:
+        DataError: a name of the source is not in the recipe, or an option gives an unknown name. The message lists
+            similar names.
     """
     names = list(names)
     only = _select_labeled(labels_only, recipe_classes, where)
@@ -111,12 +128,22 @@ def map_pixel_classes(
     labels_only: Sequence[str] | None = None,
     superclasses: Mapping[str, Sequence[str]] | None = None,
 ) -> ClassMap:
-    """`map_classes` for segmentation masks, whose pixels may stand for sets of the recipe's classes.
+    """Map class names like `map_classes`, for segmentation masks, whose pixels may have sets of the recipe's classes.
 
-    A name in ``superclasses`` is the set given there. With ``labels_only``, a pixel of another name is no class that
-    the
-    source labels, and any other: its negatives count. Void pixels and ignored names stay void. Raises DataError as
-    `map_classes`, and where a set is empty.
+    With ``labels_only``, a pixel of any other name may have every class that the source does not label. It counts as a
+    negative for the labeled classes. Ignored pixels and ignored names stay ignored.
+
+    Args:
+        names: class names of the source.
+        recipe_classes: class list of the task.
+        where: file or source, for messages.
+        rename: name in the source -> name in the recipe.
+        ignore: names of the source that are ignored.
+        labels_only: the recipe's names that count as labeled; None = all.
+        superclasses: name in the source -> set of the recipe's classes that it may mean, or "rest".
+
+    Raises:
+        DataError: as in `map_classes`, or a set is empty.
     """
     names, superclasses = list(names), dict(superclasses or {})
     if not superclasses and labels_only is None:
@@ -141,7 +168,7 @@ def map_pixel_classes(
             sets[name] = rest
         elif name not in sets and name in superclasses:
             raise DataError(
-                f"{where}: coarse gives {quote_value(name)} the rest, but the other names take all classes."
+                f"{where}: superclasses gives {quote_value(name)} the rest, but the other names use all classes."
             )
     sets = {name: sets[name] for name in names if name in sets}
     called: dict[tuple[int, ...], str] = {}
@@ -166,12 +193,21 @@ def map_mask_classes(
     labels_only: Sequence[str] | None,
     superclasses: Mapping[str, Sequence[str]] | None,
 ) -> ClassMap:
-    """`map_pixel_classes` of a source that outlines its things: ``unmasked_class`` names the class of the recipe of
-    all other pixels.
+    """Map class names like `map_pixel_classes`, for a source with one mask per object.
 
-    They are the source's class `UNMASKED`, which is in the map where ``unmasked_class`` is given. "rest": any class
-    that the
-    source does not label; None: they are void
+    Args:
+        names: class names of the source.
+        unmasked_class: the recipe's class of the pixels without a mask. "rest" = any class that the source does not
+            label; None = ignored. If it is given, the map contains the class `UNMASKED`.
+        recipe_classes: class list of the task.
+        where: file or source, for messages.
+        rename: name in the source -> name in the recipe.
+        ignore: names of the source that are ignored.
+        labels_only: the recipe's names that count as labeled; None = all.
+        superclasses: name in the source -> set of the recipe's classes that it may mean, or "rest".
+
+    Raises:
+        DataError: as in `map_pixel_classes`, or ``unmasked_class`` is not in the recipe.
     """
     rename, superclasses = dict(rename or {}), dict(superclasses or {})
     if unmasked_class == "rest" and "rest" not in recipe_classes:
@@ -179,7 +215,7 @@ def map_mask_classes(
     elif unmasked_class is not None:
         if unmasked_class not in recipe_classes:
             raise DataError(
-                f"{where}: outside names '{unmasked_class}', which is no class of the "
+                f"{where}: unmasked_class is '{unmasked_class}', which is not a class of the "
                 f"recipe.{suggest_class_name(unmasked_class, recipe_classes)}"
             )
         rename[UNMASKED] = unmasked_class
@@ -188,17 +224,16 @@ def map_mask_classes(
 
 
 def mask_value(class_map: ClassMap, name: str) -> int:
-    """The value of a source's class in a segmentation mask; 255 (void) for one that it does not label, or does not
-    have."""
+    """Return the mask value of a source's class; 255 (ignored) if the source does not label or have it."""
     return class_map.indices[name] if name in class_map.indices and class_map.is_labeled(name) else IGNORE_INDEX
 
 
 def _select_labeled(labels_only: Sequence[str] | None, recipe_classes: Sequence[str], where: str) -> NDArray[np.bool_]:
-    """Which of the recipe's classes ``labels_only`` names; all where it is None."""
+    """Mask [C] of the recipe's classes in ``labels_only``; all if it is None."""
     for name in labels_only or ():
         if name not in recipe_classes:
             raise DataError(
-                f"{where}: labels_only names '{name}', which is no class of the "
+                f"{where}: labels_only names '{name}', which is not a class of the "
                 f"recipe.{suggest_class_name(name, recipe_classes)}"
             )
     return np.array([labels_only is None or name in labels_only for name in recipe_classes], bool)
@@ -211,21 +246,22 @@ def _check_superclasses(
     for name, given in superclasses.items():
         if name not in names:
             raise DataError(
-                f"{where}: coarse names {quote_value(name)}, which is no class of "
+                f"{where}: superclasses names {quote_value(name)}, which is not a class of "
                 f"this source.{suggest_class_name(name, names)}"
             )
         if name in rename or (ignore != "rest" and name in ignore):
             raise DataError(
-                f"{where}: both coarse and rename or ignore name {quote_value(name)}. Keep it in one of them."
+                f"{where}: both superclasses and rename or ignore name {quote_value(name)}. Keep it in one of them."
             )
         if not given:
             raise DataError(
-                f"{where}: coarse gives {quote_value(name)} no class. Expected some of {', '.join(recipe_classes)}."
+                f"{where}: superclasses gives {quote_value(name)} no class. Expected some of "
+                f"{', '.join(recipe_classes)}."
             )
         for one in () if given == "rest" else given:
             if one not in recipe_classes:
                 raise DataError(
-                    f"{where}: coarse gives {quote_value(name)} the class '{one}', which is none of the recipe."
+                    f"{where}: superclasses gives {quote_value(name)} the class '{one}', which is not in the recipe."
                     f"{suggest_class_name(one, recipe_classes)}"
                 )
 
@@ -248,19 +284,19 @@ def _index_names(
     ignore: ClassNames,
     background: ClassNames,
 ) -> dict[str, int]:
-    """Name -> index in the recipe's classes, or `IGNORED`, or `BACKGROUND`."""
+    """Name -> index in the recipe's classes, `IGNORED` or `BACKGROUND`."""
     known, places = set(names), {name: index for index, name in reversed(list(enumerate(recipe_classes)))}
     for option, given in (("rename", rename), ("ignore", ignore), ("background", background)):
         for name in () if given == "rest" else given:
             if name not in known:
                 raise DataError(
-                    f"{where}: {option} names {quote_value(name)}, which is no class of "
+                    f"{where}: {option} names {quote_value(name)}, which is not a class of "
                     f"this source.{suggest_class_name(name, names)}"
                 )
     for name in rename.values():
         if name not in places:
             raise DataError(
-                f"{where}: rename names '{name}', which is no class of the "
+                f"{where}: rename names '{name}', which is not a class of the "
                 f"recipe.{suggest_class_name(name, recipe_classes)}"
             )
     both = [] if "rest" in (ignore, background) else [name for name in ignore if name in background]
@@ -288,7 +324,7 @@ def _index_names(
 
 
 def suggest_class_name(name: str, known_names: Sequence[str]) -> str:
-    """ " Did you mean ...?" or " Known: ...", for a message."""
+    """Return "Did you mean ...?" or "Known: ..." with a leading space, for a message."""
     lower = {k[:_MAX_COMPARED_LETTERS].lower(): k for k in known_names[:_MAX_COMPARED_NAMES]}
     close = difflib.get_close_matches(name[:_MAX_COMPARED_LETTERS].lower(), lower, n=3)
     if close:

@@ -1,7 +1,7 @@
-"""From samples to a batch, in two halves: a worker packs, the training process unpacks.
+"""Collation of samples to a batch, in two steps: a worker packs, the training process unpacks.
 
-Every tensor that crosses between processes costs a file descriptor: so a few big ones do (the images, the maps of a
-task stacked), in shared memory, and small arrays are copied.
+Every tensor that is sent between processes needs a file descriptor. Therefore only a few large tensors in shared memory
+are sent (the images, the stacked maps of a task), and small arrays are copied.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ from perception.types import Annotation, Batch, DataError, DenseMap, ImageLabel,
 
 @dataclass
 class PackedBatch:
-    """A batch on its way from a worker.
+    """A batch in the form that a worker sends.
 
-    samples: without their images and maps
-    dense_maps:    task -> (numbers of the labeled samples, their values stacked, their valid stacked,
-    what their ids mean)
-    skipped: what the worker's mixture skipped so far
+    Attributes:
+        images: uint8 RGB [B, 3, H, W].
+        samples: the samples without images and maps.
+        dense_maps: task -> (indices of the labeled samples, their stacked values, their stacked valid masks, their
+            label spaces).
+        skipped: id -> reason, for all images that the worker's mixture has skipped so far.
     """
 
     images: Tensor
@@ -37,15 +39,15 @@ class PackedBatch:
 
 
 def collate(samples: Sequence[Sample], tasks: Sequence[str]) -> Batch:
-    """Samples of one image size as a batch: annotations as tensors where ``frame`` is None, else as they are."""
+    """Join samples of one image size to a batch. Annotations become tensors if the sample has no ``transform``."""
     return unpack_batch(pack_batch(samples, tasks), tasks)
 
 
 def pack_batch(samples: Sequence[Sample], tasks: Sequence[str]) -> PackedBatch:
-    """The worker's half of `collate`."""
+    """Run the worker's step of `collate`."""
     height, width = samples[0].image.shape[:2]
     if any(sample.image.shape != (height, width, 3) for sample in samples):
-        raise ValueError(f"Images of {', '.join(str(sample.image.shape) for sample in samples)} do not make one batch.")
+        raise ValueError(f"Images of {', '.join(str(sample.image.shape) for sample in samples)} cannot make one batch.")
     images = _allocate_shared((len(samples), 3, height, width), torch.uint8)
     for target, sample in zip(images.numpy(), samples, strict=True):
         cv2.split(sample.image, list(target))
@@ -75,7 +77,7 @@ def _stack_shared(maps: Sequence[NDArray]) -> Tensor:
 
 
 def _allocate_shared(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """An empty tensor, in a worker in the memory that it shares: sending one from elsewhere copies it there."""
+    """An empty tensor, in a worker in shared memory: sending other tensors copies them to it."""
     if get_worker_info() is None:
         return torch.empty(shape, dtype=dtype)
     size = math.prod(shape) * dtype.itemsize
@@ -90,7 +92,7 @@ def _allocate_shared(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 
 def unpack_batch(packed: PackedBatch, tasks: Sequence[str]) -> Batch:
-    """The training process's half of `collate`. Segmentation masks stay bytes: the device widens them faster."""
+    """Run the training process's step of `collate`. Masks stay uint8: the device converts them faster."""
     samples = packed.samples
     annotations = {task: [_to_tensors(sample, task) for sample in samples] for task in tasks}
     for task, (numbers, values, valid, spaces) in packed.dense_maps.items():

@@ -1,7 +1,7 @@
-"""Random changes of an image's colors and quality; nothing moves.
+"""Random changes of the colors and the quality of an image, without moving pixels.
 
-Brightness, contrast, hue and saturation are one matrix: albumentations' way through HSV takes twice as long as decoding
-the image, and its noise seven times. The rest is albumentations.
+Brightness, contrast, hue and saturation are one matrix: in albumentations, which uses HSV, they take twice as long as
+decoding the image, and noise takes seven times as long. All other changes use albumentations.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks a server for its version when imported, otherwise
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise its import requests the latest version from a server
 
 BRIGHTNESS, CONTRAST, SATURATION = 0.25, 0.25, 0.4
 HUE = math.radians(24)
@@ -26,15 +26,17 @@ NOISE = 0.01, 0.05
 _GRAY_AXIS = np.ones(3) / math.sqrt(3)
 _AXIS_PROJECTION, _AXIS_CROSS = np.outer(_GRAY_AXIS, _GRAY_AXIS), np.cross(np.eye(3), _GRAY_AXIS)
 _GRAY = np.tile([0.299, 0.587, 0.114], (3, 1))
-"""RGB to its luma, thrice."""
+"""RGB to luma, as three equal rows."""
 
 _NOISE_STEPS = 32
-"""Steps of the stored noise per standard deviation: int8 holds four of them."""
+"""Steps of the stored noise per standard deviation: int8 covers four standard deviations."""
 
 
 def jitter_color(image: NDArray[np.uint8], probability: float, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """uint8 RGB [H, W, 3] with brightness and contrast, hue and saturation changed with ``probability`` each, and gamma
-    with half of it."""
+    """Change brightness and contrast, hue and saturation of uint8 RGB [H, W, 3] with ``probability`` each.
+
+    Gamma is changed with half of it.
+    """
     matrix = None
     if rng.random() < probability:
         gain, offset = 1 + rng.uniform(-CONTRAST, CONTRAST), 255 * rng.uniform(-BRIGHTNESS, BRIGHTNESS)
@@ -53,10 +55,13 @@ def jitter_color(image: NDArray[np.uint8], probability: float, rng: np.random.Ge
 def color_matrix(
     hue: float = 0.0, saturation: float = 1.0, gain: float | NDArray = 1.0, offset: float = 0.0
 ) -> NDArray[np.float64]:
-    """[3, 4]: RGB times the first three columns, plus the last. Grays stay gray but for ``gain`` and ``offset``.
+    """Return a color matrix [3, 4]: the first three columns multiply RGB, the last one is added.
 
-    hue: radians by which colors are turned about the gray axis, luma kept
-    saturation: factor on the distance from gray
+    Args:
+        hue: rotation of the colors about the gray axis in radians, with luma unchanged.
+        saturation: factor for the distance from gray.
+        gain: factor for RGB, or one factor per channel.
+        offset: value that is added to RGB.
     """
     turned = math.cos(hue) * np.eye(3) - math.sin(hue) * _AXIS_CROSS + (1 - math.cos(hue)) * _AXIS_PROJECTION
     matrix = np.empty((3, 4))
@@ -67,12 +72,12 @@ def color_matrix(
 
 
 def apply_color_matrix(image: NDArray[np.uint8], matrix: NDArray) -> NDArray[np.uint8]:
-    """uint8 RGB [H, W, 3] through a `color_matrix`, to the nearest or next whole number within 0 to 255."""
+    """Apply a `color_matrix` to uint8 RGB [H, W, 3], rounded and clipped to 0 to 255."""
     return np.asarray(cv2.transform(image, matrix.astype(np.float32)), np.uint8)
 
 
 def degrade_image(image: NDArray[np.uint8], probability: float, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """uint8 RGB [H, W, 3] blurred, with noise, and as a worse JPEG, with ``probability`` each."""
+    """Add blur, noise and JPEG artifacts to uint8 RGB [H, W, 3], with ``probability`` each."""
     blur, noise, jpeg = rng.random(3) < probability
     if blur:
         image = _apply_albumentation(_blur_transform(), image, rng)
@@ -84,9 +89,9 @@ def degrade_image(image: NDArray[np.uint8], probability: float, rng: np.random.G
 
 
 def add_noise(image: NDArray[np.uint8], deviation: float, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """uint8 RGB [H, W, 3] with Gaussian noise of a standard ``deviation`` as a fraction of white.
+    """Add Gaussian noise to uint8 RGB [H, W, 3]. ``deviation`` is its standard deviation as a fraction of white.
 
-    The noise is a random window of a field that is drawn once.
+    The noise is a random window of a field that is generated once.
     """
     height, width = image.shape[:2]
     field = _noise_field(-(-(height + 64) // 512) * 512, -(-(width + 64) // 512) * 512)
@@ -97,7 +102,7 @@ def add_noise(image: NDArray[np.uint8], deviation: float, rng: np.random.Generat
 
 
 def add_weather(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """uint8 RGB [H, W, 3] by night, in haze, in rain, or with a shadow cast on the lower half."""
+    """Change uint8 RGB [H, W, 3] to night, haze or rain, or cast a shadow on the lower half."""
     match int(rng.integers(4)):
         case 0:
             gain = rng.uniform(0.2, 0.5) * np.array([0.85, 0.95, 1.1])

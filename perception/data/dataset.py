@@ -1,4 +1,4 @@
-"""What a reader is, and how readers that label the same images make one source."""
+"""The interface of readers, and sources that join readers of the same images."""
 
 from __future__ import annotations
 
@@ -19,11 +19,17 @@ from perception.types import Annotation, Camera, DataError, Sample
 
 
 class DatasetReader(Protocol):
-    """One format of labels over a list of images. Listed in ``perception.data.DATASETS``.
+    """Reader of one label format for a list of images. Listed in `perception.data.DATASETS`.
 
-    ``Reader(config, root, classes)``: ``classes`` is the class list of every task that the recipe trains (empty for a
-    quantity); a reader provides nothing for other tasks. Opening validates; images and maps are read when asked for.
-    class_maps: task -> the classes of the recipe that it labels, for tasks with classes.
+    It is built by ``Reader(config, root, classes)``, where ``classes`` is the class list of every task in the recipe
+    (empty for a quantity). A reader ignores other tasks. Building it validates the labels; images and maps are read on
+    demand.
+
+    Attributes:
+        tasks: tasks that it labels.
+        class_maps: task -> mapping to the recipe's classes, for tasks with classes.
+        images: resolved paths of the images.
+        problems: kind of problem -> number of skipped or repaired items.
     """
 
     tasks: tuple[str, ...]
@@ -32,31 +38,45 @@ class DatasetReader(Protocol):
     problems: Counter[str]
 
     def read_annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, Annotation]:
-        """Task -> annotation of ``images[index]`` in its pixels; a task that is not labeled there is absent.
+        """Return the annotations of ``images[index]`` in its pixels.
 
-        size: (height, width) of the image as read, upright; labels that do not fit it raise DataError.
+        Args:
+            index: index in ``images``.
+            size: upright (height, width) of the image. Labels of another size raise DataError.
+
+        Returns:
+            Task -> annotation, without the tasks that are not labeled there.
         """
         ...
 
     def camera(self, index: int) -> Camera | None:
-        """Intrinsics of ``images[index]``, None where unknown."""
+        """Return the intrinsics of ``images[index]``; None = unknown."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """One image of a source: its file, and its index in every reader that knows it (None = does not)."""
+    """One image of a source.
+
+    Attributes:
+        path: the file.
+        reader_indices: index of the image in each reader; None = it is not in the reader.
+    """
 
     path: Path
     reader_indices: tuple[int | None, ...]
 
 
 class DataSource:
-    """Readers joined on the same images (by resolved path): the union of their images, sorted by path.
+    """Readers joined by the resolved paths of their images. It has the union of the images, sorted by path.
 
-    camera:   intrinsics of the images for which no reader has any
-    tasks:    names of the tasks that any of the readers labels
-    problems: what opening it skipped or repaired: kind -> count
+    Attributes:
+        name: name of the source.
+        weight: how often its images are used in training, relative to the other sources.
+        readers: the joined readers.
+        root: resolved data root.
+        tasks: tasks that any of the readers labels.
+        records: the images.
     """
 
     def __init__(
@@ -79,18 +99,18 @@ class DataSource:
         for task in self.tasks:
             if len({maps[task].label_space for maps in (reader.class_maps for reader in readers) if task in maps}) > 1:
                 raise DataError(
-                    f"Source '{name}': the segmentation masks of task '{task}' mean "
-                    "different classes in two of its readers "
-                    "(labels_only, coarse). Give both the same, or make two sources."
+                    f"Source '{name}': the segmentation masks of task '{task}' have different classes in two of its "
+                    "readers (labels_only, superclasses). Give both the same options, or make two sources."
                 )
 
     @property
     def problems(self) -> Counter[str]:
+        """Kind of problem -> number of items that the readers skipped or repaired."""
         return sum((reader.problems for reader in self.readers), Counter())
 
     @property
     def coverage(self) -> dict[str, float]:
-        """Task -> part of the images that a reader of this task knows."""
+        """Task -> fraction of the images that are in a reader of this task."""
         known = [[at is not None for at in picture.reader_indices] for picture in self.records]
         return {
             task: float(
@@ -100,8 +120,10 @@ class DataSource:
         }
 
     def compute_fingerprints(self) -> dict[str, str]:
-        """What it is made of -> a sum that changes with it: "images" (names and sizes of their files), "classes",
-        "labels" (see `perception.data.fingerprint`)."""
+        """Return hashes that change with the "pictures" (names and sizes of their files), "classes" and "labels".
+
+        See `perception.data.fingerprint`.
+        """
         pictures = Fingerprint(self.root)
         for index, picture in enumerate(self.records):
             size = picture.path.stat().st_size if picture.path.is_file() else -1
@@ -122,28 +144,29 @@ class DataSource:
         return len(self.records)
 
     def image_id(self, index: int) -> str:
-        """Unique name of an image: the source's name and the path from the data root (whole where outside)."""
+        """Return the unique name of an image: source name and path relative to the data root (absolute if outside)."""
         path = self.records[index].path
         inside = path.relative_to(self.root) if path.is_relative_to(self.root) else path.relative_to(path.anchor)
         return f"{self.name}/{inside.as_posix()}"
 
     def load_sample(self, index: int) -> Sample:
-        """Image ``index`` with whatever is labeled, in its own pixels.
+        """Load image ``index`` with its annotations, in its own pixels.
 
-        Raises PictureError where the image is missing or damaged, DataError where its labels are wrong.
+        Raises:
+            ImageError: the image is missing or damaged.
+            DataError: its labels are wrong.
         """
         picture, sample = self.open_sample(index)
         return dataclasses.replace(sample, image=picture.decode())
 
     def open_sample(self, index: int) -> tuple[StoredImage, Sample]:
-        """Image ``index``, checked but not decoded yet, and its sample, whose image is None. Raises as `sample`."""
+        """Return image ``index``, checked but not decoded, and its sample with image None. Raises as `load_sample`."""
         picture = open_image(self.records[index].path)
         annotations = self.read_annotations(index, picture.size)
         return picture, Sample(None, dict(annotations), self.camera(index), None, self.image_id(index), self.name)
 
     def read_annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, Annotation]:
-        """Task -> annotation of image ``index``, without reading the image. ``size`` as in
-        `Reader.read_annotations`."""
+        """Return task -> annotation of image ``index`` without reading it; see `DatasetReader.read_annotations`."""
         united: dict[str, Annotation] = {}
         for reader, at in zip(self.readers, self.records[index].reader_indices, strict=True):
             for task, annotation in ({} if at is None else reader.read_annotations(at, size)).items():
@@ -156,7 +179,7 @@ class DataSource:
         return united
 
     def camera(self, index: int) -> Camera | None:
-        """The intrinsics that the first reader gives that has any, else the source's."""
+        """Return the intrinsics from the first reader that has them, else those of the source."""
         for reader, at in zip(self.readers, self.records[index].reader_indices, strict=True):
             camera = None if at is None else reader.camera(at)
             if camera is not None:
@@ -167,10 +190,13 @@ class DataSource:
 def check_label_size(
     description: str, label_size: tuple[int, int], image_path: Path, image_size: tuple[int, int] | None
 ) -> None:
-    """Raise DataError where labels were made for an image of another size (height, width) than it has."""
+    """Raise DataError if labels are for another image size (height, width) than that of the image.
+
+    ``image_size`` None = do not check. ``description`` names the labels in the message.
+    """
     if image_size is not None and label_size != image_size:
         turned = (
-            " The image may carry an EXIF rotation: labels must be in upright pixels."
+            " The image may have an EXIF rotation: labels must be in upright pixels."
             if label_size == image_size[::-1]
             else ""
         )

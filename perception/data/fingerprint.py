@@ -1,9 +1,8 @@
-"""What a source's images, labels and classes are, in a few characters: whether a resume finds what it was trained on.
+"""Hashes of a source's images, labels and classes, to check on resume that the training data is unchanged.
 
-Labels that a reader holds parsed (boxes, classes, cameras, masks of a JSON) count in full, as parsed, so a file that is
-only touched, moved or formatted anew is the same. Of the files that it reads later (segmentation masks, depth maps)
-the names
-and sizes count, and the bytes of some, spread evenly.
+Parsed labels (boxes, classes, cameras, masks of a JSON) are hashed completely, after parsing, so a file that is only
+moved, reformatted or has a new date is unchanged. Of files that are read later (segmentation masks, depth maps), the
+names and sizes are hashed, and the bytes of an evenly spaced selection.
 """
 
 from __future__ import annotations
@@ -19,15 +18,15 @@ import numpy as np
 from perception.files.index_cache import MappedBytes
 
 READ = 64
-"""Files of one source whose bytes are looked at: the first and the last 64 kB of each."""
+"""Files of one source with hashed bytes: the first and the last 64 kB of each."""
 _CHUNK_BYTES = 1 << 16
 _PART_BYTES = 1 << 24
 
 
 class Fingerprint:
-    """A sum over values of readers; paths count from ``root``, so that a data set may be moved.
+    """Hash over values of readers. Paths are relative to ``root``, so a data set may be moved.
 
-    image_paths: files that only count by their names
+    Of the files in ``image_paths`` only the names are hashed.
     """
 
     def __init__(self, root: Path, image_paths: Collection[Path] = ()) -> None:
@@ -35,7 +34,10 @@ class Fingerprint:
         self._files: set[str] = set()
 
     def add(self, value: Any, seen: tuple[int, ...] = ()) -> None:
-        """Add a value of whatever kind: containers and objects of this package by what they hold."""
+        """Add a value of any type; containers and objects of this package are added by content.
+
+        ``seen`` has the ids of the enclosing objects, to stop at cycles.
+        """
         if isinstance(value, Path):
             self._add_path(value)
         elif isinstance(value, str):
@@ -70,7 +72,7 @@ class Fingerprint:
             self._update_hash(type(value).__name__)
 
     def hexdigest(self) -> str:
-        """The sum, with the sizes of all files that were named and the bytes of some."""
+        """Return the hash, including the sizes of all added files and the bytes of some."""
         files = sorted(self._files)
         self.add([_file_size(path) for path in files])
         for path in files[:: max(1, -(-len(files) // READ))]:
@@ -86,9 +88,9 @@ class Fingerprint:
 
     def _add_path(self, path: Path) -> None:
         self._update_hash("path", self._relative_path(path).encode("utf-8", "surrogatepass"))
-        if f"{path}{os.sep}" == self._root:  # nothing leads out of it; it says nothing of labels
+        if f"{path}{os.sep}" == self._root:  # the data root itself: it does not describe labels
             return
-        if path.is_dir():  # in which files are looked for by their names
+        if path.is_dir():  # files in it are found by name
             self._files |= {entry.path for entry in os.scandir(path) if Path(entry.path) not in self._image_paths}
         elif path not in self._image_paths:
             self._files.add(str(path))
@@ -99,7 +101,7 @@ class Fingerprint:
 
 
 def collect_labels(reader: Any) -> dict[str, Any]:
-    """What a reader knows of its labels: not its settings, which are the recipe's, nor what it counted."""
+    """Return the label data of a reader, without its config, images and counted problems."""
     return {
         key: value for key, value in _collect_attributes(reader).items() if key not in ("config", "images", "problems")
     }
@@ -112,13 +114,13 @@ def _collect_attributes(value: Any) -> dict[str, Any]:
 
 
 def _is_plain(values: Iterable[Any]) -> bool:
-    """Whether nothing but numbers and texts is in there."""
+    """Whether the values, or the items of their tuples, are only numbers and texts."""
     return all(not isinstance(v, tuple) or all(type(x) in (str, int, float, bool) for x in v) for v in values)
 
 
 def _file_size(path: str) -> int:
     try:
-        return os.stat(path).st_size if not os.path.isdir(path) else -1  # noqa: PTH112, PTH116 - of very many
+        return os.stat(path).st_size if not os.path.isdir(path) else -1  # noqa: PTH112, PTH116 - faster for many files
     except OSError:
         return -2
 

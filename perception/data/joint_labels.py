@@ -1,4 +1,4 @@
-"""Which tasks are labeled on the same images, and what follows for comparing their gradients."""
+"""Tasks that are labeled on the same images, as required for comparing their gradients."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from typing import Protocol
 
 
 class TaskLabels(Protocol):
-    """A reader's config. tasks: those that it labels."""
+    """The part of a reader's config that names its tasks."""
 
     @property
-    def tasks(self) -> Collection[str]: ...
+    def tasks(self) -> Collection[str]:
+        """Tasks that the reader labels."""
+        ...
 
 
 def find_unpaired_tasks(sources: Sequence[Sequence[TaskLabels]], tasks: Collection[str]) -> list[tuple[str, str]]:
-    """The pairs of tasks that no source labels together. sources: the readers of each source"""
+    """Find the pairs of tasks that no source labels together. ``sources`` has the readers of each source."""
     labelled = [{task for label in labels for task in label.tasks} for labels in sources]
     return [pair for pair in itertools.combinations(tasks, 2) if not any(set(pair) <= own for own in labelled)]
 
@@ -23,10 +25,10 @@ def find_unpaired_tasks(sources: Sequence[Sequence[TaskLabels]], tasks: Collecti
 def explain_incomparable_gradients(
     space: str | None, sources: Sequence[Sequence[TaskLabels]], tasks: Collection[str]
 ) -> str:
-    """Why gradients of some tasks cannot be compared in this ``balance.space``; "" where they can.
+    """Explain why gradients of some tasks cannot be compared in this ``balance.space``; "" if they can.
 
-    An image that labels one task has no gradient of the other at its features. So at the features the gradients of two
-    tasks that no image labels together are orthogonal, whatever they do to the weights.
+    An image that labels only one task has no gradient of the other task at its features. If no image labels both
+    tasks, their feature gradients are therefore orthogonal, whatever their effect on the weights.
     """
     apart = find_unpaired_tasks(sources, tasks) if space == "features" else []
     if not apart:
@@ -34,5 +36,5 @@ def explain_incomparable_gradients(
     named = ", ".join(f"{one} and {other}" for one, other in apart)
     return (
         f"balance.space is 'features', but no training source labels {named} on the same images: the cosines of their "
-        "gradients are zero there whether they conflict or not. Take balance.space=late."
+        "gradients are zero there, with or without a conflict. Use balance.space=late."
     )

@@ -1,7 +1,7 @@
 """Batches for training and evaluation, prepared by worker processes.
 
-A worker makes whole batches, so a batch is a function of its number. Workers come from a fork server that never had
-threads. A worker that raises, dies or hangs becomes a DataError that names the images it was at.
+A worker builds whole batches, so a batch depends only on its number. Workers are started by a fork server without
+threads. If a worker raises, dies or hangs, a DataError names the images of its batch.
 """
 
 from __future__ import annotations
@@ -29,10 +29,9 @@ WORKER_POLL_SECONDS = 5.0
 
 
 class BatchLoader:
-    """An iterable of `Batch`; ``len`` is the number of batches.
+    """An iterable of `Batch`. ``len`` is the number of batches.
 
-    Raises DataError while iterating: where labels are wrong, and where a worker raises, dies or is silent for
-    ``timeout`` seconds.
+    Iteration raises DataError if labels are wrong, or a worker raises, dies or does not answer for ``timeout`` seconds.
     """
 
     def __init__(
@@ -60,7 +59,7 @@ class BatchLoader:
                     iterator = iterator or iter(self._make_loader())
                     packed = self._fetch_next(iterator)
                 except (RuntimeError, OSError, EOFError) as error:
-                    for worker in getattr(iterator, "_workers", ()):  # one that hangs would be waited for
+                    for worker in getattr(iterator, "_workers", ()):  # the shutdown would wait for a hanging worker
                         worker.kill()
                     raise self._make_error(number, error) from error
                 if isinstance(packed, PerceptionError):
@@ -68,12 +67,12 @@ class BatchLoader:
                 if self._mixture is not None:
                     self._mixture.record_skipped(packed.skipped)
                 yield unpack_batch(packed, self._tasks)
-        finally:  # an error's traceback would keep the iterator, and with it the workers, alive
+        finally:  # the traceback of an error would keep the iterator and its workers alive
             if iterator is not None and self._workers:
                 iterator._shutdown_workers()  # pyright: ignore[reportAttributeAccessIssue]
 
     def _fetch_next(self, iterator: Iterator[Any]) -> Any:
-        """The next item. Looks every `POLL` seconds whether the workers live: the fork server's are no own children."""
+        """The next item. Checks each `WORKER_POLL_SECONDS` that workers are alive: they are not child processes."""
         deadline = time.monotonic() + self._timeout
         while True:
             try:
@@ -89,7 +88,7 @@ class BatchLoader:
         some = ", ".join(names[:4]) + (", ..." if names[4:] else "")
         return DataError(
             f"A loader worker failed at batch {number} ({some}): {error}. "
-            "Check memory and shared memory (/dev/shm), and the files; data.workers=0 shows the error in place."
+            "Check memory, shared memory (/dev/shm) and the files. data.workers=0 shows the error in this process."
         )
 
     def _make_loader(self) -> DataLoader:
@@ -108,14 +107,14 @@ class BatchLoader:
             sampler=self._batch_numbers,
             num_workers=self._workers,
             collate_fn=_identity,
-            generator=torch.Generator(),  # leaves the global one alone: a resumed run must not draw from it
+            generator=torch.Generator(),  # a resumed run must not draw from the global generator
             **options,
         )
 
 
 @dataclass
 class _BatchDataset(Dataset):
-    """Map-style data set: number of a batch -> batch, or the error that says why there is none."""
+    """Map-style data set: number of a batch -> batch, or the error of its preparation."""
 
     prepare: Callable[[int], PackedBatch]
 
@@ -191,13 +190,27 @@ def make_train_loader(
     workers: int = 0,
     timeout: float = 60,
 ) -> BatchLoader:
-    """One batch for every step from ``start_step`` up to ``steps``: this rank's part of ``batch_size`` samples.
+    """Make the loader of training batches, one batch per step.
 
-    Annotations are tensors in input pixels: segmentation masks as they are stored (uint8), depth float32.
+    Annotations are tensors in input pixels: segmentation masks uint8 as stored, depth float32.
+
+    Args:
+        mixture: the training samples.
+        tasks: tasks of the batches.
+        batch_size: samples of a step over all ranks.
+        steps: step after the last one.
+        start_step: first step.
+        rank: number of this process.
+        world_size: number of training processes.
+        workers: worker processes; 0 = load in this process.
+        timeout: seconds without a batch after which a worker counts as hanging.
+
+    Raises:
+        DataError: ``batch_size`` is smaller than ``world_size``.
     """
     if batch_size < world_size:
         raise DataError(
-            f"A batch of {batch_size} over {world_size} ranks leaves some without a sample. Raise the batch size."
+            f"A batch of {batch_size} over {world_size} ranks leaves some ranks without a sample. Raise the batch size."
         )
     work = _TrainBatchBuilder(mixture, tuple(tasks), batch_size, rank, world_size)
     return BatchLoader(work, range(start_step, steps), tasks, work.list_image_ids, mixture, workers, timeout)
@@ -213,7 +226,10 @@ def make_evaluation_loader(
     workers: int = 0,
     timeout: float = 60,
 ) -> BatchLoader:
-    """Every image once: this rank's share, letterboxed, annotations numpy in source pixels. A bad file raises."""
+    """Make the loader of all images, each once, letterboxed to ``size``, shared by the ranks.
+
+    Annotations are numpy arrays in source pixels. A damaged image raises DataError.
+    """
     everything = [(s, index) for s, source in enumerate(sources) for index in range(len(source))]
     work = _EvaluationBatchBuilder(tuple(sources), tuple(tasks), size, everything[rank::world_size], batch_size)
     count = -(-len(work.image_indices) // batch_size)
@@ -225,7 +241,7 @@ def _wrap_error(id: str, error: Exception) -> DataError:
 
 
 def _initialize_worker(number: int) -> None:
-    """The training process alone handles Ctrl-C; a worker keeps to one thread and does not outlive it."""
+    """Leave Ctrl-C to the training process, use one thread, and exit with the training process."""
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(0)
@@ -233,7 +249,7 @@ def _initialize_worker(number: int) -> None:
 
 
 def _exit_with_parent() -> None:
-    """Workers keep their fork server alive and torch watches only that: a killed trainer would leave all behind."""
+    """Exit when the trainer is gone: torch only watches the fork server, and its workers keep that alive."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -1,4 +1,4 @@
-"""The samples of a training run: the images that the order names, changed at random, damaged ones replaced."""
+"""Samples of a training run: images in the order of the sampler, augmented, damaged ones replaced."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from perception.types import DataError, Sample
 logger = logging.getLogger(__name__)
 
 _AUGMENT_STREAM, _REPLACE_STREAM, _MOSAIC_STREAM = 1, 2, 4
-"""Streams of randomness, beside the order's."""
+"""Random streams, besides that of the order."""
 
 _MAX_TRIES = 20
 
@@ -27,8 +27,13 @@ _MAX_TRIES = 20
 class Mixture:
     """Sources mixed into one endless list of training samples.
 
-    sampler:   which image comes at which position
-    skipped: id -> reason, of the damaged or missing images that came up and were replaced
+    Attributes:
+        sources: the sources.
+        size: (height, width) of the network's input.
+        augment: random changes of the images.
+        max_damaged: largest fraction of a source's images that may be skipped.
+        skipped: id -> reason, for damaged or missing images that were replaced.
+        sampler: order of the images.
     """
 
     def __init__(
@@ -56,15 +61,15 @@ class Mixture:
         self.sampler = MixtureSampler([source.name for source in sources], sizes, parts, seed, block)
 
     def image_id(self, position: int) -> str:
-        """Name of the image at a position."""
+        """Return the name of the image at a position."""
         s, index = self.sampler.locate_image(position)
         return self.sources[s].image_id(index)
 
     def load_sample(self, position: int) -> Sample:
-        """The sample at a position as a network input, annotations and camera in its pixels.
+        """Load the sample at a position as a network input, with annotations and camera in input pixels.
 
-        A missing or damaged image is replaced by another of the same source, the same in every run, and recorded in
-        ``skipped``. Raises DataError where labels are wrong.
+        A missing or damaged image is recorded in ``skipped`` and replaced by another one of the same source. The
+        replacement is the same in every run. Raises DataError if labels are wrong.
         """
         s, k = self.sampler.locate_turn(position)
         if self.augment.mosaic:
@@ -84,11 +89,11 @@ class Mixture:
         return mosaic.join_tiles(samples, rng)
 
     def _prepare_image(self, turn: tuple[int, ...], index: int, prepare: Callable[..., Sample]) -> Sample:
-        """Image ``index`` of the source ``turn[0]`` prepared, another one where it is damaged.
+        """Prepare image ``index`` of the source ``turn[0]``, or another one if it is damaged.
 
-        Which other and what is random: a function of the turn.
+        The replacement and all random changes depend only on ``turn``.
         """
-        source, others = self.sources[turn[0]], None
+        source, others, damaged = self.sources[turn[0]], None, ""
         for _ in range(_MAX_TRIES):
             try:
                 return prepare(
@@ -101,9 +106,10 @@ class Mixture:
         raise DataError(f"Source '{source.name}': {_MAX_TRIES} images in a row cannot be read. {self.skipped[damaged]}")
 
     def record_skipped(self, skipped: dict[str, str]) -> None:
-        """Take note of what a process skipped: log it once.
+        """Record and log the images (id -> reason) that a process skipped.
 
-        Raises DataError where it is more than one image and more than ``max_damaged`` of a source's images.
+        Raises:
+            DataError: more than one image of a source is skipped, and more than its fraction ``max_damaged``.
         """
         self.skipped.update(skipped)
         for id in sorted(set(self.skipped) - self._reported):
@@ -115,6 +121,6 @@ class Mixture:
                 example = next(reason for id, reason in self.skipped.items() if id.partition("/")[0] == source.name)
                 raise DataError(
                     f"Source '{source.name}': {counts[source.name]} of its {len(source)} images cannot be read. "
-                    f"At most {self.max_damaged:.1%} may be skipped: mend them, or raise data.allow_damaged. "
+                    f"At most {self.max_damaged:.1%} may be skipped: fix them, or raise data.max_damaged. "
                     f"One of them: {example}"
                 )

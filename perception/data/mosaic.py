@@ -1,8 +1,7 @@
-"""Four images of a source on one network input, with every label that they share.
+"""Mosaic augmentation: four images of a source on one network input, with the labels that all of them have.
 
-What one input can say is less than what its four tiles say apart: a class counts as labeled where all tiles label it,
-a task that no tile labels is absent, and the area of a tile without it is an ignore region, or invalid. There is one
-camera, so depth is told as that camera would see it.
+A class counts as labeled only if all four tiles label it. A task that no tile labels is absent. The area of a tile
+without the task is an ignore region, or invalid. The input has one camera, and depth is scaled to that camera.
 """
 
 from __future__ import annotations
@@ -22,18 +21,20 @@ Tile = tuple[int, int, int, int]
 """x, y, width, height in pixels of the input."""
 
 MIN_TILE_FRACTION = 0.3
-"""A tile has at least this part of the input's height and width."""
+"""Minimum size of a tile as a fraction of the input's height and width."""
 
 
 def sample_tiles(size: tuple[int, int], rng: np.random.Generator) -> list[Tile]:
-    """The input of ``size`` (height, width) cut in four at a random point."""
+    """Divide an input of ``size`` (height, width) into four tiles at a random point."""
     y, x = (round(side * rng.uniform(MIN_TILE_FRACTION, 1 - MIN_TILE_FRACTION)) for side in size)
     return [(0, 0, x, y), (x, 0, size[1] - x, y), (0, y, x, size[0] - y), (x, y, size[1] - x, size[0] - y)]
 
 
 class Mosaic:
-    """Four tiles, and one random zoom for all, relative to each image letterboxed in the whole input: things have the
-    size that they have outside of mosaics."""
+    """Four tiles with one random zoom.
+
+    The zoom is relative to each image letterboxed in the whole input, so objects have the same size as without mosaic.
+    """
 
     def __init__(self, size: tuple[int, int], config: AugmentConfig, rng: np.random.Generator) -> None:
         self.size, self.config = size, config
@@ -41,22 +42,22 @@ class Mosaic:
         self.zoom = sample_zoom(config, rng)
 
     def place_tile(self, stored_image: StoredImage, sample: Sample, number: int, rng: np.random.Generator) -> Sample:
-        """A random part of an image, as large as tile ``number``. Raises PictureError where the image is damaged."""
+        """Return a random crop of the size of tile ``number``. Raises ImageError if the image is damaged."""
         width, height = self.tiles[number][2:]
         scale = self.zoom * fit_scale(stored_image.size, self.size)
         frame = sample_image_transform(stored_image.size, (height, width), scale, self.config.flip, rng)
         return transform_sample(stored_image, sample, frame, self.config, rng)
 
     def join_tiles(self, samples: Sequence[Sample], rng: np.random.Generator) -> Sample:
-        """The four samples that `placed` made as one network input."""
+        """Join the four samples from `place_tile` to one network input."""
         whole = join_samples(samples, self.tiles, self.size)
         return roll_sample(whole, self.config.rotate, self.config.min_visible, rng) if self.config.rotate else whole
 
 
 def join_samples(samples: Sequence[Sample], tiles: Sequence[Tile], size: tuple[int, int]) -> Sample:
-    """The samples, each as large as its tile, as one of ``size`` (height, width) that the tiles fill.
+    """Join samples, each as large as its tile, to one sample of ``size`` (height, width).
 
-    The camera is that of the first sample that has one. Identity and source are the first sample's.
+    The camera is the first known one, moved to its tile. The id and the source are those of the first sample.
     """
     image = np.empty((*size, 3), np.uint8)
     for sample, (x, y, width, height) in zip(samples, tiles, strict=True):
@@ -84,12 +85,11 @@ def _find_camera(samples: Sequence[Sample], tiles: Sequence[Tile]) -> Camera | N
 
 
 def _focal_factors(samples: Sequence[Sample]) -> list[float | None]:
-    """What each tile's metres are multiplied with; None = its camera is unknown, but others are not.
+    """Factors for the metres of each tile; None = only the cameras of other tiles are known.
 
-    A network learns the metres that its input's one focal length f makes of what it sees, metres / f, so a tile taken
-    with focal length g must say metres * f / g (the label transform of Metric3D, Yin et al. 2023). Where no camera is
-    known, all images count as taken with the default focal length, a fraction of the letterboxed image's width, and
-    all are shown at one zoom of that: nothing to change.
+    The network predicts metres / f for the focal length f of its input. The metres of a tile with focal length g are
+    therefore multiplied by f / g (label transform of Metric3D, Yin et al. 2023). If no camera is known, all images use
+    the default focal length, a fraction of the letterboxed width, and the same zoom, so the factors are 1.
     """
     focals = [None if c is None else 0.5 * (c.fx + c.fy) for c in (sample.camera for sample in samples)]
     first = next((focal for focal in focals if focal is not None), None)
@@ -101,8 +101,10 @@ def _focal_factors(samples: Sequence[Sample]) -> list[float | None]:
 def _join_dense_maps(
     parts: Sequence[Annotation | None], tiles: Sequence[Tile], size: tuple[int, int], factors: Sequence[float | None]
 ) -> DenseMap:
-    """Values of the tiles, invalid where a tile has none. Floating point values are metres, others class ids, which
-    mean the same in all images of a source."""
+    """The values of the tiles, invalid if a tile has none.
+
+    Floating point values are metres. Others are class ids, with the same meaning in all images of a source.
+    """
     known = [part for part in parts if isinstance(part, DenseMap)]
     kind = np.result_type(*(part.values.dtype for part in known))
     values = np.zeros((*known[0].values.shape[:-2], *size), kind)
@@ -121,10 +123,10 @@ def _join_dense_maps(
 
 
 def _join_instances(parts: Sequence[Annotation | None], tiles: Sequence[Tile]) -> Instances:
-    """The boxes of the tiles; the whole of a tile without labels is an ignore region.
+    """The boxes of the tiles. A whole tile without labels is an ignore region.
 
-    Boxes of a class that not all tiles label are dropped: it is trained nowhere in this image. Ignore regions are of
-    no class, so they stay.
+    Boxes of a class that not all tiles label are dropped: the class is not trained in this image. Ignore regions
+    have no class and are kept.
     """
     classes = _intersect_class_masks([part.labeled_classes for part in parts if isinstance(part, Instances)])
     boxes, labels, ignore = [], [], []
@@ -149,9 +151,9 @@ def _join_instances(parts: Sequence[Annotation | None], tiles: Sequence[Tile]) -
 
 
 def _join_image_labels(parts: Sequence[Annotation | None]) -> ImageLabel | None:
-    """What holds of all tiles: the label that all have, or any class that one has where labels may be several.
+    """The label that is true for the whole input; None if a tile has no label or a different one.
 
-    Labels that state their classes are of the latter kind. None where a tile has no label, or another.
+    Multi-label targets, which state their labeled classes, are joined: the union of the classes of the tiles.
     """
     labels = [part for part in parts if isinstance(part, ImageLabel)]
     if len(labels) < len(parts):

@@ -1,4 +1,4 @@
-"""Turning a network input about its center, as a rolling camera does: images, labels and intrinsics together."""
+"""Rotation of a network input about its center, like a camera roll: image, labels and intrinsics together."""
 
 from __future__ import annotations
 
@@ -14,20 +14,25 @@ from numpy.typing import NDArray
 from perception.ops.image import PAD_VALUE
 from perception.types import Annotation, Camera, DenseMap, Instances, Sample
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks a server for its version when imported, otherwise
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise its import requests the latest version from a server
 
 
 def roll_sample(sample: Sample, degrees: float, min_visible: float, rng: np.random.Generator) -> Sample:
-    """The sample turned by a random angle of up to ``degrees`` either way, by albumentations.
+    """Rotate a sample by a random angle of up to ``degrees`` in both directions, with albumentations.
 
-    A roll is the one motion of a camera that leaves every distance along the optical axis as it is. Points turn by R
-    about the center c, so the camera keeps its focal length and has its principal point at R (p - c) + c: exact where
-    fx == fy; otherwise the turned camera has a skew of up to (fx - fy) sin(angle), which is dropped. (Shear and random
-    perspective are no motion of a pinhole camera at all, so depth and intrinsics would be wrong after them: there are
-    none.)
+    A roll is the only camera motion that keeps every distance along the optical axis. Points rotate by R about the
+    center c. The camera keeps its focal length, and its principal point p moves to R (p - c) + c. This is exact for
+    fx == fy; otherwise a skew of up to (fx - fy) sin(angle) is dropped. Shear and random perspective are not
+    available: they are not motions of a pinhole camera, so depth and intrinsics would be wrong.
 
-    The corners that turn into sight are padding: gray, invalid. A box becomes the bounding box of what the input still
-    shows of the turned box; where that is under ``min_visible`` of the area it had, or under 1 px, an ignore region.
+    The new corners are padding: gray, invalid. A box becomes the bounding box of the visible part of the rotated box.
+    If this part has less than ``min_visible`` of the area of the box, or less than 1 px, it is an ignore region.
+
+    Args:
+        sample: image, annotations and camera in input pixels.
+        degrees: largest angle.
+        min_visible: visible fraction of a box below which it becomes an ignore region.
+        rng: source of randomness.
     """
     maps = {task: a for task, a in sample.annotations.items() if isinstance(a, DenseMap)}
     planes = {
@@ -39,7 +44,9 @@ def roll_sample(sample: Sample, degrees: float, min_visible: float, rng: np.rand
     points = np.concatenate([_box_corners(b).reshape(-1, 2) for b in boxes] + [_principal_point(sample.camera)])
     change = _rotation_transform(degrees, tuple(planes))
     change.set_random_seed(int(rng.integers(2**31)))
-    turned = change(image=sample.image, keypoints=points - 0.5, **planes)  # its points count from a pixel's center
+    turned = change(
+        image=sample.image, keypoints=points - 0.5, **planes
+    )  # albumentations has the origin at a pixel center
     points = np.asarray(turned["keypoints"], np.float64).reshape(-1, 2) + 0.5
     annotations: dict[str, Annotation | None] = dict(sample.annotations)
     for i, (task, dense) in enumerate(maps.items()):
@@ -68,7 +75,7 @@ def _to_channels_last(plane: NDArray) -> NDArray:
 
 
 def _box_corners(boxes: NDArray) -> NDArray:
-    """[N, 4] boxes to their corners [N, 4, 2], going round."""
+    """[N, 4] boxes to their corners [N, 4, 2], in order around the box."""
     return boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2).astype(np.float64)
 
 

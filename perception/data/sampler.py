@@ -1,7 +1,6 @@
-"""Which image of which source comes at which place of a training run: a pure function of the seed.
+"""Order of the images in a training run, as a pure function of the seed.
 
-Nothing here remembers how far it came, so resuming is starting at another step, and it does not matter which process
-prepares which sample.
+The sampler has no state. A run resumes by starting at another step, and any process can prepare any sample.
 """
 
 from __future__ import annotations
@@ -26,13 +25,14 @@ _MAX_ITERATIONS, _KEPT_FRACTION = 200, 0.25
 
 @config_dataclass
 class MixConfig:
-    """How the sources of training take turns.
+    """How the training sources are mixed.
 
-    temperature: None = a source's share is its ``weight``, however many images it has; T = its weight times
-                 ``images ** (1 / T)``: 1 = in proportion to size, more = flatter
-    even:     "sources" = shares as they are; "tasks" = shares moved so that the tasks are labeled as evenly as the
-                 sources permit; each source keeps at least a quarter of its share
-    batches:     "mixed" = every batch holds all sources in proportion; "by_source" = a batch is of one source
+    Attributes:
+        temperature: None = the share of a source is its ``weight``, whatever its size; T = its weight times
+            ``images ** (1 / T)``: 1 = proportional to the size, larger = flatter.
+        even: "sources" = shares are not changed; "tasks" = shares are changed so that the tasks are labeled as evenly
+            as possible. Each source keeps at least a quarter of its share.
+        batches: "mixed" = every batch has all sources in proportion; "by_source" = a batch has one source.
     """
 
     temperature: float | None = None
@@ -47,9 +47,13 @@ class MixConfig:
 def compute_sampling_shares(
     sizes: Sequence[int], weights: Sequence[float], coverage: Sequence[Mapping[str, float]], config: MixConfig
 ) -> list[float]:
-    """How much of training each source gets; they sum to 1.
+    """Compute the share of the training samples for each source. The shares sum to 1.
 
-    coverage: of each source, task -> part of its images that label the task
+    Args:
+        sizes: number of images of each source.
+        weights: weight of each source.
+        coverage: for each source, task -> fraction of its images that label the task.
+        config: how the sources are mixed.
     """
     amounts = np.array(weights, float)
     if config.temperature is not None:
@@ -62,11 +66,11 @@ def compute_sampling_shares(
 
 
 def _even_out_tasks(shares: NDArray, coverage: NDArray) -> NDArray:
-    """Amounts [S] that maximize the sum of the logarithms of the tasks' coverage ``amounts @ coverage`` [T].
+    """Shares [S] that maximize the sum of the logarithms of the task coverage ``shares @ coverage`` [T].
 
-    That is the fairest division (no task gains without another losing more of its share), found by the multiplicative
-    update of expectation maximisation. Every source keeps `_KEPT` of its amount, all of it where it labels nothing;
-    sources of equal labels keep their proportion.
+    This is the proportionally fair division, found by the multiplicative update of expectation maximization. Every
+    source keeps `_KEPT_FRACTION` of its share, or all of it if it labels nothing. Sources with equal labels keep their
+    proportion.
     """
     kept = np.where(coverage.any(1), _KEPT_FRACTION, 1.0) * shares
     moved = shares - kept
@@ -78,14 +82,19 @@ def _even_out_tasks(shares: NDArray, coverage: NDArray) -> NDArray:
 
 
 class MixtureSampler:
-    """Sources interleaved by their shares. Position ``p`` counts the samples of a run: ``step * batch_size + k``.
+    """Sources interleaved by their shares. A position is the number of a sample in the run: ``step * batch_size + k``.
 
-    Source ``s`` has its ``k``-th turn at time ``(k + u_s) / w_s`` with its share ``w_s``, and positions are the turns
-    in order of time: every stretch of positions holds every source in proportion, within one turn, and a longer run
-    only appends. A turn's image depends on the seed, the source's name and ``k`` alone: a source that is added or
-    removed alters no sample of the others.
+    Source ``s`` with share ``w_s`` has its ``k``-th turn at time ``(k + u_s) / w_s``. Positions are the turns in order
+    of time. Every range of positions has every source in proportion, within one turn, and a longer run only appends.
+    The image of a turn depends only on the seed, the name of the source and ``k``. Adding or removing a source does
+    not change the samples of the others.
 
-    block_size: how many positions in a row are of one source
+    Attributes:
+        seed: seed of the run.
+        block_size: number of consecutive positions with the same source.
+        sizes: number of images of each source.
+        sampling_shares: share of each source, as a fraction.
+        source_keys: hash of the name of each source.
     """
 
     def __init__(
@@ -106,9 +115,9 @@ class MixtureSampler:
         ]
 
     def batch_positions(self, step: int, batch_size: int, rank: int = 0, world_size: int = 1) -> list[int]:
-        """The positions that one rank takes of a step's ``batch_size`` (over all ranks), in random order.
+        """Return the positions of one rank in a step of ``batch_size`` samples over all ranks.
 
-        Dealt out at random, or a rank might see only every second source.
+        With several ranks the order is random: otherwise a rank might get only every second source.
         """
         order = (
             np.random.default_rng([self.seed, _RANK_STREAM, step]).permutation(batch_size) if world_size > 1 else None
@@ -117,7 +126,7 @@ class MixtureSampler:
         return [step * batch_size + k for k in mine]
 
     def locate_turn(self, position: int) -> tuple[int, int]:
-        """(index of the source, how many samples of it came before) at a position."""
+        """Return (index of the source, number of its earlier samples) at a position."""
         number, within = divmod(position, self.block_size)
         count = len(self.sizes)
         begin, end = Fraction(max(0, number - count)), Fraction(number + count + 1)
@@ -131,17 +140,17 @@ class MixtureSampler:
         return source, k * self.block_size + within
 
     def locate_image(self, position: int) -> tuple[int, int]:
-        """(index of the source, index of its image) at a position; every image once before any comes again."""
+        """Return (index of the source, index of its image) at a position. An epoch has every image once."""
         s, k = self.locate_turn(position)
         return s, self.image_index(s, k)
 
     def image_index(self, source: int, k: int) -> int:
-        """Index of the ``k``-th image of a source."""
+        """Return the index of the image in the ``k``-th sample of a source."""
         epoch, place = divmod(k, self.sizes[source])
         return int(_permutation(self.seed, self.source_keys[source], epoch, self.sizes[source])[place])
 
     def make_rng(self, source: int, *stream: int) -> np.random.Generator:
-        """Randomness that depends on the seed, the source's name and the numbers alone."""
+        """Make a generator that depends only on the seed, the name of the source and the numbers ``stream``."""
         return np.random.default_rng([self.seed, self.source_keys[source], *stream])
 
     def _count_turns(self, source: int, time: Fraction) -> int:

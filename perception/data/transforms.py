@@ -1,4 +1,4 @@
-"""What training does to a sample (one frame, colors, a roll) and what evaluation does (letterbox)."""
+"""Transforms of a sample for training (crop and zoom, colors, roll) and for evaluation (letterbox)."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ from perception.types import ConfigError, ImageLabel, ImageTransform, Sample
 class AugmentConfig:
     """Random changes to a training image.
 
-    scale:   smallest and largest zoom relative to the letterboxed image
-    flip:    probability of mirroring left to right
-    rotate:  largest roll of the camera, in degrees either way; 0 = none
-    color:  probability of each change of brightness with contrast, and hue with saturation; half of it of gamma
-    degrade: probability of blur, noise or JPEG artifacts, each
-    weather: probability of night, haze, rain or a cast shadow. An image so changed loses its image labels, which may
-        speak of the weather
-    mosaic:  probability that four images of the source share the input (see `perception.data.mosaic`)
-    min_visible: share of a box that must stay in sight for it to count as an example; under it, an ignore region
+    Attributes:
+        scale: smallest and largest zoom relative to the letterboxed image.
+        flip: probability of mirroring left to right.
+        rotate: largest roll of the camera in degrees, in both directions; 0 = none.
+        color: probability of changing brightness and contrast, and of hue and saturation. Gamma has half of it.
+        degrade: probability of each of blur, noise and JPEG artifacts.
+        weather: probability of night, haze, rain or a cast shadow. Such an image loses its image labels, because they
+            may describe the weather.
+        mosaic: probability that four images of the source share the input (see `perception.data.mosaic`).
+        min_visible: visible fraction of a box below which it becomes an ignore region.
     """
 
     scale: tuple[float, float] = (0.5, 1.5)
@@ -61,28 +62,36 @@ class AugmentConfig:
 def sample_training_transform(
     source_size: tuple[int, int], size: tuple[int, int], config: AugmentConfig, rng: np.random.Generator
 ) -> ImageTransform:
-    """A random zoom, crop or placement, and mirroring of an image of ``source_size`` (height, width) into ``size``."""
+    """Sample a zoom, crop or placement, and flip from ``source_size`` (height, width) to ``size``."""
     return sample_image_transform(
         source_size, size, sample_zoom(config, rng) * fit_scale(source_size, size), config.flip, rng
     )
 
 
 def sample_zoom(config: AugmentConfig, rng: np.random.Generator) -> float:
+    """Sample a zoom from ``config.scale``, uniform in the logarithm."""
     return math.exp(rng.uniform(math.log(config.scale[0]), math.log(config.scale[1])))
 
 
 def fit_scale(source_size: tuple[int, int], size: tuple[int, int]) -> float:
-    """Input pixels per source pixel where the whole image just fits."""
+    """Return the largest scale, in input pixels per source pixel, at which the whole image fits."""
     return min(size[0] / source_size[0], size[1] / source_size[1])
 
 
 def sample_image_transform(
     source_size: tuple[int, int], size: tuple[int, int], scale: float, flip_probability: float, rng: np.random.Generator
 ) -> ImageTransform:
-    """A random crop of ``source_size``, or a random place in ``size``, at ``scale`` input pixels per source pixel.
+    """Sample a random crop of the image, or a random place in the input.
 
-    Where the image shrinks to a half, a quarter or an eighth, the crop is a multiple of 2, 4 or 8 whole pixels: then
-    an image that was decoded smaller shows exactly it. Up to 7 source pixels at the right and lower edge are left out.
+    If the image shrinks to a half, a quarter or an eighth, the crop is a multiple of 2, 4 or 8 pixels. It then matches
+    an image decoded at reduced size exactly. Up to 7 source pixels at the right and lower edge are dropped.
+
+    Args:
+        source_size: (height, width) of the image.
+        size: (height, width) of the input.
+        scale: input pixels per source pixel.
+        flip_probability: probability of mirroring left to right.
+        rng: source of randomness.
     """
     step = next((n for n in (8, 4, 2) if scale * n <= 1 and min(source_size) >= n), 1)
     cut = [max(1, min(side, round(room / scale))) for side, room in zip(source_size, size, strict=True)]
@@ -95,7 +104,7 @@ def sample_image_transform(
 
 
 def choose_reduction(transform: ImageTransform) -> int:
-    """By how much (1, 2, 4 or 8) the image may be decoded smaller and still have a pixel for each of the place's."""
+    """Return the largest reduction (1, 2, 4 or 8) in decoding that still gives one pixel per placed input pixel."""
     width, height = transform.placement[2:]
     for n in (8, 4, 2):
         if (
@@ -110,9 +119,17 @@ def choose_reduction(transform: ImageTransform) -> int:
 def prepare_for_training(
     stored_image: StoredImage, sample: Sample, size: tuple[int, int], config: AugmentConfig, rng: np.random.Generator
 ) -> Sample:
-    """An image as a network input: image, annotations and camera through one random frame, colors, roll.
+    """Augment an image for training: one random crop and zoom, colors, roll, applied to annotations and camera too.
 
-    ``sample`` says all of the image but its image. Raises PictureError where the image is damaged.
+    Args:
+        stored_image: the image, not decoded.
+        sample: annotations and camera; its ``image`` is not used.
+        size: (height, width) of the input.
+        config: the random changes.
+        rng: source of randomness.
+
+    Raises:
+        ImageError: the image is damaged.
     """
     placed = transform_sample(
         stored_image, sample, sample_training_transform(stored_image.size, size, config, rng), config, rng
@@ -127,7 +144,7 @@ def transform_sample(
     config: AugmentConfig,
     rng: np.random.Generator,
 ) -> Sample:
-    """The sample with its image, in the frame's input, its colors changed at random; the padding stays as it is."""
+    """Apply ``transform`` to image, annotations and camera, and random color changes to the image without padding."""
     shrunk = choose_reduction(transform) if stored_image.is_reducible else 1
     image = jitter_color(crop_and_resize(stored_image.decode(shrunk), transform, shrunk), config.color, rng)
     annotations = {
@@ -146,7 +163,7 @@ def transform_sample(
 
 
 def prepare_for_evaluation(sample: Sample, size: tuple[int, int]) -> Sample:
-    """The image letterboxed and ``frame`` set; annotations and camera stay in source pixels."""
+    """Letterbox the image to ``size`` and set ``transform``. Annotations and camera stay in source pixels."""
     height, width = sample.image.shape[:2]
     frame = compute_letterbox((height, width), size)
     return dataclasses.replace(sample, image=warp_image(sample.image, frame), transform=frame)

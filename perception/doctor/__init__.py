@@ -1,12 +1,16 @@
-"""What is wrong with the data of a recipe, where, and how to mend it.
+"""Checks of a recipe's data before training: what is wrong, where, and how to fix it.
 
-`diagnose` reads every section of a recipe, every label file, every image and every map, in processes that may die of
-a hostile file without harm, and comes to findings: errors (must be mended), warnings (suspicious) and notes.
+`diagnose` reads every section of a recipe, every label file, every image and every map. It does so in worker processes,
+because a hostile file may kill the process that reads it. The result is a list of findings: errors, warnings and notes.
 
-    plan, opening  what the recipe says, its readers   examine, image, cameras   one image and its labels
-    crew           processes that may die              statistics, state           sums over many images
-    leakage        the same image twice              judge, judge_*              from sums to findings
-    environment    packages and machine                summary, text, samples      for people
+* `data_plan`, `open_readers`: the recipe and its readers.
+* `image_examination`, `image_properties`, `camera_checks`: one image and its labels.
+* `worker_pool`: processes that may crash.
+* `statistics`, `accumulators`: sums over many images.
+* `leakage`: duplicate images.
+* `checks`, `class_checks`, `depth_checks`, `recipe_checks`: findings from the sums.
+* `environment`: packages and machine.
+* `summary`, `console_report`, `previews`: output for people.
 """
 
 from perception.doctor.console_report import format_report, summarize_findings

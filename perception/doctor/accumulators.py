@@ -1,4 +1,4 @@
-"""What was found of one source so far: sums in bounded memory, filled image by image."""
+"""Accumulated results for one source: sums in bounded memory, updated image by image."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _SIZES = 200
 UNREADABLE_CODES = (
     "missing_image", "damaged_image", "refused_image", "crashed", "timeout", "out_of_memory",
 )  # fmt: skip
-"""Troubles of images that training could not use."""
+"""Issue codes of images that training cannot use."""
 
 
 @dataclass
 class LabelPreview:
-    """An image of the page: its name, JPEGs, and its labels in words."""
+    """An image of the report: its name, its JPEGs, and its labels in words."""
 
     name: str
     jpegs: list[bytes]
@@ -33,14 +33,33 @@ class LabelPreview:
 
 @dataclass
 class SourceState:
-    """One source of the recipe and all that is known of it.
+    """One source of the recipe and its accumulated results.
 
-    source_index:  of the source among those examined; -1 = could not be opened
-    unreadable_tasks:      tasks that a reader which could not be opened would have labeled
-    labeled_classes:  task -> which classes its readers label, None where a reader does not say
-    log_messages:      what its readers logged
-    selected_indices:    indices of the images that are looked at; the arrays have a row for each of them
-    readable:     rows that are filled: the image could be read
+    Attributes:
+        planned: the source as the recipe configures it.
+        source: the opened source; None if it could not be opened.
+        source_index: position among the examined sources; -1 = not opened.
+        unreadable_tasks: tasks labeled by readers that could not be opened.
+        labeled_classes: task -> bool [C], the classes its readers label; None where a reader does not declare them.
+        findings: findings from opening the source.
+        log_messages: messages logged by its readers.
+        issues: issues with single images.
+        num_examined: images examined so far.
+        aborted: the examination stopped after too many failures.
+        image_sizes: (height, width) -> number of images.
+        traits: trait of an image file -> number of images.
+        statistics: task -> statistics of its labels.
+        num_cameras: images with intrinsics.
+        focal_lengths: (fx, fy) in pixels -> number of images.
+        num_duplicates: byte-identical copies within the source.
+        num_unlisted: image files in the source's folders that no source lists.
+        previews: example images for the report.
+        selected_indices: indices of the images to examine, N of them. The arrays below have one row for each.
+        readable: bool [N], rows that are filled because the image could be read.
+        textureless: bool [N], images with too little texture for a perceptual hash.
+        digests: uint64 [N, 2], hash of the file.
+        hash_bits: uint64 [N, 8], perceptual hash.
+        thumbnails: uint8 [N, 64], gray 8 x 8 thumbnails.
     """
 
     planned: PlannedSource
@@ -70,21 +89,21 @@ class SourceState:
 
     @property
     def where(self) -> str:
-        """Its name in findings."""
+        """The source's name in findings."""
         return self.planned.where
 
     @property
     def split(self) -> str:
-        """train or validation."""
+        """Either "train" or "validation"."""
         return self.planned.split
 
     @property
     def num_images(self) -> int:
-        """How many it has."""
+        """Number of images in the source; 0 if it could not be opened."""
         return 0 if self.source is None else len(self.source)
 
     def select_images(self, max_images: int | None) -> None:
-        """Settle which images are looked at: all, or ``max_images`` of them evenly spread."""
+        """Select the images to examine: all, or ``max_images`` of them, evenly spread."""
         count = self.num_images if max_images is None else min(max_images, self.num_images)
         self.selected_indices = [i * self.num_images // count for i in range(count)]
         self.readable, self.textureless = np.zeros(count, bool), np.zeros(count, bool)
@@ -92,17 +111,17 @@ class SourceState:
         self.thumbnails = np.zeros((count, 64), np.uint8)
 
     def image_name(self, index: int) -> str:
-        """An image's path from the data root, printable."""
+        """Return an image's path relative to the data root, in printable form."""
         if self.source is None:
             return ""
         return sanitize_text(self.source.image_id(index).removeprefix(f"{self.source.name}/"), 200)
 
     def add_issue(self, code: str, text: str, index: int) -> None:
-        """Count a trouble with an image."""
+        """Count an issue with one image."""
         self.issues.add(Issue(code, text), (self.source_index, index))
 
     def add_report(self, job: ImageJob, report: ImageReport) -> None:
-        """Add what was found of one image."""
+        """Add the results for one image."""
         self.num_examined += 1
         for trouble in report.issues:
             self.issues.add(trouble, (self.source_index, job.image_index))

@@ -1,4 +1,4 @@
-"""From what was counted of one source to findings: images, boxes, segmentation masks."""
+"""Findings about one source: images, boxes, segmentation masks."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from perception.files.palettes import MISMATCHED_PALETTES
 from perception.ops.image import compute_letterbox
 
 _UNANNOTATED_RATIO = 0.2
-"""Share of images without annotations from which on the doctor asks what they are."""
+"""Minimum share of images without annotations for a warning."""
 
 
 def check_source(state: SourceState, plan: DataPlan) -> list[Finding]:
-    """All findings about one source alone."""
+    """Return all findings about one source."""
     if state.source is None:
         return state.findings
     found = [*state.findings, *state.issues.to_findings(state.where, state.num_examined)]
@@ -44,32 +44,34 @@ def check_source(state: SourceState, plan: DataPlan) -> list[Finding]:
 
 
 def _check_reader_problems(state: SourceState) -> Iterator[Finding]:
-    """What the readers skipped or repaired when they were opened."""
+    """Findings about what the readers skipped or repaired while opening."""
     assert state.source is not None
     boxes = sum(int(s.boxes_per_class.sum()) for s in state.statistics.values() if isinstance(s, BoxStatistics))
     for kind, count in state.source.problems.items():
         share = count / max(1, count + boxes)
         what = f"{sanitize_text(kind, 120).capitalize()}: {count:,}."
         if "missing" in kind:
-            mend = "Restore the files, or take their records out of the annotations."
+            mend = "Restore the files, or remove their records from the annotations."
             yield Finding("error", "missing_image", state.where, what, mend, count, tuple(state.log_messages[:5]))
         elif "box" in kind and share > 0.3 and count >= 10 and len(state.selected_indices) == state.num_images:
             what += (
-                f" That is {format_percent(share, 1)} of the boxes: probably they "
-                "are in another form than this format's."
+                f" That is {format_percent(share, 1)} of the boxes: they are "
+                "probably not in the box format that this reader expects."
             )
-            mend = "Corners where width and height are meant, or the other way round? Pixels of another size?"
+            mend = (
+                "Check for corners instead of width and height (or the reverse), and for pixels of another image size."
+            )
             yield Finding("error", "misread_boxes", state.where, what, mend, count)
         elif kind == ROTATED_BOXES:
-            what = f"{what} It is looser than the thing in it."
+            what = f"{what} It is larger than the object."
             yield Finding("note", "rotated_boxes", state.where, what, "", count)
         elif kind == BRUSHED_CROWDS:
-            what += f" That is {format_percent(share, 1)} of the annotations: neither trained nor counted as objects."
-            mend = "Did CVAT's brush paint single objects here? Then give this reader crowds: object."
+            what += f" That is {format_percent(share, 1)} of the annotations. They are not trained and not counted."
+            mend = "If CVAT's brush painted single objects here, give this reader crowds: object."
             yield Finding("warning", "brushed_objects", state.where, what, mend, count)
         elif kind == MISMATCHED_PALETTES:
-            what = f"{what} The index is read, not the color: does it stand for another class in each?"
-            mend = "If the colors are the classes, give segmentation_masks their list: colors: {name: [R, G, B]}."
+            what = f"{what} The reader uses the index, not the color. Does an index mean the same class in every file?"
+            mend = "If the colors encode the classes, give segmentation_masks the list colors: {name: [R, G, B]}."
             yield Finding("warning", "inconsistent_palettes", state.where, what, mend, count)
         elif "stand for nothing" in kind:
             yield Finding("note", "unused_categories", state.where, what, "", count)
@@ -78,7 +80,7 @@ def _check_reader_problems(state: SourceState) -> Iterator[Finding]:
 
 
 def _check_unannotated(state: SourceState) -> Iterator[Finding]:
-    """Images that the label files know and say nothing of, many enough to ask what that means."""
+    """Images that the label files list without annotations, if there are many of them."""
     assert state.source is not None
     for reader in state.source.readers:
         count = getattr(reader, "num_unannotated", 0)
@@ -86,48 +88,48 @@ def _check_unannotated(state: SourceState) -> Iterator[Finding]:
         if count > 2 and count >= _UNANNOTATED_RATIO * total:
             what = (
                 f"{count:,} of {total:,} images have no annotation "
-                f"({format_percent(count, total)}): background, or not "
+                f"({format_percent(count, total)}). They are trained as background. "
             )
-            what += "labeled yet? They are trained as background."
-            mend = "If nobody has, give this reader unlabeled: skip; if they show nothing, unlabeled: empty."
+            what += "Are they background, or not labeled yet?"
+            mend = "If not labeled, give this reader unlabeled: skip. If they show no objects, unlabeled: empty."
             yield Finding("warning", "unannotated_images", state.where, what, mend, count)
 
 
 def _suggest_fix(problem: str) -> str:
     if "left out" in problem:
-        return "Label them, or take them as images that show nothing: unlabeled: empty."
+        return "Label them, or treat them as images without objects: unlabeled: empty."
     if "skipped" in problem or "clipped" in problem:
-        return "Look at some of them: the labels and the images may not belong together."
+        return "Check some of them: the labels may not belong to these images."
     if "without" in problem:
-        return "They are not used. Complete them, or correct the folders and the suffix."
-    return "Look whether this is meant."
+        return "They are not used. Add the missing files, or correct the folders and the suffix."
+    return "Check whether this is intended."
 
 
 def _check_images(state: SourceState) -> Iterator[Finding]:
     if state.aborted:
         rest = len(state.selected_indices) - state.num_examined
-        what = f"After so many failures, {rest:,} images were not examined any more."
-        mend = "Mend what stops the reading first; then run the doctor again."
+        what = f"Too many images failed. {rest:,} images were not examined."
+        mend = "Fix the reading errors first, then run the doctor again."
         yield Finding("error", "aborted", state.where, what, mend, rest)
     if state.num_unlisted:
-        what = f"{state.num_unlisted:,} image files lie beside those of this source and are in no source of the recipe."
+        what = f"{state.num_unlisted:,} image files in this source's folders belong to no source of the recipe."
         yield Finding("note", "unlisted_images", state.where, what, "", state.num_unlisted)
     turned = state.traits.get("rotated by EXIF", 0)
     if turned:
-        what = (
-            f"{turned:,} of {state.num_examined:,} images carry an EXIF rotation; they are read as viewers show them."
-        )
-        mend = "Look at the samples: boxes and maps must be for the upright image, too."
+        what = f"{turned:,} of {state.num_examined:,} images have an EXIF rotation. They are read upright."
+        mend = "Check the previews: boxes and maps must match the upright image."
         yield Finding("warning", "rotated_images", state.where, what, mend, turned)
     for trait, count in (state.traits - Counter({"rotated by EXIF": turned})).items():
-        how = {"gray": "gray; they are read as RGB", "16 bit": "of 16 bit; they are rescaled to 8"}
-        said = how.get(trait, f"{sanitize_text(trait, 60)}: a wrong extension; they are read by their content")
+        how = {"gray": "gray; they are read as RGB", "16 bit": "16-bit; they are rescaled to 8 bits"}
+        said = how.get(
+            trait, f"{sanitize_text(trait, 60)}: the extension is wrong; the content decides how they are read"
+        )
         what = f"{count:,} of {state.num_examined:,} images are {said}."
         yield Finding("note", "unusual_images", state.where, what, "", count)
 
 
 def _check_input_fit(state: SourceState, plan: DataPlan) -> Iterator[Finding]:
-    """How the images fit into the network's input."""
+    """How well the images fit the network's input."""
     total = sum(state.image_sizes.values())
     if not total or not plan.has_valid_size:
         return
@@ -138,18 +140,18 @@ def _check_input_fit(state: SourceState, plan: DataPlan) -> Iterator[Finding]:
     room = f"data.size {list(plan.data.size)} (height, width)"
     tiny = sum(count for size, count in state.image_sizes.items() if min(size) < 32)
     if tiny:
-        what = f"{tiny:,} images are under 32 pixels wide or high."
-        yield Finding("warning", "tiny_images", state.where, what, "Look whether they are images at all.", tiny)
+        what = f"{tiny:,} images are less than 32 pixels wide or high."
+        yield Finding("warning", "tiny_images", state.where, what, "Check whether these files are images.", tiny)
     if used < 0.6:
         what = (
-            f"Only {format_percent(used, 1)} of the network's input is image, the rest padding: {width} x {height} is "
+            f"Only {format_percent(used, 1)} of the network's input is image, the rest is padding: {width} x {height} "
         )
-        what += f"not the shape of {room}."
-        mend = "Choose a data.size of the images' shape; its order is height, width."
+        what += f"differs in aspect ratio from {room}."
+        mend = "Choose a data.size with the images' aspect ratio. Its order is height, width."
         yield Finding("warning", "wasted_input", state.where, what, mend)
     if larger > 2:
-        what = f"The images ({width} x {height}) are enlarged {larger:.1f} times to {room}."
-        mend = "A smaller data.size shows the network as much, and is faster."
+        what = f"The images ({width} x {height}) are upscaled {larger:.1f} times to {room}."
+        mend = "A smaller data.size loses no detail and is faster."
         yield Finding("warning", "upscaled_images", state.where, what, mend)
 
 
@@ -157,12 +159,12 @@ def _check_boxes(state: SourceState, plan: DataPlan, task: str, statistics: BoxS
     count = int(statistics.boxes_per_class.sum())
     if not count:
         what = f"None of the {statistics.num_images:,} images labeled for '{task}' has a box."
-        mend = "Are these the right annotations, and the right rename?"
+        mend = "Check the annotation file and rename."
         yield Finding("warning", "no_boxes", state.where, what, mend, statistics.num_images)
     elif statistics.max_coordinate <= 1.5:
         what = (
             f"All {count:,} boxes of '{task}' lie within {statistics.max_coordinate:.2g} "
-            "pixels of the corner: they are "
+            "pixels of the top left corner: they are "
         )
         what += "fractions of the image's size, not pixels."
         mend = "Multiply them by the images' width and height."
@@ -181,7 +183,7 @@ def _check_box_shapes(state: SourceState, task: str, statistics: BoxStatistics, 
             statistics.num_images,
             0.8,
             "images have no box",
-            "Are boxes missing?",
+            "Check whether boxes are missing.",
         ),
         (
             "full_image_boxes",
@@ -189,15 +191,15 @@ def _check_box_shapes(state: SourceState, task: str, statistics: BoxStatistics, 
             count,
             0.1,
             "boxes cover the whole image",
-            "Are they of objects?",
+            "Check whether they mark objects.",
         ),
         (
             "elongated_boxes",
             statistics.num_elongated,
             count,
             0.05,
-            "boxes are over 20 times as long as wide",
-            "Are x and y mixed up?",
+            "boxes have an aspect ratio above 20",
+            "Check whether x and y are swapped.",
         ),
     ):
         if number > least * total and number > 2 and not (asked and kind == "mostly_empty"):
@@ -219,10 +221,10 @@ def _check_small_boxes(
     ]
     what = (
         f"{small:,} of {count:,} boxes of '{task}' ({format_percent(small, count)}) "
-        f"are under {SMALL_BOX_SIDE:g} pixels (root of "
+        f"are smaller than {SMALL_BOX_SIDE:g} pixels (square root of "
     )
     what += f"the area) at the network's input of {plan.data.size[1]} x {plan.data.size[0]}: {', '.join(shares)}."
-    mend = "Enlarge data.size, add a finer stride to the task, or do without these classes."
+    mend = "Increase data.size, add a finer stride to the task, or remove these classes."
     yield Finding("warning", "small_boxes", state.where, what, mend, small)
 
 
@@ -238,28 +240,26 @@ def _check_masks(
         and statistics.num_images > 1
     ):
         what = (
-            f"All segmentation masks of '{task}' hold one class only, "
+            f"All segmentation masks of '{task}' contain only one class, "
             f"'{sanitize_text(plan.classes[task][present[0]], 60)}'"
         )
-        what += f", and void ({format_percent(void, 1)})." if statistics.num_ignored_pixels else "."
-        mend = "Is a value meant as another class? Give the reader values: {0: ..., 255: ...}."
+        what += f", and ignored pixels ({format_percent(void, 1)})." if statistics.num_ignored_pixels else "."
+        mend = "If another value encodes a class, give the reader values: {0: ..., 255: ...}."
         yield Finding("warning", "one_class_masks", state.where, what, mend, statistics.num_images)
     elif void > 0.5 and statistics.num_empty < statistics.num_images:
-        what = f"{format_percent(void, 1)} of the pixels of '{task}' are void."
-        mend = "Check the list of classes, rename and ignore; 255 is always void."
+        what = f"{format_percent(void, 1)} of the pixels of '{task}' are ignored."
+        mend = "Check the class list, rename and ignore. The value 255 is always ignored."
         yield Finding("warning", "mostly_ignored", state.where, what, mend)
     if statistics.num_transitions > 200 and statistics.num_thin_transitions > 0.2 * statistics.num_transitions:
         share = format_percent(statistics.num_thin_transitions, statistics.num_transitions)
-        what = (
-            f"At {share} of the borders in the segmentation masks of '{task}' lies a pixel or two of a third class, as "
-        )
-        what += "after resizing with interpolation, or JPEG."
-        mend = "Make the maps again from the originals, resized by nearest neighbor and stored as PNG."
+        what = f"{share} of the class borders in the masks of '{task}' contain one or two pixels of a third class. "
+        what += "Resizing with interpolation, or JPEG compression, causes this."
+        mend = "Regenerate the masks from the originals. Resize with nearest neighbor and save as PNG."
         yield Finding("warning", "interpolated_masks", state.where, what, mend)
 
 
 def _check_label_ids(state: SourceState, task: str) -> Iterator[Finding]:
-    """Files named after Cityscapes' label ids, read with a list of its training classes: some maps pass silently."""
+    """Cityscapes label-id files read with the train-id class list. Some maps then load without an error."""
     assert state.source is not None
     for reader in state.source.readers:
         config, names = getattr(reader, "config", None), getattr(reader, "names", None)
@@ -267,9 +267,8 @@ def _check_label_ids(state: SourceState, task: str) -> Iterator[Finding]:
         training = isinstance(names, dict) and [names.get(k) for k in range(3)] == ["road", "sidewalk", "building"]
         if task in reader.tasks and "labelids" in suffix.lower() and training:
             what = (
-                f"The suffix {sanitize_text(suffix, 60)!r} names Cityscapes' label "
-                "ids (0 to 33), but the list of classes "
+                f"The suffix {sanitize_text(suffix, 60)!r} names Cityscapes' label ids (0 to 33), but the class list "
             )
-            what += "begins with road, as that of the training ids does: in label ids road is 7, not 0."
+            what += "starts with road, as the train ids do. In the label ids, road is 7, not 0."
             mend = "Use format: cityscapes, or files *_labelTrainIds.png."
             yield Finding("error", "label_ids", state.where, what, mend)

@@ -1,5 +1,4 @@
-"""What the sources' segmentation masks say of which classes: partial lists, super-classes, classes that nobody tells
-apart."""
+"""Findings about the classes of segmentation masks: partial lists, super-classes, inseparable classes."""
 
 from __future__ import annotations
 
@@ -18,30 +17,33 @@ _SHOWN = 20
 
 
 def check_labeled_classes(state: SourceState, plan: DataPlan, task: str) -> Iterator[Finding]:
-    """Which classes the segmentation masks of one source tell; a warning where that is not all and the recipe says
-    nothing."""
+    """Report which classes the segmentation masks of one source label.
+
+    Yields a warning if some classes are missing and the recipe does not declare this.
+    """
     names = plan.classes[task]
     for found in collect_class_maps(state, task):
         if found.labeled_classes is None and found.label_space is None:
             continue
         labelled = np.ones(len(names), bool) if found.labeled_classes is None else found.labeled_classes
         what = (
-            f"Its segmentation masks tell {labelled.sum()} of {len(names)} classes of "
+            f"Its segmentation masks label {labelled.sum()} of {len(names)} classes of "
             f"'{task}': {_list_classes(names, labelled)}."
         )
         if found.is_explicit:
             yield Finding("note", "labeled_classes", state.where, what + _describe_superclasses(found, names))
             continue
-        what += f" Every labeled pixel teaches that it is none of the others: {_list_classes(names, ~labelled)}."
-        mend = (
-            "Is one of its classes several of the recipe's? superclasses: {name: [...]}. Does it leave some unlabeled? "
+        what += f" Every labeled pixel counts as a negative for the others: {_list_classes(names, ~labelled)}."
+        mend = "If one of its classes covers several of the recipe, give superclasses: {name: [...]}. If it leaves "
+        mend += (
+            "objects of some classes unlabeled, list the labeled ones: labels_only: [...]. If all this is intended, "
         )
-        mend += "labels_only: [...]. Is it right so? labels_only with all classes that it tells."
+        mend += "list all its classes there."
         yield Finding("warning", "partial_classes", state.where, what, mend, int((~labelled).sum()))
 
 
 def find_inseparable_classes(states: Sequence[SourceState], plan: DataPlan, task: str) -> Iterator[Finding]:
-    """Classes that are in the same super-classes of all training sources: nothing tells one from the other."""
+    """Find classes that share the same super-classes in all training sources: no label separates them."""
     maps = [found for state in states if state.split == "train" for found in collect_class_maps(state, task)]
     names = plan.classes[task]
     if all(found.label_space is None for found in maps):
@@ -54,13 +56,13 @@ def find_inseparable_classes(states: Sequence[SourceState], plan: DataPlan, task
     for group in groups.values():
         if len(group) > 1:
             shown = ", ".join(sanitize_text(name, 60) for name in group[:_SHOWN])
-            what = f"No training source tells these classes of '{task}' apart: {shown}."
-            mend = "Add a source that does, or make them one class."
+            what = f"No training source separates these classes of '{task}': {shown}."
+            mend = "Add a source that separates them, or merge them into one class."
             yield Finding("warning", "inseparable_classes", "data", what, mend, len(group))
 
 
 def collect_class_maps(state: SourceState, task: str) -> list[ClassMap]:
-    """Of the readers that give segmentation masks of the task, each once."""
+    """Return the distinct class maps of the readers that provide segmentation masks of the task."""
     if state.source is None or not isinstance(state.statistics.get(task), SegmentationStatistics):
         return []
     maps = [reader.class_maps[task] for reader in state.source.readers if task in reader.class_maps]
@@ -85,4 +87,4 @@ def _describe_superclasses(class_map: ClassMap, names: Sequence[str]) -> str:
         if name and each[1:]
     ]
     words = f" Super-classes: {', '.join(several[:_SHOWN])}." if several else ""
-    return words + (" Other labels say only what a pixel is not." if "" in class_map.label_space.names else "")
+    return words + (" Other labels only exclude classes." if "" in class_map.label_space.names else "")

@@ -1,4 +1,4 @@
-"""The doctor's words on a terminal."""
+"""The doctor's report as text for a terminal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ _BAR, _MARGIN, _SHOWN = 24, 20, 4
 
 
 def format_report(diagnosis: Diagnosis, width: int | None = None) -> Iterator[str]:
-    """Everything: a table of each source, the environment, the findings, the verdict. width: None = the terminal's."""
+    """Yield the lines of the full report: a table per source, the environment, the findings, the verdict.
+
+    Args:
+        diagnosis: the results to show.
+        width: characters per line; None = the terminal's width.
+    """
     width = width or min(160, max(60, shutil.get_terminal_size((110, 24)).columns))
     for summary in diagnosis.summaries:
         yield from format_source(summary, width)
@@ -33,7 +38,7 @@ def _format_title(name: str, width: int) -> str:
 
 
 def format_source(summary: SourceSummary, width: int = 110) -> Iterator[str]:
-    """A table of one source."""
+    """Yield the table of one source."""
     yield _format_title(summary.where, width)
     yield from _format_properties(summary.properties, width, 2)
     for task in summary.tasks:
@@ -44,7 +49,7 @@ def format_source(summary: SourceSummary, width: int = 110) -> Iterator[str]:
 
 
 def format_findings(findings: Sequence[Finding], width: int = 110) -> Iterator[str]:
-    """The findings, numbered, under a title for each severity. They are expected with the gravest first."""
+    """Yield the numbered findings under one title per severity. Expects errors first."""
     number = 0
     for severity in SEVERITIES:
         some = [finding for finding in findings if finding.severity == severity]
@@ -58,12 +63,10 @@ def format_findings(findings: Sequence[Finding], width: int = 110) -> Iterator[s
 
 
 def summarize_findings(findings: Sequence[Finding]) -> str:
-    """One sentence."""
-    errors, warnings = (sum(f.severity == severity for f in findings) for severity in ("error", "warning"))
-    if not errors and not warnings:
-        return "Healthy: nothing to mend, nothing suspicious."
-    mend = f"{errors} {'thing' if errors == 1 else 'things'} to mend" if errors else "Nothing must be mended"
-    return f"{mend}, {warnings or 'nothing'} suspicious."
+    """Return the verdict as one sentence."""
+    counts = {severity: sum(f.severity == severity for f in findings) for severity in ("error", "warning")}
+    shown = [f"{count or 'no'} {severity}{'' if count == 1 else 's'}" for severity, count in counts.items()]
+    return f"{', '.join(shown)}.".capitalize()
 
 
 def _format_finding(finding: Finding, number: int, width: int) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What a recipe wants of its data, read section by section, so that one fault does not hide the others."""
+"""The data settings of a recipe, read section by section, so that one error does not hide the others."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ from perception.types import ConfigError
 
 SPLITS = ("train", "validation")
 MAX_INPUT_SIDE = 1 << 14
-"""Pixels of the network's input beyond which no memory would do."""
+"""Maximum side of the network's input, pixels. Larger inputs do not fit into memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedSource:
-    """A source of the recipe with those of its readers whose config is valid.
+    """A source of the recipe with the readers whose config is valid.
 
-    is_incomplete: whether some of it could not be read, so that what it labels is not known
+    Attributes:
+        split: "train" or "validation".
+        config: config of the source, without invalid readers.
+        is_incomplete: some of its config is invalid, so its labels are not fully known.
     """
 
     split: str
@@ -31,17 +34,25 @@ class PlannedSource:
 
     @property
     def where(self) -> str:
-        """Its name in findings: "train/<name>"."""
+        """The source's name in findings: "train/<name>"."""
         return f"{self.split}/{sanitize_text(self.config.name, 80)}"
 
 
 @dataclass(slots=True)
 class DataPlan:
-    """path: of the recipe. data: its ``data`` section. tasks: task -> its settings as written.
+    """The valid parts of a recipe, and findings for the rest.
 
-    classes: task -> its class list; empty for a quantity
-    unreadable_splits: parts of which a source could not be read at all
-    has_valid_size: whether data.size is what the recipe says
+    Attributes:
+        path: file of the recipe.
+        name: name of the recipe.
+        raw_recipe: the recipe as written.
+        data: its ``data`` section.
+        tasks: task -> settings as written.
+        classes: task -> class list; empty for a quantity.
+        sources: the sources of both splits.
+        findings: errors in the recipe.
+        unreadable_splits: splits with a source that could not be read.
+        has_valid_size: ``data.size`` is the recipe's value, not the default in place of an invalid one.
     """
 
     path: Path
@@ -56,16 +67,28 @@ class DataPlan:
     has_valid_size: bool = True
 
     def get_setting(self, task: str, name: str, default: Any = None) -> Any:
-        """A setting of a task as the recipe writes it."""
+        """Return a setting of a task as written in the recipe."""
         return self.tasks[task].get(name, default)
 
     def add_error(self, where: str, message: object, fix: str = "Correct it in the recipe.") -> None:
-        """Note a fault of the recipe itself."""
+        """Add a finding about an error in the recipe itself."""
         self.findings.append(Finding("error", "recipe", where, sanitize_text(message), fix))
 
 
 def read_plan(path: Path, overrides: Sequence[str] = (), tasks: Collection[str] | None = None) -> DataPlan:
-    """The plan of a recipe. Raises ConfigError where the file is no recipe at all."""
+    """Read the plan of a recipe.
+
+    Args:
+        path: file of the recipe.
+        overrides: "key=value" settings that replace those of the file.
+        tasks: tasks to examine; None = all.
+
+    Returns:
+        The valid parts of the recipe, and findings for the rest.
+
+    Raises:
+        ConfigError: the file is not a recipe.
+    """
     mapping = _load_recipe(path, overrides)
     wanted = _select_tasks(path, mapping["tasks"], tasks)
     name = mapping.get("name", "run")
@@ -73,9 +96,7 @@ def read_plan(path: Path, overrides: Sequence[str] = (), tasks: Collection[str] 
     for task, given in wanted.items():
         _read_task(plan, task, given)
     if not plan.tasks:
-        plan.add_error(
-            "recipe", "No task of the recipe can be read, so nothing can be said of its labels.", "Mend them."
-        )
+        plan.add_error("recipe", "No task of the recipe is valid, so its labels cannot be checked.", "Fix the tasks.")
     try:
         plan.data = config.validate_config(DataConfig, mapping["data"])
         plan.sources = [PlannedSource(part, source) for part in SPLITS for source in getattr(plan.data, part)]
@@ -89,7 +110,7 @@ def read_plan(path: Path, overrides: Sequence[str] = (), tasks: Collection[str] 
 
 
 def _read_piecewise(plan: DataPlan, section: dict[Any, Any]) -> None:
-    """What is right in a faulty ``data`` section, and findings for the rest."""
+    """Read the valid parts of a faulty ``data`` section, and add findings for the rest."""
     plan.data = _read_settings(plan, section)
     for part in SPLITS:
         _read_sources(plan, part, section.get(part))
@@ -101,11 +122,11 @@ def _load_recipe(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     except ConfigError:
         raise
     except (OSError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"{path} is no recipe: {error}. Compare it with configs/street.yaml.") from error
+        raise ConfigError(f"{path} is not a recipe: {error}. Compare it with configs/street.yaml.") from error
     for section in ("data", "tasks"):
         if not isinstance(mapping.get(section), dict) or not mapping[section]:
             raise ConfigError(
-                f"{path} is no recipe: its section '{section}' is missing or no mapping. "
+                f"{path} is not a recipe: its section '{section}' is missing or not a mapping. "
                 "Compare it with configs/street.yaml."
             )
     return mapping
@@ -127,7 +148,7 @@ def _read_task(plan: DataPlan, task: Any, settings: Any) -> None:
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) and name for name in names):
         plan.add_error(
             "recipe", f"tasks.{task}.classes: expected a list of names, found {names!r}.",
-            "Put names that YAML takes for something else (yes, no, on, off, null, 1) in quotes.",
+            "Quote names that YAML reads as another type (yes, no, on, off, null, 1).",
         )  # fmt: skip
         return
     if len(set(names)) < len(names):
@@ -138,7 +159,7 @@ def _read_task(plan: DataPlan, task: Any, settings: Any) -> None:
 
 
 def _read_settings(plan: DataPlan, section: dict[Any, Any]) -> DataConfig:
-    """The ``data`` section without its sources; of a faulty one only ``root`` and ``size``, where these are right."""
+    """The ``data`` section without its sources; if it is faulty, only valid values of ``root`` and ``size``."""
     settings = {key: value for key, value in section.items() if key not in SPLITS}
     try:
         return config.validate_config(DataConfig, settings, where="The recipe", path="data")
@@ -168,9 +189,7 @@ def _read_sources(plan: DataPlan, split: str, items: Any) -> None:
         if source is None:
             plan.unreadable_splits.add(split)
         elif any(other.split == split and other.config.name == source.config.name for other in plan.sources):
-            plan.add_error(
-                source.where, f"data.{split} has two sources of the name '{source.config.name}'.", "Rename one."
-            )
+            plan.add_error(source.where, f"data.{split} has two sources named '{source.config.name}'.", "Rename one.")
             renamed = dataclasses.replace(source.config, name=f"{source.config.name} ({position})")
             plan.sources.append(dataclasses.replace(source, config=renamed))
         else:
@@ -178,7 +197,7 @@ def _read_sources(plan: DataPlan, split: str, items: Any) -> None:
 
 
 def _read_source(plan: DataPlan, split: str, position: int, item: Any) -> PlannedSource | None:
-    """The source, or what is left of it without the readers whose config is faulty."""
+    """Read a source without the readers whose config is faulty; None if nothing is left."""
     path = f"data.{split}.{position}"
     try:
         return PlannedSource(split, config.validate_config(SourceConfig, item, path=path))

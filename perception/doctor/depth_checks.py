@@ -1,4 +1,4 @@
-"""From what was counted of a source's distances and cameras to findings: units, limits, intrinsics."""
+"""Findings about the depth and the cameras of one source: units, limits, intrinsics."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from perception.doctor.findings import Finding, format_percent, format_quantity,
 from perception.doctor.statistics import DepthStatistics
 
 PLAUSIBLE_MEDIAN_DEPTH = 0.02, 1000.0
-"""Metres between which the median of a source lies."""
+"""Plausible range of the median depth of a source, metres."""
 
 
 def check_depth(state: SourceState, plan: DataPlan, task: str, statistics: DepthStatistics) -> Iterator[Finding]:
-    """Findings about the depth of one source."""
+    """Yield findings about the depth of one source."""
     if statistics.num_empty == statistics.num_images:
         what = f"No depth map of '{task}' has a valid pixel."
         yield Finding(
@@ -26,46 +26,44 @@ def check_depth(state: SourceState, plan: DataPlan, task: str, statistics: Depth
     given = plan.get_setting(task, "limits")
     if given is not None and _parse_limits(given) is None:
         what = (
-            f"tasks.{task}.limits is {sanitize_text(given, 60)}. Expected the "
-            "nearest and the farthest distance in metres."
+            f"tasks.{task}.limits is {sanitize_text(given, 60)}. Expected the minimum and the maximum depth in metres."
         )
         yield Finding("error", "depth_limits", state.where, what, "For example limits: [0.5, 80].")
     yield from _check_range(state, plan, task, statistics)
     low, high = statistics.median_depths.quantile(0.03), statistics.median_depths.quantile(0.97)
     if statistics.num_images >= 4 and high > 100 * low:
         what = (
-            f"The median distance of the images of '{task}' goes from "
-            f"{format_quantity(low)} to {format_quantity(high)} m."
+            f"The median depth per image of '{task}' ranges from {format_quantity(low)} to {format_quantity(high)} m."
         )
-        mend = "Two units? Make sources of one unit each, with its own scale."
+        mend = "The source may mix two units. Make one source per unit, each with its own scale."
         yield Finding("error", "mixed_depth_units", state.where, what, mend)
     if any(abs(statistics.max_depth / scale - 65535) < 1 for scale in _get_scales(state, task)):
         what = (
-            f"The largest distance of '{task}' is {statistics.max_depth:.5g} m, "
-            "stored as 65535: often the mark of a hole."
+            f"The maximum depth of '{task}' is {statistics.max_depth:.5g} m, "
+            "stored as 65535. This value often marks invalid pixels."
         )
-        mend = f"If it is: max: {statistics.max_depth * 0.999:.4g} in the reader."
+        mend = f"If it does: max: {statistics.max_depth * 0.999:.4g} in the reader."
         yield Finding("warning", "saturated_depth", state.where, what, mend)
     yield from _check_cameras(state, plan, task)
 
 
 def _check_range(state: SourceState, plan: DataPlan, task: str, statistics: DepthStatistics) -> Iterator[Finding]:
-    """Whether the distances can be metres, and those that the recipe trains."""
+    """Check that the depths are plausible in metres and within the limits of the task."""
     low, middle, high = (statistics.depths.quantile(share) for share in (0.01, 0.5, 0.99))
     spread = (
-        f"1 % under {format_quantity(low)} m, median {format_quantity(middle)} m, 1 % over {format_quantity(high)} m."
+        f"1 % below {format_quantity(low)} m, median {format_quantity(middle)} m, 1 % above {format_quantity(high)} m."
     )
     limits = _parse_limits(plan.get_setting(task, "limits"))
     inside = 1.0
     if limits is not None:
         inside = statistics.depths.fraction_between(limits[0] * 0.985, limits[1] * 1.015)
-        spread += f" The recipe's limits are {limits[0]:g} to {limits[1]:g} m: {format_percent(inside, 1)} are within."
+        spread += f" The recipe's limits are {limits[0]:g} to {limits[1]:g} m: {format_percent(inside, 1)} are inside."
     advice = _suggest_scale(state, task, middle, limits)
     if not PLAUSIBLE_MEDIAN_DEPTH[0] <= middle <= PLAUSIBLE_MEDIAN_DEPTH[1]:
-        what = f"The distances of '{task}' cannot be metres: {spread}"
+        what = f"The depths of '{task}' cannot be in metres: {spread}"
         yield Finding("error", "depth_unit", state.where, what, advice, statistics.num_images)
     elif inside < 0.5:
-        what = f"The distances of '{task}': {spread}"
+        what = f"Most depths of '{task}' are outside its limits: {spread}"
         mend = f"Correct the task's limits, or the unit. {advice}"
         severity = "error" if inside < 0.01 else "warning"
         yield Finding(severity, "depth_limits", state.where, what, mend, statistics.num_images)
@@ -87,15 +85,15 @@ def _get_scales(state: SourceState, task: str) -> list[float]:
 
 
 def _suggest_scale(state: SourceState, task: str, median: float, limits: tuple[float, float] | None) -> str:
-    """The scale that would make the distances plausible, as advice."""
+    """Advice: the scale that would make the depths plausible."""
     found = guess_unit(median, limits or (0.3, 200.0))
     if found is None:
-        return "Check the unit of the files."
+        return "Check the unit of the depth files."
     factor, unit = found
     would = f"the median would be {format_quantity(median * factor)} m"
     for scale in _get_scales(state, task):
         return f"With scale: {scale * factor:.3g} instead of {scale:g} ({unit}?) {would}."
-    return f"Were they {unit}, {would}: scale: {factor:.3g}."
+    return f"If they were in {unit}, {would}: scale: {factor:.3g}."
 
 
 def _check_cameras(state: SourceState, plan: DataPlan, task: str) -> Iterator[Finding]:
@@ -103,7 +101,7 @@ def _check_cameras(state: SourceState, plan: DataPlan, task: str) -> Iterator[Fi
     if state.split != "train" or missing <= 0 or not plan.get_setting(task, "canonical_focal", 1):
         return
     share = plan.get_setting(task, "default_focal", 1.0)
-    what = f"{missing:,} images have no intrinsics: '{task}' takes {share} times their width for the focal length, "
-    what += "and its metres are only as right as that."
-    mend = "Give camera: {fx, fy, cx, cy} in the reader or the source, or canonical_focal: 0 in the task."
+    what = f"{missing:,} images have no intrinsics. '{task}' assumes a focal length of {share} times their width, "
+    what += "so its metres are only as accurate as this assumption."
+    mend = "Add camera: {fx, fy, cx, cy} to the reader or the source, or set canonical_focal: 0 in the task."
     yield Finding("warning", "no_cameras", state.where, what, mend, missing)

@@ -1,4 +1,4 @@
-"""The whole examination, from a recipe to findings."""
+"""The complete examination: from a recipe to findings."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from perception.files.images import IMAGE_SUFFIXES
 
 IMAGE_TIMEOUT = 30.0
 MAX_PREVIEWS, MAX_PAIRS = 6, 8
-"""Images of a source, and pairs that leak, that the page shows."""
+"""Numbers of images per source, and of leaked pairs, in the report."""
 _MAX_FAILURES = 20
 _MAX_EVIDENCE = 24
 _MAX_LISTED = 500_000
@@ -33,10 +33,17 @@ _MAX_LISTED = 500_000
 
 @dataclass
 class Diagnosis:
-    """findings: the gravest first. environment: label -> text; empty where it was not looked at.
+    """The result of an examination.
 
-    evidence_previews: (source, image) -> drawn, for findings and pairs. duplicate_pairs: some pairs of validation and
-    training
+    Attributes:
+        plan: the recipe that was examined.
+        states: the sources that could be opened.
+        findings: errors first.
+        summaries: one summary per source.
+        duplicate_pairs: examples of validation images that are also in training.
+        evidence_previews: (source, image) -> preview, for findings and pairs.
+        environment: label -> text; empty if the environment was not examined.
+        seconds: duration of the examination.
     """
 
     plan: DataPlan
@@ -50,11 +57,11 @@ class Diagnosis:
 
     @property
     def exit_code(self) -> int:
-        """1 where something must be mended, else 0."""
+        """1 if there are errors, else 0."""
         return int(any(finding.severity == "error" for finding in self.findings))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for doctor.json."""
+        """Return plain data for doctor.json."""
         findings = [{k: v for k, v in asdict(finding).items() if k != "images"} for finding in self.findings]
         return {
             "recipe": str(self.plan.path),
@@ -68,7 +75,7 @@ class Diagnosis:
 
 @contextlib.contextmanager
 def hide_progress(text: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A `Bar` that shows nothing."""
+    """A `ProgressFactory` that shows nothing."""
     yield lambda done: None
 
 
@@ -84,14 +91,25 @@ def diagnose(
     check_rest: WorkFunction | None = None,
     include_environment: bool = True,
 ) -> Diagnosis:
-    """Examine the data of a recipe, and the environment. Raises ConfigError where the file is no recipe.
+    """Examine the data of a recipe, and the environment.
 
-    max_images:   look at so many images of each source only
-    workers: processes; None = one for each processor, 0 = this process, without protection from files that kill it
-    image_timeout: that an image may take
-    check_rest:   ``check(None, mapping)`` builds the rest of a recipe in a worker; settings of the tasks, or what is
-    wrong
-    include_environment: also examine the environment
+    Args:
+        path: file of the recipe.
+        overrides: "key=value" settings that replace those of the file.
+        tasks: tasks to examine; None = all.
+        max_images: maximum images to examine per source; None = all.
+        workers: processes; None = one per CPU, 0 = this process, without protection from files that crash it.
+        image_timeout: maximum seconds per image.
+        progress_bar: shows the progress.
+        check_rest: ``check_rest(None, mapping)`` builds the rest of a recipe in a worker. It returns the settings of
+            the tasks, or an error message.
+        include_environment: also examine the environment.
+
+    Returns:
+        Findings, summaries and previews.
+
+    Raises:
+        ConfigError: the file is not a recipe.
     """
     began = time.monotonic()
     plan = read_plan(path, overrides, tasks)
@@ -131,7 +149,7 @@ def _collect_findings(
     found += recipe_checks.check_recipe(states, plan, max_images is not None)
     if max_images is not None:
         rest = sum(state.num_images - len(state.selected_indices) for state in states)
-        what = f"Only {max_images:,} images of each source were looked at, evenly spread; {rest:,} were not."
+        what = f"Only {max_images:,} images of each source, evenly spread, were examined; {rest:,} were not."
         found.append(
             Finding("note", "partial_examination", "data", what, "Run it once without --max-images.", max(1, rest))
         )
@@ -157,7 +175,7 @@ def _run_in_background(work: Callable[..., Any], *arguments: Any) -> Future[Any]
 
 
 def _select_pairs(pairs: list[leakage.DuplicatePair]) -> list[leakage.DuplicatePair]:
-    """The pairs for the page: the closest, and those that are only just close enough."""
+    """The pairs for the report: the closest, and those just within the threshold."""
     return pairs if len(pairs) <= MAX_PAIRS else [*pairs[: MAX_PAIRS // 2], *pairs[-(MAX_PAIRS // 2) :]]
 
 
@@ -165,12 +183,12 @@ def _wait_for_environment(future: Future[Any]) -> tuple[list[Finding], dict[str,
     try:
         return future.result()
     except Exception as error:
-        what = f"Looking at the environment failed: {sanitize_text(f'{type(error).__name__}: {error}')}"
+        what = f"Checking the environment failed: {sanitize_text(f'{type(error).__name__}: {error}')}"
         return [Finding("error", "internal_error", "environment", what, "Please report this.")], {}
 
 
 def _examine_environment(plan: DataPlan, check_rest: WorkFunction | None) -> tuple[list[Finding], dict[str, str]]:
-    """The environment, and the sections of the recipe that are not about data."""
+    """Check the environment, and the sections of the recipe that do not concern data."""
     packages, here = environment.list_packages(), environment.probe_machine(Path("runs"))
     with WorkerPool(1) as crew:
         broken = {}
@@ -208,7 +226,7 @@ def _examine_images(
     image_timeout: float,
     progress_bar: ProgressFactory,
 ) -> None:
-    """Look at all chosen images of all sources."""
+    """Examine the selected images of all sources."""
     failures: Counter[int] = Counter()
     with progress_bar("examine", sum(len(state.selected_indices) for state in states)) as advance_to:
         for done, (job, report) in enumerate(
@@ -238,7 +256,7 @@ def _create_jobs(states: Sequence[SourceState]) -> Iterator[ImageJob]:
 
 
 def _count_unlisted(state: SourceState, states: Sequence[SourceState]) -> int:
-    """Image files in the source's folders that no source of the recipe lists."""
+    """Count image files in the source's folders that no source of the recipe lists."""
     assert state.source is not None
     if sum(other.num_images for other in states) > _MAX_LISTED:
         return 0
@@ -254,14 +272,14 @@ def _count_unlisted(state: SourceState, states: Sequence[SourceState]) -> int:
 
 
 def _get_suffix(name: str) -> str:
-    """Of a file that is not hidden."""
+    """Suffix of a file name; "" for a hidden file."""
     return "" if name.startswith(".") else os.path.splitext(name)[1]  # noqa: PTH122
 
 
 def _draw_evidence(
     diagnosis: Diagnosis, context: WorkerContext, pool: WorkerPool, image_timeout: float
 ) -> dict[tuple[int, int], LabelPreview]:
-    """Drawings of the images that findings and pairs name, as far as they can be read."""
+    """Draw the images of findings and pairs, if they can be read."""
     places = [place for pair in diagnosis.duplicate_pairs for place in (pair.validation, pair.training)]
     for finding in diagnosis.findings:
         places += finding.images[:2] if finding.code not in ("crashed", "timeout", "out_of_memory") else ()

@@ -1,4 +1,4 @@
-"""What the doctor says: findings in plain sentences, the gravest first, and troubles with images counted by kind."""
+"""Findings of the doctor, and issues with single images counted by kind."""
 
 from __future__ import annotations
 
@@ -8,24 +8,27 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 Severity = Literal["error", "warning", "note"]
-"""error: must be mended. warning: suspicious, somebody should look. note: good to know."""
+"""error: must be fixed. warning: suspicious, should be checked. note: for information."""
 
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 MAX_TEXT_LENGTH = 700
-"""Characters of a sentence that quotes a file."""
+"""Maximum characters of a message that quotes a file."""
 _EXAMPLES, _GROUPS = 5, 40
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong or odd.
+    """One problem, or one unusual property.
 
-    code:     stable name, for scripts ("damaged_image")
-    where:    "train/<source>", "data", "recipe", "environment"
-    message:     what is wrong, in sentences; fix: what to do about it
-    count:    how many images, records or classes it concerns
-    examples: files or messages, the first few
-    images: (source, image) positions worth a look, the first few
+    Attributes:
+        severity: "error", "warning" or "note".
+        code: stable name for scripts, for example "damaged_image".
+        where: "train/<source>", "data", "recipe" or "environment".
+        message: what is wrong, in sentences.
+        fix: what to do about it.
+        count: number of images, records or classes concerned.
+        examples: the first few files or messages.
+        images: (source, image) positions of the first few images.
     """
 
     severity: Severity
@@ -39,7 +42,7 @@ class Finding:
 
 
 def sort_by_severity(findings: Iterable[Finding]) -> list[Finding]:
-    """Errors, then warnings, then notes; within them what concerns whole sources before single images."""
+    """Sort errors first, then warnings, then notes. Within each, whole sources come before single images."""
     return sorted(
         findings,
         key=lambda f: (SEVERITIES.index(f.severity), f.code in ISSUE_KINDS, -f.count, f.where, f.code, f.message),
@@ -47,18 +50,18 @@ def sort_by_severity(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def format_percent(part: float, whole: float) -> str:
-    """A share in words: "12 %", "<1 %"."""
+    """Format a share: "12 %", "<1 %"."""
     share = 100 * part / whole if whole else 0.0
     return f"{share:.0f} %" if share >= 0.95 or not share else "<1 %"
 
 
 def format_quantity(value: float) -> str:
-    """Three digits, more for large numbers."""
+    """Format a number with three significant digits, more for large numbers."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def sanitize_text(text: object, max_length: int = MAX_TEXT_LENGTH) -> str:
-    """Text that can be printed on one line, whatever a file or its name holds; shortened in the middle."""
+    """Return printable text on one line, shortened in the middle. The input may come from hostile files or names."""
     whole = str(text)
     if len(whole) > 2 * max_length:
         whole = f"{whole[:max_length]} ... {whole[-max_length:]}"
@@ -68,7 +71,7 @@ def sanitize_text(text: object, max_length: int = MAX_TEXT_LENGTH) -> str:
 
 
 class Issue(NamedTuple):
-    """Something about one image. code: a key of `ISSUE_KINDS`."""
+    """An issue with one image. ``code`` is a key of `ISSUE_KINDS`."""
 
     code: str
     text: str
@@ -82,74 +85,72 @@ class _IssueKind(NamedTuple):
 
 ISSUE_KINDS: dict[str, _IssueKind] = {
     "missing_image": _IssueKind(
-        "error", "cannot be found", "Restore the files, or take their records out of the annotations."
+        "error", "cannot be found", "Restore the files, or remove their records from the annotations."
     ),
     "damaged_image": _IssueKind(
-        "error", "cannot be decoded", "Fetch these files again, or remove them together with their labels."
+        "error", "cannot be decoded", "Download these files again, or remove them together with their labels."
     ),
     "refused_image": _IssueKind(
-        "error", "would be refused", "Replace these files by ordinary images of at most 100 Mpx, or remove them."
+        "error", "would be rejected", "Replace these files with regular images of at most 100 Mpx, or remove them."
     ),
     "size_mismatch": _IssueKind(
         "error",
-        "came in another size than the labels say",
-        "Make the labels for the image as it is stored (upright, after its EXIF rotation), or restore the original.",
+        "had a different size than their labels",
+        "Make the labels match the stored image (upright, after EXIF rotation), or restore the original image.",
     ),
-    "invalid_labels": _IssueKind(
-        "error", "came with labels that are wrong", "Mend the files named, or remove these images."
-    ),
+    "invalid_labels": _IssueKind("error", "had invalid labels", "Fix the files named below, or remove these images."),
     "conflicting_labels": _IssueKind(
         "error",
-        "got two labels for one task, from two readers",
-        "Keep one of the two readers for these images, or make two sources.",
+        "had labels for one task from two readers",
+        "Keep one of the two readers for these images, or split the source in two.",
     ),
-    "invalid_camera": _IssueKind("error", "came with a camera that cannot be read", "Mend the camera files named."),
+    "invalid_camera": _IssueKind("error", "had an unreadable camera", "Fix the camera files named below."),
     "implausible_camera": _IssueKind(
         "warning",
-        "came with odd intrinsics",
-        "Check that they are in pixels of these very images, not of another resolution or crop.",
+        "had implausible intrinsics",
+        "Check that they are in pixels of these images, not of another resolution or crop.",
     ),
     "crashed": _IssueKind(
         "error",
-        "killed the process that read them",
-        "These files break a decoder or fill the memory: remove them or fetch them again.",
+        "crashed the process that read them",
+        "These files crash a decoder or exhaust the memory. Remove them or download them again.",
     ),
     "timeout": _IssueKind(
         "error",
         "took too long to read",
-        "Copy the data to a fast local disk; where that does not help, remove these files.",
+        "Copy the data to a fast local disk. If this does not help, remove these files.",
     ),
     "out_of_memory": _IssueKind(
-        "error", "took more memory than there is", "Scale or tile these images, or remove them."
+        "error", "needed more memory than available", "Downscale or tile these images, or remove them."
     ),
     "internal_error": _IssueKind(
-        "error", "made perception itself fail", "Please report this with the text below: it is our fault."
+        "error", "caused an internal error", "This is a bug in perception. Please report it with the text below."
     ),
-    "blank_image": _IssueKind("warning", "had one single color", "Look at them; remove those that show nothing."),
+    "blank_image": _IssueKind("warning", "had a single color", "Check them, and remove those without content."),
     "half_gray_image": _IssueKind(
         "warning",
-        "ended in plain gray, as decoders fill in what is cut off",
-        "Compare them with the originals: they were probably truncated and saved again.",
+        "ended in plain gray, as decoders fill truncated files",
+        "Compare them with the originals. They were probably truncated and saved again.",
     ),
     "unlabeled_image": _IssueKind(
         "warning", "had no label for any task of the recipe", "Remove them, or add their labels."
     ),
     "empty_mask": _IssueKind(
         "warning",
-        "had a segmentation mask that is void everywhere",
-        "Label them or remove them: they teach nothing. Was 255 meant as a class?",
+        "had a segmentation mask with only ignored pixels",
+        "Label or remove them: they do not train anything. If 255 encodes a class, map it to another id.",
     ),
     "empty_depth": _IssueKind(
-        "warning", "had a depth map without a valid pixel", "Remove them, or correct scale and max."
+        "warning", "had a depth map without valid pixels", "Remove them, or correct scale and max."
     ),
     "constant_depth": _IssueKind(
-        "warning", "had the same distance at every pixel", "Look at the depth maps: a sensor that failed?"
+        "warning", "had the same depth at every pixel", "Check the depth maps. The sensor may have failed."
     ),
     "duplicate_boxes": _IssueKind(
-        "warning", "had the same box of the same class twice", "Remove the copies: each counts as an object."
+        "warning", "had the same box of the same class twice", "Remove the copies. Each counts as an object."
     ),
 }
-"""Kind of a trouble -> how grave it is, the sentence after "3 of 90 images", and the mend."""
+"""Issue code -> severity, the words after "3 of 90 images", and the fix."""
 
 
 @dataclass(slots=True)
@@ -161,15 +162,18 @@ class _IssueGroup:
 
 @dataclass
 class IssueCounter:
-    """Troubles of one source in bounded memory: exact counts, the first few examples.
+    """Issues of one source in bounded memory: exact counts, the first few examples.
 
-    Messages that differ only in names and numbers are one group: examples come from every group in turn.
+    Messages that differ only in names and numbers form one group. Examples come from every group in turn.
+
+    Attributes:
+        groups: (issue code, message signature) -> group.
     """
 
     groups: dict[tuple[str, str], _IssueGroup] = field(default_factory=dict)
 
     def add(self, issue: Issue, image: tuple[int, int]) -> None:
-        """Count a trouble with the image at (source, image)."""
+        """Count an issue with the image at (source, image)."""
         key = issue.code, _message_signature(issue.text)
         if key not in self.groups and len(self.groups) >= _GROUPS:
             key = issue.code, ""
@@ -180,11 +184,11 @@ class IssueCounter:
             group.images.append(image)
 
     def count(self, *kinds: str) -> int:
-        """How many troubles of these kinds."""
+        """Return the number of issues of these kinds."""
         return sum(group.count for (kind, _), group in self.groups.items() if kind in kinds)
 
     def to_findings(self, where: str, total: int) -> list[Finding]:
-        """A finding for every kind. total: images looked at."""
+        """Return one finding per kind. ``total`` is the number of examined images."""
         found = []
         for kind in dict.fromkeys(kind for kind, _ in self.groups):
             groups = [group for (other, _), group in self.groups.items() if other == kind]
@@ -203,7 +207,7 @@ class IssueCounter:
 
 
 def _message_signature(text: str) -> str:
-    """A message without what differs from file to file: paths, numbers, quotations."""
+    """A message without the parts that vary per file: paths, numbers, quotations."""
     kept = re.sub(r"\{[^{}]*\}|'[^']*'", "#", text[:1000]).split()
     return " ".join("#" if _VARYING.search(word) else word for word in kept)[:200]
 

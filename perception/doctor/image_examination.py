@@ -1,4 +1,4 @@
-"""One image and all its labels, examined in a worker process."""
+"""Examination of one image and its labels, in a worker process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,14 @@ from perception.types import Annotation, Camera, ConfigError, DataError, DenseMa
 
 @dataclass(frozen=True)
 class WorkerContext:
-    """What a worker knows: the opened sources, the recipe's classes and the network's input size."""
+    """Context of a worker.
+
+    Attributes:
+        sources: the opened sources.
+        classes: task -> class list; empty for a quantity.
+        input_size: (height, width) of the network's input.
+        specs: task -> spec for drawing.
+    """
 
     sources: tuple[DataSource, ...]
     classes: dict[str, tuple[str, ...]]
@@ -28,9 +35,14 @@ class WorkerContext:
 
 
 class ImageJob(NamedTuple):
-    """Examine image ``index`` of a source, the ``row``-th that is looked at.
+    """The job to examine one image.
 
-    draw: also make a sample for the page. only: nothing else
+    Attributes:
+        source_index: position of the source.
+        image_index: index of the image in the source.
+        row: position among the selected images of the source.
+        draw: also draw a preview for the report.
+        draw_only: draw the preview and do nothing else.
     """
 
     source_index: int
@@ -42,9 +54,15 @@ class ImageJob(NamedTuple):
 
 @dataclass
 class ImageReport:
-    """What was found. facts: None where the image could not be read. camera: None where it has none.
+    """The result for one image.
 
-    missing: tasks of the source's readers that say nothing of this image are absent from ``tasks``
+    Attributes:
+        issues: what is wrong with the image or its labels.
+        properties: properties of the file; None if the image could not be read.
+        statistics: task -> statistics of its labels. Tasks without labels for this image are absent.
+        camera: its intrinsics; None if it has none.
+        jpegs: preview tiles.
+        caption: labels of the whole image, in words.
     """
 
     issues: list[Issue] = field(default_factory=list)
@@ -56,7 +74,7 @@ class ImageReport:
 
 
 def examine_image(context: WorkerContext, job: ImageJob) -> ImageReport:
-    """Everything that can be said of one image. Never raises for what is in the files."""
+    """Examine one image and its labels. Never raises because of the contents of files."""
     source, report = context.sources[job.source_index], ImageReport()
     path = source.records[job.image_index].path
     found = image_properties.read_image_file(path)
@@ -99,14 +117,14 @@ def _draw_preview(
 
 def _make_internal_issue(action: str, path: Path, error: Exception) -> Issue:
     if isinstance(error, MemoryError):
-        return Issue("out_of_memory", f"{action} of {path} needs more memory than there is.")
+        return Issue("out_of_memory", f"{action} of {path} needs more memory than available.")
     return Issue("internal_error", f"{action} of {path}: {type(error).__name__}: {error}")
 
 
 def _read_annotations(
     context: WorkerContext, source: DataSource, index: int, size: tuple[int, int] | None, report: ImageReport
 ) -> dict[str, Annotation]:
-    """The labels that every reader gives for an image; what is wrong with them goes to the report."""
+    """Read an image's labels from every reader, and add their issues to the report."""
     united: dict[str, Annotation] = {}
     for reader, at in zip(source.readers, source.records[index].reader_indices, strict=True):
         if at is None:
@@ -136,7 +154,7 @@ def _read_annotations(
 
 
 def _classify_reader_error(reader: DatasetReader, index: int, size: tuple[int, int] | None) -> str:
-    """The kind of trouble where a reader raised: if it is content without a size, the size was it."""
+    """The issue code of a reader's error. If reading without a size works, the size was the cause."""
     if size is None:
         return "invalid_labels"
     try:
@@ -149,9 +167,9 @@ def _classify_reader_error(reader: DatasetReader, index: int, size: tuple[int, i
 def _find_annotation_fault(
     annotation: Annotation, size: tuple[int, int] | None, classes: tuple[str, ...] | None
 ) -> str:
-    """How an annotation breaks the promise of its type: a fault of the reader. "" where it does not."""
+    """How an annotation violates its type, which is a bug in the reader; "" if it does not."""
     if classes is None:
-        return "labels that nobody asked for"
+        return "labels that were not requested"
     match annotation:
         case Instances():
             boxes, labels = np.asarray(annotation.boxes), np.asarray(annotation.labels)
@@ -159,7 +177,7 @@ def _find_annotation_fault(
                 return f"boxes {boxes.shape} with labels {labels.shape}"
             lowest = np.zeros(len(labels)) if annotation.ignore is None else -np.asarray(annotation.ignore, np.int64)
             if not np.isfinite(boxes).all() or not ((labels >= lowest) & (labels < len(classes))).all():
-                return f"boxes that are no numbers or labels beyond {len(classes)} classes"
+                return f"boxes that are not finite or labels outside {len(classes)} classes"
         case DenseMap():
             values, valid = np.asarray(annotation.values), np.asarray(annotation.valid)
             if values.shape[-2:] != valid.shape or (size is not None and valid.shape != size):
@@ -179,9 +197,9 @@ def _find_label_issues(statistics: TaskStatistics, path: Path) -> list[Issue]:
     if getattr(statistics, "num_repeated", 0):
         found.append(Issue("duplicate_boxes", f"{path}: {getattr(statistics, 'num_repeated', 0)} boxes are copies."))
     if isinstance(statistics, SegmentationStatistics) and statistics.num_empty:
-        found.append(Issue("empty_mask", f"The segmentation mask of {path} is void everywhere."))
+        found.append(Issue("empty_mask", f"The segmentation mask of {path} has only ignored pixels."))
     if isinstance(statistics, DepthStatistics) and statistics.num_empty:
-        found.append(Issue("empty_depth", f"The depth map of {path} has no valid pixel."))
+        found.append(Issue("empty_depth", f"The depth map of {path} has no valid pixels."))
     if getattr(statistics, "num_constant", 0):
         found.append(Issue("constant_depth", f"The depth map of {path} is constant."))
     return found

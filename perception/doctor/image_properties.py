@@ -1,4 +1,4 @@
-"""What can be said of an image without its labels: its content's hash, how it looks, what is odd about it."""
+"""Properties of an image file without its labels: content hash, perceptual hash, unusual traits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from perception.files.safe_write import hash_file
 from perception.types import DataError
 
 MAX_BYTES = 1 << 30
-"""A file larger than this is no image of at most 100 Mpx."""
+"""Maximum bytes of a file. An image of at most 100 Mpx is smaller."""
 
 _MAGIC = {
     b"\xff\xd8\xff": ("JPEG", (".jpg", ".jpeg")),
@@ -33,9 +33,12 @@ _MAGIC = {
 
 
 class PerceptualHash(NamedTuple):
-    """What tells an image from another: 512 bits of brightness steps, right and down, and an 8x8 miniature.
+    """Perceptual hash of an image: signs of the brightness differences to the right and down, and a thumbnail.
 
-    bits: uint64 [8]. miniature: uint8 [64], gray. flat: too little texture for the bits to say anything
+    Attributes:
+        hash_bits: uint64 [8], 512 bits.
+        thumbnail: uint8 [64], gray 8 x 8.
+        textureless: the image has too little texture for the bits to be meaningful.
     """
 
     hash_bits: NDArray[np.uint64]
@@ -45,9 +48,13 @@ class PerceptualHash(NamedTuple):
 
 @dataclass(slots=True)
 class ImageProperties:
-    """size: (height, width). digest: of the file's bytes, 16 bytes.
+    """Properties of an image file.
 
-    traits: "gray", "16 bit", "rotated by EXIF", "PNG named .jpg"
+    Attributes:
+        size: (height, width), pixels.
+        traits: "gray", "16 bit", "rotated by EXIF", "PNG named .jpg".
+        digest: 16 bytes, hash of the file's bytes.
+        perceptual_hash: hash of what the image looks like.
     """
 
     size: tuple[int, int]
@@ -57,11 +64,18 @@ class ImageProperties:
 
 
 def read_image_file(path: Path) -> tuple[NDArray[np.uint8], bytes, bytes] | Issue:
-    """(image, its file's first bytes, digest of the file), or why there is none."""
+    """Read an image file.
+
+    Args:
+        path: file of the image.
+
+    Returns:
+        (uint8 RGB [H, W, 3], first bytes of the file, digest of the file), or the issue if it cannot be read.
+    """
     try:
         state = os.stat(path)  # noqa: PTH116 - the path may hold surrogates
         if not stat.S_ISREG(state.st_mode):
-            return Issue("refused_image", f"{path} is no ordinary file. Put an image there.")
+            return Issue("refused_image", f"{path} is not a regular file. Put an image there.")
         if state.st_size > MAX_BYTES:
             return Issue("refused_image", f"{path} has {state.st_size:,} bytes. Expected at most {MAX_BYTES:,}.")
         with path.open("rb") as file:
@@ -78,7 +92,7 @@ def read_image_file(path: Path) -> tuple[NDArray[np.uint8], bytes, bytes] | Issu
 
 
 def collect_properties(path: Path, image: NDArray[np.uint8], file_header: bytes, digest: bytes) -> ImageProperties:
-    """What is worth knowing of an image."""
+    """Collect the properties of an image (uint8 RGB [H, W, 3]) and its file."""
     return ImageProperties(image.shape[:2], _find_traits(path, image, file_header), digest, compute_hash(image))
 
 
@@ -98,7 +112,7 @@ def _find_traits(path: Path, image: NDArray[np.uint8], file_header: bytes) -> tu
 
 
 def _read_exif_orientation(path: Path) -> int:
-    """The EXIF orientation of an image; 1 where there is none."""
+    """The EXIF orientation of an image; 1 if it has none."""
     try:
         from PIL import Image
 
@@ -111,7 +125,7 @@ def _read_exif_orientation(path: Path) -> int:
 
 
 def compute_hash(image: NDArray[np.uint8]) -> PerceptualHash:
-    """The look of an RGB image."""
+    """Compute the perceptual hash of an RGB image (uint8 [H, W, 3])."""
     across, down, miniature = (
         cv2.cvtColor(cv2.resize(image, size, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY).astype(np.int16)
         for size in ((17, 16), (16, 17), (8, 8))
@@ -122,11 +136,11 @@ def compute_hash(image: NDArray[np.uint8]) -> PerceptualHash:
 
 
 def find_image_issues(path: Path, image: NDArray[np.uint8]) -> list[Issue]:
-    """What is odd about an image that could be read."""
+    """Find issues with the content of an image (uint8 RGB [H, W, 3])."""
     low, high = (int(image[::7, ::7].min()), int(image[::7, ::7].max())) if image.size else (0, 0)
     if high - low <= 255 and (image == image[0, 0]).all():
-        return [Issue("blank_image", f"{path} is of the color {tuple(image[0, 0].tolist())} everywhere.")]
+        return [Issue("blank_image", f"{path} has the single color {tuple(image[0, 0].tolist())}.")]
     cut = len(image) - max(2, len(image) // 10)
     if cut > 0 and (abs(image[cut:].astype(np.int16) - 128) <= 2).all():
-        return [Issue("half_gray_image", f"{path} is plain gray at least from row {cut} of {len(image)} on.")]
+        return [Issue("half_gray_image", f"{path} is plain gray from row {cut} of {len(image)} or earlier.")]
     return []

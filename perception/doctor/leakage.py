@@ -1,9 +1,9 @@
-"""Images that come twice: as the same file, or looking the same in training and in validation (leakage).
+"""Duplicate images, and leakage: validation images that are identical or nearly identical to training images.
 
-Looks are compared by difference hashes (the sign of the brightness steps between neighbors of a 16 x 16 miniature, to
-the right and downwards: 512 bits) and by an 8 x 8 miniature. Different photographs differ in 150 bits and more,
-frames of a standing camera in 0 to 20, of a moving one at the same place in 30 to 70, other places of the same road in
-80 and more.
+Images are compared by difference hashes and by an 8 x 8 thumbnail. A difference hash holds the signs of the brightness
+differences between neighbors of a 16 x 16 thumbnail, to the right and down: 512 bits. Measured distances: different
+photographs 150 bits and more, frames of a static camera 0 to 20, of a moving camera at the same place 30 to 70, other
+places of the same road 80 and more.
 """
 
 from __future__ import annotations
@@ -20,22 +20,28 @@ from perception.doctor.accumulators import SourceState
 from perception.doctor.findings import Finding, format_percent
 
 MAX_HASH_DISTANCE = 64
-"""Bits of 512 in which two images may differ and still be the same but for a moment."""
+"""Maximum distance of near duplicates, bits of 512."""
 MAX_THUMBNAIL_DIFFERENCE = 6.0
-"""Mean difference of their miniatures, of 255, up to which they are."""
+"""Maximum mean difference of the thumbnails of near duplicates, of 255."""
 NEAR_DUPLICATE_ERROR_RATIO = 0.5
-"""Share of a validation source with such twins in training from which on its numbers mean nothing."""
+"""Minimum share of duplicates and near duplicates in a validation source for an error: its metrics are meaningless."""
 EXACT_DUPLICATE_ERROR_RATIO = 0.01
-"""Share of a validation source that is in training as the same file, from which on it must be mended."""
+"""Minimum share of a validation source that is byte-identical in training for an error."""
 _MAX_COMPARISONS = 40_000_000_000
 
 ImageKey = tuple[int, int]
-"""(position of the state, index of the image)."""
+"""(position of the source, index of the image)."""
 
 
 class DuplicatePair(NamedTuple):
-    """A validation image and the training image that looks most like it. hash_distance: that differ. is_same_file: one
-    file."""
+    """A validation image and the most similar training image.
+
+    Attributes:
+        validation: key of the validation image.
+        training: key of the training image.
+        hash_distance: differing bits of 512.
+        is_same_file: the two files are byte-identical.
+    """
 
     validation: ImageKey
     training: ImageKey
@@ -44,7 +50,13 @@ class DuplicatePair(NamedTuple):
 
 
 class LeakageReport(NamedTuple):
-    """twins: the closest first, for the page. counts: position of a validation state -> (same files, near ones)."""
+    """The result of the comparison.
+
+    Attributes:
+        pairs: duplicate pairs, the closest first.
+        counts: position of a validation source -> (identical files, near duplicates).
+        findings: findings about duplicates and leakage.
+    """
 
     pairs: list[DuplicatePair]
     counts: dict[int, tuple[int, int]]
@@ -54,7 +66,15 @@ class LeakageReport(NamedTuple):
 def find_leakage(
     states: Sequence[SourceState], report_progress: Callable[[int, int], None] = lambda done, total: None
 ) -> LeakageReport:
-    """Duplicates within each part, and what validation shares with training. ``tell(done, total)`` reports progress."""
+    """Find duplicates within each split, and validation images that are also in training.
+
+    Args:
+        states: the opened sources.
+        report_progress: called as ``report_progress(done, total)``.
+
+    Returns:
+        Duplicate pairs, counts and findings.
+    """
     training = [s for s in range(len(states)) if states[s].split == "train"]
     validation = [s for s in range(len(states)) if states[s].split != "train"]
     findings = _find_copies(states, training) + _find_copies(states, validation)
@@ -80,7 +100,7 @@ def find_leakage(
 
 
 class _HashIndex:
-    """The looks of the images of some states, one after the other."""
+    """Concatenated hashes of the images of several sources."""
 
     def __init__(self, states: Sequence[SourceState], positions: Sequence[int]) -> None:
         parts = [(s, np.flatnonzero(states[s].readable)) for s in positions]
@@ -103,7 +123,7 @@ class _HashIndex:
 
 
 def _match_files(train: _HashIndex, held_out: _HashIndex) -> dict[int, int]:
-    """Validation image -> a training image of the very same bytes."""
+    """Validation image -> a byte-identical training image."""
     wanted: dict[bytes, list[int]] = {}
     for number, digest in enumerate(held_out.digests):
         wanted.setdefault(digest.tobytes(), []).append(number)
@@ -115,7 +135,7 @@ def _match_files(train: _HashIndex, held_out: _HashIndex) -> dict[int, int]:
 
 
 def _sample_validation(train: int, held_out: int) -> tuple[NDArray[np.int64], list[Finding]]:
-    """Which validation images are compared: all of them, unless that would take hours."""
+    """The validation images to compare: all of them, unless this would take hours."""
     most = max(1000, _MAX_COMPARISONS // max(1, train))
     if held_out <= most:
         return np.arange(held_out), []
@@ -129,7 +149,7 @@ def _sample_validation(train: int, held_out: int) -> tuple[NDArray[np.int64], li
 def _match_hashes(
     train: _HashIndex, held_out: _HashIndex, order: NDArray[np.int64], report_progress: Callable[[int, int], None]
 ) -> dict[int, tuple[int, int]]:
-    """Validation image -> (the training image that looks the same, bits that differ), where there is one."""
+    """Validation image -> (nearest near-duplicate training image, differing bits), if there is one."""
     found = {}
     for done, number in enumerate(order.tolist()):
         if done % 64 == 0:
@@ -165,11 +185,11 @@ def _make_leak_findings(
         sources = sorted({states[pair.training[0]].where for pair in mine})
         what = f"{number:,} of {looked:,} validation images ({format_percent(number, looked)}) "
         if is_same:
-            what += f"are, byte for byte, training images too ({', '.join(sources)})."
+            what += f"are byte-identical to training images ({', '.join(sources)})."
         else:
             what += (
-                f"look the same as a training image ({', '.join(sources)}): neighboring frames of a recording, or "
-                "copies. What is measured on them is memory, not skill."
+                f"are nearly identical to training images ({', '.join(sources)}): neighboring frames of a video, or "
+                "copies. Metrics on them measure memorization, not generalization."
             )
         grave = (
             number >= EXACT_DUPLICATE_ERROR_RATIO * looked
@@ -179,7 +199,7 @@ def _make_leak_findings(
         findings.append(
             Finding(
                 "error" if grave else "warning", "leaked_images" if is_same else "leaked_near_duplicates", where, what,
-                "Take them out of one of the two. Split recordings by sequence, place or time, never at random.",
+                "Remove them from one of the two splits. Split recordings by sequence, place or time, never at random.",
                 number, tuple(_format_pair(states, pair) for pair in mine[:5]),
             )
         )  # fmt: skip
@@ -193,7 +213,7 @@ def _format_pair(states: Sequence[SourceState], pair: DuplicatePair) -> str:
 
 
 def _find_copies(states: Sequence[SourceState], positions: Sequence[int]) -> list[Finding]:
-    """Files of the same content within one part of the recipe, within a source and across."""
+    """Find byte-identical files within one split, within a source and across sources."""
     looks = _HashIndex(states, positions)
     if len(looks.rows) < 2:
         return []
@@ -224,13 +244,13 @@ def _make_copy_finding(
     if shared:
         return Finding(
             "warning", "shared_images", where, f"{number:,} images are in both sources.",
-            "Give one source both readers: then each image teaches all that is labeled in it at once.", number,
+            "Put both readers into one source. Then each image trains all its labeled tasks at once.", number,
             tuple(names),
         )  # fmt: skip
-    what = f"{number:,} {'picture is a copy' if number == 1 else 'pictures are copies'} of others, byte for byte."
+    what = f"{number:,} {'image is a copy' if number == 1 else 'images are copies'} of others, byte for byte."
     return Finding(
         "warning", "duplicate_images", where, what,
-        "Keep one of each: copies count double, and their labels may contradict each other.", number, tuple(names),
+        "Keep one of each. Copies count twice, and their labels may contradict each other.", number, tuple(names),
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Opening the readers of a recipe, each for itself, so that one that fails does not hide the others."""
+"""Opening the readers of a recipe, one by one, so that a failing reader does not hide the others."""
 
 from __future__ import annotations
 
@@ -18,14 +18,23 @@ from perception.doctor.worker_pool import JobFailure, WorkerPool
 from perception.types import ConfigError, DataError
 
 ProgressFactory = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-"""``bar(text, total)`` shows progress while it is open; what it yields is told how many are done."""
+"""``progress_bar(text, total)`` shows progress while it is open. It yields a function to call with the number done."""
 
 OPEN_TIMEOUT = 900.0
-"""That one reader may take to open."""
+"""Maximum seconds to open one reader."""
 
 
 def open_planned_sources(plan: DataPlan, pool: WorkerPool, progress_bar: ProgressFactory) -> list[SourceState]:
-    """The state of every source, those that cannot be opened with a finding that says why."""
+    """Open the sources of a recipe.
+
+    Args:
+        plan: the recipe. A missing data folder is added to its findings.
+        pool: workers that open the readers.
+        progress_bar: shows the progress.
+
+    Returns:
+        One state per source. A source that cannot be opened has a finding with the reason.
+    """
     states = [SourceState(planned) for planned in plan.sources]
     root = Path(plan.data.root)
     try:
@@ -33,7 +42,7 @@ def open_planned_sources(plan: DataPlan, pool: WorkerPool, progress_bar: Progres
     except OSError:
         there = False
     if not there:
-        what = f"There is no data folder at {sanitize_text(root.absolute())}."
+        what = f"No data folder at {sanitize_text(root.absolute())}."
         mend = "Set data.root in the recipe or on the command line: data.root=..."
         plan.findings.append(Finding("error", "missing_root", "data", what, mend))
         for state in states:
@@ -85,8 +94,13 @@ def _join_readers(state: SourceState, opened: Sequence[OpenedReader], root: Path
 
 
 class ReaderContext(NamedTuple):
-    """Where the readers of a recipe look, and what for. reader_configs: the configs of the readers, source by
-    source."""
+    """Context to open the readers of a recipe.
+
+    Attributes:
+        root: the data folder.
+        classes: task -> class list.
+        reader_configs: configs of the readers of each source.
+    """
 
     root: Path
     classes: dict[str, tuple[str, ...]]
@@ -94,7 +108,13 @@ class ReaderContext(NamedTuple):
 
 
 class OpenedReader(NamedTuple):
-    """A reader, why it opens only where missing images are allowed ("" = it does as it is), what it logged."""
+    """An opened reader.
+
+    Attributes:
+        reader: the reader.
+        missing_images_error: why it opens only if missing images are allowed; "" = it opens as configured.
+        log_messages: messages that it logged.
+    """
 
     reader: DatasetReader
     missing_images_error: str
@@ -102,7 +122,7 @@ class OpenedReader(NamedTuple):
 
 
 def open_planned_reader(context: ReaderContext, job: tuple[int, int]) -> OpenedReader | str:
-    """Reader ``job`` (source, position) of a recipe, or why there is none."""
+    """Open reader ``job`` (source, position) of a recipe. Returns the error message if this fails."""
     config: Any = context.reader_configs[job[0]][job[1]]
     try:
         return _open_with_log(context, config)
@@ -112,7 +132,7 @@ def open_planned_reader(context: ReaderContext, job: tuple[int, int]) -> OpenedR
         if getattr(config, "max_missing", 1.0) >= 1:
             return str(error)
         reason = str(error)
-    try:  # with any number of images missing, so that the rest can be examined
+    try:  # allow any number of missing images, to examine the rest
         return _open_with_log(context, dataclasses.replace(config, max_missing=1.0))._replace(
             missing_images_error=reason
         )
@@ -121,7 +141,7 @@ def open_planned_reader(context: ReaderContext, job: tuple[int, int]) -> OpenedR
 
 
 def _open_with_log(context: ReaderContext, config: Any) -> OpenedReader:
-    """Open a reader and keep what it logs, instead of letting it go to the error stream."""
+    """Open a reader and collect its log messages instead of printing them."""
     listener = _LogCollector()
     log = logging.getLogger("perception.data")
     propagate, log.propagate = log.propagate, False
@@ -136,7 +156,7 @@ def _open_with_log(context: ReaderContext, config: Any) -> OpenedReader:
 
 
 class _LogCollector(logging.Handler):
-    """Keeps the first few messages."""
+    """Collects the first few messages."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)

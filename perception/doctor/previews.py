@@ -1,4 +1,4 @@
-"""Images drawn with their labels, small enough for the page."""
+"""Images with their labels drawn, small enough for the report."""
 
 from __future__ import annotations
 
@@ -15,18 +15,27 @@ from perception.ops.image import compute_letterbox, warp_annotation, warp_boxes,
 from perception.types import Annotation, DenseMap, ImageLabel, ImageTransform, Instances, TaskSpec
 
 TILE_WIDTH = 420
-"""Of a tile, pixels."""
+"""Width of a tile, pixels."""
 
 
 def create_drawing_spec(task: str, classes: tuple[str, ...], limits: Any = None) -> TaskSpec:
-    """What drawing needs to know of a task."""
+    """Create the spec that drawing needs for a task."""
     return TaskSpec(task, "dense", (), classes, "" if classes else "m", limits)
 
 
 def draw_tiles(
     image: NDArray[np.uint8], annotations: Mapping[str, Annotation], specs: Mapping[str, TaskSpec]
 ) -> tuple[list[bytes], str]:
-    """JPEGs (the image with boxes and segmentation mask, then each depth map), and the labels of the whole in words."""
+    """Draw an image with its labels.
+
+    Args:
+        image: uint8 RGB [H, W, 3].
+        annotations: task -> labels in pixels of the image.
+        specs: task -> spec for drawing.
+
+    Returns:
+        (JPEGs, caption): the image with boxes and segmentation mask, then each depth map; image-level labels in words.
+    """
     frame = _fit_to_tile(image.shape[:2])
     small = np.ascontiguousarray(warp_image(image, frame))
     scaled = {task: _scale_annotation(annotation, frame) for task, annotation in annotations.items()}
@@ -43,7 +52,7 @@ def draw_tiles(
 
 
 def _fit_to_tile(size: tuple[int, int]) -> ImageTransform:
-    """Whole image to at most `WIDTH` wide and as high; small ones as they are."""
+    """Fit the whole image into `TILE_WIDTH` x `TILE_WIDTH`. Small images keep their size."""
     height, width = size
     scale = min(1.0, TILE_WIDTH / width, TILE_WIDTH / height)
     return compute_letterbox((height, width), (max(1, round(height * scale)), max(1, round(width * scale))))

@@ -1,4 +1,4 @@
-"""What the sources come to together: tasks and classes that nobody labels, and how often each source is seen."""
+"""Findings about all sources together: unlabeled tasks and classes, and sampling rates of the sources."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from perception.doctor.findings import Finding, Severity, sanitize_text
 from perception.doctor.statistics import DepthStatistics, SegmentationStatistics
 
 RARE_CLASS_IMAGES = 10
-"""A class in fewer training images than this is rare."""
+"""A class that occurs in fewer training images is rare."""
 _MAX_REPEAT_RATIO = 20
 
 
 def check_recipe(states: Sequence[SourceState], plan: DataPlan, is_sampled: bool) -> list[Finding]:
-    """All findings about the sources together. is_sampled: only some images were looked at."""
+    """Return all findings about the sources together. ``is_sampled``: only some images were examined."""
     found = list(_check_splits(states, plan))
     for task in plan.tasks:
         known = [s for s in states if task in s.unreadable_tasks]
@@ -45,7 +45,11 @@ def _check_conflict_space(plan: DataPlan) -> Iterator[Finding]:
         what := explain_incomparable_gradients(given.get("space"), labels, tuple(plan.tasks))
     ):
         yield Finding(
-            "warning", "unused_conflict_space", "recipe", what, "It sees conflict in the weights, at little more cost."
+            "warning",
+            "unused_conflict_space",
+            "recipe",
+            what,
+            "It detects conflicts in the weights, at little extra cost.",
         )
 
 
@@ -54,14 +58,14 @@ def _check_splits(states: Sequence[SourceState], plan: DataPlan) -> Iterator[Fin
         if part in plan.unreadable_splits or any(source.split == part for source in plan.sources):
             continue
         if part == "train":
-            yield Finding("error", "no_sources", "data", "data.train names no source.", "Give a list of sources.")
+            yield Finding("error", "no_sources", "data", "data.train has no source.", "Add a list of sources.")
         else:
-            what = "data.validation names no source: training will measure nothing and keep no best checkpoint."
-            yield Finding("warning", "no_validation", "data", what, "Hold some images back.")
+            what = "data.validation has no source: training cannot compute metrics or keep the best checkpoint."
+            yield Finding("warning", "no_validation", "data", what, "Hold out some images.")
     for state in states:
         tasks = {task for label in state.planned.config.labels for task in label.tasks}
         if not tasks & set(plan.tasks):
-            what = f"It labels {', '.join(sorted(tasks))}, which is no task of the recipe: it is not used."
+            what = f"It labels {', '.join(sorted(tasks))}, which is not a task of the recipe. The source is not used."
             mend = "Remove the source, add the task, or give its reader task: ..."
             yield Finding("warning", "unused_source", state.where, what, mend)
 
@@ -74,11 +78,13 @@ def _check_task(
         if not those or part in unreadable_splits or any(task in s.statistics for s in those):
             continue
         if part == "train":
-            what = f"No training source labels '{task}': it would never be trained."
-            yield Finding("error", "unlabeled_task", "data", what, "Add a source with its labels, or remove the task.")
+            what = f"No training source labels '{task}', so it would not be trained."
+            yield Finding(
+                "error", "unlabeled_task", "data", what, "Add a source with labels for it, or remove the task."
+            )
         else:
-            what = f"No validation source labels '{task}': it will not be measured."
-            yield Finding("warning", "unmeasured_task", "data", what, "Add a source, or live without its numbers.")
+            what = f"No validation source labels '{task}', so it will not be evaluated."
+            yield Finding("warning", "unmeasured_task", "data", what, "Add a source, or accept that it has no metrics.")
 
 
 def _check_classes(
@@ -114,11 +120,11 @@ def _check_classes(
     certain: Severity = "error" if pixels and not is_sampled and "validation" not in unreadable_splits else doubt
     rows: tuple[tuple[NDArray[np.bool_], Severity, str, str, str], ...] = (
         (unlabelled, "error", "unlabeled_classes", "labeled by no training source", "Add a source, or remove them."),
-        (only, doubt, "untrained_classes", "in validation only, never in training", "Move images, or remove them."),
-        (nowhere, certain, "absent_classes", "nowhere to be found", "Look at rename and ignore, or remove them."),
+        (only, doubt, "untrained_classes", "only in validation, never in training", "Move images, or remove them."),
+        (nowhere, certain, "absent_classes", "absent from all labels", "Check rename and ignore, or remove them."),
         (rare, doubt, "rare_classes", f"in fewer than {RARE_CLASS_IMAGES} "
-                                      "training images", "Add some, or join classes."),
-        (unmeasured, doubt, "unmeasured_classes", "in training but not in validation", "They will not be measured."),
+                                      "training images", "Add images, or merge classes."),
+        (unmeasured, doubt, "unmeasured_classes", "in training but not in validation", "They will not be evaluated."),
     )  # fmt: skip
     for which, severity, kind, what, mend in rows:
         if which.any():
@@ -132,7 +138,7 @@ def _check_classes(
 def _sum_per_class(
     states: Sequence[SourceState], task: str, split: str, count: int, field: str = "counts_per_class"
 ) -> NDArray[np.int64] | None:
-    """How much there is of each class; None where no image was looked at."""
+    """Sum a count per class over the sources of a split; None if no image was examined."""
     rows = [
         getattr(s.statistics[task], field)
         for s in states
@@ -142,7 +148,7 @@ def _sum_per_class(
 
 
 def _find_labeled_classes(states: Sequence[SourceState], task: str, count: int) -> NDArray[np.bool_]:
-    """The classes that some training source labels; all where one does not say."""
+    """The classes that training sources label; all of them if a source does not declare its classes."""
     union = np.zeros(count, bool)
     for state in states:
         if state.split == "train" and task in state.statistics:
@@ -153,20 +159,20 @@ def _find_labeled_classes(states: Sequence[SourceState], task: str, count: int) 
 
 
 def _check_source_weights(states: Sequence[SourceState], plan: DataPlan) -> Iterator[Finding]:
-    """Sources of which each image comes up much more often than of others."""
+    """Sources whose images are sampled much more often than those of others."""
     train = [s for s in states if s.split == "train" and s.source is not None and s.num_images]
     if len(train) < 2:
         return
     often = repeat_factors(train, plan)
     most, least = int(np.argmax(often)), int(np.argmin(often))
     if often[most] > _MAX_REPEAT_RATIO * often[least]:
-        what = f"Each image of {train[most].where} comes up {often[most] / often[least]:.0f} times as often as one "
+        what = f"Each image of {train[most].where} is sampled {often[most] / often[least]:.0f} times as often as one "
         what += f"of {train[least].where} ({train[most].num_images:,} and {train[least].num_images:,} images)."
-        yield Finding("warning", "uneven_sources", "data", what, "Is that meant? It is set by weight and data.mix.")
+        yield Finding("warning", "uneven_sources", "data", what, "Check weight and data.mix if this is not intended.")
 
 
 def repeat_factors(train: Sequence[SourceState], plan: DataPlan) -> list[float]:
-    """How often an image of each training source comes up, relative to one epoch over all."""
+    """Return how often an image of each training source is sampled, relative to one epoch over all sources."""
     sizes = [s.num_images for s in train]
     coverage = [s.source.coverage for s in train if s.source is not None]
     parts = compute_sampling_shares(sizes, [s.planned.config.weight for s in train], coverage, plan.data.mix)

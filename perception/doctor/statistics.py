@@ -1,4 +1,4 @@
-"""What the labels of many images come to, in bounded memory: counts and histograms that add up."""
+"""Label statistics over many images in bounded memory: additive counts and histograms."""
 
 from __future__ import annotations
 
@@ -12,14 +12,20 @@ from numpy.typing import NDArray
 from perception.types import Annotation, DenseMap, ImageLabel, ImageTransform, Instances
 
 SMALL_BOX_SIDE = 8.0
-"""Pixels of the network's input: a box whose side (root of its area) is shorter is hard to learn."""
+"""Pixels of the network's input. A box with a smaller side (square root of its area) is hard to learn."""
 FULL_IMAGE_RATIO = 0.99
-"""Share of the image's width and of its height from which on a box covers the whole image."""
+"""Minimum share of the image's width and height for a box to cover the whole image."""
 
 
 @dataclass
 class LogHistogram:
-    """Positive numbers counted in bins of equal ratio; quantiles are right to about 3 %."""
+    """Histogram of positive numbers with logarithmic bins. Quantiles are accurate to about 3 %.
+
+    Attributes:
+        low: lower end of the first bin.
+        high: upper end of the last bin.
+        counts: int64 [bins], 24 bins per factor of two.
+    """
 
     low: float
     high: float
@@ -27,17 +33,17 @@ class LogHistogram:
 
     @classmethod
     def empty(cls, low: float, high: float) -> LogHistogram:
-        """For numbers from ``low`` to ``high``; those beyond count at the ends."""
+        """Create a histogram from ``low`` to ``high``. Values outside count in the first or last bin."""
         return cls(low, high, np.zeros(int(np.ceil(np.log2(high / low) * 24)), np.int64))
 
     def add(self, values: NDArray) -> None:
-        """Count values, all over 0."""
+        """Count values. All must be positive."""
         places = np.log2(np.asarray(values, np.float64).ravel() / self.low) * 24
         places = np.clip(places, 0, len(self.counts) - 1).astype(np.int64)
         self.counts += np.bincount(places, minlength=len(self.counts))
 
     def quantile(self, fraction: float) -> float:
-        """The number under which ``fraction_between`` of them lie; NaN where there is none."""
+        """Return the value below which ``fraction`` of the numbers lie; NaN if the histogram is empty."""
         total = self.counts.sum()
         if not total:
             return float("nan")
@@ -45,7 +51,7 @@ class LogHistogram:
         return float(self.low * 2 ** ((min(place, len(self.counts) - 1) + 0.5) / 24))
 
     def fraction_between(self, low: float, high: float) -> float:
-        """Share of the numbers from ``low`` to ``high``."""
+        """Return the share of the numbers from ``low`` to ``high``."""
         middles = self.low * 2 ** ((np.arange(len(self.counts)) + 0.5) / 24)
         return float(self.counts[(middles >= low) & (middles <= high)].sum() / max(1, self.counts.sum()))
 
@@ -60,12 +66,21 @@ def _create_depth_histogram() -> LogHistogram:
 
 @dataclass
 class BoxStatistics:
-    """images: labeled ones; num_empty: of them without a box that counts. boxes, in_images, small: per class [C].
+    """Statistics of boxes.
 
-    num_ignored: ignore regions. num_full_image: boxes that cover the image. num_repeated: copies within an image.
-    sides: of the
-    boxes in pixels of the network's input. max_coordinate: largest coordinate. labeled_classes: which classes the
-    source labels
+    Attributes:
+        boxes_per_class: int64 [C].
+        images_per_class: int64 [C].
+        small_per_class: int64 [C], boxes smaller than `SMALL_BOX_SIDE`.
+        labeled_classes: bool [C], classes that the source labels.
+        num_images: labeled images.
+        num_empty: labeled images without a box, not counting ignore regions.
+        num_ignored: ignore regions.
+        num_full_image: boxes that cover the whole image.
+        num_repeated: copies of a box within an image.
+        num_elongated: boxes with an aspect ratio above 20.
+        max_coordinate: largest coordinate, pixels of the image.
+        sides: square roots of the box areas, pixels of the network's input.
     """
 
     boxes_per_class: NDArray[np.int64]
@@ -83,18 +98,25 @@ class BoxStatistics:
 
     @property
     def counts_per_class(self) -> NDArray[np.int64]:
-        """How much of each class there is."""
+        """The number of boxes per class, int64 [C]."""
         return self.boxes_per_class
 
 
 @dataclass
 class SegmentationStatistics:
-    """pixels, in_images: per class [C]; what is of a super-class counts for each class in it, and what a source does
-    not label for none. known, void: pixels with and without a label. num_empty: whole maps without one.
+    """Statistics of segmentation masks.
 
-    num_transitions: places where the class changes along a line; num_thin_transitions: of them, where it is but one or
-    two pixels wide and
-    between two others
+    A pixel of a super-class counts for each of its classes. A pixel without a label counts for none.
+
+    Attributes:
+        pixels_per_class: int64 [C].
+        images_per_class: int64 [C].
+        num_images: labeled images.
+        num_labeled_pixels: pixels with a label.
+        num_ignored_pixels: pixels without a label.
+        num_empty: masks with only ignored pixels.
+        num_transitions: class changes along image rows.
+        num_thin_transitions: class changes at runs of one or two pixels between two other classes.
     """
 
     pixels_per_class: NDArray[np.int64]
@@ -108,13 +130,25 @@ class SegmentationStatistics:
 
     @property
     def counts_per_class(self) -> NDArray[np.int64]:
-        """How much of each class there is."""
+        """The number of pixels per class, int64 [C]."""
         return self.pixels_per_class
 
 
 @dataclass
 class DepthStatistics:
-    """holes: pixels without a distance, of ``num_pixels``. constant, empty: images. depths: of a part of the pixels."""
+    """Statistics of depth maps.
+
+    Attributes:
+        num_images: labeled images.
+        num_pixels: pixels of all depth maps.
+        num_invalid_pixels: pixels without a depth.
+        num_constant: depth maps with the same depth at every valid pixel.
+        num_empty: depth maps without valid pixels.
+        min_depth: smallest depth, metres.
+        max_depth: largest depth, metres.
+        depths: depths of a subset of the pixels, metres.
+        median_depths: median depth of each image, metres.
+    """
 
     num_images: int = 0
     num_pixels: int = 0
@@ -129,7 +163,16 @@ class DepthStatistics:
 
 @dataclass
 class ClassificationStatistics:
-    """positive, in_images: images per class [C] in which it holds. labeled_classes: classes that are stated at all."""
+    """Statistics of image-level labels.
+
+    Attributes:
+        positives_per_class: int64 [C], images with the class.
+        images_per_class: int64 [C], the same.
+        labeled_classes: bool [C], classes that the source labels.
+        num_images: labeled images.
+        num_empty: images without any class.
+        num_multi_label: images with several classes.
+    """
 
     positives_per_class: NDArray[np.int64]
     images_per_class: NDArray[np.int64]
@@ -140,7 +183,7 @@ class ClassificationStatistics:
 
     @property
     def counts_per_class(self) -> NDArray[np.int64]:
-        """How much of each class there is."""
+        """The number of positive images per class, int64 [C]."""
         return self.positives_per_class
 
 
@@ -148,7 +191,7 @@ TaskStatistics: TypeAlias = BoxStatistics | SegmentationStatistics | DepthStatis
 
 
 def merge_statistics(total: Any, part: Any) -> None:
-    """Add the statistics of more images to a total of the same kind."""
+    """Add statistics of more images to a total of the same type, in place."""
     for entry in dataclasses.fields(total):
         mine, other = getattr(total, entry.name), getattr(part, entry.name)
         if isinstance(mine, LogHistogram):
@@ -164,7 +207,16 @@ def merge_statistics(total: Any, part: Any) -> None:
 
 
 def compute_statistics(annotation: Annotation, num_classes: int, transform: ImageTransform) -> TaskStatistics:
-    """The statistics of one image's labels for one task. transform: how it is letterboxed into the network's input."""
+    """Compute the statistics of one image's labels for one task.
+
+    Args:
+        annotation: labels in pixels of the image.
+        num_classes: number of classes; 0 for a quantity.
+        transform: letterbox of the image into the network's input.
+
+    Returns:
+        Statistics of the type that matches the annotation.
+    """
     if isinstance(annotation, Instances):
         return _compute_box_statistics(annotation, num_classes, transform)
     if isinstance(annotation, ImageLabel):

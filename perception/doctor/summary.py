@@ -1,4 +1,4 @@
-"""A source in a few lines and tables, the same for the terminal, the page and the JSON file."""
+"""Summary of a source in a few lines and tables, for the terminal, the report and the JSON file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,15 @@ from perception.doctor.statistics import (
 
 @dataclass(frozen=True, slots=True)
 class BarChart:
-    """Counts with names. unit: of the counts ("boxes"); images: in how many each occurs, None where that is it."""
+    """Named counts.
+
+    Attributes:
+        title: title of the chart.
+        unit: unit of the counts, for example "boxes".
+        names: names of the bars.
+        counts: one count per bar.
+        images: number of images per bar; None if the counts are images already, or not known.
+    """
 
     title: str
     unit: str
@@ -33,8 +41,14 @@ class BarChart:
 
 @dataclass(frozen=True, slots=True)
 class TaskSummary:
-    """A task of a source. class_chart: per class; distribution_chart: of a quantity (box sides in pixels, distances in
-    metres)."""
+    """Summary of one task of a source.
+
+    Attributes:
+        task: name of the task.
+        properties: label -> text, in display order.
+        class_chart: counts per class.
+        distribution_chart: distribution of a quantity: box sides in pixels, or depths in metres.
+    """
 
     task: str
     properties: dict[str, str]
@@ -44,7 +58,13 @@ class TaskSummary:
 
 @dataclass(frozen=True, slots=True)
 class SourceSummary:
-    """facts: label -> text, in the order in which they are shown."""
+    """Summary of one source.
+
+    Attributes:
+        where: name of the source in findings.
+        properties: label -> text, in display order.
+        tasks: one summary per labeled task.
+    """
 
     where: str
     properties: dict[str, str]
@@ -52,22 +72,22 @@ class SourceSummary:
 
 
 def summarize_source(state: SourceState, plan: DataPlan) -> SourceSummary:
-    """What there is to know of a source."""
+    """Summarize a source."""
     facts = {"labels": "; ".join(sanitize_text(_describe_reader(label), 120) for label in state.planned.config.labels)}
     if state.source is None:
         return SourceSummary(state.where, {**facts, "images": "not opened"})
     missing = state.issues.count("missing_image")
     missing += sum(count for kind, count in state.source.problems.items() if "missing" in kind)
     unreadable = state.issues.count(*UNREADABLE_CODES[1:])
-    looked = "" if state.num_examined == state.num_images else f", {state.num_examined:,} of them looked at"
+    looked = "" if state.num_examined == state.num_images else f", {state.num_examined:,} of them examined"
     facts["images"] = f"{state.num_images:,} found{looked}; {missing:,} missing, {unreadable:,} unreadable, "
     facts["images"] += f"{state.num_duplicates:,} duplicate"
     wrong = {
-        "of another size than their labels": state.issues.count("size_mismatch"),
-        "with wrong labels": state.issues.count("invalid_labels", "conflicting_labels"),
-        "without a label": state.issues.count("unlabeled_image"),
+        "with a different size than their labels": state.issues.count("size_mismatch"),
+        "with invalid labels": state.issues.count("invalid_labels", "conflicting_labels"),
+        "without labels": state.issues.count("unlabeled_image"),
     }
-    facts["labels that fail"] = ", ".join(f"{count:,} {what}" for what, count in wrong.items() if count) or "none"
+    facts["label errors"] = ", ".join(f"{count:,} {what}" for what, count in wrong.items() if count) or "none"
     facts["sizes"] = _describe_sizes(state)
     if state.num_cameras:
         ends = sorted(state.focal_lengths)
@@ -98,7 +118,7 @@ def _summarize_task(task: str, statistics: TaskStatistics, plan: DataPlan) -> Ta
         return TaskSummary(
             task,
             _describe_depths(statistics),
-            distribution_chart=_chart_histogram(statistics.depths, "distance", "pixels", "m"),
+            distribution_chart=_chart_histogram(statistics.depths, "depth", "pixels", "m"),
         )
     bars = BarChart(
         "classes",
@@ -112,7 +132,7 @@ def _summarize_task(task: str, statistics: TaskStatistics, plan: DataPlan) -> Ta
         return TaskSummary(task, _describe_boxes(statistics), bars, spread)
     if isinstance(statistics, SegmentationStatistics):
         return TaskSummary(task, _describe_masks(statistics), bars)
-    facts = {"labeled": f"{statistics.num_images:,} images, {statistics.num_empty:,} of them with no class"}
+    facts = {"labeled": f"{statistics.num_images:,} images, {statistics.num_empty:,} of them without a class"}
     if statistics.num_multi_label:
         facts["several classes"] = f"{statistics.num_multi_label:,} images"
     return TaskSummary(task, facts, BarChart("classes", "images", names, statistics.positives_per_class.tolist()))
@@ -130,28 +150,28 @@ def _describe_boxes(statistics: BoxStatistics) -> dict[str, str]:
     }
     if count:
         small = format_percent(int(statistics.small_per_class.sum()), count)
-        facts["side at the input"] = f"{_format_quantiles(statistics.sides, 'px')}; {small} under {SMALL_BOX_SIDE:g} px"
+        facts["side at the input"] = f"{_format_quantiles(statistics.sides, 'px')}; {small} below {SMALL_BOX_SIDE:g} px"
     return facts
 
 
 def _describe_masks(statistics: SegmentationStatistics) -> dict[str, str]:
     void = format_percent(statistics.num_ignored_pixels, statistics.num_ignored_pixels + statistics.num_labeled_pixels)
     facts = {
-        "labeled": f"{statistics.num_images:,} images, {statistics.num_empty:,} of them void",
-        "void": f"{void} of the pixels",
+        "labeled": f"{statistics.num_images:,} images, {statistics.num_empty:,} of them with only ignored pixels",
+        "ignored": f"{void} of the pixels",
     }
     if statistics.pixels_per_class.sum() > statistics.num_labeled_pixels:
-        facts["super-classes"] = "their pixels count for each class in them"
+        facts["super-classes"] = "their pixels count for each of their classes"
     return facts
 
 
 def _describe_depths(statistics: DepthStatistics) -> dict[str, str]:
     facts = {
-        "labeled": f"{statistics.num_images:,} images, {statistics.num_empty:,} of them without a distance",
-        "holes": f"{format_percent(statistics.num_invalid_pixels, statistics.num_pixels)} of the pixels",
+        "labeled": f"{statistics.num_images:,} images, {statistics.num_empty:,} of them without valid pixels",
+        "invalid": f"{format_percent(statistics.num_invalid_pixels, statistics.num_pixels)} of the pixels",
     }
     if statistics.max_depth:
-        facts["distance"] = (
+        facts["depth"] = (
             f"{format_quantity(statistics.min_depth)} to {format_quantity(statistics.max_depth)} "
             f"m; {_format_quantiles(statistics.depths, 'm')}"
         )
@@ -161,13 +181,13 @@ def _describe_depths(statistics: DepthStatistics) -> dict[str, str]:
 def _format_quantiles(histogram: LogHistogram, unit: str) -> str:
     low, middle, high = (histogram.quantile(share) for share in (0.05, 0.5, 0.95))
     return (
-        f"5 % under {format_quantity(low)} {unit}, median {format_quantity(middle)} "
-        f"{unit}, 5 % over {format_quantity(high)} {unit}"
+        f"5 % below {format_quantity(low)} {unit}, median {format_quantity(middle)} "
+        f"{unit}, 5 % above {format_quantity(high)} {unit}"
     )
 
 
 def _chart_histogram(histogram: LogHistogram, title: str, count_unit: str, value_unit: str) -> BarChart | None:
-    """The histogram in steps of a factor of two."""
+    """The histogram with one bar per factor of two."""
     octaves = np.add.reduceat(histogram.counts, np.arange(0, len(histogram.counts), 24))
     known = np.flatnonzero(octaves)
     if not len(known):

@@ -1,4 +1,4 @@
-"""Work on files that may be hostile, in processes that may die: every job gets an answer, or the reason for none."""
+"""Worker processes for files that may crash them: every job gets a result, or the reason for its failure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typing import Any, Literal
 from perception.types import DataError
 
 WorkFunction = Callable[[Any, Any], Any]
-"""work(state, job) -> answer; a function of a module."""
+"""work(context, job) -> result; a function at module level, because it is pickled."""
 
 _START_SECONDS = 120.0
 _QUEUE_DEPTH = 3
@@ -28,17 +28,23 @@ _MAX_START_FAILURES = _MAX_ATTEMPTS = 2
 
 @dataclass(frozen=True, slots=True)
 class JobFailure:
-    """Why a job has no answer."""
+    """Why a job has no result.
+
+    Attributes:
+        code: an issue code, see `findings.ISSUE_KINDS`.
+        text: the reason in words.
+    """
 
     code: Literal["crashed", "timeout", "out_of_memory", "internal_error"]
     text: str
 
 
 class WorkerPool:
-    """Worker processes that are watched: one that dies or takes too long is replaced, and its job named.
+    """Supervised worker processes. A worker that dies or times out is replaced, and its job is reported.
 
-    num_workers: 0 = everything in this process, without any protection
-    memory_limit:  bytes that a worker may take beyond what it has at its start; None = no limit
+    Args:
+        num_workers: number of processes; 0 = this process, without protection.
+        memory_limit: bytes that a worker may allocate after its start; None = no limit.
     """
 
     def __init__(self, num_workers: int, memory_limit: int | None = None) -> None:
@@ -55,9 +61,19 @@ class WorkerPool:
         self._workers.clear()
 
     def run(self, work: WorkFunction, context: Any, jobs: Iterable[Any], timeout: float) -> Iterator[tuple[Any, Any]]:
-        """(job, answer or Failure) in the order of completion. Jobs are drawn as workers become free.
+        """Run jobs. Jobs are drawn as workers become free.
 
-        timeout: that one job may take
+        Args:
+            work: function to call, at module level.
+            context: first argument of ``work``.
+            jobs: second arguments of ``work``, one per call.
+            timeout: maximum seconds per job.
+
+        Yields:
+            (job, result or `JobFailure`) in the order of completion.
+
+        Raises:
+            DataError: no worker process can be started.
         """
         if not self.num_workers:
             yield from ((job, _run_job(work, context, job)) for job in jobs)
@@ -84,19 +100,21 @@ class WorkerPool:
                 worker.stop()
                 failed_starts = 0 if worker.ready else failed_starts + 1
                 if failed_starts >= _MAX_START_FAILURES:
-                    raise DataError(f"No worker process can be started: {failure.text}. --workers 0 does without.")
+                    raise DataError(
+                        f"No worker process can be started: {failure.text}. Use --workers 0 to run without."
+                    )
                 if worker.ready and worker.queue:
                     task = worker.queue.popleft()
                     if (
                         failure.code == "crashed" and task.attempts < _MAX_ATTEMPTS - 1
-                    ):  # may have died of something else
+                    ):  # try again: the job may not be the cause
                         waiting.append(_QueuedJob(task.job, task.attempts + 1))
                     else:
                         yield task.job, failure
                 waiting.extend(worker.queue)
 
     def _distribute(self, work_order: bytes, waiting: deque[_QueuedJob], upcoming: Iterator[_QueuedJob]) -> None:
-        """Give every worker something to do, starting workers as long as there is enough."""
+        """Fill the queue of every worker. Start workers while there are enough jobs."""
         for depth in range(1, _QUEUE_DEPTH + 1):
             for number in range(self.num_workers):
                 if number < len(self._workers) and len(self._workers[number].queue) >= depth:
@@ -117,7 +135,7 @@ class _QueuedJob:
 
 @dataclass
 class _Worker:
-    """A process with the tasks that it was given and has not answered, the first of them in work."""
+    """A process and its queue of unfinished jobs. The first one is running."""
 
     memory_limit: int | None
     queue: deque[_QueuedJob] = field(default_factory=deque)
@@ -147,7 +165,7 @@ class _Worker:
             self.dead = True
 
     def receive_answers(self) -> Iterator[tuple[Any, Any]]:
-        """The answers that have come."""
+        """The results received so far."""
         try:
             while self.connection.poll():
                 answer = self.connection.recv()
@@ -159,18 +177,18 @@ class _Worker:
             self.dead = True
 
     def remaining_seconds(self, timeout: float) -> float:
-        """Seconds until this worker counts as hung."""
+        """Seconds until this worker times out."""
         return self.busy_since + (timeout if self.ready else _START_SECONDS) - time.monotonic()
 
     def find_failure(self, timeout: float) -> JobFailure | None:
-        """Why the job in work will not be answered; None where it still may be."""
+        """Why the running job failed; None if it did not."""
         if not self.queue:
             return None
         if self.dead or not self.process.is_alive():
             self.process.join(5)
-            return JobFailure("crashed", f"the process at work on it died ({_describe_exit(self.process.exitcode)})")
+            return JobFailure("crashed", f"its process died ({_describe_exit(self.process.exitcode)})")
         if self.remaining_seconds(timeout) <= 0:
-            return JobFailure("timeout", f"no end after {timeout:g} s")
+            return JobFailure("timeout", f"not finished after {timeout:g} s")
         return None
 
     def stop(self) -> None:
@@ -189,13 +207,13 @@ def _describe_exit(code: int | None) -> str:
 
 
 def _serve_jobs(connection: Connection, memory_limit: int | None) -> None:
-    """A worker: takes orders (what to do, on what) and jobs until the other side hangs up."""
+    """A worker process: receives work functions and jobs until the connection closes."""
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # decoders chat
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # decoders print warnings
     import cv2
 
-    import perception.data  # noqa: F401 - counts to what it has at its start
+    import perception.data  # noqa: F401 - imported before the memory limit is set
 
     cv2.setNumThreads(0)
     _limit_memory(memory_limit)
@@ -205,7 +223,7 @@ def _serve_jobs(connection: Connection, memory_limit: int | None) -> None:
         while True:
             message = connection.recv_bytes()
             if message == b"order":
-                work, state = pickle.loads(connection.recv_bytes())  # noqa: S301 - from our own parent
+                work, state = pickle.loads(connection.recv_bytes())  # noqa: S301 - sent by the parent process
             else:
                 assert work is not None
                 connection.send(_run_job(work, state, pickle.loads(message)))  # noqa: S301

@@ -1,14 +1,14 @@
 """The backward pass of a step: from the losses of the joint batch to the gradients of the update.
 
-With tasks t, losses L_t, the balancer's scalar S(L_1, ...) and its weights w_t, the update is
+With tasks t, losses L_t, the balancer's scalar S(L_1, ...) and its weights w_t, the gradient is
 
-    heads, and what sharing gives to one task alone:  dS/dL_t * dL_t/dp
-    all else (`shared_parameters` of the network):    sum_t  w_t * dS/dL_t * dL_t/dp       (w_t = 1: the gradient of S)
+    heads and other task-specific parameters:          dS/dL_t * dL_t/dp
+    all other parameters (`shared_parameters`):        sum_t  w_t * dS/dL_t * dL_t/dp      (w_t = 1: the gradient of S)
 
-The graph is divided (`perception.nn.gradient_cut`): one pass through the heads leaves each task's gradient at the
-features that its head reads, and these go down, weighted, in one pass through the rest. So the tasks' gradients at the
-features cost nothing extra, and a step that looks at them makes the update of one that does not, to the last bit. Where
-gradients are compared in parameters, each task takes a further pass down to these.
+The graph is cut (`perception.nn.gradient_cut`). One pass through the heads yields each task's gradient at the features
+that its head reads. One pass through the rest propagates their weighted sum. The per-task gradients at the features
+therefore cost nothing extra, and logging them does not change the update by a single bit. Comparing gradients at
+parameters costs one extra backward pass per task down to these parameters.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from perception.nn.gradient_cut import GraphCuts
 from perception.types import ConfigError
 
 LOG_SPACE: GradientSpace = "late"
-"""Where the gradients are taken for the log, where the balancer has no space of its own."""
+"""Where gradients are measured for the log if the balancer does not define a gradient space."""
 
 
 @dataclass(slots=True)
 class BackwardResult:
-    """What the backward pass came to.
+    """Result of the backward pass.
 
-    total_loss:   the scalar that heads descend, penalties included; on the device
-    weights: "weight/<task>": what each task's gradient was multiplied with where tasks share; empty unless asked for
-    gradient_stats:   of the tasks' gradients, see `perception.mtl.task_gradients.describe`; empty where they were not
-    taken
-    problem: the gradient that is not finite; "" if all are
+    Attributes:
+        total_loss: the scalar that the heads minimize, penalties included; on the device.
+        weights: "weight/<task>" -> factor on the task's gradient at shared parameters; empty unless requested.
+        gradient_stats: see `perception.mtl.task_gradients.describe_gradients`; empty if not measured.
+        problem: names the gradient that is not finite; "" if all are finite.
     """
 
     total_loss: Tensor = field(default_factory=lambda: torch.zeros(()))
@@ -59,18 +59,27 @@ def compute_gradients(
     with_weights: bool = False,
     log_gradients: bool = False,
 ) -> BackwardResult:
-    """Let the balancer decide and add the gradients of the joint batch to ``.grad`` of model and balancer.
+    """Balance the tasks and add the gradients of the joint batch to ``.grad`` of model and balancer.
 
-    local_losses: of this rank's divided pass. joint_losses: the same, joined. log_gradients: take the tasks' gradients
-    for the log, where the
-    balancer does not ask for them itself
+    Args:
+        balancer: combines the losses and weights the gradients.
+        model: a `perception.model.MultiTaskModel`.
+        local_losses: output of this rank's forward pass with a cut graph.
+        joint_losses: the same losses, reduced over the ranks.
+        step: index of the step, from 0.
+        with_weights: fill `BackwardResult.weights`.
+        log_gradients: measure the tasks' gradients even if the balancer does not need them.
 
-    Raises ConfigError where the balancer compares gradients of tasks that share nothing, or would weigh the
-    distillation of old tasks with their heads.
+    Returns:
+        Total loss, weights, gradient statistics, and the problem if a gradient is not finite.
+
+    Raises:
+        ConfigError: the balancer compares gradients of tasks that share nothing, or it would weight the distillation
+            losses of old tasks together with their heads.
     """
-    assert local_losses.graph_cuts is not None, "expected a divided pass: compute_loss_terms(..., divided=True)"
+    assert local_losses.graph_cuts is not None, "expected a cut graph: compute_loss_terms(..., cut_graph=True)"
     present = tuple(name for name, count in joint_losses.num_labeled.items() if count)
-    # Where all that a loss depends on rests, it still has its say in the scalar.
+    # A loss whose parameters are all frozen still contributes to the balancer's scalar.
     learning = {
         name: loss if loss.requires_grad else loss.requires_grad_() for name, loss in joint_losses.losses.items()
     }
@@ -93,8 +102,8 @@ def compute_gradients(
     )
     if balancer.has_head_weights and set(joint_losses.penalties) - local_losses.graph_cuts.trunk_penalties:
         raise ConfigError(
-            "balance.heads is 'weighted', and this training distils old tasks in their heads: their strength would be "
-            "weighted, too. Take heads: plain."
+            "balance.heads is 'weighted', but this training distills old tasks through their heads, so their "
+            "losses would be weighted too. Use heads: plain."
         )
     backward = BackwardPass(local_losses.graph_cuts, total, joint_losses.penalties)
     if places:
@@ -121,17 +130,16 @@ def compute_gradients(
 
 
 def _select_gradient_inputs(model: Any, local_losses: LossOutput, space: GradientSpace, required: bool) -> list[Tensor]:
-    """What the gradients are taken at; empty where it is frozen, or where nothing is shared and it is not required."""
+    """The tensors at which gradients are compared; empty if frozen, or if nothing is shared and it is optional."""
     if space == "features":
         shared = list(local_losses.shared_features)
     else:
         shared = list(getattr(model, _SPACE_PARAMETERS[space])())
     if not shared and required:
         raise ConfigError(
-            f"balance.space is '{space}', but this network's tasks share no "
-            f"{_SPACE_NAMES[space]}: their gradients never "
-            "meet there. Take space 'all_shared', a balancer of losses (uncertainty, "
-            "famo, ...), or a network that shares."
+            f"balance.space is '{space}', but the tasks of this network share no {_SPACE_NAMES[space]}, so their "
+            "gradients cannot be compared there. Use space 'all_shared', a loss balancer (uncertainty, famo, ...) or a "
+            "network with shared parts."
         )
     return [place for place in shared if place.requires_grad]
 
@@ -145,7 +153,7 @@ _SPACE_NAMES = {"features": "features", "last_shared": "last layers", "late": "l
 
 
 def _compute_loss_factors(total: Tensor, losses: Mapping[str, Tensor]) -> Tensor:
-    """What the scalar multiplies each present task's gradient with, float64 on the CPU."""
+    """dS/dL_t of each present task, float64 on the CPU."""
     found = torch.autograd.grad(total, list(losses.values()), retain_graph=True, allow_unused=True)
     return torch.stack([total.new_zeros(()) if factor is None else factor for factor in found]).detach().double().cpu()
 
@@ -158,9 +166,9 @@ def _describe_non_finite(products: Tensor, present: Sequence[str]) -> str:
 def _compute_joint_gramian(
     gradients: list[tuple[Tensor | None, ...]], inputs: Sequence[Tensor], space: GradientSpace
 ) -> Tensor:
-    """Inner products of the gradients of the joint batch at ``inputs``, on the CPU and the same on all ranks.
+    """Inner products of the joint batch's task gradients at ``inputs``, on the CPU, equal on all ranks.
 
-    Ranks hold different images' features, so their Gramians add up; of parameters, parts of one gradient.
+    Ranks hold features of different images, so their Gramians add up. At parameters, gradients are averaged first.
     """
     if space == "features":
         return (
@@ -184,10 +192,14 @@ def _scale_head_gradients(model: Any, weights: Mapping[str, float]) -> None:
 
 
 class BackwardPass:
-    """The backward pass of one step, part by part. Every parameter gets its gradient in one of them, as
-    DistributedDataParallel wants it. Making one goes through the heads.
+    """The backward pass of one step, in two stages; the constructor runs the stage through the heads.
 
-    total: the balancer's scalar
+    Every parameter gets its gradient in exactly one stage, as DistributedDataParallel requires.
+
+    Args:
+        cuts: where the graph is cut.
+        total: the balancer's scalar.
+        penalties: name -> scalar.
     """
 
     def __init__(self, cuts: GraphCuts, total: Tensor, penalties: Mapping[str, Tensor]) -> None:
@@ -196,7 +208,7 @@ class BackwardPass:
         above = [p for name, p in penalties.items() if name not in cuts.trunk_penalties and p.requires_grad]
         reads = [read for pairs in cuts.upper.values() for _, read in pairs]
         penalty_gradients: Sequence[Tensor | None] = [None] * len(reads)
-        if above and reads:  # a penalty's gradient is no task's
+        if above and reads:  # the gradient of a penalty belongs to no task
             penalty_gradients = torch.autograd.grad(
                 torch.stack(above).sum(), reads, retain_graph=True, allow_unused=True
             )
@@ -207,7 +219,7 @@ class BackwardPass:
         }
 
     def _pop_gradient(self, read: Tensor) -> Tensor | None:
-        """The gradient of its task at what a head read."""
+        """The task's gradient at a feature that its head read."""
         compute_task_gradient, extra = read.grad, self.extra[id(read)]
         read.grad = None
         return (
@@ -215,7 +227,7 @@ class BackwardPass:
         )
 
     def gradient(self, name: str, places: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
-        """The gradient of a task's term of the scalar at features or parameters of the parts below. Keeps the graph."""
+        """Gradient of one task's term of the scalar at shared features or parameters. Keeps the graph."""
         made = [source for source, _ in self.cuts.upper.get(name, [])]
         reads = [read for _, read in self.cuts.lower]
         if {id(place) for place in places} <= {id(read) for read in reads}:
@@ -231,17 +243,20 @@ class BackwardPass:
         own_parameters: Sequence[Tensor] = (),
         shared_parameters: Sequence[Tensor] = (),
     ) -> None:
-        """Go through the rest, down to the images. ``shared_parameters`` parameters get the tasks' gradients times
-        ``weights`` (1
-        where there is none), a task's ``head_gradients`` get them as they are. Without own ones all get them
-        weighted."""
+        """Run the second stage, from the features down to the images.
+
+        Args:
+            weights: task -> factor on its gradient at shared parameters; 1 if missing.
+            own_parameters: task-specific parameters, which get unweighted gradients.
+            shared_parameters: parameters that get weighted gradients. Without ``own_parameters`` all parameters do.
+        """
         reads = [read for _, read in self.cuts.lower]
         own_parameters, shared_parameters = (
             [place for place in some if place.requires_grad] for some in (own_parameters, shared_parameters)
         )
         if own_parameters:
             _accumulate_gradients(*self._collect_roots({}), inputs=own_parameters, retain_graph=True)
-            if reads or shared_parameters:  # else all that is shared rests
+            if reads or shared_parameters:  # otherwise all shared parameters are frozen
                 _accumulate_gradients(*self._collect_roots(weights), inputs=[*reads, *shared_parameters])
         else:
             _accumulate_gradients(*self._collect_roots(weights))
@@ -249,8 +264,7 @@ class BackwardPass:
         _accumulate_gradients([made for made, _ in reached], [gradient for _, gradient in reached])
 
     def _collect_roots(self, weights: Mapping[str, float]) -> tuple[list[Tensor], list[Tensor | None]]:
-        """What the heads read, as the parts below made it, and its gradient, summed in float32 or better. The penalties
-        of the parts below come last."""
+        """The features that heads read, with their gradients summed in float32 or better; trunk penalties last."""
         sums: dict[int, tuple[Tensor, Tensor]] = {}
         for name, pairs in self.cuts.upper.items():
             for (made, read), gradient in zip(pairs, self.head_gradients[name], strict=True):
@@ -266,7 +280,7 @@ class BackwardPass:
 def _propagate_gradients(
     outputs: Sequence[Tensor], gradients: Sequence[Tensor | None], inputs: Sequence[Tensor]
 ) -> tuple[Tensor | None, ...]:
-    """The gradient at ``inputs`` of what has these gradients at ``outputs``. Touches no ``.grad``, keeps the graph."""
+    """Propagate ``gradients`` from ``outputs`` to ``inputs``. Leaves ``.grad`` unchanged and keeps the graph."""
     pairs = [(output, g) for output, g in zip(outputs, gradients, strict=True) if g is not None]
     if not pairs or not inputs:
         return (None,) * len(inputs)
@@ -275,6 +289,6 @@ def _propagate_gradients(
 
 
 def _accumulate_gradients(roots: Sequence[Tensor], gradients: Sequence[Tensor | None], **options: Any) -> None:
-    """Add gradients to ``.grad``; nothing where there is no root."""
+    """Backpropagate from the roots, if any, into ``.grad``."""
     if roots:
         torch.autograd.backward(roots, gradients, **options)

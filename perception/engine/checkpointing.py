@@ -1,6 +1,6 @@
-"""The checkpoints of a training: when one is written, and what is said when it ends before its time.
+"""Checkpoints of a training: when they are written, and how a training that ends early is saved.
 
-Room for one more is held on the disk all the while, so that a disk that fills ends a training with all it has learned.
+Disk space for one more checkpoint is reserved during training, so a full disk never costs the trained weights.
 """
 
 from __future__ import annotations
@@ -18,35 +18,41 @@ from perception.files.safe_write import DiskFullError, convert_write_errors
 from perception.types import CheckpointError
 
 STATE_COPIES = 4
-"""As often a checkpoint holds what is as large as the weights: them, their moving average, two moments of each."""
+"""Size of a checkpoint in multiples of the weights: the weights, their moving average, and two moments."""
 BESIDE = 1.05, 1 << 18
-"""What files need beside numbers: so many times as much, and so many bytes more."""
+"""Overhead of the files: a factor, and a number of bytes."""
 
 
 class DiskReservation:
-    """Bytes of a disk that a file without a name holds: the system frees them when the process ends, however it does.
+    """Disk space reserved by an unnamed temporary file; the system frees it whenever the process ends.
 
-    Raises FullError where the disk has not got them. A file system that cannot hold room (or a limit on the size of
-    files) is none's concern: then there is none to give.
+    Where the file system cannot reserve space, or limits the size of files, nothing is reserved.
+
+    Args:
+        folder: a folder on the disk.
+        size: bytes to reserve.
+
+    Raises:
+        DiskFullError: the disk does not have enough free space.
     """
 
     def __init__(self, folder: Path, size: int) -> None:
         with convert_write_errors(folder):
-            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - open until it is given
+            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - stays open until released
         try:
             os.posix_fallocate(self._file.fileno(), 0, size)
         except OSError as error:
             self._file.close()
             if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
                 raise DiskFullError(
-                    f"{folder}: its disk has no room for a checkpoint ({size / 1e6:,.0f} MB). Free some space, or give "
+                    f"{folder}: its disk has no room for a checkpoint ({size / 1e6:,.0f} MB). Free some space, or use "
                     "a folder on another disk."
                 ) from error
-        except AttributeError:  # a system that knows no such call
+        except AttributeError:  # a system without this call
             self._file.close()
 
     def release(self) -> bool:
-        """Give it back. Returns whether there was any."""
+        """Free the space. Returns whether any was reserved."""
         if self._file.closed:
             return False
         self._file.truncate(0)  # also where forked workers have the file open
@@ -55,9 +61,19 @@ class DiskReservation:
 
 
 class CheckpointWriter:
-    """Writes checkpoints of a training that `begin` has begun; ``keep``: how many of the newest stay.
+    """Writes the checkpoints of a training that `start_or_resume` has prepared.
 
-    A context: it holds the room for one until its end. Raises FullError, on every rank, where there is none.
+    Used as a context manager; it keeps disk space for one checkpoint reserved until the end.
+
+    Args:
+        train_state: what is saved.
+        run_folder: the run folder.
+        recipe_text: YAML text of the resolved recipe.
+        keep: number of newest checkpoints to keep.
+        log: log of the training.
+
+    Raises:
+        DiskFullError: the disk has no room for a checkpoint; raised on every rank.
     """
 
     def __init__(self, train_state: TrainState, run_folder: Path, recipe_text: str, keep: int, log: TrainLog) -> None:
@@ -85,10 +101,15 @@ class CheckpointWriter:
         return self._reservation is not None and self._reservation.release()
 
     def __call__(self, best: bool, due: bool = True) -> None:
-        """Write one, where it is ``due`` and the newest is of another state. Every rank calls this.
+        """Write a checkpoint if it is ``due`` and the state has changed since the last one. Every rank calls this.
 
-        Raises CheckpointError, on every rank, where it cannot be written, FullError where that took the room that was
-        held for it.
+        Args:
+            best: mark it as the best checkpoint.
+            due: False skips the call.
+
+        Raises:
+            CheckpointError: it cannot be written; raised on every rank.
+            DiskFullError: it was written, but only by using the reserved space.
         """
         if not due or self._saved_state == self._current_state():
             return
@@ -96,10 +117,15 @@ class CheckpointWriter:
         self._saved_state = self._current_state()
 
     def save_before_exit(self, exit_code: int) -> int:
-        """Save what a training came to that ends early, and say so. exit_code: exit code of a signal, else the log
-        cannot be
-        written. Returns the exit code."""
-        step, resume = self._train_state.step, f"Go on with --resume {self._run_folder}"
+        """Save a training that ends early, and print a message.
+
+        Args:
+            exit_code: that of a signal, or 1 if the log cannot be written.
+
+        Returns:
+            The exit code.
+        """
+        step, resume = self._train_state.step, f"Continue with --resume {self._run_folder}"
         if exit_code == 1:
             self._release_reservation()
         try:
@@ -133,8 +159,8 @@ class CheckpointWriter:
             self._save(best)
             raise DiskFullError(
                 f"Stopped at step {training.step}: the disk of {self._run_folder} "
-                "is full; saved, in the room that was held "
-                f"for it. Free some space, then go on with --resume {self._run_folder}."
+                "is full; saved in the reserved space. "
+                f"Free some space, then continue with --resume {self._run_folder}."
             ) from error
 
     def _save(self, best: bool) -> None:

@@ -1,6 +1,6 @@
-"""One line of the terminal for an event of a training run: what matters of its numbers, in the columns there are.
+"""One terminal line per training event: its main numbers, shortened to the terminal width.
 
-Which form a line takes depends on its names and on the columns, not on its numbers: the lines of a run look alike.
+The layout depends on the names and the width, not on the numbers, so all lines of a run look alike.
 """
 
 from __future__ import annotations
@@ -11,15 +11,19 @@ from datetime import timedelta
 
 Number = float | None
 MIN_NAME_LENGTH = 3
-"""Letters that are left of a task's name where columns are few; more where two tasks begin alike."""
+"""Shortest abbreviation of a task name; longer if two tasks begin with the same letters."""
 NUMBER_WIDTH = 5
-"""Places of a number."""
+"""Width of a number in characters."""
 
 
 def format_training_line(step: str, values: Mapping[str, Number], remaining_seconds: float | None, width: int) -> str:
-    """``step 10/60  loss 4.068  detection 0.829  depth 0.408  lr 0.00413  ETA 0:05:12``: each task by its loss.
+    """Format ``step 10/60  loss 4.068  detection 0.829  depth 0.408  lr 0.00413  ETA 0:05:12``, one loss per task.
 
-    step: "10/60"; remaining_seconds: seconds until the end, None = unknown
+    Args:
+        step: for example "10/60".
+        values: name -> number of the event.
+        remaining_seconds: estimated seconds until the end; None if unknown.
+        width: columns of the terminal.
     """
     losses = {key.removeprefix("loss/"): values[key] for key in values if key[:5] == "loss/" and key.count("/") == 1}
     whole = [f"{task} {format_number(value)}" for task, value in losses.items()]
@@ -37,10 +41,15 @@ def format_training_line(step: str, values: Mapping[str, Number], remaining_seco
 
 
 def format_evaluation_line(step: str, kind: str, values: Mapping[str, Number], width: int) -> str:
-    """``step 10/60  score 0.533 (best so far)  detection ap 0.046  segmentation miou 0.747  2 nan``.
+    """Format ``step 10/60  score 0.533 (best so far)  detection ap 0.046  segmentation miou 0.747  2 nan``.
 
-    Each task by its first number. "best" among the values is the best score so far, this one included. The numbers that
-    are not finite are counted where there is room: metrics.jsonl has them all.
+    Shows the first metric of each task and, if there is room, counts the numbers that are not finite.
+
+    Args:
+        step: for example "10/60".
+        kind: kind of the event; "quick..." is labeled as quick.
+        values: name -> number; "best" is the best score so far, this one included.
+        width: columns of the terminal.
     """
     measured = {key: value for key, value in values.items() if "/" in key}
     first: dict[str, tuple[str, str]] = {}
@@ -67,7 +76,7 @@ def format_evaluation_line(step: str, kind: str, values: Mapping[str, Number], w
 
 
 def _format_best_score(values: Mapping[str, Number]) -> tuple[str, str]:
-    """What stands beside a score, at length and in short."""
+    """Text beside a score, in a long and a short form."""
     best = values.get("best")
     if best is None or not math.isfinite(best):
         return "", ""
@@ -77,7 +86,7 @@ def _format_best_score(values: Mapping[str, Number]) -> tuple[str, str]:
 
 
 def _list_shorter_layouts(head: str, parts: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """All the parts, or as many as it may be, with the number of those that are left out."""
+    """Layouts with all parts, then with fewer and fewer, each with the number of omitted parts."""
     shown = [[*parts[:count], f"+{len(parts) - count} more"] for count in reversed(range(len(parts)))]
     return [(head, each) for each in (list(parts), *shown)]
 
@@ -92,7 +101,7 @@ def _choose_fitting_line(layouts: Iterable[tuple[str, Sequence[str]]], tail: str
 
 
 def abbreviate_names(names: Iterable[str]) -> list[str]:
-    """Each name by so many of its first letters, `SHORTEST` or more, that no two are alike."""
+    """Shorten each name to its first `MIN_NAME_LENGTH` letters, or as many as keep it unique."""
     names = list(names)
     found = []
     for name in names:
@@ -103,6 +112,6 @@ def abbreviate_names(names: Iterable[str]) -> list[str]:
 
 
 def format_number(value: Number) -> str:
-    """Three digits after the point, fewer of large numbers, in `NUMBER_WIDTH` places."""
+    """Format a number with three decimals, fewer for large numbers, padded to `NUMBER_WIDTH`."""
     value = math.nan if value is None else value
     return f"{value:.{3 if abs(value) < 10 else 2 if abs(value) < 100 else 1}f}".ljust(NUMBER_WIDTH)

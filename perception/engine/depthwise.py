@@ -1,8 +1,8 @@
 """Depthwise convolutions whose backward pass is fast on CPUs.
 
-Under bfloat16 autocast, oneDNN takes the weight gradient of a depthwise convolution four to seven times slower than in
-float32, and the input gradient of a strided one twice as slow: together more than half of a training step of a
-mobile backbone. Here the forward pass stays in bfloat16 and those gradients are taken in float32.
+Under bfloat16 autocast, oneDNN computes the weight gradient of a depthwise convolution four to seven times slower than
+in float32, and the input gradient of a strided one twice as slow. Together this is more than half of a training step
+of a mobile backbone. Here the forward pass stays in bfloat16, and these gradients are computed in float32.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class FastDepthwise(TorchFunctionMode):
-    """Within this context every depthwise `torch.conv2d` of the autocast region uses the faster backward pass."""
+    """Context in which every depthwise `torch.conv2d` under autocast uses the faster backward pass."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

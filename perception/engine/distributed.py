@@ -1,7 +1,6 @@
-"""One process or many (torchrun): the few collective operations that training and evaluation need.
+"""Collective operations that training and evaluation need, for one process or many (torchrun).
 
-Every function works without a process group, where it does nothing. The group exists only where torchrun set
-``WORLD_SIZE`` above 1.
+Without a process group the functions do nothing. The group exists only if torchrun set ``WORLD_SIZE`` above 1.
 """
 
 from __future__ import annotations
@@ -31,9 +30,13 @@ T = TypeVar("T")
 
 @contextmanager
 def process_group(device: str = "auto") -> Iterator[torch.device]:
-    """The device of this process, with a process group around it under torchrun (nccl on CUDA, gloo on the CPU).
+    """Yield the device of this process; under torchrun inside a process group (nccl on CUDA, gloo on the CPU).
 
-    device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:1"
+    Args:
+        device: "auto" (CUDA if available), "cpu", "cuda" or "cuda:1".
+
+    Yields:
+        The device.
     """
     chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     many = int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -58,15 +61,15 @@ def process_group(device: str = "auto") -> Iterator[torch.device]:
         raise found from error
     finally:
         rank_monitor.stop_monitor(watch, reason)
-        gc.collect()  # see `_forget_locals`; modules refer to themselves
+        gc.collect()  # see `_forget_locals`; modules contain reference cycles
         dist.destroy_process_group()
 
 
 def _forget_locals(error: BaseException) -> None:
-    """Let go of what the frames hold that an error came through, above all of DistributedDataParallel.
+    """Release the local variables of an error's frames, especially DistributedDataParallel.
 
-    If that outlives the process group, its reducer ends the group's threads while it holds Python's lock, for which
-    they may wait: the process never ends.
+    If it outlives the process group, its reducer joins the group's threads while holding the GIL. These threads may
+    wait for the GIL, so the process would hang.
     """
     seen: set[int] = set()
     left: list[BaseException | None] = [error]
@@ -79,6 +82,7 @@ def _forget_locals(error: BaseException) -> None:
 
 
 def rank() -> int:
+    """The number of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -88,17 +92,18 @@ def world_size() -> int:
 
 
 def is_main_process() -> bool:
-    """Whether this process writes files and talks."""
+    """Whether this process writes files and messages."""
     return rank() == 0
 
 
 def barrier() -> None:
+    """Wait until every rank is here."""
     if world_size() > 1:
         dist.barrier()
 
 
 def gather(value: T) -> list[T]:
-    """Every rank's picklable object, in rank order, on rank 0; an empty list on the others."""
+    """Collect every rank's picklable object on rank 0, in rank order; an empty list on the others."""
     if world_size() == 1:
         return [value]
     gathered: list[Any] | None = [None] * world_size() if is_main_process() else None
@@ -107,12 +112,12 @@ def gather(value: T) -> list[T]:
 
 
 def all_gather(value: T) -> list[T]:
-    """Every rank's picklable object, in rank order, on every rank."""
+    """Collect every rank's picklable object on every rank, in rank order."""
     return broadcast(gather(value))
 
 
 def broadcast(value: T) -> T:
-    """Rank 0's picklable object, on every rank."""
+    """Send rank 0's picklable object to every rank."""
     if world_size() == 1:
         return value
     held = [value]
@@ -121,14 +126,16 @@ def broadcast(value: T) -> T:
 
 
 def sum_over_ranks(numbers: Mapping[str, int]) -> dict[str, int]:
-    """Each number's sum over the ranks, on every rank."""
+    """Sum each number over the ranks; the result is on every rank."""
     found = all_gather(dict(numbers))
     return {name: sum(own[name] for own in found) for name in numbers}
 
 
 def is_stop_requested() -> bool:
-    """Whether a signal asked this rank, or another that has noticed it, to stop. Always False in a lone process, where
-    signals are heard at once."""
+    """Whether this rank, or another that has reported it, received a stop signal.
+
+    Always False in a single process, where signals act at once.
+    """
     watch = rank_monitor.active_monitor()
     if watch is None:
         return False
@@ -139,7 +146,10 @@ def is_stop_requested() -> bool:
 
 
 def run_on_main(function: Callable[[], T]) -> T | None:
-    """What ``function`` returns on rank 0, None elsewhere; a PerceptionError of it is raised on every rank."""
+    """Run ``function`` on rank 0 and return its result there, None elsewhere; re-raise its PerceptionError everywhere.
+
+    Other exceptions are raised on rank 0 only.
+    """
     found, error = None, None
     if is_main_process():
         try:
@@ -152,9 +162,11 @@ def run_on_main(function: Callable[[], T]) -> T | None:
 
 
 class LossFunction:
-    """From a batch to the model's `LossOutput`; while it lives, backward averages the gradients over the ranks.
+    """Maps a batch to the model's `LossOutput`; with several ranks, backward averages the gradients over them.
 
-    partial_tasks: some steps run only some tasks; the parameters of the others then get no gradient on any rank
+    Args:
+        model: a `perception.model.MultiTaskModel`.
+        partial_tasks: some steps run only some tasks; parameters of the others then get no gradient on any rank.
     """
 
     def __init__(self, model: nn.Module, partial_tasks: bool = False) -> None:
@@ -169,15 +181,15 @@ class LossFunction:
             )
 
     def __call__(self, batch: Batch, tasks: Collection[str] | None = None) -> LossOutput:
-        """tasks: those that run; None = all"""
+        """Run the forward pass for ``tasks`` (None: all)."""
         self._wrapped_module(batch, tasks)
         return (
             self._loss_module.outputs.pop()
-        )  # the wrapper that looks for unused parameters returns copies of the features
+        )  # with find_unused_parameters, the wrapper returns copies of the features
 
 
 class _LossModule(nn.Module):
-    """Makes ``model.compute_loss_terms`` the forward pass, which is what DistributedDataParallel wraps."""
+    """Makes ``model.compute_loss_terms`` the forward pass, because DistributedDataParallel wraps the forward pass."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -192,14 +204,14 @@ class _LossModule(nn.Module):
 class JointLosses(NamedTuple):
     """The losses of the joint batch of all ranks.
 
-    losses:    task -> scalar. Its **value** is that of the joint batch, its **gradient** this rank's share times the
-               number of ranks: the average that DistributedDataParallel takes is then the gradient of any balancer's
-               total over the joint batch
-    penalties: name -> scalar: the mean over the ranks, in the same sense
-    numbers:   "loss of <task>", "penalty <name>" -> value
-    terms:     "<task>/<part>" -> value
-    num_labeled:  task -> number of labeled images
-    flags:     name -> number
+    Attributes:
+        losses: task -> scalar. Its **value** is that of the joint batch. Its **gradient** is this rank's share times
+            the number of ranks, so the average over ranks is the gradient of any balancer's total on the joint batch.
+        penalties: name -> scalar, the mean over the ranks, with gradients in the same sense.
+        numbers: "loss of <task>", "penalty <name>" -> value.
+        terms: "<task>/<part>" -> value.
+        num_labeled: task -> number of labeled images.
+        flags: name -> sum over the ranks.
     """
 
     losses: dict[str, Tensor]
@@ -213,13 +225,15 @@ class JointLosses(NamedTuple):
 def reduce_losses(
     local_losses: LossOutput, num_labeled: Mapping[str, int], flags: Mapping[str, int | Tensor]
 ) -> JointLosses:
-    """Join what each rank found in its share of a batch, by one sum over the ranks. All ranks get the same values.
+    """Reduce each rank's losses to those of the joint batch, with one all-reduce. All ranks get the same values.
 
-    num_labeled: task -> number of this rank's labeled images. flags: name -> number, summed on the way; those that are
-        on a device stay there, for the host waits for it once
+    A loss term is the sum of all totals over the sum of all counts. A loss thus equals that of one process on the
+    joint batch, however the labels are distributed over ranks. A non-finite value on one rank is non-finite on all.
 
-    A part of a loss is the sum of all totals over the sum of all counts, so a loss is exactly that of one process on
-    the joint batch, however unlike the ranks' labels are. What is not finite on one rank is not finite on any.
+    Args:
+        local_losses: this rank's losses.
+        num_labeled: task -> number of this rank's labeled images.
+        flags: name -> number to sum. Tensors stay on their device, so the host waits for the device only once.
     """
     parts = {f"{task}/{name}": part for task, own in local_losses.terms.items() for name, part in own.items()}
     totals = [part.total for part in parts.values()]
@@ -260,7 +274,7 @@ def reduce_losses(
 
 
 def _replace_value(share: Tensor, value: Tensor) -> Tensor:
-    """A scalar with the gradient of ``share`` and the given value, to the last bit: ranks must decide alike."""
+    """A scalar with the gradient of ``share`` and exactly the given value, so that all ranks decide alike."""
     return _ReplaceValue.apply(share, value) if world_size() > 1 else share  # type: ignore[return-value]
 
 
@@ -275,14 +289,14 @@ class _ReplaceValue(torch.autograd.Function):
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """The sum over the ranks."""
+    """Sum a tensor over the ranks, in place."""
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
 def all_reduce_mean(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The means over the ranks of tensors of one kind, by one message."""
+    """Average tensors of one dtype and device over the ranks, with one all-reduce."""
     if world_size() == 1:
         return list(tensors)
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
@@ -292,9 +306,10 @@ def all_reduce_mean(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def synchronize_batchnorm(model: nn.Module, enabled: bool = True) -> None:
-    """Let every BatchNorm of ``model`` that trains normalize over the images of all ranks, unless it is not wanted.
+    """Let every training BatchNorm of ``model`` normalize over the images of all ranks, if ``enabled``.
 
-    Raises ConfigError where it must be and is not wanted.
+    Raises:
+        ConfigError: the network requires synchronization, but it is disabled.
     """
     if world_size() == 1:
         return
@@ -302,15 +317,17 @@ def synchronize_batchnorm(model: nn.Module, enabled: bool = True) -> None:
         norm.synchronize_batchnorm(model)
     elif any(isinstance(module, norm.JointBatchNorm) and module.num_sources for module in model.modules()):
         raise ConfigError(
-            "train.sync_batchnorm is false, but model.norm.name 'per_source' over several processes needs it: a source "
-            "may be absent from a rank. Give true, or take another norm."
+            "train.sync_batchnorm is false, but model.norm.name 'per_source' needs it with several processes: a source "
+            "may be absent from a rank. Set it to true, or use another norm."
         )
 
 
 def average_statistics(model: nn.Module) -> None:
-    """Set what is estimated in training to its mean over the ranks, so that these stay equal: the statistics of
-    BatchNorm where ranks do not share them, and the buffers that a module names in
-    ``running_statistics`` (`Task.running_statistics`)."""
+    """Average running statistics over the ranks, so that they stay equal.
+
+    These are the statistics of unsynchronized BatchNorms and the buffers that a module names in
+    ``running_statistics`` (see `Task.running_statistics`).
+    """
     if world_size() == 1:
         return
     learning = [module for module in model.modules() if module.training]

@@ -1,8 +1,7 @@
-"""Measuring a network: predictions in source pixels against targets in source pixels, image by image.
+"""Evaluation: compares predictions with targets, both in source pixels, image by image.
 
-Predictions come back through `perception.ops.postprocess`, as they do for users; the numbers depend neither on the
-batch
-size nor on the number of ranks, for metrics keep their state per image.
+Predictions go through `perception.ops.postprocess`, as for users. Metrics keep their state per image, so they depend
+neither on the batch size nor on the number of ranks.
 """
 
 from __future__ import annotations
@@ -30,10 +29,12 @@ from perception.types import Annotation, Batch, DataError, DenseMap, LabelSpace
 class EvaluationExample:
     """One image of the report, in source pixels.
 
-    image:      uint8 RGB [H, W, 3], as the network saw it, resized back
-    prediction: task -> annotation, of all tasks
-    target:     task -> annotation, of the tasks that the image is labeled for
-    quality:    `Metric.score_image` of the task it was picked for
+    Attributes:
+        id: id of the image.
+        quality: `Metric.score_image` for the task it was selected for.
+        image: uint8 RGB [H, W, 3], the network input resized back.
+        prediction: task -> annotation, for all tasks.
+        target: task -> annotation, for the tasks that the image is labeled for.
     """
 
     id: str
@@ -45,11 +46,14 @@ class EvaluationExample:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """metrics:  "<task>/<name>" -> number; NaN where nothing was labeled
-    tables:   task -> class -> column -> number
-    examples: task -> {"worst": [...], "best": [...]}, on rank 0
-    score:    one number that picks the best checkpoint, see `score`
-    num_images: number of different images
+    """Result of an evaluation.
+
+    Attributes:
+        metrics: "<task>/<name>" -> number; NaN if nothing was labeled.
+        tables: task -> class -> column -> number.
+        examples: task -> {"worst": [...], "best": [...]}, on rank 0.
+        score: one number that selects the best checkpoint, see `compute_score`.
+        num_images: number of different images.
     """
 
     metrics: dict[str, float]
@@ -60,7 +64,7 @@ class Evaluation:
 
     @property
     def notes(self) -> list[str]:
-        """Sentences about the classes that are in no mean, for the truth has nothing of them."""
+        """Sentences about classes that are excluded from the means, because the ground truth has none of them."""
         found = []
         for task, rows in self.tables.items():
             for column, what in (("pixels", "pixel"), ("count", "example")):
@@ -68,7 +72,9 @@ class Evaluation:
                 shown = ", ".join(names[:_MAX_LISTED_CLASSES]) + (
                     f" and {len(names) - _MAX_LISTED_CLASSES} more" if len(names) > _MAX_LISTED_CLASSES else ""
                 )
-                found += [f"{task}: no {what} of {shown} in the truth: not in the mean."] if names else []
+                found += (
+                    [f"{task}: no {what} of {shown} in the ground truth, so excluded from the mean."] if names else []
+                )
         return found
 
 
@@ -83,15 +89,23 @@ def evaluate(
     num_examples: int = 0,
     calibrate: bool = False,
 ) -> Evaluation:
-    """Metrics of ``model`` (a `perception.model.MultiTaskModel`) over this rank's share of the batches.
+    """Compute the metrics of a model.
 
-    Every rank calls this, with its own share of the images; an image that two ranks see counts once. Ranks may
-    have unlike numbers of batches. ``num_examples``: how many of the worst and of the best images of each task are
-    kept for the report. ``calibrate``: fit the scores of ``model`` to these images (`Task.calibrate`) before the
-    numbers are computed: only with images that are held out, and not those of the final test.
+    Every rank calls this with its own share of the images. An image that two ranks evaluate counts once, and ranks may
+    have different numbers of batches.
 
-    Raises DataError where there is no image or none is labeled, PerceptionError naming image and task where an
-    output is NaN, Stopped on every rank after a signal to one of several.
+    Args:
+        model: a `perception.model.MultiTaskModel`.
+        batches: this rank's batches.
+        precision: number format of the forward pass.
+        num_examples: how many of the worst and of the best images of each task are kept for the report.
+        calibrate: fit the scores of ``model`` to these images (`Task.calibrate`) before computing the metrics. Use
+            only held-out images that are not part of the final test.
+
+    Raises:
+        DataError: there is no image, or none is labeled.
+        PerceptionError: an output is NaN. The message names image and task.
+        SignalInterrupt: a stop signal came; with several ranks, raised on all of them.
     """
     device = next(model.parameters()).device
     metrics: dict[str, Metric] = {name: task.create_metric() for name, task in model.tasks.items()}
@@ -117,7 +131,7 @@ def evaluate(
 
 
 def _collect_label_spaces(batch: Batch) -> dict[str, list[LabelSpace | None]]:
-    """Task -> the label space of each image, of the tasks where a source has its own."""
+    """Task -> label space of each image, for tasks where a source has its own label space."""
     maps = {name: [a if isinstance(a, DenseMap) else None for a in own] for name, own in batch.annotations.items()}
     spaces = {name: [None if a is None else a.label_space for a in own] for name, own in maps.items()}
     return {name: own for name, own in spaces.items() if any(space is not None for space in own)}
@@ -135,11 +149,11 @@ def _evaluate_image(
     metrics: Mapping[str, Metric],
     example_selectors: Mapping[str, ExampleSelector],
 ) -> str:
-    """Account for one image of a batch. Returns its id, which begins with its source's name and so is unique."""
+    """Add one image to the metrics. Returns its id, which is unique because it starts with the source name."""
     id = batch.ids[index]
     frame = batch.transforms[index]
     if frame is None:
-        raise DataError(f"{id}: no frame. Evaluation needs targets in source pixels and how the image was letterboxed.")
+        raise DataError(f"{id}: the image transform is missing. Evaluation needs it to map results to source pixels.")
     outputs = {key: values[index] for key, values in arrays.items()}
     require_finite(outputs, specs, id)
     prediction = restore_annotations(outputs, specs, frame, batch.cameras[index])
@@ -157,7 +171,7 @@ def _evaluate_image(
 
 
 class ExampleSelector:
-    """The ``capacity`` worst and best examples of a task; memory does not grow with the data set."""
+    """Keeps the ``capacity`` worst and best examples of a task; memory does not grow with the dataset."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
@@ -165,13 +179,13 @@ class ExampleSelector:
         self._worst: list[tuple[float, str, EvaluationExample]] = []
 
     def is_candidate(self, quality: float) -> bool:
-        """Whether an image of this quality might be kept. NaN (nothing to judge) never is."""
+        """Whether an image of this quality might be kept; never for NaN (no quality available)."""
         if math.isnan(quality):
             return False
         return len(self._best) < self.capacity or quality >= self._best[0][0] or -quality >= self._worst[0][0]
 
     def add(self, example: EvaluationExample) -> None:
-        """Take an example in, unless it is neither among the worst nor the best. Equal ones are ordered by id."""
+        """Add an example if it is among the worst or the best. Ties are ordered by id."""
         for heap, key in ((self._best, example.quality), (self._worst, -example.quality)):
             if any(id == example.id for _, id, _ in heap):
                 continue
@@ -180,11 +194,11 @@ class ExampleSelector:
                 heapq.heappop(heap)
 
     def examples(self) -> list[EvaluationExample]:
-        """All that are kept."""
+        """All kept examples, each once."""
         return list({example.id: example for _, _, example in (*self._best, *self._worst)}.values())
 
     def group_by_rank(self) -> dict[str, list[EvaluationExample]]:
-        """{"worst": worst first, "best": best first}."""
+        """Kept examples as {"worst": worst first, "best": best first}."""
         heaps = {"worst": self._worst, "best": self._best}
         return {
             name: [item[2] for item in sorted(heap, key=lambda item: item[:2])[::-1]] for name, heap in heaps.items()
@@ -198,7 +212,7 @@ def _merge_ranks(
     ids: set[str],
     calibrate: bool,
 ) -> Evaluation:
-    """Unite the ranks' states on rank 0, compute there, and tell everyone the numbers."""
+    """Merge the metric states on rank 0, compute there, and broadcast the numbers."""
     states = distributed.gather({name: metric.state() for name, metric in metrics.items()})
     kept = distributed.gather({name: shelf.examples() for name, shelf in example_selectors.items()})
     pictures = len(set().union(*distributed.gather(ids)))
@@ -218,7 +232,7 @@ def _merge_ranks(
         _broadcast_buffers(model.tasks)
     numbers, tables = found
     if not pictures:
-        raise DataError("No image to evaluate. Give a validation source that holds some.")
+        raise DataError("No image to evaluate. Add a validation source that contains images.")
     examples = (
         {name: shelf.group_by_rank() for name, shelf in example_selectors.items()}
         if distributed.is_main_process()
@@ -230,7 +244,7 @@ def _merge_ranks(
 def _compute_metrics(
     model: Any, metrics: dict[str, Metric], states: list[Any], calibrate: bool
 ) -> tuple[dict[str, float], dict[str, dict[str, dict[str, float]]]]:
-    """Numbers and tables of the united states of all ranks."""
+    """Metrics and tables from the merged states of all ranks."""
     numbers: dict[str, float] = {}
     tables: dict[str, dict[str, dict[str, float]]] = {}
     for name, metric in metrics.items():
@@ -243,25 +257,28 @@ def _compute_metrics(
 
 
 def _broadcast_buffers(module: Any) -> None:
-    """Rank 0's buffers, on every rank."""
+    """Copy rank 0's buffers to every rank."""
     found = distributed.broadcast({name: buffer.cpu() for name, buffer in module.named_buffers()})
     for name, buffer in module.named_buffers():
         buffer.copy_(found[name])
 
 
 MIN_SCORE, MIN_ERROR = 0.01, 1e-6
-"""What a metric counts for at least in the score, where more and where less is better: a task near zero costs dearly,
-but its noise there (an AP of 0.001 or 0.003) does not decide between checkpoints."""
+"""Lower bounds of a metric in the score (higher is better, lower is better). A task near zero still costs much, but
+its noise (an AP of 0.001 or 0.003) does not decide between checkpoints."""
 
 
 def compute_score(model: Any, metrics: Mapping[str, float]) -> float:
-    """One number, higher is better: the geometric mean of the metrics that the tasks name, of 1 / x where lower is
-    better. NaN where no task has one; tasks without a number (nothing labeled) and auxiliary ones are left out.
+    """Combine the tasks' main metrics into one number, higher is better.
 
-    It orders evaluations as the mean of each task's score relative to its best, in logarithms, would, whatever that
-    best is: so neither a task with large numbers nor the unit of a metric decides, nothing must be remembered, and the
-    order of two evaluations does not change when a later one is better. It is no share of anything: compare it only
-    between evaluations of the same tasks on the same images.
+    It is the geometric mean of the main metrics, with 1 / x for metrics where lower is better. Auxiliary tasks and
+    tasks without labels are left out. It orders evaluations like the mean logarithm of each task's score relative to
+    its best, whatever that best is. So the scale and unit of a metric do not matter, no history is needed, and later
+    evaluations do not change the order of earlier ones. Compare it only between evaluations of the same tasks on the
+    same images.
+
+    Returns:
+        The score; NaN if no task has a metric.
     """
     logs = [
         task.main_metric_sign * math.log(max(metrics[key], MIN_SCORE if task.main_metric_sign > 0 else MIN_ERROR))
@@ -272,8 +289,10 @@ def compute_score(model: Any, metrics: Mapping[str, float]) -> float:
 
 
 def compute_task_scores(model: Any, metrics: Mapping[str, float]) -> dict[str, float]:
-    """Task -> its score, higher is better: the metric that its class names, or 1 / (1 + x) of one for which lower is
-    better; NaN where it was not measured. Without auxiliary tasks."""
+    """Score of each non-auxiliary task, higher is better.
+
+    The score is the main metric, or 1 / (1 + x) if lower is better; NaN if it was not measured.
+    """
     values = {
         name: metrics.get(f"{name}/{task.main_metric}", math.nan)
         for name, task in model.tasks.items()

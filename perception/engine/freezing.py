@@ -1,4 +1,4 @@
-"""A network that follows a schedule: before each step it is set to what learns in it."""
+"""Freezes and unfreezes parts of a network according to a schedule."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from perception.types import Batch, ConfigError
 
 
 class FreezeSchedule:
-    """Sets what of a network in training learns, and says which tasks' losses a step takes.
+    """Sets which parts of the network train in a step, and chooses the tasks whose losses the step uses.
 
-    Raises ConfigError where the schedule freezes a part that this network does not have.
+    Raises:
+        ConfigError: the schedule freezes a part that this network does not have.
     """
 
     def __init__(self, schedule: TaskSchedule, model: Any) -> None:
@@ -26,12 +27,12 @@ class FreezeSchedule:
         self._training_modules = [(name, module) for name, module in model.named_modules() if module.training]
         for item in schedule.config.freeze:
             if not any(_is_in_part(name, item.part) for name, _ in model.named_parameters()):
-                raise ConfigError(f"schedule.freeze: this network's {item.part} has no weights. Take it out.")
+                raise ConfigError(f"schedule.freeze: part '{item.part}' of this network has no weights. Remove it.")
         self._frozen_parts: frozenset[str] = frozenset()
         self._loss_function: distributed.LossFunction | None = None
 
     def __call__(self, step: int, batch: Batch) -> tuple[distributed.LossFunction, Collection[str] | None]:
-        """The pass that gives a step's losses, and the tasks to take; None for all."""
+        """Apply the schedule. Returns the loss function of the step and its tasks (None: all)."""
         frozen = self._schedule.frozen_parts(step)
         if self._loss_function is None or frozen != self._frozen_parts:
             self._freeze(frozen)
@@ -49,13 +50,13 @@ class FreezeSchedule:
         self._frozen_parts = parts
 
     def _find_labeled_tasks(self, batch: Batch) -> list[str]:
-        """The tasks that some image of the step labels, over all ranks."""
+        """Tasks with at least one labeled image in the step, over all ranks."""
         tasks, place = self._schedule.all_tasks, next(self._model.parameters()).device
         counts = torch.tensor([sum(a is not None for a in batch.annotations[task]) for task in tasks], device=place)
         return [task for task, count in zip(tasks, distributed.all_reduce_sum(counts).tolist(), strict=True) if count]
 
 
 def _is_in_part(name: str, part: str) -> bool:
-    """Whether a parameter or module of that dotted name belongs to a part of the network."""
+    """Whether a dotted parameter or module name belongs to a part of the network."""
     path = name.split(".")
     return part in path if part in FREEZABLE_PARTS else path[:2] == ["tasks", part]

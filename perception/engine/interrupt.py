@@ -1,4 +1,4 @@
-"""Stopping in an orderly way on Ctrl-C, SIGTERM, and what schedulers and closed terminals send."""
+"""Clean stop on Ctrl-C, SIGTERM, and the signals that schedulers and closed terminals send."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from types import FrameType
 STOP_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGHUP", "SIGINT") if hasattr(signal, name)
 )
-"""Those that ask to stop, in the order of what counts where several came."""
+"""Signals that request a stop, by priority if several arrive."""
 REPEAT_SECONDS = 2.0
-"""Seconds in which a signal that comes again is taken for the same one: a scheduler sends it to every process, and the
-launcher passes it on once more."""
+"""A repeated signal within this time counts as the same one: a scheduler signals every process, and the launcher
+forwards the signal again."""
 
 
 class SignalInterrupt(BaseException):
-    """A signal came where what is being done may be left half done. No Exception: nothing on the way may take it."""
+    """A stop signal during abortable work. A BaseException, so `except Exception` does not catch it."""
 
 
 class StopRequest:
-    """Which signal asked to stop, if any. ``flags`` go through `distributed.joint_losses` so that all ranks agree."""
+    """The stop signal received, if any. ``flags`` are summed by `distributed.reduce_losses`, so all ranks agree."""
 
     def __init__(self) -> None:
         self.signal_number = 0
@@ -32,11 +32,12 @@ class StopRequest:
 
     @property
     def flags(self) -> dict[str, int]:
+        """Signal name -> 1 if it was received, else 0."""
         return {number.name: int(self.signal_number == number) for number in STOP_SIGNALS}
 
     @contextmanager
     def abort_on_signal(self) -> Iterator[None]:
-        """What is done in it may be left at any moment: there, a signal raises `Stopped` at once."""
+        """Context in which a stop signal raises `SignalInterrupt` at once."""
         self._abort_depth += 1
         try:
             if self.signal_number:
@@ -46,7 +47,7 @@ class StopRequest:
             self._abort_depth -= 1
 
     def record_signal(self, signal_number: int) -> None:
-        """Take a signal. Raises Stopped in what may be abandoned, for the first one."""
+        """Record a signal. The first one raises SignalInterrupt inside `abort_on_signal`."""
         first, self.signal_number = not self.signal_number, self.signal_number or signal_number
         if first and self._abort_depth:
             raise SignalInterrupt
@@ -56,30 +57,30 @@ _active_request: StopRequest | None = None
 
 
 def is_signal_received() -> bool:
-    """Whether a signal was noted by the innermost `catch_stop_signals` around."""
+    """Whether the innermost `catch_stop_signals` has received a signal."""
     return _active_request is not None and bool(_active_request.signal_number)
 
 
 @contextmanager
 def abort_on_signal() -> Iterator[None]:
-    """`StopRequest.abort_on_signal` of the innermost `catch_stop_signals` around, if there is one."""
+    """Enter `StopRequest.abort_on_signal` of the innermost `catch_stop_signals`, if there is one."""
     with _active_request.abort_on_signal() if _active_request is not None else nullcontext():
         yield
 
 
 def exit_code(flags: dict[str, int]) -> int:
-    """The conventional exit code (128 + signal) of agreed flags; 0 = go on."""
+    """The conventional exit code (128 + signal) of agreed flags; 0: no signal."""
     return next((128 + number for number in STOP_SIGNALS if flags.get(number.name)), 0)
 
 
 @contextmanager
 def catch_stop_signals() -> Iterator[StopRequest]:
-    """Note the first signal that asks to stop instead of dying of it; a later one ends the process at once.
+    """Record the first stop signal instead of exiting; a later one ends the process at once.
 
-    Processes that are forked meanwhile (loader workers) inherit the handlers: there, Ctrl-C is left to the parent, and
-    the others end the process. What is ignored (by ``nohup``) stays ignored.
+    Forked processes (loader workers) inherit the handlers. They leave Ctrl-C to the parent and exit on the other
+    signals. Signals that are ignored (by ``nohup``) stay ignored.
     """
-    global _active_request  # noqa: PLW0603 - as the handlers, of which a process has one set
+    global _active_request  # noqa: PLW0603 - signal handlers are global to the process, too
     state, owner, first = StopRequest(), os.getpid(), {}
     if threading.current_thread() is not threading.main_thread():
         yield state

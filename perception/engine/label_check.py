@@ -1,4 +1,4 @@
-"""Whether labels teach: how many of the labeled images of each task and source have anything that its loss counts."""
+"""Usable labels: counts, per task and source, the labeled images that contribute to the task's loss."""
 
 from __future__ import annotations
 
@@ -12,20 +12,24 @@ from perception.data.formats.depth_maps import guess_unit
 from perception.types import Annotation, Batch, DataError, DenseMap, ImageLabel, Instances, TaskSpec
 
 WARN_AFTER_MAPS, WARN_AFTER_INSTANCES = 16, 200
-"""Labeled images of a task and source without a pixel, and without an object, after which that is told."""
+"""Number of labeled images of a task and source without a usable pixel (or object) after which a warning follows."""
 
 MIN_IMAGES = 4
-"""Images from which on it is certain enough to be an error."""
+"""Fewest labeled images for an error."""
 
 _PIXEL_STRIDE = 8
-"""Every so many pixels are looked at first, both ways: nearly always there is something."""
+"""Only every n-th row and column is checked first, because nearly always one of these pixels counts."""
 
 
 class LabelCheck:
-    """Counts over all ranks, by the sums that a step makes anyway, on the batch as it is before it goes to a device.
+    """Counts usable labels over all ranks, on batches before they move to a device.
 
-    counts: "<task>/<source>" -> [labeled images, of them with something that counts]; filled in place, and saved
-    sources: names of all sources, the same on every rank
+    The counts are summed together with the losses of a step, without extra communication.
+
+    Args:
+        tasks: name -> task.
+        sources: names of all sources, the same on every rank.
+        counts: "<task>/<source>" -> [labeled images, those with usable labels]; updated in place, and saved.
     """
 
     def __init__(self, tasks: Mapping[str, Any], sources: Collection[str], counts: dict[str, list[int]]) -> None:
@@ -35,9 +39,14 @@ class LabelCheck:
         self._reasons: dict[str, str] = {}
 
     def count_labels(self, batch: Batch, active_tasks: Collection[str] | None) -> dict[str, int]:
-        """This rank's images of a batch, to be summed over the ranks: "labeled <task>/<source>" and "usable ...".
+        """Count this rank's images of a batch: "labeled <task>/<source>" and "usable <task>/<source>" (usable labels).
 
-        active_tasks: the tasks that the step trains; None = all
+        Args:
+            batch: the batch, on the CPU.
+            active_tasks: tasks that the step trains; None means all.
+
+        Returns:
+            Counts to sum over the ranks.
         """
         names = [name for name in self._tasks if active_tasks is None or name in active_tasks]
         found = {f"{kind} {name}/{source}": 0 for name in names for source in self._sources for kind in _COUNT_KINDS}
@@ -55,10 +64,11 @@ class LabelCheck:
         return found
 
     def update(self, summed_counts: Mapping[str, int]) -> tuple[dict[str, float], list[str]]:
-        """Account for the summed `count_labels` of a step.
+        """Add the summed `count_labels` of a step.
 
-        Answers "labeled_fraction/<task>", the fraction of the images that teach it (with boxes an image without one
-        does, too), and sentences about what has not taught anything so far.
+        Returns:
+            "labeled_fraction/<task>" -> fraction of images with usable labels (for boxes, images without objects count,
+            too), and warnings about sources without usable labels so far.
         """
         seen: dict[str, float] = {}
         sentences = []
@@ -76,18 +86,18 @@ class LabelCheck:
             after = [before[0] + labelled, before[1] + taught]
             limit = WARN_AFTER_INSTANCES if boxes else WARN_AFTER_MAPS
             if not after[1] and before[0] < limit <= after[0]:
-                sentences.append(f"{self._format_warning([key], after[0])} Look with: perception doctor.")
+                sentences.append(f"{self._format_warning([key], after[0])} Check with: perception doctor.")
             before[:] = after
         return seen, sentences
 
     def require_usable_labels(self) -> None:
-        """Raise DataError where a task has had labeled images and none of them taught it anything."""
+        """Raise DataError if a task had labeled images, but none with usable labels."""
         for name, task in self._tasks.items():
             keys = [key for key, (labelled, _) in self._counts.items() if labelled and key.partition("/")[0] == name]
             labelled, taught = (sum(self._counts[key][k] for key in keys) for k in range(2))
             if labelled >= MIN_IMAGES and not taught and task.spec.annotation_type != "instances":
                 raise DataError(
-                    f"{self._format_warning(keys, labelled)} Nothing was learned. Look with: perception doctor."
+                    f"{self._format_warning(keys, labelled)} Nothing was learned. Check with: perception doctor."
                 )
 
     def _format_warning(self, keys: Sequence[str], images: int) -> str:
@@ -97,15 +107,15 @@ class LabelCheck:
             self._tasks[name].spec.annotation_type
         ]
         where = f" of {sources}" if sources else ""
-        why = next((f" The last one: {self._reasons[key]}" for key in keys if key in self._reasons), "")
-        return f"None of the {images} images{where} that label '{name}' so far has {what} that counts.{why}"
+        why = next((f" The last image: {self._reasons[key]}" for key in keys if key in self._reasons), "")
+        return f"None of the {images} images{where} labeled for '{name}' so far has {what} that the loss counts.{why}"
 
 
 _COUNT_KINDS = ("labeled", "usable")
 
 
 def has_usable_labels(target: Annotation, spec: TaskSpec) -> bool:
-    """Whether a target has an object, a pixel or a class that the loss of its task counts."""
+    """Whether a target has an object, a pixel or a class that the task's loss counts."""
     match target:
         case Instances():
             counted = torch.ones(len(target.labels), dtype=torch.bool)
@@ -122,7 +132,7 @@ def has_usable_labels(target: Annotation, spec: TaskSpec) -> bool:
 
 
 def _find_counted_pixels(target: DenseMap, spec: TaskSpec) -> Iterator[Tensor]:
-    """Which pixels count: of a few, then of all."""
+    """Masks of the pixels that count: first on a coarse grid, then on all pixels."""
     for step in (_PIXEL_STRIDE, 1):
         valid = torch.as_tensor(target.valid)[..., ::step, ::step]
         values = torch.as_tensor(target.values)[..., ::step, ::step]
@@ -135,17 +145,15 @@ def _find_counted_pixels(target: DenseMap, spec: TaskSpec) -> Iterator[Tensor]:
 
 
 def _explain_unusable_map(target: DenseMap, spec: TaskSpec) -> str:
-    """What is there instead, as the doctor says it."""
+    """Explain why no pixel counts, in the doctor's words."""
     known = torch.as_tensor(target.values)[torch.as_tensor(target.valid)]
     if spec.limits is None:
-        return "all its pixels are void." if not len(known) else "its classes may be any."
+        return "all its pixels are ignored." if not len(known) else "each of its pixels may be any class."
     if not len(known):
-        return "no pixel of it has a distance: correct scale and max of the reader."
+        return "no pixel has a depth value. Correct scale and max of the reader."
     low, high = spec.limits
     median = float(known.float().median())
     advice = ""
     if found := guess_unit(median, spec.limits):
-        advice = (
-            f" Were they {found[1]} ({found[0]:g} m), the median would be {median * found[0]:.3g} m: correct scale."
-        )
+        advice = f" If the unit is {found[1]} ({found[0]:g} m), the median is {median * found[0]:.3g} m. Correct scale."
     return f"median {median:,.4g} m; limits {low:g} to {high:g} m.{advice}"

@@ -1,4 +1,4 @@
-"""What a training run tells: metrics.jsonl, TensorBoard, and a progress bar on stderr."""
+"""Log of a training run: metrics.jsonl, TensorBoard, and a progress bar on stderr."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from perception.files.safe_names import escape_unprintable
 
 FILE, DAMAGED = "metrics.jsonl", "metrics.damaged.jsonl"
 DEFAULT_WIDTH = 100
-"""Of a line on a stderr that is no terminal."""
+"""Columns of a line if stderr is not a terminal."""
 
 
 @contextmanager
 def progress_bar(text: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar with an ETA on stderr; yields the function that tells how many of ``total`` are done."""
+    """Show a bar with an ETA on stderr; yields a function that takes the number of finished items."""
     columns = (TextColumn(text), BarColumn(), MofNCompleteColumn(), TextColumn("ETA"), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(text, total=total)
@@ -36,21 +36,30 @@ def progress_bar(text: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 class _PipeSafeConsole(Console):
-    """A console whose reader may go away: a training does not end with the terminal or pipe that shows it."""
+    """A console that tolerates a closed pipe, so that a training outlives the terminal that shows it."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
 
 
 class TrainLog:
-    """Events of one run, one JSON object a line, flushed at once.
+    """Events of one run, one JSON object per line, flushed at once.
 
     Every event has "step" (optimizer steps done), "time" (seconds of training so far) and "kind" ("train",
-    "evaluation", "quick_evaluation", "skipped"). NaN is written as null. Opening at ``step`` drops the lines after it:
-    the file of a resumed run equals that of an uninterrupted one, but for times. Where ``active`` is false (ranks other
-    than 0) nothing happens. Without a terminal, lines are printed instead of a bar.
+    "evaluation", "quick_evaluation", "skipped"). NaN is written as null. Without a terminal, lines are printed instead
+    of a bar.
 
-    failure: why nothing more is written, for example since the disk is full; "" while all is well
+    Args:
+        run_folder: the run folder.
+        step: steps done. Later lines of an existing file are dropped, so the file of a resumed run equals that of an
+            uninterrupted one, except for times.
+        total_steps: steps of the whole training.
+        active: False (ranks other than 0) turns all methods into no-ops.
+        seconds: training time before a resume.
+        tensorboard: also write TensorBoard files.
+
+    Attributes:
+        failure: why the log cannot be written, for example because the disk is full; "" if it can.
     """
 
     def __init__(
@@ -98,7 +107,7 @@ class TrainLog:
 
     @property
     def seconds(self) -> float:
-        """Training time so far, the time before a resume included."""
+        """Training time so far in seconds, including the time before a resume."""
         return time.monotonic() - self._started_at
 
     def restart_lap(self) -> float:
@@ -107,7 +116,10 @@ class TrainLog:
         return self._lap_started_at - before
 
     def write_event(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
-        """Write one event, its numbers to TensorBoard too; an evaluation, or without a bar any, is a line on stderr."""
+        """Write one event to the file and to TensorBoard.
+
+        Evaluations are also printed on stderr; without a progress bar, training events are, too.
+        """
         if not self._active:
             return
         record = {"step": step, "time": round(self.seconds, 3), "kind": kind, **values}
@@ -127,18 +139,18 @@ class TrainLog:
             self.print_message(format_training_line(at, numbers, self._estimate_remaining(step), columns))
 
     def update_progress(self, step: int, loss: float) -> None:
-        """Move the bar."""
+        """Update the progress bar."""
         if self._active:
             self._progress_bar.update(self._progress_task, completed=step, text=f"loss {format_number(loss)}")
 
     def print_message(self, text: str) -> None:
-        """A sentence on stderr, above the bar; a terminal gets it broken between words."""
+        """Print a message on stderr, above the bar; on a terminal, lines wrap between words."""
         if self._active:
             lines, whole = "\n".join(map(escape_unprintable, text.split("\n"))), not self._console.is_terminal
             self._console.print(lines, markup=False, highlight=False, soft_wrap=whole)
 
     def sync_to_disk(self) -> None:
-        """Everything logged so far is on the disk: a checkpoint must not be newer than its log."""
+        """Flush the log to disk, because a checkpoint must not be newer than its log."""
         if self._active:
             with self.record_failure():
                 os.fsync(self._file.fileno())
@@ -147,14 +159,14 @@ class TrainLog:
 
     @contextmanager
     def record_failure(self) -> Iterator[None]:
-        """Notes the first failure of what is written in it."""
+        """Context that records the first OSError as `failure` instead of raising it."""
         try:
             yield
         except OSError as error:
             self.failure = self.failure or str(error)
 
     def _handle_thread_error(self, args: threading.ExceptHookArgs) -> None:
-        """A failure of TensorBoard's thread is no traceback on the terminal: the next event fails by it."""
+        """Suppress the traceback of an OSError in TensorBoard's thread; the next event reports the failure."""
         if type(args.thread).__module__.partition(".")[0] != "tensorboard" or not isinstance(args.exc_value, OSError):
             self._previous_excepthook(args)
 
@@ -177,9 +189,10 @@ class TrainLog:
 
 
 def truncate_log(path: Path, step: int) -> str:
-    """Drop the events after ``step``, and a last line that a crash cut off; lines that are no event go to another file.
+    """Drop events after ``step`` and an incomplete last line; move damaged lines to another file.
 
-    Returns a sentence about these, "" where there are none.
+    Returns:
+        A sentence about the damaged lines; "" if there are none.
     """
     if not path.is_file():
         return ""
@@ -189,11 +202,13 @@ def truncate_log(path: Path, step: int) -> str:
             aside.write(b"".join(line + b"\n" for line in damaged.values()))
     write_atomically(path, b"".join(line + b"\n" for line, event in events if event["step"] <= step))
     numbers = ", ".join(str(number) for number in list(damaged)[:5]) + ", ..." * (len(damaged) > 5)
-    return f"{path}: line {numbers} is damaged and was moved to {DAMAGED}; the others stay." if damaged else ""
+    return (
+        f"{path}: line {numbers} is damaged and was moved to {DAMAGED}. The other lines were kept." if damaged else ""
+    )
 
 
 def to_json_value(value: Any) -> Any:
-    """A value as JSON can hold it: a number that is not finite becomes null."""
+    """Convert a value for JSON: numbers that are not finite become None."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

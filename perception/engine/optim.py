@@ -1,4 +1,4 @@
-"""The optimizer, its parameter groups, and the learning rate as a function of the step."""
+"""The optimizer, its parameter groups, and the learning rate schedule."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from perception.types import ConfigError
 
 
 def lr_factor(step: int, total_steps: int, warmup_steps: int, floor: float) -> float:
-    """The factor on the learning rate at ``step`` (from 0): linear warm-up, then half a cosine (SGDR, Loshchilov and
-    Hutter 2017) from 1 down to ``floor``, which the last step reaches."""
+    """Factor on the learning rate at ``step`` (from 0).
+
+    Linear warm-up, then half a cosine (SGDR, Loshchilov and Hutter 2017) from 1 to ``floor`` at the last step.
+    """
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
     progress = min(1.0, (step - warmup_steps) / max(1, total_steps - 1 - warmup_steps))
@@ -25,11 +27,11 @@ def lr_factor(step: int, total_steps: int, warmup_steps: int, floor: float) -> f
 OPTIMIZERS = tuple(
     name for name in map(str, list_optimizers()) if not name.startswith(("fused", "bnb", "adahessian", "kron"))
 )
-"""timm's optimizers by name, without those that need other packages or second derivatives."""
+"""Names of timm's optimizers, without those that need other packages or second derivatives."""
 
 
 def require_known_optimizer(name: str) -> None:
-    """Raise ConfigError where there is no optimizer of that name."""
+    """Raise ConfigError if there is no optimizer of that name."""
     if name not in OPTIMIZERS:
         near = difflib.get_close_matches(name, OPTIMIZERS, n=3)
         hint = f"Did you mean {', '.join(near)}?" if near else f"Known: {', '.join(OPTIMIZERS)}."
@@ -47,14 +49,23 @@ def build_optimizer(
     extra_lr_scale: float = 1.0,
     backbone_name: str = "backbone",
 ) -> torch.optim.Optimizer:
-    """An optimizer over the trainable parameters: torch's fused AdamW (Loshchilov and Hutter 2019), or by its name one
-    of timm's. Raises ConfigError where there is none such.
+    """Build an optimizer over the trainable parameters.
 
-    Biases, norms and other parameters of one dimension are not decayed, nor are ``extra_parameters`` ones (a
-    balancer's).
-    Parameters whose dotted name has ``backbone_name`` as a part learn at ``backbone_lr_scale`` times the rate,
-    ``extra_parameters``
-    ones at ``extra_lr_scale`` times. Each group keeps its factor as "scale"; `set_learning_rate` applies it.
+    Biases, norms and other one-dimensional parameters get no weight decay. Each group keeps its learning rate factor as
+    "scale"; `set_learning_rate` applies it.
+
+    Args:
+        name: "adamw" is torch's fused AdamW (Loshchilov and Hutter 2019); other names are timm's.
+        model: the network.
+        extra_parameters: parameters of the balancer, without weight decay.
+        lr: learning rate.
+        weight_decay: weight decay.
+        backbone_lr_scale: factor on the learning rate of the backbone.
+        extra_lr_scale: factor on the learning rate of ``extra_parameters``.
+        backbone_name: parameters with this part in their dotted name belong to the backbone.
+
+    Raises:
+        ConfigError: there is no optimizer of that name.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for path, parameter in model.named_parameters():
@@ -72,6 +83,6 @@ def build_optimizer(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every group its share of ``lr``."""
+    """Set the learning rate of every group to ``lr`` times its scale."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["scale"]

@@ -1,4 +1,4 @@
-"""The evaluations of a training: when they are due, what they say of the weights, and how a signal ends one."""
+"""Evaluations during training: when they are due, how they rank checkpoints, and how a signal stops one."""
 
 from __future__ import annotations
 
@@ -20,11 +20,20 @@ EvaluateFunction = Callable[[Any], Evaluation]
 
 
 class PeriodicEvaluator:
-    """Evaluates the moving average of a training at the steps where that is due.
+    """Evaluates the moving average of the weights whenever that is due.
 
-    evaluate, quick: as in `perception.engine.train.train`
-    every, steps:    of the training: steps between two evaluations (0 = only at the end), and in all
-    last:            the last evaluation
+    Args:
+        train_state: the training.
+        evaluate: as in `perception.engine.train.train`.
+        quick_evaluate: as in `perception.engine.train.train`.
+        interval: steps between two evaluations; 0 means only at the end.
+        total_steps: steps of the whole training.
+        run_folder: the run folder.
+        log: log of the training.
+        stop_request: whether a stop signal came.
+
+    Attributes:
+        last_evaluation: the last evaluation, None before the first.
     """
 
     def __init__(
@@ -52,12 +61,16 @@ class PeriodicEvaluator:
 
     @property
     def is_best(self) -> bool:
-        """Whether the weights of this step are the best so far."""
+        """Whether the weights of the current step are the best so far."""
         return self._last_was_best and self._train_state.evaluated_step == self._train_state.step
 
     def __call__(self) -> int:
-        """Evaluate where it is due. Returns 0, or the exit code of a signal that ended it: then the training is as it
-        was before, and the same evaluation is due after a resume."""
+        """Evaluate if it is due.
+
+        Returns:
+            0, or the exit code of a signal that interrupted the evaluation. In that case the training state is
+            unchanged, and the evaluation is repeated after a resume.
+        """
         training = self._train_state
         if (
             self._evaluate is None
@@ -84,8 +97,11 @@ class PeriodicEvaluator:
         return 0
 
     def _log_evaluation(self, evaluation: Evaluation) -> bool:
-        """Log an evaluation. Returns whether it is the best so far; then its metrics become the run's metrics.json, for
-        as long as the run lasts also those of a quick one, which names its number of images."""
+        """Log an evaluation. Returns whether it is the best so far.
+
+        If so, its metrics become the run's metrics.json. During training this includes quick evaluations, which add
+        their number of images.
+        """
         training, log = self._train_state, self._log
         kind = "quick_evaluation" if self._quick_evaluate else "evaluation"
         highest = max(training.best_score, evaluation.score)
@@ -95,8 +111,8 @@ class PeriodicEvaluator:
         for found in find_negative_transfer(training.task_scores):
             log.write_event(training.step, "negative_transfer", found._asdict())
             log.print_message(
-                f"Warning: see-saw: since its best evaluation {found.falling} fell (score {found.fall:+.3f}) while "
-                f"{found.rising} rose ({found.rise:+.3f}), both beyond noise. The report says what may help."
+                f"Warning: negative transfer: since its best evaluation {found.falling} fell (score {found.fall:+.3f}) "
+                f"while {found.rising} rose ({found.rise:+.3f}), both beyond noise. See the report for remedies."
             )
         best = evaluation.score > training.best_score
         if best:
@@ -109,17 +125,17 @@ class PeriodicEvaluator:
         return best
 
     def _warn_too_few_evaluations(self) -> None:
-        """A line where the run has too few evaluations to tell a see-saw."""
+        """Print a message if the run has too few evaluations to detect negative transfer."""
         count = math.ceil(self._total_steps / (self._interval or self._total_steps))
         tasks = self._train_state.model.tasks.values()  # type: ignore[operator,union-attr]
         if count < MIN_EVALUATIONS and sum(not task.is_auxiliary for task in tasks) > 1:  # type: ignore[union-attr]
             self._log.print_message(
-                f"{count} evaluation{'s' * (count != 1)} in this run: whether one task falls while another rises is "
-                f"told from {MIN_EVALUATIONS} on. For that, set train.evaluate_every to "
+                f"{count} evaluation{'s' * (count != 1)} in this run: detecting negative transfer needs at least "
+                f"{MIN_EVALUATIONS}. For that, set train.evaluate_every to "
                 f"{max(1, self._total_steps // MIN_EVALUATIONS)} or less."
             )
 
 
 def is_due(step: int, interval: int, total_steps: int) -> bool:
-    """Whether something is done at a step that is done every so many steps, and at the last one."""
+    """Whether a periodic action is due at ``step``: every ``interval`` steps, and at the last step."""
     return step == total_steps or (interval > 0 and step % interval == 0)

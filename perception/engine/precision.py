@@ -1,4 +1,4 @@
-"""Where and how a network computes: number format, memory layout, determinism."""
+"""How a network computes: number format, device, determinism."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Precision: TypeAlias = Literal["auto", "float32", "bfloat16"]
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies matrices of bfloat16 in hardware."""
+    """Whether the device multiplies bfloat16 matrices in hardware."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities()
@@ -26,7 +26,7 @@ def has_bfloat16(device: torch.device) -> bool:
 
 @contextmanager
 def autocast(precision: Precision, device: torch.device) -> Iterator[None]:
-    """The context in which the network runs; "auto" = bfloat16 where the device has it."""
+    """Context in which the network runs; "auto" means bfloat16 if the device supports it in hardware."""
     enabled = precision == "bfloat16" or (precision == "auto" and has_bfloat16(device))
     depthwise = FastDepthwise() if enabled and device.type == "cpu" else nullcontext()
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled), depthwise:
@@ -35,10 +35,10 @@ def autocast(precision: Precision, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def deterministic_mode(device: torch.device, threads: int | None) -> Iterator[None]:
-    """Computing that gives the same bits every time, on the CPU, for a given number of threads.
+    """Context with bit-identical results on the CPU for a given number of threads.
 
-    Sums are split over the threads, so another number of threads gives other last bits. Denormal numbers are flushed to
-    zero (they make CPUs an order of magnitude slower). On CUDA the kernels are not forced to be deterministic.
+    Sums are split over the threads, so another number of threads changes the last bits. Denormal numbers are flushed to
+    zero, because they make CPUs an order of magnitude slower. On CUDA, kernels are not forced to be deterministic.
     """
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     filling = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
@@ -57,7 +57,7 @@ def deterministic_mode(device: torch.device, threads: int | None) -> Iterator[No
 
 
 def move_to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its tensors on ``device``; numpy arrays (targets of an evaluation) stay."""
+    """Move the tensors of a batch to ``device``; numpy arrays (targets of an evaluation) stay."""
     images = batch.images.to(device, non_blocking=True)
     if device.type == "cpu":
         return dataclasses.replace(batch, images=images)
@@ -79,7 +79,7 @@ def _move_annotation(annotation: Any, device: torch.device) -> Any:
 
 @contextmanager
 def explain_out_of_memory(batch_size: int, image_shape: tuple[int, ...] | None = None) -> Iterator[None]:
-    """Turn running out of memory into a PerceptionError that says what to make smaller."""
+    """Convert out-of-memory errors to a PerceptionError that names the setting to reduce."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""How a training begins: alone in its run folder, which every rank sees, afresh or from the newest sound checkpoint."""
+"""Start of a training: locks the run folder, checks that all ranks share it, starts fresh or resumes a checkpoint."""
 
 from __future__ import annotations
 
@@ -20,19 +20,24 @@ from perception.types import CheckpointError
 LOCK = "training.lock"
 _TOKEN = ".shared-by-all-ranks"
 _VISIBILITY_TIMEOUT = 15.0
-"""Seconds in which a file must become visible on other machines: network file systems remember for a while what was
-not there."""
+"""Seconds for a file to become visible on other machines: network file systems cache for a while that it is missing."""
 
 
 @contextmanager
 def lock_run_folder(run_folder: Path, resume: bool) -> Iterator[None]:
-    """Make the run folder, or find it for a resume, and hold it: no other training writes there meanwhile.
+    """Create the run folder, or find it for a resume, and lock it against other trainings. Every rank calls this.
 
-    Every rank calls this.
-    The lock is the kernel's (of a record, so that it also holds over NFS and that forked workers do not inherit it): it
-    ends with the process, however that dies.
-    Raises CheckpointError where another process holds it, where the folder cannot be written, or where a rank does not
-    see it.
+    The lock is a kernel record lock: it works over NFS, forked workers do not inherit it, and it ends with the process.
+
+    Args:
+        run_folder: the run folder.
+        resume: the folder must exist and hold a checkpoint.
+
+    Yields:
+        Nothing; the lock is held inside the context.
+
+    Raises:
+        CheckpointError: another process holds the lock, the folder cannot be written, or a rank cannot see it.
     """
     held = distributed.run_on_main(lambda: _acquire_lock(run_folder, resume))
     try:
@@ -44,9 +49,9 @@ def lock_run_folder(run_folder: Path, resume: bool) -> Iterator[None]:
 
 
 def _acquire_lock(run_folder: Path, resume: bool) -> int:
-    """The descriptor of the lock."""
+    """Lock the folder. Returns the file descriptor of the lock."""
     if resume and not run_folder.is_dir():
-        raise CheckpointError(f"{run_folder} holds no checkpoint to go on from: it is no folder.")
+        raise CheckpointError(f"{run_folder} is not a folder, so there is no checkpoint to resume from.")
     path = run_folder / LOCK
     with explain_write_errors(run_folder):
         run_folder.mkdir(parents=True, exist_ok=True)
@@ -58,8 +63,7 @@ def _acquire_lock(run_folder: Path, resume: bool) -> int:
         os.close(held)
         raise CheckpointError(
             f"{run_folder} is being trained by {holder}, which holds {path}. "
-            "Wait until it ends, stop it, or give another "
-            "folder."
+            "Wait until it ends, stop it, or use another folder."
         ) from None
     except OSError:
         pass  # a file system without locks
@@ -69,7 +73,7 @@ def _acquire_lock(run_folder: Path, resume: bool) -> int:
             os.write(held, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
             checkpoint.clean_up(run_folder)
         if resume and not checkpoint.has_checkpoints(run_folder):
-            raise CheckpointError(f"{run_folder} holds no checkpoint to go on from. Begin it again, without --resume.")
+            raise CheckpointError(f"{run_folder} holds no checkpoint to resume from. Start again without --resume.")
     except CheckpointError:
         os.close(held)
         raise
@@ -77,7 +81,7 @@ def _acquire_lock(run_folder: Path, resume: bool) -> int:
 
 
 def _require_shared_folder(run_folder: Path) -> None:
-    """Raise CheckpointError where a rank does not see what rank 0 writes to the run folder."""
+    """Raise CheckpointError if a rank does not see what rank 0 writes to the run folder."""
     if distributed.world_size() == 1:
         return
     path, token = run_folder / _TOKEN, secrets.token_hex(8)
@@ -95,18 +99,17 @@ def _require_shared_folder(run_folder: Path) -> None:
     blind = sorted({host for host, sees in places if not sees})
     if blind:
         raise CheckpointError(
-            f"{', '.join(blind)} does not see the run folder {run_folder.absolute()} "
-            f"of {places[0][0]}. Checkpoints are "
-            "written there and read by every rank: give a folder on a file system that all machines share."
+            f"{', '.join(blind)} cannot see the run folder {run_folder.absolute()} of {places[0][0]}. Every rank reads "
+            "checkpoints from it. Use a folder on a file system that all machines share."
         )
 
 
 def _has_token(path: Path, token: str) -> bool:
-    """Whether a file holds the token, or comes to do so soon."""
+    """Whether a file holds the token, now or within the timeout."""
     deadline = time.monotonic() + _VISIBILITY_TIMEOUT
     while True:
         with suppress(OSError):
-            os.listdir(path.parent)  # noqa: PTH208 - has a network file system look again
+            os.listdir(path.parent)  # noqa: PTH208 - makes a network file system refresh its cache
             if path.read_text("utf-8") == token:
                 return True
         if time.monotonic() > deadline:
@@ -116,23 +119,34 @@ def _has_token(path: Path, token: str) -> bool:
 
 @contextmanager
 def explain_write_errors(run_folder: Path) -> Iterator[None]:
-    """Where writing a run's files fails, a CheckpointError says so."""
+    """Convert OSError while writing a run's files to CheckpointError."""
     try:
         yield
     except OSError as error:
         raise CheckpointError(
-            f"Could not write to the run folder {run_folder}: {error}. Free some "
-            "space or make the folder writable, or give "
-            "another one."
+            f"Could not write to the run folder {run_folder}: {error}. Free some space, make the folder writable, or "
+            "use another one."
         ) from error
 
 
 def start_or_resume(train_state: TrainState, run_folder: Path, recipe_text: str, resume: bool, force: bool) -> None:
-    """A fresh run folder, or the state of the newest sound checkpoint."""
+    """Prepare a fresh run folder, or load the newest valid checkpoint.
+
+    Args:
+        train_state: filled from the checkpoint on a resume.
+        run_folder: the run folder.
+        recipe_text: YAML text of the resolved recipe.
+        resume: continue from the newest checkpoint.
+        force: do not compare the recipe and the data with those of the checkpoint.
+
+    Raises:
+        CheckpointError: the folder already holds checkpoints, or the checkpoint does not match the recipe, the data or
+            the network.
+    """
     if not resume:
         if checkpoint.has_checkpoints(run_folder):
             raise CheckpointError(
-                f"{run_folder} already holds checkpoints. Go on with --resume {run_folder}, or give another folder."
+                f"{run_folder} already holds checkpoints. Continue with --resume {run_folder}, or use another folder."
             )
         distributed.barrier()
         if distributed.is_main_process():
@@ -148,17 +162,17 @@ def start_or_resume(train_state: TrainState, run_folder: Path, recipe_text: str,
     checkpoint.load_into_model(train_state.ema.module, found)
     try:
         train_state.load_state_dict(state)
-    except Exception as error:  # whatever the file holds in the place of numbers and tensors
+    except Exception as error:  # the file may hold anything instead of numbers and tensors
         raise CheckpointError(
             f"{found.path / checkpoint.STATE} does not fit this network, balancer and optimizer: "
-            f"{type(error).__name__}: {error} Use the recipe of the run, or remove this checkpoint to go on from the "
-            "one before."
+            f"{type(error).__name__}: {error} Use the recipe of the run, or remove this checkpoint to resume from the "
+            "previous one."
         ) from error
     if train_state.step != found.step:
         raise CheckpointError(
             f"{found.path / checkpoint.STATE} is of step {train_state.step}, "
             f"but {checkpoint.MANIFEST} says {found.step}. "
-            "Remove this checkpoint to go on from the one before."
+            "Remove this checkpoint to resume from the previous one."
         )
     distributed.barrier()
     if distributed.is_main_process():
@@ -170,8 +184,10 @@ def start_or_resume(train_state: TrainState, run_folder: Path, recipe_text: str,
 def _require_same_data(
     loaded: checkpoint.Checkpoint, saved_data: object, current_data: Mapping[str, Mapping[str, str]]
 ) -> None:
-    """Raise CheckpointError naming the sources, and what of them is not as the run was trained on it; warn of what
-    cannot be compared, for another version reads labels its own way."""
+    """Raise CheckpointError that names the sources whose images or labels have changed since the checkpoint.
+
+    Warn about parts that cannot be compared, because another version may read labels differently.
+    """
     comparable = None if loaded.version == __version__ else ("images",)
     changes, unknown = [], set[str]()
     for name, parts in current_data.items():
@@ -184,13 +200,13 @@ def _require_same_data(
             changes.append(f"data.{name} has other {' and '.join(changed)}")
     if changes:
         raise CheckpointError(
-            f"The data of {loaded.path} has changed on disk since: {'; '.join(changes)}. Restore them, or resume with "
+            f"The data of {loaded.path} has changed on disk since: {'; '.join(changes)}. Restore it, resume with "
             "--force, or start a new run."
         )
     if unknown and distributed.is_main_process():
         by = f"by perception {loaded.version}" if loaded.version else "by another version"
         warnings.warn(
-            f"{loaded.path} was written {by}: whether the {', '.join(sorted(unknown))} of its data have changed since "
-            "cannot be told. Go on only where they have not.",
+            f"{loaded.path} was written {by}, so changes in the {', '.join(sorted(unknown))} of its data cannot be "
+            "detected. Continue only if they have not changed.",
             stacklevel=2,
         )

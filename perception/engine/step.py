@@ -1,4 +1,4 @@
-"""One optimizer step, and the state that steps change."""
+"""One optimizer step, and the training state that it updates."""
 
 from __future__ import annotations
 
@@ -25,18 +25,26 @@ from perception.types import Batch
 
 @dataclass(slots=True)
 class TrainState:
-    """Everything that a step changes; with `state_dict` and the moving average it is what a checkpoint holds.
+    """Everything that a step changes. A checkpoint holds its `state_dict` and the moving average.
 
-    data_fingerprints:    fingerprints of what it is trained on, by name
-    step:    steps done, skipped ones included
-    skipped_steps: steps skipped in a row, and in all
-    window_sums:  sums since the last log event: name -> [sum, count]
-    first_losses:   task -> mean loss of the first log event that had one
-    best_score:    the highest score of an evaluation that checkpoints are compared by
-    evaluated_step: the last step whose evaluation is done
-    task_scores:  task -> its score at each of these evaluations
-    cosines: "cosine/<task>/<task>" -> those of the last looks at the gradients, ``train.look_every`` steps apart
-    label_counts:  "<task>/<source>" -> images that label it, and those of them with something that counts
+    Attributes:
+        model: the network in training.
+        balancer: combines the losses of the tasks.
+        optimizer: over the parameters of network and balancer.
+        ema: moving average of the network.
+        schedule: which tasks a step trains, and which parts are frozen.
+        data_fingerprints: source name -> part -> fingerprint of the training data.
+        step: steps done, skipped ones included.
+        seconds: training time.
+        best_score: highest score of the evaluations that rank checkpoints.
+        evaluated_step: the last step with a finished evaluation.
+        consecutive_skipped: steps skipped in a row.
+        skipped_steps: steps skipped in total.
+        window_sums: name -> [sum, count] since the last log event.
+        first_losses: task -> mean loss in the first log event that had one.
+        task_scores: task -> its score at each evaluation.
+        cosines: "cosine/<task>/<task>" -> recent values, ``train.log_gradients_every`` steps apart.
+        label_counts: "<task>/<source>" -> [labeled images, those with usable labels].
     """
 
     model: nn.Module
@@ -58,6 +66,7 @@ class TrainState:
     label_counts: dict[str, list[int]] = field(default_factory=dict)
 
     def state_dict(self) -> dict[str, Any]:
+        """The state to save, without the moving average."""
         return {
             "model": self.model.state_dict(),
             "balancer": self.balancer.state_dict(),
@@ -68,7 +77,7 @@ class TrainState:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Raises whatever a state that is none makes torch or Python raise; then this is of no use any more."""
+        """Load a saved state. An invalid one raises various errors and leaves this object unusable."""
         numbers = {"evaluated_step": state["step"], **{name: state[name] for name in _NUMBER_FIELDS if name in state}}
         for name, kind in _NUMBER_FIELDS.items():
             try:
@@ -89,15 +98,18 @@ class TrainState:
             setattr(self, name, value)
 
     def add_to_window(self, values: Mapping[str, float]) -> None:
-        """Add a step's numbers to the window."""
+        """Add the values of a step to the sums since the last log event."""
         for name, value in values.items():
             entry = self.window_sums.setdefault(name, [0.0, 0])
             entry[0] += value
             entry[1] += 1
 
     def pop_window_means(self) -> dict[str, float]:
-        """Means since the last call; "loss_ratio/<task>": a task's mean loss over its first one; and which tasks are in
-        conflict, see `perception.mtl.conflict`."""
+        """Means since the last call, loss ratios and conflicts.
+
+        "loss_ratio/<task>" is a task's mean loss divided by its first one. For the conflicts see
+        `perception.mtl.conflict`.
+        """
         means = {name: total / count for name, (total, count) in self.window_sums.items()}
         self.window_sums = {}
         losses = {name.removeprefix("loss/"): mean for name, mean in means.items() if name.startswith("loss/")}
@@ -127,18 +139,19 @@ _NUMBER_FIELDS = {
     "cosines": _FloatLists,
     "label_counts": dict[str, Annotated[list[int], Field(min_length=2, max_length=2)]],
 }
-"""What of a `TrainState` is numbers: name -> kind, which a state that is read must have."""
+"""Numeric fields of a `TrainState`: name -> type, which a loaded state must match."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a step did.
+    """Result of a step.
 
-    values:  "loss", "loss/<task>" and "loss/<task>/<part>" of the labeled tasks, "penalty/<name>",
-             "gradient_norm" before clipping
-    weights: "weight/<task>": what each task's gradient was multiplied with; empty unless asked for
-    flags:   summed over the ranks
-    problem: why the step was skipped, "" if it was not
+    Attributes:
+        values: "loss", "loss/<task>" and "loss/<task>/<part>" of the labeled tasks, "penalty/<name>", and
+            "gradient_norm" before clipping.
+        weights: "weight/<task>" -> factor on the task's gradient; empty unless requested.
+        flags: summed over the ranks.
+        problem: why the step was skipped; "" if it was not.
     """
 
     values: dict[str, float]
@@ -148,7 +161,7 @@ class StepResult:
 
 
 def seed_step(seed: int, step: int) -> None:
-    """Make torch's randomness a function of seed, step and rank, so that a resume needs no generator state."""
+    """Seed torch from seed, step and rank, so that a resume needs no generator state."""
     state = np.random.SeedSequence((seed, step, distributed.rank())).generate_state(1, np.uint64)
     torch.manual_seed(int(state[0]))
 
@@ -166,10 +179,22 @@ def take_step(
     log_gradients: bool = False,
     tasks: Collection[str] | None = None,
 ) -> StepResult:
-    """Forward (of ``tasks``, all by default), balance, one backward, clip, update, average.
+    """Run forward, balancing, backward, clipping, the optimizer update and the moving average.
 
-    A loss or a gradient that is not finite leaves weights, optimizer, moving average and BatchNorm's statistics as they
-    were. All ranks come to the same decision.
+    If a loss or gradient is not finite, weights, optimizer, moving average and BatchNorm statistics stay unchanged. All
+    ranks make the same decision.
+
+    Args:
+        train_state: updated in place.
+        loss_function: the forward pass.
+        batch: this rank's batch, on the device.
+        lr: learning rate of this step.
+        clip_norm: largest gradient norm; 0 means no clipping.
+        precision: number format of the forward pass.
+        flags: numbers to sum over the ranks.
+        with_weights: compute `StepResult.weights`.
+        log_gradients: measure the tasks' gradients.
+        tasks: tasks to train; None means all.
     """
     model, index = train_state.model, train_state.step
     optim.set_learning_rate(train_state.optimizer, lr)
@@ -195,7 +220,7 @@ def take_step(
         norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
         own = [p.grad for p in train_state.balancer.parameters() if p.grad is not None]
         ends = [done.total_loss, norm, nn.utils.get_total_norm(own) if own else torch.zeros_like(norm)]
-        # The host waits here, once for all three.
+        # The host waits for the device here, once for all three numbers.
         total, length, owned = torch.stack([end.double().to(norm.device) for end in ends]).tolist()
         values |= {"loss": total, "gradient_norm": length, **done.gradient_stats}
         problem = _describe_gradient_problem(train_state, values, list(joint.losses), owned)
@@ -206,7 +231,7 @@ def take_step(
         return StepResult(values, done.weights, joint.flags, problem)
     if clip_norm:
         nn.utils.clip_grads_with_norm_(model.parameters(), clip_norm, norm)
-    if log_gradients and train_state.balancer.space != "features":  # where the cosines say nothing of conflict
+    if log_gradients and train_state.balancer.space != "features":  # cosines at features do not measure conflict
         record_cosines(train_state.cosines, done.gradient_stats)
     train_state.optimizer.step()
     train_state.optimizer.zero_grad(set_to_none=True)
@@ -220,7 +245,7 @@ def take_step(
 def _report_updated_losses(
     train_state: TrainState, batch: Batch, num_labeled: Mapping[str, int], precision: Precision, rng_state: list[Tensor]
 ) -> None:
-    """Show the balancer the losses of the same batch, with the same dropout, after the update."""
+    """Pass the losses after the update to the balancer, for the same batch and the same dropout."""
     model = train_state.model
     buffers = copy_tensors(model.buffers())
     _set_rng_state(batch.images.device, rng_state)
@@ -232,7 +257,7 @@ def _report_updated_losses(
 
 
 def _get_rng_state(device: torch.device) -> list[Tensor]:
-    """The state of the generators that a forward pass draws from."""
+    """State of the random generators that a forward pass uses."""
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
 
 
@@ -243,7 +268,7 @@ def _set_rng_state(device: torch.device, state: list[Tensor]) -> None:
 
 
 def _collect_log_values(joint: distributed.JointLosses, present: list[str]) -> tuple[dict[str, float], str]:
-    """The numbers to log, and which of them is not finite; "" where all are. The same on all ranks."""
+    """The numbers to log, and a text that names the non-finite ones ("" if none). The same on all ranks."""
     named = joint.numbers
     problem = ", ".join(f"{name} is {number}" for name, number in named.items() if not math.isfinite(number))
     if joint.flags["statistics"] and not problem:
@@ -255,8 +280,7 @@ def _collect_log_values(joint: distributed.JointLosses, present: list[str]) -> t
 
 
 def _has_non_finite_statistics(model: nn.Module) -> Tensor | int:
-    """Whether a forward pass left a floating-point buffer (BatchNorm's running statistics) that is not finite: 1 or 0,
-    on the device."""
+    """1 if a floating-point buffer (BatchNorm's running statistics) is not finite, else 0; on the device."""
     statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
     return (~nn.utils.get_total_norm(statistics).isfinite()).double() if statistics else 0
 
@@ -264,9 +288,9 @@ def _has_non_finite_statistics(model: nn.Module) -> Tensor | int:
 def _describe_gradient_problem(
     train_state: TrainState, values: Mapping[str, float], tasks: list[str], balancer_norm: float
 ) -> str:
-    """Where the total or a gradient stopped being finite; "" where all is well. The same on all ranks.
+    """Name the total loss or gradient that is not finite; "" if none. The same on all ranks.
 
-    balancer_norm: norm of the gradients of the balancer's own parameters
+    ``balancer_norm`` is the gradient norm of the balancer's own parameters.
     """
     if not math.isfinite(values["loss"]):
         return f"total loss is {values['loss']}"
@@ -280,7 +304,7 @@ def _describe_gradient_problem(
 
 
 def copy_tensors(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Copies of tensors, on a GPU in one launch for all of a kind."""
+    """Copy tensors; on a GPU with one kernel launch per dtype."""
     tensors = list(tensors)
     copies = [torch.empty_like(tensor) for tensor in tensors]
     for kind in {tensor.dtype for tensor in tensors}:
@@ -290,7 +314,7 @@ def copy_tensors(tensors: Iterable[Tensor]) -> list[Tensor]:
 
 
 def restore_buffers(model: nn.Module, buffers: list[Tensor]) -> None:
-    """Set a network's buffers to what `copies` had of them."""
+    """Restore a network's buffers from `copy_tensors`."""
     with torch.no_grad():
         for buffer, before in zip(model.buffers(), buffers, strict=True):
             buffer.copy_(before)

@@ -1,7 +1,7 @@
-"""The training loop: a function over objects, on one process or under torchrun.
+"""The training loop, for one process or torchrun.
 
-Everything random is a function of (seed, step), the data included, so a run that was killed and resumed from its newest
-checkpoint equals an uninterrupted one bit for bit on the CPU, with the same number of threads and ranks.
+All randomness, including the data, is a function of (seed, step). On the CPU, with the same number of threads and
+ranks, a resumed run is therefore bit-identical to an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -40,35 +40,44 @@ NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 LOG_UNWRITABLE = "unwritable"
-"""The flag by which the ranks agree that the log cannot be written."""
+"""Flag that tells all ranks that the log cannot be written."""
 DEFAULT_EVALUATIONS, MIN_EVALUATION_INTERVAL = 12, 10
-"""Evaluations of a run that does not say how many, and the fewest steps between two of them."""
+"""Default number of evaluations in a run, and the fewest steps between two of them."""
 
 
 @config_dataclass
 class TrainConfig:
-    """steps: optimizer steps. batch_size: images a step, over all ranks.
+    """Settings of a training.
 
-    optimizer: "adamw", or one of timm's by name: sgd, lamb, adopt, lion, muon, nadamw, ...
-    lr, weight_decay: of the optimizer; the backbone learns at ``lr * backbone_lr_scale``: slower than what begins
-        without weights. Give 1 where the backbone does, too.
-    balance_lr_scale: what a balancer learns by this optimizer (noise levels of `uncertainty`, scales of `imtl_l` and
-        `imtl`) learns at ``lr * balance_lr_scale``. It moves by about that a step, so in a short training by too
-        little to matter unless this is more than 1.
-    warmup_steps: of linear warm-up; then half a cosine down to ``lr * lr_floor`` at the last step.
-    clip_norm: largest gradient norm; 0 = no clipping.
-    ema_decay: of the moving average that is evaluated, saved and exported; reached by a warm-up, 1 - (1 + step)^(-2/3).
-    sync_batchnorm: BatchNorm in training normalizes over the images of all ranks, not over each rank's own.
-    precision: "auto" = bfloat16 where the device multiplies it in hardware.
-    threads: of the CPU per process; None = torch's default.
-    log_every, evaluate_every, checkpoint_every: steps; 0 = only at the end. evaluate_every: None = about 12 times a
-        run, at least 10 steps apart; a see-saw of the tasks is told from the 5th evaluation on.
-    quick_images: where there are more held-out images, evaluations on the way take so many, spread evenly over each
-        source, the same ones each time: they pick the best checkpoint. The last step's weights and the best ones are
-        also measured on all. 0 = every evaluation takes all.
-    log_gradients_every: steps between two measurements of the tasks' gradients (norms, cosines, conflicts); 0 = none.
-    keep_checkpoints: how many of the newest stay, at least 2; the best one always does.
-    max_skipped_steps: so many steps in a row without finite losses and gradients end the training.
+    Attributes:
+        steps: optimizer steps.
+        batch_size: images per step, over all ranks.
+        optimizer: "adamw", or one of timm's by name: sgd, lamb, adopt, lion, muon, nadamw, ...
+        lr: learning rate.
+        weight_decay: weight decay of the optimizer.
+        backbone_lr_scale: the backbone trains at ``lr * backbone_lr_scale``, because it is pretrained. Use 1 if it
+            is not.
+        balance_lr_scale: parameters of the balancer (noise levels of `uncertainty`, scales of `imtl_l` and `imtl`)
+            train at ``lr * balance_lr_scale``. A step changes them by about that much, so a short training needs a
+            factor above 1 for them to matter.
+        warmup_steps: steps of linear warm-up; then half a cosine down to ``lr * lr_floor`` at the last step.
+        lr_floor: final learning rate, as a fraction of ``lr``.
+        clip_norm: largest gradient norm; 0 means no clipping.
+        ema_decay: decay of the moving average that is evaluated, saved and exported; warm-up 1 - (1 + step)^(-2/3).
+        sync_batchnorm: in training, BatchNorm normalizes over the images of all ranks instead of each rank's own.
+        precision: "auto" means bfloat16 if the device supports it in hardware.
+        threads: CPU threads per process; None means torch's default.
+        log_every: steps between log events; 0 means only at the end.
+        log_gradients_every: steps between measurements of the tasks' gradients (norms, cosines, conflicts); 0: never.
+        evaluate_every: steps between evaluations; 0 means only at the end, None about 12 times per run, at least 10
+            steps apart. Negative transfer is detected from the 5th evaluation on.
+        quick_images: number of held-out images for evaluations during training, spread evenly over each source and
+            always the same. They select the best checkpoint. The weights of the last step and the best ones are also
+            evaluated on all images. 0 means every evaluation uses all images.
+        checkpoint_every: steps between checkpoints; 0 means only at the end.
+        keep_checkpoints: number of newest checkpoints to keep, at least 2; the best one is always kept.
+        max_skipped_steps: the training fails after this many steps in a row without finite losses and gradients.
+        tensorboard: also write TensorBoard files.
     """
 
     steps: Annotated[int, Field(gt=0, le=10**9)] = 1000
@@ -99,14 +108,21 @@ class TrainConfig:
 
     @property
     def evaluation_interval(self) -> int:
-        """Steps from one evaluation to the next; 0 = only at the end."""
+        """Steps between two evaluations; 0 means only at the end."""
         every = self.evaluate_every
         return max(MIN_EVALUATION_INTERVAL, math.ceil(self.steps / DEFAULT_EVALUATIONS)) if every is None else every
 
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """step: steps done. evaluation: the last one, if any. skipped_steps: steps left out. seconds: of training."""
+    """Result of a training.
+
+    Attributes:
+        step: steps done.
+        evaluation: the last evaluation, if any.
+        skipped_steps: steps skipped.
+        seconds: training time.
+    """
 
     step: int
     evaluation: Evaluation | None
@@ -131,31 +147,40 @@ def train(
     force: bool = False,
     warnings: Sequence[str] = (),
 ) -> TrainResult:
-    """Train ``model`` in place, on the device it is on, and write the run folder. Every rank calls this.
+    """Train ``model`` in place, on its device, and write the run folder. Every rank calls this.
 
-    batches:  first step (from 0) -> this rank's batches of that step and the following ones, at least up to
-              ``config.steps``; batch n must not depend on where the iteration began
-    recipe_text:   YAML text of the resolved recipe; a resume wants the same one, unless ``force``
-    schedule: which tasks a step trains; None = all of them in every step
-    data_fingerprints:     name of a source -> part of it -> fingerprint; a resume wants the same ones, unless ``force``
-    warnings: sentences for the log and the report of a new run
-    evaluate: measures the moving average (a network like ``model``); its ``score`` picks the best checkpoint, whose
-              metrics go to metrics.json
-    quick_evaluate:    measures it on fewer images instead, and by its ``score`` alone checkpoints are compared;
-    ``evaluate``
-              follows at the last step
+    A stop signal acts at once during data loading and evaluation, otherwise after the current step. The training is
+    then saved.
 
-    A signal ends it at once where it waits for data or evaluates, else when the step is done; what is trained is
-    saved.
+    Args:
+        model: a `perception.model.MultiTaskModel`.
+        batches: first step (from 0) -> this rank's batches from that step on, at least up to ``config.steps``. Batch n
+            must not depend on where the iteration began.
+        config: settings of the training.
+        run_folder: the run folder.
+        recipe_text: YAML text of the resolved recipe; must be unchanged on a resume, unless ``force``.
+        balancer: combines the losses of the tasks.
+        schedule: which tasks a step trains; None means all tasks in every step.
+        data_fingerprints: source name -> part -> fingerprint; must be unchanged on a resume, unless ``force``.
+        evaluate: evaluates the moving average (a network like ``model``). Its ``score`` selects the best checkpoint,
+            whose metrics go to metrics.json.
+        quick_evaluate: evaluates on fewer images; its ``score`` alone then ranks checkpoints. ``evaluate`` then
+            runs at the last step.
+        seed: seed of all randomness.
+        resume: continue from the newest checkpoint in ``run_folder``.
+        force: resume although the recipe or the data has changed.
+        warnings: sentences for the log and the report of a new run.
 
-    Raises CheckpointError (nothing or too much in ``run_folder``, or another process that holds it; another recipe),
-    PerceptionError (too many steps without finite losses, out of memory), FullError (no room on the disk for a
-    checkpoint: at the start, or when one is due, after saving), SystemExit with 143 or 130 after SIGTERM or Ctrl-C,
-    with 1 where the log cannot be written, each after saving.
+    Raises:
+        CheckpointError: ``run_folder`` holds no checkpoint (resume) or already some (fresh start), another process uses
+            it, or the recipe or the data has changed.
+        PerceptionError: too many steps without finite losses, or out of memory.
+        DiskFullError: no disk space for a checkpoint, at the start or when one is due; in the latter case after saving.
+        SystemExit: 143 or 130 after SIGTERM or Ctrl-C, 1 if the log cannot be written; each after saving.
     """
     if config.batch_size % distributed.world_size():
         raise ConfigError(
-            f"train.batch_size {config.batch_size} is no multiple of the {distributed.world_size()} processes."
+            f"train.batch_size {config.batch_size} is not a multiple of the {distributed.world_size()} processes."
         )
     device = next(model.parameters()).device
     with deterministic_mode(device, config.threads), catch_stop_signals() as interruption:
@@ -179,7 +204,7 @@ def train(
                 CheckpointWriter(training, run_folder, recipe_text, config.keep_checkpoints, log)
             )
             stop = assess() if resume and training.step else 0
-            if training.step:  # what a signal had ended
+            if training.step:  # a signal may have ended the run before this checkpoint
                 save(assess.is_best, due=assess.is_best or is_due(training.step, config.checkpoint_every, steps))
             while not stop and training.step < steps:
                 set_activity(f"at step {training.step + 1}")
@@ -205,7 +230,7 @@ def train(
             agreed = distributed.sum_over_ranks({**interruption.flags, LOG_UNWRITABLE: int(bool(log.failure))})
             if stop := stop or exit_code(agreed) or agreed[LOG_UNWRITABLE]:
                 raise SystemExit(save.save_before_exit(stop))
-            distributed.barrier()  # nobody reads the last checkpoint before it is written
+            distributed.barrier()  # no rank reads the last checkpoint before it is written
             return TrainResult(training.step, assess.last_evaluation, training.skipped_steps, log.seconds)
 
 
@@ -241,7 +266,7 @@ def _open_log(train_state: TrainState, run_folder: Path, config: TrainConfig) ->
 def _limit_batches(
     batches: Callable[[int], Iterable[Batch]], first_step: int, total_steps: int
 ) -> Generator[Batch, None, None]:
-    """The batches of the steps ``first_step`` to ``total_steps``. Raises DataError where they end early."""
+    """The batches of the steps ``first_step`` to ``total_steps``. Raises DataError if they end early."""
     if first_step >= total_steps:
         return
     number = first_step
@@ -266,7 +291,7 @@ def _run_step(
     label_check: LabelCheck,
     log: TrainLog,
 ) -> StepResult:
-    """A step and its log events. Raises PerceptionError after too many skipped steps in a row."""
+    """Run a step and log it. Raises PerceptionError after too many skipped steps in a row."""
     index = train_state.step
     logged = is_due(index + 1, config.log_every, config.steps)
     lr = config.lr * optim.lr_factor(index, config.steps, config.warmup_steps, config.lr_floor)
@@ -312,10 +337,10 @@ def _record_skip(train_state: TrainState, step: StepResult, batch: Batch, config
     train_state.skipped_steps += 1
     ids = [id for part in distributed.all_gather(list(batch.ids)) for id in part]
     log.write_event(train_state.step, "skipped", {"reason": step.problem, "ids": ids})
-    log.print_message(f"Warning: step {train_state.step} was skipped, its {step.problem}. Images: {', '.join(ids)}.")
+    log.print_message(f"Warning: step {train_state.step} was skipped: {step.problem}. Images: {', '.join(ids)}.")
     if train_state.consecutive_skipped >= config.max_skipped_steps:
         raise PerceptionError(
             f"{train_state.consecutive_skipped} steps in a row had no finite loss "
-            f"and gradient; at step {train_state.step} the "
-            f"{step.problem}. Look at the targets of {', '.join(ids)}, or lower train.lr (now {config.lr})."
+            f"and gradient; at step {train_state.step}: {step.problem}. "
+            f"Check the labels of {', '.join(ids)}, or lower train.lr (now {config.lr})."
         )

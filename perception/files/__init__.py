@@ -1,1 +1,1 @@
-"""Files as they are, trusted in nothing: images, JSON, XML, text, archives, and the cache of what was parsed."""
+"""Safe reading of untrusted files: images, JSON, XML, text, archives; and the cache of parsed label files."""

@@ -1,4 +1,4 @@
-"""What is in an archive, read one member after the other, with bounded memory and nothing but files and folders."""
+"""Reading of archives, one member after the other, with bounded memory. Only files and folders are accepted."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ ARCHIVE_ERRORS = (
     tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, ValueError,
     RuntimeError, IndexError, OverflowError, AttributeError,
 )  # fmt: skip
-"""What the standard library raises for archives that are none, beside OSError. RuntimeError includes
-RecursionError, and what zipfile raises for a compression that it does not know."""
+"""Errors of the standard library for invalid archives, besides OSError. RuntimeError covers RecursionError and the
+error of zipfile for an unknown compression."""
 
 _MIN_RATIO_BYTES = 64 << 20
-"""Archives that unpack to less than this may have any ratio."""
+"""The compression ratio is not checked for archives that unpack to less than this."""
 _CHUNK_BYTES = 1 << 20
 _MAX_HEADER_BYTES = 1 << 20
 _XZ_MEMORY_BYTES = 256 << 20
@@ -36,7 +36,12 @@ _REFUSED_TYPES = (stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S
 
 @dataclass(frozen=True, slots=True)
 class ArchiveMember:
-    """A file or folder of an archive: its name, and its content in chunks (None = a folder)."""
+    """A file or folder of an archive.
+
+    Attributes:
+        name: path in the archive.
+        chunks: content of the file; None = a folder.
+    """
 
     name: str
     chunks: Iterator[bytes] | None
@@ -44,7 +49,15 @@ class ArchiveMember:
 
 @dataclass(frozen=True, slots=True)
 class ArchiveLimits:
-    """What an archive may unpack to. ``archive`` is its path, ``packed_bytes`` its size in bytes."""
+    """Limits for unpacking an archive.
+
+    Attributes:
+        archive: path of the archive.
+        packed_bytes: size of the archive.
+        max_bytes: largest total size of the unpacked files.
+        max_files: largest number of files and folders.
+        max_ratio: largest number of unpacked bytes per byte of the archive.
+    """
 
     archive: Path
     packed_bytes: int
@@ -53,12 +66,12 @@ class ArchiveLimits:
     max_ratio: float
 
     def check(self, total: int, files: int) -> None:
-        """Raise DataError where ``total`` bytes or ``files`` members are too much."""
+        """Raise DataError if ``total`` bytes or ``files`` members exceed a limit."""
         if total > self.max_bytes:
             raise self._make_error(f"it unpacks to more than {self.max_bytes} bytes", "max_bytes")
         if total > max(_MIN_RATIO_BYTES, self.max_ratio * self.packed_bytes):
             raise self._make_error(
-                f"its {self.packed_bytes} bytes unpack to {total} or more, over {self.max_ratio:g} times as much",
+                f"its {self.packed_bytes} bytes unpack to {total} or more, over {self.max_ratio:g} times its size",
                 "max_ratio",
             )
         if files > self.max_files:
@@ -69,10 +82,16 @@ class ArchiveLimits:
 
 
 def read_members(file: IO[bytes], limits: ArchiveLimits, temporary: Path) -> Iterator[ArchiveMember]:
-    """The members of an archive in its order; each must be read before the next is asked for.
+    """Yield the members of an archive in order. Each must be read before the next is requested.
 
-    temporary: a folder on the disk that it will be unpacked to. Raises DataError where something is refused, and
-    `ARCHIVE_ERRORS` (or an OSError without a number) where the archive is damaged.
+    Args:
+        file: the opened archive.
+        limits: limits for unpacking it.
+        temporary: a folder on the disk that it will be unpacked to.
+
+    Raises:
+        DataError: a member is refused, or a limit is exceeded.
+        ARCHIVE_ERRORS: the archive is damaged. It may also be an OSError without an errno.
     """
     magic = file.read(262)
     file.seek(0)
@@ -88,7 +107,7 @@ def read_members(file: IO[bytes], limits: ArchiveLimits, temporary: Path) -> Ite
         yield from _read_tar_members(file, limits)
     else:
         raise DataError(
-            f"{limits.archive} is no archive that can be unpacked: it begins with {magic[:8]!r}. Expected a zip, "
+            f"{limits.archive} is not an archive that can be unpacked: it begins with {magic[:8]!r}. Expected a zip, "
             "tar, tar.gz, tar.bz2 or tar.xz file."
         )
 
@@ -109,7 +128,7 @@ def _read_zip_members(file: IO[bytes], limits: ArchiveLimits, temporary: Path) -
 
 
 def _check_zip_directory(file: IO[bytes], limits: ArchiveLimits) -> None:
-    """Refuse a zip whose table of contents is too large to be read: it is read as a whole, 100 bytes a file or so."""
+    """Refuse a zip with a table of contents that is too large to load; an entry takes about 100 bytes."""
     start = max(0, limits.packed_bytes - 65557 - 20)
     file.seek(start)
     tail = file.read(65557 + 20)
@@ -129,7 +148,7 @@ def _check_zip_directory(file: IO[bytes], limits: ArchiveLimits) -> None:
 def _check_zip_member(member: zipfile.ZipInfo, archive: Path) -> None:
     where = f"{archive}: {member.orig_filename[:200]!r}"
     if "\0" in member.orig_filename:
-        raise DataError(f"{where} holds a NUL in its name and is refused. Pack the archive anew.")
+        raise DataError(f"{where} has a NUL in its name and is refused. Create the archive again.")
     split_safe_path(member.filename, archive)
     kind = stat.S_IFMT(member.external_attr >> 16)
     if kind in _REFUSED_TYPES:
@@ -137,10 +156,10 @@ def _check_zip_member(member: zipfile.ZipInfo, archive: Path) -> None:
             f"{where} is a {_describe_file_type(kind)} and is refused: only files and folders are unpacked."
         )
     if member.flag_bits & 1:
-        raise DataError(f"{where} is encrypted. Unpack it yourself with the password.")
+        raise DataError(f"{where} is encrypted. Unpack it with the password yourself.")
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise DataError(
-            f"{where} is packed by method {member.compress_type}. Expected 0 (stored) or 8 (deflate): pack it anew."
+            f"{where} uses compression method {member.compress_type}. Expected 0 (stored) or 8 (deflate): repack it."
         )
 
 
@@ -162,7 +181,7 @@ def _read_tar_members(stream: Any, limits: ArchiveLimits) -> Iterator[ArchiveMem
     forward = _ForwardReader(stream, limits)
     with tarfile.open(fileobj=forward, mode="r:", encoding="utf-8") as archive:  # type: ignore[call-overload]
         while (member := archive.next()) is not None:
-            archive.members = []  # or they pile up
+            archive.members = []  # tarfile would keep all of them in memory
             where = f"{limits.archive}: {member.name[:200]!r}"
             if member.size < 0:
                 raise ValueError(f"{member.name[:200]!r} has {member.size} bytes")
@@ -177,13 +196,13 @@ def _read_tar_members(stream: Any, limits: ArchiveLimits) -> Iterator[ArchiveMem
                 forward.seek(member.offset_data)
                 yield ArchiveMember(member.name, forward.read_chunks(member.size))
     if forward.header != bytes(tarfile.BLOCKSIZE):
-        raise EOFError(f"the tar breaks off after {forward.tell()} bytes, without its end mark")
-    while forward.read(_CHUNK_BYTES):  # a check sum stands at the very end
+        raise EOFError(f"the tar ends after {forward.tell()} bytes, without an end mark")
+    while forward.read(_CHUNK_BYTES):  # the check sum is at the very end
         pass
 
 
 class _ForwardReader:
-    """A stream that is only read on, as tarfile sees it: no large headers, no way back, within the limits."""
+    """A file object for tarfile that only moves forward, rejects large headers and enforces the limits."""
 
     def __init__(self, stream: Any, limits: ArchiveLimits) -> None:
         self._stream, self._limits = stream, limits
@@ -194,19 +213,19 @@ class _ForwardReader:
         return self._position - self._repeat
 
     def seek(self, position: int, whence: int = 0) -> int:
-        """On, or one byte back (tarfile reads the last byte of a file again)."""
+        """Move forward, or one byte back (tarfile reads the last byte of a file again)."""
         self._repeat = False
         if position == self._position - 1 and self._last:
             self._repeat = True
         elif whence or position < self._position:
-            raise ValueError(f"it leads back to byte {position} from byte {self._position}")
+            raise ValueError(f"it points back from byte {self._position} to byte {position}")
         while self._position < position and not self._repeat:
             if not self._read_next(min(_CHUNK_BYTES, position - self._position)):
                 raise EOFError(f"it ends at byte {self._position}")
         return position
 
     def read(self, size: int = -1) -> bytes:
-        """Exactly ``size`` bytes but at the end. Raises ValueError where it is more than any header has."""
+        """Exactly ``size`` bytes, fewer only at the end. Raises ValueError if ``size`` is larger than a header."""
         if not 0 <= size <= _MAX_HEADER_BYTES + tarfile.BLOCKSIZE:
             raise ValueError(f"it has a header of {size} bytes")
         parts = []
@@ -238,7 +257,7 @@ class _ForwardReader:
 
 
 class _XzReader:
-    """An xz stream read with bounded memory; the standard library's reader allocates whatever the header asks for."""
+    """An xz stream read with bounded memory. The standard library's reader allocates what the header requests."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -265,12 +284,12 @@ class _XzReader:
 
 
 def split_safe_path(name: str, archive: Path) -> list[str]:
-    """The folders and the file of a member's name; empty for the root itself. Raises DataError where it leads out."""
+    """Split a member's name into folders and file; empty for the root. Raises DataError for an unsafe name."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
     try:
         longest = max((len(part.encode()) for part in parts), default=0)
     except UnicodeEncodeError:
-        raise DataError(f"{archive}: the name {name[:200]!r} is not UTF-8. Pack the archive anew.") from None
+        raise DataError(f"{archive}: the name {name[:200]!r} is not UTF-8. Create the archive again.") from None
     if (
         not name or name.startswith("/") or ".." in parts or "\\" in name or re.match(r"[A-Za-z]:", name)
         or any(ord(c) < 32 or ord(c) == 127 for c in name)

@@ -1,9 +1,8 @@
-"""Unpacking archives that nobody vouches for: zip, tar, tar.gz, tar.bz2, tar.xz.
+"""Safe unpacking of untrusted archives: zip, tar, tar.gz, tar.bz2, tar.xz.
 
-What could harm is refused: names that lead out, links of any kind, devices, sparse files, a name twice, bombs, more
-than the disk holds. Permissions and owners in the archive are not taken over. Nothing is ever overwritten: the files
-are written to a temporary folder beside the target and moved when all of them are there and sound; after an error
-nothing is left behind.
+Refused are unsafe names, links, devices, sparse files, duplicate names, archive bombs, and more data than fits on the
+disk. Permissions and owners in the archive are not used. Nothing is overwritten: the files are written to a temporary
+folder beside the target, and moved when all of them are complete. After an error nothing is left.
 """
 
 from __future__ import annotations
@@ -35,20 +34,27 @@ def extract_archive(
     max_ratio: float = MAX_RATIO,
     progress: ProgressCallback | None = None,
 ) -> int:
-    """Unpack ``archive`` into ``folder`` (made where it is missing, added to where it exists); the number of files.
+    """Unpack ``archive`` into ``folder``.
 
-    max_bytes, max_files: what it may unpack to, in sum
-    max_ratio: bytes unpacked per byte of the archive
-    progress:  called now and then with (bytes of the archive done, bytes of the archive)
+    Args:
+        archive: zip, tar, tar.gz, tar.bz2 or tar.xz.
+        folder: target, created if it is missing; an existing folder is extended.
+        max_bytes: largest total size of the unpacked files.
+        max_files: largest number of files and folders.
+        max_ratio: largest number of unpacked bytes per byte of the archive.
+        progress: called from time to time with (processed bytes of the archive, all bytes of the archive).
 
-    Raises DataError, and leaves everything as it was, where the archive is damaged or refused, where a file of that
-    name exists already, or where the disk is full.
+    Returns:
+        The number of files.
+
+    Raises:
+        DataError: the archive is damaged or refused, a file exists already, or the disk is full. No file has changed.
     """
     archive, folder = Path(archive), Path(os.path.realpath(folder))
     if not archive.is_file():
         raise DataError(f"No archive at {archive}. Expected a zip, tar, tar.gz, tar.bz2 or tar.xz file.")
     if os.path.lexists(folder) and not folder.is_dir():
-        raise DataError(f"{folder} is no folder. Name one to unpack into.")
+        raise DataError(f"{folder} is not a folder. Expected the folder to unpack into.")
     missing = [path for path in folder.parents if not path.exists()]
     temporary, moved = None, False
     try:
@@ -61,7 +67,7 @@ def extract_archive(
     except (*ARCHIVE_ERRORS, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise DataError(f"{archive} cannot be unpacked into {folder}: {error}. Check the disk.") from error
-        raise DataError(f"{archive} is damaged or no archive: {error}. Fetch it again.") from error
+        raise DataError(f"{archive} is damaged or not an archive: {error}. Fetch it again.") from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -79,7 +85,7 @@ def _write_members(
     file: IO[bytes],
     progress: ProgressCallback | None,
 ) -> int:
-    """Write all members under ``temporary``; the number of files. ``folder`` is where they will be moved to."""
+    """Write all members to ``temporary`` and return the number of files. ``folder`` is the final place."""
     count = total = entries = 0
     for member in members:
         entries += 1
@@ -92,13 +98,13 @@ def _write_members(
                 continue
             if not parts or os.path.lexists(folder.joinpath(*parts)):
                 raise DataError(
-                    f"{limits.archive}: {member.name!r} exists already in {folder}. Nothing is overwritten: "
+                    f"{limits.archive}: {member.name!r} exists already in {folder}. Files are not overwritten: "
                     "unpack into another folder, or remove it first."
                 )
             target.parent.mkdir(parents=True, exist_ok=True)
             out = target.open("xb")
         except (FileExistsError, NotADirectoryError):
-            raise DataError(f"{limits.archive}: the name {member.name!r} is given twice. Pack it anew.") from None
+            raise DataError(f"{limits.archive}: the name {member.name!r} is given twice. Create it again.") from None
         with out:
             for chunk in member.chunks:
                 total += len(chunk)
@@ -109,12 +115,12 @@ def _write_members(
         limits.check(total, entries)
         count += 1
     if not count:
-        raise DataError(f"{limits.archive} holds no file. Fetch it again.")
+        raise DataError(f"{limits.archive} contains no file. Fetch it again.")
     return count
 
 
 def _make_temporary_folder(folder: Path) -> Path:
-    """A new folder on the disk of ``folder``: beside it, or in it where another disk is mounted there."""
+    """A new folder on the disk of ``folder``: beside it, or in it if it is a mount point."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = not folder.exists() or folder.stat().st_dev == folder.parent.stat().st_dev
     made = Path(tempfile.mkdtemp(prefix=f".{folder.name[:100]}.", dir=folder.parent if beside else folder))
@@ -125,7 +131,7 @@ def _make_temporary_folder(folder: Path) -> Path:
 
 
 def _move_into_place(temporary: Path, folder: Path, archive: Path) -> None:
-    """Move what is in ``temporary`` into ``folder``; back again where a file of that name has come up meanwhile."""
+    """Move the content of ``temporary`` into ``folder``; undo it if a file with the same name exists."""
     if not folder.exists():
         temporary.rename(folder)
         return
@@ -144,7 +150,7 @@ def _merge_folders(source: Path, target: Path, moved: list[tuple[Path, Path]], a
         if path.is_dir() and place.is_dir():
             _merge_folders(path, place, moved, archive)
         elif os.path.lexists(place):
-            raise DataError(f"{archive}: {place} exists already. Nothing is overwritten: remove it first.")
+            raise DataError(f"{archive}: {place} exists already. Files are not overwritten: remove it first.")
         else:
             path.rename(place)
             moved.append((path, place))

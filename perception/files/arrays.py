@@ -1,4 +1,4 @@
-"""Arrays of numbers in .npy and .npz, read without trusting their headers."""
+"""Safe reading of arrays from .npy and .npz files. Their headers are checked."""
 
 from __future__ import annotations
 
@@ -23,17 +23,24 @@ _READ_ERRORS = (
     ValueError, KeyError, EOFError, SyntaxError, TypeError, MemoryError, RecursionError, OverflowError,
     tokenize.TokenError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
-"""What numpy and zipfile raise for files that are none."""
+"""Errors of numpy and zipfile for invalid files."""
 
-_EXPECTED = "Expected a plain array of numbers; save it anew with numpy.save."
+_EXPECTED = "Expected a plain array of numbers; save it again with numpy.save."
 _MAX_ARRAYS = 10_000
 
 
 def read_array(path: Path, name: str | None = None, channels: int = 4) -> NDArray:
-    """A plain array of numbers with 1 to 3 axes from a .npy, or array ``name`` (or the only one) of a .npz.
+    """Read a plain array of numbers with 1 to 3 axes. Pickles are refused.
 
-    The header is checked before memory is taken: at most ``channels`` values for each of `MAX_PIXELS` pixels, and at
-    most `MAX_BYTES`. Pickles are refused. Raises DataError.
+    The header is checked before memory is allocated.
+
+    Args:
+        path: a .npy or .npz.
+        name: array of a .npz; None = the only one.
+        channels: largest number of values per pixel, with at most `MAX_PIXELS` pixels and `MAX_BYTES` bytes.
+
+    Raises:
+        DataError: the file is missing, damaged, too large, or not such an array.
     """
     if not path.is_file():
         raise DataError(f"No array at {path}. Restore the file.")
@@ -53,13 +60,13 @@ def read_array(path: Path, name: str | None = None, channels: int = 4) -> NDArra
 
 
 def read_map_array(path: Path, name: str | None = None) -> NDArray:
-    """An array of one number for every pixel, [H, W]; axes of length 1 beside these are left out. Raises DataError."""
+    """Read an array [H, W] of one number per pixel; other axes of length 1 are dropped. Raises DataError."""
     stored = read_array(path, name, channels=1)
     for axis in (2, 0):
         if stored.ndim == 3 and stored.shape[axis] == 1:
             stored = stored.squeeze(axis)
     if stored.ndim != 2:
-        raise DataError(f"{path} is {stored.dtype} {stored.shape}. Expected a number for every pixel, [H, W].")
+        raise DataError(f"{path} is {stored.dtype} {stored.shape}. Expected one number per pixel, [H, W].")
     return stored
 
 
@@ -67,10 +74,10 @@ def _find_member(archive: zipfile.ZipFile, path: Path, name: str | None) -> zipf
     arrays = {member.filename[:-4]: member for member in archive.infolist() if member.filename.endswith(".npy")}
     names = ", ".join(quote_value(key) for key in list(arrays)[:20]) or "none"
     if name is None and len(arrays) != 1:
-        raise DataError(f"{path} holds {len(arrays)} arrays: {names}. Say which one: array: ...")
+        raise DataError(f"{path} holds {len(arrays)} arrays: {names}. Choose one: array_name: ...")
     found = next(iter(arrays)) if name is None else name
     if found not in arrays:
-        raise DataError(f"{path} has no array '{found}'. Found: {names}. Correct array: ...")
+        raise DataError(f"{path} has no array '{found}'. Found: {names}. Correct array_name: ...")
     return arrays[found]
 
 
@@ -80,7 +87,7 @@ def _read_npy(file: IO[bytes], size: int, where: str, channels: int) -> NDArray:
         (1, 0): np.lib.format.read_array_header_1_0,
         (2, 0): np.lib.format.read_array_header_2_0,
     }
-    with warnings.catch_warnings():  # of headers that Python 2 wrote
+    with warnings.catch_warnings():  # for headers from Python 2
         warnings.simplefilter("ignore")
         shape, by_column, kind = readers[version](file)
     held = size - file.tell()
@@ -90,7 +97,7 @@ def _read_npy(file: IO[bytes], size: int, where: str, channels: int) -> NDArray:
     if kind.kind not in "fiub" or len(shape) > 3 or min(shape, default=0) < 1:
         raise DataError(f"{where} is {kind} {shape}. {_EXPECTED}")
     if held != count * kind.itemsize:
-        raise DataError(f"{where} is {kind} {shape} by its header, but holds {held} bytes. It is damaged. {_EXPECTED}")
+        raise DataError(f"{where} is {kind} {shape} by its header, but has {held} bytes. It is damaged. {_EXPECTED}")
     if count > channels * MAX_PIXELS or held > MAX_BYTES:
         raise DataError(
             f"{where} is {kind} {shape} by its header, {held / 1e9:.1f} GB. At most {MAX_PIXELS // 10**6} Mpx are "

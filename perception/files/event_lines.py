@@ -1,4 +1,4 @@
-"""The lines of a metrics.jsonl, whatever a crash or a flipped bit made of them."""
+"""Lenient reading of metrics.jsonl, which may have damaged lines."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Any
 
 
 def read_event_lines(path: Path) -> tuple[list[tuple[bytes, dict[str, Any]]], dict[int, bytes]]:
-    """The events of a log with the line of each; and number -> line of those that are none.
+    """Read the events of a log.
 
-    An event is an object with a "step" that is a finite number from 0 on. A last line without its end, which a crash
-    cut off, is in neither.
+    An event is an object with a "step" that is a finite number >= 0. An unfinished last line is ignored.
+
+    Returns:
+        Events with their lines, and line number -> line for the damaged ones.
     """
     events, damaged = [], {}
     *lines, _cut = path.read_bytes().split(b"\n")
@@ -26,7 +28,7 @@ def read_event_lines(path: Path) -> tuple[list[tuple[bytes, dict[str, Any]]], di
 
 
 def parse_event(line: bytes) -> dict[str, Any] | None:
-    """The event in a line; None where it is none."""
+    """Parse the event in a line; None if the line is not an event."""
     try:
         event = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError):

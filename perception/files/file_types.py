@@ -1,4 +1,4 @@
-"""What a file is by its first bytes: an image, a video, or neither. Names lie, and pipes have none."""
+"""Detection of images and videos by their first bytes. Names may be wrong, and pipes have none."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from perception.files.unsupported_formats import describe_unsupported
 from perception.types import DataError
 
 HEAD_BYTES = 4096
-"""Bytes that tell."""
+"""Number of first bytes that are needed."""
 _IMAGE_PATTERN = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|BM.{4}\0\0\0\0|II\*\0|MM\0\*|P[1-6]\s|....ftypavi[fs]",
     re.DOTALL,
@@ -29,7 +29,7 @@ _MAX_READ_BYTES, _MAX_HEADER_BYTES = 1 << 26, 1 << 20
 
 
 def detect_file_type(head: bytes) -> Literal["image", "video", "playlist"] | None:
-    """head: the first `HEAD` bytes, or all there are."""
+    """Detect the type of a file from ``head``, its first `HEAD_BYTES` bytes; None = unknown."""
     if head.startswith(_PLAYLIST_SIGNATURE) and b"#EXT-X-" in head:
         return "playlist"
     if describe_unsupported(head):
@@ -40,7 +40,7 @@ def detect_file_type(head: bytes) -> Literal["image", "video", "playlist"] | Non
 
 
 def has_trailing_index(head: bytes) -> bool:
-    """Whether a file is an MP4 or MOV whose index follows its frames: it has an end, and nothing plays it before."""
+    """Return whether a file is an MP4 or MOV with its index after the frames, so it cannot be played as a stream."""
     at = 0
     while at + 8 <= len(head):
         kind = head[at + 4 : at + 8]
@@ -51,7 +51,7 @@ def has_trailing_index(head: bytes) -> bool:
 
 
 def is_animated(path: Path) -> bool:
-    """Whether a GIF has more than one frame, or a file of JPEGs more than one of them."""
+    """Return whether a GIF has several frames, or a file several JPEGs."""
     with path.open("rb") as file:
         data = file.read(_MAX_READ_BYTES)
     if data.startswith(JPEG_SIGNATURE):
@@ -60,7 +60,7 @@ def is_animated(path: Path) -> bool:
 
 
 def _find_gif_frames(data: bytes) -> Iterator[int]:
-    """Where each frame of a GIF begins, as far as its blocks can be followed."""
+    """Offset of each frame of a GIF, up to the first damaged block."""
     at = 13 + (3 << (data[10] & 7) + 1 if len(data) > 10 and data[10] & 0x80 else 0)
     while at + 10 < len(data):
         if data[at] == 0x2C:
@@ -76,16 +76,16 @@ def _find_gif_frames(data: bytes) -> Iterator[int]:
 
 
 def _find_scan(data: bytes) -> int:
-    """Where the first scan of a JPEG begins; 2 where that is not to be found."""
+    """Offset of the first scan of a JPEG; 2 if it is not found."""
     try:
         header = read_jpeg_header(data, "a frame")
-    except DataError:  # too large: whoever decodes it says so
+    except DataError:  # too large: decoding reports it
         return 2
     return header.scan_offset if header else 2
 
 
 def split_jpegs(data: bytes | mmap.mmap) -> Iterator[bytes]:
-    """The JPEGs that follow one another in ``data``; one that is cut short ends where the next begins."""
+    """Yield the consecutive JPEGs in ``data``. A truncated one ends where the next begins."""
     begin = data.find(JPEG_SIGNATURE)
     while begin >= 0:
         scan = begin + _find_scan(data[begin : begin + _MAX_HEADER_BYTES])

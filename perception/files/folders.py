@@ -1,4 +1,4 @@
-"""Finding the files of a data set, and refusing names that lead out of it."""
+"""Search for the files of a data set. Names that point outside of it are refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def require_folder(root: Path, name: str, what: str) -> Path:
-    """``root / name`` with links resolved. Raises DataError where it is no folder."""
+    """Return ``root / name`` with links resolved. Raises DataError if it is not a folder."""
     folder = root / name
     if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises where the name is too long
         raise DataError(f"No folder of {what} at {folder}. Correct the path in the recipe, or data.root.")
@@ -26,7 +26,7 @@ def require_folder(root: Path, name: str, what: str) -> Path:
 
 
 def require_file(root: Path, name: str, what: str) -> Path:
-    """``root / name``. Raises DataError where it is no file."""
+    """Return ``root / name``. Raises DataError if it is not a file."""
     path = root / name
     if not os.path.isfile(path):  # noqa: PTH113
         raise DataError(f"No file of {what} at {path}. Correct the path in the recipe, or data.root.")
@@ -34,7 +34,7 @@ def require_file(root: Path, name: str, what: str) -> Path:
 
 
 def find_boundary(folder: Path, root: Path) -> Path:
-    """What links in a folder (resolved) may not lead out of: the data root, or the folder where it lies elsewhere."""
+    """Return the folder that links in ``folder`` must stay in: the data root, or ``folder`` if it is outside of it."""
     root = Path(os.path.realpath(root))
     return root if folder.is_relative_to(root) else folder
 
@@ -42,15 +42,22 @@ def find_boundary(folder: Path, root: Path) -> Path:
 def list_images(
     folder: Path, pattern: str = "**/*", root: Path | None = None, undecodable_names: list[str] | None = None
 ) -> dict[Path, str]:
-    """The image files under a folder (resolved), resolved -> path under it, sorted by the latter.
+    """List the image files under a folder.
 
-    Hidden files and folders (``._a.jpg``, ``.ipynb_checkpoints``) are none. A link to nothing is listed: it is a
-    missing image. Raises DataError where there is none, and where one is no file, leads out, or has a name that is
-    not UTF-8.
+    Hidden files and folders (``._a.jpg``, ``.ipynb_checkpoints``) are skipped. A broken link is listed, as a missing
+    image.
 
-    pattern: names of folders and of the file, ``*`` stands for any; ``**`` as the only folder: at any depth
-    root:    folder that links may not lead out of; default: ``folder``
-    undecodable_names: gets the names that are not UTF-8, which are then left out; None = they are an error
+    Args:
+        folder: resolved path.
+        pattern: names of folders and of the file; ``*`` matches any text, ``**`` as the only folder any depth.
+        root: folder that links must stay in; default: ``folder``.
+        undecodable_names: receives the names that are not UTF-8, which are then skipped; None = they are an error.
+
+    Returns:
+        Resolved path -> path relative to ``folder``, sorted by the latter.
+
+    Raises:
+        DataError: there is no image, or one is not a file, is outside of ``root``, or has a name that is not UTF-8.
     """
     files = list_files_under(folder, IMAGE_SUFFIXES, root, pattern, undecodable_names)
     if not files and not undecodable_names:
@@ -67,7 +74,7 @@ def list_files_under(
     pattern: str = "**/*",
     undecodable_names: list[str] | None = None,
 ) -> dict[Path, str]:
-    """`list_images` of files with other ``suffixes`` (in lower case); may be empty."""
+    """List files like `list_images`, but with other ``suffixes`` (in lower case). The result may be empty."""
     *levels, last = pattern.split("/")
     anywhere, boundary = levels == ["**"], folder if root is None else find_boundary(folder, root)
     found: dict[Path, list[str]] = {}
@@ -94,7 +101,7 @@ def list_files_under(
                     real = resolve_inside(folder, "/".join(names), str(folder), boundary) if link else folder
                     if link and anywhere:
                         if real.is_relative_to(folder) or real in entered:
-                            continue  # what it leads to is found where it is
+                            continue  # the target is listed at its own place
                         entered.add(real)
                     folders.append((names, linked or link))
             elif wanted and undecodable_names is not None and not _is_utf8("/".join(names)):
@@ -124,30 +131,35 @@ def _resolve_entry(folder: Path, names: list[str], entry: os.DirEntry[str], link
 
 
 def resolve_inside(folder: Path, name: str, where: str, boundary: Path | None = None) -> Path:
-    """The resolved path of ``name`` under ``folder`` (resolved).
+    """Return the resolved path of ``name`` under ``folder``.
 
-    Raises DataError where the name is absolute, holds ``..``, a NUL or a backslash, is not UTF-8, or leads out of
-    ``boundary`` (resolved; default: ``folder``) through a link.
+    Args:
+        folder: resolved path.
+        name: relative path with ``/``.
+        where: file or source, for messages.
+        boundary: resolved folder that links must stay in; default: ``folder``.
+
+    Raises:
+        DataError: the name is absolute, contains ``..``, a NUL or a backslash, is not UTF-8, or is a link to a file
+            outside of ``boundary``.
     """
     _check_name(folder, name, where)
     path, limit = os.path.realpath(folder / name), folder if boundary is None else boundary
     if not path.startswith(f"{str(limit).rstrip(os.sep)}{os.sep}"):
         raise DataError(
-            f"{where}: {quote_value(name)} leads out of {limit} through a link, to "
-            f"{quote_value(path, 200)}. Put the file itself "
-            "there."
+            f"{where}: {quote_value(name)} leads out of {limit}: it is a link to {quote_value(path, 200)}. "
+            "Replace the link by the file itself."
         )
     return Path(path)
 
 
 def _check_name(folder: Path, name: str, where: str) -> None:
     if not isinstance(name, str) or not name:
-        raise DataError(f"{where}: {quote_value(name)} is no file name. Expected a path relative to {folder}.")
+        raise DataError(f"{where}: {quote_value(name)} is not a file name. Expected a path relative to {folder}.")
     if "\0" in name or "\\" in name or name.startswith("/") or ".." in name.split("/") or os.path.isabs(name):  # noqa: PTH117
         raise DataError(
-            f"{where}: file name {quote_value(name)} is refused. Expected a plain "
-            f"path under {folder}: relative, with '/', "
-            "without '..'."
+            f"{where}: file name {quote_value(name)} is refused. Expected a plain path under {folder}: "
+            "relative, with '/', without '..'."
         )
     if not _is_utf8(name):
         raise DataError(f"{where}: the file name {quote_value(name)} under {folder} is not UTF-8. Rename the file.")
@@ -164,10 +176,21 @@ def _is_utf8(name: str) -> bool:
 def find_present_files(
     paths: Sequence[Path], folder: Path, where: str, max_missing: float, problems: Counter[str], hint: str = ""
 ) -> list[bool]:
-    """Which of the listed images (resolved) are files. hint: what else to say to someone who misses most of them.
+    """Check which of the listed images exist.
 
-    The missing ones are counted in ``problems``. Raises DataError where none exists, or more than one image and
-    more than the fraction ``max_missing`` is missing.
+    Args:
+        paths: resolved paths.
+        folder: folder of the images, for messages.
+        where: file or source, for messages.
+        max_missing: largest fraction of missing images; one missing image is always accepted.
+        problems: receives the number of missing images.
+        hint: text that is added to the errors.
+
+    Returns:
+        Whether each path is a file.
+
+    Raises:
+        DataError: no image exists, or too many are missing.
     """
     files: set[str] = set()
     for parent in {path.parent for path in paths}:
@@ -198,7 +221,7 @@ def find_present_files(
 
 
 def _describe_missing(missing: Sequence[Path]) -> str:
-    """ ", the first is ...", with the reason where it can be seen of one of the first hundred."""
+    """Text ", the first is ...", with the reason if it is visible for one of the first hundred."""
     if not missing:
         return ""
     folder = missing[0].parent
@@ -206,12 +229,11 @@ def _describe_missing(missing: Sequence[Path]) -> str:
     alike = {_fold_name(entry.name): entry.name for entry in there}
     for path in (path for path in missing[:100] if path.parent == folder):
         if os.path.lexists(path):
-            return f", one is {quote_value(str(path), 200)} (there, but no plain file)"
+            return f", one is {quote_value(str(path), 200)} (it exists, but is not a regular file)"
         if _fold_name(path.name) in alike:
             other = quote_value(alike[_fold_name(path.name)])
             return (
-                f", one is {quote_value(str(path), 200)} (there is {other}: other "
-                "capitals, or letters composed otherwise)"
+                f", one is {quote_value(str(path), 200)} (there is {other}: different capitals or Unicode composition)"
             )
     return f", the first is {quote_value(str(missing[0]), 200)}"
 
@@ -221,9 +243,15 @@ def _fold_name(name: str) -> str:
 
 
 def index_by_stem(paths: Mapping[Path, str] | Iterable[Path], folder: Path, suffix: str = "") -> dict[str, Path]:
-    """Path under ``folder`` without its extension (and without ``suffix`` at its end) -> file.
+    """Map each path under ``folder``, without extension and ``suffix``, to its file.
 
-    paths: files under the folder; or files -> their paths under it, as `list_images` gives them, links and all
+    Args:
+        paths: files under the folder, or files -> their paths relative to it, as `list_images` returns them.
+        folder: folder of the files.
+        suffix: end of the stems. Files with another end are skipped.
+
+    Raises:
+        DataError: two files differ only in their extension.
     """
     stems: dict[str, Path] = {}
     for path in paths:

@@ -1,4 +1,4 @@
-"""Finding the image that a label file names: by its path, or by its base name where a tool wrote paths of its own."""
+"""Search for the images named in label files: by path, or by base name if a tool wrote its own paths."""
 
 from __future__ import annotations
 
@@ -19,18 +19,22 @@ from perception.types import DataError
 
 ImageNaming: TypeAlias = Literal["path", "base"]
 
-BASE_NAMES_HINT = " Where the names are right but for their folders, give this reader match_by: base."
+BASE_NAMES_HINT = " If only the folders in the names are wrong, give this reader match_by: base."
 
 _UPLOAD = re.compile(r"[0-9a-f]{8}-(?=.)")
-"""What Label Studio puts before the name of an image that was uploaded."""
+"""Prefix that Label Studio adds to the name of an uploaded image."""
 
 
 class ImageFinder:
-    """Where under a folder (resolved) the images are that a label file names.
+    r"""Finds the images of a label file under a resolved folder.
 
-    by: "path" takes names as paths from the folder on. "base" takes the last part of a path of any system or of an
-        address, and finds the one image of that name at any depth: ``..\\upload\\a.jpg``, ``C:\\a.jpg``,
-        ``https://host/a.jpg?key``, ``a%20b.jpg`` for ``a b.jpg``, ``upload/3/0123abcd-a.jpg`` for ``a.jpg``
+    With the naming "path", names are paths relative to the folder. With "base", only the last part of a path or URL
+    counts, and the image with this name is found at any depth. Examples: ``..\upload\a.jpg``, ``C:\a.jpg``,
+    ``https://host/a.jpg?key``, ``a%20b.jpg`` for ``a b.jpg``, ``upload/3/0123abcd-a.jpg`` for ``a.jpg``.
+
+    Attributes:
+        folder: folder of the images.
+        hint: text for errors that suggests match_by: base; empty with "base".
     """
 
     def __init__(self, folder: Path, root: Path, naming: ImageNaming) -> None:
@@ -39,9 +43,10 @@ class ImageFinder:
         self.hint = BASE_NAMES_HINT if naming == "path" else ""
 
     def find(self, name: str, where: str) -> Path:
-        """The resolved path of an image, whether or not it exists.
+        """Return the resolved path of an image, which may not exist. ``where`` is for messages.
 
-        Raises DataError where a name is none or leads out, and where several images have it (``base``).
+        Raises:
+            DataError: the name is not valid or outside of the data, or several images have it ("base").
         """
         if self._naming == "path":
             try:
@@ -54,22 +59,21 @@ class ImageFinder:
             if len(found) > 1:
                 raise DataError(
                     f"{where}: {quote_value(name)} may be {found[0]} or {found[1]}. "
-                    "Expected images of different base "
-                    "names: rename one, or take match_by: path."
+                    "Expected images with different base names: rename one, or use match_by: path."
                 )
             if found:
                 return found[0]
         return resolve_inside(self.folder, candidates[0], where, self._boundary)
 
     def _strip_own_folder(self, name: str) -> str:
-        """A path that starts with the folder's own name, as seen from the folder."""
+        """The path without the folder's own name at its start."""
         first, slash, rest = name.partition("/")
         own = slash and rest and first == self.folder.name
         return rest if own and not os.path.lexists(self.folder / first) else name
 
     @cached_property
     def _images_by_name(self) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
-        """Base name without its extension -> images, base name -> images."""
+        """(base name without extension -> images, base name -> images)."""
         found: tuple[dict[str, list[Path]], dict[str, list[Path]]] = {}, {}
         for path, name in list_images(self.folder, root=self._root).items():
             base = unicodedata.normalize("NFC", name.rpartition("/")[2])
@@ -79,9 +83,9 @@ class ImageFinder:
 
 
 def _list_base_names(name: str) -> Iterator[str]:
-    """What an image may be called that a tool knows as ``name``, the likeliest first."""
+    """Possible base names of the image that a tool wrote as ``name``, the most likely first."""
     if "://" in name and "?d=" not in name:
-        with contextlib.suppress(ValueError):  # an address of an impossible host
+        with contextlib.suppress(ValueError):  # a URL with an invalid host
             name = urlsplit(name).path or name
     base = unicodedata.normalize("NFC", name.partition("?d=")[2] or name).replace("\\", "/").rpartition("/")[2]
     for candidate in dict.fromkeys((base, unquote(base))):

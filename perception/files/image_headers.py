@@ -1,4 +1,4 @@
-"""What an image file says of itself before anything is decoded: its size, its turn, whether it is whole."""
+"""Checks of image files without decoding: size, orientation, completeness."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from perception.types import DataError
 
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 8 * MAX_PIXELS
-"""What the largest image takes where nothing is compressed: four channels of 16 bit."""
+"""Size of the largest image without compression: four channels of 16 bit."""
 JPEG_SIGNATURE, PNG_SIGNATURE = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 
 
@@ -19,22 +19,24 @@ FETCH_AGAIN = "Fetch the file again."
 
 
 class ImageError(DataError):
-    """An image file that is missing or damaged: skipped and counted in training, an error anywhere else."""
+    """An image file is missing or damaged. Training skips and counts it; elsewhere it is an error."""
 
 
 MAX_SEGMENTS = 100_000
-"""More parts than this no JPEG or PNG has before its image."""
+"""Maximum number of segments or chunks of a JPEG or PNG that are read."""
 
 
 def read_image_bytes(path: Path, limit: int | None = None) -> bytes:
-    """The content of an image file, or its first ``limit`` bytes.
+    """Read an image file, or its first ``limit`` bytes.
 
-    Raises PictureError where it is missing, no plain file or empty; DataError where it is over `MAX_BYTES`.
+    Raises:
+        ImageError: it is missing, not a regular file, or empty.
+        DataError: it has more than `MAX_BYTES` bytes.
     """
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):
-            raise ImageError(f"{path} is no regular file. Expected an image. Remove it, or put the image there.")
+            raise ImageError(f"{path} is not a regular file. Expected an image. Remove it, or put the image there.")
         if found.st_size > MAX_BYTES:
             raise DataError(
                 f"{path} has {found.st_size / 1e9:.1f} GB. Expected an image of at most {MAX_BYTES / 1e9} GB."
@@ -51,17 +53,18 @@ def read_image_bytes(path: Path, limit: int | None = None) -> bytes:
 
 
 def check_image_size(width: int, height: int, path: Path | str) -> None:
+    """Raise DataError if an image has more than `MAX_PIXELS` pixels, ImageError if it has none."""
     if width * height > MAX_PIXELS:
         raise DataError(
-            f"{path} says it has {width} x {height} = {width * height / 1e6:.0f} Mpx. At most {MAX_PIXELS // 10**6} "
-            "Mpx are decoded. Scale or tile it first."
+            f"{path} has {width} x {height} = {width * height / 1e6:.0f} Mpx by its header. At most "
+            f"{MAX_PIXELS // 10**6} Mpx are decoded. Scale or tile it first."
         )
     if width * height == 0:
-        raise ImageError(f"{path} says it has {width} x {height} pixels. {FETCH_AGAIN}")
+        raise ImageError(f"{path} has {width} x {height} pixels by its header. {FETCH_AGAIN}")
 
 
 def read_exif_orientation(exif: bytes) -> int:
-    """The orientation, 1 to 8, that EXIF data (a TIFF header and its first directory) gives; 1 where it gives none."""
+    """Return the orientation, 1 to 8, in EXIF data (a TIFF header and its first directory); 1 if it has none."""
     if exif[:4] not in (b"II*\0", b"MM\0*"):
         return 1
     order = "little" if exif.startswith(b"II") else "big"
@@ -76,8 +79,14 @@ def read_exif_orientation(exif: bytes) -> int:
 
 @dataclass(frozen=True, slots=True)
 class PngHeader:
-    """size: (height, width) as stored. bit_depth: bits per channel. color_type: PNG's number for the kind.
-    orientation: as EXIF's."""
+    """Header of a PNG.
+
+    Attributes:
+        size: (height, width) as stored.
+        bit_depth: bits per channel.
+        color_type: number of the color type in the PNG standard.
+        orientation: EXIF orientation, 1 to 8; 1 = upright.
+    """
 
     size: tuple[int, int]
     bit_depth: int
@@ -86,7 +95,7 @@ class PngHeader:
 
 
 def check_png(data: bytes, path: Path | str) -> PngHeader:
-    """What a PNG's header says, after checking the size and every chunk's check sum."""
+    """Read the header of a PNG and check its size and the check sum of every chunk. Raises ImageError."""
     position, turn = len(PNG_SIGNATURE), 1
     width = height = depth = color = 0
     for _ in range(MAX_SEGMENTS):
@@ -105,11 +114,11 @@ def check_png(data: bytes, path: Path | str) -> PngHeader:
         if name == b"IEND" and depth:
             return PngHeader((height, width), depth, color, turn)
         position = end + 4
-    raise ImageError(f"{path} is a truncated or damaged PNG, wrong from byte {position} on. {FETCH_AGAIN}")
+    raise ImageError(f"{path} is a truncated or damaged PNG from byte {position} on. {FETCH_AGAIN}")
 
 
 def check_png_rows(data: bytes, path: Path | str) -> None:
-    """Raise PictureError where a sound PNG, not interlaced, holds other than all its rows. Pillow does not say."""
+    """Raise ImageError if a PNG without interlacing has too few or too many rows, which Pillow does not report."""
     header, position, parts = check_png(data, path), len(PNG_SIGNATURE), []
     while position + 12 <= len(data):
         length = int.from_bytes(data[position : position + 4], "big")
@@ -126,4 +135,6 @@ def check_png_rows(data: bytes, path: Path | str) -> None:
     except zlib.error as error:
         raise ImageError(f"{path} is a damaged PNG: {error}. {FETCH_AGAIN}") from error
     if len(rows) != expected or not stream.eof:
-        raise ImageError(f"{path} is a PNG of {len(rows)} of {expected} bytes, or more. {FETCH_AGAIN}")
+        raise ImageError(
+            f"{path} is a PNG with {len(rows)} bytes of pixels or more. Expected {expected}. {FETCH_AGAIN}"
+        )

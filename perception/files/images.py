@@ -1,7 +1,7 @@
-"""Reading image files safely: whatever the file, uint8 RGB [H, W, 3] upright, or an error that names it.
+"""Strict image reading: every file gives uint8 RGB [H, W, 3] upright, or an error with its path.
 
-Decoders are lenient: libjpeg fills what is missing with gray, PIL clips 16 bit to 8. Here a damaged file is an error,
-16 bit is rescaled, and the size is known before anything is decoded.
+Decoders are lenient: libjpeg fills missing parts with gray, PIL clips 16 bit to 8. Here a damaged file is an error,
+16 bit is rescaled, and the size is checked before decoding.
 """
 
 from __future__ import annotations
@@ -39,30 +39,37 @@ IMAGE_SUFFIXES = frozenset(
 PILLOW_FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "AVIF", "TIFF", "GIF", "PPM")
 
 _HEAD_BYTES = 1 << 17
-"""Bytes in which the size of nearly every image is found."""
+"""Bytes that contain the size of nearly every image."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredImage:
-    """An image file that was read and checked, decoded when asked for.
+    """An image file that was read and checked, and is decoded on demand.
 
-    size: (height, width) upright
+    Attributes:
+        path: the file, or a description for messages.
+        size: (height, width) upright.
+        is_reducible: whether it can be decoded at a smaller size: it is an upright JPEG.
     """
 
     path: Path | str
     size: tuple[int, int]
     is_reducible: bool = False
-    """Whether it can be decoded smaller: it is an upright JPEG."""
     _data: bytes = b""
     _header: JpegHeader | PngHeader | None = None
     _decoded: NDArray[np.uint8] | None = None
 
     def decode(self, reduction: int = 1) -> NDArray[np.uint8]:
-        """uint8 RGB [H, W, 3]; with a ``reduction`` of 2, 4 or 8 smaller by it, where the image is `reducible`.
+        """Decode to uint8 RGB [H, W, 3], upright.
 
         A pixel of a reduced image is the mean of the ``reduction`` x ``reduction`` source pixels that it covers
-        (libjpeg's scaled inverse transform), the last row and column of fewer. Raises PictureError where the file is
-        damaged.
+        (libjpeg's scaled inverse transform). The last row and column may cover fewer.
+
+        Args:
+            reduction: 1, 2, 4 or 8: both sides become smaller by this factor if the image `is_reducible`.
+
+        Raises:
+            ImageError: the file is damaged.
         """
         header = self._header
         if header is None:
@@ -77,18 +84,28 @@ class StoredImage:
 
 
 def open_image(path: Path) -> StoredImage:
-    """The image file, read and checked as far as possible without decoding.
+    """Read an image file and check it as far as possible without decoding.
 
-    Raises PictureError where the file is missing, damaged or no image; DataError where it is over `MAX_PIXELS`.
+    Raises:
+        ImageError: the file is missing, damaged or not an image.
+        DataError: it has more than `MAX_PIXELS` pixels.
     """
     return _open_bytes(read_image_bytes(path), path)
 
 
 def decode_image(data: bytes, where: str) -> NDArray[np.uint8]:
-    """The encoded image ``data`` of a stream or a recording, by the same rules as `read_image`: uint8 RGB [H, W, 3].
+    """Decode an encoded image from a stream or a recording, with the same rules as `read_image`.
 
-    Its size is checked before it is decoded. Raises PictureError naming ``where`` if it is damaged or no image,
-    DataError if it is over `MAX_PIXELS`.
+    Args:
+        data: the encoded image. Its size is checked before decoding.
+        where: description for messages.
+
+    Returns:
+        uint8 RGB [H, W, 3].
+
+    Raises:
+        ImageError: it is damaged or not an image.
+        DataError: it has more than `MAX_PIXELS` pixels.
     """
     if not data:
         raise ImageError(f"{where} is empty.")
@@ -112,17 +129,19 @@ def _orient_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """uint8 RGB [H, W, 3], upright (EXIF orientation applied), 16 bit rescaled to 8, transparency dropped.
+    """Read an image file to uint8 RGB [H, W, 3], upright (EXIF orientation applied).
 
-    Raises as `open_image` does.
+    16 bit is rescaled to 8, transparency is dropped. Raises the errors of `open_image`.
     """
     return open_image(path).decode()
 
 
 def read_image_size(path: Path) -> tuple[int, int]:
-    """(height, width) of an image as `read_image` gives it, from its header alone where it is a plain JPEG or PNG.
+    """Return the upright (height, width) of an image. For plain JPEG and PNG files only the header is read.
 
-    Raises PictureError where the file is missing or no image, DataError where it is over `MAX_PIXELS`.
+    Raises:
+        ImageError: the file is missing or not an image.
+        DataError: it has more than `MAX_PIXELS` pixels.
     """
     head = read_image_bytes(path, _HEAD_BYTES)
     if head.startswith(JPEG_SIGNATURE):
@@ -145,19 +164,19 @@ def _decode_png(data: bytes, path: Path | str, header: PngHeader) -> NDArray[np.
     )
     if image.shape[:2] != header.size:
         raise ImageError(
-            f"{path} says it has {header.size[::-1]} pixels but decodes to {image.shape[1::-1]}. Save it again."
+            f"{path} has {header.size[::-1]} pixels by its header, but decodes to {image.shape[1::-1]}. Save it again."
         )
     return _to_rgb8(image) if wide else image
 
 
 def decode_color(data: bytes, path: Path | str) -> NDArray[np.uint8]:
-    """uint8 RGB [H, W, 3] as stored, whatever the channels. Raises PictureError where OpenCV cannot decode it."""
+    """Decode to uint8 RGB [H, W, 3], orientation as stored. Raises ImageError if OpenCV cannot decode it."""
     image = decode_with_flags(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION, path)
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)  # OpenCV 4.6 has no flag for RGB
 
 
 def decode_with_flags(data: bytes, flags: int, path: Path | str) -> NDArray:
-    """What OpenCV makes of encoded pixels with its ``flags``. Raises PictureError where it cannot decode them."""
+    """Decode an image with OpenCV and its ``flags``. Raises ImageError if OpenCV cannot decode it."""
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
@@ -176,7 +195,7 @@ def _to_rgb8(image: NDArray) -> NDArray[np.uint8]:
 
 
 def apply_orientation(image: NDArray, orientation: int) -> NDArray:
-    """The image [H, W, ...] turned and mirrored as the EXIF orientation says."""
+    """Rotate and mirror an image [H, W, ...] by its EXIF orientation, 1 to 8."""
     if orientation in (5, 6, 7, 8):
         image = image.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
@@ -192,7 +211,9 @@ def _read_with_pillow(data: bytes, path: Path | str) -> NDArray[np.uint8]:
     try:
         from PIL import Image, ImageOps, UnidentifiedImageError
     except ImportError:
-        raise DataError(f"{path} is no plain JPEG or PNG: reading it needs the package pillow.") from None
+        raise DataError(
+            f"{path} is not a plain JPEG or PNG. Reading it needs the package pillow: install it."
+        ) from None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -213,6 +234,6 @@ def _read_with_pillow(data: bytes, path: Path | str) -> NDArray[np.uint8]:
     except Image.DecompressionBombError as error:
         raise DataError(f"{path}: {error} At most {MAX_PIXELS // 10**6} Mpx are decoded.") from error
     except UnidentifiedImageError:
-        raise ImageError(f"{path} is no image: it begins with {data[:16]!r}. {FETCH_AGAIN}") from None
-    except Exception as error:  # so do its readers of damaged files
+        raise ImageError(f"{path} is not an image: it begins with {data[:16]!r}. {FETCH_AGAIN}") from None
+    except Exception as error:  # Pillow raises any kind of error for damaged files
         raise ImageError(f"{path} is truncated or damaged: {error}. {FETCH_AGAIN}") from error

@@ -1,8 +1,8 @@
-"""Parsed label files kept as arrays, and found again by the content of the files they came from.
+"""Cache of parsed label files as arrays. The key is the content of the label files.
 
 The folder is ``$PERCEPTION_CACHE`` (empty: no cache), else ``$XDG_CACHE_HOME/perception``, else
-``~/.cache/perception``. An entry is an uncompressed .npz without pickles, checked by its check sums when it is read and
-replaced where damaged. Deleting the folder at any time is safe.
+``~/.cache/perception``. An entry is an uncompressed .npz without pickles. Its check sums are verified when it is read,
+and a damaged entry is replaced. It is always safe to delete the folder.
 """
 
 from __future__ import annotations
@@ -30,29 +30,31 @@ from perception.types import DataError
 logger = logging.getLogger(__name__)
 
 MIN_CACHED_BYTES = 1_000_000
-"""Files that are smaller than this in sum are parsed: that is as fast."""
+"""Files with a smaller total size are not cached: parsing them is as fast."""
 
 MAX_CACHE_BYTES = 2_000_000_000
-"""Size of the whole cache; above it the entries that were not used for the longest time are removed."""
+"""Maximum size of the cache. Above it, the least recently used entries are removed."""
 
 _FORMAT = "perception index 1"
 _NAMES_KEY = "names of the arrays"
 _CHUNK_BYTES = 1 << 20
 _STALE_SECONDS = 86_400
-"""Seconds after which a half-written file is somebody's who was killed."""
+"""Seconds after which an unfinished file counts as left over from a killed process."""
 
 
 def load_or_build(kind: str, files: Sequence[Path], build: Callable[[], dict[str, NDArray]]) -> dict[str, NDArray]:
-    """What ``build()`` returns: from the cache where the same content was seen before, else built and kept.
+    """Return the result of ``build()``, from the cache if the same content was parsed before.
 
-    kind:  name of the format with a version ("coco 1"); another kind never gets these arrays
-    files: the label files that ``build`` reads; their content in this order is the key, their names are not
-    build: parses AND validates the files and raises for faults; returns arrays of numbers, with nothing of the recipe
-           or of the files' paths in them
+    If the cache cannot be read or written, ``build`` is called. The cache itself raises no errors.
 
-    Arrays may be read-only; large ones of uint8 stay in their file (`numpy.memmap`, see `MappedBytes`). The cache
-    itself
-    never raises: where it cannot be read or written, ``build`` is called.
+    Args:
+        kind: name of the format with a version ("coco 1"). Entries are never shared between kinds.
+        files: the label files that ``build`` reads. Their content in this order is the key, their names are not.
+        build: parses AND validates the files, raises for errors, and returns arrays of numbers. The arrays must not
+            depend on the recipe or on the paths of the files.
+
+    Returns:
+        Arrays, possibly read-only. Large uint8 arrays stay in their file (`numpy.memmap`, see `MappedBytes`).
     """
     folder, before = _find_cache_folder(), _stat_files(files)
     if folder is None or before is None or not MIN_CACHED_BYTES <= sum(size for size, _, _ in before) <= MAX_FILE_BYTES:
@@ -65,32 +67,32 @@ def load_or_build(kind: str, files: Sequence[Path], build: Callable[[], dict[str
     if found is not None:
         return found
     arrays = build()
-    if _stat_files(files) != before:  # written to meanwhile: nobody knows which content was parsed
+    if _stat_files(files) != before:  # changed meanwhile: it is unknown which content was parsed
         return arrays
     _store_entry(path, arrays)
     return _load_entry(path) or arrays
 
 
 def pack_texts(texts: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """(UTF-8 of all texts in a row, offsets [N + 1]): texts as arrays."""
+    """Pack texts into arrays: (UTF-8 of all texts concatenated, offsets [N + 1])."""
     return pack_bytes([text.encode("utf-8", "surrogatepass") for text in texts])
 
 
 def unpack_texts(blob: NDArray[np.uint8], offsets: NDArray[np.int64]) -> list[str]:
-    """The texts that `pack_texts` packed."""
+    """Return the texts that were packed by `pack_texts`."""
     data, edges = bytes(blob), offsets.tolist()
     return [data[a:b].decode("utf-8", "surrogatepass") for a, b in pairwise(edges)]
 
 
 def pack_bytes(parts: Sequence[bytes]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """(all parts in a row, offsets [N + 1])."""
+    """Concatenate byte strings: (all parts, offsets [N + 1])."""
     offsets = np.zeros(len(parts) + 1, np.int64)
     np.cumsum([len(part) for part in parts], out=offsets[1:])
     return np.frombuffer(b"".join(parts), np.uint8), offsets
 
 
 class MappedBytes:
-    """A uint8 array that is read by slices. One of the cache stays in its file, and pickles as the file's path."""
+    """A uint8 array that is read in slices. An array from the cache stays in its file and is pickled as a path."""
 
     def __init__(self, array: NDArray[np.uint8]) -> None:
         if isinstance(array, np.memmap) and array.filename is not None:
@@ -102,7 +104,7 @@ class MappedBytes:
         return self._length
 
     def read(self, start: int, stop: int) -> bytes:
-        """Bytes ``start`` to ``stop``. Raises DataError where the cache's file is gone."""
+        """Read the bytes ``start`` to ``stop``. Raises DataError if the file of the cache is missing."""
         if isinstance(self._data_or_path, bytes):
             return self._data_or_path[start:stop]
         try:
@@ -117,8 +119,8 @@ class MappedBytes:
 
     def _make_error(self, reason: str) -> DataError:
         return DataError(
-            f"{self._data_or_path}, an index in the cache, cannot be read any "
-            f"more: {reason}. Start again: it is made anew."
+            f"{self._data_or_path}, an index in the cache, can no longer be read: {reason}. "
+            "Start again: the index is rebuilt."
         )
 
     def __getstate__(self) -> tuple[str | bytes, int, int]:
@@ -131,7 +133,7 @@ class MappedBytes:
             try:
                 self._file = os.open(
                     self._data_or_path, os.O_RDONLY
-                )  # held open: it stays readable if the cache drops it
+                )  # an open file stays readable if the cache deletes it
             except OSError:
                 self._file = -1
 
@@ -141,7 +143,7 @@ class MappedBytes:
 
 
 def _find_cache_folder() -> Path | None:
-    """Where the cache is; None = there is none."""
+    """The folder of the cache; None = no cache."""
     given, home = os.environ.get("PERCEPTION_CACHE"), os.environ.get("XDG_CACHE_HOME")
     if given is not None:
         return Path(given).absolute() if given and "\0" not in given else None
@@ -152,7 +154,7 @@ def _find_cache_folder() -> Path | None:
 
 
 def _stat_files(files: Sequence[Path]) -> list[tuple[int, int, int]] | None:
-    """(size, time, inode) of every file; None where one cannot be read."""
+    """(size, time, inode) of every file; None if one cannot be read."""
     try:
         states = [path.stat() for path in files]
     except (OSError, ValueError):
@@ -168,22 +170,22 @@ def _hash_files(kind: str, files: Sequence[Path]) -> str:
 
 
 def _load_entry(path: Path) -> dict[str, NDArray] | None:
-    """The arrays of an entry; None where it is not there or not whole."""
+    """The arrays of an entry; None if it is missing or damaged."""
     try:
         with zipfile.ZipFile(path) as archive, path.open("rb") as file:
             arrays = {}
             for member in archive.infolist():
                 with archive.open(member) as content:
-                    while content.read(_CHUNK_BYTES):  # to its end, where the check sum is compared
+                    while content.read(_CHUNK_BYTES):  # zipfile compares the check sum at the end
                         pass
                 arrays[member.filename.removesuffix(".npy")] = _read_array(file, member)
         names = bytes(arrays.pop(_NAMES_KEY)).decode()
         if _join_names(arrays) != names:
-            raise ValueError(f"it holds {_join_names(arrays)!r}, not {names!r}")
-    except OSError:  # not there, or what cannot be read; writing it will tell
+            raise ValueError(f"it contains {_join_names(arrays)!r}, not {names!r}")
+    except OSError:  # missing or unreadable; writing the entry reports the error
         return None
-    except Exception as error:  # whatever the file holds
-        _warn_once(f"{path}, an index in the cache, is damaged and made anew: {error!r}.")
+    except Exception as error:  # any content may be damaged in any way
+        _warn_once(f"{path}, an index in the cache, is damaged and is rebuilt: {error!r}.")
         return None
     with suppress(OSError):
         os.utime(path)
@@ -191,13 +193,13 @@ def _load_entry(path: Path) -> dict[str, NDArray] | None:
 
 
 def _read_array(file: BinaryIO, member: zipfile.ZipInfo) -> NDArray:
-    """The array of a member; a large one of uint8 is mapped, not read."""
+    """The array of a member; a large uint8 array is memory-mapped."""
     file.seek(member.header_offset + 26)
     name, extra = (int.from_bytes(file.read(2), "little") for _ in range(2))
     start = member.header_offset + 30 + name + extra
     file.seek(start)
     if np.lib.format.read_magic(file) != (1, 0):
-        raise ValueError(f"{member.filename} is of another version")
+        raise ValueError(f"{member.filename} has an unsupported version")
     shape, _, dtype = np.lib.format.read_array_header_1_0(file)
     if dtype == np.uint8 and len(shape) == 1 and shape[0] >= MIN_CACHED_BYTES:
         return np.memmap(file.name, np.uint8, "r", file.tell(), shape)
@@ -206,7 +208,7 @@ def _read_array(file: BinaryIO, member: zipfile.ZipInfo) -> NDArray:
 
 
 def _store_entry(path: Path, arrays: dict[str, NDArray]) -> None:
-    """Write an entry at once or not at all, and make room for it."""
+    """Write an entry atomically and remove old ones."""
     assert all(array.dtype.kind in "biuf" for array in arrays.values()), "arrays of numbers only"
     if sum(array.nbytes for array in arrays.values()) > MAX_CACHE_BYTES:
         return
@@ -222,7 +224,7 @@ def _store_entry(path: Path, arrays: dict[str, NDArray]) -> None:
         _evict_entries(path)
     except OSError as error:
         _warn_once(
-            f"The cache of indexes in {path.parent} cannot be written, files are parsed at every start: {error}."
+            f"The index cache in {path.parent} cannot be written. Label files are parsed at every start: {error}."
         )
         if temporary is not None:
             with suppress(OSError):
@@ -231,16 +233,16 @@ def _store_entry(path: Path, arrays: dict[str, NDArray]) -> None:
 
 def _write_arrays(file: BinaryIO, arrays: dict[str, NDArray]) -> None:
     with zipfile.ZipFile(file, "w") as archive:
-        for name, array in arrays.items():  # not by numpy.savez, which pickles and looks at the clock
+        for name, array in arrays.items():  # numpy.savez would pickle and store the time
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.ascontiguousarray(array), (1, 0), allow_pickle=False)
 
 
 def _evict_entries(newest: Path) -> None:
-    """Remove what was not used for the longest time, and what was never finished."""
+    """Remove the least recently used entries and unfinished files."""
     entries = []
     for path in newest.parent.iterdir():
-        with suppress(OSError):  # another process removes them as well
+        with suppress(OSError):  # another process may remove it at the same time
             state = path.stat()
             if path.suffix == ".npz" and path != newest:
                 entries.append((state.st_mtime, state.st_size, path))
@@ -261,5 +263,5 @@ def _join_names(arrays: dict[str, NDArray]) -> str:
 
 @lru_cache(maxsize=64)
 def _warn_once(message: str) -> None:
-    """Say it once in a process."""
+    """Log a message once per process."""
     logger.warning("%s", message)

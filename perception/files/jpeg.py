@@ -1,7 +1,7 @@
-"""JPEGs: what their headers say before anything is decoded, and decoding that takes any damage for an error.
+"""JPEG headers, and strict JPEG decoding: any damage is an error.
 
-libjpeg fills what it misses with gray and counts a warning. Here a warning is an error, but for those of which the
-pixels know nothing (`_repair_segments`).
+libjpeg fills missing parts with gray and only counts a warning. Here a warning is an error, except the warnings that
+do not concern the pixels (`_repair_segments`).
 """
 
 from __future__ import annotations
@@ -25,19 +25,23 @@ from perception.files.image_headers import (
 
 SCAN_MARKER, END_MARKER = b"\xff\xda", b"\xff\xd9"
 MAX_SCANS = 500
-"""More scans than this no JPEG needs."""
+"""Maximum number of scans; valid JPEGs have fewer."""
 MAX_ZEROS = 16
-"""Bytes of zeros in a row that no camera's pixels become: with the tables of the standard, 40 coefficients of -1."""
+"""Zero bytes in a row that count as lost data: with the standard's tables they would be 40 coefficients of -1."""
 _FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 """Markers that begin a frame header."""
 
 
 @dataclass(frozen=True, slots=True)
 class JpegHeader:
-    """size: (height, width) as stored. orientation: the EXIF orientation, 1 to 8; 1 = upright. scan_offset: where the
-    first begins.
+    """Header of a JPEG.
 
-    is_sequential: each pixel is coded in one scan; component_ids: their numbers
+    Attributes:
+        size: (height, width) as stored.
+        orientation: EXIF orientation, 1 to 8; 1 = upright.
+        is_sequential: whether each pixel is coded in one scan.
+        component_ids: ids of the components, one byte each.
+        scan_offset: position of the first scan.
     """
 
     size: tuple[int, int]
@@ -48,7 +52,7 @@ class JpegHeader:
 
 
 def read_jpeg_header(data: bytes, path: Path | str) -> JpegHeader | None:
-    """What the segments before a JPEG's first scan say; None where ``data`` ends before it, or is none."""
+    """Read the segments before the first scan; None if ``data`` ends before it or is not a JPEG."""
     size, turn, sequential, components = (0, 0), None, True, b""
     for marker, begin, end in _iterate_segments(data):
         if marker in _FRAME_MARKERS and begin + 10 <= len(data):
@@ -63,7 +67,7 @@ def read_jpeg_header(data: bytes, path: Path | str) -> JpegHeader | None:
 
 
 def _iterate_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """(marker, begin, end) of each segment to the first scan's header, as libjpeg finds them."""
+    """(marker, begin, end) of each segment up to the header of the first scan, like libjpeg."""
     position = 2
     for _ in range(MAX_SEGMENTS):
         if position + 4 > len(data) or data[position] != 0xFF:
@@ -73,7 +77,7 @@ def _iterate_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
             filled = re.compile(rb"\xff*").match(data, position)
             position = filled.end() - 1 if filled else position + 1
             continue
-        if marker == 0x01 or 0xD0 <= marker <= 0xD8:  # they have no length
+        if marker == 0x01 or 0xD0 <= marker <= 0xD8:  # markers without a length
             position += 2
             continue
         end = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
@@ -84,9 +88,16 @@ def _iterate_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def decode_jpeg(data: bytes, path: Path | str, header: JpegHeader, reduction: int = 1) -> NDArray[np.uint8]:
-    """uint8 RGB [H, W, 3] as stored, each side ``reduction`` (1, 2, 4, 8) times smaller.
+    """Decode to uint8 RGB [H, W, 3], orientation as stored.
 
-    Raises PictureError where anything is missing, too much, or does not fit together.
+    Args:
+        data: the encoded JPEG.
+        path: the file, for messages.
+        header: its header.
+        reduction: 1, 2, 4 or 8: both sides become smaller by this factor.
+
+    Raises:
+        ImageError: data is missing, surplus or inconsistent.
     """
     try:
         try:
@@ -107,24 +118,28 @@ def decode_jpeg(data: bytes, path: Path | str, header: JpegHeader, reduction: in
 def _decode_strict(data: bytes, header: JpegHeader, reduction: int) -> NDArray[np.uint8]:
     height, width = (-(-side // reduction) for side in header.size)
     inks = len(header.component_ids) == 4
-    room = np.empty((height, width, 4 if inks else 3), np.uint8)  # no more is ever taken, whatever libjpeg finds
+    room = np.empty((height, width, 4 if inks else 3), np.uint8)  # limits the memory, whatever libjpeg finds
     kind = "CMYK" if inks else "RGB"
     image = simplejpeg.decode_jpeg(data, kind, min_height=height, min_width=width, buffer=room, strict=True)
     if image.shape != room.shape:
-        raise ValueError(f"it decodes to {image.shape[1]} x {image.shape[0]} pixels where {width} x {height} are told")
+        raise ValueError(
+            f"it decodes to {image.shape[1]} x {image.shape[0]} pixels but its header has {width} x {height}"
+        )
     if not inks:
         return image
     return ((image[..., :3].astype(np.uint16) * image[..., 3:] + 127) // 255).astype(np.uint8)  # 255 = no ink
 
 
 def _check_scans(data: bytes, header: JpegHeader) -> None:
-    """Raise ValueError where a component is in no scan: its pixels would be gray."""
+    """Raise ValueError if a component is in no scan: its pixels would be gray."""
     missing = set(header.component_ids)
     position, count = header.scan_offset, 0
     while position >= 0 and missing:
         number = data[position + 4] if position + 4 < len(data) else 0
         found = data[position + 5 : position + 5 + 2 * number : 2]
-        if data[position + 5 + 2 * number : position + 6 + 2 * number] == b"\0":  # it holds the mean of each block
+        if (
+            data[position + 5 + 2 * number : position + 6 + 2 * number] == b"\0"
+        ):  # the scan contains the mean of each block
             missing -= set(found)
         count += 1
         position = data.find(SCAN_MARKER, position + 2)
@@ -135,18 +150,18 @@ def _check_scans(data: bytes, header: JpegHeader) -> None:
 
 
 def _check_zeros(data: bytes, header: JpegHeader) -> None:
-    """Raise ValueError where zeros stand for lost data, which libjpeg takes for coefficients without a word."""
+    """Raise ValueError if data was replaced by zeros, which libjpeg decodes without a warning."""
     if not header.is_sequential:
         return
     at = data.find(
         bytes(MAX_ZEROS), header.scan_offset, max(header.scan_offset, data.find(END_MARKER, header.scan_offset))
     )
     if at >= 0 and not _is_flat_image(data):
-        raise ValueError(f"its data from byte {at} on is zeros")
+        raise ValueError(f"its data is zero from byte {at} on")
 
 
 def _is_flat_image(data: bytes) -> bool:
-    """Whether each Huffman table that is the image's own writes the end of a block in zeros: flat images do."""
+    """Whether every Huffman table in the file codes the end of a block as zeros, as in flat images."""
     firsts = []
     for marker, begin, end in _iterate_segments(data):
         at = begin + 4
@@ -158,20 +173,20 @@ def _is_flat_image(data: bytes) -> bool:
 
 
 def check_jpeg(data: bytes, path: Path | str) -> JpegHeader:
-    """What a JPEG's header says, after checking its size and the number of its scans."""
+    """Read the header of a JPEG and check its size and its number of scans. Raises ImageError."""
     header = read_jpeg_header(data, path)
     if header is None:
         raise ImageError(f"{path} is a truncated or damaged JPEG ({len(data)} bytes). {FETCH_AGAIN}")
     if data.count(SCAN_MARKER) > MAX_SCANS:
-        raise ImageError(f"{path} goes over its pixels more than {MAX_SCANS} times. Save it again as a plain JPEG.")
+        raise ImageError(f"{path} has more than {MAX_SCANS} scans. Save it again as a plain JPEG.")
     return header
 
 
 def _repair_segments(data: bytes, header: JpegHeader) -> bytes:
-    """The same image without what libjpeg warns of though its pixels are whole.
+    """The same image without the parts that cause a warning of libjpeg although the pixels are complete.
 
-    Cameras and editors write JFIF and Adobe segments of unknown versions, damaged color profiles, the parameters of
-    progressive scans into sequential ones, and zeros before the end marker.
+    Cameras and editors write JFIF and Adobe segments of unknown versions, damaged color profiles, progressive
+    parameters in sequential scans, and zeros before the end marker.
     """
     parts, position = [data[:2]], 2
     for marker, begin, end in _iterate_segments(data):

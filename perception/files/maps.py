@@ -1,5 +1,4 @@
-"""Reading files of numbers as they are stored: segmentation masks, depth, disparity; and of colors that stand for
-classes."""
+"""Readers of maps with the stored numbers unchanged (segmentation masks, depth, disparity), and of color masks."""
 
 from __future__ import annotations
 
@@ -29,36 +28,41 @@ from perception.files.images import IMAGE_SUFFIXES, decode_color, decode_with_fl
 from perception.types import DataError
 
 MAP_SUFFIXES = IMAGE_SUFFIXES | {*ARRAY_SUFFIXES, ".pfm", ".pnm", ".exr"}
-"""Of files that are looked at as maps; JPEGs among them, to be refused by name."""
+"""Suffixes of files that count as maps. They include JPEG, which is refused with its own error."""
 
 _EXR = b"\x76\x2f\x31\x01"
 _MAX_WORDS = 1 << 22
-"""Numbers that are read from text: Python keeps each as an object."""
+"""Largest count of numbers in a text file: Python stores each one as an object."""
 _PGM = re.compile(rb"P[25]%s+(\d{1,9})%s+(\d{1,9})%s+(\d{1,5})\s" % ((rb"(?:\s|#[^\n]*\n)",) * 3))
 _SINGLE_CHANNEL_MODES = ("1", "L", "P", "I", "F", "I;16", "I;16L", "I;16B")
-"""Pillow's names for one channel."""
+"""Pillow's modes with one channel."""
 _LOSSY_MESSAGE = (
-    "is a JPEG, or compressed like one, which changes the numbers at every border. Make it again from the originals, "
-    "as a PNG."
+    "is a JPEG or has lossy compression, which changes the numbers at every border. Create it again from the "
+    "original data, as a PNG."
 )
 _COLORS_HINT = (
-    "Where colors are classes, give segmentation_masks their list: colors: "
-    "...; where all channels are equal, what their "
-    "values are: values: {0: ..., 255: ...}. If distances are packed into colors (CARLA: 1000 m * (R + 256 G + "
-    "65536 B) / 16777215), unpack them first, into .npy or a 16-bit PNG."
+    "If colors are classes, give segmentation_masks the option colors: ...; if all channels are equal, the option "
+    "values: {0: ..., 255: ...}. If distances are encoded in colors (CARLA: 1000 m * (R + 256 G + "
+    "65536 B) / 16777215), decode them first, to .npy or a 16-bit PNG."
 )
 
 
 def read_map(path: Path, array_name: str | None = None, merge_channels: bool = False) -> NDArray:
-    """Numbers as stored, [H, W], of any kind: ids, distances, disparities.
+    """Read a map with its stored numbers: ids, distances or disparities.
 
-    Palettes give the index, files of one bit truth values.
+    Formats: PNG, TIFF, BMP, PGM, PFM, GIF, lossless WebP, EXR if OpenCV supports it, .npy and .npz. The size is checked
+    before decoding.
 
-    array_name: name in a .npz
-    merge_channels: whether channels that are all equal count as one, and transparency is left out
+    Args:
+        path: the file.
+        array_name: name of the array in a .npz.
+        merge_channels: treat equal channels as one, and drop transparency.
 
-    PNG, TIFF, BMP, PGM, PFM, GIF, lossless WebP, EXR where OpenCV reads it, .npy and .npz. The size is checked before
-    anything is decoded. Raises DataError where the file is missing, damaged, lossy, or has more than one channel.
+    Returns:
+        [H, W] with the stored dtype. Palette images give the index, 1-bit images give bool.
+
+    Raises:
+        DataError: the file is missing, damaged, lossy, or has more than one channel.
     """
     if path.suffix.lower() in ARRAY_SUFFIXES:
         return read_map_array(path, array_name)
@@ -72,7 +76,7 @@ def read_map(path: Path, array_name: str | None = None, merge_channels: bool = F
             return _read_pgm(data, path)
         image = _open_with_pillow(data, path)
         if image.mode == "P" and image.format != "TIFF" and _is_gray(image):
-            return np.asarray(image.convert("L"))  # a GIF and a BMP cannot do without a palette
+            return np.asarray(image.convert("L"))  # GIF and BMP always have a palette
         if image.mode in _SINGLE_CHANNEL_MODES:
             return np.asarray(image)
         return _select_channel(np.asarray(image), path, merge_channels)
@@ -81,9 +85,10 @@ def read_map(path: Path, array_name: str | None = None, merge_channels: bool = F
 
 
 def read_colors(path: Path) -> NDArray[np.uint8]:
-    """Colors as stored, uint8 RGB [H, W, 3]; palettes and gray are their colors, transparency is left out.
+    """Read colors as stored, uint8 RGB [H, W, 3]. Palettes and gray become RGB, transparency is dropped.
 
-    Raises DataError where the file is missing, damaged, lossy, or has more than 8 bits per channel.
+    Raises:
+        DataError: the file is missing, damaged, lossy, or has more than 8 bits per channel.
     """
     try:
         data = _read_lossless(path)
@@ -101,7 +106,7 @@ def read_colors(path: Path) -> NDArray[np.uint8]:
 
 def _read_lossless(path: Path) -> bytes:
     if path.suffix.lower() in ARRAY_SUFFIXES:
-        raise DataError(f"{path} is an array. Expected an image of colors: colors: is not for arrays.")
+        raise DataError(f"{path} is an array. Expected a color image, because the option colors is set.")
     data = read_image_bytes(path)
     if data.startswith(JPEG_SIGNATURE) or (data[8:12] == b"WEBP" and b"VP8L" not in data[:4096]):
         raise DataError(f"{path} {_LOSSY_MESSAGE}")
@@ -119,9 +124,8 @@ def _read_png(data: bytes, path: Path, merge_channels: bool) -> NDArray:
         return _select_channel(decode_with_flags(data, cv2.IMREAD_UNCHANGED, path), path, merge_channels)
     kind = {2: "RGB", 4: "gray with alpha", 6: "RGBA"}.get(color, f"{depth}-bit gray")
     raise DataError(
-        f"{path} is a {kind} PNG{_describe_frequent_colors(data)}. Expected one "
-        "channel of ids or distances: gray, 8 or 16 bit, "
-        f"or a palette whose index is the id. {_COLORS_HINT}"
+        f"{path} is a {kind} PNG{_describe_frequent_colors(data)}. Expected one channel of ids or distances: "
+        f"gray with 8 or 16 bit, or a palette whose index is the id. {_COLORS_HINT}"
     )
 
 
@@ -136,8 +140,7 @@ def _read_palette(data: bytes, path: Path) -> NDArray:
 
 
 def _select_channel(values: NDArray, path: Path, merge_channels: bool) -> NDArray:
-    """The one channel of [H, W] or [H, W, C]; with ``merge_channels`` that of equal ones, the last of 2 and 4 left
-    out."""
+    """The single channel of [H, W] or [H, W, C]. ``merge_channels`` drops alpha and merges equal channels."""
     if values.ndim == 2:
         return values
     channels = values[..., : {2: 1, 4: 3}.get(values.shape[2], values.shape[2])]
@@ -145,13 +148,12 @@ def _select_channel(values: NDArray, path: Path, merge_channels: bool) -> NDArra
         return np.ascontiguousarray(channels[..., 0])
     raise DataError(
         f"{path} has {values.shape[2]} channels{' that differ' if merge_channels else ''}. "
-        "Expected one, of ids or distances. "
-        f"{_COLORS_HINT}"
+        f"Expected one, of ids or distances. {_COLORS_HINT}"
     )
 
 
 def _read_pgm(data: bytes, path: Path) -> NDArray:
-    """Gray PNM; other readers stretch its numbers to 8 or 16 bits."""
+    """Gray PNM; other readers rescale its numbers to 8 or 16 bits."""
     header = _PGM.match(data[:4096])
     if header is None:
         raise DataError(f"{path} is a damaged PGM. Fetch the file again.")
@@ -173,7 +175,7 @@ def _read_pgm(data: bytes, path: Path) -> NDArray:
 def _read_exr(data: bytes, path: Path) -> NDArray:
     window = re.search(rb"dataWindow\0box2i\0\x10\0\0\0(.{16})", data[:65536], re.DOTALL)
     if window is None:
-        raise DataError(f"{path} is a damaged EXR: it tells no size. Fetch the file again.")
+        raise DataError(f"{path} is a damaged EXR: it has no size. Fetch the file again.")
     left, top, right, bottom = struct.unpack("<4i", window[1])
     if right < left or bottom < top:
         raise DataError(f"{path} is a damaged EXR: {right - left} x {bottom - top} pixels. Fetch the file again.")
@@ -184,18 +186,18 @@ def _read_exr(data: bytes, path: Path) -> NDArray:
         image = None
     if image is None:
         raise DataError(
-            f"{path} is an EXR, which this OpenCV does not read (most builds are without it; others want the variable "
+            f"{path} is an EXR, which this OpenCV cannot read (most builds have no support; others need the variable "
             "OPENCV_IO_ENABLE_OPENEXR=1). Convert it to .npy, or to a TIFF of 32-bit floats."
         )
     return image
 
 
 def _open_with_pillow(data: bytes, path: Path) -> Any:
-    """The first page of an image as Pillow decodes it: a ``PIL.Image``."""
+    """The first page of an image, as a ``PIL.Image``."""
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError:
-        raise DataError(f"{path} is no PNG: reading it needs the package pillow.") from None
+        raise DataError(f"{path} is not a PNG. Reading it needs the package pillow: install it.") from None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -203,7 +205,7 @@ def _open_with_pillow(data: bytes, path: Path) -> Any:
             check_image_size(*image.size, path)
             if image.info.get("compression") in ("jpeg", "tiff_jpeg", "webp"):
                 raise DataError(f"{path} {_LOSSY_MESSAGE}")
-            bits = getattr(image, "tag_v2", {}).get(258, (8,))  # Pillow cuts colors of 16 bits down to 8
+            bits = getattr(image, "tag_v2", {}).get(258, (8,))  # Pillow truncates 16-bit colors to 8 bits
             if image.mode not in _SINGLE_CHANNEL_MODES and max(np.ravel(bits)) > 8:
                 raise DataError(f"{path} has {max(np.ravel(bits))} bits in each of several channels. Expected one.")
             image.load()
@@ -216,10 +218,10 @@ def _open_with_pillow(data: bytes, path: Path) -> Any:
         ) from error
     except UnidentifiedImageError:
         raise DataError(
-            f"{path} is no map that can be read: it begins with {data[:16]!r}. Expected PNG, TIFF (whole numbers, or "
+            f"{path} is not a readable map: it begins with {data[:16]!r}. Expected PNG, TIFF (integers or "
             "32-bit floats), BMP, PGM, PFM, GIF, .npy or .npz. Convert it."
         ) from None
-    except Exception as error:  # Pillow's readers raise anything for damaged files
+    except Exception as error:  # Pillow raises any kind of error for damaged files
         raise DataError(f"{path} is truncated or damaged: {error}. Fetch the file again.") from error
 
 
@@ -229,7 +231,7 @@ def _is_gray(image: Any) -> bool:
 
 
 def _describe_frequent_colors(data: bytes) -> str:
-    """The most frequent colors of an RGB map, for the message."""
+    """The most frequent colors of an RGB image, for the message."""
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     if image is None:
         return ""

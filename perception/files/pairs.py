@@ -1,4 +1,4 @@
-"""Which map belongs to which image: files of one name, or names that fit two patterns."""
+"""Pairing of images and maps, by equal names or by two name patterns."""
 
 from __future__ import annotations
 
@@ -20,15 +20,20 @@ PairKey = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class PairPatterns:
-    """How a reader's config names what belongs together.
+    """Folders and name patterns of a reader's config.
 
-    images, maps: folders, relative to the data root
-    suffix:       of a map's stem after that of its image
-    image, map:   patterns instead: the texts that "*" stands for are those of the pair. A pattern without "/" is of the
-                  file's name in any folder, "*" stands for no "/". Where all that are given end in "*", names count
-                  without their extensions
-    map_key:          what the recipe calls ``map``
-    map_description:         one map in words, for messages
+    The patterns ``image`` and ``map`` replace ``suffix``: files with equal texts for "*" are a pair. "*" does not match
+    "/". A pattern without "/" is for the file name, in any folder. If all given patterns end in "*", extensions are
+    ignored.
+
+    Attributes:
+        images: folder of the images, relative to the data root.
+        maps: folder of the maps, relative to the data root.
+        suffix: text that the stem of a map has after the stem of its image.
+        image: pattern of the images, or None.
+        map: pattern of the maps, or None.
+        map_key: name of ``map`` in the recipe.
+        map_description: a map in words, for messages.
     """
 
     images: str
@@ -40,30 +45,39 @@ class PairPatterns:
     map_description: str
 
     def check(self, where: str) -> None:
-        """Raise ConfigError where the patterns cannot make pairs."""
+        """Raise ConfigError if the patterns cannot make pairs. ``where`` names the reader."""
         for key, pattern in (("image", self.image), (self.map_key, self.map)):
             if pattern is not None and ("*" not in pattern or "**" in pattern or pattern.startswith("/")):
                 raise ConfigError(
-                    f"{where}: {key} is {pattern!r}. Expected the names with '*' for what differs between images, "
+                    f"{where}: {key} is {pattern!r}. Expected a name with '*' for the part that differs per image, "
                     "for example '*_sat.jpg'."
                 )
         stars = {pattern.count("*") for pattern in (self.image, self.map) if pattern is not None}
         if len(stars) > 1:
             raise ConfigError(
-                f"{where}: image is {self.image!r} and {self.map_key} {self.map!r}. Expected as many '*' in both."
+                f"{where}: image is {self.image!r} and {self.map_key} {self.map!r}. Expected equally many '*' in both."
             )
         if self.map is not None and self.suffix:
             raise ConfigError(
-                f"{where}: both {self.map_key} and suffix say how a {self.map_description} is called. Keep one of them."
+                f"{where}: both {self.map_key} and suffix give the name of a {self.map_description}. Keep one of them."
             )
 
 
 def pair_files(root: Path, patterns: PairPatterns, problems: Counter[str]) -> dict[Path, Path]:
-    """Image -> its map.
+    """Find the map of each image.
 
-    Images without a partner are not labeled; they and partners without an image are counted in ``problems``. Where
-    one folder holds both, a map is no image. Links may lead anywhere under ``root``. Raises DataError where nothing
-    fits together.
+    Images without a map are not labeled. In a folder with both, a map does not count as an image.
+
+    Args:
+        root: data root; links must stay in it.
+        patterns: folders and name patterns.
+        problems: receives the number of images without a map and of maps without an image.
+
+    Returns:
+        Image -> its map.
+
+    Raises:
+        DataError: there is no pair, or a file is ambiguous.
     """
     images = require_folder(root, patterns.images, "images")
     maps = require_folder(root, patterns.maps, f"{patterns.map_description}s")
@@ -90,10 +104,7 @@ def pair_files(root: Path, patterns: PairPatterns, problems: Counter[str]) -> di
 
 
 def _make_key_function(pattern: str | None, suffix: str, without_extension: bool) -> Callable[[str], PairKey | None]:
-    """A function: path under a folder -> what its partner has in common with it; None where it is none.
-
-    without_extension: match the pattern with names without their extensions
-    """
+    """A function: path under a folder -> key that a pair has in common; None if the path does not match."""
     expression = re.compile("([^/]*)".join(map(re.escape, (pattern or "").split("*"))), re.DOTALL)
     whole = "/" in (pattern or "")
 
@@ -113,7 +124,7 @@ def _make_key_function(pattern: str | None, suffix: str, without_extension: bool
 def _separate_files(
     image_paths: dict[Path, PairKey], files: dict[Path, PairKey], images: Path, maps: Path, patterns: PairPatterns
 ) -> tuple[dict[Path, PairKey], dict[Path, PairKey]]:
-    """Images and maps, each file in one of the two."""
+    """Images and maps, without files in both."""
     both = image_paths.keys() & files.keys()
     if not both:
         return image_paths, files
@@ -124,8 +135,8 @@ def _separate_files(
     jpegs = {path for path in both if path.suffix.lower() in _LOSSY_SUFFIXES}  # a.jpg with a.png
     if not jpegs or jpegs == files.keys():
         raise DataError(
-            f"{images} holds images and {patterns.map_description}s, and nothing "
-            "says which is which. Give patterns, for "
+            f"{images} holds images and {patterns.map_description}s, and their names do not differ. "
+            "Give patterns, for "
             f"example image: '*_image.png', {patterns.map_key}: '*_{patterns.map_key}.png', or a suffix."
         )
     return _exclude_paths(image_paths, both - jpegs), _exclude_paths(files, jpegs)
@@ -136,7 +147,7 @@ def _exclude_paths(keys: dict[Path, PairKey], paths: Collection[Path]) -> dict[P
 
 
 def _index_by_key(keys: dict[Path, PairKey], prefer_lossless: bool = False) -> dict[PairKey, Path]:
-    """Raises DataError for two files of one key; ``prefer_lossless`` passes over a JPEG beside a map."""
+    """Key -> file. Raises DataError for two files with one key; ``prefer_lossless`` skips a JPEG beside a map."""
     lossy = {path for path in keys if prefer_lossless and path.suffix.lower() in _LOSSY_SUFFIXES}
     found: dict[PairKey, Path] = {}
     for path, key in sorted(keys.items(), key=lambda item: item[0] in lossy):
@@ -160,7 +171,7 @@ def _describe_no_pairs(patterns: PairPatterns, count: int, images: Path, maps: P
     hint += f"{patterns.map_key}: '*_{patterns.map_key}.png'."
     if unread and not files:
         end, number = unread[0]
-        hint = f"{number} files there end in {quote_value(end)}, which is not read: convert them to PNG or .npy."
+        hint = f"{number} files there end in {quote_value(end)}, which is not supported: convert them to PNG or .npy."
     elif files:
         hint = f"The first is {quote_value(next(iter(files)).name, 120)}. {hint}"
     return (

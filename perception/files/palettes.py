@@ -1,4 +1,4 @@
-"""Palettes of segmentation masks: whether an index has one color in all of them."""
+"""Check of the palettes of segmentation masks: an index should have the same color in all of them."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _PALETTE_COLOR_TYPE = 3
 
 
 def count_mismatched_palettes(mask_paths: Sequence[Path], ids: Collection[int]) -> int:
-    """How many of some of the maps give one of ``ids`` another color than the ones before.
+    """Count the masks, in a sample of them, in which one of ``ids`` has another color than in earlier masks.
 
-    So they do where a program numbers the colors of each image for itself: then the index is no class.
+    This happens if a program numbers the colors of each image separately. Then the index is not a class.
     """
     palettes = {
         path: found
@@ -34,7 +34,7 @@ def count_mismatched_palettes(mask_paths: Sequence[Path], ids: Collection[int]) 
     for path, palette in palettes.items() if len(set(palettes.values())) > 1 else ():
         try:
             used = np.intersect1d(read_map(path), list(ids)).tolist()
-        except DataError:  # told where the map is used
+        except DataError:  # reported when the map is used
             continue
         own = {index: palette[3 * index : 3 * index + 3] for index in used}
         count += any(colors.get(index, color) != color for index, color in own.items())
@@ -43,11 +43,11 @@ def count_mismatched_palettes(mask_paths: Sequence[Path], ids: Collection[int]) 
 
 
 def _read_palette(path: Path) -> bytes:
-    """The colors of a PNG with a palette, RGB one after the other; empty for other files."""
+    """The palette of a PNG as RGB bytes; empty for other files."""
     try:
         with path.open("rb") as file:
             head = file.read(_HEAD_BYTES)
-    except OSError:  # told where the map is used
+    except OSError:  # reported when the map is used
         return b""
     if not head.startswith(PNG_SIGNATURE) or head[25:26] != bytes([_PALETTE_COLOR_TYPE]):
         return b""

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and what to say where the system refuses them."""
+"""Atomic file writing, and clear errors if the system cannot write."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from pathlib import Path
 from perception.types import PerceptionError
 
 DISK_FULL_ERRNOS = frozenset((errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)))
-"""What the system says where a disk, a quota or the limit of a file's size is full."""
+"""Error numbers for a full disk, an exhausted quota or the limit of the file size."""
 REFUSED_ERRNOS = frozenset(
     (
         errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR,
         errno.ENAMETOOLONG, errno.ELOOP,
     )
 )  # fmt: skip
-"""What it says where a file or folder is not as it should be."""
+"""Error numbers for wrong paths, permissions or types of files and folders."""
 MIN_FREE_BYTES = 1 << 20
-"""Bytes that must be free on a disk for a run to go on: enough to close what is open."""
+"""Bytes that must be free on the disk of a run: enough to close the open files."""
 PARTIAL_PREFIX = ".partial-"
-"""What the names of files begin with that are being written."""
+"""Start of the names of files that are being written."""
 
 
 class DiskFullError(PerceptionError):
-    """Nothing more can be written. What has been written is whole."""
+    """The disk is full. All files that were written before are complete."""
 
 
 def make_write_error(path: str | Path, error: OSError) -> PerceptionError:
-    """``error`` in a sentence."""
+    """Make the error for a failed write, with its cause and what to do."""
     reason = error.strerror or str(error)
     if error.errno in DISK_FULL_ERRNOS:
         return DiskFullError(f"{path} cannot be written: {reason}. Free some space, or write to another disk.")
@@ -42,7 +42,7 @@ def make_write_error(path: str | Path, error: OSError) -> PerceptionError:
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether what failed did so because of a full disk, quota or limit."""
+    """Return whether an error or one of its causes is a full disk, quota or size limit."""
     while error is not None:
         if isinstance(error, DiskFullError) or (isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS):
             return True
@@ -52,7 +52,7 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 @contextmanager
 def convert_write_errors(path: str | Path) -> Iterator[None]:
-    """What the system refuses within it is a PerceptionError, or a FullError. path: told where the error names none."""
+    """Convert OSError to PerceptionError or DiskFullError. ``path`` is used if the error has no file name."""
     try:
         yield
     except OSError as error:
@@ -60,7 +60,7 @@ def convert_write_errors(path: str | Path) -> Iterator[None]:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write aside, then rename: nobody ever sees a part of it. Makes the folder. Raises PerceptionError."""
+    """Turn OSError into PerceptionError or DiskFullError. ``path`` is used if the error names no file."""
     aside = path.with_name(f"{PARTIAL_PREFIX}{os.getpid()}-{threading.get_ident()}")
     with convert_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +74,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def check_free_space(folder: Path) -> None:
-    """Raise FullError where the disk of ``folder`` is all but full, while there is room to close what is open."""
+    """Raise DiskFullError if the disk of ``folder`` has less than `MIN_FREE_BYTES` free."""
     with convert_write_errors(folder):
         free = shutil.disk_usage(folder).free
     if free < MIN_FREE_BYTES:
@@ -84,15 +84,15 @@ def check_free_space(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make it, with those above it. Raises PerceptionError also where it is there and nothing can be written to it."""
+    """Create a folder and its parents. Raises PerceptionError if this fails or the folder is not writable."""
     with convert_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, "nothing can be written to it", str(folder))
+            raise PermissionError(errno.EACCES, "the folder is not writable", str(folder))
 
 
 def append_line(file: FileIO, path: Path, line: str) -> None:
-    """Add a line of text to an unbuffered file, whole or not at all. Raises PerceptionError."""
+    """Append a line of text to an unbuffered file, completely or not at all. Raises PerceptionError."""
     whole, rest = file.tell(), memoryview(f"{line}\n".encode())
     try:
         while rest:
@@ -103,14 +103,14 @@ def append_line(file: FileIO, path: Path, line: str) -> None:
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Remove what killed processes have left under ``folder`` of files that they were writing."""
+    """Remove the unfinished files that killed processes left under ``folder``."""
     with convert_write_errors(folder):
         for path in folder.rglob(f"{PARTIAL_PREFIX}*"):
             path.unlink(missing_ok=True)
 
 
 def hash_file(path: Path) -> bytes:
-    """The SHA-256 of a file's content."""
+    """Return the SHA-256 of the content of a file."""
     found = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(1 << 20):

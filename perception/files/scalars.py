@@ -1,4 +1,4 @@
-"""Numbers and flags of label files by what they mean, whatever type a tool wrote them in."""
+"""Parsing of numbers and flags in label files, which tools write with different types."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _NUMBER = re.compile(r"[+-]?(\d{1,40}\.?\d{0,40}|\.\d{1,40})([eE][+-]?\d{1,3})?"
 
 
 def parse_flag(value: Any, where: str, key: str) -> bool:
-    """Whether a flag is set: true, 1, 1.0, "1", "yes", "True" ...; not where it is absent, null, 0, "0", "no" or "".
+    """Return whether a flag is set: true, 1, 1.0, "1", "yes", "True" ...; not for None, 0, "0", "no" or "".
 
-    A number over 1 is a degree of it (DOTA's difficult: 2), and set. Raises DataError at ``where`` for anything else.
+    A number over 1 is a degree (DOTA's difficult: 2) and counts as set. Raises DataError for other values.
     """
     if value is None or isinstance(value, bool):
         return bool(value)
@@ -30,7 +30,7 @@ def parse_flag(value: Any, where: str, key: str) -> bool:
 
 
 def parse_integer(value: Any) -> int | None:
-    """The whole number of 64 bits that a value stands for (7, 7.0, "7", "7.0"); None where it is none."""
+    """Convert a value (7, 7.0, "7", "7.0") to a 64-bit integer; None if it is not one."""
     if type(value) is not int:
         number = parse_number(value)
         if number is None or not abs(number) <= 1 << 53 or number != int(number):
@@ -40,7 +40,7 @@ def parse_integer(value: Any) -> int | None:
 
 
 def parse_number(value: Any) -> float | None:
-    """The number that a value stands for (7, 7.5, "7.5"), those beyond 1e300 cut there; None where it is none."""
+    """Convert a value (7, 7.5, "7.5") to a number; None if it is not one. Integers are clipped to 1e300."""
     if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
         return float(value)
     if type(value) is float:

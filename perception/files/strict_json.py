@@ -1,4 +1,4 @@
-"""JSON that is exactly JSON, in UTF-8 (or UTF-16 with its mark): no NaN, no key given twice; errors tell the byte."""
+"""Strict JSON in UTF-8, or UTF-16 with a byte order mark: no NaN, no duplicate keys. Errors give the byte offset."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ class _InvalidJson(Exception):
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises DataError with the byte offset where it is not valid.
+    """Read a JSON file. Raises DataError with the byte offset if it is not valid.
 
-    Values in it may be anything that JSON permits, nested as deep as Python's stack goes: quote them by `shown`.
+    It may contain any JSON values, nested as deep as Python's stack permits. Quote them with `quote_value`.
     """
+    text = ""
     try:
         data = _read_content(path)
         text = data.decode(detect_encoding(data))
@@ -40,19 +41,18 @@ def read_json(path: Path) -> Any:
         offset = len(error.doc[: error.pos].encode())
         raise DataError(
             f"{path} is not valid JSON at byte {offset} of {len(error.doc.encode())} (line {error.lineno}): "
-            f"{error.msg}. "
-            "It may be truncated: fetch it again."
+            f"{error.msg}. It may be truncated: fetch it again."
         ) from error
     except _InvalidJson as error:
-        raise DataError(f"{path}: {error} at byte {_find_offset(text)}. Write it out again without.") from None
-    except ValueError as error:  # a number of thousands of digits
+        raise DataError(f"{path}: {error} at byte {_find_offset(text)}. Write the file again without it.") from None
+    except ValueError as error:  # a number with thousands of digits
         raise DataError(f"{path}: {error}.") from error
     except RecursionError:
         raise DataError(f"{path} is nested too deeply to be annotations.") from None
 
 
 def quote_value(value: object, length: int = 80) -> str:
-    """A value from a file as it is quoted in a message: short, on one line, however long, deep or odd it is."""
+    """Quote a value from a file for a message: short and on one line, whatever the value is."""
     quoter = reprlib.Repr()
     quoter.maxstring = quoter.maxlong = quoter.maxother = length
     quoter.maxlist = quoter.maxdict = quoter.maxtuple = 6
@@ -61,7 +61,7 @@ def quote_value(value: object, length: int = 80) -> str:
 
 
 def detect_encoding(data: bytes | bytearray) -> str:
-    """The encoding of a text by its byte order mark: "utf-16", or "utf-8-sig", which is UTF-8 with or without one."""
+    """Detect the encoding by the byte order mark: "utf-16", or "utf-8-sig", which is UTF-8 with or without a mark."""
     return "utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
 
@@ -75,14 +75,14 @@ def _read_content(path: Path) -> bytearray:
             raise DataError(f"{path} has {size} bytes. At most {MAX_JSON_BYTES} are read: split it.")
         while piece := file.read(_PIECE_BYTES):
             data += piece
-            if b"\0" in piece and detect_encoding(data) != "utf-16":  # a disk that was full leaves a hole
+            if b"\0" in piece and detect_encoding(data) != "utf-16":  # a full disk leaves a hole
                 at = len(data) - len(piece) + piece.index(0)
-                raise DataError(f"{path} is not valid JSON at byte {at} of {size}: it holds a NUL. Fetch it again.")
+                raise DataError(f"{path} is not valid JSON at byte {at} of {size}: it contains a NUL. Fetch it again.")
     return data
 
 
 def _refuse_constant(name: str) -> None:
-    raise _InvalidJson(f"{name} is no JSON number")
+    raise _InvalidJson(f"{name} is not a JSON number")
 
 
 def _check_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def _check_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _find_offset(text: str) -> int:
-    """The byte of the first NaN, infinity or repeated key."""
+    """Byte offset of the first NaN, infinity or duplicate key."""
     stack: list[set[str] | None] = []
     key_next = False
     for token in _TOKEN.finditer(text):

@@ -1,4 +1,4 @@
-"""XML that is only elements and text: no document types, no entities, bounded in size; errors tell the line."""
+"""Strict XML of elements and text only: no document types or entities, limited size. Errors give the line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,14 @@ ENCODINGS = ("utf-8", "us-ascii", "utf-16", "iso-8859-1", "windows-1252")
 
 @dataclass(slots=True)
 class XmlElement:
-    """tag, the line where it starts, its text without the blanks around it, and the elements in it. No attributes."""
+    """An XML element, without attributes.
+
+    Attributes:
+        tag: its name.
+        line: line where it starts.
+        text: its text, stripped.
+        children: the elements in it.
+    """
 
     tag: str
     line: int
@@ -26,11 +33,11 @@ class XmlElement:
     children: list[XmlElement] = field(default_factory=list)
 
     def find_all(self, tag: str) -> list[XmlElement]:
-        """The elements called ``tag`` directly in this one."""
+        """Return the children with the name ``tag``."""
         return [child for child in self.children if child.tag == tag]
 
     def find_first(self, tag: str) -> XmlElement | None:
-        """The first element called ``tag`` directly in this one; None where there is none."""
+        """Return the first child with the name ``tag``, or None."""
         return next((child for child in self.children if child.tag == tag), None)
 
 
@@ -39,7 +46,7 @@ class _InvalidXml(Exception):
 
 
 def check_xml_file(path: Path) -> None:
-    """Raise DataError where there is no file, or one of more than `MAX_BYTES`."""
+    """Raise DataError if the file is missing or larger than `MAX_XML_BYTES`."""
     try:
         if not path.is_file():
             raise DataError(f"No file at {path}. Restore it, or correct the path.")
@@ -48,12 +55,12 @@ def check_xml_file(path: Path) -> None:
         raise DataError(f"{path} cannot be read: {error}. Check the disk and the permissions.") from error
     if size > MAX_XML_BYTES:
         raise DataError(
-            f"{path} has {size} bytes. Annotations of an image have at most {MAX_XML_BYTES}: fetch it again."
+            f"{path} has {size} bytes. Expected the annotations of an image, at most {MAX_XML_BYTES}: fetch it again."
         )
 
 
 def read_xml(path: Path) -> XmlElement:
-    """The root element of an XML file. Raises DataError with the line where it is not valid."""
+    """Read an XML file and return its root element. Raises DataError with the line if it is not valid."""
     check_xml_file(path)
     try:
         with path.open("rb") as file:
@@ -91,17 +98,17 @@ class _TreeBuilder:
     def _on_declaration(self, version: str, encoding: str | None, standalone: int) -> None:
         if encoding is not None and encoding.lower() not in ENCODINGS:
             raise _InvalidXml(
-                f"the encoding {quote_value(encoding)} is none of {', '.join(ENCODINGS)}. Save it as UTF-8"
+                f"the encoding {quote_value(encoding)} is not one of {', '.join(ENCODINGS)}. Save it as UTF-8"
             )
 
     def _on_doctype(self, *_: Any) -> None:
-        raise _InvalidXml("a document type (DOCTYPE, entities) is refused. Write the file out without")
+        raise _InvalidXml("a document type (DOCTYPE, entities) is refused. Write the file again without it")
 
     def _on_start(self, tag: str, attributes: dict[str, str]) -> None:
         self._count += 1
         if len(self._open) > MAX_DEPTH or self._count > MAX_ELEMENTS:
             raise _InvalidXml(
-                f"more than {MAX_ELEMENTS} elements, or {MAX_DEPTH} in one another, are no annotations of an image. "
+                f"more than {MAX_ELEMENTS} elements, or a depth over {MAX_DEPTH}, cannot be annotations of an image. "
                 "Fetch the file again"
             )
         element = XmlElement(tag, self.parser.CurrentLineNumber)

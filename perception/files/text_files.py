@@ -1,4 +1,4 @@
-"""Small text files of labels, calibrations and lists, read without trusting them."""
+"""Safe reading of small text files: labels, calibrations and lists."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ MAX_LIST_BYTES = 256 << 20
 
 
 def read_text(path: Path, limit: int = MAX_LABEL_BYTES) -> str:
-    """The content of a text file in UTF-8, or in UTF-16 with a byte order mark; the mark is dropped.
+    """Read a text file in UTF-8, or in UTF-16 with a byte order mark. The mark is dropped.
 
-    Raises DataError where it is missing, no plain file, over ``limit`` bytes, in neither, or holds a NUL.
+    Raises:
+        DataError: it is missing, not a regular file, larger than ``limit`` bytes, in another encoding, or has a NUL.
     """
     check_text_file(path, limit)
     try:
@@ -34,26 +35,26 @@ def read_text(path: Path, limit: int = MAX_LABEL_BYTES) -> str:
         raise DataError(f"{path} is not {name} at byte {error.start}: {error.reason}. Save it as UTF-8.") from error
     if "\0" in text:
         at = len(text[: text.index("\0")].encode())
-        raise DataError(f"{path} holds a NUL at byte {at}. Expected plain text: fetch the file again.")
+        raise DataError(f"{path} has a NUL at byte {at}. Expected plain text: fetch the file again.")
     return text
 
 
 def check_text_file(path: Path, limit: int = MAX_LABEL_BYTES) -> None:
-    """Raise DataError where a file is missing, no plain file, or over ``limit`` bytes, without reading it."""
+    """Raise DataError if a file is missing, not a regular file, or larger than ``limit`` bytes, without reading it."""
     try:
         state = path.stat()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}. Restore it, or correct the folder in the recipe.") from error
     if not stat.S_ISREG(state.st_mode):
-        raise DataError(f"{path} is no file. Expected a text file: restore it, or correct the folder in the recipe.")
+        raise DataError(f"{path} is not a file. Expected a text file: restore it, or correct the folder in the recipe.")
     if state.st_size > limit:
         raise DataError(
-            f"{path} has {state.st_size} bytes. Expected a text file of at most {limit}: it is something else."
+            f"{path} has {state.st_size} bytes. Expected a text file of at most {limit}: this is another file."
         )
 
 
 def iterate_rows(text: str) -> Iterator[tuple[int, list[str]]]:
-    """(line number from 1, words) of the lines that are not blank."""
+    """Yield (line number from 1, words) for the lines that are not blank."""
     for number, line in enumerate(text.splitlines(), 1):
         words = line.split()
         if words:
@@ -61,9 +62,9 @@ def iterate_rows(text: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def parse_floats(words: Sequence[str], where: str, expected: str) -> list[float]:
-    """Words as numbers; NaN and infinities are numbers. Raises DataError at ``where`` where one is no number."""
+    """Convert words to numbers, including NaN and infinities. Raises DataError for other words."""
     try:
-        if "_" in "".join(words):  # Python's own 1_000
+        if "_" in "".join(words):  # Python would accept 1_000
             raise ValueError
         return [float(word) for word in words]
     except ValueError:
@@ -71,16 +72,23 @@ def parse_floats(words: Sequence[str], where: str, expected: str) -> list[float]
 
 
 def list_files(folder: Path, suffix: str, root: Path | None = None) -> dict[Path, str]:
-    """The files under a folder (resolved) that end in ``suffix`` -> their paths under it: see `list_files_under`."""
+    """List the files under a resolved folder that end in ``suffix``; see `list_files_under`."""
     return list_files_under(folder, (suffix,), root)
 
 
 def list_folder_files(folder: Path, boundary: Path, suffix: str) -> dict[str, Path]:
-    """Name without ``suffix`` -> file, of the files directly in a folder under ``boundary`` (both resolved).
+    """List the files directly in a folder. Hidden files are skipped.
 
-    Hidden files are left out. Empty where there is no such folder. Raises DataError where the folder, or a link in it,
-    leads out of ``boundary``, and where a name that ends in ``suffix`` is a folder, a pipe or a device. Without a
-    ``suffix`` all files are given, and folders left out.
+    Args:
+        folder: resolved path.
+        boundary: resolved folder that ``folder`` and links in it must stay in.
+        suffix: end of the names. If it is empty, all files are listed and folders are skipped.
+
+    Returns:
+        Name without ``suffix`` -> file. Empty if the folder does not exist.
+
+    Raises:
+        DataError: a path is outside of ``boundary``, or a name with ``suffix`` is a folder, a pipe or a device.
     """
     if folder != boundary:
         folder = resolve_inside(boundary, os.path.relpath(folder, boundary).replace(os.sep, "/"), str(boundary))
@@ -102,6 +110,6 @@ def list_folder_files(folder: Path, boundary: Path, suffix: str) -> dict[str, Pa
             if not (path.is_file() if linked else entry.is_file()) and path.exists():
                 if not suffix and path.is_dir():
                     continue
-                raise DataError(f"{path} is no plain file. Expected one of that name: remove it.")
+                raise DataError(f"{path} is not a regular file. Expected a regular file of that name: remove it.")
             found[entry.name.removesuffix(suffix)] = path
     return found

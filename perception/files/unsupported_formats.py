@@ -1,4 +1,4 @@
-"""Images, drawings and documents that are not read: known by their first bytes, so that the error names the mend."""
+"""Unsupported images, drawings and documents, detected by their first bytes, so that errors explain the conversion."""
 
 from __future__ import annotations
 
@@ -34,31 +34,29 @@ _RAW_SUFFIXES = frozenset(
     )
 )  # fmt: skip
 UNSUPPORTED_SUFFIXES = _RAW_SUFFIXES | {".heic", ".heif", ".hif", ".jxl", ".jp2", ".j2k", ".jpx", ".psd", ".psb"}
-"""Of photographs that are not read."""
+"""Suffixes of unsupported photographs."""
 
 
 def describe_unsupported(head: bytes, path: Path | str = "") -> str | None:
-    """What a file is that is not read, and how to convert it; None where it may be read, or is unknown.
+    """Describe an unsupported file and how to convert it; None if it is supported or unknown.
 
-    head: its first bytes, as many as there are
+    ``head`` has the first bytes of the file.
     """
     if Path(path).suffix.lower() in _RAW_SUFFIXES:
         found: tuple[str, str] | None = _CAMERA_RAW
     else:
         found = next(((what, mend) for pattern, what, mend in _PATTERNS if pattern.match(head)), None)
     if found:
-        return f"is {found[0]}, which is not read. Convert it first: {found[1]}"
+        return f"is {found[0]}, which is not supported. Convert it first: {found[1]}"
     if _WEB_PAGE_PATTERN.match(head):
-        return "is a web page and no image or video. Fetch the file itself"
+        return "is a web page, not an image or video. Fetch the file itself"
     return None
 
 
 def is_raw_preview(tags: dict[int, object]) -> bool:
-    """Whether the first directory of a TIFF is the preview of a camera's raw image (DNG, NEF, ARW ...)."""
+    """Return whether the first directory of a TIFF is the preview of a raw camera image (DNG, NEF, ARW ...)."""
     small = tags.get(254, 0)
     return 0xC612 in tags or (isinstance(small, int) and bool(small & 1) and 330 in tags)
 
 
-RAW_PREVIEW_MESSAGE = (
-    f"is {_CAMERA_RAW[0]}, of which only the preview could be read. Convert it first: {_CAMERA_RAW[1]}"
-)
+RAW_PREVIEW_MESSAGE = f"is {_CAMERA_RAW[0]}, of which only the preview can be read. Convert it first: {_CAMERA_RAW[1]}"

@@ -1,1 +1,1 @@
-"""Labeling images with a trained network: what several views of an image agree on."""
+"""Pseudo-labels from a trained network: predictions on which several views of an image agree."""

@@ -1,4 +1,4 @@
-"""`perception label --jobs N`: shards in processes of their own, begun again where an image ends one of them."""
+"""`perception label --jobs N`: one process per shard, restarted if an image crashes it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from perception.video.pipeline import PredictorLike
 from perception.video.progress import Progress
 
 POLL_SECONDS = 0.2
-"""Seconds between two looks at whether to go on."""
+"""Seconds between two checks for a stop request."""
 STEP, READY = "step", "ready"
 
 
@@ -38,9 +38,25 @@ def label_in_parallel(
     shard: tuple[int, int] | None = None,
     **options: Any,
 ) -> LabelingReport:
-    """As `label`, by so many processes.
+    """Label images like `label_images`, in several processes.
 
-    open_predictor: can be pickled; the network and its identity, for each process
+    Args:
+        open_predictor: returns the network and its identity, called in each process. It must be picklable.
+        jobs: number of processes.
+        images: see `label_images`.
+        out: see `label_images`.
+        root: see `label_images`.
+        quiet: see `label_images`.
+        resume: see `label_images`.
+        shard: see `label_images`.
+        **options: further arguments of `label_images`.
+
+    Returns:
+        What was written.
+
+    Raises:
+        PerceptionError: a process failed.
+        DiskFullError: the disk is full.
     """
     folder = require_folder(Path(), str(images), "images")
     (names, _), out = list_image_names(folder), make_label_folder(out, resume or shard is not None)
@@ -71,7 +87,7 @@ def label_in_parallel(
 
 
 class _ShardProcess:
-    """A shard in a process, and the next process where that one is killed."""
+    """The process of a shard. A new process replaces one that is killed."""
 
     def __init__(self, open_predictor: Callable[[], tuple[PredictorLike, str]], arguments: dict[str, Any]) -> None:
         self._open_predictor, self._arguments = open_predictor, arguments
@@ -87,19 +103,19 @@ class _ShardProcess:
         theirs.close()
 
     def finish_or_restart(self) -> bool:
-        """Whether the shard has come to its end; it is begun again where an image has killed its process."""
+        """Whether the shard has finished. Restarts it if an image killed its process."""
         self.process.join()
         if not self.process.exitcode:
             return True
         if not self.is_ready:
             code = self.process.exitcode
-            raise PerceptionError(f"A process of --jobs ended with code {code} before its first image. Try --jobs 1.")
+            raise PerceptionError(f"A process of --jobs exited with code {code} before its first image. Try --jobs 1.")
         self.start()
         return False
 
 
 def _run_shards(jobs: list[_ShardProcess], progress: Progress) -> None:
-    """Until all have ended. Raises Stopped, or what one of them failed with, when all have been ended."""
+    """Run until all shards have finished. Raises StopRequested, or a shard's error, after ending all of them."""
     alive = list(jobs)
     try:
         while alive:
@@ -109,7 +125,7 @@ def _run_shards(jobs: list[_ShardProcess], progress: Progress) -> None:
                 try:
                     said = job.connection.recv()
                 except (EOFError, OSError):
-                    check_stop()  # what ends this process may have ended that one too
+                    check_stop()  # a stop request may have ended that process too
                     if job.finish_or_restart():
                         alive.remove(job)
                     continue
@@ -128,7 +144,7 @@ def _run_shards(jobs: list[_ShardProcess], progress: Progress) -> None:
 def _label_shard(
     connection: Connection, open_predictor: Callable[[], tuple[PredictorLike, str]], arguments: dict[str, Any]
 ) -> None:
-    """The process of a shard. It ends with its parent, at the next image at the latest."""
+    """The function of a shard's process. It ends at the next image if its parent has ended."""
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
@@ -149,7 +165,7 @@ def _label_shard(
 
 @contextmanager
 def _ignore_sigint() -> Iterator[None]:
-    """Processes that begin within it do not hear Ctrl-C, which a terminal sends to all: their parent ends them."""
+    """Processes started in this context ignore Ctrl-C, which a terminal sends to all. Their parent ends them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,8 +1,8 @@
-"""`perception label`: labels for images that lack them, by a network that was trained on others.
+"""`perception label`: pseudo-labels for unlabeled images, from a network trained on other images.
 
-Where a source has no labels of a task, nothing keeps a joint network from saying anything there. Labels by a network
-that was trained for that task do (self-training, Noisy Student: Xie et al. 2020; across tasks, MuST: Ghiasi et al.
-2021). They are files like any others: to be looked at, mended, or thrown away. numpy and OpenCV, no torch.
+A source without labels of a task does not train this task. Pseudo-labels from a network trained for the task close
+this gap (self-training, Noisy Student: Xie et al. 2020; across tasks, MuST: Ghiasi et al. 2021). They are ordinary
+files that can be inspected, corrected or deleted. numpy and OpenCV, no torch.
 """
 
 from __future__ import annotations
@@ -41,26 +41,29 @@ from perception.video.predict import make_output_folder
 from perception.video.progress import Progress
 
 FORMAT = 1
-"""Of the settings and records, in ``.records``."""
+"""Format version of the settings and records in ``.records``."""
 
 SCALES = (1.0, 0.75, 1.25)
-"""Sizes at which a network sees each image, as factors of its own."""
+"""Input sizes for each image, as factors of the network's input size."""
 
 SIZE_DIVISOR = 32
 
 PATH_KEYS = ("masks", "class_file", "depths", "annotations", "csv")
-"""Keys of the entries that name files."""
+"""Keys of the entries that hold paths."""
 
 
 @dataclass
 class LabelingReport:
     """What was written.
 
-    failures: the images that could not be read, and why
-    entries: task -> what the recipe's source says of its labels; without the tasks of which nothing was sure
-    coverage: task -> how much all views agreed on
-    stop_signal: number of the signal that stopped it; None = it went to its end
-    shard: that of which it is; then all that is above is told when they are put together
+    Attributes:
+        out: folder of the labels.
+        num_images: number of labeled images.
+        failures: images that failed, with the reason.
+        entries: task -> its entry under ``labels`` in the recipe; without tasks that have no reliable label.
+        coverage: task -> how much all views agreed on.
+        stop_signal: number of the signal that stopped the run; None = the run is complete.
+        shard: (i, n) of this run. The fields above are then empty until the shards are merged.
     """
 
     out: Path
@@ -72,15 +75,17 @@ class LabelingReport:
     shard: tuple[int, int] | None = None
 
     def summary_lines(self) -> list[str]:
-        """For the user: what there is, and what to write into the recipe."""
-        stopped = " (stopped; what is written is whole, --resume goes on)" if self.stop_signal is not None else ""
+        """Return lines for the user: what was written, and what to add to the recipe."""
+        stopped = (
+            " (stopped; the written files are complete, --resume continues)" if self.stop_signal is not None else ""
+        )
         if self.shard:
             name = "/".join(map(str, self.shard))
-            return [f"{self.out}: shard {name}{stopped}. When all have ended, --resume without --shard completes it."]
+            return [f"{self.out}: shard {name}{stopped}. When all have ended, --resume without --shard completes them."]
         said = [f"{self.out}: labels of {self.num_images} images{stopped}"]
         said += [f"  not labeled: {failure}" for failure in self.failures]
         said += [f"  {task}: {kept}" for task, kept in self.coverage.items()]
-        said.append(f"{self.out / 'labels.yaml'} holds what the recipe's source needs under labels:")
+        said.append(f"{self.out / 'labels.yaml'} contains the entries for labels in the recipe's source:")
         flow = (
             yaml.safe_dump(entry, default_flow_style=True, sort_keys=False, width=1000)
             for entry in self.entries.values()
@@ -102,26 +107,34 @@ def label_images(
     identity: str = "",
     on_image_done: Callable[[], None] = lambda: None,
 ) -> LabelingReport:
-    """Label the images of a folder (and its folders) with what the network is sure of; see `agreed`.
+    """Label the images of a folder and its subfolders with the network's reliable predictions; see `find_consensus`.
 
-    out:    a new or empty folder. For each task: segmentation masks (PNG, 255 = unsure) and their names, depth maps
-    (16-bit
-            PNG, 0 = unsure), boxes (COCO JSON, iscrowd = 1 where unsure) or labels of whole images (CSV)
-    camera: intrinsics in pixels of every image; None = the default focal length of the depth task
-    mirror: whether the mirror image must lead to the same: not where left and right are not alike to the network
-    root:   the recipe's data.root, to which the paths in the entries are relative
-    quiet:  no progress on standard error
-    resume: go on in ``out``, which was begun with the same settings
-    shard:  (i, n), from 1 on: every n-th image only, beside other processes; `resume` without it, when all have
-            ended, does what is left and writes the files of all. None = all images
-    identity: of the network: labels of another are refused
-    on_image_done:  called after each image
+    The network predicts each image and its mirror image, at its input size and, if supported, at two other sizes.
+    Images that cannot be read, or that crash the process, are reported and skipped. The written files do not depend on
+    interruptions or on the number of processes. After a stop, the files written so far are complete.
 
-    Each image is seen as it is and mirrored, at its own and, where the network takes them, at two other sizes.
-    Images that cannot be read, or that end the process, are told and passed over. What is written does not hang
-    on how often it was stopped, or on how many processes did it. Stopped, what was labeled until then is whole.
-    Raises DataError where there is no image, or two whose names differ only in their extension; PerceptionError where
-    ``out`` holds something else; FullError where the disk is full.
+    Args:
+        predictor: the network.
+        images: folder of the images.
+        out: a new or empty folder. For each task it receives segmentation masks (PNG, 255 = unsure) and class names,
+            depth maps (16-bit PNG, 0 = unsure), boxes (COCO JSON, iscrowd = 1 if unsure) or image-level labels (CSV).
+        camera: intrinsics in pixels of every image; None = the default focal length of the depth task.
+        mirror: also predict the mirror image. Turn it off if left and right have different meanings for the network.
+        root: the recipe's data.root. Paths in the entries are relative to it.
+        quiet: show no progress on standard error.
+        resume: continue in ``out``, which must have the same settings.
+        shard: (i, n), i from 1: label only every n-th image, while other processes label the others. When all have
+            ended, `resume` without a shard labels the rest and writes the merged files. None = all images.
+        identity: identity of the network. A folder with labels of another network is rejected.
+        on_image_done: called after each image.
+
+    Returns:
+        What was written.
+
+    Raises:
+        DataError: there is no image, or two image names differ only in their extension.
+        PerceptionError: ``out`` holds something else.
+        DiskFullError: the disk is full.
     """
     folder = require_folder(Path(), str(images), "images")
     names, _ = list_image_names(folder)
@@ -165,7 +178,7 @@ def label_images(
     except DiskFullError as error:
         full = full or error
     if full is not None:
-        raise DiskFullError(f"{full} What was labeled is not lost: go on with --resume.") from full
+        raise DiskFullError(f"{full} The labels so far are saved: continue with --resume.") from full
     labels.stop_signal = interrupted
     return labels
 
@@ -180,7 +193,7 @@ def _label_image(
     camera: Camera | None,
     mirror: bool,
 ) -> None:
-    """Label an image, or record why that fails."""
+    """Label an image, or record why this fails."""
     try:
         picture = read_image(folder / name)
         views = _predict_views(predictor, picture, sizes, camera, mirror)
@@ -188,7 +201,7 @@ def _label_image(
     except (DataError, ModuleNotFoundError) as error:
         log.fail(name, str(error))
         return
-    except Exception as error:  # one image in a million is not to end the work on the others
+    except Exception as error:  # a single image must not end the run
         log.fail(name, f"{type(error).__name__}: {error}")
         return
     with defer_stop():
@@ -197,30 +210,54 @@ def _label_image(
 
 
 def list_image_names(folder: Path) -> tuple[list[str], list[str]]:
-    """Of the images under a folder, in the order of their labels, and those that are not UTF-8: no file of labels
-    could name them. Raises DataError where two would share a map."""
+    """List the images under a folder.
+
+    Returns:
+        (names in the order of the labels, names that are not UTF-8). A label file cannot contain the latter.
+
+    Raises:
+        DataError: two images would share a label file.
+    """
     unnamed: list[str] = []
     found = index_by_stem(list_images(folder, undecodable_names=unnamed), folder)
     return [path.relative_to(folder).as_posix() for path in found.values()], unnamed
 
 
 def make_label_folder(out: str | Path, resume: bool) -> Path:
-    """The folder of the labels, made. Raises PerceptionError where it holds what is not to be changed."""
+    """Create the folder of the labels.
+
+    Args:
+        out: path of the folder.
+        resume: accept a folder that already holds labels.
+
+    Returns:
+        The path of the folder.
+
+    Raises:
+        PerceptionError: the folder holds files that must not be changed.
+    """
     out = Path(out)
     if resume and (out / RECORDS_FOLDER / SETTINGS).is_file():
         make_folder(out)
         return out
     if out.is_dir() and (out / RECORDS_FOLDER).is_dir() and not resume:
-        raise PerceptionError(f"{out} holds labels. Go on with them by --resume, or give a new folder.")
+        raise PerceptionError(f"{out} already holds labels. Continue with --resume, or give a new folder.")
     if resume and out.is_dir() and {path.name for path in out.iterdir()} <= {RECORDS_FOLDER}:
         return out
     return make_output_folder(out)
 
 
 def merge_labels(out: Path, folder: Path, images: str | Path, root: str | Path) -> LabelingReport:
-    """Write the files of all that is labeled in ``out``: the same bytes whoever labeled it, in whatever order.
+    """Write the merged label files of all labeled images in ``out``. The bytes do not depend on the labeling order.
 
-    folder: of the images; images: as the recipe is to name it
+    Args:
+        out: folder of the labels.
+        folder: folder of the images.
+        images: the same folder, as the recipe will refer to it.
+        root: the recipe's data.root.
+
+    Returns:
+        What was written.
     """
     past, settings = load_history(out, folder), read_settings(out)
     names, unnamed = list_image_names(folder)
@@ -251,13 +288,13 @@ def merge_labels(out: Path, folder: Path, images: str | Path, root: str | Path) 
 
 
 def _path_from_root(root: str | Path, path: Path) -> str:
-    """The path as the recipe would say it: relative to its data.root, or absolute where it is elsewhere."""
+    """The path relative to the recipe's data.root; absolute if it is outside."""
     root, path = Path(root).absolute(), path.absolute()
     return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 
 def _supported_sizes(predictor: PredictorLike) -> list[tuple[int, int] | None]:
-    """What the network is to be asked at; that which it cannot do is left out."""
+    """The input sizes to predict at, without those that the network does not support."""
     found: list[tuple[int, int] | None] = []
     for factor in SCALES:
         height, width = (
@@ -279,7 +316,7 @@ def _predict_views(
     camera: Camera | None,
     mirror: bool,
 ) -> list[dict[str, Annotation]]:
-    """Task -> annotation in pixels of the image, of every view of it."""
+    """One dict per view: task -> annotation in pixels of the image."""
     width = image.shape[1]
     shown, lenses = [image], [camera]
     if mirror:

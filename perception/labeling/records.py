@@ -1,8 +1,8 @@
-"""The memory of `perception label`: a line for each image, so that a kill loses no more than the one under way.
+"""Records of `perception label`: one line per image, so that a killed process loses only the current image.
 
-The folder ``.records`` of the labels holds ``settings.json``, which all processes share, and for each start of a
-process a file of lines: ``{"begun": NAME}``, then ``{"done": NAME, ...}`` or ``{"failed": NAME, "reason": ...}``.
-Nobody writes to another's file, so any number of processes, on any number of machines, may label into one folder.
+The folder ``.records`` of the labels holds ``settings.json``, which all processes share, and one file of lines for each
+started process: ``{"begun": NAME}``, then ``{"done": NAME, ...}`` or ``{"failed": NAME, "reason": ...}``. Each process
+writes only to its own file, so any number of processes and machines can label into one folder.
 """
 
 from __future__ import annotations
@@ -24,14 +24,17 @@ from perception.types import PerceptionError
 
 RECORDS_FOLDER, SETTINGS, CRASH_SUFFIX = ".records", "settings.json", ".crash"
 MAX_TRIES = 3
-"""Kills of the process, with nothing to say why, while an image is under way, until it is taken to be the reason."""
+"""Unexplained kills of the process during an image, after which the image counts as the cause."""
 
 
 @dataclass
 class LabelingHistory:
-    """What the processes so far have come to. Names are those of images.
+    """Results of all processes so far, by image name.
 
-    done: of each what `label` made of it; failed: why; tries: kills while it was under way
+    Attributes:
+        done: image -> its labels.
+        failed: image -> reason.
+        tries: image -> number of kills while it was being labeled.
     """
 
     done: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -39,36 +42,46 @@ class LabelingHistory:
     tries: Counter[str] = field(default_factory=Counter)
 
     def remaining(self, names: Sequence[str]) -> list[str]:
-        """Those to be labeled: first what has not been tried, for an image that ends the process does so last."""
+        """Return the images still to label, untried images first: an image that crashes the process then comes last."""
         rest = [name for name in names if name not in self.done and name not in self.failed]
         return sorted(rest, key=self.tries.__getitem__)
 
 
 def ensure_settings(out: Path, settings: dict[str, Any]) -> None:
-    """Write the settings, or compare them. Raises PerceptionError where the folder was begun with others."""
+    """Write the settings, or compare them with existing ones.
+
+    Raises:
+        PerceptionError: the folder has other settings.
+    """
     path = out / RECORDS_FOLDER / SETTINGS
     if not path.exists():
         write_atomic(path, f"{json.dumps(settings, indent=1)}\n".encode())
     before, now = read_settings(out), json.loads(json.dumps(settings))
     if wrong := [key for key in now if before.get(key) != now[key]]:
         said = "; ".join(f"{key} was {json.dumps(before.get(key))}, is {json.dumps(now[key])}" for key in wrong)
-        raise PerceptionError(f"{out} was begun with other settings: {said[:600]}. Give the same, or another --out.")
+        raise PerceptionError(
+            f"{out} was started with other settings: {said[:600]}. Give the same settings, or another --out."
+        )
 
 
 def read_settings(out: Path) -> dict[str, Any]:
-    """Raises PerceptionError where there are none, or they are damaged."""
+    """Read the settings of a folder of labels.
+
+    Raises:
+        PerceptionError: the settings are missing or damaged.
+    """
     path = out / RECORDS_FOLDER / SETTINGS
     try:
         found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise PerceptionError(f"{path} cannot be read: {error}. Label into another --out.") from error
     if not isinstance(found, dict):
-        raise PerceptionError(f"{path} holds no settings. Label into another --out.")
+        raise PerceptionError(f"{path} contains no settings. Label into another --out.")
     return found
 
 
 def load_history(out: Path, images: Path) -> LabelingHistory:
-    """All that is recorded. An image that failed and was changed since then is tried again."""
+    """Load all records. A failed image that has changed since then is tried again."""
     past, why = LabelingHistory(), {}
     for path in sorted((out / RECORDS_FOLDER).glob("*.jsonl")):
         begun: dict[str, Any] = {}
@@ -88,19 +101,19 @@ def load_history(out: Path, images: Path) -> LabelingHistory:
             if was == file_stamp(images / name):
                 past.tries[name] += 1
                 if crashed:
-                    why[name] = f"it ended the process ({crash.read_text('utf-8', 'replace').splitlines()[0]})"
+                    why[name] = f"it crashed the process ({crash.read_text('utf-8', 'replace').splitlines()[0]})"
     for name, tries in past.tries.items():
         if tries >= MAX_TRIES:
-            why.setdefault(name, f"the process was killed {tries} times while it was under way")
+            why.setdefault(name, f"the process was killed {tries} times during this image")
     for name, reason in why.items():
-        past.failed.setdefault(name, f"{reason}. Mend or touch it, and it is tried again")
+        past.failed.setdefault(name, f"{reason}. It is tried again after the file changes")
     for name in past.done:
         past.failed.pop(name, None)
     return past
 
 
 def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a file: a kill leaves a part of the last."""
+    """The complete lines of a file. A killed process may leave a partial last line."""
     for text in path.read_bytes().split(b"\n")[:-1]:
         with contextlib.suppress(ValueError):
             line = json.loads(text)
@@ -109,7 +122,7 @@ def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def file_stamp(path: Path) -> list[int]:
-    """Size and time of a file, by which it is known to be another."""
+    """Return size and modification time of a file, to detect changes; [] if it cannot be read."""
     try:
         status = path.stat()
     except OSError:
@@ -118,9 +131,9 @@ def file_stamp(path: Path) -> list[int]:
 
 
 class LabelingLog:
-    """The lines of this process. Use as a context manager.
+    """The records of this process, as a context manager.
 
-    What ends the process in code that is not Python (a damaged image in a decoder) is recorded beside them.
+    A crash outside Python (for example a damaged image in a decoder) is recorded in a separate file.
     """
 
     def __init__(self, out: Path, images: Path) -> None:
@@ -146,13 +159,15 @@ class LabelingLog:
         self._file.close()
 
     def begin(self, name: str) -> None:
+        """Record the start of an image."""
         self._append({"begun": name, "stamp": file_stamp(self._images / name)})
 
     def fail(self, name: str, reason: str) -> None:
+        """Record the failure of an image."""
         self._append({"failed": name, "reason": reason, "stamp": file_stamp(self._images / name)})
 
     def finish(self, name: str, size: tuple[int, int], labels: dict[str, Any]) -> None:
-        """size: (height, width); labels: task -> what `find_label_files.keep` returned"""
+        """Record a labeled image. ``size`` is (height, width); ``labels`` maps task -> result of `write_label`."""
         self._append({"done": name, "size": size, "labels": labels})
 
     def _append(self, line: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What `perception label` writes of each kind of task: maps as it goes, the other files when all is known."""
+"""Output of `perception label` for each kind of task: maps per image, the other files at the end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,13 @@ from perception.video.writers.maps import encode_map, map_scale
 
 
 class LabeledImage(NamedTuple):
-    """An image. size: (height, width); value: what `keep` returned of the task."""
+    """A labeled image.
+
+    Attributes:
+        name: path relative to the folder of the images.
+        size: (height, width), pixels.
+        value: result of `write_label` for the task.
+    """
 
     name: str
     size: tuple[int, int]
@@ -26,9 +32,17 @@ class LabeledImage(NamedTuple):
 
 
 def write_label(spec: TaskSpec, found: Annotation | None, name: str, out: Path) -> Any:
-    """Write the map of an image, if it has one. Returns what is to be remembered of its labels, as JSON holds it.
+    """Write the map of an image, if the task has maps.
 
-    Pixels that are known of a map; [x1, y1, x2, y2, class, unsure] of each box; a row of class names or of 0, 1 and "".
+    Args:
+        spec: spec of the task.
+        found: label of the image; None = no consensus.
+        name: path of the image relative to the folder of the images.
+        out: folder of the labels.
+
+    Returns:
+        The JSON value to record. Map: number of valid pixels. Boxes: [x1, y1, x2, y2, class, unsure] for each. Image
+        label: a row with a class name, or with 0, 1 and "".
     """
     if spec.annotation_type == "dense":
         if not isinstance(found, DenseMap):
@@ -54,7 +68,17 @@ def write_label(spec: TaskSpec, found: Annotation | None, name: str, out: Path) 
 def write_task_files(
     spec: TaskSpec, out: Path, images: Sequence[LabeledImage], camera: Camera | None
 ) -> tuple[dict[str, Any], str]:
-    """Write the files of a task. Returns its entry for a recipe, empty where nothing was sure, and how much is kept."""
+    """Write the files of a task.
+
+    Args:
+        spec: spec of the task.
+        out: folder of the labels.
+        images: the labeled images.
+        camera: intrinsics in pixels of every image.
+
+    Returns:
+        (entry for the recipe, coverage in words). The entry is empty if no label is reliable.
+    """
     return {"dense": _write_maps, "instances": _write_coco, "label": _write_csv}[spec.annotation_type](
         spec, out, images, camera
     )
@@ -63,7 +87,7 @@ def write_task_files(
 def _write_maps(
     spec: TaskSpec, out: Path, images: Sequence[LabeledImage], camera: Camera | None
 ) -> tuple[dict[str, Any], str]:
-    """A PNG per image: class ids, or steps of a quantity."""
+    """One PNG per image: class ids, or a quantized quantity."""
     known, pixels = sum(p.value for p in images), sum(p.size[0] * p.size[1] for p in images)
     kept = f"{known / max(1, pixels):.1%} of the pixels"
     if not known:
@@ -81,7 +105,7 @@ def _write_maps(
 def _write_coco(
     spec: TaskSpec, out: Path, images: Sequence[LabeledImage], camera: Camera | None
 ) -> tuple[dict[str, Any], str]:
-    """One COCO JSON."""
+    """One COCO JSON file."""
     image_records, boxes = [], []
     for image, picture in enumerate(images, 1):
         height, width = picture.size
@@ -104,7 +128,7 @@ def _write_coco(
 def _write_csv(
     spec: TaskSpec, out: Path, images: Sequence[LabeledImage], camera: Camera | None
 ) -> tuple[dict[str, Any], str]:
-    """One CSV: the class of each image, or whether each class holds (empty = unsure)."""
+    """One CSV file: the class of each image, or 0 / 1 for each class (empty = unsure)."""
     rows = [[picture.name, *picture.value] for picture in images if picture.value is not None]
     columns, path, text = spec.classes if spec.multi_label else ("label",), out / f"{spec.name}.csv", io.StringIO()
     csv.writer(text).writerows([["file", *columns], *rows])

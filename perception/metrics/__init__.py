@@ -1,1 +1,1 @@
-"""Accumulators of predictions against targets; know nothing of models."""
+"""Metrics: accumulators of predictions and targets, independent of the models."""

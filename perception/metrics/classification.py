@@ -1,4 +1,4 @@
-"""Accuracy of image labels: top-1 and top-5 of one class, or average precision of several; and their calibration."""
+"""Metrics of image labels: top-1 and top-5 accuracy, or average precision for multi-label, and calibration error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from perception.metrics.metric import PerImageRecords, nanmean
 from perception.types import ImageLabel
 
 NUM_BINS = 15
-"""Of the probability, in the expected calibration error."""
+"""Number of probability bins of the expected calibration error."""
 
 
 class _LabelRecord(NamedTuple):
@@ -23,18 +23,20 @@ class _LabelRecord(NamedTuple):
 
 
 class ClassificationMetric(PerImageRecords[_LabelRecord]):
-    """Accuracy of one class per image, or the mean average precision of several.
+    """Accuracy of one class per image, or mean average precision of several labels.
 
-    * One class: top1, and top5 where there are more than five classes (with fewer it is 1 by definition, so it is not
-      given). Of equal probabilities the class named first wins.
+    * One class: top1, and top5 if there are more than five classes (with fewer it is 1 by definition and is omitted).
+      On equal probabilities the class listed first wins.
     * Several (``multi_label``): map, the mean over classes of the average precision without interpolation (as
-      scikit-learn's average_precision_score). An image counts for the classes that its source labels; a class
-      without a positive image is in no mean.
-    * Both: ece, the expected calibration error (Guo et al. 2017): how far, on average, a probability is from the share
-      of images where it comes true, over `NUM_BINS` equal bins of the probability (of the best class; of several, of
-      every labeled class).
+      scikit-learn's average_precision_score). An image counts for the classes that its source labels. A class without a
+      positive image is excluded from the mean.
+    * Both: ece, the expected calibration error (Guo et al. 2017): the mean gap between a predicted probability and the
+      observed frequency, over `NUM_BINS` equal bins of the probability (of the best class; multi-label: of every
+      labeled class).
 
-    classes: names, in the order of the probabilities
+    Args:
+        classes: names, in the order of the probabilities.
+        multi_label: whether an image can have several labels.
     """
 
     def __init__(self, classes: Sequence[str], multi_label: bool = False) -> None:
@@ -48,12 +50,15 @@ class ClassificationMetric(PerImageRecords[_LabelRecord]):
         ) + f" Calibration error (ECE) over {NUM_BINS} bins."
 
     def update(self, image_id: str, prediction: ImageLabel, target: ImageLabel) -> None:
-        """Account for one image. Raises ValueError naming ``image_id`` where a probability is NaN or the truth is
-        unfit."""
+        """Add one image.
+
+        Raises:
+            ValueError: a probability is NaN or the target is invalid. The message names ``image_id``.
+        """
         self._records[image_id] = self._make_record(image_id, prediction, target)
 
     def compute(self) -> dict[str, float]:
-        """Multi-label: map. Otherwise top1 and, with more than five classes, top5. Both: ece. All 0 to 1."""
+        """Return map (multi-label), or top1 and with more than five classes top5. Both: ece. All 0 to 1."""
         if self.multi_label:
             result = {"map": nanmean(row["ap"] for row in self.compute_per_class().values())}
         else:
@@ -64,7 +69,7 @@ class ClassificationMetric(PerImageRecords[_LabelRecord]):
         return {**result, "ece": expected_calibration_error(*self._collect_probabilities())}
 
     def _collect_probabilities(self) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """Probabilities [N] and whether what they claim is true."""
+        """Return the predicted probabilities [N] and whether each prediction is correct."""
         labels = self._sorted_records()
         if self.multi_label:
             claims = [(label.probabilities[label.labeled], label.targets[label.labeled]) for label in labels]
@@ -77,11 +82,11 @@ class ClassificationMetric(PerImageRecords[_LabelRecord]):
         return np.concatenate(probabilities), np.concatenate(truth)
 
     def fit_temperature(self) -> float:
-        """Divide the logits of all predictions by the temperature that makes the truth most likely, and return it.
+        """Fit the temperature by maximum likelihood, divide the logits of all predictions by it, and return it.
 
-        It is between 0.1 and 10, and 1 without a prediction. It does not change which class is the most probable. The
-        truth is taken to be one image more uncertain than it looks (Platt 1999), so that a network that makes no
-        mistake on a few images is not called certain.
+        It is between 0.1 and 10, and 1 without predictions. It does not change which class is the most probable. The
+        targets are smoothed by one additional uncertain image (Platt 1999), so a network that makes no mistake on a few
+        images does not become certain.
         """
         labels = self._sorted_records()
         if not labels:
@@ -91,7 +96,7 @@ class ClassificationMetric(PerImageRecords[_LabelRecord]):
         labelled = np.stack([label.labeled for label in labels])
         doubt = 1 / (len(labels) + 2)
         truth = truth * (1 - doubt) + doubt / (2 if self.multi_label else len(self.classes))
-        # The likelihood has one maximum over the inverse temperature: where the gradient changes its sign.
+        # The likelihood has one maximum over the inverse temperature: bisect the sign of its gradient.
         low, high = -math.log(10), math.log(10)
         for _ in range(50):
             middle = 0.5 * (low + high)
@@ -105,7 +110,7 @@ class ClassificationMetric(PerImageRecords[_LabelRecord]):
         return 1 / inverse
 
     def compute_per_class(self) -> dict[str, dict[str, float]]:
-        """Per class: accuracy (the share of its images that is found), count; multi-label: ap, count (positives)."""
+        """Return accuracy (recall of the class) and count per class; multi-label: ap and count (positives)."""
         labels = self._sorted_records()
         if not self.multi_label:
             found: list[list[float]] = [[] for _ in self.classes]
@@ -124,7 +129,10 @@ class ClassificationMetric(PerImageRecords[_LabelRecord]):
         return rows
 
     def score_image(self, prediction: ImageLabel, target: ImageLabel) -> float:
-        """The probability of the true class; multi-label: 1 minus the mean error of the labeled probabilities."""
+        """Return the probability of the true class.
+
+        For multi-label, it is 1 minus the mean error of the labeled probabilities.
+        """
         label = self._make_record("this image", prediction, target)
         if not self.multi_label:
             return float(label.probabilities[label.targets][0])
@@ -139,7 +147,7 @@ class ClassificationMetric(PerImageRecords[_LabelRecord]):
                 raise ValueError(f"{id}: {kind} values {found} are not all finite.")
         truth = values > 0.5
         if not self.multi_label and truth.sum() != 1:
-            raise ValueError(f"{id}: {truth.sum()} classes are true. Expected one; set multi_label: true for several.")
+            raise ValueError(f"{id}: {truth.sum()} classes are true. Expected one. Set multi_label: true for several.")
         labelled = (
             np.ones(len(truth), np.bool_)
             if target.labeled_classes is None
@@ -151,7 +159,13 @@ class ClassificationMetric(PerImageRecords[_LabelRecord]):
 def expected_calibration_error(
     probabilities: NDArray[np.float64], truth: NDArray[np.bool_], bins: int = NUM_BINS
 ) -> float:
-    """The mean over predictions [N] of the gap between probability and frequency in their bin; NaN where N is 0."""
+    """Return the mean over predictions of the gap between probability and frequency in their bin; NaN if N is 0.
+
+    Args:
+        probabilities: [N].
+        truth: whether each prediction is correct, [N].
+        bins: number of bins.
+    """
     if not len(truth):
         return math.nan
     places = np.minimum((probabilities * bins).astype(np.int64), bins - 1)
@@ -160,7 +174,7 @@ def expected_calibration_error(
 
 
 def _logits(probabilities: NDArray[np.float64], multi_label: bool) -> NDArray[np.float64]:
-    """Logits [C] of these probabilities, up to a constant."""
+    """Return logits [C] of these probabilities, up to a constant."""
     if multi_label:
         inside = np.clip(probabilities, 1e-7, 1 - 1e-7)
         return np.log(inside) - np.log1p(-inside)
@@ -168,7 +182,7 @@ def _logits(probabilities: NDArray[np.float64], multi_label: bool) -> NDArray[np
 
 
 def _softmax_or_sigmoid(logits: NDArray[np.float64], multi_label: bool) -> NDArray[np.float64]:
-    """[..., C] to [..., C]."""
+    """Return probabilities [..., C] of the logits [..., C]."""
     if multi_label:
         return 1 / (1 + np.exp(-logits))
     powers = np.exp(logits - logits.max(-1, keepdims=True))
@@ -176,9 +190,11 @@ def _softmax_or_sigmoid(logits: NDArray[np.float64], multi_label: bool) -> NDArr
 
 
 def average_precision(truth: NDArray[np.bool_], scores: NDArray[np.float64]) -> float:
-    """The sum over distinct scores, best first, of precision times the recall gained; NaN without a positive.
+    """Return the sum over distinct scores, best first, of precision times recall gain; NaN without a positive.
 
-    truth, scores: [N]
+    Args:
+        truth: [N].
+        scores: [N].
     """
     positives = int(truth.sum())
     if not positives:
@@ -191,7 +207,7 @@ def average_precision(truth: NDArray[np.bool_], scores: NDArray[np.float64]) -> 
 
 
 def _rank_of_target(label: _LabelRecord) -> int:
-    """How many classes come before the true one."""
+    """Return the number of classes ranked above the true one."""
     true = int(np.argmax(label.targets))
     better = label.probabilities > label.probabilities[true]
     equal = label.probabilities[:true] == label.probabilities[true]

@@ -1,4 +1,4 @@
-"""Errors of depth maps, as predicted and after median alignment, and how well they are foretold."""
+"""Metrics of depth maps, without and with median alignment, and of the predicted errors."""
 
 from __future__ import annotations
 
@@ -13,11 +13,17 @@ from perception.types import DenseMap
 
 METRIC_NAMES = ("abs_rel", "sq_rel", "rmse", "rmse_log", "silog", "delta1", "delta2", "delta3")
 CONFIDENCE_LEVELS = np.arange(0.1, 0.95, 0.1)
-"""Of the intervals around a prediction whose coverage is counted."""
+"""Confidence levels of the prediction intervals whose coverage is measured."""
 
 
 class _DepthRecord(NamedTuple):
-    """errors: by `NAMES`, then the same aligned. ause and coverage (at `LEVELS`): empty where no error is foretold."""
+    """Metrics of one image.
+
+    Attributes:
+        errors: values of `METRIC_NAMES`, then the same aligned.
+        ause: empty if no error is predicted.
+        coverage: at `CONFIDENCE_LEVELS`; empty if no error is predicted.
+    """
 
     errors: tuple[float, ...]
     ause: tuple[float, ...] = ()
@@ -25,36 +31,40 @@ class _DepthRecord(NamedTuple):
 
 
 class DepthMetric(PerImageRecords[_DepthRecord]):
-    """The depth errors of Eigen et al. (2014) and KITTI: per image over its valid pixels, then the mean of images.
+    """The depth errors of Eigen et al. (2014) and KITTI: per image over its valid pixels, then the mean over images.
 
-    * A pixel counts where the truth is valid and within ``limits``. Predictions are clipped to ``limits``, and one that
-      is not valid counts as the lower limit, so that leaving pixels out does not pay.
-    * The numbers without an ending are metric: nothing is aligned. Those with ``_aligned`` are taken after the
-      prediction is multiplied, per image, by median(truth) / median(prediction) (Zhou et al. 2017), and say how good
-      the shape is where the scale is wrong.
-    * An image without a pixel that counts is in no mean.
-    * Where predictions tell the error they expect, two numbers say how honest it is. ``ause``: the area between the
-      curve of abs_rel when the pixels that expect the largest errors are left out first, and the same curve with those
-      left out first that are the most wrong, as a share of abs_rel (sparsification error, Ilg et al. 2018): 0 = the
-      order is right. ``miscalibration``: how far the share of pixels whose truth is within the interval that should
-      hold it with 10, 20 ... 90 % is from that, on average (Kuleshov et al. 2018): 0 = the size is right.
+    * A pixel counts if the target is valid and within ``limits``. Predictions are clipped to ``limits``. An invalid
+      prediction counts as the lower limit, so leaving pixels out does not improve the score.
+    * The values without a suffix are metric: nothing is aligned. For those with ``_aligned``, the prediction is
+      multiplied, per image, by median(truth) / median(prediction) (Zhou et al. 2017). They measure the shape when the
+      scale is wrong.
+    * An image without a counted pixel is excluded from the means.
+    * If predictions include their expected error, two values measure its quality. ``ause``: the area between two
+      sparsification curves of abs_rel, as a share of abs_rel (Ilg et al. 2018). One curve removes the pixels with the
+      largest expected errors first, the other those with the largest actual errors. 0 = the ranking is right.
+      ``miscalibration``: the mean absolute difference between the nominal coverage 10, 20 ... 90 % of prediction
+      intervals and the share of pixels whose target is inside them (Kuleshov et al. 2018): 0 = the scale is right.
 
-    limits: smallest and largest distance that is evaluated, metres
+    Args:
+        limits: smallest and largest distance that is evaluated, metres.
     """
 
     def __init__(self, limits: tuple[float, float]) -> None:
         super().__init__()
         if not 0 < limits[0] < limits[1] < math.inf:
-            raise ValueError(f"Depth limits {limits} are wrong. Expected 0 < smallest < largest, in metres.")
+            raise ValueError(f"Depth limits are {limits}. Expected 0 < smallest < largest, in metres.")
         self.limits = float(limits[0]), float(limits[1])
         self.protocol = (
             f"Per image over valid pixels from {limits[0]:g} to {limits[1]:g} m, then the mean over images; "
-            "no alignment, and beside it (aligned) with each image's median brought to the truth's."
+            "without alignment, and (aligned) with each image's median scaled to that of the truth."
         )
 
     def update(self, image_id: str, prediction: DenseMap, target: DenseMap) -> None:
-        """Account for one image. Raises ValueError with ``image_id`` where sizes differ or a valid depth is not
-        finite."""
+        """Add one image.
+
+        Raises:
+            ValueError: sizes differ, or a valid depth is not finite. The message names ``image_id``.
+        """
         predicted, true, expected = self._select_pixels(image_id, prediction, target)
         errors = self._compute_errors(predicted, true)
         if expected is None:
@@ -67,9 +77,12 @@ class DepthMetric(PerImageRecords[_DepthRecord]):
             )
 
     def compute(self) -> dict[str, float]:
-        """abs_rel, sq_rel (m), rmse (m), rmse_log, silog (x 100, as KITTI), delta1 to delta3 (share of pixels within
-        a factor of 1.25, 1.25^2, 1.25^3), and the same with ``_aligned``; ause and miscalibration where predictions
-        tell their error."""
+        """Return the metrics by name.
+
+        They are abs_rel, sq_rel (m), rmse (m), rmse_log, silog (x 100, as KITTI), delta1 to delta3 (share of pixels
+        within a factor of 1.25, 1.25^2, 1.25^3), and the same with ``_aligned``; ause and miscalibration if predictions
+        include their error.
+        """
         records = self._sorted_records()
         names = (*METRIC_NAMES, *(f"{name}_aligned" for name in METRIC_NAMES))
         columns = zip(*(record.errors for record in records), strict=True) if records else ((),) * len(names)
@@ -82,18 +95,18 @@ class DepthMetric(PerImageRecords[_DepthRecord]):
         return numbers
 
     def compute_per_class(self) -> dict[str, dict[str, float]]:
-        """Empty: depth has no classes."""
+        """Return an empty dict: depth has no classes."""
         return {}
 
     def score_image(self, prediction: DenseMap, target: DenseMap) -> float:
-        """1 minus abs_rel of this image alone."""
+        """Return 1 minus abs_rel of this image."""
         predicted, true, _ = self._select_pixels("this image", prediction, target)
         return 1.0 - self._compute_errors(predicted, true)[0]
 
     def _select_pixels(
         self, id: str, prediction: DenseMap, target: DenseMap
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64] | None]:
-        """Predicted and true depths of the pixels that count [N], and the errors that were foretold [N]."""
+        """Return predicted and true depths of the counted pixels [N], and their expected errors [N]."""
         values, truth = np.asarray(prediction.values), np.asarray(target.values)
         if values.shape != truth.shape:
             raise ValueError(
@@ -113,7 +126,7 @@ class DepthMetric(PerImageRecords[_DepthRecord]):
         return np.clip(predicted, *self.limits), truth[counted].astype(np.float64), expected
 
     def _compute_errors(self, predicted: NDArray[np.float64], true: NDArray[np.float64]) -> tuple[float, ...]:
-        """By `NAMES`, then the same aligned; NaN without a pixel."""
+        """Return the values of `METRIC_NAMES`, then the same aligned; NaN without a pixel."""
         if not true.size:
             return (math.nan,) * (2 * len(METRIC_NAMES))
         aligned = np.clip(predicted * (np.median(true) / np.median(predicted)), *self.limits)
@@ -121,9 +134,9 @@ class DepthMetric(PerImageRecords[_DepthRecord]):
 
 
 def ause(predicted: NDArray[np.float64], true: NDArray[np.float64], expected_errors: NDArray[np.float64]) -> float:
-    """Area under the sparsification error curve of abs_rel over its value (Ilg et al. 2018). All [N], N > 0.
+    """Return the area under the sparsification error curve of abs_rel, divided by abs_rel (Ilg et al. 2018).
 
-    0 = the errors that are expected come in the order of those that are made; 0 where none is made.
+    All arrays are [N], N > 0. 0 = the expected errors rank the actual ones correctly; also 0 if there is no error.
     """
     made = np.abs(predicted - true) / true
     if not made.any():
@@ -137,13 +150,13 @@ def ause(predicted: NDArray[np.float64], true: NDArray[np.float64], expected_err
 def interval_coverage(
     predicted: NDArray[np.float64], true: NDArray[np.float64], expected_errors: NDArray[np.float64]
 ) -> tuple[float, ...]:
-    """Share of pixels whose truth is within the interval that holds it with each probability of `LEVELS`. All [N]."""
+    """Return the share of pixels whose target is inside the interval of each level of `CONFIDENCE_LEVELS`. All [N]."""
     away = np.abs(np.log(predicted) - np.log(true)) / expected_errors
     return tuple(float(np.mean(away <= width)) for width in -np.log(1 - CONFIDENCE_LEVELS))
 
 
 def _depth_errors(predicted: NDArray[np.float64], true: NDArray[np.float64]) -> tuple[float, ...]:
-    """The numbers of `NAMES` over positive depths [N]."""
+    """Return the values of `METRIC_NAMES` over positive depths [N]."""
     difference = predicted - true
     logarithm = np.log(predicted) - np.log(true)
     ratio = np.maximum(predicted / true, true / predicted)

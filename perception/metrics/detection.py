@@ -1,4 +1,4 @@
-"""Average precision of boxes, by COCO's protocol."""
+"""Average precision of boxes, by the COCO protocol."""
 
 from __future__ import annotations
 
@@ -28,21 +28,22 @@ class _BoxRecord(NamedTuple):
 class DetectionMetric(PerImageRecords[_BoxRecord]):
     """COCO's average precision (Lin et al. 2014, https://cocodataset.org/#detection-eval), equal to pycocotools.
 
-    * An ignore region of a target is what COCO calls a crowd: detections of its class inside it are neither right nor
-      wrong; of any class, where it has none (label -1).
-    * Where an image's source labels only some classes (``Instances.classes``), its detections of the other classes
-      are left out: they are neither right nor wrong. Of those that it labels in part (``Instances.partial``), a
-      detection that matches none is neither.
-    * The area that decides small, medium and large is that of the box (COCO takes the mask's where there is one).
-    * A class without a single true box is in no mean; a class that is there but never detected has AP 0.
+    * An ignore region of a target is COCO's crowd: detections of its class inside it count neither as right nor as
+      wrong. A region without a class (label -1) applies to all classes.
+    * If an image's source labels only some classes (``Instances.labeled_classes``), detections of the other classes are
+      excluded: they count neither as right nor as wrong. For classes that it labels partially
+      (``Instances.partial_classes``), unmatched detections are excluded.
+    * The area for small, medium and large is that of the box (COCO uses the mask's area if there is one).
+    * A class without a true box is excluded from the means; a class with true boxes but no detections has AP 0.
 
-    classes:   names, in the order of the labels
-    score_threshold: score from which a detection counts in `quality`; the average precisions take all scores
+    Args:
+        classes: names, in the order of the labels.
+        score_threshold: minimum score of a detection in `score_image`; the average precisions use all scores.
     """
 
     protocol = (
         "COCO average precision over IoU 0.50 to 0.95, at most 100 boxes per class and image, area = the box's; "
-        "classes without a true box are in no mean."
+        "classes without a true box are excluded from the means."
     )
 
     def __init__(self, classes: Sequence[str], score_threshold: float = 0.3) -> None:
@@ -51,11 +52,15 @@ class DetectionMetric(PerImageRecords[_BoxRecord]):
         self.score_threshold = score_threshold
 
     def update(self, image_id: str, prediction: Instances, target: Instances) -> None:
-        """Account for one image. Raises ValueError naming ``image_id`` where a score or box is not finite."""
+        """Add one image.
+
+        Raises:
+            ValueError: a score or box is not finite. The message names ``image_id``.
+        """
         self._records[image_id] = _make_record(image_id, prediction, target, len(self.classes))
 
     def compute(self) -> dict[str, float]:
-        """ap, ap50, ap75, ap_small, ap_medium, ap_large, and ar100 (average recall with 100 boxes); 0 to 1."""
+        """Return ap, ap50, ap75, ap_small, ap_medium, ap_large, and ar100 (average recall with 100 boxes); 0 to 1."""
         precision, recall = self._run_coco_evaluation()
         return {
             "ap": _mean_valid(precision[:, :, :, 0]),
@@ -68,7 +73,7 @@ class DetectionMetric(PerImageRecords[_BoxRecord]):
         }
 
     def compute_per_class(self) -> dict[str, dict[str, float]]:
-        """Per class: ap, ap50, count (true boxes, crowds not counted)."""
+        """Return ap, ap50 and count (true boxes without crowds) per class."""
         precision, _ = self._run_coco_evaluation()
         counts = np.zeros(len(self.classes), np.int64)
         for picture in self._records.values():
@@ -83,9 +88,11 @@ class DetectionMetric(PerImageRecords[_BoxRecord]):
         }
 
     def score_image(self, prediction: Instances, target: Instances) -> float:
-        """Panoptic quality (Kirillov et al. 2019) of the boxes, all classes together: the summed IoU of the matched
-        boxes over (matched + half the false + half the missed). NaN for an image that is rightly left empty: it would
-        be the best image of every run."""
+        """Return the panoptic quality (Kirillov et al. 2019) of the boxes, all classes together.
+
+        It is the summed IoU of the matched boxes over (matched + half the false + half the missed). NaN for an image
+        without true boxes and detections: it would be the best image of every run.
+        """
         picture = _make_record("this image", prediction, target, len(self.classes))
         shown = picture.scores >= self.score_threshold
         overlap, matched, wrong = 0.0, 0, 0
@@ -102,7 +109,7 @@ class DetectionMetric(PerImageRecords[_BoxRecord]):
         return overlap / total if total else math.nan
 
     def _run_coco_evaluation(self) -> tuple[NDArray, NDArray]:
-        """COCO's precision [10 IoUs, 101 recalls, C, 4 areas] and recall [10 IoUs, C, 4 areas]; -1 = no truth."""
+        """Return precision [10 IoUs, 101 recalls, C, 4 areas] and recall [10 IoUs, C, 4 areas]; -1 = no truth."""
         pictures = self._sorted_records()
         if not any(len(picture.target_boxes) for picture in pictures):
             return np.full((10, 101, len(self.classes), 4), -1.0), np.full((10, len(self.classes), 4), -1.0)
@@ -139,9 +146,9 @@ def _make_record(id: str, prediction: Instances, target: Instances, classes: int
 
 
 def _expand_ignore_regions(target: Instances, classes: int) -> Instances:
-    """The target with an ignore region of each class for one of every class (label -1): COCO knows only the former.
+    """Replace each ignore region of all classes (label -1) by one region per class.
 
-    A class that is labeled in part gets a region without end.
+    COCO has no class-agnostic regions. A class that is labeled partially gets an infinite region.
     """
     if target.partial_classes is not None:
         several = np.flatnonzero(target.partial_classes)
@@ -166,7 +173,7 @@ def _expand_ignore_regions(target: Instances, classes: int) -> Instances:
 def _validate_instances(
     id: str, kind: str, instances: Instances, classes: int
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Boxes as x, y, width, height, and labels. COCO's evaluators crash on what is not finite."""
+    """Return boxes as x, y, width, height, and labels. COCO's evaluators crash on values that are not finite."""
     boxes = np.asarray(instances.boxes, np.float64).reshape(-1, 4).copy()
     labels = np.asarray(instances.labels, np.int64)
     if not np.isfinite(boxes).all():
@@ -185,7 +192,7 @@ def _coco_annotations(records: list[_BoxRecord]) -> list[dict]:
             picture.target_boxes.tolist(), picture.target_labels.tolist(), picture.crowds.tolist(), strict=True
         )
     )
-    return [  # ids from 1: COCO's evaluators take 0 for "not matched"
+    return [  # ids from 1: COCO's evaluators use 0 for "not matched"
         {"id": n, "image_id": i, "category_id": label + 1, "bbox": box, "area": box[2] * box[3], "iscrowd": int(crowd)}
         for n, (i, box, label, crowd) in enumerate(rows, start=1)
     ]
@@ -202,7 +209,7 @@ def _coco_detections(records: list[_BoxRecord]) -> list[dict]:
 
 
 def _match_boxes(boxes: NDArray, target_boxes: NDArray, crowds: NDArray[np.bool_]) -> tuple[float, int, int]:
-    """Greedy matching at IoU 0.5, ``boxes`` best first: (summed IoU of the matches, matches, false detections)."""
+    """Match ``boxes``, best first, greedily at IoU 0.5. Return the summed IoU, the matches and the false detections."""
     if not len(boxes) or not len(target_boxes):
         return 0.0, 0, len(boxes)
     overlaps = np.asarray(regions.iou(boxes, target_boxes, crowds.astype(np.uint8).tolist()))

@@ -1,4 +1,4 @@
-"""What every metric is."""
+"""The interface of the metrics."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Generic, Protocol, TypeVar
 
 from perception.types import Annotation
 
+AnyAnnotation = TypeVar("AnyAnnotation", bound=Annotation, contravariant=True)
 Record = TypeVar("Record")
 
 LOWER_IS_BETTER = frozenset(
@@ -16,25 +17,29 @@ LOWER_IS_BETTER = frozenset(
         *("ause", "miscalibration", "ece", "nll"),
     )
 )
-"""Names of the numbers of `Metric.compute` that are errors. Every other number is better when it is higher."""
+"""Names of the values of `Metric.compute` that are errors. All other values are better when they are higher."""
 
 
-class Metric(Protocol):
-    """Accumulates predictions against targets, image by image, both in source pixels as numpy.
+class Metric(Protocol[AnyAnnotation]):
+    """Accumulates predictions and targets, image by image, both in source pixels as numpy.
 
-    The state is kept per image id, so that the result does not depend on the order, the batch size or the number of
-    ranks, and an image that a distributed sampler delivers twice counts once.
+    The state is kept per image id. So the result does not depend on the order, the batch size or the number of ranks,
+    and an image that a distributed sampler repeats counts once.
     """
 
     protocol: str
-    """One sentence that names how the numbers are defined; printed beside them."""
+    """One sentence that defines the metrics, printed next to the values."""
 
-    def update(self, image_id: str, prediction: Annotation, target: Annotation) -> None:
-        """Account for one labeled image. Raises ValueError naming ``image_id`` where a number is NaN."""
+    def update(self, image_id: str, prediction: AnyAnnotation, target: AnyAnnotation) -> None:
+        """Add one labeled image.
+
+        Raises:
+            ValueError: a number is NaN. The message names ``image_id``.
+        """
         ...
 
     def state(self) -> dict:
-        """Picklable state of this process; states of several ranks are united with `merge`."""
+        """Return the picklable state of this process. `merge` combines the states of several ranks."""
         ...
 
     def merge(self, states: list[dict]) -> None:
@@ -42,20 +47,20 @@ class Metric(Protocol):
         ...
 
     def compute(self) -> dict[str, float]:
-        """Name -> number, for example ``{"ap": 0.41, "ap50": 0.62}``. NaN where nothing was labeled."""
+        """Return name -> value, for example ``{"ap": 0.41, "ap50": 0.62}``. NaN where nothing was labeled."""
         ...
 
     def compute_per_class(self) -> dict[str, dict[str, float]]:
-        """Per class: class name -> {column: number}; empty where a metric has no classes.
+        """Return class name -> {column: value}; empty if the metric has no classes.
 
-        A class that is absent from the truth is there with NaN and a count of 0: no mean contains it.
+        A class without true instances has NaN and a count of 0, and is excluded from the means.
         """
         ...
 
-    def score_image(self, prediction: Annotation, target: Annotation) -> float:
-        """A number of one image alone, higher is better, 1 is perfect: ranks best and worst images in the report.
+    def score_image(self, prediction: AnyAnnotation, target: AnyAnnotation) -> float:
+        """Return a score of a single image, higher is better, 1 is perfect. The report ranks images by it.
 
-        NaN where nothing of the image is labeled, or where there is nothing to see.
+        NaN if nothing in the image is labeled, or if it is empty.
         """
         ...
 
@@ -67,11 +72,11 @@ class PerImageRecords(Generic[Record]):
         self._records: dict[str, Record] = {}
 
     def state(self) -> dict:
-        """Image id -> its record."""
+        """Return image id -> record."""
         return dict(self._records)
 
     def merge(self, states: list[dict]) -> None:
-        """Replace the own records by the union of ``states``; of an image that several hold, the last one counts."""
+        """Replace the own records by the union of ``states``. For duplicate images the last record counts."""
         self._records = {id: record for state in states for id, record in state.items()}
 
     def _sorted_records(self) -> list[Record]:
@@ -79,6 +84,6 @@ class PerImageRecords(Generic[Record]):
 
 
 def nanmean(values: Iterable[float]) -> float:
-    """The mean of the numbers that are not NaN; NaN where there are none."""
+    """Return the mean of the values that are not NaN; NaN if there are none."""
     known = [value for value in values if not math.isnan(value)]
     return math.fsum(known) / len(known) if known else math.nan

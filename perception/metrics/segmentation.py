@@ -14,9 +14,10 @@ from perception.types import DenseMap, LabelSpace
 
 
 class _ConfusionRecord(NamedTuple):
-    """The entries of one image's confusion matrix that are not 0; dense ones of 5,000 images would take 900 MB.
+    """The non-zero entries of an image's confusion matrix. Dense matrices of 5,000 images would take 900 MB.
 
-    label_space: what the ids of its truth mean; None = the classes
+    Attributes:
+        label_space: meaning of the target's ids; None = the classes.
     """
 
     indices: NDArray[np.int32]
@@ -27,27 +28,30 @@ class _ConfusionRecord(NamedTuple):
 class SegmentationMetric(PerImageRecords[_ConfusionRecord]):
     """Cityscapes' mean intersection over union (Cordts et al. 2016): one confusion matrix over the whole data set.
 
-    * Pixels whose truth is not valid are left out. A pixel that the prediction gives no class is a miss of the true
-      class.
-    * Classes that are absent from the truth are in no mean, whether or not they are predicted (Cityscapes counts them
-      as 0 where they are predicted); the table shows them with NaN and 0 pixels.
+    * Pixels with an invalid target are excluded. A pixel without a predicted class is a miss of the true class.
+    * Classes without true pixels are excluded from the means, whether or not they are predicted (Cityscapes counts them
+      as 0 if they are predicted). The table shows them with NaN and 0 pixels.
 
-    A source that knows only some classes, or super-classes (`DenseMap.label_space`), is judged in its own label space:
+    A source that labels only some classes, or super-classes (`DenseMap.label_space`), is evaluated in its own label
+    space:
 
-    * The prediction of a class is one of the set that it lies in. Where sets overlap, it is of the true set if that
-      holds it, else of every set that does. So a prediction that the label allows is right, and never wrong for others.
-    * What the source does not label (the id without a name) is no row of the mean; predicting a class there is wrong.
-    * Sources of the same label space share one confusion matrix. ``miou`` is the mean of the label spaces' figures,
-      each counting once; where there are several, ``<source>/miou`` tells that of each source by itself. A source is
-      what an image's id names before its first "/".
+    * A predicted class counts as the set that contains it. If sets overlap, it counts as the true set if that contains
+      it, else as every set that does. So a prediction that the label allows is correct, and is never a false positive
+      of other sets.
+    * The id without a name (what the source does not label) is not a row of the mean; predicting a class there is
+      wrong.
+    * Sources of the same label space share one confusion matrix. ``miou`` is the mean over label spaces, with equal
+      weights. If there are several, ``<source>/miou`` is the value of each source. The source is the part of an image
+      id before its first "/".
 
-    classes: names, in the order of the class ids
+    Args:
+        classes: names, in the order of the class ids.
     """
 
     protocol = (
-        "One confusion matrix over the labeled pixels of all images (as Cityscapes), at source resolution; "
-        "classes absent from the truth are in no mean. Sources of unlike label spaces have a matrix each, in their own "
-        "classes and super-classes, by the sums of the probabilities, and the mean is over these."
+        "One confusion matrix over the labeled pixels of all images (as Cityscapes), at source resolution; classes "
+        "without true pixels are excluded from the means. Sources of different label spaces have a matrix each, in "
+        "their own classes and super-classes, by summed probabilities, and the mean is over these."
     )
 
     def __init__(self, classes: Sequence[str]) -> None:
@@ -55,14 +59,22 @@ class SegmentationMetric(PerImageRecords[_ConfusionRecord]):
         self.classes = tuple(classes)
 
     def update(self, image_id: str, prediction: DenseMap, target: DenseMap) -> None:
-        """Account for one image. Raises ValueError naming ``image_id`` where sizes or class ids do not fit."""
+        """Add one image.
+
+        Raises:
+            ValueError: sizes or class ids do not fit. The message names ``image_id``.
+        """
         flat = self._count_pairs(image_id, prediction, target)
         places = np.flatnonzero(flat)
         self._records[image_id] = _ConfusionRecord(places.astype(np.int32), flat[places], target.label_space)
 
     def confusion_matrix(self, label_space: LabelSpace | None = None, source: str | None = None) -> NDArray[np.int64]:
-        """Pixels [K, C + 1] by true id of a label space (row) and predicted class (column); the last column is "no
-        class". source: of its images alone; None = of all."""
+        """Return pixel counts [K, C + 1] by true id (row) and predicted class (column). The last column is "no class".
+
+        Args:
+            label_space: label space of the rows; None = the classes.
+            source: count only the images of this source; None = all.
+        """
         rows = len(self.classes) if label_space is None else len(label_space.class_sets)
         total = np.zeros(rows * (len(self.classes) + 1), np.int64)
         for id, counts in self._records.items():
@@ -71,7 +83,7 @@ class SegmentationMetric(PerImageRecords[_ConfusionRecord]):
         return total.reshape(rows, -1)
 
     def compute(self) -> dict[str, float]:
-        """miou and pixel_accuracy, 0 to 1; where label spaces differ also <source>/miou."""
+        """Return miou and pixel_accuracy, 0 to 1; if label spaces differ also <source>/miou."""
         spaces = self._find_label_spaces()
         matrices = {space: self.confusion_matrix(space) for space in spaces}
         pixels = sum(int(matrix.sum()) for matrix in matrices.values())
@@ -90,11 +102,11 @@ class SegmentationMetric(PerImageRecords[_ConfusionRecord]):
         return numbers
 
     def compute_per_class(self) -> dict[str, dict[str, float]]:
-        """Per class: iou, accuracy (the share of its pixels that is found), pixels (of the truth), predicted.
+        """Return iou, accuracy (recall), pixels (of the target) and predicted (pixels) per class.
 
-        Over the pixels of all sources where the class can be decided: a pixel that may be of the class or of another
-        one is left out. Then the rows of each source in its own classes, called "<source>: <class>", where label spaces
-        differ from the classes.
+        They are counted over the pixels of all sources where the class is unambiguous: a pixel that may be of the class
+        or of another one is excluded. Then follow the rows of each source in its own classes, named "<source>:
+        <class>", if label spaces differ from the classes.
         """
         spaces = self._find_label_spaces()
         decided = np.zeros((len(self.classes), len(self.classes) + 1), np.int64)
@@ -121,12 +133,12 @@ class SegmentationMetric(PerImageRecords[_ConfusionRecord]):
         return table
 
     def score_image(self, prediction: DenseMap, target: DenseMap) -> float:
-        """Mean intersection over union of this image alone."""
+        """Return the mean intersection over union of this image."""
         rows = len(self._class_sets(target.label_space))
         return self._miou(self._count_pairs("this image", prediction, target).reshape(rows, -1), target.label_space)
 
     def _find_label_spaces(self) -> dict[LabelSpace | None, set[str]]:
-        """Label space -> the sources that label in it, the classes themselves first; the same in any order of ids."""
+        """Return label space -> its sources, the classes themselves first, independent of the order of ids."""
         spaces: dict[LabelSpace | None, set[str]] = {}
         for id in sorted(self._records):
             spaces.setdefault(self._records[id].label_space, set()).add(_source_of(id))
@@ -146,7 +158,7 @@ class SegmentationMetric(PerImageRecords[_ConfusionRecord]):
         return nanmean(row["iou"] for name, row in zip(names, rows, strict=True) if name or label_space is None)
 
     def _count_pairs(self, id: str, prediction: DenseMap, target: DenseMap) -> NDArray[np.int64]:
-        """Pixels of one image by true id and predicted class [K * (C + 1)]."""
+        """Count the pixels of an image by true id and predicted class [K * (C + 1)]."""
         classes, rows = len(self.classes), len(self._class_sets(target.label_space))
         values, truth = np.asarray(prediction.values), np.asarray(target.values)
         if values.shape != truth.shape:
@@ -171,7 +183,7 @@ def _source_of(id: str) -> str:
 
 
 def _membership_mask(matrix: NDArray[np.int64], label_space: LabelSpace | None) -> NDArray[np.bool_]:
-    """Which classes are in which row's set: bool [K, C + 1]; "no class" is in none."""
+    """Return which classes are in each row's set: bool [K, C + 1]; "no class" is in none."""
     members = np.eye(*matrix.shape, dtype=bool) if label_space is None else np.zeros(matrix.shape, bool)
     for k, each in enumerate(() if label_space is None else label_space.class_sets):
         members[k, list(each)] = True
@@ -179,19 +191,19 @@ def _membership_mask(matrix: NDArray[np.int64], label_space: LabelSpace | None) 
 
 
 def _count_correct(matrix: NDArray[np.int64], label_space: LabelSpace | None) -> NDArray[np.int64]:
-    """Pixels of each row [K] whose prediction is in the row's set."""
+    """Count the pixels of each row [K] whose prediction is in the row's set."""
     return np.where(_membership_mask(matrix, label_space), matrix, 0).sum(1)
 
 
 def _count_predicted(matrix: NDArray[np.int64], label_space: LabelSpace | None) -> NDArray[np.int64]:
-    """Pixels that the predictions say to be of each row [K]: its hits, and what lies in its set and was not right."""
+    """Count the pixels predicted as each row [K]: its correct ones, and the wrong ones in its set."""
     members = _membership_mask(matrix, label_space)
     wrong = np.where(members, 0, matrix).sum(0)
     return _count_correct(matrix, label_space) + (members * wrong).sum(1)
 
 
 def _per_class_rows(hits: NDArray, true: NDArray, predicted: NDArray) -> list[dict[str, float]]:
-    """The table's rows; NaN for what is absent from the truth."""
+    """Return the table's rows; NaN for classes without true pixels."""
     return [
         {
             "iou": int(h) / int(t + p - h) if t else math.nan,

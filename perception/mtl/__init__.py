@@ -1,1 +1,1 @@
-"""Multi-task learning: how several losses become one update."""
+"""Multi-task learning: combine the losses of several tasks into one update."""

@@ -1,4 +1,4 @@
-"""Balancers that learn from how losses or gradients develop. Their state is kept task by task."""
+"""Balancers that adapt to the history of losses or gradients. Their state is kept per task."""
 
 from __future__ import annotations
 
@@ -19,9 +19,13 @@ PositiveInt = Annotated[int, Field(gt=0)]
 
 @config_dataclass
 class DWAConfig(TaskWeightsConfig):
-    """temperature: higher = more equal weights. window: steps over which losses are averaged, an epoch in the paper.
+    """Config of `DWA`.
 
-    A factor on a loss multiplies its weight: rates of loss do not depend on it.
+    A factor on a loss multiplies its weight, because loss ratios do not depend on it.
+
+    Attributes:
+        temperature: higher = more equal weights.
+        window: steps over which losses are averaged; one epoch in the paper.
     """
 
     name: Literal["dwa"] = "dwa"
@@ -30,9 +34,10 @@ class DWAConfig(TaskWeightsConfig):
 
 
 class DWA(Balancer):
-    """Dynamic weight average (Liu et al. 2019): tasks whose loss fell less between the last two windows count more.
+    """Dynamic weight average (Liu et al. 2019): tasks whose loss fell less get more weight.
 
-    T softmax(r / temperature), r = newer / older average; r = 1 for a task without two windows behind it.
+    The weights are T softmax(r / temperature), r = newer / older average of the last two windows. A task without two
+    complete windows has r = 1.
     """
 
     Config = DWAConfig
@@ -44,6 +49,7 @@ class DWA(Balancer):
         self.averages: dict[str, list[float]] = {name: [] for name in tasks}
 
     def observe(self, losses: Mapping[str, Tensor], step: int) -> None:
+        """Add the losses to the current window, see `Balancer.observe`."""
         if step // self.config.window != self.window_index:
             self.window_index = step // self.config.window
             for name, (total, count) in self.sums.items():
@@ -55,6 +61,7 @@ class DWA(Balancer):
             self.sums[name][1] += 1
 
     def combine(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
+        """Return the weighted sum of the losses."""
         rates = torch.tensor([self._loss_ratio(name) for name in losses])
         weights = len(losses) * (rates / self.config.temperature).softmax(0)
         values = torch.stack(list(losses.values()))
@@ -65,38 +72,47 @@ class DWA(Balancer):
         return averages[1] / averages[0] if len(averages) == 2 and averages[0] else 1.0
 
     def get_extra_state(self) -> dict[str, Any]:
+        """Return the windows and averages."""
         return {"window": self.window_index, "sums": self.sums, "averages": self.averages}
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Restore the windows and averages."""
         self.window_index, self.sums, self.averages = state["window"], state["sums"], state["averages"]
 
 
 class PerTaskAdam:
-    """A number for each task with its own Adam, stepped for the tasks that are present: the others keep number and
-    moments. Adam works number by number, so for tasks that are all present this is Adam of the whole vector."""
+    """A scalar per task with its own Adam. Absent tasks keep their scalars and moments.
+
+    Adam works elementwise, so if all tasks are present, this equals Adam of the whole vector.
+    """
 
     def __init__(self, tasks: Sequence[str], initial: float, lr: float, weight_decay: float = 0.0) -> None:
         self.values = {name: torch.full((), initial, requires_grad=True) for name in tasks}
         self._adam = torch.optim.Adam(list(self.values.values()), lr=lr, weight_decay=weight_decay, foreach=False)
 
     def get(self, names: Sequence[str] | Mapping[str, Any]) -> Tensor:
+        """Return the values of these tasks [T]."""
         return torch.stack([self.values[name] for name in names])
 
     def step(self, gradients: Mapping[str, Tensor]) -> None:
+        """Make one Adam step for the tasks in ``gradients``."""
         for name, gradient in gradients.items():
             self.values[name].grad = gradient.detach().to(self.values[name])
         self._adam.step()
         self._adam.zero_grad(set_to_none=True)
 
     def set(self, names: Mapping[str, Any], values: Tensor) -> None:
+        """Set the values of these tasks."""
         for name, value in zip(names, values.detach(), strict=True):
             self.values[name].data.copy_(value)
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the values and Adam's state."""
         numbers = {name: number.detach() for name, number in self.values.items()}
         return {"values": numbers, "adam": self._adam.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the values and Adam's state."""
         for name, number in state["values"].items():
             self.values[name].data.copy_(number)
         self._adam.load_state_dict(state["adam"])
@@ -104,9 +120,13 @@ class PerTaskAdam:
 
 @config_dataclass
 class FAMOConfig(TaskWeightsConfig):
-    """lr, weight_decay: of the Adam that learns the logits of the weights.
+    """Config of `FAMO`.
 
-    FAMO works on logarithms: a factor on a loss changes the length of the update, not how the tasks share it.
+    FAMO uses logarithms: a factor on a loss changes the length of the update, but not how the tasks share it.
+
+    Attributes:
+        lr: learning rate of the Adam that learns the logits of the weights.
+        weight_decay: its weight decay.
     """
 
     name: Literal["famo"] = "famo"
@@ -115,11 +135,11 @@ class FAMOConfig(TaskWeightsConfig):
 
 
 class FAMO(Balancer):
-    """Fast adaptive multitask optimisation (Liu et al. 2023): all losses fall at about the same relative rate.
+    """Fast adaptive multitask optimization (Liu et al. 2023): all losses fall at about the same relative rate.
 
-    c sum of z log L with z = softmax(w); w goes up where the update lowered the loss of the batch least. This takes the
-    losses of the same batch after the update: one more forward pass a step. A task whose loss is exactly zero takes no
-    part in the step, as if it were absent.
+    The scalar is c sum of z log L with z = softmax(w). w increases where the update reduced the loss of the batch
+    least. This needs the losses of the same batch after the update: one more forward pass per step. A task whose loss
+    is exactly zero is treated as absent in this step.
     """
 
     Config = FAMOConfig
@@ -131,9 +151,11 @@ class FAMO(Balancer):
         self._previous_losses: dict[str, Tensor] = {}
 
     def observe(self, losses: Mapping[str, Tensor], step: int) -> None:
+        """Store the losses before the update, see `Balancer.observe`."""
         self._previous_losses = {name: loss.detach().cpu() for name, loss in losses.items()}
 
     def combine(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
+        """Return the weighted sum of the logarithms of the losses."""
         above, rest = split_zero_losses(losses)
         if not above:
             return rest
@@ -143,13 +165,14 @@ class FAMO(Balancer):
         return (weights / scale * values.log()).sum() + rest
 
     def observe_updated_losses(self, losses: Mapping[str, Tensor]) -> None:
+        """Update the logits from the change of the losses."""
         learning = [name for name in losses if self._previous_losses[name] > 0 and self.loss_weights[name]]
         if not learning:
             return
         before = torch.stack([self._previous_losses[name] for name in learning])
         after = torch.stack([losses[name].detach().cpu() for name in learning])
         progress = (before + _EPSILON).log() - (after + _EPSILON).log()
-        if not progress.isfinite().all():  # the update broke the network: the next step finds out
+        if not progress.isfinite().all():  # the update made the network diverge; the next step detects this
             return
         with torch.enable_grad():
             logits = self.logits.get(learning).detach().requires_grad_()
@@ -157,9 +180,11 @@ class FAMO(Balancer):
         self.logits.step(dict(zip(learning, gradient, strict=True)))
 
     def get_extra_state(self) -> dict[str, Any]:
+        """Return the logits and their Adam state."""
         return self.logits.state_dict()
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Restore the logits and their Adam state."""
         self.logits.load_state_dict(state)
 
 
@@ -168,11 +193,15 @@ _EPSILON = 1e-8
 
 @config_dataclass
 class GradNormConfig(TaskWeightsConfig):
-    """alpha: how strongly tasks that learn slowly are pulled up; 0 = equal gradient norms. lr: of the weights' Adam.
+    """Config of `GradNorm`.
 
-    space: where gradients are measured. update_every: steps between two measurements. A factor on a loss changes where
-    its
-    weight starts; the gradients' targets make up for it.
+    A factor on a loss changes the initial value of its weight; the gradient targets compensate for it later.
+
+    Attributes:
+        alpha: how strongly slowly learning tasks are accelerated; 0 = equal gradient norms.
+        lr: learning rate of the weights' Adam.
+        space: where gradients are measured.
+        update_every: steps between two measurements.
     """
 
     name: Literal["gradnorm"] = "gradnorm"
@@ -183,11 +212,11 @@ class GradNormConfig(TaskWeightsConfig):
 
 
 class GradNorm(Balancer):
-    """GradNorm (Chen et al. 2018): weights of the losses that bring the norms of the tasks' weighted gradients towards
-    mean norm * (relative inverse training rate)^alpha. The paper measures at the last shared layer: ``last_shared``.
+    """GradNorm (Chen et al. 2018): loss weights that equalize the norms of the tasks' weighted gradients.
 
-    The L1 distance is minimised by Adam, a step for each measurement; then the weights of the present tasks are scaled
-    back to the sum that they had. A task without a gradient at the step (its loss is exactly zero) takes no part in it.
+    The target is mean norm * (relative inverse training rate)^alpha. The paper measures at the last shared layer:
+    ``last_shared``. Adam minimizes the L1 distance, one step per measurement. Then the weights of the present tasks are
+    rescaled to their previous sum. A task without a gradient at the step (its loss is exactly zero) is skipped.
     """
 
     Config = GradNormConfig
@@ -199,9 +228,11 @@ class GradNorm(Balancer):
         self.initial_losses: dict[str, float] = {}
 
     def needs_gramian(self, present: tuple[str, ...], step: int) -> bool:
+        """Return True every ``update_every`` steps."""
         return step % self.config.update_every == 0
 
     def observe_gramian(self, gramian: Gramian, losses: Mapping[str, Tensor], step: int) -> None:
+        """Update the weights from the gradient norms."""
         norms = gramian.diagonal().clamp(min=0).sqrt()
         moving = norms.gt(0)
         values = {n: float(loss.detach()) for (n, loss), moves in zip(losses.items(), moving, strict=True) if moves}
@@ -215,7 +246,13 @@ class GradNorm(Balancer):
         self.weights.set(values, found * (weights.sum() / found.sum()))
 
     def gradient(self, weights: Tensor, norms: Tensor, losses: Mapping[str, float]) -> Tensor:
-        """Of the sum of |norm - target| by the weights, in units of the mean norm. norms: of the weighted gradients."""
+        """Return the gradient of the sum of |norm - target| by the weights, in units of the mean norm.
+
+        Args:
+            weights: weights of the tasks [T].
+            norms: norms of the weighted gradients [T].
+            losses: task -> loss.
+        """
         norms = norms / norms.mean().clamp(min=torch.finfo(norms.dtype).tiny)
         rates = torch.tensor(
             [loss / self.initial_losses.get(name, 1.0) for name, loss in losses.items()], dtype=norms.dtype
@@ -225,16 +262,19 @@ class GradNorm(Balancer):
         return (norms - target).sign() * norms / weights
 
     def combine(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
+        """Return the weighted sum of the losses."""
         values = torch.stack(list(losses.values()))
         return (self.weights.get(losses).detach().to(values) * values).sum()
 
     def get_extra_state(self) -> dict[str, Any]:
+        """Return the weights and initial losses."""
         return {"weights": self.weights.state_dict(), "initial_losses": self.initial_losses}
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Restore the weights and initial losses."""
         self.weights.load_state_dict(state["weights"])
         self.initial_losses = dict(state["initial_losses"])
 
 
 _MIN_WEIGHT = 1e-3
-"""A weight never falls below this: the L1 steps could carry it through zero."""
+"""Minimum weight: the L1 steps could make a weight negative."""

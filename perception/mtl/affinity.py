@@ -1,7 +1,7 @@
-"""Which tasks help each other: look-ahead on the shared parameters, and the best grouping for a number of networks.
+"""Task affinity by look-ahead on the shared parameters, and the best task grouping for a number of networks.
 
-Task affinity groupings (TAG, Fifty et al. 2021): take a step along one task's gradient, on the parameters that tasks
-share, and see what it does to the losses of the others on the same batch; then put the tasks back as they were.
+Task affinity groupings (TAG, Fifty et al. 2021): take a step along one task's gradient, on the shared parameters, and
+measure the change of the other losses on the same batch; then restore the parameters.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from perception.mtl.delta_m import Interval, t_interval
 Partition = tuple[tuple[str, ...], ...]
 
 MAX_TASKS = 12
-"""More would take minutes to group: the search looks at every subset of every subset."""
+"""Grouping more tasks would take minutes: the search visits every subset of every subset."""
 _NUM_BLOCKS = 10
 _EPSILON = 1e-12
 
@@ -36,19 +36,23 @@ def measure_affinity(
     weights: Mapping[str, float],
     seed: int,
 ) -> dict[str, dict[str, float]]:
-    """Task i -> task j -> the part of j's loss that a step of task i alone takes away; negative where it adds to it.
+    """Return task i -> task j -> the share of j's loss that a step of task i alone removes; negative if it increases.
 
-    Each tensor of shared parameters moves by ``step * g_i / sqrt(sum_k mean(g_k^2))``: the length that an optimizer
-    such as Adam gives it, shared out among the tasks as their weighted gradients are. Parameters that one task alone
-    uses stay. What the step takes away is the step times j's gradient in the middle of it, which is right to second
-    order. The difference of two losses would do where a loss is what its gradient belongs to; detection's is not: its
+    Each tensor of shared parameters moves by ``step_size * g_i / sqrt(sum_k mean(g_k^2))``: the step length of an
+    optimizer such as Adam, divided among the tasks in proportion to their weighted gradients. Parameters of a single
+    task stay fixed. The decrease is the step times j's gradient at its midpoint, which is correct to second order. A
+    difference of two losses would be enough if each loss were consistent with its gradient. Detection's is not: its
     targets follow the prediction, and it may rise along its own gradient.
 
-    Parameters, buffers, gradients and the state of torch's randomness are left as they were found.
+    Parameters, buffers, gradients and torch's random state are restored.
 
-    loss_function: the losses of one batch, always the same one. present: the tasks that it labels.
-    weights:   task -> factor on its loss; 1 where none is given
-    seed:      of dropout and the like, the same in every pass
+    Args:
+        network: the network.
+        loss_function: returns the losses of one batch, always the same one.
+        present: the tasks that the batch labels.
+        step_size: length of the step.
+        weights: task -> factor on its loss; 1 if missing.
+        seed: random seed of dropout etc., the same in every pass.
     """
     with _preserve_state(network):
         before = _compute_seeded_losses(loss_function, seed)
@@ -72,7 +76,7 @@ def _compute_gradients(loss: Tensor, parameters: Sequence[Tensor]) -> tuple[Tens
 
 
 def _loss_decrease(loss: Tensor, update: Sequence[tuple[Tensor, Tensor]]) -> float:
-    """The move times the gradient of the loss."""
+    """Return the update times the gradient of the loss."""
     gradient = _compute_gradients(loss, [parameter for parameter, _ in update])
     parts = [(change * g).sum() for (_, change), g in zip(update, gradient, strict=True) if g is not None]
     return float(torch.stack(parts).sum()) if parts else 0.0
@@ -86,7 +90,7 @@ def _compute_seeded_losses(loss_function: Callable[[], Mapping[str, Tensor]], se
 def _compute_task_updates(
     parameters: Sequence[Tensor], gradients: Sequence[Sequence[Tensor | None]], step_size: float
 ) -> list[list[tuple[Tensor, Tensor]]]:
-    """For each task, the shared parameters with what is to be subtracted from them."""
+    """Return the shared parameters for each task, with the updates to subtract."""
     moves: list[list[tuple[Tensor, Tensor]]] = [[] for _ in gradients]
     for parameter, *own in zip(parameters, *gradients, strict=True):
         users = [g for g in own if g is not None]
@@ -101,7 +105,7 @@ def _compute_task_updates(
 
 @contextmanager
 def _apply_update(update: Sequence[tuple[Tensor, Tensor]], fraction: float) -> Iterator[None]:
-    """With a part of the move subtracted; the bits come back from a copy, not from adding it again."""
+    """Subtract a fraction of the update. The original values are restored from a copy, so they are bit-identical."""
     kept = [parameter.detach().clone() for parameter, _ in update]
     try:
         with torch.no_grad():
@@ -129,20 +133,28 @@ def _preserve_state(network: nn.Module) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Affinity:
-    """values [N, T, T]: of N looks, the affinity of the row's task onto the column's; NaN where not seen together."""
+    """Affinity measurements during a training.
+
+    Attributes:
+        tasks: names of the tasks.
+        values: [N, T, T], for N measurements the affinity of the row's task onto the column's; NaN if not both are
+            present.
+    """
 
     tasks: tuple[str, ...]
     values: NDArray[np.float64]
 
     @property
     def mean(self) -> NDArray[np.float64]:
-        """[T, T]: over the looks that saw both tasks."""
+        """Mean over the measurements that include both tasks, [T, T]."""
         return _mean_of_known(self.values)
 
     @property
     def standard_error(self) -> NDArray[np.float64]:
-        """[T, T]: the mean's standard error. Looks that follow each other resemble each other, so it is taken from the
-        means of ten stretches of the training."""
+        """Standard error of the mean, [T, T].
+
+        Consecutive measurements are correlated, so it is computed from the means of ten blocks of the training.
+        """
         block_means = self.blocks()
         known = np.isfinite(block_means).sum(0)
         spread = np.where(np.isfinite(block_means), block_means - _mean_of_known(block_means), 0.0)
@@ -150,7 +162,7 @@ class Affinity:
             return np.where(known > 1, np.sqrt((spread**2).sum(0) / (known - 1) / known), np.nan)
 
     def blocks(self) -> NDArray[np.float64]:
-        """[B, T, T]: the means over up to ten stretches of the training."""
+        """Return the means over up to ten blocks of the training, [B, T, T]."""
         parts = np.array_split(self.values, min(_NUM_BLOCKS, len(self.values)))
         return np.stack([_mean_of_known(part) for part in parts])
 
@@ -162,9 +174,9 @@ def _mean_of_known(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def group_affinity(matrix: NDArray[np.float64], group: Sequence[int]) -> dict[int, float]:
-    """Task -> the mean affinity of the others of its group onto it (Fifty et al. 2021, section 3.3); 0 where alone.
+    """Return task -> mean affinity of the others of its group onto it (Fifty et al. 2021, section 3.3); 0 if alone.
 
-    A pair that no look saw together counts as 0: nothing is known for or against it.
+    A pair that was never measured together counts as 0.
     """
     known = np.nan_to_num(matrix)
     return {j: float(np.mean([known[i, j] for i in group if i != j])) if len(group) > 1 else 0.0 for j in group}
@@ -173,10 +185,17 @@ def group_affinity(matrix: NDArray[np.float64], group: Sequence[int]) -> dict[in
 def find_best_groupings(
     matrix: NDArray[np.float64], max_networks: int, count: int = 2
 ) -> list[tuple[float, tuple[tuple[int, ...], ...]]]:
-    """The ``count`` best of all partitions into at most ``max_networks`` groups, as (sum of the tasks' affinities,
-    groups).
+    """Return the ``count`` best partitions into at most ``max_networks`` groups.
 
-    Exact: the sum is one over groups, so the best partition of the rest can be looked up.
+    Exact: the score is a sum over groups, so dynamic programming applies.
+
+    Args:
+        matrix: affinities [T, T].
+        max_networks: maximum number of groups.
+        count: number of partitions to return.
+
+    Returns:
+        Pairs of the sum of the tasks' affinities and the groups, best first.
     """
     tasks = len(matrix)
     values: dict[int, float] = {}
@@ -215,16 +234,16 @@ def _unpack_bitmask(group: int) -> list[int]:
 
 
 def score_grouping(matrix: NDArray[np.float64], groups: Sequence[Sequence[int]]) -> float:
-    """The sum of the tasks' affinities in a grouping."""
+    """Return the sum of the tasks' affinities in a grouping."""
     return math.fsum(value for group in groups for value in group_affinity(matrix, group).values())
 
 
 def compare_groupings(
     affinity: Affinity, one: Sequence[Sequence[int]], other: Sequence[Sequence[int]]
 ) -> Interval | None:
-    """Student's 95 % interval of how much better one grouping is than another, over stretches of the training.
+    """Return Student's 95 % interval of the score difference of two groupings, over blocks of the training.
 
-    None with fewer than two stretches.
+    None with fewer than two blocks.
     """
     differences = [score_grouping(block, one) - score_grouping(block, other) for block in affinity.blocks()]
     return t_interval(differences) if len(differences) > 1 else None

@@ -1,4 +1,4 @@
-"""The balancers by name. To add one, write its class and name it here."""
+"""All balancers by name. To add one, write its class and list it here."""
 
 from __future__ import annotations
 
@@ -80,8 +80,14 @@ BalanceConfig: TypeAlias = Annotated[
 
 
 def build_balancer(config: Any, tasks: Sequence[str], seed: int = 0) -> Balancer:
-    """The balancer that a config names, over the recipe's tasks. Raises ConfigError where it names another task.
+    """Build the balancer that a config names.
 
-    seed: of what is random in it, together with the step
+    Args:
+        config: one of the configs in `BalanceConfig`.
+        tasks: the recipe's tasks.
+        seed: random seed, combined with the step.
+
+    Raises:
+        ConfigError: the config names a task that is not in ``tasks``.
     """
     return BALANCERS[config.name](config, tasks, seed)

@@ -1,6 +1,6 @@
-"""What a network learns from another one's raw outputs: soft labels, one rule for each annotation shape.
+"""Knowledge distillation from the raw outputs of another network, with one rule per annotation type.
 
-Hinton et al. 2015; for keeping old tasks while a new one is learned, Li and Hoiem 2016 (learning without forgetting).
+Hinton et al. 2015; to keep old tasks while a new one is learned, Li and Hoiem 2016 (learning without forgetting).
 """
 
 from __future__ import annotations
@@ -15,12 +15,17 @@ from perception.types import TaskSpec
 
 
 def distillation_loss(spec: TaskSpec, student: Any, teacher: Any) -> Tensor:
-    """How far the raw outputs of a head are from those of another head of the same task; 0 where they are equal.
+    """Return the distance between the raw outputs of two heads of the same task; 0 if they are equal.
 
-    instances: binary cross-entropy of the class scores, and the L1 distance of the boxes' sides in cells, both where
-               the teacher or the student sees something
-    dense:     Kullback-Leibler divergence of each cell's classes; of a quantity, the L1 distance
-    label:     the same of the image's classes; of several labels at once, binary
+    Type "instances": binary cross-entropy of the class scores, and the L1 distance of the boxes' sides in cells, both
+    weighted towards cells where the teacher or the student detects something. Type "dense": Kullback-Leibler divergence
+    of each cell's classes; for a quantity, the L1 distance. Type "label": the same for the image's classes; binary for
+    multi-label.
+
+    Args:
+        spec: the task.
+        student: raw output of the trained head.
+        teacher: raw output of the reference head.
     """
     if spec.annotation_type == "instances":
         return _instance_loss(student, teacher)
@@ -36,19 +41,22 @@ def distillation_loss(spec: TaskSpec, student: Any, teacher: Any) -> Tensor:
 
 
 def _kl_divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(teacher || student) of the softmax over dimension 1."""
+    """Return KL(teacher || student) of the softmax over dimension 1."""
     return F.kl_div(student.log_softmax(1), teacher.log_softmax(1), reduction="none", log_target=True).sum(1)
 
 
 def _binary_kl_divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(teacher || student) of each sigmoid by itself."""
+    """Return KL(teacher || student) of each sigmoid."""
     entropy = F.binary_cross_entropy_with_logits(teacher, teacher.sigmoid(), reduction="none")
     return F.binary_cross_entropy_with_logits(student, teacher.sigmoid(), reduction="none") - entropy
 
 
 def _instance_loss(student: Any, teacher: Any) -> Tensor:
-    """Nearly all cells are background and agree: a cell counts by how much the two disagree (quality focal loss, Li et
-    al. 2020), and its box by how sure the teacher is; the sum over what the teacher is sure of."""
+    """Return the loss of detections, normalized by the sum of the teacher's scores.
+
+    Nearly all cells are background in both outputs. So a cell is weighted by the difference of the two (quality focal
+    loss, Li et al. 2020), and its box by the teacher's score.
+    """
     mine, theirs = student.logits.float(), teacher.logits.float()
     seen = theirs.sigmoid()
     sure = seen.amax(2)
@@ -58,7 +66,7 @@ def _instance_loss(student: Any, teacher: Any) -> Tensor:
 
 
 def _box_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """Distance [B, P] of boxes: of their four sides in cells, or the divergence of the sides' distributions."""
+    """Return distances [B, P] of boxes: of the four sides in cells, or the divergence of their distributions."""
     if student.shape[-1] == 4:
         return (F.softplus(student) - F.softplus(teacher)).abs().mean(2)
     bins = [one.unflatten(-1, (4, -1)).movedim(-1, 1) for one in (student, teacher)]

@@ -1,17 +1,16 @@
-"""Balancers that weigh the tasks' gradients by their inner products, against conflict.
+"""Balancers that weight the tasks' gradients by their inner products, against conflict.
 
-The weights act where the gradients meet and below, on what tasks share; each head learns by its own loss, as in most
-of the papers (`Balancer.has_head_weights`). Methods see the Gramian scaled to a mean diagonal of 1 and without the
-rows of
-tasks whose gradient is zero, which would stop all others in MGDA and CAGrad. For gradients whose lengths differ by up
-to 1e5 and whose Gramian may be of float32, whatever their directions, every method keeps to this:
+The weights apply to the shared parameters, where the gradients meet and below. Each head learns from its own loss, as
+in most of the papers (`Balancer.has_head_weights`). Methods receive the Gramian scaled to a mean diagonal of 1, without
+the rows of tasks whose gradient is zero, which would stop all others in MGDA and CAGrad. For gradients whose lengths
+differ by up to 1e5 and whose Gramian may be of float32, in any directions, every method guarantees:
 
-* weights are finite and do not depend on the unit of the gradients; but for PCGrad and GradVac, which draw an order,
-  nor on the order of the tasks;
-* the update is zero only where a convex combination of the unit gradients is
-  (`perception.mtl.solvers.is_pareto_stationary`):
-  there no update lowers all losses (a Pareto-stationary point), and gradients that balance each other cancel;
-* where the method promises to raise no loss, a gradient's product with the update is not below -2e-6 times its length
+* Weights are finite and do not depend on the unit of the gradients, nor on the order of the tasks (except for PCGrad
+  and GradVac, which draw a random order).
+* The update is zero only if a convex combination of the unit gradients is zero
+  (`perception.mtl.solvers.is_pareto_stationary`). There no update lowers all losses (a Pareto-stationary point), and
+  gradients that balance each other cancel.
+* If the method guarantees to raise no loss, a gradient's product with the update is not below -2e-6 times its length
   times the sum of the weighted gradients' lengths.
 """
 
@@ -34,21 +33,20 @@ from perception.mtl.loss_balancers import sum_scaled_losses
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 HeadWeighting = Literal["plain", "weighted"]
-"""Whether heads descend their own loss, or their loss times the weight that the shared part gives the task."""
+"""Whether heads descend their own loss, or their loss times the task's weight on the shared part."""
 
 
 @config_dataclass
 class GramianConfig(TaskWeightsConfig):
-    """space: where gradients are compared, see `perception.mtl.balancer.Space`.
-    update_every: steps for which weights are kept before they are computed anew.
-    gramian_decay: how much of a moving average of the Gramian is kept from one Gramian to the next, [0, 1); 0 = none.
-    Weights
-    are then solved from the average, for any set of tasks that have all been seen, and ``update_every`` counts
-    whatever tasks
-    are present.
-    log_losses: the method works on the logarithms of the losses, that is, on gradients divided by their loss;
-    ``weights`` then
-    multiply the logarithms. A loss of exactly zero is left out.
+    """Settings of all Gramian-based balancers.
+
+    Attributes:
+        space: where gradients are compared, see `perception.mtl.balancer.GradientSpace`.
+        update_every: number of steps between two computations of the weights.
+        gramian_decay: decay of a moving average of the Gramian, [0, 1); 0 = no average. Weights are then solved from
+            the average, for any set of tasks that all had a gradient, and ``update_every`` counts steps with any tasks.
+        log_losses: the method uses the logarithms of the losses, that is, gradients divided by their loss; ``weights``
+            then multiply the logarithms. A loss of exactly zero is skipped.
     """
 
     space: GradientSpace = "late"
@@ -58,7 +56,7 @@ class GramianConfig(TaskWeightsConfig):
 
 
 class GramianBalancer(Balancer):
-    """Keeps weights for each set of tasks that were present together, because they hold for that set only."""
+    """Caches weights for each set of tasks that were present together, because they are valid for that set only."""
 
     has_shared_weights = True
 
@@ -71,9 +69,10 @@ class GramianBalancer(Balancer):
 
     @abstractmethod
     def solve(self, gramian: Gramian, names: Sequence[str], step: int) -> Tensor:
-        """Weights [T] from inner products of non-zero gradients, their mean square 1."""
+        """Return weights [T] from inner products of non-zero gradients, scaled to mean square 1."""
 
     def forward(self, losses: Mapping[str, Tensor], present: Collection[str], step: int) -> Tensor:
+        """Return the scalar to differentiate, see `Balancer.forward`."""
         if self.config.log_losses:
             here = {name: loss for name, loss in losses.items() if name in present}
             present = split_zero_losses(here)[0] if here else here
@@ -81,9 +80,11 @@ class GramianBalancer(Balancer):
         return super().forward(losses, present, step)
 
     def combine(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
+        """Return the sum of the losses."""
         return torch.stack(list(losses.values())).sum()
 
     def needs_gramian(self, present: tuple[str, ...], step: int) -> bool:
+        """Return whether the weights of these tasks are missing or too old."""
         found = self._cached_weights.get(_cache_key(present))
         if self._gramian_average is None or found is not None:
             return found is None or step - found[0] >= self.config.update_every
@@ -93,6 +94,7 @@ class GramianBalancer(Balancer):
         )
 
     def observe_gramian(self, gramian: Gramian, losses: Mapping[str, Tensor], step: int) -> None:
+        """Compute and cache the weights of these tasks."""
         names, diagonal = list(losses), gramian.diagonal()
         moving = diagonal.gt(_ZERO_GRADIENT_RATIO * diagonal.max()).nonzero()[:, 0].tolist()
         weights = torch.ones(len(gramian), dtype=torch.float64)
@@ -103,16 +105,14 @@ class GramianBalancer(Balancer):
                 some = self._gramian_average.compute_average(self._task_indices(kept))
             weights[moving] = self._solve_scaled(some, kept, step)
         if self._gramian_average is not None:
-            self._cached_weights, self._last_solved_step = (
-                {},
-                step,
-            )  # what other sets of tasks had is of an older average
+            self._cached_weights, self._last_solved_step = {}, step  # weights of other sets use an older average
         self._cached_weights[_cache_key(losses)] = (step, weights.tolist())
 
     def _solve_scaled(self, gramian: Gramian, names: Sequence[str], step: int) -> Tensor:
         return self.solve(gramian / gramian.diagonal().mean(), names, step).double()
 
     def shared_weights(self, present: tuple[str, ...]) -> Tensor | None:
+        """Return the cached weights of these tasks [T], or None."""
         key, places = _cache_key(present), self._weighted_task_indices(present)
         if (
             key not in self._cached_weights
@@ -129,17 +129,18 @@ class GramianBalancer(Balancer):
                 )
             )
             self._cached_weights[key] = (self._last_solved_step, [float(solved.get(name, 1.0)) for name in present])
-        found = self._cached_weights.get(key)  # none where all that tasks share is frozen
+        found = self._cached_weights.get(key)  # None if all shared parameters are frozen
         return None if found is None else torch.tensor(found[1], dtype=torch.float64)
 
     def _task_indices(self, names: Sequence[str]) -> list[int]:
         return [self.tasks.index(name) for name in names]
 
     def _weighted_task_indices(self, names: Sequence[str]) -> list[int]:
-        """Places of the tasks that have a say, and so a gradient."""
+        """Return the indices of the tasks with a positive weight, and so a gradient."""
         return self._task_indices([name for name in names if self.loss_weights[name]])
 
     def get_extra_state(self) -> dict[str, Any]:
+        """Return the cached weights and the average."""
         memory = (
             {}
             if self._gramian_average is None
@@ -148,6 +149,7 @@ class GramianBalancer(Balancer):
         return {"cached_weights": dict(self._cached_weights), **memory}
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Restore the cached weights and the average."""
         self._cached_weights = dict(state["cached_weights"])
         if self._gramian_average is not None:
             self._gramian_average.load_state_dict(state["gramian_average"])
@@ -155,7 +157,7 @@ class GramianBalancer(Balancer):
 
 
 _ZERO_GRADIENT_RATIO = 1e-30
-"""Squared length, against the greatest, at which a gradient counts as zero."""
+"""Squared length, relative to the largest, below which a gradient counts as zero."""
 
 
 def _cache_key(names: Sequence[str] | Mapping[str, Any]) -> str:
@@ -164,35 +166,43 @@ def _cache_key(names: Sequence[str] | Mapping[str, Any]) -> str:
 
 @config_dataclass
 class PCGradConfig(GramianConfig):
+    """Config of `PCGrad`."""
+
     name: Literal["pcgrad"] = "pcgrad"
 
 
 class PCGrad(GramianBalancer):
-    """Gradient surgery (Yu et al. 2020): each gradient is projected off those that it conflicts with, in an order that
-    is a function of seed and step.
+    """Gradient surgery (Yu et al. 2020): each gradient is projected off those that it conflicts with.
 
-    For two tasks the update raises no loss; for more it may. It is dominated by the longest gradients.
+    The order is a function of seed and step. For two tasks the update raises no loss; for more it may. It is dominated
+    by the longest gradients.
     """
 
     Config = PCGradConfig
 
     def solve(self, gramian: Gramian, names: Sequence[str], step: int) -> Tensor:
+        """See `perception.mtl.solvers.solve_pcgrad`."""
         return solvers.solve_pcgrad(gramian, torch.Generator().manual_seed(derive_seed(self.seed, step)))
 
 
 @config_dataclass
 class GradVacConfig(GramianConfig):
-    """beta: how fast the targets of the cosines follow them."""
+    """Config of `GradVac`.
+
+    Attributes:
+        beta: update rate of the cosine targets.
+    """
 
     name: Literal["gradvac"] = "gradvac"
     beta: Annotated[float, Field(ge=0, le=1)] = 0.5
 
 
 class GradVac(GramianBalancer):
-    """Gradient vaccine (Wang et al. 2021): gradients whose cosine is below its moving target are turned up to it, in an
-    order that is a function of seed and step. The target of a pair rests while one of the two is absent.
+    """Gradient vaccine (Wang et al. 2021): rotates gradients so that their cosine reaches a moving target.
 
-    It promises nothing: a target may be a conflict. It is dominated by the longest gradients.
+    Only gradients with a cosine below the target are rotated, in an order that is a function of seed and step. The
+    target of a pair does not change while one of the two is absent. There is no guarantee: a target may be a conflict.
+    The update is dominated by the longest gradients.
     """
 
     Config = GradVacConfig
@@ -202,65 +212,78 @@ class GradVac(GramianBalancer):
         self.targets = torch.zeros(len(self.tasks), len(self.tasks), dtype=torch.float64)
 
     def solve(self, gramian: Gramian, names: Sequence[str], step: int) -> Tensor:
+        """See `perception.mtl.solvers.solve_gradvac`."""
         places = torch.tensor(self._task_indices(names))
         pairs, generator = (places[:, None], places), torch.Generator().manual_seed(derive_seed(self.seed, step))
         weights, self.targets[pairs] = solvers.solve_gradvac(gramian, self.targets[pairs], self.config.beta, generator)
         return weights
 
     def get_extra_state(self) -> dict[str, Any]:
+        """Return the cached weights, the average and the targets."""
         return {**super().get_extra_state(), "targets": self.targets.clone()}
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Restore the cached weights, the average and the targets."""
         super().set_extra_state(state)
         self.targets = state["targets"].clone()
 
 
 @config_dataclass
 class CAGradConfig(GramianConfig):
-    """c: how far the update may be from the mean gradient, in units of its length; 0 = the mean."""
+    """Config of `CAGrad`.
+
+    Attributes:
+        c: maximum distance of the update from the mean gradient, in units of its length; 0 = the mean.
+    """
 
     name: Literal["cagrad"] = "cagrad"
     c: NonNegativeFloat = 0.4
 
 
 class CAGrad(GramianBalancer):
-    """Conflict-averse gradient descent (Liu et al. 2021): near the mean gradient, the update that helps the worst-off
-    task most.
+    """Conflict-averse gradient descent (Liu et al. 2021): near the mean gradient, the best update for the worst task.
 
-    For c >= 1 the update raises no loss. For c < 1 it is zero only where the mean gradient is, even where the paper's
+    For c >= 1 the update raises no loss. For c < 1 it is zero only if the mean gradient is zero, even where the paper's
     own formula divides by zero (balanced gradients): of the best updates it is the one nearest to the mean. The task
-    that gains least is mostly the one with the shortest gradient.
+    with the smallest gain is usually the one with the shortest gradient.
     """
 
     Config = CAGradConfig
 
     def solve(self, gramian: Gramian, names: Sequence[str], step: int) -> Tensor:
+        """See `perception.mtl.solvers.solve_cagrad`."""
         return solvers.solve_cagrad(gramian, self.config.c)
 
 
 @config_dataclass
 class MGDAConfig(GramianConfig):
+    """Config of `MGDA`."""
+
     name: Literal["mgda"] = "mgda"
 
 
 class MGDA(GramianBalancer):
-    """Multiple-gradient descent (Desideri 2012, solved as Sener and Koltun 2018): the shortest convex combination of
-    the gradients. It follows the shortest gradient, so a task that has converged slows all others.
+    """Multiple-gradient descent (Desideri 2012, solved as Sener and Koltun 2018): the shortest convex combination.
 
-    The update raises no loss, and lowers each by at least its own squared length; it is zero where the gradients are
-    balanced. The solution is exact, at any ratio of lengths.
+    It follows the shortest gradient, so a task that has converged slows all others. The update raises no loss, and
+    lowers each by at least its own squared length. It is zero if the gradients are balanced. The solution is exact, at
+    any ratio of lengths.
     """
 
     Config = MGDAConfig
 
     def solve(self, gramian: Gramian, names: Sequence[str], step: int) -> Tensor:
+        """See `perception.mtl.solvers.solve_mgda`."""
         return solvers.solve_mgda(gramian)
 
 
 @config_dataclass
 class NashMTLConfig(GramianConfig):
-    """heads: "plain" = heads descend their own loss; "weighted" = their loss times the task's weight, as the authors'
-    code has it (github.com/AvivNavon/nash-mtl minimizes the weighted sum of the losses, heads and all).
+    """Config of `NashMTL`.
+
+    Attributes:
+        heads: "plain" = heads descend their own loss; "weighted" = their loss times the task's weight, as in the
+            authors' code (github.com/AvivNavon/nash-mtl minimizes the weighted sum of the losses, including heads).
     """
 
     name: Literal["nash_mtl"] = "nash_mtl"
@@ -270,10 +293,10 @@ class NashMTLConfig(GramianConfig):
 class NashMTL(GramianBalancer):
     """The bargaining solution of Nash-MTL (Navon et al. 2022): weights a > 0 with (G a) a = 1, G in units of its norm.
 
-    It is proportional fairness, FairGrad at alpha 1 (Ban and Ji 2024), and is solved as such. All losses fall, and all
-    tasks' shares of the update, (G a) a, are the same whatever the scales of the losses: a task with a short gradient
-    gets a large weight, its head too where heads are weighted. Where gradients are balanced there is no bargain: these
-    cancel, the others go on.
+    It is proportional fairness, FairGrad at alpha 1 (Ban and Ji 2024), and uses the same solver. All losses fall, and
+    all tasks' shares of the update, (G a) a, are equal for any scales of the losses: a task with a short gradient gets
+    a large weight, also for its head if heads are weighted. Balanced gradients have no bargaining solution: they
+    cancel, and the others continue.
     """
 
     Config = NashMTLConfig
@@ -283,14 +306,18 @@ class NashMTL(GramianBalancer):
         self.has_head_weights = config.heads == "weighted"
 
     def solve(self, gramian: Gramian, names: Sequence[str], step: int) -> Tensor:
+        """See `perception.mtl.solvers.solve_fairgrad`."""
         return solvers.solve_fairgrad(gramian / gramian.norm(), 1.0)
 
 
 @config_dataclass
 class FairGradConfig(GramianConfig):
-    """alpha: 0 = the mean, 1 = proportional fairness, the larger the more the worst-off task counts.
-    heads: "plain" = heads descend their own loss, as in the authors' code (github.com/OptMN-Lab/fairgrad overwrites the
-    gradients of what is shared alone); "weighted" = their loss times the task's weight, as LibMTL has it.
+    """Config of `FairGrad`.
+
+    Attributes:
+        alpha: 0 = the mean, 1 = proportional fairness; larger values give more weight to the worst task.
+        heads: "plain" = heads descend their own loss, as in the authors' code (github.com/OptMN-Lab/fairgrad overwrites
+            only the shared gradients); "weighted" = their loss times the task's weight, as in LibMTL.
     """
 
     name: Literal["fairgrad"] = "fairgrad"
@@ -301,8 +328,8 @@ class FairGradConfig(GramianConfig):
 class FairGrad(GramianBalancer):
     """Fair resource allocation (Ban and Ji 2024): weights x with G x = x^(-1 / alpha).
 
-    For alpha > 0 all losses fall; where gradients are balanced, these cancel and the others go on. At alpha 1 the
-    scales of the losses do not matter; below, long gradients count more, above it short ones.
+    For alpha > 0 all losses fall. Balanced gradients cancel, and the others continue. At alpha 1 the scales of the
+    losses do not matter. Below 1, long gradients count more; above 1, short ones.
     """
 
     Config = FairGradConfig
@@ -312,40 +339,46 @@ class FairGrad(GramianBalancer):
         self.has_head_weights = config.heads == "weighted"
 
     def solve(self, gramian: Gramian, names: Sequence[str], step: int) -> Tensor:
+        """See `perception.mtl.solvers.solve_fairgrad`."""
         return solvers.solve_fairgrad(gramian, self.config.alpha)
 
 
 @config_dataclass
 class AlignedMTLConfig(GramianConfig):
-    """scale: the singular value that all are set to: the least, the median or the root mean square."""
+    """Config of `AlignedMTL`.
+
+    Attributes:
+        scale: the common singular value: the minimum, the median or the root mean square.
+    """
 
     name: Literal["aligned_mtl"] = "aligned_mtl"
     scale: Literal["min", "median", "rmse"] = "min"
 
 
 class AlignedMTL(GramianBalancer):
-    """Independent component alignment (Senushkin et al. 2023): the principal components of the gradients are made
-    equally long, then the mean is taken.
+    """Independent component alignment (Senushkin et al. 2023): the mean of gradients with equal principal components.
 
-    It promises nothing to any one task: where gradients are collinear the update is their mean. It is zero only where
-    the mean gradient is. With ``scale: min`` it is as long as the shortest component, at large ratios of lengths tiny.
-    Weights may be negative.
+    It has no guarantee for a single task: if gradients are collinear, the update is their mean. It is zero only if the
+    mean gradient is zero. With ``scale: min`` it is as long as the shortest component, which is tiny at large ratios of
+    lengths. Weights may be negative.
     """
 
     Config = AlignedMTLConfig
 
     def solve(self, gramian: Gramian, names: Sequence[str], step: int) -> Tensor:
+        """See `perception.mtl.solvers.solve_aligned_mtl`."""
         return solvers.solve_aligned_mtl(gramian, self.config.scale)
 
 
 @config_dataclass
 class UPGradConfig(GramianConfig):
+    """Config of `UPGrad`."""
+
     name: Literal["upgrad"] = "upgrad"
 
 
 class UPGrad(GramianBalancer):
-    """Unconflicting projection (Quinton and Rey 2024): the mean of the gradients, each projected to where it raises no
-    loss.
+    """Unconflicting projection (Quinton and Rey 2024): the mean of the gradients, each projected to raise no loss.
 
     The update raises no loss, at any ratio of lengths. Long gradients count more: a factor on a loss scales its
     projection.
@@ -354,39 +387,43 @@ class UPGrad(GramianBalancer):
     Config = UPGradConfig
 
     def solve(self, gramian: Gramian, names: Sequence[str], step: int) -> Tensor:
+        """See `perception.mtl.solvers.project_onto_dual_cone`."""
         mean = torch.eye(len(gramian), dtype=gramian.dtype) / len(gramian)
         return solvers.project_onto_dual_cone(mean, gramian).sum(0)
 
 
 @config_dataclass
 class IMTLGConfig(GramianConfig):
+    """Config of `IMTLG`."""
+
     name: Literal["imtl_g"] = "imtl_g"
 
 
 class IMTLG(GramianBalancer):
     """The gradient balance of IMTL (Liu et al. 2021): the update has equal projections onto all gradients.
 
-    The projections are positive, so where there are equal ones (gradients that are linearly independent) all losses
-    fall. Weights may be negative. Their sum is 1 as in the paper, unless negative ones nearly outweigh the others
-    (short gradients between long ones): there the paper's update may be of any length and go against all tasks.
+    The projections are positive, so if equal ones exist (linearly independent gradients), all losses fall. Weights may
+    be negative. Their sum is 1 as in the paper, unless negative weights nearly cancel the others (short gradients
+    between long ones). There the paper's update may have any length and go against all tasks.
     """
 
     Config = IMTLGConfig
 
     def solve(self, gramian: Gramian, names: Sequence[str], step: int) -> Tensor:
+        """See `perception.mtl.solvers.solve_imtl_g`."""
         return solvers.solve_imtl_g(gramian)
 
 
 @config_dataclass
 class IMTLConfig(GramianConfig):
-    """log: no; its scales are for the losses themselves."""
+    """Config of `IMTL`. Logarithms are not supported, because its scales apply to the losses themselves."""
 
     name: Literal["imtl"] = "imtl"
     log_losses: Literal[False] = False
 
 
 class IMTL(IMTLG):
-    """IMTL whole: heads learn by losses scaled to 1 (-L), what is shared by equal projections of gradients (-G)."""
+    """Full IMTL: heads learn from losses scaled to 1 (-L), shared layers from equal gradient projections (-G)."""
 
     Config = IMTLConfig
 
@@ -395,4 +432,5 @@ class IMTL(IMTLG):
         self.log_scales = nn.ParameterDict({name: torch.tensor(0.0) for name in tasks})
 
     def combine(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
+        """Return the sum of exp(s) L - s."""
         return sum_scaled_losses(losses, self.log_scales)

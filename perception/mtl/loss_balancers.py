@@ -1,6 +1,7 @@
-"""Balancers that look at the losses of the step alone.
+"""Balancers that use only the losses of the current step.
 
-Kurin et al. 2022 and Xin et al. 2022 find that a tuned static weighting ties the elaborate methods; it is the default.
+Kurin et al. 2022 and Xin et al. 2022 find that a tuned static weighting matches the more complex methods; it is the
+default.
 """
 
 from __future__ import annotations
@@ -17,25 +18,33 @@ from perception.mtl.balancer import Balancer, TaskWeightsConfig, derive_seed, sp
 
 @config_dataclass
 class StaticConfig(TaskWeightsConfig):
-    """weights: task -> weight (>= 0); tasks that are not named weigh 1."""
+    """Config of `Static`.
+
+    Attributes:
+        weights: task -> weight (>= 0); default 1.
+    """
 
     name: Literal["static"] = "static"
 
 
 class Static(Balancer):
-    """The weighted sum."""
+    """The weighted sum of the losses."""
 
     Config = StaticConfig
 
     def combine(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
+        """Return the sum of the weighted losses."""
         return torch.stack(list(losses.values())).sum()
 
 
 @config_dataclass
 class UncertaintyConfig(TaskWeightsConfig):
-    """initial: the log-variance to start from; 0 = weight 1.
+    """Config of `Uncertainty`.
 
-    A factor on a loss changes where its weight starts; at rest it is made up for.
+    A factor on a loss changes the initial value of its weight; at the optimum it cancels.
+
+    Attributes:
+        initial_log_variance: initial log-variance; 0 = weight 1.
     """
 
     name: Literal["uncertainty"] = "uncertainty"
@@ -45,7 +54,7 @@ class UncertaintyConfig(TaskWeightsConfig):
 class Uncertainty(Balancer):
     """Homoscedastic uncertainty (Kendall et al. 2018, eq. 10): sum of exp(-s) L + s / 2 with a learned log-variance s.
 
-    At rest a task's weight is 1 / (2 L). An absent task's s gets no gradient and stays.
+    At the optimum a task's weight is 1 / (2 L). The s of an absent task gets no gradient and does not change.
     """
 
     Config = UncertaintyConfig
@@ -55,6 +64,7 @@ class Uncertainty(Balancer):
         self.log_variances = nn.ParameterDict({name: torch.tensor(config.initial_log_variance) for name in tasks})
 
     def combine(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
+        """Return the sum of exp(-s) L + s / 2."""
         terms = [
             (-self.log_variances[name]).exp() * loss + self.log_variances[name] / 2 for name, loss in losses.items()
         ]
@@ -63,15 +73,15 @@ class Uncertainty(Balancer):
 
 @config_dataclass
 class IMTLLConfig(TaskWeightsConfig):
-    """A factor on a loss changes where its scale starts; at rest it is made up for."""
+    """Config of `IMTLL`. A factor on a loss changes the initial value of its scale; at the optimum it cancels."""
 
     name: Literal["imtl_l"] = "imtl_l"
 
 
 class IMTLL(Balancer):
-    """The loss balance of IMTL (Liu et al. 2021): sum of exp(s) L - s with a learned s; at rest a scaled loss is 1.
+    """The loss balance of IMTL (Liu et al. 2021): sum of exp(s) L - s with a learned s.
 
-    An absent task's s gets no gradient and stays.
+    At the optimum a scaled loss is 1. The s of an absent task gets no gradient and does not change.
     """
 
     Config = IMTLLConfig
@@ -81,17 +91,18 @@ class IMTLL(Balancer):
         self.log_scales = nn.ParameterDict({name: torch.tensor(0.0) for name in tasks})
 
     def combine(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
+        """Return the sum of exp(s) L - s."""
         return sum_scaled_losses(losses, self.log_scales)
 
 
 def sum_scaled_losses(losses: Mapping[str, Tensor], log_scales: nn.ParameterDict) -> Tensor:
-    """The sum of exp(s) L - s."""
+    """Return the sum of exp(s) L - s."""
     return torch.stack([log_scales[name].exp() * loss - log_scales[name] for name, loss in losses.items()]).sum()
 
 
 @config_dataclass
 class GeometricMeanConfig:
-    """Has no settings: a factor on a loss would scale the whole mean and favor no task."""
+    """Config of `GeometricMean`, without settings: a factor on a loss would scale the whole mean and favor no task."""
 
     name: Literal["geometric_mean"] = "geometric_mean"
 
@@ -99,49 +110,57 @@ class GeometricMeanConfig:
 class GeometricMean(Balancer):
     """Geometric loss strategy (GLS, Chennupati et al. 2019): the T-th root of the product of the T present losses.
 
-    A loss of exactly zero (labeled, but nothing to learn from) would make the product zero and stop all tasks; it is
-    left out of the mean.
+    A loss of exactly zero (labeled, but nothing to learn) would make the product zero and stop all tasks. It is
+    excluded from the mean.
     """
 
     Config = GeometricMeanConfig
 
     def combine(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
+        """Return the geometric mean of the positive losses."""
         above, rest = split_zero_losses(losses)
         return torch.stack(list(above.values())).log().mean().exp() + rest if above else rest
 
 
 @config_dataclass
 class LogSumConfig:
-    """Has no settings: a factor on a loss would add a constant and change nothing."""
+    """Config of `LogSum`, without settings: a factor on a loss would add a constant and have no effect."""
 
     name: Literal["log_sum"] = "log_sum"
 
 
 class LogSum(Balancer):
-    """The sum of the logarithms of the losses: every gradient is divided by its loss, so that tasks learn at equal
-    relative rates whatever the units of their losses. A loss of exactly zero is left out."""
+    """The sum of the logarithms of the losses. A loss of exactly zero is excluded.
+
+    Every gradient is divided by its loss, so tasks learn at equal relative rates for any units of their losses.
+    """
 
     Config = LogSumConfig
 
     def combine(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
+        """Return the sum of the logarithms of the positive losses."""
         above, rest = split_zero_losses(losses)
         return torch.stack(list(above.values())).log().sum() + rest if above else rest
 
 
 @config_dataclass
 class RLWConfig(TaskWeightsConfig):
-    """The factors on the losses multiply the random weights."""
+    """Config of `RLW`. The factors on the losses multiply the random weights."""
 
     name: Literal["rlw"] = "rlw"
 
 
 class RLW(Balancer):
-    """Random loss weighting (Lin et al. 2022): each step's weights are the softmax of normal numbers, as
-    `torchjd.scalarization.Random` draws them; here they are a function of seed and step, the same on all ranks."""
+    """Random loss weighting (Lin et al. 2022): each step's weights are the softmax of normal random numbers.
+
+    `torchjd.scalarization.Random` uses the same distribution. Here they are a function of seed and step, the same on
+    all ranks.
+    """
 
     Config = RLWConfig
 
     def combine(self, losses: Mapping[str, Tensor], step: int) -> Tensor:
+        """Return the randomly weighted sum of the losses."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, step))
         weights = torch.randn(len(losses), generator=generator).softmax(0)
         values = torch.stack(list(losses.values()))

@@ -1,4 +1,4 @@
-"""Which tasks a step trains, and what rests in it."""
+"""Task schedule: which tasks are trained in a step, and which parts are frozen."""
 
 from __future__ import annotations
 
@@ -15,13 +15,18 @@ PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 
 FREEZABLE_PARTS = ("backbone", "neck")
-"""What can rest beside the heads, which go by the names of their tasks."""
+"""Parts that can be frozen, in addition to the heads, which have the names of their tasks."""
 
 
 @config_dataclass
 class FreezeConfig:
-    """part: "backbone", "neck" or the name of a task, whose head is meant. start: the first step that it rests in.
-    stop: the first step after that; null = it rests to the end."""
+    """Freezes a part of the network for a range of steps.
+
+    Attributes:
+        part: "backbone", "neck" or the name of a task, for its head.
+        start: the first frozen step.
+        stop: the first step after it that is not frozen; null = frozen until the end.
+    """
 
     part: str
     start: NonNegativeInt = 0
@@ -30,15 +35,17 @@ class FreezeConfig:
 
 @config_dataclass
 class TaskScheduleConfig:
-    """turns:  "joint" = every step trains all tasks; "alternating" = groups of tasks take turns; "progress" = so do
-            they, but a group whose losses have fallen less comes more often
-    groups: tasks that take their turn together; empty = each task by itself
-    turn_steps:  steps of a turn
-    start_steps:   task -> the first step that trains it; the others begin at once, and so do the earliest where all
-    are late
-    freeze: parts that keep their weights, and the statistics of their BatchNorm, for a while
+    """Config of `TaskSchedule`.
 
-    A group without a labeled image in the step passes its turn on. Heads that are not in turn do not run.
+    If no image of the step labels a group, the next group is trained. Heads of other groups do not run.
+
+    Attributes:
+        mode: "joint" = every step trains all tasks; "alternating" = groups of tasks take turns; "progress" = groups
+            take turns, and those whose losses have fallen less are trained more often.
+        groups: tasks that are trained together in a turn; empty = each task is its own group.
+        turn_steps: steps per turn.
+        start_steps: task -> the first step that trains it; default 0. If all tasks start late, the earliest start at 0.
+        freeze: parts whose weights and BatchNorm statistics are frozen for a range of steps.
     """
 
     mode: Literal["joint", "alternating", "progress"] = "joint"
@@ -49,10 +56,19 @@ class TaskScheduleConfig:
 
 
 class TaskSchedule:
-    """Says for each step which tasks it trains: a function of the step and of what is labeled, but for "progress",
-    whose state is saved with the run. Raises ConfigError where the config names what the recipe does not have.
+    """Selects the tasks of each step as a function of the step and of the labeled tasks.
 
-    is_partial: whether some step trains only some of the tasks
+    With "progress" it also has a state, which is saved with the run.
+
+    Args:
+        config: the schedule's config.
+        tasks: the recipe's tasks.
+
+    Attributes:
+        is_partial: whether some step trains only some of the tasks.
+
+    Raises:
+        ConfigError: the config names a task or part that the recipe does not have.
     """
 
     def __init__(self, config: TaskScheduleConfig, tasks: Sequence[str]) -> None:
@@ -80,22 +96,28 @@ class TaskSchedule:
         if (grouped and sorted(grouped) != sorted(self.all_tasks)) or not all(self.config.groups):
             raise ConfigError(
                 f"schedule.groups: {[list(group) for group in self.config.groups]}. Expected every task of the recipe "
-                f"in one group, and none empty: {', '.join(self.all_tasks)}."
+                f"in exactly one group, and no empty group: {', '.join(self.all_tasks)}."
             )
 
     def require_steps(self, steps: int) -> None:
-        """Raise ConfigError where a training of ``steps`` steps ends before a task has begun."""
+        """Check that every task begins within ``steps`` training steps.
+
+        Raises:
+            ConfigError: a task begins later.
+        """
         for task, start in self._start_steps.items():
             if start >= steps:
                 raise ConfigError(
-                    f"schedule.join: {task} begins at step {start}, but train.steps is {steps}: it would never learn. "
-                    "Let it join earlier, or leave the task out."
+                    f"schedule.start_steps: {task} begins at step {start}, but train.steps is {steps}: it would never "
+                    "be trained. Start it earlier, or remove the task."
                 )
 
     def choose_tasks(self, step: int, labeled_tasks: Collection[str]) -> tuple[str, ...]:
-        """The tasks that a step trains, in the recipe's order; at least one. Called once for each step.
+        """Return the tasks that a step trains, in the recipe's order; at least one. Called once per step.
 
-        labeled_tasks: tasks that some image of the step labels, over all ranks
+        Args:
+            step: number of the step, from 0.
+            labeled_tasks: tasks that some image of the step labels, over all ranks.
         """
         joined = [task for task in self.all_tasks if self._start_steps[task] <= step]
         if self.config.mode == "joint":
@@ -111,7 +133,10 @@ class TaskSchedule:
         return next(k for k in ((turn + later) % count for later in range(count)) if k in candidates)
 
     def _choose_by_progress(self, step: int, candidates: Collection[int]) -> int:
-        """Each turn hands out one unit of credit by what is left of the groups' losses; the richest group spends it."""
+        """Return the group with the most credit, which then spends one unit.
+
+        Each turn distributes one unit of credit in proportion to the groups' remaining losses.
+        """
         if step % self.config.turn_steps and self.current_group in candidates:
             return self.current_group
         left = {k: self._remaining_loss(self.groups[k]) for k in candidates}
@@ -122,7 +147,7 @@ class TaskSchedule:
         return self.current_group
 
     def _remaining_loss(self, group: Sequence[str]) -> float:
-        """The part of their first losses that the tasks of a group still have, on average; 1 where none is known."""
+        """Return the mean share of their first losses that the tasks of a group still have; 1 if unknown."""
         parts = [
             self.average_losses[task] / self.initial_losses[task]
             for task in group
@@ -131,7 +156,7 @@ class TaskSchedule:
         return max(sum(parts) / len(parts), _MIN_REMAINING_LOSS) if parts else 1.0
 
     def observe(self, losses: Mapping[str, float]) -> None:
-        """Take in the losses of a step that counted."""
+        """Record the losses of a completed step."""
         if self.config.mode == "progress":
             for task, loss in losses.items():
                 self.initial_losses.setdefault(task, loss)
@@ -140,12 +165,13 @@ class TaskSchedule:
                 )
 
     def frozen_parts(self, step: int) -> frozenset[str]:
-        """The parts that rest in a step."""
+        """Return the parts that are frozen in a step."""
         return frozenset(
             item.part for item in self.config.freeze if item.start <= step and (item.stop is None or step < item.stop)
         )
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the state of the mode "progress"."""
         return {
             "initial_losses": self.initial_losses,
             "average_losses": self.average_losses,
@@ -154,11 +180,12 @@ class TaskSchedule:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the state of the mode "progress"."""
         self.initial_losses, self.average_losses = dict(state["initial_losses"]), dict(state["average_losses"])
         self.credit, self.current_group = list(state["credit"]), state["current_group"]
 
 
 _MIN_REMAINING_LOSS = 1e-3
-"""A group that has learned all there is still comes now and then; a negative loss counts as this."""
+"""A fully trained group still gets a turn occasionally; a negative loss counts as this value."""
 _AVERAGE_DECAY = 0.9
-"""Of a task's average loss, from one of its steps to the next."""
+"""Decay of a task's average loss, per step that trains it."""

@@ -1,4 +1,4 @@
-"""The gradient of each task where they are compared: their inner products, norms and cosines."""
+"""Compare the tasks' gradients: inner products, norms and cosines."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 TaskGradients = list[tuple[Tensor | None, ...]]
-"""Task by task, the gradient at each place; None where the loss does not depend on it."""
+"""For each task, the gradient at each tensor; None if the loss does not depend on it."""
 
 
 def compute_gramian(gradients: TaskGradients) -> Tensor:
-    """Inner products of the tasks' gradients, [T, T] float64 on their device, summed in float64."""
+    """Return inner products of the tasks' gradients, [T, T] float64 on their device, summed in float64."""
     total: Tensor | None = None
     for at_place in zip(*gradients, strict=True):
         some = next((gradient for gradient in at_place if gradient is not None), None)
@@ -28,9 +28,12 @@ def compute_gramian(gradients: TaskGradients) -> Tensor:
 
 
 def describe_gradients(gramian: Tensor, names: Sequence[str], factors: Tensor) -> dict[str, float]:
-    """Numbers for the log: "task_gradient_norm/<task>", its norm, and "cosine/<task>/<task>".
+    """Return values for the log: "task_gradient_norm/<task>" and "cosine/<task>/<task>".
 
-    factors: what the tasks' losses were multiplied with; norms are those of the losses themselves
+    Args:
+        gramian: inner products of the gradients [T, T].
+        names: names of the tasks.
+        factors: factors [T] on the tasks' losses; the reported norms are those of the losses without them.
     """
     norms = gramian.diagonal().clamp(min=0).sqrt().tolist()
     known = zip(names, norms, factors.abs().tolist(), strict=True)

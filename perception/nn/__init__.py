@@ -1,1 +1,1 @@
-"""Network parts that know nothing of tasks: backbone, necks, blocks."""
+"""Task-independent network parts: backbone, necks, blocks."""

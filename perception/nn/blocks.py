@@ -9,13 +9,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 ChannelCount = Annotated[int, Field(gt=0)]
-"""How many channels features have."""
+"""Number of feature channels."""
 
 
 def conv_norm_act(
     in_channels: int, out_channels: int, kernel_size: int = 1, groups: int = 1, act: bool = True, stride: int = 1
 ) -> nn.Sequential:
-    """Convolution (same padding, no bias), BatchNorm, ReLU6 (which folds, quantizes and runs fast everywhere)."""
+    """Build convolution (same padding, no bias), BatchNorm, ReLU6 (which folds, quantizes and runs fast everywhere)."""
     layers: list[nn.Module] = [
         nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, groups=groups, bias=False),
         nn.BatchNorm2d(out_channels),
@@ -24,7 +24,7 @@ def conv_norm_act(
 
 
 def separable_conv(in_channels: int, out_channels: int, kernel_size: int = 5) -> nn.Sequential:
-    """Depthwise then pointwise convolution (Howard et al. 2017): a wide view at a ninth of the cost."""
+    """Build a depthwise and a pointwise convolution (Howard et al. 2017): a large kernel at a ninth of the cost."""
     return nn.Sequential(
         *conv_norm_act(in_channels, in_channels, kernel_size, groups=in_channels),
         *conv_norm_act(in_channels, out_channels, 1),
@@ -32,7 +32,10 @@ def separable_conv(in_channels: int, out_channels: int, kernel_size: int = 5) ->
 
 
 def downsample(in_channels: int, out_channels: int) -> nn.Sequential:
-    """Half the height and width, rounded up: depthwise convolution of stride 2, then pointwise; no activation."""
+    """Build layers that halve height and width, rounded up.
+
+    They are a depthwise stride-2 and a pointwise convolution, without an activation.
+    """
     return nn.Sequential(
         nn.Conv2d(in_channels, in_channels, 3, stride=2, padding=1, groups=in_channels, bias=False),
         nn.BatchNorm2d(in_channels),
@@ -41,15 +44,15 @@ def downsample(in_channels: int, out_channels: int) -> nn.Sequential:
 
 
 def upsample_to(features: Tensor, reference: Tensor) -> Tensor:
-    """Bilinear resize to the height and width of ``reference``."""
+    """Resize bilinearly to the height and width of ``reference``."""
     return F.interpolate(features, size=reference.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def upsample_twice(features: Tensor, reference: Tensor) -> Tensor:
-    """Bilinear resize to twice the height and width, to the level of half the stride.
+    """Resize bilinearly by a factor of two, to the next finer level.
 
-    Exact in place: a cell of stride 64 lies over two of stride 32, and the image may end in its middle; ``reference``
-    says where.
+    The result is cropped to the size of ``reference``: the last cell of stride 64 may extend beyond the last cell of
+    stride 32. Cell positions stay exactly aligned.
     """
     features = F.interpolate(features, scale_factor=2.0, mode="bilinear", align_corners=False)
     return features[..., : reference.shape[-2], : reference.shape[-1]]

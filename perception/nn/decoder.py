@@ -1,4 +1,4 @@
-"""The decoder that dense heads share in kind, not in weights."""
+"""The decoder architecture of the dense heads. Each head has its own weights."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from perception.nn.pyramid_pooling import PyramidPooling
 class DenseDecoder(nn.Module):
     """From a pyramid to a map at its finest level, coarse to fine (Panoptic FPN, Kirillov et al. 2019, cascaded).
 
-    The thinking is done at ``refine_stride``; the finer levels, which have most of the pixels, only sharpen its result
-    and are narrow.
+    Most of the computation runs at ``refine_stride``. The finer levels have most of the pixels, so they are narrow and
+    only sharpen the result. The output is [B, out_channels, H / finest, W / finest].
 
-    in_channels: {stride: channels} of the levels to read.
-    in_channels, fine_channels: channels at ``refine_stride`` and coarser, and at finer strides.
-    pyramid_pooling: whether the coarsest level sees the whole image, see `PyramidPooling`.
-    Returns [B, outputs, H / finest, W / finest].
+    Args:
+        in_channels: {stride: channels} of the levels to read.
+        channels: channels at ``refine_stride`` and coarser.
+        out_channels: number of output channels.
+        fine_channels: channels at finer strides.
+        refine_stride: stride of the main refinement.
+        pyramid_pooling: whether to add global context at the coarsest level, see `PyramidPooling`.
     """
 
     def __init__(
@@ -50,14 +53,15 @@ class DenseDecoder(nn.Module):
             self.refine_fine[str(stride)] = separable_conv(fine_channels, fine_channels, kernel_size=3)
         self.channels = widths[-1]
         self.output = nn.Conv2d(self.channels, out_channels, 1)
-        # What is known at ``refine_stride`` does not have to pass through the narrow levels: they only add to it.
+        # A direct path for the output at ``refine_stride``, so that the narrow levels only add detail to it.
         self.coarse_output = nn.Conv2d(channels, out_channels, 1, bias=False) if self.fine_strides else None
 
     def forward(self, pyramid: Mapping[int, Tensor]) -> Tensor:
+        """Return the output map [B, out_channels, H / finest, W / finest]."""
         return self.forward_with_features(pyramid)[0]
 
     def forward_with_features(self, pyramid: Mapping[int, Tensor]) -> tuple[Tensor, Tensor]:
-        """The outputs, and the finest features that they are read from: [B, self.width, H / finest, W / finest]."""
+        """Return the output map and the finest features [B, self.channels, H / finest, W / finest] below it."""
         fused: Tensor | None = None
         for stride in self.coarse_strides:
             level = self.project[str(stride)](pyramid[stride])

@@ -1,4 +1,4 @@
-"""Fusion: what the tasks' streams tell one another before the heads read them."""
+"""Fusion: feature exchange between the task branches, before the heads."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ PyramidChannels = Mapping[str, Mapping[int, int]]
 
 @config_dataclass
 class NoFusionConfig:
-    """Has no settings: every head reads what sharing gives it."""
+    """Config of no fusion, without settings: every head reads the output of sharing."""
 
     name: Literal["none"] = "none"
 
 
 class NoFusion(nn.Module):
-    """Leaves the streams as they are."""
+    """Passes the streams on unchanged."""
 
     Config = NoFusionConfig
 
@@ -34,24 +34,29 @@ class NoFusion(nn.Module):
         super().__init__()
 
     def forward(self, pyramids: PyramidMapping) -> dict[str, dict[int, Tensor]]:
+        """Return the pyramids unchanged."""
         return {name: dict(pyramid) for name, pyramid in pyramids.items()}
 
     adapt = exchange = forward
 
     def compute_attention(self, pyramids: PyramidMapping) -> dict[int, AttentionMaps]:
+        """Return an empty dict: there is no attention."""
         return {}
 
     def keep_tasks(self, tasks: Collection[str]) -> None:
-        """Has nothing to drop."""
+        """Do nothing: there are no task-specific parts."""
 
 
 @config_dataclass
 class AttentionFusionConfig:
-    """strides: levels of the pyramid where streams attend to one another.
+    """Config of cross-task attention.
 
-    channels: of the attention. num_summaries: how many places a stream is summarized to, for all locations to read.
-    task_dropout: how often, in training, a task is hidden from the others in an image, so that they learn to do
-    without.
+    Attributes:
+        strides: pyramid levels on which the streams attend to each other.
+        channels: width of the attention.
+        num_summaries: number of summary vectors per stream, which all locations can attend to.
+        task_dropout: in training, probability per image that a task is hidden from the others, so that they also work
+            without it.
     """
 
     name: Literal["attention"] = "attention"
@@ -68,13 +73,16 @@ class AttentionFusionConfig:
 
 
 class AttentionMaps(NamedTuple):
-    """Who attended to whom on one level. T streams, S summaries.
+    """Attention weights of one level, for T streams and S summaries.
 
-    tasks:   of the streams
-    local_weights:    [B, T, T, H, W]: what a stream (first T), at a location, took of each stream at the same location
-    summary_weights: [B, T, T, S, H, W]: what it took of each stream's summaries; with ``local_weights`` it adds up to
-    one
-    gather_weights:   [B, T, S, H, W]: where a stream's summary was gathered; adds up to one over the locations
+    Attributes:
+        tasks: names of the streams.
+        local_weights: [B, T, T, H, W], weight of each stream (second T) at the same location, for each reading stream
+            (first T) and location.
+        summary_weights: [B, T, T, S, H, W], weight of each stream's summaries. Together with ``local_weights`` they sum
+            to one.
+        gather_weights: [B, T, S, H, W], weight of each location in a stream's summary. They sum to one over the
+            locations.
     """
 
     tasks: tuple[str, ...]
@@ -83,11 +91,17 @@ class AttentionMaps(NamedTuple):
     gather_weights: Tensor
 
     def mean_weights(self) -> Tensor:
-        """[B, T, T]: how much each stream (row) took of each (column), over all locations. Rows add up to one."""
+        """Return the weight of each stream (column) for each stream (row), [B, T, T], averaged over locations.
+
+        Rows sum to one.
+        """
         return (self.local_weights + self.summary_weights.sum(3)).mean((-2, -1))
 
     def weights_at(self, task: str, row: int, column: int) -> Tensor:
-        """[B, T, H, W]: what the stream at one location took of each location of each stream. Adds up to one."""
+        """Return the weights of all locations of all streams for a task at one location, [B, T, H, W].
+
+        They sum to one.
+        """
         index = self.tasks.index(task)
         maps = torch.einsum("bus,bushw->buhw", self.summary_weights[:, index, :, :, row, column], self.gather_weights)
         maps[:, :, row, column] += self.local_weights[:, index, :, row, column]
@@ -95,13 +109,17 @@ class AttentionMaps(NamedTuple):
 
 
 class AttentionFusion(nn.Module):
-    """Cross-task attention on the coarse levels, starting as the identity.
+    """Cross-task attention on the coarse levels. At initialization it is the identity.
 
-    First each stream's own block makes its features those of its task (`own`): where tasks share their trunk hard, all
-    streams are one tensor before it, and there is nothing to exchange. Then they attend to one another (`exchange`).
+    First, a task-specific block adapts the features of each stream (`adapt`). With hard sharing, all streams are the
+    same tensor before this block, so there would be nothing to exchange. Then the streams attend to each other
+    (`exchange`).
 
-    channels: stream -> {stride: channels}. A stream that lacks a level is left out of it. Any subset of the streams can
-    be given; those that are absent are not attended to.
+    Args:
+        config: the fusion's config.
+        channels: stream -> {stride: channels}. A stream is skipped on the levels that it lacks.
+
+    The input can be any subset of the streams. Missing streams are not attended to.
     """
 
     Config = AttentionFusionConfig
@@ -114,19 +132,19 @@ class AttentionFusion(nn.Module):
             self.levels[str(stride)] = CrossTaskAttention(config, here)
 
     def forward(self, pyramids: PyramidMapping) -> dict[str, dict[int, Tensor]]:
-        """The streams' own features, each with what it took of the others' on the coarse levels."""
+        """Return the adapted features, with those of the other streams added on the coarse levels."""
         return self.exchange(self.adapt(pyramids))
 
     def adapt(self, pyramids: PyramidMapping) -> dict[str, dict[int, Tensor]]:
-        """The streams behind their own blocks: what each task shows to the others."""
+        """Return the streams after their task-specific blocks, which is what the other tasks can read."""
         return self._apply_to_levels(pyramids, lambda level, features: level.adapt(features))
 
     def exchange(self, adapted: PyramidMapping) -> dict[str, dict[int, Tensor]]:
-        """The streams' `own` features, each with what it took of the others'."""
+        """Return the `adapt` features, with those of the other streams added."""
         return self._apply_to_levels(adapted, lambda level, features: level(features))
 
     def compute_attention(self, pyramids: PyramidMapping) -> dict[int, AttentionMaps]:
-        """Stride -> who attends to whom there."""
+        """Return {stride: attention weights on that level}."""
         own = self.adapt(pyramids)
         return {stride: level.compute_attention(features) for stride, level, features in self._iterate_levels(own)}
 
@@ -146,14 +164,17 @@ class AttentionFusion(nn.Module):
         return changed
 
     def keep_tasks(self, tasks: Collection[str]) -> None:
-        """Drop the other streams' parts, in place."""
+        """Remove the parts of the other streams, in place."""
         for level in self.levels.values():
             level.keep_tasks(tasks)  # type: ignore[operator]
 
 
 class _TaskAdapter(nn.Module):
-    """A stream's own block: ``x + gate * block(x)``, the gate of each channel starting at zero, so that it is the
-    identity at the start and yet its own task moves it from the first step on (ReZero, Bachlechner et al. 2021)."""
+    """The task-specific block of a stream: ``x + gate * block(x)`` (ReZero, Bachlechner et al. 2021).
+
+    The gate of each channel starts at zero: the block starts as the identity, yet its task trains it from the first
+    step.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -165,7 +186,7 @@ class _TaskAdapter(nn.Module):
 
 
 class _TaskBranch(nn.Module):
-    """A stream's own block, and its light branch: what it shows to the others, and what it asks them."""
+    """The task-specific block of a stream, and the layers for its queries, keys, values and summaries."""
 
     def __init__(self, channels: int, config: AttentionFusionConfig) -> None:
         super().__init__()
@@ -182,10 +203,10 @@ class _TaskBranch(nn.Module):
 class CrossTaskAttention(nn.Module):
     """Attention between the streams of one level.
 
-    Every location of a stream asks each stream two things: what it sees at the same location, and what it sees in the
-    image, in a few summaries (each a learned soft selection of locations, as in double attention, Chen et al. 2018).
-    So the cost grows with the number of locations, not with its square, whatever the size of the image. The answers
-    are added behind a gate for each channel that starts at zero. All but `own` works on what `own` returns.
+    Every location of a stream attends to each stream in two ways: at the same location, and to a few summaries of the
+    image (each a learned soft selection of locations, as in double attention, Chen et al. 2018). The cost is therefore
+    linear in the number of locations, not quadratic, for any image size. The results are added behind a gate per
+    channel that starts at zero. All methods except `adapt` take the output of `adapt`.
     """
 
     def __init__(self, config: AttentionFusionConfig, channels: Mapping[str, int]) -> None:
@@ -194,14 +215,14 @@ class CrossTaskAttention(nn.Module):
         self.branches = nn.ModuleDict({name: _TaskBranch(width, config) for name, width in channels.items()})
 
     def adapt(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Stream -> [B, C, H, W] behind its own block."""
+        """Return {stream: [B, C, H, W]} after the task-specific blocks."""
         return {
             name: part.adapter(x)
             for (name, x), part in zip(features.items(), self._select_branches(features), strict=True)
         }
 
     def forward(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Stream -> [B, C, H, W], as given and fused."""
+        """Return {stream: [B, C, H, W]} with the features of the other streams added."""
         answers, *_ = self._attend(features)
         fused: dict[str, Tensor] = {}
         for (name, x), part, answer in zip(
@@ -212,19 +233,21 @@ class CrossTaskAttention(nn.Module):
         return fused
 
     def compute_attention(self, features: Mapping[str, Tensor]) -> AttentionMaps:
-        """The weights of `forward`."""
+        """Return the attention weights of `forward`."""
         _, here, summary, where = self._attend(features)
         size = next(iter(features.values())).shape[-2:]
         maps = (x.movedim(1, -1).unflatten(-1, size) for x in (here, summary, where))
         return AttentionMaps(tuple(features), *maps)
 
     def keep_tasks(self, tasks: Collection[str]) -> None:
-        """Drop the other streams' parts, in place."""
+        """Remove the parts of the other streams, in place."""
         self.branches = nn.ModuleDict({name: part for name, part in self.branches.items() if name in tasks})
 
     def _attend(self, features: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Answers [B, N, T, width], and the weights: here [B, N, T, T], summary [B, N, T, T, S], where [B, N, T, S].
-        N = H W locations."""
+        """Return answers [B, N, T, channels] and three weights, for N = H W locations.
+
+        The weights are here [B, N, T, T], summary [B, N, T, T, S] and where [B, N, T, S].
+        """
         parts, count = self._select_branches(features), len(features)
         looks = [part.embed(x).flatten(2).transpose(1, 2) for part, x in zip(parts, features.values(), strict=True)]
         queries, keys, values, places = (
@@ -244,7 +267,7 @@ class CrossTaskAttention(nn.Module):
         return answers, here, summary.unflatten(3, (count, -1)), where
 
     def _drop_tasks(self, scores: Tensor, count: int) -> Tensor:
-        """In training, make streams absent for the others at random; each image has its own."""
+        """In training, hide random streams from the others, independently for each image."""
         if not self.training or not self.config.task_dropout:
             return scores
         hidden = (torch.rand(len(scores), 1, count, device=scores.device) < self.config.task_dropout).expand(
@@ -266,5 +289,5 @@ FusionConfig: TypeAlias = Annotated[NoFusionConfig | AttentionFusionConfig, Fiel
 def build_fusion(
     config: NoFusionConfig | AttentionFusionConfig, channels: PyramidChannels
 ) -> NoFusion | AttentionFusion:
-    """The fusion that a config names, of streams with these channels."""
+    """Build the fusion that a config names, for streams with these channels."""
     return FUSIONS[config.name](config, channels)

@@ -1,11 +1,10 @@
-"""Where the graph of a training pass is divided, so that each task's gradient is known before they are added up.
+"""Cut the graph of a training pass, so that each task's gradient is available before they are summed.
 
-A divided pass has three parts. **Lower**: from the images to the features where the tasks' gradients meet. **Middle**:
-from there to the features that each head reads (fusion, experts, a neck for each task; nothing at all in the simplest
-network). **Heads**. At both divisions the part above reads detached copies. A copy receives the derivative of what
-reads it, and of nothing else: where one feature is computed from another (PAN, BiFPN), the way from the one to the
-other lies in the part below and is traveled once. The backward pass goes part by part, see
-`perception.engine.backward`.
+A cut pass has three parts. **Lower**: from the images to the features where the tasks' gradients meet. **Middle**: from
+there to the features that each head reads (fusion, experts, a neck per task; empty in the simplest network). **Heads**.
+At both cuts the part above reads detached copies. A copy receives only the gradient of its direct readers. If one
+feature is computed from another (PAN, BiFPN), that path lies in the part below and is traversed once. The backward pass
+runs part by part, see `perception.engine.backward`.
 """
 
 from __future__ import annotations
@@ -17,18 +16,19 @@ from typing import TypeAlias
 from torch import Tensor
 
 CutPairs: TypeAlias = list[tuple[Tensor, Tensor]]
-"""A tensor as the part below made it, and its copy, which the part above reads."""
+"""Pairs of a tensor in the part below, and its detached copy, which the part above reads."""
 
 CutFunction: TypeAlias = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class GraphCuts:
-    """The divisions of one pass.
+    """The cuts of one pass.
 
-    lower:   between the lower part and the middle
-    upper:   task -> between the middle and the head of that task; each task reads copies of its own
-    trunk_penalties: names of the penalties that the lower part and the middle ask for; all others come from the heads
+    Attributes:
+        lower: cuts between the lower part and the middle.
+        upper: task -> cuts between the middle and the head of that task. Each task reads its own copies.
+        trunk_penalties: names of the penalties of the lower part and the middle. All others come from the heads.
     """
 
     lower: CutPairs = field(default_factory=list)
@@ -36,11 +36,11 @@ class GraphCuts:
     trunk_penalties: frozenset[str] = frozenset()
 
     def cut_trunk(self, tensor: Tensor) -> Tensor:
-        """The copy of a tensor that the middle reads."""
+        """Cut a tensor below the middle and return the copy that the middle reads."""
         return cut_tensor(tensor, self.lower)
 
     def cut_pyramids(self, pyramids: Mapping[str, Mapping[int, Tensor]]) -> dict[str, dict[int, Tensor]]:
-        """The copies of pyramids that the heads read: task -> {stride: features}."""
+        """Cut pyramids below the heads and return the copies: task -> {stride: features}."""
         return {
             name: {stride: cut_tensor(tensor, self.upper.setdefault(name, [])) for stride, tensor in pyramid.items()}
             for name, pyramid in pyramids.items()
@@ -48,7 +48,7 @@ class GraphCuts:
 
 
 def cut_tensor(tensor: Tensor, pairs: CutPairs) -> Tensor:
-    """A detached copy (of the same memory) that collects its own gradient; the tensor itself where it needs none."""
+    """Return a detached copy (same memory) that collects its own gradient, or the tensor itself if it needs none."""
     if not tensor.requires_grad:
         return tensor
     pairs.append((tensor, tensor.detach().requires_grad_()))
@@ -56,5 +56,5 @@ def cut_tensor(tensor: Tensor, pairs: CutPairs) -> Tensor:
 
 
 def no_cut(tensor: Tensor) -> Tensor:
-    """Divides nothing: one graph from the losses to the images."""
+    """Return the tensor unchanged: one graph from the losses to the images."""
     return tensor

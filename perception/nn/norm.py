@@ -1,7 +1,7 @@
-"""Which images normalize one another: BatchNorm over all ranks, by source, with fixed statistics, or none of it.
+"""Normalization layers: BatchNorm over all ranks, per source, or with frozen statistics, and GroupNorm.
 
-`convert` gives a network the normalization that its recipe names, `synchronize_batchnorm` lets ranks share their
-statistics.
+`convert_norm` gives a network the normalization that its recipe names. `synchronize_batchnorm` shares the statistics
+between ranks.
 """
 
 from __future__ import annotations
@@ -36,17 +36,19 @@ class BatchNormConfig:
 
 @config_dataclass
 class FrozenBatchNormConfig:
-    """BatchNorm of the backbone with the statistics that its weights came with; scale and shift learn. Neck and heads
-    as with "batch"."""
+    """Frozen BatchNorm statistics in the backbone, those of its pretrained weights. Scale and shift are trained.
+
+    Neck and heads are as with "batch".
+    """
 
     name: Literal["frozen"] = "frozen"
 
 
 @config_dataclass
 class PerSourceBatchNormConfig:
-    """BatchNorm with statistics of each training source, one scale and shift for all (Chang et al. 2019).
+    """BatchNorm with separate statistics per training source, and one scale and shift for all (Chang et al. 2019).
 
-    Evaluation and export take the sources' mixture, by their shares of the images seen:
+    Evaluation and export use the mixture of the sources, weighted by their shares of the images seen:
     mean = sum(share * mean_s), variance = sum(share * (variance_s + (mean_s - mean)^2)).
     """
 
@@ -55,9 +57,11 @@ class PerSourceBatchNormConfig:
 
 @config_dataclass
 class GroupNormConfig:
-    """GroupNorm (Wu and He 2018) in neck and heads: no image normalizes another. backbone: its BatchNorm, as above.
+    """GroupNorm (Wu and He 2018) in neck and heads: the output for an image does not depend on the rest of its batch.
 
-    channels_per_group: channels of a group, fewer where it does not divide a layer's.
+    Attributes:
+        backbone: the backbone's BatchNorm, as above.
+        channels_per_group: channels per group; fewer if this does not divide the channels of a layer.
     """
 
     name: Literal["group"] = "group"
@@ -70,19 +74,19 @@ NormConfig: TypeAlias = Annotated[
 ]
 
 _source_indices: ContextVar[Tensor | None] = ContextVar("_rows", default=None)
-"""The source of each image of the batch that is in the network [B]; None = not told."""
+"""The source index of each image of the current batch [B]; None = not set."""
 
 
 class JointBatchNorm(nn.BatchNorm2d):
-    """BatchNorm of [B, C, ...], with an activation where timm puts one, that trains otherwise than torch's.
+    """BatchNorm of [B, C, ...], with an activation where timm adds one, and its own training modes.
 
-    synchronized: statistics are those of all ranks' images, however many each has
-    frozen:     statistics stay, in training too
-    num_sources:    how many sources have statistics of their own; 0 = one for all. A source with a single value per
-    channel
-                in the batch has no variance and is normalized by its running statistics
+    In evaluation it is torch's layer. `convert_norm` and `synchronize_batchnorm` create it from existing layers.
 
-    In evaluation it is torch's layer. Made by `convert` and `synchronize_batchnorm` out of the layers that are there.
+    Attributes:
+        synchronized: compute the statistics over the images of all ranks, for any number of images per rank.
+        frozen: keep the statistics fixed, in training too.
+        num_sources: number of sources with separate statistics; 0 = one set for all. A source with a single value per
+            channel in the batch has no variance and is normalized by its running statistics.
     """
 
     synchronized = False
@@ -93,11 +97,13 @@ class JointBatchNorm(nn.BatchNorm2d):
     source_counts: Tensor
 
     def train(self, mode: bool = True) -> JointBatchNorm:
+        """Set the training mode. Frozen layers stay in evaluation mode."""
         super().train(mode)
         self.training = mode and not self.frozen
         return self
 
     def forward(self, input: Tensor) -> Tensor:
+        """Normalize [B, C, ...], and apply timm's dropout and activation if the layer has them."""
         joint = self.training and (self.num_sources > 0 or (self.synchronized and _world_size() > 1))
         output = self._normalize(input) if joint else super().forward(input)
         for name in ("drop", "act"):
@@ -105,7 +111,7 @@ class JointBatchNorm(nn.BatchNorm2d):
         return output
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """Takes BatchNorm1d's shapes too."""
+        """Accept the shapes of BatchNorm1d too."""
 
     def _normalize(self, input: Tensor) -> Tensor:
         rows, means, variances = self._group_statistics(input)
@@ -119,7 +125,7 @@ class JointBatchNorm(nn.BatchNorm2d):
         return output
 
     def _group_statistics(self, input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The group of each image, and the running means and variances [groups, C]."""
+        """Return the group of each image, and the running means and variances [groups, C]."""
         if not self.num_sources:
             running = (torch.zeros_like(self.weight), torch.ones_like(self.weight))
             if self.running_mean is not None and self.running_var is not None:
@@ -129,15 +135,15 @@ class JointBatchNorm(nn.BatchNorm2d):
         rows = _source_indices.get()
         if rows is None or len(rows) != len(input):
             raise ConfigError(
-                "model.norm.name is 'per_source', but a layer in training cannot tell whose images these are: "
-                f"expected {len(input)} rows, found {'none' if rows is None else len(rows)}. Train by "
-                "compute_loss_terms(batch), or take another norm where a backbone cuts images into pieces."
+                "model.norm.name is 'per_source', but a layer in training does not have the source of each image: "
+                f"expected {len(input)} rows, found {'none' if rows is None else len(rows)}. Train with "
+                "compute_loss_terms(batch), or choose another norm if the backbone splits images into pieces."
             )
         return rows, self.source_means, self.source_vars
 
     @torch.no_grad()
     def _update_running_statistics(self, counts: Tensor, means: Tensor, variances: Tensor, area: int) -> None:
-        """Move the running statistics towards a batch's. counts: values per channel of each group."""
+        """Move the running statistics towards the batch's. counts: values per channel of each group."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
@@ -159,11 +165,18 @@ class JointBatchNorm(nn.BatchNorm2d):
 
 
 def _identity(input: Tensor) -> Tensor:
+    """Return the input."""
     return input
 
 
 def mixture_moments(weights: Tensor, means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance [C] of a mixture. shares [S] sum to 1; means, variances [S, C]."""
+    """Return mean and variance [C] of a mixture.
+
+    Args:
+        weights: weights [S] that sum to 1.
+        means: means [S, C].
+        variances: variances [S, C].
+    """
     mean = (weights[:, None] * means).sum(0)
     return mean, (weights[:, None] * (variances + (means - mean).square())).sum(0)
 
@@ -172,8 +185,8 @@ class _GroupedBatchNorm(torch.autograd.Function):
     """(x - mean) / sqrt(variance + eps) * weight + bias with the statistics of the group of each image.
 
     Returns the output and, without gradients, each group's number of values per channel [S], mean and variance [S, C].
-    Variances are pooled from centered sums of squares (Chan et al. 1979), which cancel nothing; float32 at least. One
-    message over the ranks in each direction; weight and bias get this rank's share of their gradients.
+    Variances are pooled from centered sums of squares (Chan et al. 1979), which avoids cancellation, in float32 at
+    least. There is one message between ranks per direction. Weight and bias get this rank's share of their gradients.
     """
 
     @staticmethod
@@ -214,7 +227,7 @@ class _GroupedBatchNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
+    def backward(ctx: Any, *gradients: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight, rows, counts, means, scales = ctx.saved_tensors
         gradient, places = gradients[0].to(means.dtype), tuple(range(2, x.ndim))
         normal = (x.to(means.dtype) - _expand_like(means[rows], x)).mul_(_expand_like(scales[rows], x))
@@ -235,17 +248,17 @@ class _GroupedBatchNorm(torch.autograd.Function):
 
 
 def _membership_mask(rows: Tensor, groups: Tensor) -> Tensor:
-    """Whether each image is of each group, bool [B, S]; waits for no GPU."""
+    """Return whether each image is in each group, bool [B, S]. Does not synchronize with the GPU."""
     return rows[:, None] == torch.arange(len(groups), device=rows.device)
 
 
 def _expand_like(values: Tensor, like: Tensor) -> Tensor:
-    """[B or 1, C] in the number of dimensions of ``like``."""
+    """Return [B or 1, C] with the number of dimensions of ``like``."""
     return values[(...,) + (None,) * (like.ndim - 2)]
 
 
 def _merge_moments(counts: Tensor, means: Tensor, squares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Join parts: counts [N, S], means and centered sums of squares [N, S or 1, C] -> [S], [S, C], [S, C]."""
+    """Merge parts: counts [N, S], means and centered sums of squares [N, S or 1, C] -> [S], [S, C], [S, C]."""
     total = counts.sum(0)
     mean = ((counts / total.clamp(min=1))[..., None] * means).sum(0)
     return total, mean, (squares + counts[..., None] * (means - mean).square()).sum(0)
@@ -260,19 +273,22 @@ def _gather_moments(counts: Tensor, means: Tensor, squares: Tensor) -> tuple[Ten
 
 
 def _world_size() -> int:
+    """Return the number of ranks."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def broadcast_from_first_rank(tensor: Tensor) -> Tensor:
-    """Rank 0's tensor on every rank: layers that normalize over ranks must run on all of them or on none, so what is
-    drawn at random to choose layers must be the same."""
+    """Return rank 0's tensor on every rank.
+
+    Use it for random choices of layers: synchronized layers must run on all ranks or on none.
+    """
     if _world_size() > 1:
         dist.broadcast(tensor, 0)
     return tensor
 
 
 def mean_over_ranks(tensor: Tensor) -> Tensor:
-    """The mean over the ranks of a tensor without a gradient."""
+    """Return the mean over the ranks of a tensor without a gradient."""
     if _world_size() > 1:
         dist.all_reduce(tensor)
         tensor = tensor / _world_size()
@@ -280,16 +296,27 @@ def mean_over_ranks(tensor: Tensor) -> Tensor:
 
 
 def synchronize_batchnorm(network: nn.Module) -> None:
-    """Let every BatchNorm of ``network`` normalize, in training, over the images of all ranks. Weights, names and
-    evaluation stay. Raises ConfigError where there is one of a kind that cannot."""
+    """Let every BatchNorm of ``network`` use the statistics of the images of all ranks in training.
+
+    Weights, names and evaluation do not change.
+
+    Raises:
+        ConfigError: a normalization layer does not support this.
+    """
     for norm in _joint_batchnorms(network, "train.sync_batchnorm"):
         norm.synchronized = True
 
 
 def convert_norm(network: nn.Module, config: Any, sources: Sequence[str] = ()) -> None:
-    """Give a network, in place, the normalization that ``config`` names.
+    """Give a network the normalization that ``config`` names, in place.
 
-    sources: names of the training sources. Raises ConfigError where the layers are of a kind that cannot.
+    Args:
+        network: the network.
+        config: one of the configs in `NormConfig`.
+        sources: names of the training sources.
+
+    Raises:
+        ConfigError: a normalization layer does not support this.
     """
     inside = [norm for module in network.modules() if isinstance(module, Backbone) for norm in _find_batchnorms(module)]
     if isinstance(config, FrozenBatchNormConfig) or getattr(config, "backbone", "") == "frozen":
@@ -308,8 +335,13 @@ def convert_norm(network: nn.Module, config: Any, sources: Sequence[str] = ()) -
 
 
 def with_source_statistics(method: Method) -> Method:
-    """For a network's method of a batch: while it runs, layers know which image is of which source, by the order of
-    the network's ``sources``. Raises ConfigError in training where an image is of none of these."""
+    """Decorate a network's method of a batch: while it runs, layers can read the source index of each image.
+
+    Indices follow the order of the network's ``sources``.
+
+    Raises:
+        ConfigError: in training, an image is from none of these sources.
+    """
 
     @functools.wraps(method)
     def told(network: Any, batch: Batch, *others: Any, **named: Any) -> Any:
@@ -318,7 +350,7 @@ def with_source_statistics(method: Method) -> Method:
         if unknown := sorted(set(batch.sources) - set(network.sources)):
             raise ConfigError(
                 f"model.norm.name is 'per_source', and the network was built for {', '.join(network.sources)}; a batch "
-                f"holds images of {', '.join(unknown)}. Train on the sources of its recipe, or take another norm."
+                f"holds images of {', '.join(unknown)}. Train on the sources of its recipe, or choose another norm."
             )
         rows = torch.tensor([network.sources.index(source) for source in batch.sources])
         token = _source_indices.set(rows.to(batch.images.device))
@@ -339,13 +371,13 @@ def _joint_batchnorms(network: nn.Module, key: str) -> list[JointBatchNorm]:
 
 
 def _to_joint_batchnorm(norm: _BatchNorm, key: str) -> JointBatchNorm:
-    """The same layer as `JointBatchNorm`: in place, for others (schedules, hooks) hold on to it."""
+    """Convert a layer to `JointBatchNorm` in place, because other objects (schedules, hooks) hold references to it."""
     if isinstance(norm, JointBatchNorm):
         return norm
     if type(norm) not in (nn.BatchNorm1d, nn.BatchNorm2d, BatchNormAct2d):
         raise ConfigError(
-            f"{key}: this network normalizes by {type(norm).__name__}, which can only be left as it is. Expected "
-            "BatchNorm. Take another backbone, or give train.sync_batchnorm: false and model.norm.name: batch."
+            f"{key}: this network normalizes by {type(norm).__name__}, which cannot be changed. Expected "
+            "BatchNorm. Choose another backbone, or set train.sync_batchnorm: false and model.norm.name: batch."
         )
     norm.__class__ = JointBatchNorm
     return norm  # type: ignore[return-value]
@@ -353,9 +385,9 @@ def _to_joint_batchnorm(norm: _BatchNorm, key: str) -> JointBatchNorm:
 
 def _add_source_statistics(norm: JointBatchNorm, sources: int) -> None:
     if norm.running_mean is None or norm.running_var is None:
-        raise ConfigError("model.norm: a layer keeps no running statistics, so it cannot keep any by source.")
+        raise ConfigError("model.norm: a layer has no running statistics, so it cannot have them per source.")
     if not sources:
-        raise ConfigError("model.norm.name is 'per_source', but the recipe has no data.train. Name its sources.")
+        raise ConfigError("model.norm.name is 'per_source', but the recipe has no data.train. List its sources there.")
     norm.num_sources = sources
     norm.register_buffer("source_means", norm.running_mean.repeat(sources, 1))
     norm.register_buffer("source_vars", norm.running_var.repeat(sources, 1))
@@ -363,7 +395,7 @@ def _add_source_statistics(norm: JointBatchNorm, sources: int) -> None:
 
 
 def _to_group_norm(norm: _BatchNorm, width: int) -> nn.GroupNorm:
-    """GroupNorm with the scale and shift of a BatchNorm."""
+    """Return GroupNorm with the scale and shift of a BatchNorm."""
     channels = norm.num_features
     grouped = nn.GroupNorm(channels // math.gcd(channels, width), channels, norm.eps, norm.affine)
     grouped.load_state_dict({k: v for k, v in norm.state_dict().items() if k in ("weight", "bias")})

@@ -1,4 +1,4 @@
-"""Layers that the levels of a pyramid share."""
+"""Convolution towers that are shared by the levels of a pyramid."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 
 class ConvTower(nn.Module):
-    """Depthwise-separable layers whose convolutions all levels share, with each level's own BatchNorm.
+    """Depthwise-separable convolutions shared by all levels, with a separate BatchNorm per level.
 
-    Levels differ in statistics, so a shared BatchNorm would normalize in evaluation otherwise than in training.
+    The levels have different statistics, so a shared BatchNorm would behave differently in evaluation and in training.
     """
 
     def __init__(self, channels: int, num_convs: int, num_levels: int) -> None:
@@ -25,6 +25,7 @@ class ConvTower(nn.Module):
         )
 
     def forward(self, features: Tensor, level: int) -> Tensor:
+        """Map the features [B, C, H, W] of the level with this index to the same shape."""
         norms: Any = self.norms[level]
         for i, (depthwise, pointwise) in enumerate(zip(self.depthwise, self.pointwise, strict=True)):
             features = F.relu6(norms[2 * i](depthwise(features)))

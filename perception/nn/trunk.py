@@ -11,9 +11,16 @@ from perception.nn.necks import NeckConfig, build_neck
 
 
 class Trunk(nn.Module):
-    """uint8 RGB [B, 3, H, W] to {stride: features}; after construction ``channels`` holds {stride: channels} of them.
+    """A backbone and its neck: uint8 RGB [B, 3, H, W] to {stride: features}.
 
-    strides: the levels that can be asked for. weights: load the backbone's.
+    Args:
+        backbone: config of the backbone.
+        neck: config of the neck.
+        strides: the pyramid levels to build.
+        weights: whether to load the backbone's weights.
+
+    Attributes:
+        channels: {stride: channels} of the pyramid.
     """
 
     def __init__(self, backbone: BackboneConfig, neck: NeckConfig, strides: Collection[int], weights: bool) -> None:
@@ -23,13 +30,14 @@ class Trunk(nn.Module):
         self.channels = self.neck.channels
 
     def forward(self, images: Tensor, strides: Collection[int]) -> dict[int, Tensor]:
+        """Return {stride: features} of the requested levels."""
         return self.neck(self.backbone(images), strides)
 
 
 def build_identical_trunks(
     backbone: BackboneConfig, neck: NeckConfig, required_strides: Mapping[str, Collection[int]], weights: bool
 ) -> dict[str, Trunk]:
-    """A trunk for each stream with the levels it needs, all starting from the same weights."""
+    """Build one trunk per stream with the levels that it needs, all with the same initial weights."""
     state = Trunk(
         backbone, neck, {stride for strides in required_strides.values() for stride in strides}, weights
     ).state_dict()

@@ -1,1 +1,1 @@
-"""Parts that know nothing of a task: arithmetic on boxes, images, losses, drawings. Pure functions."""
+"""Task-independent operations on boxes, images, losses and drawings. Pure functions."""

@@ -1,7 +1,7 @@
-"""Which cells of a detector's grid answer for which objects, for a whole batch at once.
+"""Label assignment for anchor-free detectors, batched.
 
-Everything is done on pairs (object, cell inside of it), a list that grows with the area of the objects and not with
-their number times the number of cells, nor with the fullest image of the batch.
+Works on a list of pairs (object, cell inside it). Its length grows with the area of the objects. It does not depend on
+objects x cells, nor on the image with the most objects.
 """
 
 from __future__ import annotations
@@ -16,14 +16,25 @@ from perception.ops import boxes as geometry
 
 
 class Grid(NamedTuple):
-    """The P cells of all levels. points [P, 2]: their centers in input pixels. strides [P]: their sides in pixels."""
+    """The P cells of all levels.
+
+    Attributes:
+        points: [P, 2], cell centers in input pixels.
+        strides: [P], side lengths of the cells in pixels.
+    """
 
     points: Tensor
     strides: Tensor
 
 
 class Objects(NamedTuple):
-    """The M objects of a batch. boxes [M, 4] pixels, labels int64 [M], images int64 [M]: where each one is."""
+    """The M objects of a batch.
+
+    Attributes:
+        boxes: [M, 4], pixels.
+        labels: int64 [M], class index.
+        image_indices: int64 [M], the image of each object in the batch.
+    """
 
     boxes: Tensor
     labels: Tensor
@@ -31,11 +42,14 @@ class Objects(NamedTuple):
 
 
 class Assignment(NamedTuple):
-    """K positive cells; a cell of an image is there at most once.
+    """K positive cells. Each cell of an image occurs at most once.
 
-    image_indices, cell_indices, object_indices: int64 [K], where the cell is and the object that it answers for
-    quality: float32 [K], in [0, 1]: the target score of the object's class
-    box_weight: float32 [K], in [0, 1]: how much the cell's box is trained, 1 in the best cell of each object
+    Attributes:
+        image_indices: int64 [K], image of the cell.
+        cell_indices: int64 [K], index of the cell in the grid.
+        object_indices: int64 [K], the object assigned to the cell.
+        quality: float32 [K], in [0, 1]: target score for the object's class.
+        box_weight: float32 [K], in [0, 1]: weight of the cell's box loss, 1 for the best cell of each object.
     """
 
     image_indices: Tensor
@@ -46,8 +60,10 @@ class Assignment(NamedTuple):
 
 
 class _CandidatePairs(NamedTuple):
-    """L candidates: object, cell and image int64 [L]; overlap of the cell's box with the object's, and the score
-    that the cell gives to the object's class [L]; distance [L] of the cell from the object's center."""
+    """L candidates: object, cell and image int64 [L]; overlap of predicted box and object [L].
+
+    Also the predicted score of the object's class [L], and the distance [L] of the cell from the object's center.
+    """
 
     object_indices: Tensor
     cell_indices: Tensor
@@ -74,14 +90,22 @@ def assign_task_aligned(
 ) -> Assignment:
     """Task-aligned assignment (Feng et al. 2021, TOOD).
 
-    An object takes the ``topk`` cells inside of it whose ``score ** alpha * overlap ** beta`` is largest; a cell that
-    several objects want goes to the one that it overlaps most; of the cells that are left to it an object keeps the
-    ``max_per_object`` best (0 = all; 1 = the one-to-one assignment of Wang et al. 2024, YOLOv10).
+    An object takes the ``topk`` cells inside it with the largest ``score ** alpha * overlap ** beta``. If several
+    objects take one cell, the cell goes to the object with the largest overlap. Each object then keeps its
+    ``max_per_object`` best cells (0 = all; 1 = one-to-one assignment of Wang et al. 2024, YOLOv10).
 
-    scores [B, P, C] probabilities, predicted [B, P, 4] pixels.
+    Args:
+        grid: the cells.
+        scores: [B, P, C], probabilities.
+        predicted_boxes: [B, P, 4], pixels.
+        objects: the targets.
+        topk: maximum number of cells per object before conflicts are resolved.
+        max_per_object: maximum number of cells per object afterwards.
+        alpha: exponent of the score.
+        beta: exponent of the overlap.
     """
     pairs = _find_candidates(grid, scores, predicted_boxes, objects)
-    # Before a network has learned anything all overlaps are near zero: prefer the cells near the center, then.
+    # In an untrained network, all overlaps are near zero. The last term then prefers cells near the center.
     alignment = pairs.score.clamp(min=1e-9).pow(alpha) * pairs.overlap.pow(beta) + 1e-9 * pairs.closeness
     kept = topk_per_group(pairs.object_indices, alignment, topk)
     kept = kept[_resolve_conflicts(pairs.select(kept), grid, pairs.overlap[kept] + 1e-6 * pairs.closeness[kept])]
@@ -101,9 +125,18 @@ def assign_sim_ota(
 ) -> Assignment:
     """Simplified optimal transport (SimOTA: Ge et al. 2021, YOLOX) with the soft costs of RTMDet (Lyu et al. 2022).
 
-    An object takes as many cells as its ``topk`` overlaps sum up to, at least one: those of the lowest cost
-    ``focal(score, overlap) - 3 log(overlap) + 10 ** (distance - 3)``, distance in cells from its center. A cell that
-    several objects want goes to the one that it costs least. The quality is the overlap.
+    The number of cells of an object is the sum of its ``topk`` largest overlaps, at least 1. It takes the cells with
+    the lowest cost ``focal(score, overlap) - 3 log(overlap) + 10 ** (distance - 3)``, distance in cells from its
+    center. If several objects take one cell, the cell goes to the object with the lowest cost. The quality is the
+    overlap.
+
+    Args:
+        grid: the cells.
+        scores: [B, P, C], probabilities.
+        predicted_boxes: [B, P, 4], pixels.
+        objects: the targets.
+        topk: number of overlaps in the sum.
+        max_per_object: maximum number of cells per object; 0 = no limit.
     """
     pairs = _find_candidates(grid, scores, predicted_boxes, objects)
     focal = binary_cross_entropy(pairs.score, pairs.overlap, reduction="none") * (pairs.score - pairs.overlap).square()
@@ -120,9 +153,9 @@ def assign_sim_ota(
 
 
 def _find_candidates(grid: Grid, scores: Tensor, predicted_boxes: Tensor, objects: Objects) -> _CandidatePairs:
-    """The cells whose center lies in an object.
+    """Return the cells whose center lies in an object.
 
-    One too small to hold a center of the finest level is widened to two of its cells, so that nothing goes unseen.
+    Boxes too small to contain a center of the finest level are enlarged to two of its cells, so each has a candidate.
     """
     boxes = objects.boxes
     center, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
@@ -138,14 +171,17 @@ def _find_candidates(grid: Grid, scores: Tensor, predicted_boxes: Tensor, object
 
 
 def _resolve_conflicts(pairs: _CandidatePairs, grid: Grid, preference: Tensor) -> Tensor:
-    """Positions of the pairs that are left when every cell of an image is given to the object it prefers."""
+    """Positions of the pairs that remain after each cell goes to the object with the highest preference."""
     return topk_per_group(pairs.image_indices * len(grid.points) + pairs.cell_indices, preference, 1)
 
 
 def topk_per_group(groups: Tensor, values: Tensor, counts: Tensor | int) -> Tensor:
-    """Positions of the ``counts[g]`` largest ``values`` of each group g: sorted by group, then by value.
+    """Return the positions of the ``counts[g]`` largest ``values`` of each group g, sorted by group, then by value.
 
-    groups int64 [L], values [L], counts int64 [groups], or one for all. Of equal values the first counts as the larger.
+    Args:
+        groups: int64 [L], group of each value.
+        values: [L]. Of equal values, the first one is preferred.
+        counts: int64 [groups], or one number for all groups.
     """
     order = values.argsort(descending=True, stable=True)
     order = order[groups[order].argsort(stable=True)]
@@ -155,10 +191,10 @@ def topk_per_group(groups: Tensor, values: Tensor, counts: Tensor | int) -> Tens
 
 
 def _normalize_by_group(groups: Tensor, values: Tensor, count: int) -> Tensor:
-    """Positive ``values`` [L] as parts of the largest in their group."""
+    """Divide positive ``values`` [L] by the largest value of their group."""
     return values / max_per_group(groups, values, count)[groups]
 
 
 def max_per_group(groups: Tensor, values: Tensor, count: int) -> Tensor:
-    """The largest of ``values`` [L] in each of ``count`` groups, 0 where a group is empty."""
+    """Return the largest of ``values`` [L] in each of ``count`` groups; 0 for an empty group."""
     return values.new_zeros(count).scatter_reduce_(0, groups, values, "amax")

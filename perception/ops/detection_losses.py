@@ -8,16 +8,20 @@ from torch import Tensor
 
 
 def quality_focal_loss(logits: Tensor, targets: Tensor, gamma: float = 2.0) -> Tensor:
-    """Quality focal loss, element-wise: logits and soft targets in [0, 1] of one shape (Li et al. 2020, GFL)."""
+    """Quality focal loss, element-wise; soft targets in [0, 1] with the shape of the logits (Li et al. 2020, GFL)."""
     weight = (logits.detach().sigmoid() - targets).abs().pow(gamma)
     return weight * F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
 
 
 def distribution_focal_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Distribution focal loss (Li et al. 2020, GFL): the probability is to lie on the two bins beside the target.
+    """Distribution focal loss (Li et al. 2020, GFL): cross-entropy with the two bins next to the target.
 
-    logits [..., bins], targets [...] in bins, held to 0 .. bins - 1. Returns [...]; its smallest value is the entropy
-    of the two weights, 0 where the target is a whole number.
+    Args:
+        logits: [..., bins].
+        targets: [...], in bins, clamped to 0 .. bins - 1.
+
+    Returns:
+        [...]. The minimum is the entropy of the two bin weights; 0 if the target is an integer.
     """
     targets = targets.clamp(0, logits.shape[-1] - 1)
     low = targets.floor().long().clamp(max=logits.shape[-1] - 2)
@@ -28,6 +32,6 @@ def distribution_focal_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def expected_bin(logits: Tensor) -> Tensor:
-    """The mean of the distributions over bins, logits [..., bins] to [...] in [0, bins - 1]."""
+    """Mean of the distributions over bins, logits [..., bins] to [...] in [0, bins - 1]."""
     bins = torch.arange(logits.shape[-1], dtype=logits.dtype, device=logits.device)
     return logits.softmax(-1) @ bins

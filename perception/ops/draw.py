@@ -1,8 +1,8 @@
-"""Predictions and targets as images. numpy and cv2 only: the torch-free runtime draws with this too.
+"""Draw predictions and targets. numpy and cv2 only, so the torch-free runtime uses this module too.
 
-`draw` puts everything on the image, `draw_depth` colors a depth map; `perception.ops.panel` sets them side by side.
-All of them return uint8 RGB whose size depends on the image's size and the specs alone, never on what is in the
-image, so that they can be written to a video.
+`draw_annotations` draws everything on the image, `draw_depth` colors a depth map, `perception.ops.panel` shows them
+side by side. All return uint8 RGB. The output size depends only on the image size and the specs, not on the content,
+so the results can be written to a video.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ Specs: TypeAlias = Mapping[str, TaskSpec]
 Annotations: TypeAlias = Mapping[str, Annotation | None]
 
 INVALID_COLOR: Color = (48, 48, 48)
-"""Where a depth map is not valid."""
+"""Color of invalid pixels in a depth map."""
 IGNORE_COLOR: Color = (0, 0, 0)
-"""Where a segmentation mask is not valid (Cityscapes' color; dark gray is its buildings')."""
+"""Color of invalid pixels in a segmentation mask (as in Cityscapes; dark gray is its building color)."""
 IGNORE_REGION_COLOR: Color = (160, 160, 160)
 """Outline of ignore regions."""
 
@@ -34,14 +34,17 @@ IGNORE_REGION_COLOR: Color = (160, 160, 160)
 def draw_annotations(
     image: NDArray, annotations: Annotations, specs: Specs, notes: Sequence[str] = (), warning: str = ""
 ) -> RgbImage:
-    """The image with its segmentation mask blended in, its boxes ("car 0.87 14 m") and its labels as a caption.
+    """Draw segmentation mask, boxes ("car 0.87 14 m") and image labels (as a caption) on the image.
 
-    image:       uint8 RGB [H, W, 3], or gray [H, W]
-    annotations: predictions or targets in pixels of ``image``; names without a spec are left out
-    notes:       [N] what to write behind each box of the first "instances" task, as `describe` gives it; () = nothing
-    warning:     what to write on a red band at the top
+    A quantity (depth) is not drawn on the image. It is drawn alone if there is no other annotation.
 
-    A quantity (depth) has no place on the image: it is drawn only where there is nothing else to draw.
+    Args:
+        image: uint8 RGB [H, W, 3], or gray [H, W].
+        annotations: predictions or targets in pixels of ``image``. Names without a spec are skipped.
+        specs: task name -> specification.
+        notes: [N], text after the label of each box of the first "instances" task, as from `format_distances`; () =
+            none.
+        warning: text on a red band at the top; "" = no band.
     """
     canvas = _copy_as_rgb(image)
     found = select_drawable(annotations, specs)
@@ -66,8 +69,10 @@ def draw_annotations(
 
 
 def draw_segmentation_mask(mask: DenseMap, classes: Sequence[str]) -> RgbImage:
-    """A segmentation mask in its classes' colors; black where it is not valid. Sets of classes have colors of their
-    own."""
+    """Color a segmentation mask by class; black where it is not valid.
+
+    Each set of classes of a label space has its own color.
+    """
     mask, classes = resolve_label_space(mask, classes)
     values = np.asarray(mask.values)
     if values.dtype != np.uint8:
@@ -82,9 +87,13 @@ def draw_segmentation_mask(mask: DenseMap, classes: Sequence[str]) -> RgbImage:
 def draw_depth(
     depth: DenseMap, limits: tuple[float, float] | None, unit: str = "m", show_legend: bool = True
 ) -> RgbImage:
-    """A depth map in the turbo color map, near = red, on a logarithmic scale; dark gray where it is not valid.
+    """Color a depth map with the turbo color map, near = red, logarithmic scale; dark gray where it is not valid.
 
-    limits: metres at the two ends of the scale; None = those of this map
+    Args:
+        depth: float32 [H, W], metres.
+        limits: metres at both ends of the scale; None = those of this map.
+        unit: unit in the legend.
+        show_legend: draw a color bar if there is enough space.
     """
     values = np.asarray(depth.values, np.float32)
     valid = np.asarray(depth.valid, np.bool_) & (values > 0) & (values < np.inf)
@@ -104,7 +113,7 @@ def draw_depth(
 
 
 def format_label(label: ImageLabel, spec: TaskSpec) -> str:
-    """An image label in words: "day 0.98", "day" for a target, "no label" where no class is over the threshold."""
+    """Format an image label: "day 0.98", "day" for a target, "no label" if no class reaches the threshold."""
     values = np.asarray(label.values, np.float64)
     order = np.argsort(-values, kind="stable")
     chosen = [k for k in order if values[k] >= spec.score_threshold] if spec.multi_label else order[:1]
@@ -114,9 +123,9 @@ def format_label(label: ImageLabel, spec: TaskSpec) -> str:
 
 
 def format_distances(prediction: Prediction) -> list[str]:
-    """What is known of how far each box of the first "instances" task is: "14 m", "14 m +3.2 m/s 4.4 s".
+    """Format the distance of each box of the first "instances" task: "14 m", "14 m +3.2 m/s 4.4 s".
 
-    The speed is that at which it comes nearer, the seconds those until it is met.
+    The second value is the closing speed, the third one the time to contact.
     """
     if prediction.distances is None:
         return []
@@ -132,7 +141,7 @@ def format_distances(prediction: Prediction) -> list[str]:
 
 
 def format_warning(prediction: Prediction) -> str:
-    """The words of a red band over an image that no one should act on; empty where it is sound."""
+    """Return the warning text for an invalid prediction; empty if it is valid."""
     return "" if prediction.valid else f"NOT VALID: {'; '.join(prediction.flags)}"
 
 
@@ -150,7 +159,7 @@ def _draw_instances(labels_layout: TextLayout, instances: Instances, spec: TaskS
         order = np.argsort(-scores, kind="stable").tolist()
     order = [i for i in order if shown[i]]
     corners = {i: _clip_box(boxes[i], canvas) for i in order}
-    for i in reversed(order):  # the best on top
+    for i in reversed(order):  # draw the best one last, on top
         x1, y1, x2, y2 = corners[i]
         color = IGNORE_REGION_COLOR if ignore[i] else colors[int(labels[i])]
         thin = ignore[i] or min(x2 - x1, y2 - y1) < 8 * thickness
@@ -183,7 +192,7 @@ def _blend_mask(canvas: RgbImage, mask: DenseMap, classes: Sequence[str], opacit
 
 
 def color_limits(values: NDArray, limits: tuple[float, float] | None) -> tuple[float, float]:
-    """The ends of a logarithmic scale: ``limits``, or those of the values."""
+    """Return the ends of a logarithmic scale: ``limits``, or those of the values."""
     low, high = limits or ((float(values.min()), float(values.max())) if values.size else (1.0, 10.0))
     low = max(float(low), 1e-3)
     return low, max(float(high), low * 1.1)
@@ -197,18 +206,18 @@ def _turbo_table() -> RgbImage:
 
 @cache
 def _color_table(classes: tuple[str, ...]) -> RgbImage:
-    """[256, 1, 3]: the color of each value of a segmentation mask."""
+    """[256, 1, 3]: color of each value of a segmentation mask."""
     table = np.full((256, 1, 3), IGNORE_COLOR, np.uint8)
     table[: len(classes), 0] = class_palette(classes)[:256]
     return table
 
 
 def _copy_as_rgb(image: NDArray) -> RgbImage:
-    """A copy to draw on."""
+    """Copy an image to RGB, to draw on it."""
     planes = image[..., None].repeat(3, axis=2) if image.ndim == 2 else image
     return planes.astype(np.uint8, order="C", copy=True)
 
 
 def select_drawable(annotations: Annotations, specs: Specs) -> dict[str, Annotation]:
-    """What is labeled and known of."""
+    """Return the annotations that are labeled and have a spec."""
     return {name: found for name, found in annotations.items() if found is not None and name in specs}

@@ -1,4 +1,4 @@
-"""Which task attends to which, and where, on the image itself. numpy and cv2 only."""
+"""Draw the attention between tasks on the image. numpy and cv2 only."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ MARKER_COLOR = (255, 255, 255)
 def draw_attention(
     image: RgbImage, tasks: Sequence[str], mean_weights: NDArray, attention_maps: NDArray, point: tuple[int, int]
 ) -> RgbImage:
-    """A grid of the image: a row for each task that attends, a column for each task that it attends to.
+    """Draw a grid of image tiles. Each row is a task that attends, each column is a task that it attends to.
 
-    image:  RGB [H, W, 3]
-    mean_weights: [T, T], how much each task (row) takes of each (column) over the whole image; written on the tile
-    attention_maps:   [T, T, h, w], where a task at ``point`` takes it from; a row of tiles has one scale, bright is
-    much
-    point:  x, y in pixels of the image; it is marked
+    Args:
+        image: RGB [H, W, 3].
+        tasks: T task names.
+        mean_weights: [T, T], mean attention of each task (row) to each task (column), written above the tile.
+        attention_maps: [T, T, h, w], attention of a task at ``point`` to each location. The tiles of a row have one
+            scale; bright = high attention.
+        point: x, y in image pixels; marked in each tile.
     """
     tile = image.shape[0] // 2, image.shape[1] // 2
     small = np.asarray(cv2.resize(image, tile[::-1], interpolation=cv2.INTER_AREA), np.uint8)
@@ -46,7 +48,7 @@ def draw_attention(
 
 
 def _overlay_heatmap(image: RgbImage, heat: NDArray) -> RgbImage:
-    """The image in gray, with heat from 0 to 1 in color over it."""
+    """Overlay a heat map with values in 0 to 1 on a gray copy of the image."""
     size = image.shape[1], image.shape[0]
     smooth = np.clip(cv2.resize(heat.astype(np.float32), size, interpolation=cv2.INTER_LINEAR), 0, 1)
     color = cv2.applyColorMap((smooth * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]

@@ -1,4 +1,4 @@
-"""Writing on images, with text that keeps clear of text. numpy and cv2 only."""
+"""Write text on images without overlaps. numpy and cv2 only."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ TEXT_COLOR: Color = (235, 235, 235)
 WARNING_COLOR: Color = (200, 20, 20)
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 MIN_TEXT_SCALE = 0.35
-"""Scale of the font under which letters run together."""
+"""Font scale below which letters are not readable."""
 MAX_LABEL_COVERAGE = 0.2
-"""Share of the image that labels of boxes cover together at most."""
+"""Maximum fraction of the image that the box labels cover together."""
 MIN_BOX_TO_LABEL_AREA = 8
-"""A label stands inside a box that is so many times its size."""
+"""A label is placed inside a box only if the box area is at least this many times the label area."""
 MAX_UNPLACED_LABELS = 20
-"""Boxes without room for a label after which an image is too crowded to look for more."""
+"""Number of labels without space after which no more labels are placed."""
 
 
 class TextLayout:
-    """Text on a canvas that keeps clear of the text already there, of small boxes, and of most of the image."""
+    """Places text on a canvas. It avoids existing text and small boxes, and limits the covered area."""
 
     def __init__(self, canvas: RgbImage) -> None:
         self.canvas = canvas
@@ -40,7 +40,7 @@ class TextLayout:
         self._remaining_area = round(MAX_LABEL_COVERAGE * canvas.shape[0] * canvas.shape[1])
 
     def add_warning(self, text: str) -> None:
-        """A red band over the whole width, under the captions before it, with as much of the text as fits."""
+        """Add a full-width red band below previous captions, with as much of the text as fits."""
         height, width = self._text_size(text)[1], self.canvas.shape[1]
         while text and self._text_size(text)[0] > width:
             text = text[:-1]
@@ -49,15 +49,18 @@ class TextLayout:
             self._header_height += height
 
     def add_caption(self, text: str) -> None:
-        """A line at the top left, under those before it."""
+        """Add a line at the top left, below previous captions."""
         width, height = self._text_size(text)
         if self._is_free((0, self._header_height, width, self._header_height + height)):
             self._place_text(text, (0, self._header_height, width, self._header_height + height), (24, 24, 24))
             self._header_height += height
 
     def add_box_label(self, texts: Sequence[str], box: Rectangle, color: Color) -> None:
-        """The first of the texts, the longest one, for which there is room above, below or inside a box (x1, y1, x2,
-        y2), else some way off with a line to it; nowhere where there is none, or there was none for `FULL` boxes."""
+        """Write the first of ``texts`` (longest first) that fits above, below or inside a box (x1, y1, x2, y2).
+
+        If none fits there, place it farther away with a line to the box. Write nothing if there is no space, or if
+        `MAX_UNPLACED_LABELS` boxes had no space.
+        """
         if self._num_unplaced >= MAX_UNPLACED_LABELS:
             return
         for near in (True, False):
@@ -83,7 +86,7 @@ class TextLayout:
         return width + height // 2, height + baseline + round(5 * self.scale)
 
     def _filter_free(self, areas: Sequence[Rectangle]) -> list[Rectangle]:
-        """Those within the image that cover neither text nor a small box."""
+        """Select areas inside the image that do not cover text or small boxes."""
         height, width = self.canvas.shape[:2]
         these = np.array(areas, np.int64).reshape(-1, 1, 4)
         blocked = np.array([*self._occupied, *self.small_boxes], np.int64).reshape(1, -1, 4)
@@ -96,7 +99,7 @@ class TextLayout:
         return bool(self._filter_free([area]))
 
     def _draw_leader_line(self, area: Rectangle, box: Rectangle, color: Color) -> bool:
-        """Draw a thin line from a label to its box, unless it would cross text or another small box."""
+        """Draw a thin line from a label to its box. Return False if it would cross text or another small box."""
         ends = [
             (min(max(middle, low), high), middle)
             for low, high, middle in (
@@ -120,7 +123,7 @@ class TextLayout:
 
 
 def _adjacent_areas(box: Rectangle, width: int, height: int, image_width: int) -> list[Rectangle]:
-    """Above, below, and, where the box is many times as large, inside it."""
+    """Areas above, below and, if the box is large enough, inside it."""
     x1, y1, x2, y2 = box
     left, right = max(0, min(x1, image_width - width)), max(0, x2 - width)
     places = [(left, y1 - height), (left, y2 + 1), (right, y1 - height), (right, y2 + 1)]
@@ -130,7 +133,7 @@ def _adjacent_areas(box: Rectangle, width: int, height: int, image_width: int) -
 
 
 def _surrounding_areas(box: Rectangle, width: int, height: int) -> list[Rectangle]:
-    """Places one to three lines off, the nearest first."""
+    """Areas one to three lines away from the box, nearest first."""
     x1, y1, x2, y2 = box
     places = []
     for step in (1, 2, 3):
@@ -144,7 +147,7 @@ def _surrounding_areas(box: Rectangle, width: int, height: int) -> list[Rectangl
 def put_text(
     canvas: RgbImage, text: str, corner: tuple[int, int], line_height: int, scale: float, color: Color
 ) -> None:
-    """Text from ``corner`` (left, top of the line), vertically in the middle of a line of ``line_height`` pixels."""
+    """Write text from ``corner`` (left, top), vertically centered in a line of ``line_height`` pixels."""
     thickness = text_thickness(scale)
     height = cv2.getTextSize("M", FONT, scale, thickness)[0][1]
     at = corner[0], corner[1] + (line_height + height) // 2
@@ -152,17 +155,17 @@ def put_text(
 
 
 def text_scale(canvas: RgbImage) -> float:
-    """Of cv2's font: in proportion to the image (0.4, about 11 pixels high, on 640x380) while it can be read."""
+    """Return the cv2 font scale, proportional to the image (0.4, about 11 pixels high, at 640x380), but readable."""
     return max(MIN_TEXT_SCALE, 0.4 * float(np.sqrt(canvas.shape[0] * canvas.shape[1] / (640 * 380))))
 
 
 def text_thickness(scale: float) -> int:
-    """Pixels of the lines of text at cv2's font ``scale``."""
+    """Return the line thickness in pixels for a cv2 font scale."""
     return max(1, round(1.7 * scale))
 
 
 def brighten(color: NDArray[np.uint8]) -> Color:
-    """A color light enough for a thin line on a street at night."""
+    """Lighten a color so that a thin line is visible on a street at night."""
     mixed = color.astype(np.float64)
     missing = 110 - _luminance(mixed)
     if missing > 0:

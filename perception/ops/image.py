@@ -1,7 +1,7 @@
-"""The only preprocessing: placing an image in the network's input, and the way back. numpy and cv2, no torch.
+"""Place images in the network input and map results back. numpy and cv2, no torch.
 
-Training crops, evaluation letterboxes and the torch-free runtime all describe what they do by a `Frame` and call the
-functions here, so an image is never prepared in two ways. Normalization is the network's own first layer.
+Training crops, evaluation and the torch-free runtime all describe their preprocessing as an `ImageTransform` and use
+these functions, so preprocessing is identical everywhere. Normalization is the first layer of the network.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from perception.types import Annotation, Camera, DenseMap, ImageLabel, ImageTransform, Instances
 
 PAD_VALUE = 114
-"""Gray of the padding around a letterboxed image."""
+"""Gray value of the padding around a letterboxed image."""
 
 
 def compute_letterbox(source_size: tuple[int, int], input_size: tuple[int, int]) -> ImageTransform:
-    """The frame that fits a whole image of ``source_size`` (height, width) into ``input_size``, top left, aspect ratio
-    kept."""
+    """Fit a whole image of ``source_size`` (height, width) into ``input_size``, at the top left.
+
+    The aspect ratio is kept.
+    """
     height, width = source_size
     placed = _round_ratio(width * input_size[0], height), _round_ratio(height * input_size[1], width)
     placed = max(1, min(input_size[1], placed[0])), max(1, min(input_size[0], placed[1]))
@@ -26,28 +28,31 @@ def compute_letterbox(source_size: tuple[int, int], input_size: tuple[int, int])
 
 
 def _round_ratio(numerator: int, denominator: int) -> int:
-    """``above / below`` to the nearest, halves to even, in whole numbers: an exported graph computes the same."""
+    """Round ``numerator / denominator``, halves to even. Integer arithmetic: an exported graph computes the same."""
     whole, rest = divmod(numerator, denominator)
     return whole + (2 * rest > denominator or (2 * rest == denominator and whole % 2 == 1))
 
 
 def warp_image(image: NDArray[np.uint8], transform: ImageTransform, reduction: int = 1) -> NDArray[np.uint8]:
-    """uint8 [H, W, 3] in source pixels to [h, w, 3] in input pixels, area-averaged where it shrinks.
+    """Map uint8 [H, W, 3] in source pixels to [h, w, 3] in input pixels. Downscaling averages over areas.
 
-    reduction: ``image`` is the source shrunk by this whole number, of which the frame's crop is a multiple
+    Args:
+        image: the source image, downscaled by ``reduction``.
+        transform: the mapping.
+        reduction: integer factor; the transform's crop is a multiple of it.
     """
     return pad_to_input(crop_and_resize(image, transform, reduction), transform, PAD_VALUE)
 
 
 def crop_and_resize(image: NDArray[np.uint8], transform: ImageTransform, reduction: int = 1) -> NDArray[np.uint8]:
-    """As `warp_image`, without the padding: [h, w, 3] of the frame's place, mirrored where the frame is."""
+    """As `warp_image`, without padding: [h, w, 3], the size of the placement."""
     x, y, width, height = (side // reduction for side in transform.crop)
     resized = _resize_image(image[y : y + height, x : x + width], transform.placement[2:])
     return np.asarray(cv2.flip(resized, 1), np.uint8) if transform.flip else resized
 
 
 def warp_map(values: NDArray, transform: ImageTransform, fill_value: float) -> NDArray:
-    """[H, W] values to input pixels by nearest neighbor; ``fill_value`` in the padding."""
+    """Map [H, W] values to input pixels by nearest neighbor; the padding is ``fill_value``."""
     x, y, width, height = transform.crop
     cut = values[y : y + height, x : x + width]
     if cut.shape != transform.placement[:1:-1]:
@@ -56,7 +61,7 @@ def warp_map(values: NDArray, transform: ImageTransform, fill_value: float) -> N
 
 
 def pad_to_input(values: NDArray, transform: ImageTransform, fill_value: float) -> NDArray:
-    """What a frame places, [h, w] or [h, w, C] and mirrored where the frame is, on a canvas of its input's size."""
+    """Pad cropped, resized and mirrored values [h, w] or [h, w, C] to the input size."""
     if values.shape[:2] == transform.input_size:
         return np.ascontiguousarray(values)
     canvas = np.full((*transform.input_size, *values.shape[2:]), fill_value, values.dtype)
@@ -66,17 +71,17 @@ def pad_to_input(values: NDArray, transform: ImageTransform, fill_value: float) 
 
 
 def content_box(transform: ImageTransform) -> tuple[int, int, int, int]:
-    """x1 y1 x2 y2 of the image within the input, after mirroring."""
+    """Return x1 y1 x2 y2 of the image within the input, after mirroring."""
     x, y, width, height = transform.placement
     left = transform.input_size[1] - x - width if transform.flip else x
     return left, y, left + width, y + height
 
 
 def _resize_image(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Resized to ``size`` (width, height).
+    """Resize to ``size`` (width, height).
 
-    Bilinear up to a shrinkage of 1.4, where it is as close to the ideal (Lanczos) as the mean over areas; up to 2.8
-    bilinear to twice the size and the mean of 2 x 2, which is nearly the mean over areas in a third of its time.
+    Up to a downscaling of 1.4, bilinear is as close to the ideal (Lanczos) as area averaging. Up to 2.8, bilinear to
+    twice the size and 2 x 2 averaging is nearly area averaging in a third of its time.
     """
     present = image.shape[1], image.shape[0]
     shrinkage = max(present[0] / size[0], present[1] / size[1])
@@ -93,9 +98,12 @@ def _cv2_resize(image: NDArray, size: tuple[int, int], interpolation: int) -> ND
 
 
 def unwarp_map(values: NDArray, transform: ImageTransform, smooth: bool) -> NDArray:
-    """[h, w] values in input pixels back to source pixels; ``smooth`` = bilinear, otherwise nearest neighbor.
+    """Map [h, w] values in input pixels back to source pixels.
 
-    Only for frames that hold the whole source (letterbox).
+    Args:
+        values: [h, w].
+        transform: the mapping; it must contain the whole source (letterbox).
+        smooth: bilinear interpolation; otherwise nearest neighbor.
     """
     if transform.flip:
         values = values[:, ::-1]
@@ -108,7 +116,7 @@ def unwarp_map(values: NDArray, transform: ImageTransform, smooth: bool) -> NDAr
 
 
 def warp_boxes(boxes: NDArray[np.float32], transform: ImageTransform) -> NDArray[np.float32]:
-    """[N, 4] boxes to input pixels, not clipped."""
+    """Map [N, 4] boxes to input pixels, without clipping."""
     scale_x, scale_y = transform.scale
     moved = (boxes.astype(np.float64) - np.tile(transform.crop[:2], 2)) * (scale_x, scale_y, scale_x, scale_y)
     moved += np.tile(transform.placement[:2], 2)
@@ -118,7 +126,7 @@ def warp_boxes(boxes: NDArray[np.float32], transform: ImageTransform) -> NDArray
 
 
 def unwarp_boxes(boxes: NDArray[np.float32], transform: ImageTransform) -> NDArray[np.float32]:
-    """[N, 4] boxes back to source pixels, clipped to the source."""
+    """Map [N, 4] boxes back to source pixels and clip them to the source."""
     moved = boxes.astype(np.float64)
     if transform.flip:
         moved[:, [0, 2]] = transform.input_size[1] - moved[:, [2, 0]]
@@ -131,10 +139,10 @@ def unwarp_boxes(boxes: NDArray[np.float32], transform: ImageTransform) -> NDArr
 
 
 def warp_annotation(annotation: Annotation, transform: ImageTransform, min_visibility: float = 0.25) -> Annotation:
-    """A target in source pixels (numpy) to input pixels.
+    """Map a target (numpy) from source pixels to input pixels.
 
-    Boxes are clipped to the part of the image that is visible. One whose visible share is under ``min_visibility``, or
-    that is under 1 px, becomes an ignore region: it is neither a good example nor background.
+    Boxes are clipped to the visible part of the image. A box becomes an ignore region if less than ``min_visibility``
+    of its area is visible or a side is under 1 px: it is then neither a good example nor background.
     """
     match annotation:
         case Instances():
@@ -172,11 +180,15 @@ def _warp_instances(target: Instances, transform: ImageTransform, min_visibility
 def focal_scale(
     camera: Camera | None, transform: ImageTransform, canonical_focal: float, default_focal: float
 ) -> float:
-    """What a canonical quantity must be multiplied with to be metres for this camera (in source pixels) and frame.
-
-    default_focal: where ``camera`` is None, its focal length as a fraction of the source image's width.
+    """Return the factor that converts a canonical quantity to metres for a camera and a transform.
 
     Source: the camera-aware label transform of Metric3D (Yin et al. 2023), CSTM_label.
+
+    Args:
+        camera: intrinsics in source pixels; None = unknown.
+        transform: mapping from source to input.
+        canonical_focal: reference focal length in input pixels; 0 = the factor is 1.
+        default_focal: focal length if ``camera`` is None, as a fraction of the source image's width.
     """
     if not canonical_focal:
         return 1.0

@@ -1,4 +1,4 @@
-"""What colors mean, in strips below images. numpy and cv2 only."""
+"""Color legends below images. numpy and cv2 only."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ BACKGROUND_COLOR: Color = (48, 48, 48)
 
 
 def line_height(scale: float) -> int:
-    """Pixels of a line of text at cv2's font ``scale``."""
+    """Return the height in pixels of a text line at a cv2 font ``scale``."""
     return round(30 * scale / 0.4)
 
 
 def count_legend_rows(classes: Sequence[str], width: int, scale: float) -> int:
-    """Rows that all classes need in a strip of ``width``, at most 4."""
+    """Return the number of rows for all classes in a strip of ``width``, at most 4."""
     return max(1, min(4, len({y for _, _, y in _arrange_names(tuple(classes), width, scale)})))
 
 
 def draw_legend(mask: DenseMap, classes: Sequence[str], size: tuple[int, int], scale: float) -> RgbImage:
-    """Swatches and names of all classes, or, where these do not fit, of the most frequent ones.
+    """Draw color swatches and names of all classes.
 
-    size: (width, height)
+    If there is not enough space, draw only the classes in the mask, most frequent first. ``size`` is (width, height).
     """
     names = tuple(dict.fromkeys(classes))
     if (_arrange_names(names, size[0], scale)[-1][2] + 1) * line_height(scale) > size[1]:
@@ -57,7 +57,7 @@ def _draw_swatches(names: tuple[str, ...], classes: tuple[str, ...], size: tuple
 
 @lru_cache(64)
 def _arrange_names(names: tuple[str, ...], width: int, scale: float) -> tuple[tuple[str, int, int], ...]:
-    """Each name with the x in pixels and the row of its swatch."""
+    """Name, x in pixels and row of each swatch."""
     side = round(13 * scale / 0.4)
     left, row, places = side // 2, 0, []
     x = left
@@ -72,7 +72,7 @@ def _arrange_names(names: tuple[str, ...], width: int, scale: float) -> tuple[tu
 
 @lru_cache(64)
 def draw_color_bar(size: tuple[int, int], limits: tuple[float, float], unit: str, scale: float) -> RgbImage:
-    """The scale of a depth map with round numbers at their places, right = far. size: (width, height)."""
+    """Draw the scale of a depth map with round numbers, right = far. ``size`` is (width, height)."""
     width, height = size
     bar = np.full((height, width, 3), BACKGROUND_COLOR, np.uint8)
     ramp = cv2.applyColorMap(np.linspace(255, 0, width).round().astype(np.uint8)[None], cv2.COLORMAP_TURBO)

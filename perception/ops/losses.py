@@ -1,4 +1,4 @@
-"""Losses as pure functions of tensors: no task, no annotation."""
+"""Losses as pure functions of tensors, independent of tasks and annotations."""
 
 from __future__ import annotations
 
@@ -9,28 +9,27 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LOG_ZERO = -1e4
-"""The log-probability of what cannot be: its exponential is 0 in float32."""
+"""Log-probability of impossible events: its exponential is 0 in float32."""
 
 
 def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
-    """The mean of the valid values of each image: [B, H, W] -> [B], 0 where none is. All values must be finite."""
+    """Mean of the valid values of each image: [B, H, W] -> [B]; 0 if none is valid. All values must be finite."""
     return (values * valid).sum((1, 2)) / valid.sum((1, 2)).clamp(min=1)
 
 
 def silog(log_error: Tensor, valid: Tensor, variance_focus: float = 0.85) -> Tensor:
-    """Scale-invariant log loss (Eigen et al. 2014; the root form of Lee et al. 2019) of each image: [B, H, W] -> [B].
+    """Scale-invariant log loss (Eigen et al. 2014; root form of Lee et al. 2019) per image: [B, H, W] -> [B].
 
-    The mean of what is valid; about 0 where nothing is.
+    Mean over valid pixels; about 0 if no pixel is valid.
     """
     variance = masked_mean(log_error.square(), valid) - variance_focus * masked_mean(log_error, valid).square()
     return variance.clamp(min=1e-8).sqrt()
 
 
 def gradient_matching(log_error: Tensor, valid: Tensor, scales: int = 3) -> Tensor:
-    """Mean absolute difference of neighboring log errors over several scales (Li and Snavely 2018), of each image:
-    [B, H, W] -> [B].
+    """Mean absolute difference of neighboring log errors over several scales (Li and Snavely 2018): [B, H, W] -> [B].
 
-    Sharp depth edges cost nothing where the truth has them, and smooth surfaces stay smooth.
+    It does not penalize sharp depth edges where the target has them, and it keeps smooth surfaces smooth.
     """
     total = log_error.new_zeros(len(log_error))
     for level in range(scales):
@@ -42,11 +41,19 @@ def gradient_matching(log_error: Tensor, valid: Tensor, scales: int = 3) -> Tens
 
 
 def class_weights_by_frequency(labels: Tensor, valid: Tensor, num_classes: int, exponent: float) -> Tensor:
-    """Weight of each class in each image from how often it occurs among its valid labels: ``frequency ** -balance``,
-    0 if absent. labels int64 and valid bool [B, H, W] -> [B, C].
+    """Class weights per image from the frequency of its valid labels: ``frequency ** -exponent``; 0 if absent.
 
-    Scaled so that the mean weight of an image's labels is 1. With ``exponent`` 0 all weigh the same, with 1 every class
-    that occurs has the same share of the whole.
+    The mean weight over the labels of an image is 1. With ``exponent`` 0, all labels have the same weight. With 1, all
+    classes that occur have the same total weight.
+
+    Args:
+        labels: int64 [B, H, W].
+        valid: bool [B, H, W].
+        num_classes: C.
+        exponent: strength of the weighting.
+
+    Returns:
+        [B, C].
     """
     known = valid.flatten(1).float()
     counts = known.new_zeros(len(labels), num_classes).scatter_add_(1, labels.flatten(1), known)
@@ -55,12 +62,18 @@ def class_weights_by_frequency(labels: Tensor, valid: Tensor, num_classes: int, 
 
 
 def merge_classes(log_probabilities: Tensor, class_sets: Sequence[tuple[int, ...]], labels: Tensor) -> Tensor:
-    """Log-probabilities that a pixel is of each set of classes, the log-sum-exp over the set: [B, C, H, W] ->
-    [B, K, H, W]. A set of one class keeps its log-probability exactly.
+    """Log-probability of each set of classes: the log-sum-exp over the set. A set of one class keeps its value exactly.
 
-    Where sets overlap, a pixel labeled j is of another set k with the probability of what is in k but not in j: what
-    its own label allows is never wrong. class_sets: of classes, K of them, none empty; labels: int64 [B, H, W], below
-    K.
+    If sets overlap, consider a pixel with label j and another set k. The probability of k is then summed over the
+    classes that are in k but not in j, so classes allowed by the label are never penalized.
+
+    Args:
+        log_probabilities: [B, C, H, W].
+        class_sets: K non-empty sets of class indices.
+        labels: int64 [B, H, W], values below K.
+
+    Returns:
+        [B, K, H, W].
     """
     if sum(map(len, class_sets)) == len(set().union(*class_sets)):
         return torch.stack([log_probabilities[:, list(each)].logsumexp(1) for each in class_sets], 1)
@@ -79,10 +92,18 @@ def merge_classes(log_probabilities: Tensor, class_sets: Sequence[tuple[int, ...
 def expected_class_pixels(
     log_probabilities: Tensor, class_sets: Sequence[tuple[int, ...]], labels: Tensor, weights: Tensor
 ) -> Tensor:
-    """Expected pixels of each class, where a label is a set of classes: the E-step of expectation-maximisation, each
-    pixel shared out within its set as the network sees it. A set of one class is counted whole.
+    """Expected number of pixels per class if labels are sets of classes: the E-step of expectation-maximization.
 
-    log_probabilities [B, C, H, W], labels int64 [B, H, W], pixels [N, B, H, W]: N weights of each -> [N, C].
+    Each pixel is divided within its set according to the predicted probabilities. A set of one class counts fully.
+
+    Args:
+        log_probabilities: [B, C, H, W].
+        class_sets: classes of each label.
+        labels: int64 [B, H, W].
+        weights: [N, B, H, W], N weights per pixel.
+
+    Returns:
+        [N, C].
     """
     counts = weights.new_zeros(len(weights), log_probabilities.shape[1])
     for k, each in enumerate(class_sets):
@@ -92,14 +113,21 @@ def expected_class_pixels(
 
 
 def dice_loss(log_probabilities: Tensor, labels: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """1 - soft Dice (Milletari et al. 2016), summed over the images and the classes that occur in each, and the
-    number of these pairs. Only classes that occur in some image cost anything.
+    """1 - soft Dice (Milletari et al. 2016), summed over images and the classes that occur in each.
 
-    log_probabilities [B, C, H, W], labels int64 [B, H, W], valid [B, H, W].
+    Only classes that occur in some image contribute.
+
+    Args:
+        log_probabilities: [B, C, H, W].
+        labels: int64 [B, H, W].
+        valid: bool [B, H, W].
+
+    Returns:
+        The sum, and the number of pairs (image, class).
     """
     counts = torch.zeros(log_probabilities.shape[1], dtype=torch.int64, device=labels.device)
     counts.scatter_add_(0, torch.where(valid, labels, 0).flatten(), valid.flatten().long())
-    present = counts.nonzero()[:, 0]  # the one thing that the host waits for
+    present = counts.nonzero()[:, 0]  # the only point where the host waits for the device
     probabilities = log_probabilities[:, present].exp()
     inside = (labels[:, None] == present[:, None, None]) & valid[:, None]
     overlap, own = (probabilities * inside).sum((2, 3)), inside.sum((2, 3))
@@ -109,10 +137,17 @@ def dice_loss(log_probabilities: Tensor, labels: Tensor, valid: Tensor) -> tuple
 
 
 def lovasz_softmax(probabilities: Tensor, labels: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Lovasz-Softmax (Berman et al. 2018), summed over the images and the classes that occur in each, and the number
-    of these pairs. It is a smooth extension of 1 - IoU: small classes and thin things count as IoU counts them.
+    """Lovasz-Softmax (Berman et al. 2018), summed over images and the classes that occur in each.
 
-    probabilities [B, C, H, W], labels int64 [B, H, W], valid [B, H, W].
+    A smooth extension of 1 - IoU: small classes and thin objects have the same influence as in IoU.
+
+    Args:
+        probabilities: [B, C, H, W].
+        labels: int64 [B, H, W].
+        valid: bool [B, H, W].
+
+    Returns:
+        The sum, and the number of pairs (image, class).
     """
     total, count = probabilities.sum() * 0.0, 0
     for scores, truth, known in zip(probabilities.flatten(2), labels.flatten(1), valid.flatten(1), strict=True):
@@ -126,16 +161,16 @@ def lovasz_softmax(probabilities: Tensor, labels: Tensor, valid: Tensor) -> tupl
 
 
 def _lovasz_gradient(inside: Tensor) -> Tensor:
-    """How much each further wrong pixel [N], 1 inside the class and 0 outside, adds to 1 - IoU."""
+    """Increase of 1 - IoU for each further wrong pixel [N]; 1 inside the class, 0 outside."""
     intersection = inside.sum() - inside.cumsum(0)
     union = inside.sum() + (1 - inside).cumsum(0)
     return torch.diff(1 - intersection / union, prepend=inside.new_zeros(1))
 
 
 def border_mask(labels: Tensor, valid: Tensor, distance: int) -> Tensor:
-    """Which pixels have another class within ``distance`` pixels (a square window): bool [B, H, W].
+    """Return the pixels with another class within ``distance`` pixels (square window): bool [B, H, W].
 
-    labels: int64 [B, H, W]; pixels that are not valid make no border.
+    ``labels`` is int64 [B, H, W]. Invalid pixels do not create borders.
     """
     known = valid[:, None]
     ids = labels[:, None].to(torch.float32)
@@ -146,5 +181,5 @@ def border_mask(labels: Tensor, valid: Tensor, distance: int) -> Tensor:
 
 
 def laplace_nll(log_error: Tensor, log_scale: Tensor) -> Tensor:
-    """Negative log-likelihood of Laplace-distributed errors, element-wise, without its constant log 2."""
+    """Negative log-likelihood of Laplace-distributed errors, element-wise, without the constant log 2."""
     return log_error.abs() * (-log_scale).exp() + log_scale

@@ -1,8 +1,8 @@
-"""Greedy per-class non-maximum suppression that is one node in ONNX and gives the same kept set in torch.
+"""Greedy per-class non-maximum suppression: a single ONNX node, with the same kept boxes in torch.
 
-Classes are told apart by moving each class's boxes to a place of their own (the offset trick of torchvision's
-``batched_nms``). The offset is taken within one image, so an image's result never depends on its batch, and the same
-float32 arithmetic runs in torch and in ONNX Runtime, so the kept sets are equal.
+Classes are separated by adding an offset per class to the boxes (as torchvision's ``batched_nms`` does). The offset is
+computed per image, so results do not depend on the rest of the batch. torch and ONNX Runtime use the same float32
+arithmetic, so the kept boxes are equal.
 """
 
 from collections.abc import Callable
@@ -17,14 +17,15 @@ from torch.nn.functional import pad
 
 @torch.library.custom_op("perception::nms_mask", mutates_args=())
 def nms_mask(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float) -> Tensor:
-    """Which candidates survive: bool [B, K].
+    """Return which candidates are kept: bool [B, K].
 
-    boxes:  float32 [B, K, 4] x1 y1 x2 y2 with x1 <= x2 and y1 <= y2
-    scores: float32 [B, K]; a candidate with a score <= 0 is padding and never kept. Equal scores: the first one wins
-    labels: int64 [B, K]
-    iou_threshold: a candidate whose IoU with a better kept one of its class is larger is dropped
+    Args:
+        boxes: float32 [B, K, 4], x1 y1 x2 y2 with x1 <= x2 and y1 <= y2.
+        scores: float32 [B, K]. A score <= 0 marks padding, which is never kept. Of equal scores, the first one wins.
+        labels: int64 [B, K].
+        iou_threshold: a candidate is dropped if its IoU with a better kept one of its class is larger.
     """
-    threshold = float(np.float32(iou_threshold))  # ONNX carries it as float32; an IoU of exactly 0.6 must not differ
+    threshold = float(np.float32(iou_threshold))  # ONNX stores float32; an IoU of exactly 0.6 must give the same result
     moved = _offset_by_class(boxes.float(), labels)
     kept = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
     for row, picture, score in zip(kept, moved, scores.float(), strict=True):
@@ -40,9 +41,9 @@ def _(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float) -> Te
 
 @torch.library.custom_op("perception::stable_topk", mutates_args=())
 def stable_topk(values: Tensor, count: int) -> Tensor:
-    """Where the ``count`` largest of each row are, the largest first, equal ones in their order: int64 [B, count].
+    """Return the indices of the ``count`` largest values per row, largest first: int64 [B, count].
 
-    values: float32 [B, K] with K >= count
+    Equal values keep their order. ``values`` is float32 [B, K] with K >= count.
     """
     return values.sort(dim=1, descending=True, stable=True).indices[:, :count].contiguous()
 
@@ -53,7 +54,7 @@ def _(values: Tensor, count: int) -> Tensor:
 
 
 def _offset_by_class(boxes: Tensor, labels: Tensor) -> Tensor:
-    """[B, K, 4] with the boxes of different classes of one image so far apart that they cannot overlap."""
+    """Shift boxes [B, K, 4] by class so that boxes of different classes of an image cannot overlap."""
     if not boxes.shape[1]:
         return boxes
     span = boxes.amax((1, 2)) - boxes.amin((1, 2)) + 1
@@ -63,16 +64,24 @@ def _offset_by_class(boxes: Tensor, labels: Tensor) -> Tensor:
 def select_detections(
     boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float | None, max_detections: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The best ``max_detections`` survivors of `keep`, best first: boxes [B, limit, 4], scores [B, limit], labels [B,
-    limit].
+    """Return the best ``max_detections`` candidates kept by `nms_mask`, best first. Missing detections are zeros.
 
-    Missing ones are zeros. Traceable; float32 whatever the autocast state. Equal scores stay in their order.
-    iou_threshold: None = nothing is suppressed, for a network that says each object once.
+    Traceable; float32 independent of autocast. Equal scores keep their order.
+
+    Args:
+        boxes: [B, K, 4], pixels.
+        scores: [B, K].
+        labels: int64 [B, K].
+        iou_threshold: as in `nms_mask`; None = no suppression, for networks without duplicates.
+        max_detections: D.
+
+    Returns:
+        boxes [B, D, 4], scores [B, D], labels [B, D].
     """
     with torch.autocast(boxes.device.type, enabled=False):
         boxes, scores = boxes.detach().float(), scores.detach().float()
         alive = scores if iou_threshold is None else scores * nms_mask(boxes, scores, labels, iou_threshold)
-        room = (0, max_detections)  # an image may bring fewer candidates than ``limit``
+        room = (0, max_detections)  # there may be fewer candidates than ``max_detections``
         order = stable_topk(pad(alive, room), max_detections)
         scores = pad(alive, room).gather(1, order)
         found = scores > 0
@@ -82,11 +91,11 @@ def select_detections(
 
 
 def onnx_translations() -> dict[Any, Callable]:
-    """The ``custom_translation_table`` of ``torch.onnx.export`` for a graph that holds `keep` or `best`."""
+    """Return the ``custom_translation_table`` of ``torch.onnx.export`` for `nms_mask` and `stable_topk`."""
     from onnxscript import FLOAT, INT64, opset18
 
     def keep_in_onnx(boxes: FLOAT, scores: FLOAT, labels: INT64, iou_threshold: float):
-        """One batched NonMaxSuppression, its [M, 3] answer (image, class 0, candidate) scattered to a mask."""
+        """One batched NonMaxSuppression; its output [M, 3] (image, class 0, candidate) is scattered to a mask."""
         op: Any = opset18
         highest = op.ReduceMax(boxes, op.Constant(value_ints=[1, 2]), keepdims=1)
         lowest = op.ReduceMin(boxes, op.Constant(value_ints=[1, 2]), keepdims=1)
@@ -105,7 +114,7 @@ def onnx_translations() -> dict[Any, Callable]:
         return op.Greater(op.ScatterND(nothing, places, ones), op.Constant(value_float=0.0))
 
     def best_in_onnx(values: FLOAT, count: int):
-        """TopK of no more than are wanted; among equal values the lower index comes first, as in a stable sort."""
+        """TopK; among equal values, the lower index comes first, as in a stable sort."""
         op: Any = opset18
         _, places = op.TopK(values, op.Constant(value_ints=[count]), axis=1, largest=1, sorted=1)
         return places

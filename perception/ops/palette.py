@@ -1,4 +1,4 @@
-"""The colors of classes, the same in images, legends and reports, and told apart by all eyes. numpy only."""
+"""Class colors for images, legends and reports, distinguishable with color blindness too. numpy only."""
 
 from __future__ import annotations
 
@@ -31,9 +31,11 @@ CITYSCAPES_COLORS: dict[str, tuple[int, int, int]] = {
     "motorcycle": (241, 141, 250),
     "bicycle": (178, 109, 25),
 }
-"""Colors of the classes of Cityscapes: its own (Cordts et al. 2016) where these can be told apart, which its vehicles
-cannot, and what stands on a road light enough for a thin line. Any two are 0.13 apart in OKLab, 0.088 as those see them
-who have no receptor for green (every twelfth man sees red and green poorly)."""
+"""Colors of the Cityscapes classes.
+
+Original colors (Cordts et al. 2016) are kept where distinguishable; its vehicle colors are not. Colors of objects on
+the road are light enough for a thin line. Any two colors are 0.13 apart in OKLab, and 0.088 with deuteranopia (one in
+twelve men has poor red-green vision)."""
 CLASS_SYNONYMS = {
     "pavement": "sidewalk",
     "tree": "vegetation",
@@ -47,10 +49,10 @@ CLASS_SYNONYMS = {
     "motobike": "motorcycle",
     "bike": "bicycle",
 }
-"""Names that other data sets give to Cityscapes' classes."""
+"""Names of Cityscapes classes in other data sets."""
 
 MIN_LUMINANCE = 112
-"""Luminance that a color for any other class has at least."""
+"""Minimum luminance of the colors of all other classes."""
 _RGB_TO_LMS = np.array(
     [[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566],
      [0.0883024619, 0.2817188376, 0.6299787005]]
@@ -65,8 +67,10 @@ _DEUTERANOPIA = np.array(
 
 
 def class_palette(classes: Sequence[str]) -> NDArray[np.uint8]:
-    """One RGB color per class [C, 3]: that of its name (`CITYSCAPES_COLORS`), otherwise the one farthest from all
-    before."""
+    """Return one RGB color per class [C, 3].
+
+    It is the color of its name (`CITYSCAPES_COLORS`), otherwise the candidate farthest from all previous colors.
+    """
     return _class_palette(tuple(classes)).copy()
 
 
@@ -91,8 +95,10 @@ def _class_palette(classes: tuple[str, ...]) -> NDArray[np.uint8]:
 
 
 def color_distance(colors: NDArray, other: NDArray) -> NDArray[np.float64]:
-    """How different RGB colors [..., 3] are to the eye: the distance in OKLab (Ottosson 2020), or one and a half times
-    that without the receptor for green (Machado et al. 2009), whichever is less."""
+    """Perceived difference of RGB colors [..., 3]: distance in OKLab (Ottosson 2020).
+
+    The result is the minimum of this and 1.5 times the distance with deuteranopia (Machado et al. 2009).
+    """
     ordinary, poor = (
         np.linalg.norm(_to_oklab(colors, without_green) - _to_oklab(other, without_green), axis=-1)
         for without_green in (False, True)
@@ -109,21 +115,23 @@ def _to_oklab(colors: NDArray, deuteranopia: bool) -> NDArray[np.float64]:
 
 @lru_cache(1)
 def _candidate_colors() -> NDArray[np.int64]:
-    """[N, 3]: colors over all of RGB that are light enough."""
+    """[N, 3]: RGB colors that are light enough."""
     steps = np.linspace(0, 255, 12).round().astype(np.int64)
     grid = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
     return grid[grid @ np.array([0.299, 0.587, 0.114]) >= MIN_LUMINANCE]
 
 
 def mask_class_names(label_space: LabelSpace | None, classes: Sequence[str]) -> tuple[str, ...]:
-    """The task's classes, then the names of the sets of several classes that a source's ids stand for."""
+    """Return the class names of the task, then the names of the multi-class sets of a label space."""
     sets = () if label_space is None else zip(label_space.names, label_space.class_sets, strict=True)
     return (*classes, *(name or "other" for name, each in sets if len(each) > 1))
 
 
 def resolve_label_space(mask: DenseMap, classes: Sequence[str]) -> tuple[DenseMap, tuple[str, ...]]:
-    """The map with ids of the task's classes, or of sets of them, and the names of these ids. As it is where its ids
-    are the classes; what bytes cannot number becomes void."""
+    """Convert a mask to ids of the task's classes, or of sets of them; return it with the names of these ids.
+
+    It is unchanged if its ids are the classes. Sets beyond the range of uint8 become ignored pixels.
+    """
     space = mask.label_space
     if space is None:
         return mask, tuple(classes)

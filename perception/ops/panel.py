@@ -33,13 +33,18 @@ def draw_panel(
     warning: str = "",
     compact: bool = False,
 ) -> RgbImage:
-    """Image with boxes and caption | segmentation mask | depth.
+    """Draw image with boxes and caption | segmentation mask | depth.
 
-    image, annotations, notes, warning: as `draw` takes them
-    compact: the dense maps smaller, in a row below the image: half of the pixels where there are two, for videos
+    Each dense task in ``specs`` has a tile, which is dark if its annotation is missing. Width and height are even, as
+    video encoders require.
 
-    There is a tile for each dense task in ``specs``, dark where it is missing; width and height are even, as video
-    encoders want them.
+    Args:
+        image: uint8 RGB [H, W, 3], or gray [H, W].
+        annotations: as in `draw_annotations`.
+        specs: task name -> specification.
+        notes: as in `draw_annotations`.
+        warning: as in `draw_annotations`.
+        compact: smaller dense maps in a row below the image, for videos. With two maps, half of the pixels.
     """
     height, width = image.shape[:2]
     found = select_drawable(annotations, specs)
@@ -72,7 +77,7 @@ def draw_panel(
 
 
 def _fill_tile(tile: RgbImage, annotation: object, spec: TaskSpec, size: tuple[int, int], scale: float) -> None:
-    """A dense map of ``size`` (height, width) and its legend."""
+    """Draw a dense map of ``size`` (height, width) and its legend."""
     height, width = size
     strip = tile.shape[0] - height
     if not isinstance(annotation, DenseMap):
@@ -102,7 +107,7 @@ def _shrink_map(dense: DenseMap, size: tuple[int, int]) -> DenseMap:
 
 
 def _write_counts(strip: RgbImage, annotations: Annotations, specs: Specs, scale: float) -> None:
-    """How many boxes of each class, in words."""
+    """Write the number of boxes per class."""
     words = []
     for name, found in annotations.items():
         if isinstance(found, Instances):

@@ -1,7 +1,7 @@
-"""From decoded arrays of the network to annotations in source pixels, and to JSON. numpy, no torch.
+"""Convert decoded network outputs to annotations in source pixels, and to JSON. numpy, no torch.
 
-Evaluation, `perception predict` with torch and the torch-free runtime all come through here, so a prediction means the
-same everywhere.
+Evaluation, `perception predict` with torch and the torch-free runtime use these functions, so predictions are the same
+everywhere.
 """
 
 from __future__ import annotations
@@ -27,20 +27,22 @@ from perception.types import (
 )
 
 MAX_DISTANCE_SAMPLES = 32
-"""Rows and columns of depth that the distance of a box is the median of, at the least where it has so many."""
+"""Sampled depth rows and columns in a large box: at least this many, fewer than twice as many."""
 
 
 def restore_annotations(
     outputs: Mapping[str, NDArray], specs: Mapping[str, TaskSpec], transform: ImageTransform, camera: Camera | None
 ) -> dict[str, Annotation]:
-    """The annotations of one image, in source pixels and metric units.
+    """Return the annotations of one image, in source pixels and metric units.
 
-    outputs: "<task>.<output>" -> array without batch dimension, as `MultiTaskModel.predict` or the ONNX file gives it
-    frame:   how the image was letterboxed
-    camera:  intrinsics in source pixels; None = the default focal length of the task's spec
+    Invalid values are removed: boxes that are not finite or have no area. Pixels of a quantity are marked as not valid
+    if the value or its expected error is not finite.
 
-    Values that no network should publish are dropped: boxes that are not finite or have no area, quantities that are
-    not finite or whose expected error is not (marked not valid).
+    Args:
+        outputs: "<task>.<output>" -> array without batch dimension, from `MultiTaskModel.predict` or the ONNX file.
+        specs: task name -> specification.
+        transform: the letterbox of the image.
+        camera: intrinsics in source pixels; None = the default focal length of the task's spec.
     """
     annotations: dict[str, Annotation] = {}
     for name, spec in specs.items():
@@ -57,10 +59,10 @@ def restore_annotations(
 
 
 def require_finite(outputs: Mapping[str, NDArray], specs: Mapping[str, TaskSpec], where: str) -> None:
-    """Raise PerceptionError naming the task where an output of one image is NaN, or a score is not finite.
+    """Raise PerceptionError with the task name if an output of one image is NaN or a score is not finite.
 
-    For who measures: `restore` would drop those values, and a ruined network would seem to find nothing. The runtime
-    drops and flags them instead (`perception.runtime.predictor.sanitize_outputs`).
+    For evaluation: `restore_annotations` would remove these values, and a broken network would seem to find nothing.
+    The runtime removes and flags them instead (`perception.runtime.predictor.sanitize_outputs`).
     """
     for name, spec in specs.items():
         for output in spec.outputs:
@@ -70,8 +72,8 @@ def require_finite(outputs: Mapping[str, NDArray], specs: Mapping[str, TaskSpec]
             wrong = np.isnan(values) if spec.annotation_type == "dense" else ~np.isfinite(values)
             if wrong.any():
                 raise PerceptionError(
-                    f"{where}: {name}: {wrong.sum()} of {wrong.size} {output} that the network gives are no numbers "
-                    "(NaN or infinite). Its weights are damaged or its training diverged: take another checkpoint, or "
+                    f"{where}: {name}: {wrong.sum()} of {wrong.size} {output} from the network are not finite (NaN or "
+                    "infinite). Its weights are damaged or its training diverged. Use another checkpoint, or "
                     "train again with a lower learning rate."
                 )
 
@@ -98,7 +100,7 @@ def _restore_dense_map(
     factor = geometry.focal_scale(camera, transform, spec.canonical_focal, spec.default_focal)
     quantity = geometry.unwarp_map(np.multiply(values, factor, dtype=np.float32), transform, smooth=True)
     valid = np.isfinite(quantity)
-    if relative_error is not None:  # a share of the value, so no focal length changes it
+    if relative_error is not None:  # relative to the value, so independent of the focal length
         relative_error = geometry.unwarp_map(np.asarray(relative_error, np.float32), transform, smooth=True)
         valid &= np.isfinite(relative_error)
     if not valid.all():
@@ -110,9 +112,9 @@ def _restore_dense_map(
 
 
 def measure_distances(instances: Instances, depth: DenseMap) -> NDArray[np.float32]:
-    """Metres to each box [N]: the median depth of its central part (half its width and height); NaN where unknown.
+    """Return metres to each box [N]: median depth of its central part (half its width and height); NaN if unknown.
 
-    Of a central part over `SAMPLES` pixels wide or high, rows and columns at equal steps.
+    If the central part is larger than `MAX_DISTANCE_SAMPLES` pixels, rows and columns are sampled at equal steps.
     """
     height, width = depth.values.shape
     result = np.full(len(instances.boxes), np.nan, np.float32)
@@ -131,7 +133,7 @@ def measure_distances(instances: Instances, depth: DenseMap) -> NDArray[np.float
 
 
 def _sample_slice(start: float, stop: float, size: int) -> slice:
-    """The whole pixels between two places of an axis of ``size``, at least one and at most about `SAMPLES`."""
+    """Sampled pixels between two positions on an axis of ``size``, at least one; see `MAX_DISTANCE_SAMPLES`."""
     first = min(max(math.floor(start), 0), size - 1)
     last = min(max(math.ceil(stop), first + 1), size)
     return slice(first, last, max(1, (last - first) // MAX_DISTANCE_SAMPLES))
@@ -145,7 +147,7 @@ def build_prediction(
     *,
     flags: tuple[str, ...] = (),
 ) -> Prediction:
-    """`restore`, with the distance of each box where the network predicts both boxes and depth."""
+    """As `restore_annotations`, plus the distance of each box if the network predicts boxes and depth."""
     annotations = restore_annotations(outputs, specs, transform, camera)
     instances = next((a for a in annotations.values() if isinstance(a, Instances)), None)
     depth = _find_depth_map(annotations, specs)
@@ -154,15 +156,15 @@ def build_prediction(
 
 
 def _find_depth_map(annotations: Mapping[str, Annotation], specs: Mapping[str, TaskSpec]) -> DenseMap | None:
-    """The first depth map."""
+    """Return the first depth map."""
     return next((a for name, a in annotations.items() if isinstance(a, DenseMap) and specs[name].unit == "m"), None)
 
 
 def to_json(prediction: Prediction, specs: Mapping[str, TaskSpec]) -> dict[str, Any]:
-    """One object of ``predictions.jsonl``: boxes and labels over the task's threshold, in source pixels and metres.
+    """Return one record of ``predictions.jsonl``: boxes and labels above the threshold, in source pixels and metres.
 
-    ``distance_error`` of a box: metres by which its distance is expected to be wrong, where the depth map tells it.
-    Dense maps are too large for JSON: whoever writes them to files adds their names.
+    ``distance_error`` of a box is the expected error of its distance in metres, if the depth map has expected errors.
+    Dense maps are too large for JSON. Callers that write them to files add the file names.
     """
     record: dict[str, Any] = {"id": prediction.id, "size": list(prediction.size)}
     if prediction.time is not None:

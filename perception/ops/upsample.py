@@ -1,4 +1,4 @@
-"""From maps of a coarse grid of cells to pixels, bilinear, each value at the place that it belongs to."""
+"""Bilinear upsampling from a grid of cells to pixels, exactly aligned."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ from torch import Tensor
 
 
 def upsample_to_pixels(maps: Tensor, stride: int, subsample: int = 1) -> Tensor:
-    """The bilinear interpolation of ``maps`` at every ``subsample``-th pixel: those that ``[::step, ::step]`` picks.
+    """Interpolate ``maps`` bilinearly at every ``subsample``-th pixel: those of ``[::subsample, ::subsample]``.
 
-    maps:   [B, C, h, w], cells of ``stride`` x ``stride`` pixels, each value at the center of its cell
-    Returns [B, C, h * stride / step, w * stride / step], rounded up.
+    Resizing to the smaller size would sample between pixels, with an offset of (subsample - 1) / 2 pixels.
 
-    Interpolating to the smaller size instead would take values between pixels: all of them (step - 1) / 2 pixels off.
+    Args:
+        maps: [B, C, h, w], cells of ``stride`` x ``stride`` pixels, values at the cell centers.
+        stride: pixels per cell.
+        subsample: step between pixels.
+
+    Returns:
+        [B, C, h * stride / subsample, w * stride / subsample], rounded up.
     """
     if stride % subsample:
         size = maps.shape[2] * stride, maps.shape[3] * stride
@@ -31,13 +36,17 @@ def _upsample_axis(maps: Tensor, axis: int, stride: int, subsample: int) -> Tens
 
 
 def upsample_argmax(logits: Tensor, stride: int) -> Tensor:
-    """The class of every pixel: the largest of the interpolated logits, as bytes.
+    """Return the class of every pixel: argmax of the interpolated logits.
 
-    logits: [B, C, h, w], cells of ``stride`` x ``stride`` pixels
-    Returns uint8 [B, h * stride, w * stride].
+    The export uses another implementation, equal except for rounding. torch is fast at resizing and at argmax over
+    planes. ONNX Runtime is slow at both: this step alone took half of the time of the default network's heads.
 
-    There are two forms of it, equal but for rounding, because torch is fast at resizing and at looking across planes,
-    and ONNX Runtime is slow at both: there, half of the default network's heads was this one step.
+    Args:
+        logits: [B, C, h, w], cells of ``stride`` x ``stride`` pixels.
+        stride: pixels per cell.
+
+    Returns:
+        uint8 [B, h * stride, w * stride].
     """
     if torch.compiler.is_exporting():
         return _upsample_argmax_for_export(logits, stride)
@@ -46,7 +55,7 @@ def upsample_argmax(logits: Tensor, stride: int) -> Tensor:
 
 
 def _upsample_argmax_for_export(logits: Tensor, stride: int) -> Tensor:
-    """Each pixel of a cell is a fixed mixture of the cell and its neighbors: one product of matrices."""
+    """Each pixel of a cell is a fixed mixture of the cell and its neighbors: one matrix product."""
     batch, classes, height, width = logits.shape
     cells = logits.permute(0, 2, 3, 1)
     cells = torch.cat([cells[:, :1], cells, cells[:, -1:]], 1)
@@ -55,11 +64,11 @@ def _upsample_argmax_for_export(logits: Tensor, stride: int) -> Tensor:
     mixed = _bilinear_weights(stride).to(logits) @ torch.stack(around).flatten(1)
     best = mixed.view(stride, stride, batch, height, width, classes).argmax(-1).float()
     placed = best.permute(2, 3, 0, 4, 1).reshape(batch, height * stride, width * stride)
-    return placed.to(torch.uint8)  # last, and from float: TensorRT has bytes at its ends alone
+    return placed.to(torch.uint8)  # last, and from float: TensorRT supports bytes only at inputs and outputs
 
 
 def _bilinear_weights(stride: int) -> Tensor:
-    """[stride * stride, 9]: how the pixels of a cell mix the 3 x 3 cells around it, by rows."""
+    """[stride * stride, 9]: weights of the 3 x 3 neighboring cells for each pixel of a cell, row by row."""
     away = (torch.arange(stride) + 0.5) / stride - 0.5
     along = torch.stack([(-away).clamp(min=0), 1 - away.abs(), away.clamp(min=0)], 1)
     return (along[:, None, :, None] * along[None, :, None, :]).reshape(stride * stride, 9)

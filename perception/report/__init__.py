@@ -1,4 +1,4 @@
-"""What a run came to, as one HTML page that needs nothing else."""
+"""Reports as self-contained HTML pages."""
 
 from perception.report.events import read_events
 from perception.report.examples import ReportExample

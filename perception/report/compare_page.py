@@ -1,4 +1,4 @@
-"""A joint network against its single-task controls, as one HTML page that needs nothing else."""
+"""The HTML page that compares a joint network with its single-task controls."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from perception.report.format import format_decimal, format_metric_name, format_
 from perception.report.page import render_document, render_metadata, render_section
 
 _WIDTH, _ROW, _USED = 560, 30, 0.84
-"""Pixels of an estimate's drawing, and the share of it that the widest interval takes."""
+"""Width and height of one row of the plot, pixels; share of the width that the widest interval uses."""
 _STYLE = """<style>
 .forest{background:var(--card);border:1px solid var(--line);border-collapse:separate;border-spacing:0;
 border-radius:10px;padding:10px 16px;max-width:820px;font-size:13.5px}
@@ -30,7 +30,7 @@ ul.verdicts{padding-left:20px}.lead{font-size:17px;font-weight:600}
 
 
 def write_compare_page(path: Path, result: Mapping[str, Any]) -> None:
-    """Write the page of what compare.json holds."""
+    """Write the page for the contents of compare.json."""
     title = f"Compare: {result['recipe']}"
     seeds = ", ".join(map(str, result["seeds"]))
     said = f"{len(result['seeds'])} seeds ({seeds}) · {result['steps']} steps · {result['metadata']['date']}"
@@ -38,13 +38,15 @@ def write_compare_page(path: Path, result: Mapping[str, Any]) -> None:
         f"<header><h1>{escape(title)}</h1><p>{escape(said)} · {escape(result['metadata']['hardware'])}</p></header>"
     ]
     for kind, against in result["controls"].items():
-        parts.append(render_section(f"Against single-task controls of equal {kind}", _render_comparison(against)))
+        parts.append(
+            render_section(f"Comparison with single-task controls of equal {kind}", _render_comparison(against))
+        )
     if result["cost"]:
-        parts.append(render_section("What it costs to run", _render_cost(result["cost"])))
+        parts.append(render_section("Inference cost", _render_cost(result["cost"])))
     for kind, against in result["controls"].items():
-        parts.append(render_section(f"Every metric, controls of equal {kind}", _render_metrics(against)))
+        parts.append(render_section(f"All metrics, controls of equal {kind}", _render_metrics(against)))
     facts = {"changes": result["change_definition"], "judged by": result["score_metrics"], **result["metadata"]}
-    parts.append(render_section("How it was made", render_metadata(facts)))
+    parts.append(render_section("Provenance", render_metadata(facts)))
     write_atomic(path, render_document(title, _STYLE + "".join(parts)).encode())
 
 
@@ -53,22 +55,28 @@ def _render_comparison(comparison: Mapping[str, Any]) -> str:
     verdicts = "".join(f"<li>{escape(its['verdict'])}" for its in comparison["tasks"].values())
     left_out = comparison["excluded_tasks"]
     note = (
-        f"<p class=note>Not in Delta_m, for want of a control's score above zero: {escape(', '.join(left_out))}.</p>"
+        f"<p class=note>Not in Delta_m, because a control's score is not above zero: {escape(', '.join(left_out))}.</p>"
         if left_out
         else ""
     )
     return (
         f"<p class=lead>{escape(comparison['verdict'])}</p>"
         f"{render_forest_plot([*rows, ('Delta_m', comparison['delta_m'])])}"
-        f"<p class=note>Change against the control of the same seed, positive is better. Bar: Student's 95 % interval. "
-        f"Small dots: the seeds.</p><ul class=verdicts>{verdicts}</ul>{note}"
+        f"<p class=note>Change relative to the control of the same seed. Positive is better. Bar: Student's 95 % "
+        f"interval. Small dots: single seeds.</p><ul class=verdicts>{verdicts}</ul>{note}"
         f"<p class=note>{escape(comparison['equal_budget'])}</p>"
     )
 
 
 def render_forest_plot(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
-    """Estimates below each other, as a table of names and inline SVGs: the mean, its interval, the seeds. Relative
-    changes, 0 marked."""
+    """Render relative changes as a forest plot: a table of names and inline SVGs.
+
+    Args:
+        rows: (name, change) pairs. A change has "mean", "values" (one per seed) and "t_interval".
+
+    Returns:
+        HTML with the mean, its interval and the seeds of each row, and a line at 0; "" if no mean is known.
+    """
     known = [(name, change) for name, change in rows if not math.isnan(change["mean"])]
     if not known:
         return ""
@@ -108,7 +116,7 @@ def _classify_change(change: Mapping[str, Any]) -> str:
 def _render_cost(cost: Mapping[str, Any]) -> str:
     rows = [
         ("one network", cost["networks"]["joint"], cost["ratio"]),
-        ("the controls in sequence", cost["sum_of_controls"], None),
+        ("all controls, one after another", cost["sum_of_controls"], None),
     ]
     rows += [
         (f"{format_task_name(name)} alone", its, None) for name, its in cost["networks"].items() if name != "joint"
@@ -120,7 +128,7 @@ def _render_cost(cost: Mapping[str, Any]) -> str:
     size = "x".join(map(str, cost["size"]))
     return (
         f"{render_wide_table(f'<thead><tr><th>network<th>parameters<th>time<th>ratio<tbody>{body}')}"
-        f"<p class=note>{escape(cost['protocol'])}, {size} pixels. The ratio of times is taken turn by turn.</p>"
+        f"<p class=note>{escape(cost['protocol'])}, {size} pixels. The ratio of times is computed per round.</p>"
     )
 
 
@@ -136,4 +144,4 @@ def _render_metrics(comparison: Mapping[str, Any]) -> str:
         for its in comparison["tasks"].values()
         for name, both in its["metrics"].items()
     )
-    return render_wide_table(f"<thead><tr><th>metric, mean of the seeds<th>alone<th>joint<tbody>{body}")
+    return render_wide_table(f"<thead><tr><th>metric, mean over the seeds<th>single-task<th>joint<tbody>{body}")

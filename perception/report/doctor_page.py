@@ -1,4 +1,4 @@
-"""What the doctor found, as one HTML page that needs nothing else, and as JSON."""
+"""The doctor's results as a self-contained HTML page and as JSON."""
 
 from __future__ import annotations
 
@@ -40,14 +40,23 @@ p.note{border:0}
 
 
 def make_folder_name(diagnosis: Diagnosis) -> str:
-    """The name of the recipe, as a folder can be called."""
+    """Return the name of the recipe as a valid folder name."""
     return re.sub(r"[^\w-]+", "_", diagnosis.plan.name)[:100] or "recipe"
 
 
 def write_doctor_report(folder: Path, diagnosis: Diagnosis) -> str:
-    """Write doctor.html and doctor.json, each whole or not at all; a line that says where.
+    """Write doctor.html and doctor.json. Each file is written atomically.
 
-    Raises ConfigError where that is not possible, FullError where the disk is full.
+    Args:
+        folder: folder for the two files.
+        diagnosis: the results to write.
+
+    Returns:
+        A line with the path of the page.
+
+    Raises:
+        ConfigError: the files cannot be written.
+        DiskFullError: the disk is full.
     """
     try:
         files = {PAGE: render_page(diagnosis), DATA: f"{json.dumps(diagnosis.to_json(), indent=2, allow_nan=False)}\n"}
@@ -61,7 +70,7 @@ def write_doctor_report(folder: Path, diagnosis: Diagnosis) -> str:
 
 
 def render_page(diagnosis: Diagnosis) -> str:
-    """The whole page."""
+    """Render the whole page."""
     title = f"Doctor: {sanitize_text(diagnosis.plan.name, 80)}"
     drawn = {state.where: state for state in diagnosis.states}
     said = summarize_findings(diagnosis.findings), sanitize_text(diagnosis.plan.path, 200), date.today().isoformat()
@@ -69,7 +78,7 @@ def render_page(diagnosis: Diagnosis) -> str:
         f"<header><h1>{escape(title)}</h1><p>{escape(' · '.join(said))} · {diagnosis.seconds:.0f} s</p></header>",
         render_section("Summary", _render_cards(diagnosis)),
         *(render_section(SEVERITY_TITLES[s].capitalize(), _render_findings(diagnosis, s)) for s in SEVERITIES),
-        render_section("The same in validation and in training", _render_pairs(diagnosis)),
+        render_section("Train/validation leakage", _render_pairs(diagnosis)),
         render_section("Classes", "".join(_render_classes(diagnosis, task) for task in diagnosis.plan.classes)),
         *(
             render_section(summary.where, _render_source(summary, drawn.get(summary.where)))
@@ -120,16 +129,16 @@ def _render_pairs(diagnosis: Diagnosis) -> str:
     for pair in diagnosis.duplicate_pairs:
         both = [diagnosis.evidence_previews.get(place) for place in (pair.validation, pair.training)]
         if all(both):
-            said = "the same file" if pair.is_same_file else f"{pair.hash_distance} of 512 bits differ"
+            said = "identical files" if pair.is_same_file else f"{pair.hash_distance} of 512 bits differ"
             tiles = "".join(_render_preview(sample, first_only=True) for sample in both if sample)
             figures.append(f"<figure><div class=pair>{tiles}</div><figcaption>{said}</figcaption></figure>")
-    note = "Left: validation. Right: the training image that looks most like it. First the closest pairs, then such as "
-    note = f"<p class=note>{note}are only just close enough to count.</p>"
+    note = "Left: validation. Right: the most similar training image. The closest pairs come first, then pairs just "
+    note = f"<p class=note>{note}within the threshold.</p>"
     return f"{note}<div class=grid>{''.join(figures)}</div>" if figures else ""
 
 
 def _render_classes(diagnosis: Diagnosis, task: str) -> str:
-    """How much of each class of a task every source has."""
+    """A table of the counts per class of a task, one column per source."""
     columns = [
         (summary.where, found.class_chart)
         for summary in diagnosis.summaries

@@ -1,4 +1,4 @@
-"""The lines of ``metrics.jsonl`` as series of numbers."""
+"""Time series from the lines of ``metrics.jsonl``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ from perception.files.event_lines import read_event_lines
 
 
 class Series(NamedTuple):
-    """A number over the steps of a run."""
+    """A logged number over the steps of a run.
+
+    Attributes:
+        name: name in charts.
+        steps: steps in ascending order.
+        values: one value per step.
+    """
 
     name: str
     steps: list[float]
@@ -22,16 +28,18 @@ class Series(NamedTuple):
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """The objects in a ``metrics.jsonl``; damaged lines are passed over with a warning, a last one that a killed run
-    left unfinished without."""
+    """Read the events of a ``metrics.jsonl``.
+
+    Damaged lines are skipped with a warning. An unfinished last line of a killed run is skipped without a warning.
+    """
     events, damaged = read_event_lines(path)
     if damaged:
-        warnings.warn(f"{path}: line {', '.join(map(str, damaged))} is damaged and left out.", stacklevel=2)
+        warnings.warn(f"{path}: line {', '.join(map(str, damaged))} is damaged and was skipped.", stacklevel=2)
     return [event for _, event in events]
 
 
 def extract_series(events: Iterable[Mapping[str, Any]], key: str, name: str = "") -> Series:
-    """The numbers of ``key`` in the order of their steps. Of a step that a resumed run repeated, the last counts."""
+    """Extract the values of ``key`` in step order. If a resumed run repeated a step, the last value counts."""
     found = {}
     for event in events:
         value = event.get(key)
@@ -42,12 +50,12 @@ def extract_series(events: Iterable[Mapping[str, Any]], key: str, name: str = ""
 
 
 def list_keys(events: Iterable[Mapping[str, Any]], prefix: str) -> list[str]:
-    """The keys that start with ``prefix``, in the order of their first appearance."""
+    """List the keys that start with ``prefix``, in the order of their first appearance."""
     return list(dict.fromkeys(key for event in events for key in event if key.startswith(prefix)))
 
 
 def downsample_series(series: Series, max_points: int) -> Series:
-    """At most ``max_points`` numbers: means over equal shares of the series."""
+    """Reduce a series to at most ``max_points`` values: means over equal parts."""
     if len(series.steps) <= max_points:
         return series
     steps, values = (
@@ -57,7 +65,7 @@ def downsample_series(series: Series, max_points: int) -> Series:
 
 
 def smooth_values(values: Sequence[float], window: int) -> list[float]:
-    """The mean over ``window`` neighbors, over fewer at the ends."""
+    """Compute the running mean over ``window`` values, fewer at the ends."""
     padded = np.cumsum([0.0, *values])
     half = window // 2
     spans = [(max(0, i - half), min(len(values), i + half + 1)) for i in range(len(values))]

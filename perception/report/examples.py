@@ -1,4 +1,4 @@
-"""Worst and best images beside their truth."""
+"""The worst and best predictions next to the ground truth."""
 
 from __future__ import annotations
 
@@ -19,18 +19,22 @@ from perception.ops.palette import class_palette, mask_class_names
 from perception.types import Annotation, DenseMap, ImageLabel, ImageTransform, Instances, TaskSpec
 
 IMAGE_WIDTH = 440
-"""Of an image in the page, pixels."""
+"""Width of an image in the page, pixels."""
 MAX_PER_TASK = 3
-"""How many of the worst and of the best images a task shows at most."""
+"""Maximum number of worst images, and of best images, per task."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReportExample:
     """One validation image for one task.
 
-    quality:    `Metric.score_image` of the image
-    image:      uint8 RGB [H, W, 3]
-    prediction, target: task name -> annotation in pixels of ``image``; only that of ``task`` is drawn
+    Attributes:
+        id: id of the image.
+        task: name of the task.
+        quality: `Metric.score_image` of the image.
+        image: uint8 RGB [H, W, 3].
+        prediction: task name -> annotation in pixels of ``image``; only that of ``task`` is drawn.
+        target: the same for the ground truth.
     """
 
     id: str
@@ -42,7 +46,7 @@ class ReportExample:
 
 
 def render_gallery(examples: Sequence[ReportExample], spec: TaskSpec) -> str:
-    """The worst and best examples of one task as HTML; of equal ids one, without a quality none."""
+    """Render the worst and best examples of one task. Repeated ids and examples with NaN quality are skipped."""
     judged = {example.id: example for example in examples if not math.isnan(example.quality)}
     ranked = sorted(judged.values(), key=lambda example: (example.quality, example.id))
     half = (len(ranked) + 1) // 2
@@ -70,14 +74,16 @@ def _render_row(example: ReportExample, spec: TaskSpec) -> str:
         _scale_annotation(example.target.get(spec.name), frame),
     )
     if isinstance(found, ImageLabel) and isinstance(true, ImageLabel):
-        words = f"<b>{escape(draw.format_label(found, spec))}</b><br>truth: {escape(draw.format_label(true, spec))}"
+        words = (
+            f"<b>{escape(draw.format_label(found, spec))}</b><br>ground truth: {escape(draw.format_label(true, spec))}"
+        )
         caption = f"<figcaption>{words}<br>{_render_name(example)}</figcaption>"
         return f"<figure>{_render_image(image, 'input')}{caption}</figure>"
     limits = _choose_depth_range(true, spec)
     tiles = (
         ("input", image),
         ("prediction", _draw_annotation(image, found, spec, limits)),
-        ("truth", _draw_annotation(image, true, spec, limits)),
+        ("ground truth", _draw_annotation(image, true, spec, limits)),
     )
     pictures = "".join(f"<figure>{_render_image(p, name)}<figcaption>{name}</figcaption></figure>" for name, p in tiles)
     return f"<div class=example><p>{_render_name(example)}</p><div class=tiles>{pictures}</div></div>"
@@ -92,7 +98,7 @@ def _draw_annotation(image: NDArray, annotation: Annotation | None, spec: TaskSp
 
 
 def _choose_depth_range(target: Annotation | None, spec: TaskSpec) -> tuple[float, float] | None:
-    """One depth scale for prediction and truth, that of the truth, so that a room is not all one color."""
+    """The depth range of the ground truth, for both images. With the range of the task, a room would have one color."""
     if not isinstance(target, DenseMap) or spec.classes:
         return spec.limits
     known = np.asarray(target.values)[np.asarray(target.valid, np.bool_)]
@@ -110,7 +116,7 @@ def _fit_to_width(shape: tuple[int, ...]) -> ImageTransform:
 
 
 def _scale_annotation(annotation: Annotation | None, transform: ImageTransform) -> Annotation | None:
-    if isinstance(annotation, Instances):  # text is drawn after scaling, so that it stays readable
+    if isinstance(annotation, Instances):  # boxes are scaled before text is drawn, so that text stays readable
         return replace(annotation, boxes=warp_boxes(np.asarray(annotation.boxes).reshape(-1, 4), transform))
     return warp_annotation(annotation, transform) if isinstance(annotation, DenseMap) else annotation
 

@@ -1,4 +1,4 @@
-"""Names and numbers as people write them."""
+"""Names and numbers in readable form."""
 
 from __future__ import annotations
 
@@ -32,34 +32,34 @@ METRIC_LABELS = {
     "top1": "top 1",
     "top5": "top 5",
 }
-"""Metric or column name -> the field's way of writing it."""
+"""Metric or column name -> its usual spelling."""
 
 
 def format_metric_name(name: str) -> str:
-    """ "abs_rel_aligned" -> "abs rel, aligned"."""
+    """Format a metric's name: "abs_rel_aligned" -> "abs rel, aligned"."""
     plain = name.removesuffix("_aligned")
     text = METRIC_LABELS.get(plain, plain.replace("_", " "))
     return f"{text}, aligned" if plain != name else text
 
 
 def render_metric_name(metric: str) -> str:
-    """A metric's name as HTML, with an arrow to where it is better."""
+    """Render a metric's name as HTML, with an arrow in the direction of better values."""
     direction, arrow = ("lower", "↓") if metric in LOWER_IS_BETTER else ("higher", "↑")
     return f"{escape(format_metric_name(metric))} <small title='{direction} is better'>{arrow}</small>"
 
 
 def format_task_name(task: str) -> str:
-    """A task's name that can be broken into lines."""
+    """Format a task's name with spaces, so that it can wrap."""
     return task.replace("_", " ")
 
 
 def render_wide_table(rows: str) -> str:
-    """A table of the page, of its inner HTML: scrolls within its place where that is narrower."""
+    """Render a table from its inner HTML. It scrolls horizontally if the page is narrower."""
     return f"<div class=wide><table class=classes>{rows}</table></div>"
 
 
 def format_decimal(value: float | None) -> str:
-    """Three digits after the point, fewer for large numbers; an en dash for NaN and None (NaN in JSON)."""
+    """Format a number with three decimals, fewer for large numbers; an en dash for NaN and None (NaN in JSON)."""
     if value is None or math.isnan(value):
         return "–"
     if math.isinf(value):

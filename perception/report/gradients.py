@@ -1,4 +1,4 @@
-"""How the tasks got along: curves, the matrix of cosines, and advice where the evidence allows it."""
+"""Task interaction during training: curves, the matrix of gradient cosines, and advice."""
 
 from __future__ import annotations
 
@@ -17,19 +17,26 @@ from perception.report.format import format_decimal, format_task_name
 from perception.report.plots import COLORS, render_chart
 
 LATE_FRACTION = 0.5
-"""Advice rests on this last part of the training; what the first steps do is another matter."""
+"""The last part of training, on which advice is based. The first steps are not representative."""
 DOMINANCE_RATIO, LAG_RATIO = 10.0, 3.0
-"""Ratios of weighted gradients, and of the remaining parts of losses, that are worth a word."""
+"""Ratios of weighted gradient norms, and of remaining loss fractions, from which advice is given."""
 
 
 MAX_HALF_WIDTH_TASKS = 4
-"""Tasks whose table of cosines has room in two columns of the page; more get a row of their own."""
+"""Maximum tasks for a cosine table of two page columns. With more tasks the table uses the full width."""
 
 
 class TaskPair(NamedTuple):
-    """Two tasks over the last part of a run.
+    """The gradients of two tasks over the last part of a run.
 
-    cosine: mean; low, high: its 95 % interval; conflict: see `perception.mtl.conflict`; looks: log events that tell
+    Attributes:
+        first: name of a task.
+        second: name of the other task.
+        cosine: mean cosine of their gradients.
+        ci_low: lower end of its 95 % interval.
+        ci_high: upper end of its 95 % interval.
+        is_conflict: see `perception.mtl.conflict`.
+        num_samples: log events with this cosine.
     """
 
     first: str
@@ -42,7 +49,7 @@ class TaskPair(NamedTuple):
 
 
 def render_gradients(events: Sequence[Mapping[str, Any]]) -> str:
-    """The section as HTML; "" where nothing was logged of several tasks' gradients."""
+    """Render the section as HTML; "" if gradients of fewer than two tasks were logged."""
     train = [event for event in events if event.get("kind") == "train"]
     tasks = [key.removeprefix("task_gradient_norm/") for key in list_keys(train, "task_gradient_norm/")]
     if len(tasks) < 2:
@@ -59,15 +66,15 @@ def render_gradients(events: Sequence[Mapping[str, Any]]) -> str:
             (
                 "task_gradient_norm/",
                 list_keys(train, "task_gradient_norm/"),
-                "Gradient norms where they are compared",
+                "Gradient norms of the tasks",
                 "norm",
             ),
-            ("cosine/", cosines, f"Cosines between the tasks' gradients{of}", "cosine"),
+            ("cosine/", cosines, f"Cosines between task gradients{of}", "cosine"),
             (
                 "loss_ratio/",
                 list_keys(train, "loss_ratio/"),
-                "What is left of each task's first loss",
-                "part of the loss",
+                "Loss relative to each task's first loss",
+                "fraction of the loss",
             ),
         )
     ]
@@ -76,7 +83,7 @@ def render_gradients(events: Sequence[Mapping[str, Any]]) -> str:
 
 
 def compute_pairs(events: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> list[TaskPair]:
-    """Every two tasks whose gradients were seen together."""
+    """Compute the pairs of tasks whose gradients were logged together."""
     found = []
     for one, other in itertools.combinations(tasks, 2):
         cosines = list(extract_series(events, f"cosine/{one}/{other}").values)
@@ -88,7 +95,7 @@ def compute_pairs(events: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> 
 
 
 def render_heat_map(tasks: Sequence[str], pairs: Sequence[TaskPair]) -> str:
-    """Mean cosines as a table with colored cells, each with the half of its 95 % interval."""
+    """Render mean cosines as a table with colored cells, each with half the width of its 95 % interval."""
     known = {(pair.first, pair.second): pair for pair in pairs} | {(pair.second, pair.first): pair for pair in pairs}
     head = "".join(f"<th>{escape(format_task_name(task))}" for task in tasks)
     rows = []
@@ -97,10 +104,10 @@ def render_heat_map(tasks: Sequence[str], pairs: Sequence[TaskPair]) -> str:
         rows.append(f"<tr><th>{escape(format_task_name(one))}{cells}")
     table = f"<table class=heat><thead><tr><th>{head}<tbody>{''.join(rows)}</table>"
     note = (
-        "Mean over the last half of training and its 95 % interval. Blue: the tasks pull together, red: apart. "
-        "A frame marks a conflict: a mean below -0.02 beyond the noise of single steps."
+        "Mean over the last half of training, with its 95 % interval. Blue: gradients agree. Red: gradients conflict. "
+        "A frame marks a significant conflict: a mean below -0.02, beyond the noise of single steps."
     )
-    title = "Mean cosine between the tasks' gradients"
+    title = "Mean cosine between task gradients"
     inside = f"<figcaption>{title}</figcaption><div class=wide>{table}</div><p class=note>{note}</p>"
     return f'<figure class="chart {"broad" if len(tasks) <= MAX_HALF_WIDTH_TASKS else "whole"}">{inside}</figure>'
 
@@ -123,7 +130,17 @@ def advise(
     tasks: Sequence[str],
     pairs: Sequence[TaskPair],
 ) -> list[str]:
-    """Sentences, the most urgent first; one that says so where nothing stands out."""
+    """Give advice from the log of a run.
+
+    Args:
+        events: all events of the run.
+        late_events: training events of its last part.
+        tasks: names of the tasks.
+        pairs: cosines of their gradients.
+
+    Returns:
+        Sentences, the most urgent first; a single one if nothing stands out.
+    """
     warned = [event["text"] for event in events if event.get("kind") == "warning"]
     said = [
         *warned,
@@ -136,8 +153,8 @@ def advise(
         return said
     looks = min((pair.num_samples for pair in pairs), default=0)
     if looks < MIN_COSINES:
-        return ["Too few looks at the tasks' gradients for advice: train longer, or lower train.look_every."]
-    return ["No task stands out: no lasting conflict, no gradient that drowns the others, no task left behind."]
+        return ["Too few gradient samples for advice. Train longer, or lower train.log_gradients_every."]
+    return ["No task stands out: no lasting conflict, no dominant gradient, no lagging task."]
 
 
 def _describe_negative_transfer(events: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -146,9 +163,10 @@ def _describe_negative_transfer(events: Sequence[Mapping[str, Any]]) -> list[str
         if event.get("kind") == "negative_transfer":
             seen.setdefault((event["falling"], event["rising"]), []).append(event["step"])
     return [
-        f"See-saw: {format_task_name(falling)} fell in validation while "
-        f"{format_task_name(rising)} rose, beyond noise, at step "
-        f"{', '.join(map(str, steps))}. Give {format_task_name(falling)} more weight, or a balancer against conflict."
+        f"Negative transfer: {format_task_name(falling)} became worse in validation while "
+        f"{format_task_name(rising)} improved, beyond noise, at step "
+        f"{', '.join(map(str, steps))}. Give {format_task_name(falling)} a larger weight, "
+        "or use a balancer for gradient conflicts."
         for (falling, rising), steps in seen.items()
     ]
 
@@ -157,9 +175,10 @@ def _describe_conflicts(pairs: Sequence[TaskPair]) -> list[str]:
     bad = [pair for pair in pairs if pair.is_conflict]
     return [
         f"{format_task_name(pair.first).capitalize()} and {format_task_name(pair.second)} "
-        "pull what they share apart: cosine "
-        f"{pair.cosine:+.2f} (95 % interval {pair.ci_low:+.2f} to {pair.ci_high:+.2f}) over {pair.num_samples} looks. "
-        "Try balance.name=upgrad or cagrad, or let them share less; perception group tells whether they help."
+        "conflict on their shared parameters: cosine "
+        f"{pair.cosine:+.2f} (95 % interval {pair.ci_low:+.2f} to {pair.ci_high:+.2f}) over {pair.num_samples} "
+        "samples. Try balance.name=upgrad or cagrad, or share fewer layers. "
+        "perception group measures whether they help each other."
         for pair in sorted(bad, key=lambda pair: pair.cosine)
     ]
 
@@ -181,7 +200,7 @@ def _describe_dominance(late_events: Sequence[Mapping[str, Any]], tasks: Sequenc
     if ratio < DOMINANCE_RATIO:
         return []
     return [
-        f"{format_task_name(strong).capitalize()} decides what is shared: its "
+        f"{format_task_name(strong).capitalize()} dominates the shared parameters: its "
         f"weighted gradient is {ratio:.0f} times that of "
         f"{format_task_name(weak)}. Try balance.name=log_sum or uncertainty, or balance.weights.{weak} above 1."
     ]
@@ -201,6 +220,6 @@ def _describe_lag(late_events: Sequence[Mapping[str, Any]]) -> list[str]:
         return []
     return [
         f"{format_task_name(slow).capitalize()} lags: {format_decimal(parts[slow])} of "
-        f"its first loss is left, of {format_task_name(fast)}'s "
+        f"its first loss remains, compared with {format_task_name(fast)}'s "
         f"{format_decimal(parts[fast])}. Try balance.name=dwa or famo, or balance.weights.{slow} above 1."
     ]

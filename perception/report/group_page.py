@@ -1,4 +1,4 @@
-"""Task affinities as a heat map, and the grouping that they speak for, as one HTML page that needs nothing else."""
+"""The HTML page of task affinities as a heat map, and of the grouping that follows from them."""
 
 from __future__ import annotations
 
@@ -22,22 +22,20 @@ background:color-mix(in srgb,var(--hue) calc(var(--share)*70%),var(--card))}
 
 
 def write_group_page(path: Path, result: Mapping[str, Any]) -> None:
-    """Write the page of what group.json holds."""
+    """Write the page for the contents of group.json."""
     title = f"Group: {result['recipe']}"
     said = (
-        f"{result['num_measurements']} looks ahead · at most {result['networks']} "
+        f"{result['num_measurements']} lookahead samples · at most {result['networks']} "
         f"networks · {result['metadata']['date']}"
     )
     parts = [
         f"<header><h1>{escape(title)}</h1><p>{escape(said)} · {escape(result['metadata']['hardware'])}</p></header>",
         render_section(
-            "The grouping",
+            "Grouping",
             f"<p class=lead>{escape(result['verdict'])}</p>{_render_groupings(result)}{_render_trunks(result)}",
         ),
-        render_section("Who helps whom", _render_heat_map(result)),
-        render_section(
-            "How it was made", render_metadata({**result["metadata"], "recipes": ", ".join(result["recipes"])})
-        ),
+        render_section("Task affinity", _render_heat_map(result)),
+        render_section("Provenance", render_metadata({**result["metadata"], "recipes": ", ".join(result["recipes"])})),
     ]
     write_atomic(path, render_document(title, _STYLE + "".join(parts)).encode())
 
@@ -49,7 +47,7 @@ def _render_groupings(result: Mapping[str, Any]) -> str:
         rows.append(("runner-up", result["runner_up"]["groups"], result["runner_up"]["score"]))
     rows += [
         ("one network", [result["tasks"]], result["one_network_score"]),
-        ("a network each", tasks, result["separate_networks_score"]),
+        ("one network per task", tasks, result["separate_networks_score"]),
     ]
     body = "".join(
         f"<tr><th>{escape(name)}<td>{escape(_format_groups(groups))}<td>{score:+.3%}" for name, groups, score in rows
@@ -59,10 +57,10 @@ def _render_groupings(result: Mapping[str, Any]) -> str:
 
 def _render_note(result: Mapping[str, Any]) -> str:
     pairs = ", ".join(" and ".join(pair) for pair in result["never_labeled_together"])
-    unseen = f" Never labeled in one batch, so unknown and counted as 0: {escape(pairs)}." if pairs else ""
+    unseen = f" Never labeled in the same batch, so unknown and counted as 0: {escape(pairs)}." if pairs else ""
     return (
-        "<p class=note>Score: for each task the mean affinity of the others of its network onto it, 0 alone; "
-        f"summed over the tasks.{unseen}</p>"
+        "<p class=note>Score: sum over the tasks of the mean affinity of the other tasks in the network onto the task. "
+        f"A task alone counts 0.{unseen}</p>"
     )
 
 
@@ -71,8 +69,8 @@ def _render_trunks(result: Mapping[str, Any]) -> str:
     if not trunks:
         return ""
     return (
-        f"<p>{len(result['groups'])} networks, each with its recipe, or the same as one network with a trunk for each "
-        f"group, which is trained, exported and run as one ({escape(trunks['recipe'])}):</p>"
+        f"<p>{len(result['groups'])} networks, each with its recipe. Alternative: one network with one trunk per "
+        f"group, which is trained, exported and run as one model ({escape(trunks['recipe'])}):</p>"
         f"<pre>{escape(trunks['override'])}</pre>"
     )
 
@@ -92,10 +90,10 @@ def _render_heat_map(result: Mapping[str, Any]) -> str:
         for i in tasks
     )
     return (
-        f"<div class=wide><table class=heat><thead><tr><th>a step of ↓ takes from the loss of →{head}<tbody>{rows}"
-        "</table></div><p class=note>Part of a task's loss (column) that one step along another task's gradient (row) "
-        "takes away, on the parameters that they share; mean of the looks, ± standard error. Green helps, red harms. "
-        "The diagonal is a task's effect on itself and counts in no score (TAG, Fifty et al. 2021).</p>"
+        f"<div class=wide><table class=heat><thead><tr><th>a step on ↓ reduces the loss of →{head}<tbody>{rows}"
+        "</table></div><p class=note>Relative reduction of a task's loss (column) by one step along another task's "
+        "gradient (row) on the shared parameters. Mean over the samples, ± standard error. Green helps, red harms. "
+        "The diagonal is a task's effect on itself. No score includes it (TAG, Fifty et al. 2021).</p>"
     )
 
 

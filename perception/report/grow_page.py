@@ -1,4 +1,4 @@
-"""A grown network: the old tasks before and after, and the new one, as one HTML page that needs nothing else."""
+"""The HTML page of a grown network: the old tasks before and after, and the new task."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from perception.report.format import format_decimal, format_metric_name, format_
 from perception.report.page import render_document, render_metadata, render_section
 
 METHOD_DESCRIPTIONS = {
-    "frozen": "All that the old network had was fixed; only what the new task adds was trained.",
-    "distill": "All was trained; the old heads were held to what the old network says of the new images.",
+    "frozen": "All parameters of the old network were frozen. Only the parameters of the new task were trained.",
+    "distill": "All parameters were trained. Distillation kept the old heads close to the old network's outputs.",
 }
 
 
 def write_grow_page(path: Path, result: Mapping[str, Any]) -> None:
-    """Write the page of what grow.json holds."""
+    """Write the page for the contents of grow.json."""
     title = f"Grow: {', '.join(result['added_tasks'])}"
     said = f"{result['run']} · {result['metadata']['date']} · {result['metadata']['hardware']}"
     verdicts = "".join(f"<li>{escape(its['verdict'])}" for its in result["old"].values())
@@ -27,11 +27,11 @@ def write_grow_page(path: Path, result: Mapping[str, Any]) -> None:
     new = "".join(_render_row(name, value) for name, value in result["new"].items())
     parts = [
         f"<header><h1>{escape(title)}</h1><p>{escape(said)}</p></header>",
-        render_section("The old tasks", f"<ul>{verdicts}</ul>" if verdicts else ""),
-        render_section("Every old metric", _render_table(old, "before", "after") if old else ""),
-        render_section("The new task", _render_table(new, "value") if new else ""),
+        render_section("Old tasks", f"<ul>{verdicts}</ul>" if verdicts else ""),
+        render_section("All metrics of the old tasks", _render_table(old, "before", "after") if old else ""),
+        render_section("New task", _render_table(new, "value") if new else ""),
         render_section(
-            "How it was made", f"<p>{METHOD_DESCRIPTIONS[result['method']]}</p>{render_metadata(result['metadata'])}"
+            "Provenance", f"<p>{METHOD_DESCRIPTIONS[result['method']]}</p>{render_metadata(result['metadata'])}"
         ),
     ]
     write_atomic(path, render_document(title, "".join(parts)).encode())

@@ -1,4 +1,4 @@
-"""The report: one HTML page with everything in it, that asks nothing of any network."""
+"""The report of a run: one self-contained HTML page that makes no network requests."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from perception.report.style import STYLE
 from perception.types import TaskSpec
 
 COUNT_COLUMNS = ("count", "pixels", "predicted")
-"""Columns of a per-class table that count; the others are scores from 0 to 1."""
+"""Columns of a per-class table that hold counts. The others hold scores from 0 to 1."""
 
-AUXILIARY_NOTE = "Auxiliary: trained and measured, but not scored and not exported."
+AUXILIARY_NOTE = "Auxiliary: trained and evaluated, but not part of the score and not exported."
 
 
 def write_report(
@@ -43,17 +43,20 @@ def write_report(
     protocols: Mapping[str, str] | None = None,
     auxiliary: Collection[str] = (),
 ) -> None:
-    """Write one self-contained HTML page (no scripts, no links, images inline) to ``path``.
+    """Write one self-contained HTML page (no scripts, no links, images inline).
 
-    specs:     task name -> its spec; says the order of the tasks
-    metrics:   "<task>/<metric>" -> final number; a task's first one is shown large
-    tables:    task name -> `Metric.compute_per_class`
-    events:    the lines of metrics.jsonl (`read_events`)
-    examples:  the worst and best images; at most 3 of each per task are shown
-    recipe:    the resolved recipe as YAML
-    metadata:     how the run was made: command, hardware, versions, date
-    protocols: task name -> `Metric.protocol`, printed beside the numbers
-    auxiliary: tasks that are trained, but neither scored nor exported: said beside their numbers
+    Args:
+        path: file to write.
+        title: title of the page.
+        specs: task name -> its spec; sets the order of the tasks.
+        metrics: "<task>/<metric>" -> final value; a task's first metric is shown large.
+        tables: task name -> `Metric.compute_per_class`.
+        events: the lines of metrics.jsonl (`read_events`).
+        examples: candidate images; at most 3 worst and 3 best per task are shown.
+        recipe: the resolved recipe as YAML.
+        metadata: provenance of the run: command, hardware, versions, date.
+        protocols: task name -> `Metric.protocol`, shown with the metrics.
+        auxiliary: tasks that are trained, but neither scored nor exported; the page notes this.
     """
     protocols = dict(protocols or {})
     for name in auxiliary:
@@ -63,22 +66,23 @@ def write_report(
         _render_header(title, metadata),
         render_section("Results", _render_cards(specs, metrics, protocols)),
         render_section("Training", f"<div class=charts>{''.join(charts)}</div>" if charts else ""),
-        render_section("How the tasks get along", render_gradients(events)),
+        render_section("Task interaction", render_gradients(events)),
     ]
     for name, spec in specs.items():
         curves = "".join(render_metric_charts(events, name)) + _render_class_table(tables.get(name, {}))
         content = f"<div class=charts>{curves}</div>" if curves else ""
         pictures = render_gallery([example for example in examples if example.task == name], spec)
         parts.append(render_section(format_task_name(name).capitalize(), content + pictures))
-    parts.append(render_section("How it was made", render_metadata(metadata) + _render_recipe(recipe)))
+    parts.append(render_section("Provenance", render_metadata(metadata) + _render_recipe(recipe)))
     write_atomic(path, render_document(title, "".join(parts)).encode())
 
 
 def render_document(title: str, body: str) -> str:
+    """Render a complete HTML document with the report's style. ``title`` is plain text, ``body`` is HTML."""
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     shown = "\n".join(
         map(escape_unprintable, body.split("\n"))
-    )  # names may hold what turns the writing round, or worse
+    )  # names may contain control or right-to-left characters
     return (
         "<!doctype html><html lang=en><head><meta charset=utf-8>"
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
@@ -94,6 +98,7 @@ def _render_header(title: str, metadata: Mapping[str, str]) -> str:
 
 
 def render_section(title: str, content: str) -> str:
+    """Render a section from a plain-text title and HTML content; "" if there is no content."""
     return f"<section><h2>{escape(title)}</h2>{content}</section>" if content else ""
 
 
@@ -120,9 +125,9 @@ def _render_cards(specs: Mapping[str, TaskSpec], metrics: Mapping[str, float], p
 
 
 def _render_metrics(metrics: Mapping[str, float], first: str) -> str:
-    """A task's metrics as rows, with those after alignment in a column of their own."""
+    """A task's metrics as rows, with aligned metrics in a separate column."""
     aligned = any(name.endswith("_aligned") for name in metrics)
-    head = "<thead><tr><th><td>as it is<td>aligned" if aligned else ""
+    head = "<thead><tr><th><td>unaligned<td>aligned" if aligned else ""
     rows = []
     for name, value in metrics.items():
         if name.endswith("_aligned") or (name == first and not aligned):
@@ -133,7 +138,7 @@ def _render_metrics(metrics: Mapping[str, float], first: str) -> str:
 
 
 def _render_class_table(rows: Mapping[str, Mapping[str, float]]) -> str:
-    """Classes by columns; the scores with bars, the classes that are absent from the truth faint and said so."""
+    """A table of classes by columns: scores with bars, and classes absent from the ground truth in a faint style."""
     if not rows:
         return ""
     columns = list(next(iter(rows.values())))
@@ -145,7 +150,11 @@ def _render_class_table(rows: Mapping[str, Mapping[str, float]]) -> str:
         cells = "".join(_render_cell(column, row[column]) for column in columns)
         body.append(f"<tr{' class=absent' if missing else ''}><th>{escape(name)}{cells}")
     verb = "class is" if absent == 1 else "classes are"
-    note = f"<p class=note>{absent} {verb} absent from the truth (–) and in no mean.</p>" if absent else ""
+    note = (
+        f"<p class=note>{absent} {verb} absent from the ground truth (–) and excluded from the means.</p>"
+        if absent
+        else ""
+    )
     table = render_wide_table(f"<thead><tr><th>class{head}<tbody>{''.join(body)}") + note
     opened = " open" if len(rows) <= 20 else ""
     return f"<details class=chart{opened}><summary>Per class</summary>{table}</details>"
@@ -161,6 +170,7 @@ def _render_cell(column: str, value: float) -> str:
 
 
 def render_metadata(metadata: Mapping[str, str]) -> str:
+    """Render names and texts as an HTML definition list; "" if there are none."""
     rows = "".join(f"<dt>{escape(name)}<dd>{escape(text)}" for name, text in metadata.items())
     return f"<dl>{rows}</dl>" if rows else ""
 

@@ -1,4 +1,4 @@
-"""Charts as SVG that takes its ink from the page, so that it reads in light and in dark."""
+"""Charts as SVG with the colors of the page, so that they work in light and dark mode."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from perception.report.format import (
 
 COLORS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444", "#eab308", "#14b8a6", "#ec4899")
 LINE_STYLES = ("solid", "dashed", "dotted")
-"""The first lines are solid, those for which the colors come round again are not."""
+"""The first lines are solid. Lines that reuse a color are dashed or dotted."""
 INK_PLACEHOLDER, GRID_PLACEHOLDER = "#010203", "#040506"
-"""Stand-ins that `_render_svg` replaces by the page's own colors."""
+"""Placeholders that `_render_svg` replaces with the page's colors."""
 MAX_POINTS = 300
 MIN_CURVE_POINTS = 3
-"""Evaluations of which a curve can be drawn; fewer are told as numbers."""
+"""Minimum number of evaluations for a curve. Fewer are shown as a table."""
 TICK_STEPS = (1, 2, 5, 10)
 METRIC_GROUPS = (
     ("ap", "ap50", "ap75"),
@@ -46,11 +46,11 @@ TABLE_ONLY = frozenset(
     for name in ("ap_small", "ap_medium", "ap_large", "ar100", "sq_rel", "rmse_log", "silog", "delta2", "delta3")
     for ending in ("", "_aligned")
 )
-"""Metrics whose final number is enough."""
+"""Metrics without a chart, because their final value is enough."""
 
 
 def render_training_charts(events: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Loss in total and per task, weights of the tasks, learning rate and speed: those that were logged."""
+    """Render the logged training curves: total loss, losses per task, task weights, learning rate and speed."""
     train = [event for event in events if event.get("kind") == "train"]
     names = list_keys(train, "loss/")
     tasks = [name for name in names if name.count("/") == 1]
@@ -67,14 +67,14 @@ def render_training_charts(events: Sequence[Mapping[str, Any]]) -> list[str]:
         )
     weights = [extract_series(train, key, key.removeprefix("weight/")) for key in list_keys(train, "weight/")]
     if any(len(set(weight.values)) > 1 for weight in weights):
-        charts.append(render_chart("Weights of the tasks", weights, "weight"))
+        charts.append(render_chart("Task weights", weights, "weight"))
     seen = [
         extract_series(train, key, key.removeprefix("labeled_fraction/"))
         for key in list_keys(train, "labeled_fraction/")
     ]
     if any(value < 1 for line in seen for value in line.values):
         charts.append(
-            render_chart("Images that label the task", seen, "part of the images", smooth=True, start_at_zero=True)
+            render_chart("Images labeled for the task", seen, "fraction of the images", smooth=True, start_at_zero=True)
         )
     charts.append(render_chart("Learning rate", [extract_series(train, "lr", "learning rate")], "learning rate"))
     charts.append(
@@ -86,10 +86,12 @@ def render_training_charts(events: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def render_metric_charts(events: Sequence[Mapping[str, Any]], task: str) -> list[str]:
-    """A task's metrics over the steps, those that belong together in one chart; a table of fewer than
-    `MIN_CURVE_POINTS`."""
+    """Render a task's metrics over the steps, with related metrics in one chart.
+
+    Fewer than `MIN_CURVE_POINTS` evaluations are rendered as a table.
+    """
     kinds = [event.get("kind") for event in events]
-    wanted = "quick_evaluation" if "quick_evaluation" in kinds else "evaluation"  # not both: of other images
+    wanted = "quick_evaluation" if "quick_evaluation" in kinds else "evaluation"  # not both: they use different images
     evaluations = {event["step"]: event for event, kind in zip(events, kinds, strict=True) if kind == wanted}
     evaluations = [evaluations[step] for step in sorted(evaluations)]
     names = [key.removeprefix(f"{task}/") for key in list_keys(evaluations, f"{task}/")]
@@ -116,7 +118,7 @@ def render_metric_charts(events: Sequence[Mapping[str, Any]], task: str) -> list
 
 
 def _render_table(evaluations: Sequence[Mapping[str, Any]], task: str, names: Sequence[str]) -> str:
-    """A task's metrics by the steps of the evaluations."""
+    """A table of a task's metrics, one column per evaluation."""
     head = "".join(f"<th>step {event['step']:,}" for event in evaluations)
     rows = [
         f"<tr><th>{render_metric_name(name)}"
@@ -136,10 +138,18 @@ def render_chart(
     start_at_zero: bool = False,
     show_markers: bool = False,
 ) -> str:
-    """Lines over steps as an HTML figure with inline SVG; "" where there is nothing to draw.
+    """Render lines over steps as an HTML figure with inline SVG.
 
-    smooth: the numbers faint, their running mean strong. start_at_zero: the axis starts at 0. show_markers: a dot at
-    every number
+    Args:
+        title: title of the chart.
+        lines: series to draw; empty ones are skipped.
+        unit: label of the vertical axis.
+        smooth: draw the values faint and their running mean strong.
+        start_at_zero: start the vertical axis at 0.
+        show_markers: draw a dot at every value.
+
+    Returns:
+        HTML; "" if there is nothing to draw.
     """
     lines = [downsample_series(line, MAX_POINTS) for line in lines if line.steps]
     if not lines:
@@ -164,7 +174,7 @@ def render_chart(
 
 
 def _render_line_legend(lines: Sequence[str]) -> str:
-    """What the lines of a chart are, as text of the page: however many and long, the plot keeps its place."""
+    """The legend of a chart as text of the page, so that long legends do not shrink the plot."""
     items = (
         f'<span><i style="background:{COLORS[k % len(COLORS)]}"{" class=dashed" * (k >= len(COLORS))}></i>'
         f"{escape(format_task_name(name))}</span>"
@@ -190,7 +200,7 @@ def _style_axes(axes: Any, unit: str, start_at_zero: bool) -> None:
 
 
 def _render_svg(figure: Figure, title: str) -> str:
-    """The figure as an <svg> element for HTML: no metadata, no ids that repeat, the page's own colors and font."""
+    """The figure as an inline <svg> element: no metadata, no repeated ids, colors and font of the page."""
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = file.getvalue()
@@ -204,7 +214,9 @@ def _render_svg(figure: Figure, title: str) -> str:
         r'font-family: [^;"]*;?',
     ):
         svg = re.sub(useless, "", svg, flags=re.DOTALL)
-    svg = re.sub(r'font: ([\d.]+px) [^;"]*', r"font-size: \1", svg)  # how matplotlib before 3.10 writes both
+    svg = re.sub(
+        r'font: ([\d.]+px) [^;"]*', r"font-size: \1", svg
+    )  # matplotlib before 3.10 writes both in one property
     svg = (
         re.sub(r"\s*\n\s*", " ", svg).replace(INK_PLACEHOLDER, "currentColor").replace(GRID_PLACEHOLDER, "var(--line)")
     )

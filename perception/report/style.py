@@ -1,4 +1,4 @@
-"""The look of the report: system fonts, light and dark by the reader's own setting."""
+"""CSS of the report: system fonts, light and dark mode by the reader's setting."""
 
 STYLE = """
 :root{--page:#fbfbfa;--card:#fff;--ink:#1c1d1f;--soft:#62666d;--line:#e4e5e7;--accent:#2563eb;--bar:#dbe7fd}

@@ -1,4 +1,4 @@
-"""The trials of a tuning study, score against time, as one HTML page that needs nothing else."""
+"""The HTML page of a tuning study: score against time of its trials."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ td.values{text-align:left;font-family:ui-monospace,SFMono-Regular,Menlo,monospac
 
 
 def write_tune_page(path: Path, result: Mapping[str, Any]) -> None:
-    """Write the page of what tune.json holds."""
+    """Write the page for the contents of tune.json."""
     title = f"Tune: {result['recipe']}"
     trials = {trial["number"]: trial for trial in result["trials"]}
     chosen = [trials[number] for number in result["pareto_front"]]
@@ -33,9 +33,9 @@ def write_tune_page(path: Path, result: Mapping[str, Any]) -> None:
         f"<header><h1>{escape(title)}</h1><p>{escape(said)} · {escape(result['metadata']['date'])} · "
         f"{escape(result['metadata']['hardware'])}</p></header>",
         render_section("Score against time", render_scatter(result) + _render_note(result)),
-        render_section("The front", _render_table(chosen)),
-        render_section("Every trial", _render_table(result["trials"])),
-        render_section("How it was made", render_metadata(result["metadata"])),
+        render_section("Pareto front", _render_table(chosen)),
+        render_section("All trials", _render_table(result["trials"])),
+        render_section("Provenance", render_metadata(result["metadata"])),
     ]
     write_atomic(path, render_document(title, _STYLE + "".join(parts)).encode())
 
@@ -43,17 +43,17 @@ def write_tune_page(path: Path, result: Mapping[str, Any]) -> None:
 def _render_note(result: Mapping[str, Any]) -> str:
     base = result["baseline_milliseconds"]
     size = "x".join(map(str, result["size"]))
-    measured = f" The recipe's own network took {base:.1f} ms for an image of {size} pixels." if base else ""
+    measured = f" The recipe's network took {base:.1f} ms for an image of {size} pixels." if base else ""
     return (
-        "<p class=note>Score: geometric mean of the tasks' metrics (1 / x where less is better) at the last step. "
-        "Time: of one decoded image on one thread, "
-        f"as a multiple of the recipe's own network, measured in turns.{escape(measured)} Green: no trial is better in "
-        "both. A trial is one seed: before a choice between neighbors, confirm it with more.</p>"
+        "<p class=note>Score: geometric mean of the tasks' metrics (1 / x if lower is better) at the last step. "
+        "Time: one image including decoding, on one thread, "
+        f"relative to the recipe's network, measured in interleaved rounds.{escape(measured)} Green: no trial is "
+        "better in both. A trial uses one seed: confirm a choice between close trials with more seeds.</p>"
     )
 
 
 def render_scatter(result: Mapping[str, Any]) -> str:
-    """The complete trials as inline SVG, the front connected; "" where there is none."""
+    """Render the complete trials as inline SVG, with the Pareto front connected; "" if there is none."""
     points = [trial for trial in result["trials"] if trial["state"] == "complete"]
     if not points:
         return ""
@@ -82,7 +82,7 @@ def render_scatter(result: Mapping[str, Any]) -> str:
 
 
 def _make_scale(low: float, high: float, start: float, end: float) -> Any:
-    """Number -> coordinate; in the middle where all numbers are one."""
+    """A map from number to coordinate; the center if all numbers are equal."""
     if high <= low:
         return lambda value: (start + end) / 2
     return lambda value: start + (value - low) / (high - low) * (end - start)
@@ -99,7 +99,7 @@ def _render_table(trials: Sequence[Mapping[str, Any]]) -> str:
 
 
 def format_values(trial: Mapping[str, Any]) -> str:
-    """What a trial changed, in one line; why it failed, where it did."""
+    """Format the values that a trial changed in one line, followed by the reason if it failed."""
     found = ", ".join(f"{key}={_format_value(value)}" for key, value in trial["values"].items())
     return f"{found}: {trial['failure']}" if trial["failure"] else found
 

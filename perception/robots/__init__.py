@@ -1,1 +1,1 @@
-"""Results as ROS 2 messages, and bags read and written without ROS (extra ``robots``: rosbags)."""
+"""Results as ROS 2 messages; reading and writing of bags without ROS (extra ``robots``: rosbags)."""

@@ -1,4 +1,4 @@
-"""Writing ROS 2 bags (MCAP) without ROS."""
+"""Writes ROS 2 bags (MCAP) without ROS."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from perception.types import PerceptionError
 class BagWriter:
     """Writes a new ROS 2 bag (a folder with an MCAP file and metadata.yaml). Use as a context manager.
 
-    Messages may come with any stamps; their time in the recording is what `write` is told. Raises PerceptionError where
-    something is already there.
+    The log time of a message is the time passed to `write`, independent of its stamp. Raises PerceptionError if the
+    path exists.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -27,7 +27,7 @@ class BagWriter:
 
         self.path = Path(path)
         if self.path.exists():
-            raise PerceptionError(f"{self.path} exists already. Nothing is overwritten: give another name.")
+            raise PerceptionError(f"{self.path} already exists. Nothing is overwritten: choose another name.")
         with convert_write_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._writer = Writer(self.path, version=8, storage_plugin=StoragePlugin.MCAP)
@@ -45,21 +45,20 @@ class BagWriter:
             self.close()
 
     def write(self, topic: str, message: Message, nanoseconds: int) -> None:
-        """Record ``message`` on ``topic`` at a time."""
+        """Record ``message`` on ``topic`` with the given log time."""
         self.write_cdr(topic, message.type, to_cdr(message, self._typestore), nanoseconds)
 
     def write_result(
         self, prefix: str, result: Result, header: MessageHeader, nanoseconds: int, point_stride: int
     ) -> None:
-        """Record all that the network says by its relative topics under ``prefix``, and what is wrong with it on
-        ``/diagnostics``."""
+        """Record all outputs of a result on topics under ``prefix``, and its flags on ``/diagnostics``."""
         for topic, message in result_to_messages(result, header, point_stride).items():
             self.write(f"{prefix}/{topic}", message, nanoseconds)
         if (doubt := make_flag_diagnostics(result, prefix, header)) is not None:
             self.write("/diagnostics", doubt, nanoseconds)
 
     def write_cdr(self, topic: str, type: str, data: bytes, nanoseconds: int) -> None:
-        """Record a message of a standard type as it is."""
+        """Record a serialized message (CDR) of a standard type."""
         with convert_write_errors(self.path):
             connection = self._connections.get((topic, type))
             if connection is None:
@@ -69,13 +68,13 @@ class BagWriter:
         self.num_messages += 1
 
     def close(self) -> None:
-        """Complete the file. Without this (a kill) it can be read up to the last chunk that was written."""
+        """Complete the file. Without this (killed process), the file is readable up to the last written chunk."""
         with convert_write_errors(self.path):
             self._writer.close()
 
 
 def to_rosbags(value: Any, typestore: Any) -> Any:
-    """A `Message` as the dataclass of a rosbags type store; lists and values within it likewise."""
+    """Convert a `Message` to the dataclass of a rosbags type store, with its nested lists and values."""
     if isinstance(value, Message):
         fields = {name: to_rosbags(item, typestore) for name, item in value.fields.items()}
         return typestore.types[value.type](**fields)
@@ -83,5 +82,5 @@ def to_rosbags(value: Any, typestore: Any) -> Any:
 
 
 def to_cdr(message: Message, typestore: Any) -> bytes:
-    """A `Message` as ROS 2 sends and records it."""
+    """Serialize a `Message` to CDR, as ROS 2 sends and records it."""
     return bytes(typestore.serialize_cdr(to_rosbags(message, typestore), message.type))

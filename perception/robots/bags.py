@@ -1,4 +1,4 @@
-"""The images and cameras of a recording (ROS 2, ROS 1, or MCAP of Foxglove), read without ROS."""
+"""Reads images and camera calibrations of a recording (ROS 2, ROS 1, or Foxglove MCAP) without ROS."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from perception.robots.topics import ROS_TYPES, find_info_topic, is_image, is_su
 from perception.types import Camera, PerceptionError
 
 RATE_SAMPLES = 20
-"""Images of a topic by which its rate is judged."""
+"""Images per topic used to estimate its frame rate."""
 MAX_TIME_NS = 2**31 * 10**9
-"""Nanoseconds of the first time that ROS 2 cannot hold."""
+"""First time in nanoseconds that ROS 2 cannot represent."""
 
 
 @dataclass(frozen=True, slots=True)
 class RawMessage:
-    """A recorded message as ROS 2 records it: CDR."""
+    """A recorded message in ROS 2 serialization (CDR); ``log_time`` in nanoseconds."""
 
     topic: str
     type: str
@@ -47,10 +47,14 @@ class RawMessage:
 class BagFrame:
     """An image of a recording.
 
-    image:  uint8 RGB [H, W, 3]; None where the message holds no image, and ``problem`` says why
-    header:  header of the message; of the time of recording where it has none. log_time: nanoseconds of the recording
-    camera: intrinsics by the CameraInfo of its namespace; None where there is none, or none to be used (``problem``)
-    raw:    the message, for copying; None where it is damaged
+    Attributes:
+        topic: its topic.
+        image: uint8 RGB [H, W, 3]; None if the message has no decodable image (see ``problem``).
+        header: header of the message, with the log time if its stamp is not usable.
+        log_time: nanoseconds, time of recording.
+        camera: intrinsics from the matching CameraInfo; None if missing or not usable (see ``problem``).
+        raw: the message, for copying; None if it is damaged.
+        problem: sentences about problems, "" = none.
     """
 
     topic: str
@@ -65,12 +69,18 @@ class BagFrame:
 class BagReader:
     """An opened recording. Use as a context manager.
 
-    path:     a file, or the folder of a bag
-    topics:   image topics to read; None = those of images, each once: not depth and label images, not what repeats
-        another topic in compressed form
-    skipped_topics: other topics of images -> why they are not read. other_topics: topics of anything else
+    Args:
+        path: a file, or the folder of a bag.
+        topics: image topics to read; None = every image once, without depth and label images, and without compressed
+            copies of another topic.
 
-    Raises PerceptionError where it is no recording, is damaged, or has no such topic.
+    Attributes:
+        topics: image topics that are read.
+        skipped_topics: other image topics -> why they are not read.
+        other_topics: all other topics.
+
+    Raises:
+        PerceptionError: the path is not a recording, is damaged, or has no such topic.
     """
 
     def __init__(self, path: str | Path, topics: Sequence[str] | None = None) -> None:
@@ -104,23 +114,25 @@ class BagReader:
         self._recording.close()
 
     def __len__(self) -> int:
-        """Number of images, by the recording's own index."""
+        """Return the number of images according to the index of the recording."""
         return self._counts.total()
 
     def count_frames(self, topic: str) -> int:
-        """Images of a topic, by the recording's own index."""
+        """Return the number of images of a topic according to the index of the recording."""
         return self._counts[topic]
 
     def damage(self) -> dict[str, int]:
-        """What of the recording could not be read until now: sentence -> count."""
+        """Return sentence -> count for the parts that could not be read so far."""
         return self._recording.damage()
 
     def read_frames(
         self, max_frames: int | None = None, on_camera_info: Callable[[RawMessage], None] | None = None
     ) -> Iterator[BagFrame]:
-        """The images in the order of recording. An image has the newest CameraInfo, or else the first one.
+        """Yield the images in recording order. Each image uses the latest CameraInfo before it, or else the first.
 
-        max_frames: images of each topic. on_camera_info: gets the CameraInfo messages between them
+        Args:
+            max_frames: maximum number of images per topic.
+            on_camera_info: called with each CameraInfo message in between.
         """
         infos, done = self._read_first_infos(), Counter[str]()
         for channel, logged, data in self._recording.read_messages(self._image_channels | self._info_channels):
@@ -143,7 +155,7 @@ class BagReader:
                 return
 
     def estimate_rates(self) -> dict[str, float]:
-        """Images per second of each topic, by the first ones; 10 where these do not tell."""
+        """Return topic -> images per second, from the first images; 10 if they do not suffice."""
         times: dict[str, list[int]] = {topic: [] for topic in self.topics}
         first = zip(range(RATE_SAMPLES * len(times)), self._recording.read_messages(self._image_channels), strict=False)
         for _, (channel, logged, _) in first:
@@ -171,7 +183,7 @@ class BagReader:
         problems = []
         if not 0 < time < MAX_TIME_NS:
             time = min(raw.log_time, MAX_TIME_NS - 1)
-            problems.append("no usable time in its header: that of the recording is taken.")
+            problems.append("its header has no usable time: the time of recording is used.")
         stamp = MessageHeader(time, header.frame_id)
         try:
             image = decode_image_message(message, raw.type, escape_unprintable(raw.topic))
@@ -188,10 +200,10 @@ class BagReader:
         return BagFrame(raw.topic, image, stamp, raw.log_time, camera, raw, told)
 
     def _decode_message(self, channel: Channel, log_time: int, data: bytes) -> tuple[Any, RawMessage | None, str]:
-        """A message as one of ROS 2, and as it is copied; None with a sentence where it is damaged."""
+        """A message in ROS 2 form, its copy for writing (None if damaged), and the problem as a sentence."""
         kind, store = ROS_TYPES[channel.type], self._typestore
         try:
-            if data.startswith(ZSTD_MAGIC) and channel.encoding == "cdr":  # rosbag2 compresses messages one by one, too
+            if data.startswith(ZSTD_MAGIC) and channel.encoding == "cdr":  # rosbag2 can compress single messages
                 data = decompress_zstd(data, MAX_UNPACKED_BYTES)
             if channel.encoding in ("protobuf", "json"):
                 parse = foxglove.from_protobuf if channel.encoding == "protobuf" else foxglove.from_json
@@ -201,9 +213,9 @@ class BagReader:
             if channel.type.startswith("foxglove_msgs/"):
                 data = to_cdr(foxglove.from_ros_message(store.deserialize_cdr(data, channel.type), kind), store)
             message = store.deserialize_cdr(data, kind)
-        except Exception as error:  # whatever its generated code meets in bytes that are no such message
+        except Exception as error:  # the generated code may raise anything on invalid bytes
             what = escape_unprintable(
-                f"{channel.topic}: a message is damaged or no {channel.type} ({channel.encoding})"
+                f"{channel.topic}: a message is damaged or is not a {channel.type} ({channel.encoding})"
             )
             return None, None, f"{what}: {escape_unprintable(str(error))[:120] or type(error).__name__}"
         return message, RawMessage(channel.topic, kind, log_time, data), ""

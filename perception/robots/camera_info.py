@@ -1,4 +1,4 @@
-"""The camera that a sensor_msgs/CameraInfo describes, where what it says is certain for an image of its topic."""
+"""Reads the camera from a sensor_msgs/CameraInfo, if it is unambiguous for the image."""
 
 from __future__ import annotations
 
@@ -22,21 +22,28 @@ FISHEYE_MODELS = (
 
 
 def is_rectified(topic: str) -> bool:
-    """By its name, as image_proc and drivers of stereo cameras give it: image_rect, image_rect_color, rect/image."""
+    """Return whether a topic is rectified, by its name: image_rect, image_rect_color, rect/image.
+
+    These names are used by image_proc and by drivers of stereo cameras.
+    """
     return bool({"rect", "rectified"} & set(topic.lower().replace("_", "/").split("/")))
 
 
 def parse_camera_info(message: Any, size: tuple[int, int], rectified: bool = False) -> tuple[Camera | None, str]:
-    """The camera of a CameraInfo, whose pixels have their center at whole numbers, and what is wrong with it.
+    """Return the camera of a CameraInfo (which has pixel centers at integers), and its problem as a sentence.
 
-    message:   sensor_msgs/CameraInfo of ROS 2, or of ROS 1
-    size:      (height, width) of the image
-    rectified: the image has no distortion any more: the camera is that of P, else that of K (of P where K is zero)
+    The camera is None if it is not calibrated, has another resolution, or is ambiguous between drivers: binning, or a
+    region of interest with a full image. A region of interest of the image's size is applied. Distortion is not
+    corrected: networks are trained on unrectified images, and it changes metres little except near the border of a
+    fisheye lens.
 
-    None with a sentence where it is not calibrated, of another resolution, or where drivers disagree about the pixels
-    that it means: binning, or a region of interest beside a whole image. A region of the image's size is followed.
-    Distortion is not corrected: networks learn from images as cameras give them, and it changes metres little but at
-    the border of a fisheye lens.
+    Args:
+        message: sensor_msgs/CameraInfo of ROS 2 or ROS 1.
+        size: (height, width) of the image.
+        rectified: the image is rectified: use P, else K (P if K is zero).
+
+    Returns:
+        The camera or None, and a sentence ("" = no problem).
     """
     k, p = (np.asarray(getattr(message, name, getattr(message, name.upper(), ())), float).ravel() for name in "kp")
     of_k = k[[0, 4, 2, 5]] if len(k) == 9 else np.zeros(4)
@@ -48,8 +55,8 @@ def parse_camera_info(message: Any, size: tuple[int, int], rectified: bool = Fal
     fx, fy, cx, cy = next((numbers for numbers in known if numbers is best), known[0]).tolist()
     if message.binning_x > 1 or message.binning_y > 1:
         return None, (
-            f"its CameraInfo says that {message.binning_x}x{message.binning_y} pixels are binned (binning_x, _y), "
-            "and drivers disagree about which pixels K is for then."
+            f"its CameraInfo has a binning of {message.binning_x}x{message.binning_y} pixels (binning_x, _y), "
+            "and drivers disagree whether K then refers to binned pixels."
         )
     region = message.roi
     whole, place = (message.height, message.width), (region.y_offset, region.x_offset)
@@ -65,9 +72,10 @@ def parse_camera_info(message: Any, size: tuple[int, int], rectified: bool = Fal
         return None, f"its CameraInfo is for {whole[1]}x{whole[0]} pixels, and the image has {size[1]}x{size[0]}."
     problem = ""
     if not rectified and str(message.distortion_model).lower() in FISHEYE_MODELS and np.any(read_distortion(message)):
-        problem = "its lens is a fisheye: metres hold in the middle of the image only. A rectified topic is better."
+        problem = "its lens is a fisheye: metres are accurate only near the image center. Use a rectified topic."
     return Camera(fx, fy, cx + 0.5, cy + 0.5), problem
 
 
 def read_distortion(message: Any) -> Any:
+    """Return the distortion coefficients of a CameraInfo of ROS 2 or ROS 1."""
     return np.asarray(getattr(message, "d", getattr(message, "D", ())), float)

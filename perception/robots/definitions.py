@@ -1,4 +1,4 @@
-"""The definitions of messages that are written (vision_msgs 4, of ROS 2 Humble and later) and read (foxglove_msgs)."""
+"""Message definitions for writing (vision_msgs 4, ROS 2 Humble and later) and reading (foxglove_msgs)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VISION_MSGS = {
     "VisionClass": "uint16 class_id\nstring class_name\n",
     "LabelInfo": "std_msgs/Header header\nvision_msgs/VisionClass[] class_map\nfloat32 threshold\n",
 }
-"""Name -> fields, as its maintainers define them (Apache-2.0); a test compares the hashes that ROS computes of them."""
+"""Name -> fields, as defined by the maintainers (Apache-2.0); a test compares their ROS type hashes."""
 
 FOXGLOVE_MSGS = {
     "RawImage": "builtin_interfaces/Time timestamp\nstring frame_id\nuint32 width\nuint32 height\nstring encoding\n"
@@ -28,19 +28,19 @@ FOXGLOVE_MSGS = {
     "CameraCalibration": "builtin_interfaces/Time timestamp\nstring frame_id\nuint32 width\nuint32 height\n"
     "string distortion_model\nfloat64[] d\nfloat64[9] k\nfloat64[9] r\nfloat64[12] p\n",
 }
-"""Likewise (MIT), of what is read."""
+"""Name -> fields of the messages that are read (MIT)."""
 
 
 def make_typestore() -> Any:
-    """All standard messages of ROS 2, `VISION_MSGS` and `FOXGLOVE_MSGS`.
+    """Return a rosbags type store with all standard ROS 2 messages, `VISION_MSGS` and `FOXGLOVE_MSGS`.
 
-    Raises PerceptionError where rosbags is not installed.
+    Raises PerceptionError if rosbags is not installed.
     """
     try:
         from rosbags.typesys import Stores, get_types_from_msg, get_typestore
     except ModuleNotFoundError as error:
         raise PerceptionError(
-            "Bags need the package rosbags. Install it: pip install 'dense-perception[robots]'"
+            "Reading and writing bags needs the package rosbags. Install it: pip install 'dense-perception[robots]'"
         ) from error
     store = get_typestore(Stores.ROS2_HUMBLE)
     types: dict[str, Any] = {}

@@ -1,6 +1,6 @@
-"""Foxglove's images and calibrations as those of ROS: as Protocol Buffers, as JSON, or as messages of foxglove_msgs.
+"""Converts Foxglove images and calibrations (Protocol Buffers, JSON or foxglove_msgs) to ROS messages.
 
-Their fields and numbers are those of https://docs.foxglove.dev/docs/sdk/schemas, which do not change.
+Field names and numbers follow https://docs.foxglove.dev/docs/sdk/schemas and are stable.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ PROTOBUF_FIELDS = {
     CAMERA_INFO: {1: "timestamp", 2: "width", 3: "height", 4: "distortion_model",
                   5: "d", 6: "k", 7: "r", 8: "p", 9: "frame_id"},
 }  # fmt: skip
-"""Type of ROS -> number of a field in a Protocol Buffer -> its name."""
+"""ROS type -> field number in the Protocol Buffer -> field name."""
 UINT32_LIMIT = 2**32
 
 
 def from_protobuf(data: bytes, ros_type: str) -> Message:
-    """kind: the type of ROS that is wanted. Raises ValueError, struct.error or UnicodeDecodeError on damage."""
+    """Parse a Protocol Buffer to a message of ``ros_type``. Raises ValueError, struct.error or UnicodeDecodeError."""
     values: dict[str, Any] = {}
     for number, value in _read_fields(data):
         name = PROTOBUF_FIELDS[ros_type].get(number)
@@ -44,7 +44,7 @@ def from_protobuf(data: bytes, ros_type: str) -> Message:
 
 
 def from_json(data: bytes, ros_type: str) -> Message:
-    """As `from_protobuf`."""
+    """Parse JSON to a message of ``ros_type``, like `from_protobuf`."""
     values = {name.lower(): value for name, value in json.loads(data).items()}
     time = values.get("timestamp") or {}
     values["timestamp"] = int(time.get("sec", 0)), int(time.get("nsec", 0))
@@ -53,7 +53,7 @@ def from_json(data: bytes, ros_type: str) -> Message:
 
 
 def from_ros_message(message: Any, ros_type: str) -> Message:
-    """Of a message of foxglove_msgs."""
+    """Convert a message of foxglove_msgs to one of ``ros_type``."""
     values = {name: getattr(message, name) for name in PROTOBUF_FIELDS[ros_type].values()}
     values["timestamp"] = message.timestamp.sec, message.timestamp.nanosec
     return _make_message(values, ros_type)
@@ -89,9 +89,9 @@ def _make_message(values: dict[str, Any], ros_type: str) -> Message:
 
 
 def _read_fields(data: Any) -> Iterator[tuple[int, Any]]:
-    """The fields of a Protocol Buffer: number, and a number (varint) or bytes (anything else)."""
+    """Field number and value of each field of a Protocol Buffer: an integer (varint) or bytes (all others)."""
     if not isinstance(data, bytes | memoryview):
-        raise ValueError("a number where a message is expected")
+        raise ValueError("found a number, expected a message")
     view, at = memoryview(data), 0
     while at < len(view):
         tag, at = _read_varint(view, at)
@@ -105,7 +105,7 @@ def _read_fields(data: Any) -> Iterator[tuple[int, Any]]:
         else:
             length = {1: 8, 5: 4}[kind] if kind in (1, 5) else len(view)
         if at + length > len(view):
-            raise ValueError("a field ends behind its message")
+            raise ValueError("a field exceeds its message")
         yield tag >> 3, view[at : at + length] if kind != 2 else bytes(view[at : at + length])
         at += length
 
@@ -119,7 +119,7 @@ def _read_varint(view: memoryview, offset: int) -> tuple[int, int]:
         offset += 1
         if view[offset - 1] < 0x80:
             return value, offset
-    raise ValueError("a number does not end")
+    raise ValueError("a varint is not terminated")
 
 
 def _to_signed(value: Any) -> int:

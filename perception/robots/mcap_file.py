@@ -1,4 +1,4 @@
-"""MCAP files of any profile, also without an index, cut off or damaged in places (https://mcap.dev/spec)."""
+"""Reads MCAP files of any profile, also truncated, partly damaged or without an index (https://mcap.dev/spec)."""
 
 from __future__ import annotations
 
@@ -25,12 +25,14 @@ from perception.types import PerceptionError
 MAGIC = b"\x89MCAP0\r\n"
 FOOTER, SCHEMA, CHANNEL, MESSAGE, CHUNK, CHUNK_INDEX, STATISTICS, DATA_END = 2, 3, 4, 5, 6, 8, 11, 15
 MAX_DEFINITION_BYTES = 64 << 20
-"""Bytes of a record that is no message, chunk or attachment."""
+"""Maximum size of a record that is not a message, chunk or attachment."""
 
 
 class McapFile:
-    """Implements `RecordingFile`. display_path: the file's name for people. Raises DamageError where nothing can be
-    read."""
+    """Reader of an MCAP file (`RecordingFile`). Raises DamageError if nothing can be read.
+
+    ``display_path`` is the file name in messages; ``path`` may be an unpacked copy.
+    """
 
     def __init__(self, path: Path, display_path: Path) -> None:
         try:
@@ -44,7 +46,7 @@ class McapFile:
         def parse(kind: str, data: bytes | memoryview) -> Any:
             try:
                 return getattr(records, kind).read(ReadDataStream(BytesIO(data)))
-            except Exception as error:  # whatever its parser meets in damaged bytes
+            except Exception as error:  # the parser may raise anything on damaged bytes
                 raise DamageError(f"a record of its index is damaged ({error})") from error
 
         self._parse = parse
@@ -53,8 +55,8 @@ class McapFile:
         self.channels: dict[int, Channel] = {}
         self._schemas: dict[int, str] = {}
         self._chunks: list[tuple[int, int, set[int]]] = []
-        """Time of the first message, place, numbers of the channels (empty = unknown). A place may also be that of the
-        first of messages which follow each other outside of chunks."""
+        """Time of the first message, offset, channel ids (empty = unknown). An offset may also point to the first of
+        several consecutive messages outside of chunks."""
         try:
             if not self._read_summary():
                 self._chunks.clear()
@@ -64,10 +66,11 @@ class McapFile:
             raise
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
     def _read_summary(self) -> bool:
-        """Take channels and chunks from the end of the file; False where they are not (all) there."""
+        """Read channels and chunks from the summary at the end of the file; False if it is missing or incomplete."""
         self._file.seek(max(0, self._size - 37))
         footer = self._file.read()
         if len(footer) != 37 or footer[0] != FOOTER or footer[-8:] != MAGIC:
@@ -97,7 +100,7 @@ class McapFile:
         return True
 
     def _scan(self) -> None:
-        """Find channels and chunks by going through the file."""
+        """Find channels and chunks by scanning the file."""
         loose, counts = False, Counter[int]()
         try:
             for kind, place, length in self._iterate_records(len(MAGIC), self._size):
@@ -114,14 +117,14 @@ class McapFile:
                     loose = True
                 else:
                     self._read_definition(kind, place, length)
-            self.damage.append(f"{self._path} ends without its index, as when a recorder is killed: read up to its end")
+            self.damage.append(f"{self._path} has no index, as after a killed recorder: it was read up to its end")
         except DamageError as error:
-            self.damage.append(f"{self._path}: {error}. What follows is lost (`mcap recover` may find more of it)")
+            self.damage.append(f"{self._path}: {error}. The rest is lost (`mcap recover` may find more)")
         finally:
             self._set_counts(counts)
 
     def _scan_chunk(self, offset: int) -> Counter[int]:
-        """Take its channels. Returns how many messages each has."""
+        """Read the channels of a chunk. Return channel id -> message count."""
         times, counts = [], Counter[int]()
         try:
             for kind, data in self._iterate_chunk(offset):
@@ -132,7 +135,7 @@ class McapFile:
                 else:
                     self._parse_definition(kind, data)
         except DamageError:
-            pass  # told when it is read
+            pass  # reported when the chunk is read
         self._chunks.append((min(times, default=0), offset - 9, set(counts)))
         return counts
 
@@ -142,7 +145,7 @@ class McapFile:
     def _read_definition(self, kind: int, offset: int, length: int) -> None:
         if kind in (SCHEMA, CHANNEL):
             if length > MAX_DEFINITION_BYTES:
-                raise DamageError(f"a definition at byte {offset} says it has {length} bytes")
+                raise DamageError(f"a definition at byte {offset} declares {length} bytes, which is too large")
             self._parse_definition(kind, self._read_bytes(offset, length))
 
     def _parse_definition(self, kind: int, data: bytes | memoryview) -> None:
@@ -155,8 +158,7 @@ class McapFile:
             self.channels[found.id] = Channel(found.topic, name, found.message_encoding, 0)
 
     def _iterate_records(self, offset: int, end: int) -> Iterator[tuple[int, int, int]]:
-        """Kind, place of the content and its length. Raises DamageError where a record goes over ``end``; but a cut
-        chunk is one still."""
+        """Kind, content offset and length of each record. Raises DamageError after a truncated chunk or record."""
         while offset < end:
             self._file.seek(offset)
             head = self._file.read(9)
@@ -166,7 +168,7 @@ class McapFile:
             if kind == 0:
                 raise DamageError(f"it is damaged at byte {offset}")
             if offset + 9 + length > end and kind != CHUNK:
-                raise DamageError(f"the record at byte {offset} ends behind the file: it is cut off or damaged there")
+                raise DamageError(f"the record at byte {offset} exceeds the file: the file is cut off or damaged there")
             yield kind, offset + 9, length
             if offset + 9 + length > end:
                 raise DamageError(f"it ends in the middle of a chunk, at byte {self._size}")
@@ -177,7 +179,7 @@ class McapFile:
         return self._file.read(length)
 
     def _iterate_chunk(self, offset: int) -> Iterator[tuple[int, memoryview]]:
-        """Kind and content of the records within a chunk."""
+        """Kind and content of each record in a chunk."""
         length = unpack_from("<Q", self._read_bytes(offset - 8, 8))[0]
         content = self._read_bytes(offset, min(length, self._size - offset))
         cut = len(content) < length
@@ -186,10 +188,10 @@ class McapFile:
             kind = content[32 : 32 + name].decode()
             (packed,) = unpack_from("<Q", content, 32 + name)
         except (StructError, UnicodeDecodeError) as error:
-            raise DamageError("its head is damaged") from error
+            raise DamageError("its header is damaged") from error
         data = decompress_chunk(kind, content[40 + name : 40 + name + packed], size, cut)
         if crc and not cut and zlib.crc32(data) != crc:
-            raise DamageError("its checksum is another")
+            raise DamageError("its checksum does not match")
         whole, at = memoryview(data), 0
         while at < len(data):
             if at + 9 > len(data):
@@ -201,7 +203,7 @@ class McapFile:
             at += 9 + size
 
     def read_messages(self, channel_ids: set[int]) -> Iterator[RecordedMessage]:
-        """By time."""
+        """Yield the messages of these channels by log time."""
         chunks = [(time, place) for time, place, channels in self._chunks if not channels or channels & channel_ids]
         return merge_by_time((time, partial(self._read_chunk, place, channel_ids)) for time, place in chunks)
 
@@ -217,11 +219,13 @@ class McapFile:
                     if channel in channel_ids:
                         found.append((time, channel, bytes(data[22:])))
         except DamageError as error:
-            self.damage.append(f"{self._path}: the chunk at byte {offset} is damaged: {error}. Messages of it are lost")
+            self.damage.append(
+                f"{self._path}: the chunk at byte {offset} is damaged: {error}. Some of its messages are lost"
+            )
         yield from sorted(found, key=lambda message: message[0])
 
     def _read_unchunked(self, offset: int, channel_ids: set[int]) -> Iterator[RecordedMessage]:
-        """Messages outside of chunks, up to the next chunk."""
+        """The messages outside of chunks, up to the next chunk."""
         try:
             for kind, at, length in self._iterate_records(offset, self._size):
                 if kind in (CHUNK, DATA_END, FOOTER):
@@ -231,12 +235,12 @@ class McapFile:
                     if channel in channel_ids:
                         yield time, channel, self._read_bytes(at + 22, length - 22)
         except DamageError:
-            return  # told by the scan
+            return  # reported by the scan
 
 
 def _read_channel_time(message: bytes | memoryview) -> tuple[int, int]:
     """Channel and time of a message record."""
     if len(message) < 22:
-        raise DamageError("a message is shorter than its head")
+        raise DamageError("a message is shorter than its header")
     channel, _, logged, published = unpack_from("<HIQQ", message)
     return channel, logged or published

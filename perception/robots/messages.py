@@ -1,7 +1,7 @@
-"""What the network says as ROS 2 messages, by the conventions of vision_msgs and sensor_msgs. No ROS, no torch.
+"""Converts results to ROS 2 messages, following the conventions of vision_msgs and sensor_msgs. No ROS, no torch.
 
-A message is a type and its fields, nested. Two short adapters turn it into what a transport wants: `bags.to_store` for
-recordings, and the node in ``ros2/`` for a running system; so both publish the same.
+A message is a type with nested fields. Two small adapters convert it, so that both publish the same content:
+`bag_writer.to_rosbags` for recordings, and the node in ``ros2/`` for a running system.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from perception.runtime.result import Result
 from perception.types import Camera
 
 UNLABELED = 255
-"""Class of a label image's pixel that is not valid (vision_msgs/LabelInfo reserves it)."""
+"""Class id of pixels that are not valid in a label image (reserved by vision_msgs/LabelInfo)."""
 
 OK, WARN, ERROR = 0, 1, 2
 """Levels of diagnostic_msgs/DiagnosticStatus."""
@@ -24,7 +24,12 @@ OK, WARN, ERROR = 0, 1, 2
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """type: like "sensor_msgs/msg/Image". fields: name -> number, text, array, `Message`, or a list of these."""
+    """A ROS message, independent of the transport.
+
+    Attributes:
+        type: like "sensor_msgs/msg/Image".
+        fields: name -> number, text, array, `Message`, or a list of these.
+    """
 
     type: str
     fields: dict[str, Any]
@@ -32,24 +37,27 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class MessageHeader:
-    """The header of the image that a result belongs to: every message carries it on unchanged.
+    """The header of the source image, copied unchanged to every message of its result.
 
-    nanoseconds: since the epoch. frame_id: name of the camera's optical frame (x right, y down, z forward)
+    Attributes:
+        nanoseconds: time since the epoch.
+        frame_id: name of the camera's optical frame (x right, y down, z forward).
     """
 
     nanoseconds: int
     frame_id: str
 
     def to_message(self) -> Message:
+        """Return it as std_msgs/Header."""
         seconds, rest = divmod(self.nanoseconds, 10**9)
         time = Message("builtin_interfaces/msg/Time", {"sec": seconds, "nanosec": rest})
         return Message("std_msgs/msg/Header", {"stamp": time, "frame_id": self.frame_id})
 
 
 def result_to_messages(result: Result, header: MessageHeader, point_stride: int = 4) -> dict[str, Message]:
-    """Topic (relative) -> message, of all that the network's tasks give.
+    """Return relative topic -> message for all outputs of a result.
 
-    point_stride: the cloud takes every so many rows and columns; 0 = no cloud.
+    The point cloud uses every ``point_stride``-th row and column; 0 = no cloud.
     """
     found: dict[str, Message] = {}
     if result.boxes is not None:
@@ -68,10 +76,10 @@ def result_to_messages(result: Result, header: MessageHeader, point_stride: int 
 
 
 def make_detections(result: Result, header: MessageHeader) -> Message:
-    """vision_msgs/Detection2DArray: boxes over the threshold, best first; ``id`` is the track, "" where unknown.
+    """Make a vision_msgs/Detection2DArray: boxes above the threshold, best first; ``id`` is the track id, "" = none.
 
-    The pose of a hypothesis is the place of the box's center at the box's distance, in metres in the optical frame;
-    where that is unknown, the first element of its covariance is -1.
+    The pose of a hypothesis is the 3D position of the box center at the box's distance, in metres in the optical
+    frame. If the distance is unknown, the first element of its covariance is -1.
     """
     boxes, scores, labels = result.boxes, result.scores, result.labels
     assert boxes is not None
@@ -127,8 +135,10 @@ def _make_pose(center: tuple[float, float], distance: float, camera: Camera | No
 
 
 def make_image(values: NDArray, encoding: str, header: MessageHeader) -> Message:
-    """sensor_msgs/Image of a [H, W] or [H, W, 3] array: "mono8" ids, "32FC1" metres with NaN where unknown (REP 118),
-    or "rgb8"."""
+    """Make a sensor_msgs/Image of a [H, W] or [H, W, 3] array.
+
+    Encodings: "mono8" for class ids, "32FC1" for metres with NaN = unknown (REP 118), "rgb8" for color images.
+    """
     kind = np.dtype("<f4") if encoding == "32FC1" else np.dtype(np.uint8)
     plain = np.ascontiguousarray(values, kind)
     fields = {
@@ -144,14 +154,14 @@ def make_image(values: NDArray, encoding: str, header: MessageHeader) -> Message
 
 
 def make_label_info(result: Result, header: MessageHeader) -> Message:
-    """vision_msgs/LabelInfo: the names of the label image's ids, with 255 for pixels that are not valid."""
+    """Make a vision_msgs/LabelInfo: the class names of the label image's ids; 255 = not valid."""
     names = [*enumerate(result.segmentation_classes or ()), (UNLABELED, "UNLABELED")]
     classes = [Message("vision_msgs/msg/VisionClass", {"class_id": id, "class_name": name}) for id, name in names]
     return Message("vision_msgs/msg/LabelInfo", {"header": header.to_message(), "class_map": classes, "threshold": 0.0})
 
 
 def make_camera_info(camera: Camera, size: tuple[int, int], header: MessageHeader) -> Message:
-    """sensor_msgs/CameraInfo of a pinhole camera without distortion. ROS puts a pixel's center at whole numbers."""
+    """Make a sensor_msgs/CameraInfo of a pinhole camera without distortion. ROS has pixel centers at integers."""
     k = np.array([camera.fx, 0, camera.cx - 0.5, 0, camera.fy, camera.cy - 0.5, 0, 0, 1.0])
     region = {"x_offset": 0, "y_offset": 0, "height": 0, "width": 0, "do_rectify": False}
     fields = {
@@ -171,7 +181,7 @@ def make_camera_info(camera: Camera, size: tuple[int, int], header: MessageHeade
 
 
 def make_point_cloud(result: Result, header: MessageHeader, stride: int) -> Message:
-    """sensor_msgs/PointCloud2 of x, y, z (metres, optical frame) and rgb, as RViz and Foxglove expect it."""
+    """Make a sensor_msgs/PointCloud2 of x, y, z (metres, optical frame) and rgb, as RViz and Foxglove expect."""
     cloud = result.point_cloud(stride)
     record = np.zeros(len(cloud.points), np.dtype([("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("rgb", "<u4")]))
     for i, axis in enumerate("xyz"):
@@ -198,7 +208,7 @@ def make_point_cloud(result: Result, header: MessageHeader, stride: int) -> Mess
 
 
 def make_classification(result: Result, header: MessageHeader) -> Message:
-    """vision_msgs/Classification: every class of the image with its probability, the most probable first."""
+    """Make a vision_msgs/Classification: every scene class with its probability, the most probable first."""
     kinds = [
         Message("vision_msgs/msg/ObjectHypothesis", {"class_id": name, "score": float(score)})
         for name, score in (result.scene_probabilities or {}).items()
@@ -207,8 +217,10 @@ def make_classification(result: Result, header: MessageHeader) -> Message:
 
 
 def make_flag_diagnostics(result: Result, name: str, header: MessageHeader) -> Message | None:
-    """diagnostic_msgs/DiagnosticArray of what is wrong with a result, an error where no one should act on it; None
-    where nothing is."""
+    """Make a diagnostic_msgs/DiagnosticArray of a result's flags; None if it has none.
+
+    The level is ERROR if the result is not valid, else WARN.
+    """
     if not result.flags:
         return None
     level = WARN if result.valid else ERROR
@@ -216,7 +228,7 @@ def make_flag_diagnostics(result: Result, name: str, header: MessageHeader) -> M
 
 
 def make_diagnostics(name: str, level: int, text: str, values: dict[str, Any], nanoseconds: int) -> Message:
-    """diagnostic_msgs/DiagnosticArray with one status. level: `OK`, `WARN` or `ERROR`; values: shown as text."""
+    """Make a diagnostic_msgs/DiagnosticArray with one status of level `OK`, `WARN` or `ERROR`; values become text."""
     pairs = [
         Message("diagnostic_msgs/msg/KeyValue", {"key": key, "value": str(value)}) for key, value in values.items()
     ]

@@ -1,4 +1,4 @@
-"""What recorders write, whatever the format: channels, messages, and chunks of them that are unpacked with bounds."""
+"""Common parts of all recording formats: channels, messages, and chunks that are decompressed with size limits."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ from operator import itemgetter
 from typing import Protocol
 
 MAX_UNPACKED_BYTES = 1 << 30
-"""Bytes that a chunk or a message may have unpacked. Recorders write chunks of about a megabyte."""
+"""Maximum decompressed size of a chunk or message in bytes. Recorders write chunks of about a megabyte."""
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 RecordedMessage = tuple[int, int, bytes]
-"""A message as recorded: nanoseconds at which it was, number of its channel, content."""
+"""Log time in nanoseconds, channel id, content."""
 
 
 @dataclass(frozen=True, slots=True)
 class Channel:
-    """Messages of one kind on one topic.
+    """Messages of one type on one topic.
 
-    type:     like "sensor_msgs/msg/Image" (also of ROS 1), or the name of a schema like "foxglove.RawImage"
-    encoding: of the messages: cdr, ros1, protobuf, json, ...
-    count:    of its messages, by the file's own index
+    Attributes:
+        topic: topic name.
+        type: like "sensor_msgs/msg/Image" (also for ROS 1), or a schema name like "foxglove.RawImage".
+        encoding: cdr, ros1, protobuf, json, ...
+        count: number of messages according to the file's index.
     """
 
     topic: str
@@ -33,20 +35,27 @@ class Channel:
 
 
 class RecordingFile(Protocol):
-    """channels: by number. damage: what could not be read, a sentence each."""
+    """An opened file of a recording.
+
+    Attributes:
+        channels: channel id -> channel.
+        damage: one sentence for each part that could not be read.
+    """
 
     channels: dict[int, Channel]
     damage: list[str]
 
     def read_messages(self, channel_ids: set[int]) -> Iterator[RecordedMessage]:
-        """Those of the channels with these numbers, by time. What is damaged is left out, and told in `damage`."""
+        """Yield the messages of these channels by time. Damaged ones are skipped and reported in ``damage``."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Close the file."""
+        ...
 
 
 def to_ros2_type(name: str) -> str:
-    """ "sensor_msgs/Image" of ROS 1, "sensor_msgs::msg::dds_::Image_" of DDS -> "sensor_msgs/msg/Image"."""
+    """Convert a type name of ROS 1 or DDS: "sensor_msgs/Image" -> "sensor_msgs/msg/Image"."""
     if "::" in name:
         name = name.replace("::", "/").replace("/dds_/", "/").removesuffix("_")
     package, slash, kind = name.partition("/")
@@ -54,27 +63,26 @@ def to_ros2_type(name: str) -> str:
 
 
 class DamageError(Exception):
-    """What is recorded is damaged at a place; the rest may be sound."""
+    """A part of a recording is damaged; the rest may be readable."""
 
 
 def decompress_chunk(compression: str, data: bytes, size: int, is_truncated: bool = False) -> bytes:
-    """``size`` bytes of a chunk compressed as ``compression`` says; as many as there are where its end is
-    ``is_truncated`` off.
+    """Decompress a chunk to ``size`` bytes, or to fewer if its end is missing (``is_truncated``).
 
-    Raises DamageError where it is larger than `LARGEST`, of another size, or cannot be unpacked.
+    Raises DamageError if it exceeds `MAX_UNPACKED_BYTES`, has another size, or cannot be decompressed.
     """
     if size > MAX_UNPACKED_BYTES:
         raise DamageError(
-            f"it says it has {size / 1e9:.1f} GB unpacked, and at most {MAX_UNPACKED_BYTES / 1e9:.1f} GB are read"
+            f"it declares {size / 1e9:.1f} GB decompressed, and the limit is {MAX_UNPACKED_BYTES / 1e9:.1f} GB"
         )
     try:
         found = _decompress(compression, data, size + 1)
     except DamageError:
         raise
-    except Exception as error:  # whatever a decompressor meets in damaged bytes
-        raise DamageError(f"it cannot be unpacked ({error})") from error
+    except Exception as error:  # a decompressor may raise anything on damaged bytes
+        raise DamageError(f"it cannot be decompressed ({error})") from error
     if len(found) != size and not is_truncated:
-        raise DamageError(f"it does not unpack to the {size} bytes that it should have")
+        raise DamageError(f"it does not decompress to the expected {size} bytes")
     return found
 
 
@@ -93,15 +101,17 @@ def _decompress(compression: str, data: bytes, max_bytes: int) -> bytes:
 
 
 def decompress_zstd(data: bytes, max_bytes: int) -> bytes:
-    """At most ``max_bytes`` bytes of what was compressed by Zstandard."""
+    """Decompress at most ``max_bytes`` bytes of Zstandard data."""
     from zstandard import ZstdDecompressor
 
     return ZstdDecompressor().stream_reader(data).read(max_bytes)
 
 
 def merge_by_time(chunks: Iterable[tuple[int, Callable[[], Iterator[RecordedMessage]]]]) -> Iterator[RecordedMessage]:
-    """The messages of all chunks by time. A chunk, given with the time of its first message, is read when that has
-    come; so only chunks that overlap are in memory together."""
+    """Merge the messages of all chunks by time. Each chunk is given with the time of its first message.
+
+    A chunk is read only when that time is reached, so only overlapping chunks are in memory together.
+    """
 
     def lazily(start: int, read: Callable[[], Iterator[RecordedMessage]]) -> Iterator[RecordedMessage]:
         yield start, -1, b""

@@ -1,4 +1,4 @@
-"""Recordings of any kind as files of channels and messages: folders and single files, whole, split or cut off."""
+"""Opens recordings of any format: folders and single files, complete, split or truncated."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from perception.types import PerceptionError
 
 BAG_SUFFIXES = (".mcap", ".bag", ".db3")
 EXTRA_SUFFIXES = (".zstd", ".zst", ".active")
-"""To the name of a file that rosbag2 has compressed whole, or whose recorder was killed."""
+"""Added to the name of a file that rosbag2 compressed as a whole, or whose recorder was killed."""
 METADATA = "metadata.yaml"
 MAX_METADATA_BYTES = 8 << 20
 READERS: dict[bytes, Callable[[Path, Path], RecordingFile]] = {
@@ -27,12 +27,11 @@ READERS: dict[bytes, Callable[[Path, Path], RecordingFile]] = {
     ros1_file.MAGIC: ros1_file.Ros1File,
     sqlite_file.MAGIC: sqlite_file.SqliteFile,
 }
-"""What a file begins with, whatever it is called -> its reader."""
+"""First bytes of a file -> its reader. The file name is not used."""
 
 
 def is_bag(path: str | Path) -> bool:
-    """Whether ``path`` is a file with one of `BAG_SUFFIXES`, or a folder that holds such files or a bag's
-    metadata.yaml."""
+    """Return whether ``path`` is a file with one of `BAG_SUFFIXES`, or a folder with such files or bag metadata."""
     path = Path(path)
     if path.is_dir():
         return bool(_list_recordings(path)) or _read_file_names(path) is not None
@@ -47,13 +46,13 @@ def _has_suffix(name: str) -> bool:
 
 
 def _list_recordings(folder: Path) -> list[Path]:
-    """The files of recordings in a folder, drive_2 before drive_10."""
+    """The recording files in a folder, in natural order (drive_2 before drive_10)."""
     found = [p for p in folder.iterdir() if p.is_file() and _has_suffix(p.name) and not p.name.startswith(".")]
     return sorted(found, key=lambda p: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", p.name)])
 
 
 def _read_file_names(folder: Path) -> list[str] | None:
-    """The files that metadata.yaml names, [] where it does not say; None where it is not there or not of a bag."""
+    """The files listed in metadata.yaml, [] if it is not readable; None if it is missing or not of a bag."""
     path = folder / METADATA
     try:
         if not path.is_file() or path.stat().st_size > MAX_METADATA_BYTES:
@@ -71,9 +70,13 @@ def _read_file_names(folder: Path) -> list[str] | None:
 class Recording:
     """An opened recording. Use as a context manager.
 
-    files:  of a split bag in their order. notes: what could not be read, sentence -> count
+    Attributes:
+        path: file or folder.
+        files: opened files, in the order of a split bag.
+        notes: sentence -> count for the parts that could not be read.
 
-    Raises PerceptionError where nothing of it can be read.
+    Raises:
+        PerceptionError: no part of it can be read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -113,35 +116,36 @@ class Recording:
         missing = [name for name in names if not (self.path / name).is_file()]
         if not inside and not named:
             raise PerceptionError(
-                f"{self.path} has the {METADATA} of a bag but not its files "
-                f"({', '.join(map(escape_unprintable, missing)) or 'it names none'}). Copy them there."
+                f"{self.path} contains the {METADATA} of a bag but not its files "
+                f"({', '.join(map(escape_unprintable, missing)) or 'it lists none'}). Copy them there."
             )
         if missing:
             self.add_note(
-                f"{self.path / METADATA} names {', '.join(map(escape_unprintable, missing))}: not there. Copy it there."
+                f"{self.path / METADATA} lists {', '.join(map(escape_unprintable, missing))}: not found. Copy it there."
             )
         return named + [p for p in inside if p not in named] if missing or not named else named
 
     def add_note(self, text: str) -> None:
+        """Count one part that could not be read."""
         self.notes[text] = self.notes.get(text, 0) + 1
 
     def read_messages(self, topics_and_types: set[tuple[str, str]]) -> Iterator[tuple[Channel, int, bytes]]:
-        """The messages of channels whose (topic, type) is wanted, file after file, in the order of recording.
+        """Yield (channel, log time, data) for these (topic, type) pairs, file by file, in recording order.
 
-        What is damaged is left out and noted.
+        Damaged messages are skipped and reported by `damage`.
         """
         for file, known in zip(self.files, self._damage_at_opening, strict=True):
-            del file.damage[known:]  # of a reading before
+            del file.damage[known:]  # of an earlier pass
             channels = {n: c for n, c in file.channels.items() if (c.topic, c.type) in topics_and_types}
             missing = sum(c.count for c in channels.values())
             for logged, number, data in file.read_messages(set(channels)):
                 missing -= 1
                 yield channels[number], logged, data
             if missing > 0 and len(file.damage) == known:
-                file.damage.append(f"{self.path}: {missing} of the messages that its index counts are not there")
+                file.damage.append(f"{self.path}: {missing} of the messages counted in its index are missing")
 
     def damage(self) -> dict[str, int]:
-        """Sentence -> count of what could not be read until now."""
+        """Return sentence -> count for the parts that could not be read so far."""
         found = dict(self.notes)
         for file in self.files:
             for text in file.damage:
@@ -149,14 +153,15 @@ class Recording:
         return found
 
     def close(self) -> None:
+        """Close all files and delete temporary ones."""
         self._stack.close()
 
 
 def _open_file(path: Path, stack: ExitStack) -> RecordingFile:
-    """By what the file begins with, whatever it is called."""
+    """Open a file with the reader for its first bytes, for any file name."""
     head, plain = _read_head(path), path
     if not head:
-        raise PerceptionError(f"{path} is empty: nothing was recorded, or it was not copied whole. Copy it again.")
+        raise PerceptionError(f"{path} is empty: nothing was recorded, or the copy is incomplete. Copy it again.")
     if head.startswith(ZSTD_MAGIC):
         plain = _decompress_file(path, Path(stack.enter_context(tempfile.TemporaryDirectory())))
         head = _read_head(plain)
@@ -167,8 +172,8 @@ def _open_file(path: Path, stack: ExitStack) -> RecordingFile:
             except DamageError as error:
                 raise PerceptionError(f"{path} cannot be read as a bag: {error}. Copy it again.") from error
     raise PerceptionError(
-        f"{path} cannot be read as a bag: it begins with {head[:8]!r}. Expected an MCAP file, a ROS 2 bag of SQLite or "
-        "a ROS 1 bag of version 2.0 (older ones: `rosbag migrate`). Copy it again."
+        f"{path} cannot be read as a bag: it begins with {head[:8]!r}. Expected an MCAP file, a ROS 2 SQLite bag or "
+        "a ROS 1 bag of version 2.0 (older versions: `rosbag migrate`). Copy it again."
     )
 
 
@@ -178,7 +183,7 @@ def _read_head(path: Path) -> bytes:
 
 
 def _decompress_file(path: Path, folder: Path) -> Path:
-    """A file that rosbag2 compressed whole, unpacked in a folder of its own."""
+    """Decompress a file that rosbag2 compressed as a whole into ``folder``."""
     from zstandard import ZstdDecompressor, ZstdError
 
     out = folder / path.stem
@@ -186,5 +191,5 @@ def _decompress_file(path: Path, folder: Path) -> Path:
         with path.open("rb") as packed, out.open("wb") as plain:
             shutil.copyfileobj(ZstdDecompressor().stream_reader(packed), plain, 1 << 20)
     except ZstdError as error:
-        raise PerceptionError(f"{path} cannot be unpacked: {error}. Copy it again.") from error
+        raise PerceptionError(f"{path} cannot be decompressed: {error}. Copy it again.") from error
     return out

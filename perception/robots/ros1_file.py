@@ -1,4 +1,4 @@
-"""ROS 1 bags of version 2.0, also not closed by their recorder, cut off or damaged (http://wiki.ros.org/Bags/Format)."""
+"""Reads ROS 1 bags of version 2.0, also unclosed, truncated or damaged (http://wiki.ros.org/Bags/Format)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RecordHeader = dict[bytes, bytes]
 
 @dataclass
 class _Chunk:
-    """place, length: of its content. start_time: time of its first message. counts: connection -> messages."""
+    """offset, length: of its content. start_time: of its first message. counts: connection -> message count."""
 
     offset: int
     length: int
@@ -32,8 +32,10 @@ class _Chunk:
 
 
 class Ros1File:
-    """Implements `RecordingFile`. display_path: the file's name for people. Raises DamageError where nothing can be
-    read."""
+    """Reader of a ROS 1 bag (`RecordingFile`). Raises DamageError if nothing can be read.
+
+    ``display_path`` is the file name in messages; ``path`` may be an unpacked copy.
+    """
 
     def __init__(self, path: Path, display_path: Path) -> None:
         self._path, self._file, self._size = display_path, path.open("rb"), path.stat().st_size
@@ -47,6 +49,7 @@ class Ros1File:
             raise
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
     def _scan(self) -> None:
@@ -62,7 +65,7 @@ class Ros1File:
                     closed = _read_number(header, b"index_pos", 8) > 0
                     if header.get(b"encryptor"):
                         name = header[b"encryptor"].decode(errors="replace")
-                        raise DamageError(f"it is encrypted by {name}. Decrypt it first (`rosbag decrypt`)")
+                        raise DamageError(f"it is encrypted with {name}. Decrypt it first (`rosbag decrypt`)")
                 elif kind == CHUNK:
                     name = header.get(b"compression", b"").decode(errors="replace")
                     self._chunks.append(_Chunk(at, length, name, _read_number(header, b"size", 4)))
@@ -73,11 +76,11 @@ class Ros1File:
                 if place > self._size:
                     raise DamageError(f"it ends in the middle of a chunk, at byte {self._size}")
             if not closed:
-                self.damage.append(f"{self._path} was not closed by its recorder: read up to its end")
+                self.damage.append(f"{self._path} was not closed by its recorder: it was read up to its end")
         except DamageError as error:
             if not self._chunks:
                 raise
-            self.damage.append(f"{self._path}: {error}. What follows is lost")
+            self.damage.append(f"{self._path}: {error}. The rest is lost")
         for chunk in self._chunks:
             if not chunk.counts or not set(chunk.counts) <= set(self.channels):
                 self._scan_chunk(chunk)
@@ -98,7 +101,7 @@ class Ros1File:
             chunk.counts[_read_number(header, b"conn", 4)] = len(times)
 
     def _scan_chunk(self, chunk: _Chunk) -> None:
-        """Its connections and messages, where no index tells them."""
+        """Find the connections and messages of a chunk without an index."""
         times, counts = [], dict[int, int]()
         try:
             for kind, header, data in self._iterate_chunk(chunk):
@@ -109,7 +112,7 @@ class Ros1File:
                     counts[number] = counts.get(number, 0) + 1
                     times.append(_read_time(header))
         except DamageError:
-            pass  # told when it is read
+            pass  # reported when the chunk is read
         chunk.start_time, chunk.counts = min(times, default=0), counts
 
     def _add_channel(self, header: RecordHeader, data: bytes) -> None:
@@ -120,7 +123,7 @@ class Ros1File:
         self.channels[_read_number(header, b"conn", 4)] = Channel(topic, name, "ros1", 0)
 
     def _read_record(self, offset: int) -> tuple[RecordHeader, int, int]:
-        """Header, place of the data and its length. The data of a chunk may go over the end of the file."""
+        """Header, data offset and data length. The data of a chunk may exceed the end of the file."""
         length = self._read_length(offset)
         if offset + 4 + length > self._size:
             raise DamageError(
@@ -146,7 +149,7 @@ class Ros1File:
         return self._file.read(length)
 
     def _iterate_chunk(self, chunk: _Chunk) -> Iterator[tuple[int, RecordHeader, memoryview]]:
-        """Kind, header and data of the records within a chunk."""
+        """Kind, header and data of each record in a chunk."""
         packed = self._read_bytes(chunk.offset, min(chunk.length, self._size - chunk.offset))
         data = recorded_messages.decompress_chunk(chunk.compression, packed, chunk.size, len(packed) < chunk.length)
         whole, at = memoryview(data), 0
@@ -164,7 +167,7 @@ class Ros1File:
             at = begin + length
 
     def read_messages(self, channel_ids: set[int]) -> Iterator[RecordedMessage]:
-        """By time."""
+        """Yield the messages of these channels by time."""
         some = [chunk for chunk in self._chunks if not chunk.counts or channel_ids & set(chunk.counts)]
         return merge_by_time((chunk.start_time, partial(self._read_chunk, chunk, channel_ids)) for chunk in some)
 
@@ -176,12 +179,14 @@ class Ros1File:
                     found.append((_read_time(header), number, bytes(data)))
         except DamageError as error:
             at = chunk.offset
-            self.damage.append(f"{self._path}: the chunk at byte {at} is damaged: {error}. Messages of it are lost")
+            self.damage.append(
+                f"{self._path}: the chunk at byte {at} is damaged: {error}. Some of its messages are lost"
+            )
         yield from sorted(found, key=lambda message: message[0])
 
 
 def _parse_header(data: bytes) -> RecordHeader:
-    """name=value pairs, each after its length."""
+    """Parse name=value pairs, each preceded by its length."""
     found: RecordHeader = {}
     at = 0
     while at < len(data):
@@ -199,7 +204,7 @@ def _parse_header(data: bytes) -> RecordHeader:
 def _read_number(header: RecordHeader, name: bytes, size: int) -> int:
     value = header.get(name, b"")
     if len(value) != size:
-        raise DamageError(f"a header has no {name.decode()}")
+        raise DamageError(f"a header has no valid field {name.decode()}")
     return int.from_bytes(value, "little")
 
 

@@ -1,4 +1,4 @@
-"""ROS 2 bags in SQLite, also with a write-ahead log that a killed recorder left beside them. Nothing is written."""
+"""Reads ROS 2 SQLite bags, also with the write-ahead log of a killed recorder. It writes nothing."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from perception.robots.recorded_messages import Channel, DamageError, RecordedMe
 
 MAGIC = b"SQLite format 3\0"
 DAMAGE_ERRORS = (sqlite3.Error, ValueError, TypeError, OverflowError)
-"""What damage leads to: also names that are not UTF-8, and numbers that are none."""
+"""Errors caused by damage, including names that are not UTF-8 and invalid numbers."""
 
 
 class SqliteFile:
-    """Implements `RecordingFile`. display_path: the file's name for people. Raises DamageError where nothing can be
-    read."""
+    """Reader of an SQLite bag (`RecordingFile`). Raises DamageError if nothing can be read.
+
+    ``display_path`` is the file name in messages; ``path`` may be an unpacked copy.
+    """
 
     def __init__(self, path: Path, display_path: Path) -> None:
         self._path = display_path
@@ -29,6 +31,7 @@ class SqliteFile:
             raise DamageError(str(error)) from error
 
     def close(self) -> None:
+        """Close the database."""
         self._database.close()
 
     def _read_channels(self) -> dict[int, Channel]:
@@ -36,7 +39,7 @@ class SqliteFile:
             str(name) for (name,) in self._database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
         }
         if not {"topics", "messages"} <= tables:
-            raise ValueError("it is an SQLite file without the tables of a bag, 'topics' and 'messages'")
+            raise ValueError("it is an SQLite file without the bag tables 'topics' and 'messages'")
         counts = dict(self._database.execute("SELECT topic_id, count(*) FROM messages GROUP BY topic_id"))
         rows = self._database.execute("SELECT id, name, type, serialization_format FROM topics").fetchall()
         return {
@@ -45,7 +48,7 @@ class SqliteFile:
         }
 
     def read_messages(self, channel_ids: set[int]) -> Iterator[RecordedMessage]:
-        """By time; read one by one, for those that are damaged."""
+        """Yield the messages of these channels by time. They are read one by one, because some may be damaged."""
         numbers = ",".join(str(int(number)) for number in channel_ids)
         order = f"SELECT id, topic_id, timestamp FROM messages WHERE topic_id IN ({numbers}) ORDER BY timestamp, id"
         try:
@@ -56,7 +59,9 @@ class SqliteFile:
                 else:
                     self.damage.append(f"{self._path}: messages are damaged")
         except DAMAGE_ERRORS as error:
-            self.damage.append(f"{self._path} is damaged: {error}. What follows is lost (`sqlite3 FILE .recover`)")
+            self.damage.append(
+                f"{self._path} is damaged: {error}. The rest is lost (`sqlite3 FILE .recover` may find more)"
+            )
 
     def _read_data(self, row: int) -> object:
         try:
@@ -67,8 +72,7 @@ class SqliteFile:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    """Read-only, with the write-ahead log where there is one, without the lock and the index files that SQLite would
-    write beside it: nobody else has the file open for writing."""
+    """Open read-only, with the write-ahead log if present, without writing SQLite's lock and index files."""
     where = quote(str(path.absolute()), safe="/")
     for options in ("mode=ro&vfs=unix-none", "mode=ro", "immutable=1"):
         base = None

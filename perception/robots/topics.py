@@ -1,4 +1,4 @@
-"""Which image topics of a recording are run, where their results go, and why others are left out."""
+"""Selects the image topics of a recording, and names the topics of their results."""
 
 from __future__ import annotations
 
@@ -16,40 +16,45 @@ ROS_TYPES = {
     **{f"foxglove.{name}": kind for name, kind in FOXGLOVE_TYPES.items()},
     **{f"foxglove_msgs/msg/{name}": kind for name, kind in FOXGLOVE_TYPES.items()},
 }
-"""Type of a channel -> type of ROS as which its messages are read."""
+"""Channel type -> ROS type to which its messages are converted."""
 VIDEO_TYPES = frozenset(("FFMPEGPacket", "CompressedVideo", "H264Packet", "H265Packet", "Packet"))
 NON_IMAGE_WORDS = frozenset(("depth", "label", "labels", "mask", "disparity", "confidence", "compresseddepth"))
-"""Parts of the names of images whose encoding may look like that of a gray image."""
+"""Name parts of topics that are not camera images, although their encoding may be that of a gray image."""
 
 
 def is_supported(channel: Channel) -> bool:
-    """Whether its messages are images or calibrations of cameras, in an encoding that is read."""
+    """Return whether its messages are images or camera calibrations in a supported encoding."""
     encodings = ("protobuf", "json") if channel.type.startswith("foxglove.") else ("cdr", "ros1")
     return channel.type in ROS_TYPES and channel.encoding in encodings
 
 
 def is_image(channel: Channel) -> bool:
+    """Return whether its messages are images in a supported encoding."""
     return is_supported(channel) and ROS_TYPES[channel.type] != CAMERA_INFO
 
 
 def uncompressed_topic(topic: str) -> str:
-    """The topic of which one is the compressed form: "/front/image_raw/compressed" -> "/front/image_raw"."""
+    """Return the raw topic of a compressed one: "/front/image_raw/compressed" -> "/front/image_raw"."""
     return topic.removesuffix("/compressed")
 
 
 def namespace(topic: str) -> str:
-    """ "/front/image_raw/compressed" -> "/front"."""
+    """Return the namespace of an image topic: "/front/image_raw/compressed" -> "/front"."""
     return uncompressed_topic(topic).rpartition("/")[0]
 
 
 def select_topics(
     channels: Collection[Channel], requested: Sequence[str] | None, where: object
 ) -> tuple[list[str], dict[str, str]]:
-    """The image topics to read, and of the other topics of images why each is left out.
+    """Return the image topics to read, and other image topic -> why it is skipped.
 
-    requested: None = all but depth and label images, and those that repeat another topic in compressed form
+    Args:
+        channels: all channels of the recording.
+        requested: topics; None = all except depth and label images, and compressed copies of another topic.
+        where: name of the recording in error messages.
 
-    Raises PerceptionError where there is none, or not one that is asked for.
+    Raises:
+        PerceptionError: there is no image topic, or a requested one does not exist.
     """
     counts = Counter[str]()
     for channel in channels:
@@ -65,12 +70,13 @@ def select_topics(
         return sorted(set(requested)), {}
     for topic in images:
         if NON_IMAGE_WORDS & set(topic.lower().replace("_", "/").split("/")):
-            left_out[topic] = "no images by its name; --topics reads it"
+            left_out[topic] = "not camera images, judging by its name; use --topics to read it"
         elif topic in packed and counts[raw := topic.rpartition("/")[0]]:
             few = 2 * counts[raw] < counts[topic]
             worse, better = (raw, topic) if few else (topic, raw)
             left_out[worse] = (
-                f"{counts[worse]} images, {counts[better]} of the same camera are in {better}; --topics reads it"
+                f"{counts[worse]} images, but {counts[better]} of the same camera are in {better}; "
+                "use --topics to read it"
             )
     topics = [topic for topic in images if topic not in left_out]
     if not topics:
@@ -81,21 +87,24 @@ def select_topics(
 
 
 def _unsupported_reason(channel: Channel) -> str:
-    """Why a topic that has to do with images is not read; "" of others."""
+    """Why an image-related topic is not supported; "" for other topics."""
     name = channel.type.replace(".", "/").rpartition("/")[2]
     if name in VIDEO_TYPES:
         return (
-            f"{name}: parts of a video, not images. Republish it as images while it is played (`ros2 run "
-            "image_transport republish`) and record these, or decode it to an mp4 file"
+            f"{name}: video packets, not images. Republish it as images during playback (`ros2 run "
+            "image_transport republish`) and record them, or decode it to an mp4 file"
         )
     if channel.type in ROS_TYPES and not is_supported(channel):
-        return f"{name} in the encoding '{escape_unprintable(channel.encoding)}', which is not read"
+        return f"{name} in the encoding '{escape_unprintable(channel.encoding)}', which is not supported"
     return ""
 
 
 def assign_prefixes(topics: Iterable[str]) -> dict[str, str]:
-    """Image topic -> where its results go: "/front/perception" of "/front/image_raw" if no other is in "/front", else
-    "/front/image_raw/perception"."""
+    """Return image topic -> prefix of its results.
+
+    The prefix of "/front/image_raw" is "/front/perception", or "/front/image_raw/perception" if "/front" has another
+    image topic.
+    """
     found = {topic: namespace(topic) for topic in topics}
     while shared := [t for t, n in Counter(found.values()).items() if n > 1]:
         found |= {topic: topic for topic, place in found.items() if place in shared}
@@ -106,8 +115,10 @@ def assign_prefixes(topics: Iterable[str]) -> dict[str, str]:
 
 
 def find_info_topic(topic: str, infos: Collection[str]) -> str | None:
-    """Of the topics of CameraInfo the one that belongs to an image topic: its neighbor ``camera_info``, or else the
-    only one of its namespace. librealsense records ``Color_0/image/data`` and ``Color_0/info/camera_info``."""
+    """Return the CameraInfo topic of an image topic: its neighbor ``camera_info``, or the only one in its namespace.
+
+    librealsense records ``Color_0/image/data`` and ``Color_0/info/camera_info``.
+    """
     for place in (namespace(topic), topic.rpartition("/")[0], topic.removesuffix("/image/data") + "/info"):
         if f"{place}/camera_info" in infos:
             return f"{place}/camera_info"

@@ -123,7 +123,8 @@ class Result:
     @property
     def depth_error(self) -> NDArray[np.float32] | None:
         """float32 [H, W]: metres by which each depth is expected to be wrong, NaN where it is not valid; None where the
-        network does not tell."""
+        network does not tell.
+        """
         name = self._first_task(DenseMap, lambda spec: spec.unit == "m")
         found = self.annotations[name] if name else None
         if not isinstance(found, DenseMap) or found.relative_error is None:

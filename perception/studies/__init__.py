@@ -1,1 +1,1 @@
-"""Questions that take more than one training: compare, group, tune, grow. Every training is an ordinary run folder."""
+"""Studies of several trainings: compare, group, tune, grow. Every training has an ordinary run folder."""

@@ -1,8 +1,8 @@
-"""Does it matter how tasks are balanced? Every balancer by one recipe over several seeds, against static weights.
+"""Benchmark of loss balancers: every balancer with one recipe over several seeds, against static weights.
 
-Each is made able to act within the run: windows are a tenth of it, what is learned by the optimizer gets a rate by
-which a weight can change a hundredfold, and the recipe's static weights are given to all that take weights. Static
-weights are trained a second time, the same but for rounding: by how much they differ is the noise floor.
+Each balancer can act within the run: windows are a tenth of it, learned weights get a learning rate that allows a
+hundredfold change, and all balancers with weights get the recipe's static weights. Static weights are trained a second
+time, identical except for rounding. Their difference is the noise floor.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ from perception.types import ConfigError
 
 STATIC, STATIC_REPEAT = "static", "static_repeat"
 ROUNDING = 1e-6
-"""By which the weights of `AGAIN` are larger: the optimizer's step does not change with the size of the loss, but each
-number is rounded anew."""
+"""Relative increase of the weights of `STATIC_REPEAT`. The optimizer's step does not depend on the scale of the loss,
+but every number is rounded differently."""
 LOG_VARIANCE_REACH = math.log(100)
-"""How far a log-variance must be able to move within the run."""
+"""Distance that a log-variance must be able to move within the run."""
 TARGET_EFFECT, TARGET_POWER = 0.02, 0.8
-"""What is asked of a benchmark: to tell a difference of 2 % four times out of five."""
+"""Goal of the benchmark: to detect a difference of 2 % with a power of 80 %."""
 RESULT, TABLE = "balancers.json", "balancers.md"
 WeightsSource = Literal["recipe", "none"]
 BenchmarkPlan = dict[str, dict[int, TrainingRun]]
@@ -67,15 +67,20 @@ def run_benchmark(
     space: str | None = None,
     weights: WeightsSource = "recipe",
 ) -> dict[str, Any]:
-    """Train what is not trained yet under ``out``, and write balancers.json and balancers.md there.
+    """Run the trainings that are missing under ``out``, and write balancers.json and balancers.md there.
 
-    balancers: their names, all by default; static weights, once and once again, are always among them
-    seeds: how many, counted from the recipe's. jobs: trainings at a time; None = one for each ``train.threads`` cores,
-    on a GPU one. turns: of the measurement of a step's cost; 0 = none
-    space: where gradients are compared, of all that compare them; None = each config's default
-    weights: "recipe" = those of the recipe's balance, to all that take some; "none" = to none
+    Args:
+        recipe: the recipe that all balancers use.
+        out: folder of the benchmark.
+        balancers: names, all by default; static weights and their repetition are always included.
+        num_seeds: number of seeds, counted from the recipe's.
+        jobs: parallel trainings; None means one per ``train.threads`` cores, on a GPU one.
+        repeats: repetitions of the step cost measurement; 0 means none.
+        space: gradient space of all balancers that compare gradients; None means each config's default.
+        weights: "recipe" passes the recipe's weights to all balancers that take weights, "none" passes none.
 
-    Returns what balancers.json holds. A balancer of which a training fails has no numbers, but the reason.
+    Returns:
+        The content of balancers.json. A balancer with a failed training has the reason instead of numbers.
     """
     if not recipe.data.validation:
         raise ConfigError(f"The recipe '{recipe.name}' has no data.validation. A comparison needs held-out images.")
@@ -99,7 +104,7 @@ def plan_benchmark(
     space: str | None = None,
     weights: WeightsSource = "recipe",
 ) -> BenchmarkPlan:
-    """Every run, its folder under ``out``; static weights first. Raises ConfigError where there is no such balancer."""
+    """All runs, with folders under ``out``; static weights first. Raises ConfigError for an unknown balancer."""
     recipe = _raise_balance_lr(fix_num_threads(recipe))
     names = dict.fromkeys((STATIC, STATIC_REPEAT, *(balancers or BALANCERS)))
     chosen = {name: _set_balancer(recipe, name, space, weights) for name in names}
@@ -113,7 +118,7 @@ def plan_benchmark(
 
 
 def _raise_balance_lr(recipe: Recipe) -> Recipe:
-    """The recipe whose rate lets a number that a balancer learns move by `REACH`: by about the rate at each step."""
+    """Raise the balancer's learning rate so that a number that moves by it per step can cover `LOG_VARIANCE_REACH`."""
     train = recipe.train
     factors = (lr_factor(step, train.steps, train.warmup_steps, train.lr_floor) for step in range(train.steps))
     reached = train.lr * math.fsum(factors)
@@ -122,8 +127,7 @@ def _raise_balance_lr(recipe: Recipe) -> Recipe:
 
 
 def _set_balancer(recipe: Recipe, name: str, space: str | None, weights: WeightsSource) -> Recipe:
-    """The recipe with a balancer; one that the recipe sets keeps its settings, others come as they are but for a window
-    that fits the run."""
+    """Set a balancer. The recipe's own keeps its settings; others get defaults and a window that fits the run."""
     given = dict(getattr(recipe.balance, "weights", {})) if weights == "recipe" else {}
     if name == STATIC_REPEAT:
         name, given = STATIC, {task: given.get(task, 1.0) * (1 + ROUNDING) for task in recipe.tasks}
@@ -142,7 +146,7 @@ def _set_balancer(recipe: Recipe, name: str, space: str | None, weights: Weights
 
 
 def measure_step_costs(plan: BenchmarkPlan, repeats: int) -> dict[str, StepCost]:
-    """What a step of each balancer costs on the recipe's first batch, on one thread of the CPU or on the GPU."""
+    """Measure the cost of a step with each balancer on the recipe's first batch, on one CPU thread or on the GPU."""
     recipe = next(iter(plan[STATIC].values())).recipe
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, threads = recipes.build_model(recipe, pretrained=False).train().to(device), torch.get_num_threads()
@@ -172,7 +176,7 @@ def measure_step_costs(plan: BenchmarkPlan, repeats: int) -> dict[str, StepCost]
 def summarize_benchmark(
     plan: BenchmarkPlan, failures: Mapping[str, str], costs: Mapping[str, StepCost]
 ) -> dict[str, Any]:
-    """What balancers.json holds, of runs that are finished or failed."""
+    """Summarize finished and failed runs as the content of balancers.json."""
     recipe = next(iter(plan[STATIC].values())).recipe
     scores = _find_score_keys(recipe)
     metrics: dict[str, dict[int, dict[str, float]]] = {}
@@ -214,7 +218,7 @@ def summarize_benchmark(
 
 
 def _summarize_balancer(found: MetricsBySeed, static: MetricsBySeed, scores: Mapping[str, int]) -> dict[str, Any]:
-    """What balancers.json says of one balancer. scores: metric -> 1, or -1 where less is better"""
+    """Entry of one balancer in balancers.json. scores: metric -> 1, or -1 if lower is better."""
     values = {key: [its.get(key, math.nan) for its in found.values()] for key in scores}
     gains = {
         key: [log_ratio(its.get(key, math.nan), static[seed].get(key, math.nan), sign) for seed, its in found.items()]
@@ -231,35 +235,35 @@ def _summarize_balancer(found: MetricsBySeed, static: MetricsBySeed, scores: Map
 
 
 def set_verdicts(rows: Mapping[str, dict[str, Any]]) -> None:
-    """Set each row's "told": "better" or "worse" than static weights, "noise floor", or that it cannot be told.
+    """Set each row's verdict: "better" or "worse" than static weights, "noise floor", or "inconclusive".
 
-    Student's intervals are widened for so many comparisons (Bonferroni): 95 % hold all of them together.
+    Student's intervals are widened for the number of comparisons (Bonferroni): 95 % coverage for all of them together.
     """
     compared = [name for name, row in rows.items() if row["log_gains"] and name != STATIC_REPEAT]
     for name, row in rows.items():
         span = estimate_change(row["log_gains"], 1 - 0.05 / max(1, len(compared))).t_interval
-        row["told"] = "cannot be told"
+        row["verdict"] = "inconclusive"
         if name in (STATIC, STATIC_REPEAT):
-            row["told"] = "noise floor" if name == STATIC_REPEAT else ""
+            row["verdict"] = "noise floor" if name == STATIC_REPEAT else ""
         elif span is not None and (span[0] > 0 or span[1] < 0):
-            row["told"] = "better" if span[0] > 0 else "worse"
+            row["verdict"] = "better" if span[0] > 0 else "worse"
 
 
 def estimate_power(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
-    """How far differences spread over the seeds, and what follows for a paired t-test; None with one seed.
+    """Spread of the differences over the seeds and the resulting power of a paired t-test; None with one seed.
 
-    The spread is pooled over all balancers: of one with few seeds it would be too uncertain to plan by.
+    The spread is pooled over all balancers, because with few seeds the spread of one balancer is too uncertain.
     """
     found = [row["log_gains"] for row in rows.values() if len(row["log_gains"]) > 1]
     if not found:
         return None
     spread = math.sqrt(math.fsum(statistics.variance(values) for values in found) / len(found))
-    return {"spread": spread, "detectable": detectable_change(spread, len(found[0]), power=TARGET_POWER),
-            "seeds": required_seeds(spread, TARGET_EFFECT, power=TARGET_POWER)}  # fmt: skip
+    return {"std": spread, "detectable_change": detectable_change(spread, len(found[0]), power=TARGET_POWER),
+            "required_seeds": required_seeds(spread, TARGET_EFFECT, power=TARGET_POWER)}  # fmt: skip
 
 
 def _find_score_keys(recipe: Recipe) -> dict[str, int]:
-    """The metric that each task is judged by -> 1, or -1 where less is better."""
+    """Main metric of each scored task -> 1, or -1 if lower is better."""
     tasks: Mapping[str, Any] = dict(recipes.build_model(recipe, pretrained=False).tasks.items())
     return {
         f"{name}/{task.main_metric}": task.main_metric_sign
@@ -277,36 +281,37 @@ def _finite_or_none(value: float) -> float | None:
 
 
 def format_conclusion(rows: Mapping[str, Mapping[str, Any]], num_seeds: int, num_steps: int) -> str:
-    """Plain sentences: who is told from static weights, the noise floor, and what it would take to tell 2 %."""
-    names = {verdict: ", ".join(n for n, row in rows.items() if row["told"] == verdict) or "none"
-             for verdict in ("better", "worse", "cannot be told")}  # fmt: skip
+    """Conclusion: which balancers differ from static weights, the noise floor, and the seeds needed to detect 2 %."""
+    names = {verdict: ", ".join(n for n, row in rows.items() if row["verdict"] == verdict) or "none"
+             for verdict in ("better", "worse", "inconclusive")}  # fmt: skip
     sentences = [
         f"Against static weights, {num_seeds} seed{'s' * (num_seeds != 1)} of "
         f"{num_steps} steps, Student's intervals widened for "
-        f"all comparisons together: better: {names['better']}; worse: {names['worse']}; cannot be told at this length: "
-        f"{names['cannot be told']}."
+        f"all comparisons together: better: {names['better']}; worse: {names['worse']}; undecided at this length: "
+        f"{names['inconclusive']}."
     ]
     if STATIC_REPEAT in rows and rows[STATIC_REPEAT]["delta_m"]:
         sentences.append(
-            f"The same static weights, trained again, differ by {_format_change(rows[STATIC_REPEAT]['delta_m'])}."
+            f"The same static weights, trained twice, differ by {_format_change(rows[STATIC_REPEAT]['delta_m'])}."
         )
     found = estimate_power(rows)
     if found is None:
-        return " ".join([*sentences, "One seed tells nothing from noise."])
-    count = f"{found['seeds']} seeds" if found["seeds"] else f"more than {MAX_SEEDS} seeds"
-    least = f"{found['detectable']:.1%} or more" if found["detectable"] < 1 else "no change of less than 100 %"
+        return " ".join([*sentences, "One seed cannot separate an effect from noise."])
+    count = f"{found['required_seeds']} seeds" if found["required_seeds"] else f"more than {MAX_SEEDS} seeds"
+    smallest = found["detectable_change"]
+    least = f"{smallest:.1%} or more" if smallest < 1 else "no change of less than 100 %"
     sentences.append(
-        f"With this spread over the seeds ({found['spread']:.1%}, pooled), {num_seeds} seeds tell {least} "
-        f"with a power of {TARGET_POWER:.0%}; to tell {TARGET_EFFECT:.0%} takes {count} of this length."
+        f"With this spread over the seeds ({found['std']:.1%}, pooled), {num_seeds} seeds detect {least} "
+        f"with a power of {TARGET_POWER:.0%}. Detecting {TARGET_EFFECT:.0%} needs {count} of this length."
     )
     return " ".join(sentences)
 
 
 def format_markdown(result: Mapping[str, Any]) -> str:
-    """The result as Markdown: a row for each balancer."""
+    """Format the result as Markdown, one row per balancer."""
     keys, cost, facts = list(result["metrics"]), result["cost"], result["metadata"]
-    heads = ["balancer", *(f"{key}{'' if up else ' (less is better)'}" for key, up in result["metrics"].items())]
-    heads += ["Delta_m against static, 95 %", "told", "ms a step", "x static", "MiB"]
+    heads = ["balancer", *(f"{key}{'' if up else ' (lower is better)'}" for key, up in result["metrics"].items())]
+    heads += ["Delta_m against static, 95 %", "verdict", "ms per step", "x static", "MiB"]
     lines = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
     for name, row in result["balancers"].items():
         its = cost.get(name, {})
@@ -314,7 +319,7 @@ def format_markdown(result: Mapping[str, Any]) -> str:
             name,
             *(_format_number(row["scores"][key], ".4f") for key in keys),
             _format_change(row["delta_m"]),
-            row["told"] or "–",
+            row["verdict"] or "–",
         ]
         cells += [
             _format_number(its.get(k), form)
@@ -325,8 +330,8 @@ def format_markdown(result: Mapping[str, Any]) -> str:
     height, width = result["size"]
     made = (
         f"Recipe {result['recipe']}, {height} x {width}, {result['steps']} steps of {result['batch_size']} images, "
-        f"{len(result['seeds'])} seeds; means over the seeds, the moving average at the last step; Delta_m from the "
-        f"mean log-ratio. Weights {result['weights'] or 'equal'}, not taken by "
+        f"{len(result['seeds'])} seeds; means over the seeds, moving average of the last step; Delta_m from the "
+        f"mean log-ratio. Weights {result['weights'] or 'equal'}, not used by "
         f"{', '.join(result['without_weights']) or 'none'}; gradients compared in "
         f"{', '.join(result['spaces']) or '–'}; "
         f"balance_lr_scale {result['balance_lr_scale']:.3g}. {facts['date']}, {facts['hardware']}. `{facts['command']}`"

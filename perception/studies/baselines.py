@@ -1,4 +1,4 @@
-"""Single-task controls of a joint recipe: what is held equal, and what cannot be."""
+"""Single-task baselines of a joint recipe: what is kept equal, and what cannot be."""
 
 from __future__ import annotations
 
@@ -24,27 +24,32 @@ ControlKind = Literal["images", "compute", "budget"]
 CONTROL_KINDS: tuple[ControlKind, ...] = get_args(ControlKind)
 
 CONTROL_DESCRIPTIONS = {
-    "images": "Each control is trained by the same recipe with its task alone: the same backbone and its weights, "
-    "neck, head, image size, augmentation, optimizer, learning rate, number of steps and seed, and in every step as "
-    "many images that label its task as the joint run sees on average (rounded up where that is no whole number). "
-    "It learns in every step, also where tasks of the joint run take turns or join late. "
-    "It spends less compute on training than the joint run, which also learns the other tasks.",
-    "compute": "As above, but each control is trained for so many more steps that its training takes as many "
-    "multiplications as the whole joint run; the learning rate's decay and the evaluations are stretched with it. "
-    "It sees more images of its task than the joint run does.",
-    "budget": "As above, but the controls together take as many multiplications as the joint run: each is trained for "
-    "the same part of its steps; its decay, its evaluations and, where it is shorter, its warm-up change with them. "
-    "This is the choice between one network and several where the time to train them is given. Where images carry "
-    "the labels of several tasks, a control sees fewer of them than the joint run does.",
+    "images": "Each single-task baseline uses the same recipe for one task: the same pretrained backbone, neck, head, "
+    "image size, augmentation, optimizer, learning rate, number of steps and seed. Every step uses as many images "
+    "labeled for the task as the joint run on average, rounded up. The baseline trains in every step, even if tasks "
+    "of the joint run alternate or start late. It uses less training compute than the joint run, which also learns "
+    "the other tasks.",
+    "compute": "As above, but each baseline trains for more steps, so that its training takes as many multiplications "
+    "as the whole joint run. The learning rate schedule and the evaluations are stretched accordingly. A baseline "
+    "uses more images of its task than the joint run.",
+    "budget": "As above, but all baselines together take as many multiplications as the joint run: each trains for "
+    "the same fraction of its steps. The learning rate schedule, the evaluations and, if the training is shorter, the "
+    "warm-up change accordingly. This compares one network with several for a given training budget. If images carry "
+    "labels of several tasks, a baseline uses fewer of them than the joint run.",
 }
-"""Kind of control -> what is held equal, in words for the report."""
+"""Kind of baseline -> what is kept equal, as text for the report."""
 
 
 def make_control(recipe: Recipe, task: str, sources: Sequence[DataSource]) -> Recipe:
-    """The recipe of ``task`` alone that sees as many of its own images in a step as the joint recipe does.
+    """Make the single-task recipe of ``task``, with as many labeled images per step as in the joint recipe.
 
-    sources: the joint recipe's, opened. A source's share is that of its images that label the task; which images
-    come in which order is the joint run's, for the order of a source does not depend on the other sources.
+    A source's share is that of its images labeled for the task. The order of images within a source is that of the
+    joint run, because it does not depend on the other sources.
+
+    Args:
+        recipe: the joint recipe.
+        task: name of the task.
+        sources: the opened training sources of the joint recipe.
     """
     data = recipe.data
     coverage = [source.coverage for source in sources]
@@ -75,13 +80,13 @@ def make_control(recipe: Recipe, task: str, sources: Sequence[DataSource]) -> Re
 
 
 def _static_weight(recipe: Recipe, task: str) -> dict[str, float]:
-    """The weight that a static balance gives the task; what others give is a matter between tasks."""
+    """The task's weight in a static balance; weights of other balancers have no meaning for a single task."""
     weights = recipe.balance.weights if isinstance(recipe.balance, StaticConfig) else {}
     return {name: weight for name, weight in weights.items() if name == task}
 
 
 def match_controls(kind: ControlKind, joint: Recipe, single_task: Mapping[str, Recipe]) -> dict[str, Recipe]:
-    """Every task's control in the length that ``kind`` asks for. ``single_task``: as `control` makes them."""
+    """Adjust the length of the baselines to ``kind``; ``single_task`` comes from `make_control`."""
     if kind == "images":
         return dict(single_task)
     whole, own = count_step_flops(joint), {task: count_step_flops(its) for task, its in single_task.items()}
@@ -93,8 +98,11 @@ def match_controls(kind: ControlKind, joint: Recipe, single_task: Mapping[str, R
 
 
 def scale_steps(recipe: Recipe, factor: float) -> Recipe:
-    """The recipe with ``factor`` times the steps, evaluated as often in all; parts rest for the same share of it. A
-    longer training warms up as long as before, a shorter one for the same share."""
+    """Scale the number of steps by ``factor``.
+
+    The number of evaluations and the frozen fraction of the training stay the same. The warm-up keeps its length in a
+    longer training and its fraction in a shorter one.
+    """
     train = recipe.train
     freeze = tuple(
         FreezeConfig(
@@ -119,8 +127,10 @@ def scale_steps(recipe: Recipe, factor: float) -> Recipe:
 
 
 def count_step_flops(recipe: Recipe) -> int:
-    """Floating-point operations of a training step, forward and backward, on the recipe's first batch; where tasks take
-    turns or join late, the mean over the training (turns by progress are taken for even ones)."""
+    """Floating-point operations of a training step, forward and backward, on the recipe's first batch.
+
+    If tasks alternate or start late, this is the mean over the training; turns by progress count as even turns.
+    """
     model = recipes.build_model(recipe, pretrained=False).train()
     mixture, train, tasks = recipes.build_mixture(recipe), recipe.train, tuple(recipe.tasks)
     batch = next(iter(make_train_loader(mixture, tasks, train.batch_size, 1)))

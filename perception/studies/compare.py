@@ -1,4 +1,4 @@
-"""Does joint training help? The joint network against single-task controls by the same recipe, over several seeds."""
+"""Comparison of joint training with single-task baselines of the same recipe, over several seeds."""
 
 from __future__ import annotations
 
@@ -41,8 +41,10 @@ RESULT, PAGE = "compare.json", "compare.html"
 class ComparisonPlan:
     """The trainings of a comparison.
 
-    joint:    seed -> run
-    controls: kind of control -> task -> seed -> run
+    Attributes:
+        recipe: the joint recipe.
+        joint: seed -> run.
+        controls: kind of baseline -> task -> seed -> run.
     """
 
     recipe: Recipe
@@ -51,7 +53,7 @@ class ComparisonPlan:
 
     @property
     def runs(self) -> list[TrainingRun]:
-        """Seed by seed, so that an interrupted comparison has whole seeds."""
+        """All runs, seed by seed, so that an interrupted comparison has complete seeds."""
         return [
             run
             for seed, joint in self.joint.items()
@@ -68,13 +70,21 @@ def compare(
     jobs: int | None = None,
     repeats: int = NUM_ROUNDS,
 ) -> dict[str, Any]:
-    """Train what is not trained yet under ``out``, and write compare.json and compare.html there.
+    """Run the trainings that are missing under ``out``, and write compare.json and compare.html there.
 
-    num_seeds: how many, counted from the recipe's. jobs: trainings at a time; None = one for each ``train.threads``
-    cores,
-    on a GPU one. repeats: of the measurement of latency; 0 = none
+    Args:
+        recipe: the joint recipe.
+        out: folder of the comparison.
+        num_seeds: number of seeds, counted from the recipe's.
+        control_kinds: kinds of baselines.
+        jobs: parallel trainings; None means one per ``train.threads`` cores, on a GPU one.
+        repeats: repetitions of the latency measurement; 0 means none.
 
-    Returns what compare.json holds. Raises PerceptionError naming the trainings that failed.
+    Returns:
+        The content of compare.json.
+
+    Raises:
+        PerceptionError: some trainings failed. The message names them.
     """
     if len(recipe.scored_tasks) < 2:
         raise ConfigError(f"The recipe '{recipe.name}' scores one task. A comparison needs at least two.")
@@ -87,7 +97,7 @@ def compare(
             failures = train_all(plan.runs, jobs, lock, on_progress=advance)
         if failures:
             raise PerceptionError(
-                "\n  ".join(["Some trainings failed; the same command tries them again:", *failures.values()])
+                "\n  ".join(["Some trainings failed. Run the same command to retry them:", *failures.values()])
             )
         result = summarize_comparison(plan, measure_networks(plan, repeats) if repeats else None)
         write_atomically(out / RESULT, json.dumps(_to_json(result), indent=2, allow_nan=False) + "\n")
@@ -96,7 +106,7 @@ def compare(
 
 
 def plan_comparison(recipe: Recipe, out: Path, num_seeds: int, control_kinds: Sequence[ControlKind]) -> ComparisonPlan:
-    """Every run of the comparison, its folder under ``out``. Opens the training sources."""
+    """Plan all runs of the comparison, with folders under ``out``. Opens the training sources."""
     recipe = fix_num_threads(recipe)
     sources = recipes.open_training_sources(recipe)
     alone = {task: make_control(recipe, task, sources) for task in recipe.scored_tasks}
@@ -119,7 +129,7 @@ def _make_run(recipe: Recipe, name: str, seed: int, out: Path) -> TrainingRun:
 
 
 def measure_networks(plan: ComparisonPlan, repeats: int) -> dict[str, NetworkCost]:
-    """The cost of the joint network and of each task's control of the first seed, on a held-out image."""
+    """Measure the cost of the joint network and of each task's baseline (first seed) on a held-out image."""
     seed = plan.recipe.seed
     folders = {JOINT: plan.joint[seed].folder}
     folders |= {task: its[seed].folder for task, its in next(iter(plan.controls.values())).items()}
@@ -130,18 +140,16 @@ def measure_networks(plan: ComparisonPlan, repeats: int) -> dict[str, NetworkCos
 
 
 def summarize_comparison(plan: ComparisonPlan, cost: Mapping[str, NetworkCost] | None) -> dict[str, Any]:
-    """What compare.json holds, of runs that are all finished."""
+    """Summarize finished runs as the content of compare.json."""
     joint = {seed: read_last_metrics(run) for seed, run in plan.joint.items()}
     network = recipes.build_model(plan.recipe, pretrained=False)
     return {
         "recipe": plan.recipe.name,
         "seeds": list(plan.joint),
         "steps": plan.recipe.train.steps,
-        "change_definition": "exp(mean over the seeds of the log-ratio against the "
-        "control of the same seed) - 1; Delta_m is "
-        "that of the mean over the tasks",
-        "score_metrics": "the moving average of the weights at the last step; nothing "
-        "is picked by looking at the held-out "
+        "change_definition": "exp(mean over the seeds of the log-ratio to the baseline of that seed) - 1; Delta_m is "
+        "the same for the mean over the tasks",
+        "score_metrics": "moving average of the weights at the last step; no checkpoint is selected on the held-out "
         "images",
         "controls": {kind: _compare_to_controls(kind, its, network, joint) for kind, its in plan.controls.items()},
         "cost": _summarize_cost(plan, cost) if cost else None,
@@ -204,12 +212,12 @@ def _summarize_cost(plan: ComparisonPlan, cost: Mapping[str, NetworkCost]) -> di
         },
         "sum_of_controls": {"parameters": parameters, "milliseconds": sum(other.milliseconds for other in others)},
         "ratio": {"parameters": one.parameters / parameters, "time": time_ratio(one, others)},
-        "protocol": f"one decoded image, processor time on one thread, median of {len(one.seconds)} turns",
+        "protocol": f"one decoded image, CPU time on one thread, median of {len(one.seconds)} repetitions",
     }
 
 
 def _to_json(value: Any) -> Any:
-    """As JSON can hold it."""
+    """Convert a value for JSON."""
     if isinstance(value, dict):
         return {str(key): _to_json(item) for key, item in value.items()}
     return [_to_json(item) for item in value] if isinstance(value, (list, tuple)) else to_json_value(value)

@@ -1,4 +1,4 @@
-"""Which tasks should share a network: affinities measured during one joint training, and the best grouping."""
+"""Task grouping: task affinities measured during one joint training, and the best assignment of tasks to networks."""
 
 from __future__ import annotations
 
@@ -37,19 +37,24 @@ from perception.types import Batch, ConfigError, DataError
 LOOKS, RESULT, PAGE, TRUNKS = "affinity.jsonl", "group.json", "group.html", "one_network.yaml"
 DEFAULT_INTERVAL = 25
 ADAM_GRADIENT_WEIGHT = 0.1
-"""How much of one gradient AdamW takes into its step at once: 1 - beta_1."""
+"""Weight of a single gradient in AdamW's step: 1 - beta_1."""
 
 
 def group_tasks(
     recipe: Recipe, out: Path, *, max_networks: int = 2, interval: int = DEFAULT_INTERVAL
 ) -> dict[str, Any]:
-    """Train the joint network under ``out`` unless it is trained, and write group.json, group.html and the recipes.
+    """Train the joint network under ``out`` if necessary, and write group.json, group.html and the recipes.
 
-    max_networks: how many there may be at most; the grouping is also offered as one network with so many trunks.
-    interval: steps from one look-ahead to the next
+    The measurement leaves the training bit-identical. Another number of networks needs no new training.
 
-    Returns what group.json holds. The measuring leaves the training as it is, bit for bit; another number of networks
-    needs no new training.
+    Args:
+        recipe: the joint recipe.
+        out: folder of the study.
+        max_networks: largest number of networks; the grouping is also written as one network with several trunks.
+        interval: steps between two lookahead measurements.
+
+    Returns:
+        The content of group.json.
     """
     tasks = tuple(recipe.tasks)
     if not 2 <= len(tasks) <= affinities.MAX_TASKS:
@@ -58,7 +63,7 @@ def group_tasks(
         )
     if auxiliary := [name for name in tasks if name not in recipe.scored_tasks]:
         raise ConfigError(
-            f"tasks.{auxiliary[0]}.auxiliary: grouping is of the tasks that are exported. Leave it out by --tasks "
+            f"tasks.{auxiliary[0]}.auxiliary: auxiliary tasks cannot be grouped. Exclude it with --tasks "
             f"{','.join(recipe.scored_tasks)}, or set auxiliary to false."
         )
     with lock_folder(out):
@@ -78,7 +83,7 @@ def group_tasks(
 
 
 def make_affinity_hook(recipe: Recipe, path: Path, interval: int) -> StepHook:
-    """What looks ahead before every ``interval``-th step and adds a line to ``path``; for `perception.runs.train`."""
+    """Make a hook for `perception.runs.train` that measures affinities every ``interval`` steps and logs them."""
     weights = recipe.balance.weights if isinstance(recipe.balance, StaticConfig) else {}
     started = False
 
@@ -107,7 +112,7 @@ def make_affinity_hook(recipe: Recipe, path: Path, interval: int) -> StepHook:
 
 
 def _truncate_records(path: Path, step: int) -> None:
-    """Drop the looks that a resumed training takes again, and a line that a crash cut off."""
+    """Drop the measurements that a resumed training repeats, and an incomplete last line."""
     looks = [look for look in _read_records(path) if look["step"] < step]
     path.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.write_atomically(path, "".join(json.dumps(look) + "\n" for look in looks))
@@ -120,31 +125,31 @@ def _append_record(path: Path, record: dict[str, Any]) -> None:
 
 
 def _read_records(path: Path) -> list[dict[str, Any]]:
-    """The whole and undamaged lines."""
+    """The complete, undamaged records."""
     events = read_event_lines(path)[0] if path.is_file() else []
     return [event for _, event in events if _is_affinity_table(event.get("affinity"))]
 
 
 def _is_affinity_table(found: object) -> bool:
-    """Whether it is task -> task -> number."""
+    """Whether a value maps task -> task -> number."""
     rows = found.values() if isinstance(found, dict) else [None]
     return all(isinstance(row, dict) and all(isinstance(x, (int, float)) for x in row.values()) for row in rows)
 
 
 def read_affinity(path: Path, tasks: Sequence[str]) -> Affinity:
-    """The looks of a training. Raises DataError where it took none."""
+    """Read the measurements of a training. Raises DataError if there are none."""
     looks = [look["affinity"] for look in _read_records(path)]
     if not looks:
         raise DataError(
-            f"{path} holds no look at two tasks. A batch must label at least two (data.mix.batches: mixed), and the "
-            "training must be longer than --every."
+            f"{path} holds no measurement of two tasks. A batch must label at least two tasks (data.mix.batches: "
+            "mixed), and the training must be longer than --lookahead-every."
         )
     values = [[[look.get(i, {}).get(j, math.nan) for j in tasks] for i in tasks] for look in looks]
     return Affinity(tuple(tasks), np.array(values, float))
 
 
 def summarize_grouping(recipe: Recipe, affinity: Affinity, max_networks: int) -> dict[str, Any]:
-    """The matrix, the best grouping and the next best one, and how sure the choice is."""
+    """Summarize the affinity matrix, the best grouping, the runner-up, and the confidence of the choice."""
     matrix, names = affinity.mean, affinity.tasks
     ranked = find_best_groupings(matrix, max_networks)
     (best, groups), runner_up = ranked[0], ranked[1] if len(ranked) > 1 else None
@@ -173,17 +178,17 @@ def summarize_grouping(recipe: Recipe, affinity: Affinity, max_networks: int) ->
 
 
 def format_grouping_verdict(groups: Any, names: Sequence[str], best: float, runner_up: Any, interval: Any) -> str:
-    """The choice in two sentences."""
+    """Describe the choice in two sentences."""
     text = f"Best: {_format_groups(groups, names)}."
     if runner_up is None:
         return f"{text} There is no other grouping."
     other = (
         f"{_format_groups(runner_up[1], names)} by {best - runner_up[0]:.2%} "
-        "of the losses a step, summed over the tasks"
+        "of the losses per step, summed over the tasks"
     )
     if interval is None:
-        return f"{text} It beats {other}; too few looks for an interval."
-    sure = "beyond the noise" if interval[0] > 0 else "within the noise: take either"
+        return f"{text} It beats {other}; too few measurements for an interval."
+    sure = "beyond the noise" if interval[0] > 0 else "within the noise: both are equally good"
     return f"{text} It beats {other} (95 % interval {interval[0]:+.2%} to {interval[1]:+.2%}), {sure}."
 
 
@@ -203,7 +208,7 @@ def _matrix_to_table(matrix: Any, names: Sequence[str]) -> dict[str, dict[str, f
 
 
 def write_recipes(recipe: Recipe, groups: Sequence[Sequence[str]], out: Path) -> list[str]:
-    """A recipe for each network of the grouping; the paths."""
+    """Write a recipe for each network of the grouping. Returns the paths."""
     paths = []
     for number, chosen in enumerate(groups, start=1):
         path = out / f"network_{number}.yaml"
@@ -214,8 +219,11 @@ def write_recipes(recipe: Recipe, groups: Sequence[Sequence[str]], out: Path) ->
 
 
 def write_trunk_recipe(recipe: Recipe, groups: Sequence[Sequence[str]], out: Path) -> dict[str, str] | None:
-    """The grouping as one network with a trunk for each group: its recipe's path, and the line of the recipe that makes
-    it one. None where all tasks are in one group."""
+    """Write a recipe for the grouping as one network with a trunk per group.
+
+    Returns:
+        The path of the recipe and the override that creates the trunks; None if all tasks are in one group.
+    """
     path = out / TRUNKS
     if len(groups) < 2:
         path.unlink(missing_ok=True)

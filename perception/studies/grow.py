@@ -1,4 +1,4 @@
-"""Adding a task to a trained network without forgetting the others, and taking one out."""
+"""Adds tasks to a trained network without forgetting the old ones, and removes tasks."""
 
 from __future__ import annotations
 
@@ -35,12 +35,19 @@ def grow(
 ) -> dict[str, Any]:
     """Train the tasks of ``recipe`` that the network of ``run_folder`` lacks, in a new run folder ``out``.
 
-    recipe: the new tasks, their data and how to train; the network itself and the old tasks are the run's. Where the
-    run's own ``data.root`` does not hold its validation images (any more), the recipe's is taken for these too
-    method: see `GrownModel`. distillation_weight: of the old network's teaching, beside the new losses
-
     Writes grow.json and grow.html: the old tasks on the old run's validation images before and after, and the new
-    tasks. An interrupted growth goes on where it stopped. Returns what grow.json holds.
+    tasks. An interrupted study resumes where it stopped.
+
+    Args:
+        run_folder: run of the trained network, which defines the architecture and the old tasks.
+        recipe: the new tasks, their data, and the training settings. If the run's own ``data.root`` does not hold its
+            validation images (any more), the recipe's ``data.root`` is used for them, too.
+        out: new run folder.
+        method: see `GrownModel`.
+        distillation_weight: weight of the distillation loss relative to the new losses.
+
+    Returns:
+        The content of grow.json.
     """
     old, teacher = runs.open_run(run_folder)
     merged, added = merge_recipes(recipe, old, run_folder, method)
@@ -62,10 +69,13 @@ def grow(
 def merge_recipes(
     recipe: Recipe, old_recipe: Recipe, run_folder: Path, method: GrowMethod = "frozen"
 ) -> tuple[Recipe, list[str]]:
-    """The grown recipe and its new tasks. Raises ConfigError where it has none, or other settings for an old one.
+    """Merge the recipe of the new tasks with that of the run. Returns the merged recipe and the new tasks.
 
-    Its schedule need not name the old tasks: those in none of its groups take a turn together. The network is the
-    run's; where that has trunks for groups of tasks, the recipe's groups may say which trunk a new task reads.
+    The schedule need not name the old tasks: those in none of its groups form a group of their own. The network is the
+    run's. If it has trunks for groups of tasks, the recipe's groups may assign a new task to a trunk.
+
+    Raises:
+        ConfigError: there is no new task, or an old task has different settings.
     """
     added = [name for name in recipe.tasks if name not in old_recipe.tasks]
     if not added:
@@ -75,7 +85,7 @@ def merge_recipes(
     for name in old_recipe.tasks:
         if name in recipe.tasks and recipe.tasks[name] != old_recipe.tasks[name]:
             raise ConfigError(
-                f"Task '{name}' has other settings than in {run_folder}. Leave it out: the run's are taken."
+                f"Task '{name}' has other settings than in {run_folder}. Remove it: the run's settings are used."
             )
     tasks = {**old_recipe.tasks, **{name: recipe.tasks[name] for name in added}}
     schedule = _merge_schedule(recipe.schedule, tuple(old_recipe.tasks), added, method)
@@ -86,7 +96,7 @@ def merge_recipes(
 
 
 def _merge_sharing(wanted: SharingConfig, old: SharingConfig, added: Sequence[str]) -> SharingConfig:
-    """The old sharing, with new tasks in its groups where they are wanted there."""
+    """The old sharing, with the new tasks in the groups that the recipe assigns."""
     if not (isinstance(wanted, TaskGroupsConfig) and isinstance(old, TaskGroupsConfig)):
         return old
     before = [{task for task in group if task not in added} for group in wanted.groups]
@@ -101,8 +111,7 @@ def _merge_sharing(wanted: SharingConfig, old: SharingConfig, added: Sequence[st
 def _merge_schedule(
     schedule: TaskScheduleConfig, old: Sequence[str], added: Sequence[str], method: GrowMethod
 ) -> TaskScheduleConfig:
-    """The new tasks' schedule, with a place for the old ones. Frozen, these learn nothing that a new one could wait
-    for: they join with the first."""
+    """The new tasks' schedule, extended by the old tasks. Frozen old tasks start together with the first new task."""
     groups, join = schedule.groups, schedule.start_steps
     named = {task for group in groups for task in group}
     if groups and (others := tuple(task for task in old if task not in named)):
@@ -113,7 +122,7 @@ def _merge_schedule(
 
 
 def open_grow_sources(recipe: Recipe, added: Sequence[str], method: GrowMethod) -> list[DataSource]:
-    """The training sources, opened. Old tasks need no labels; distillation also learns from those that they have."""
+    """Open the training sources. Old tasks need no labels, but distillation also uses existing ones."""
     wanted = added if method == "frozen" else list(recipe.tasks)
     classes = {name: recipe.classes[name] for name in wanted}
     sources = open_sources(recipe.data.train, recipe.data.root, classes)
@@ -123,9 +132,9 @@ def open_grow_sources(recipe: Recipe, added: Sequence[str], method: GrowMethod) 
 
 
 def _locate_validation_data(old_recipe: Recipe, root: str) -> Recipe:
-    """The run's recipe with a root where its validation images are: its own, or else another one.
+    """The run's recipe with the root that holds its validation images: its own, or else ``root``.
 
-    Raises ConfigError where they are in neither.
+    Raises ConfigError if neither holds them.
     """
     problems = []
     for place in dict.fromkeys((old_recipe.data.root, root)):
@@ -136,13 +145,13 @@ def _locate_validation_data(old_recipe: Recipe, root: str) -> Recipe:
         except (ConfigError, DataError) as error:
             problems.append(f"{place}: {error}")
     raise ConfigError(
-        "The old tasks are measured on the run's validation images, which are not at hand. Put them back, or give "
-        "data.root=... of a folder that holds them and the new ones. Looked in\n  " + "\n  ".join(problems)
+        "The old tasks are evaluated on the run's validation images, which are missing. Restore them, or set data.root "
+        "to a folder that holds them and the new images. Searched in\n  " + "\n  ".join(problems)
     )
 
 
 def _load_or_evaluate_before(teacher: MultiTaskModel, old_recipe: Recipe, out: Path) -> dict[str, float] | None:
-    """The old tasks' metrics, measured once; None where the old run has no validation images."""
+    """The old tasks' metrics, computed only once; None if the old run has no validation images."""
     if not old_recipe.data.validation:
         return None
     path = out / BEFORE
@@ -164,7 +173,7 @@ def _read_new_metrics(out: Path, added: Sequence[str]) -> dict[str, float | None
 
 
 def _read_numbers(path: Path) -> dict[str, float]:
-    """A flat file of numbers, null as NaN; {} where there is none, or it is damaged."""
+    """Read a flat JSON file of numbers, null as NaN; {} if it is missing or damaged."""
     try:
         found = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     except (ValueError, RecursionError):
@@ -180,7 +189,7 @@ def summarize_growth(
     new: Mapping[str, float | None],
     method: GrowMethod,
 ) -> dict[str, Any]:
-    """What the old tasks lost, by their own scores and every metric."""
+    """Summarize the changes of the old tasks in score and all metrics, and the metrics of the new tasks."""
     tasks: dict[str, Any] = {}
     if before is not None and after is not None:
         scores: Mapping[str, Any] = dict(teacher.tasks.items())
@@ -189,7 +198,7 @@ def summarize_growth(
 
 
 def _compare_old_task(name: str, task: Task, before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, Any]:
-    """One old task before and after."""
+    """Compare one old task before and after."""
     key, own = f"{name}/{task.main_metric}", [key for key in before if key.startswith(f"{name}/")]
     moved = relative_change(log_ratio(after[key], before[key], task.main_metric_sign))
     same = all(_is_equal(before[k], after[k]) for k in own)
@@ -198,7 +207,7 @@ def _compare_old_task(name: str, task: Task, before: Mapping[str, float], after:
         "before": to_json_value(before[key]),
         "after": to_json_value(after[key]),
         "change": to_json_value(moved),
-        "verdict": f"{name}: every metric is what it was."
+        "verdict": f"{name}: all metrics are unchanged."
         if same
         else f"{name}: {key} was {before[key]:.4f} and is {after[key]:.4f}."
         if math.isnan(moved)
@@ -212,11 +221,21 @@ def _is_equal(one: float, other: float) -> bool:
 
 
 def drop_tasks(run_folder: Path, tasks: Collection[str], out: Path) -> Path:
-    """A new run folder with the best weights of ``run_folder`` but without ``tasks``; the others say the same, bit for
-    bit.
+    """Write a new run folder with the best weights of ``run_folder``, without ``tasks``.
 
-    Raises ConfigError where a task is unknown or none would be left, CheckpointError where ``out`` holds a run or the
-    others would say something else.
+    The outputs of the remaining tasks stay bit-identical.
+
+    Args:
+        run_folder: run of the trained network.
+        tasks: tasks to remove.
+        out: new run folder.
+
+    Returns:
+        The path of the new checkpoint.
+
+    Raises:
+        ConfigError: a task is unknown, or no task would remain.
+        CheckpointError: ``out`` already holds a run, or the outputs of the remaining tasks would change.
     """
     recipe, whole = runs.open_run(run_folder)
     if unknown := sorted(set(tasks) - set(recipe.tasks)):
@@ -225,7 +244,7 @@ def drop_tasks(run_folder: Path, tasks: Collection[str], out: Path) -> Path:
     if not kept:
         raise ConfigError(f"{run_folder} has no other task than {', '.join(tasks)}. Keep at least one.")
     if checkpoint.has_checkpoints(out):
-        raise CheckpointError(f"{out} already holds checkpoints. Give another folder with --out.")
+        raise CheckpointError(f"{out} already holds checkpoints. Choose another folder with --out.")
     reduced = recipes.select_tasks(recipe, kept)
     network = recipes.build_model(reduced, pretrained=False).eval()
     weights = whole.state_dict()
@@ -233,8 +252,8 @@ def drop_tasks(run_folder: Path, tasks: Collection[str], out: Path) -> Path:
     changed = find_differing_tasks(whole, network, recipe.data.size)
     if changed:
         raise CheckpointError(
-            f"Without {', '.join(tasks)}, {', '.join(changed)} would say something else: this network lets its tasks "
-            f"look at each other. Train it again with --tasks {','.join(kept)}."
+            f"Removing {', '.join(tasks)} changes the outputs of {', '.join(changed)}, because this model has "
+            f"cross-task connections. Train it again with --tasks {','.join(kept)}."
         )
     text, step = config.dump_yaml(reduced), checkpoint.load_weights(run_folder).step
     out.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A trained network that learns a further task and keeps the old ones."""
+"""A trained network that learns new tasks and keeps the old ones."""
 
 from __future__ import annotations
 
@@ -18,13 +18,18 @@ GrowMethod = Literal["frozen", "distill"]
 
 
 class GrownModel(MultiTaskModel):
-    """The grown recipe's network with the old one's weights; what is new begins as the recipe's seed says.
+    """The network of the merged recipe with the old weights; new parts are initialized from the recipe's seed.
 
-    frozen: all that the old network had is fixed, statistics included: its tasks' outputs stay, bit for bit
-    distil: all learns, and the old heads are held to what the old network says of the same images; the statistics of
-            BatchNorm stay, for the new images may look different
+    Args:
+        recipe: the merged recipe.
+        teacher: the old network.
+        method: "frozen" fixes all old weights and statistics, so the old outputs stay bit-identical. "distill" trains
+            all weights and distills the outputs of the old network on the same images; BatchNorm statistics stay fixed,
+            because the new images may look different.
+        distillation_weight: weight of the distillation loss.
 
-    Raises ConfigError where the old weights do not fit, or where, frozen, the new task would change the old outputs.
+    Raises:
+        ConfigError: the old weights do not fit, or, with "frozen", the new task would change the old outputs.
     """
 
     _frozen_modules: Sequence[nn.Module] = ()
@@ -52,11 +57,12 @@ class GrownModel(MultiTaskModel):
             self._frozen_modules = [
                 m for name, m in self.named_modules() if isinstance(m, _BatchNorm) and f"{name}.weight" in old
             ]
-        for name in self._old_tasks:  # their scores are as sure as they were
+        for name in self._old_tasks:  # the calibration of their scores is still valid
             self.tasks[name].calibrate = _skip_calibration  # type: ignore[assignment]
         self.train()
 
     def train(self, mode: bool = True) -> GrownModel:
+        """Set the training mode, but keep the frozen modules in evaluation mode."""
         super().train(mode)
         for module in self._frozen_modules:
             module.eval()
@@ -65,7 +71,7 @@ class GrownModel(MultiTaskModel):
     def compute_loss_terms(
         self, batch: Batch, tasks: Collection[str] | None = None, cut_graph: bool = False
     ) -> LossOutput:
-        """The losses, and for each old task how far it has come from what it said."""
+        """Compute the losses and, with "distill", a distillation penalty for each old task."""
         if not self._distills:
             return super().compute_loss_terms(batch, tasks, cut_graph)
         raws: dict[str, Any] = {}
@@ -93,13 +99,13 @@ class GrownModel(MultiTaskModel):
         changed = find_differing_tasks(teacher, self, size)
         if changed:
             raise ConfigError(
-                f"The new task would change what {', '.join(changed)} say even with all old weights fixed: this "
-                "network lets its tasks look at each other. Grow it with --method distill."
+                f"The new task changes the outputs of {', '.join(changed)} even with all old weights fixed, because "
+                "this model has cross-task connections. Use --method distill."
             )
 
 
 def find_differing_tasks(one: MultiTaskModel, other: MultiTaskModel, size: Sequence[int]) -> list[str]:
-    """The tasks of both networks, in evaluation mode, that say something else, be it by a bit, of two made images."""
+    """Find the common tasks whose outputs on two random images differ by at least one bit, in evaluation mode."""
     picture = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8)
     with torch.no_grad():
         left, right = one.predict(picture), other.predict(picture)
@@ -109,7 +115,7 @@ def find_differing_tasks(one: MultiTaskModel, other: MultiTaskModel, size: Seque
 
 
 class _UnregisteredModule:
-    """A network that is no part of the one that holds it: not in its weights, not copied with it."""
+    """Holds a network without registering it as a submodule: not in the state dict, not copied."""
 
     def __init__(self, network: MultiTaskModel) -> None:
         self.network = network.requires_grad_(False)
@@ -119,7 +125,7 @@ class _UnregisteredModule:
 
 
 def _skip_calibration(metric: Any) -> None:
-    """Calibrates nothing."""
+    """Replaces `Task.calibrate` for old tasks."""
 
 
 def _load_old_weights(network: nn.Module, old: Mapping[str, Tensor]) -> None:
@@ -128,13 +134,13 @@ def _load_old_weights(network: nn.Module, old: Mapping[str, Tensor]) -> None:
     if lost:
         raise ConfigError(
             f"The new task changes parts of the network that the old tasks use: {', '.join(lost[:3])}"
-            f"{f' and {len(lost) - 3} more' if len(lost) > 3 else ''}. Give it the strides that they have."
+            f"{f' and {len(lost) - 3} more' if len(lost) > 3 else ''}. Use the strides of the old tasks."
         )
     network.load_state_dict({**own, **old})
 
 
 def _initialize_backbones(network: MultiTaskModel, teacher: MultiTaskModel, old: Mapping[str, Tensor]) -> None:
-    """Let backbones that are wholly new, for they are the new task's own, begin as the old network's first one."""
+    """Initialize new task-specific backbones with the weights of the old network's first backbone."""
     known = {id(parameter) for name, parameter in network.named_parameters() if name in old}
     for backbone in network.sharing.backbones():
         if not any(id(parameter) in known for parameter in backbone.parameters()):
@@ -142,7 +148,7 @@ def _initialize_backbones(network: MultiTaskModel, teacher: MultiTaskModel, old:
 
 
 def _find_old_modules(network: nn.Module, old: Mapping[str, Tensor]) -> list[nn.Module]:
-    """The largest modules that hold nothing new."""
+    """The largest modules without new weights."""
     kept: list[nn.Module] = []
 
     def visit(module: nn.Module, name: str) -> None:

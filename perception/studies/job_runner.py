@@ -1,7 +1,7 @@
-"""Trainings as child processes: several at a time, each an ordinary run folder, all of it safe to interrupt.
+"""Runs trainings as parallel child processes, each with an ordinary run folder; safe to interrupt.
 
-A run that is finished is not repeated, one that was interrupted is resumed. Ctrl-C and SIGTERM let every child finish
-its step and save. The folder of a study is locked for as long as any of its processes lives, orphans included.
+Finished runs are not repeated, interrupted ones are resumed. On Ctrl-C and SIGTERM, every child finishes its step and
+saves. The study folder stays locked while any of its processes is alive, orphans included.
 """
 
 from __future__ import annotations
@@ -33,12 +33,18 @@ from perception.types import CheckpointError, PerceptionError
 POLL_SECONDS = 0.25
 LOCK, OUTPUT = ".lock", "output.txt"
 _STOP_TIMEOUT = 120.0
-"""Seconds that a child gets to finish its step and save."""
+"""Seconds for a child to finish its step and save."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingRun:
-    """A training to be done. name: what people call it. folder: where it goes."""
+    """A training to run.
+
+    Attributes:
+        name: name for messages.
+        recipe: its recipe.
+        folder: its run folder.
+    """
 
     name: str
     recipe: Recipe
@@ -46,11 +52,12 @@ class TrainingRun:
 
     @property
     def steps(self) -> int:
+        """Number of steps of the recipe."""
         return self.recipe.train.steps
 
     @property
     def num_images(self) -> int:
-        """How much work it is."""
+        """Number of training images over all steps, as a measure of the work."""
         return self.steps * self.recipe.train.batch_size
 
 
@@ -64,17 +71,21 @@ class _TrainingProcess:
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[int]:
-    """Make ``folder`` and hold it alone; yields the descriptor that children inherit. Raises PerceptionError."""
+    """Create and lock ``folder``; yields the lock's descriptor, which children inherit.
+
+    Raises:
+        PerceptionError: another process uses the folder, or this runs under torchrun.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise PerceptionError("A study is one process, which starts the trainings itself. Run it without torchrun.")
+        raise PerceptionError("A study is one process that starts the trainings itself. Run it without torchrun.")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise PerceptionError(
-                f"{folder} is in use by another process, or by a training that one left behind. Wait for it, end it, "
-                "or give another folder with --out."
+                f"{folder} is in use by another process, or by a training that it left running. Wait for it, stop it, "
+                "or choose another folder with --out."
             ) from error
         yield file.fileno()
 
@@ -89,17 +100,23 @@ def train_all(
     on_progress: Callable[[Sequence[TrainingRun]], None] = lambda running: None,
     fail_fast: bool = True,
 ) -> dict[str, str]:
-    """Train the runs, at most ``jobs`` at a time. Returns name -> what went wrong, of those that failed.
+    """Train the runs, at most ``jobs`` at a time.
 
-    runs:       asked for one more whenever a place is free
-    lock_descriptor:       the descriptor of `lock_folder`
-    on_finished:   told of every run that came to its end
-    should_stop: asked again and again; True = the run is not worth going on with; it is not ``on_finished``
-    on_progress:    told of the runs that are being trained, again and again
-    fail_fast:  a run that fails before its first step says that the others would too
+    Args:
+        runs: iterated lazily, whenever a job is free.
+        jobs: largest number of parallel trainings.
+        lock_descriptor: the descriptor from `lock_folder`.
+        on_finished: called for every finished run.
+        should_stop: called repeatedly; True stops the run early, without ``on_finished``.
+        on_progress: called repeatedly with the active runs.
+        fail_fast: stop everything if a run fails before its first step, because similar runs would fail, too.
 
-    Raises PerceptionError where one of runs that are all alike fails before its first step, SystemExit after Ctrl-C or
-    SIGTERM, when all is saved.
+    Returns:
+        Name -> error, for the failed runs.
+
+    Raises:
+        PerceptionError: a run failed before its first step (``fail_fast``).
+        SystemExit: after Ctrl-C or SIGTERM, when everything is saved.
     """
     waiting, children, failures = iter(runs), [], {}
     with catch_stop_signals() as interruption:
@@ -143,7 +160,7 @@ def train_all(
 
 
 def choose_num_jobs(threads: int | None, max_jobs: int) -> int:
-    """One training for every ``threads`` cores, at most ``max_jobs``; one where there is a GPU."""
+    """Choose the number of parallel trainings: one per ``threads`` cores, at most ``max_jobs``; 1 with a GPU."""
     if torch.cuda.is_available():
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -151,41 +168,46 @@ def choose_num_jobs(threads: int | None, max_jobs: int) -> int:
 
 
 def fix_num_threads(recipe: Recipe) -> Recipe:
-    """The recipe with its number of threads, 1 where it has none: results must not depend on the cores at hand."""
+    """Set ``train.threads`` to 1 if it is not set, because results must not depend on the number of cores."""
     return dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, threads=recipe.train.threads or 1))
 
 
 def is_finished(run: TrainingRun) -> bool:
-    """Whether a run is trained, evaluated and reported. Raises CheckpointError where it is of another recipe, or its
-    recipe.yaml is damaged."""
+    """Whether a run is trained, evaluated and reported.
+
+    Raises:
+        CheckpointError: the folder holds a run of another recipe, or its recipe.yaml is damaged.
+    """
     written = checkpoint.read_recipe(run.folder)
     if not written:
         return False
     if checkpoint.has_checkpoints(run.folder) and written != config.dump_yaml(run.recipe):
         raise CheckpointError(
-            f"{run.folder} was trained by another recipe than this study's. Give another folder with --out, or "
-            "remove it."
+            f"{run.folder} was trained with a recipe that differs from this study's. Choose another folder with --out, "
+            "or remove it."
         )
     reported = (run.folder / "report.html").is_file() or not run.recipe.data.validation
     return read_step(run) == run.steps and checkpoint.has_checkpoints(run.folder) and reported
 
 
 def read_step(run: TrainingRun) -> int:
-    """Steps done, as far as the log tells."""
+    """Number of steps done according to the log."""
     event = _read_last_event(run.folder / FILE)
     return int(event["step"]) if event else 0
 
 
 def read_last_metrics(run: TrainingRun) -> dict[str, float]:
-    """The metrics, and the "score", of the last step's weights.
+    """Read the metrics and the "score" of the last step.
 
-    Not of the best ones: nothing is picked by looking at the held-out images.
-    Raises CheckpointError where the run has none.
+    The best checkpoint is not used, because it was selected on the held-out images.
+
+    Raises:
+        CheckpointError: the run has no evaluation of the last step.
     """
     log = run.folder / FILE
     events = [e for e in read_events(log) if e.get("kind") == "evaluation"] if log.is_file() else []
     if not events or events[-1]["step"] != run.steps:
-        raise CheckpointError(f"{run.folder} holds no evaluation of step {run.steps}. Give data.validation a source.")
+        raise CheckpointError(f"{run.folder} holds no evaluation of step {run.steps}. Add a source to data.validation.")
     return {
         key: value if isinstance(value, (int, float)) else math.nan
         for key, value in events[-1].items()
@@ -205,13 +227,13 @@ def _start_process(run: TrainingRun, lock_descriptor: int) -> _TrainingProcess:
         stderr=subprocess.STDOUT,
         env={**os.environ, "OMP_NUM_THREADS": str(run.recipe.train.threads or 1)},
         pass_fds=[lock_descriptor],
-        start_new_session=True,  # Ctrl-C reaches the parent alone, which passes it on
+        start_new_session=True,  # Ctrl-C reaches only the parent, which forwards it
     )
     return _TrainingProcess(run, process, output)
 
 
 def build_command(run: TrainingRun) -> list[str]:
-    """What trains a run, or goes on with it."""
+    """Command that starts or resumes a run."""
     if checkpoint.has_checkpoints(run.folder):
         arguments = ["--resume", str(run.folder)]
     else:
@@ -220,8 +242,8 @@ def build_command(run: TrainingRun) -> list[str]:
 
 
 def _stop_processes(children: Sequence[_TrainingProcess]) -> None:
-    """Let every child finish its step and save."""
-    print(f"Stopping {len(children)} trainings; each saves its step. Run the same command to go on.", file=sys.stderr)  # noqa: T201
+    """Ask every child to finish its step and save, and wait."""
+    print(f"Stopping {len(children)} trainings; each one saves. Run the same command to continue.", file=sys.stderr)  # noqa: T201
     for child in children:
         child.process.send_signal(signal.SIGTERM)
     deadline = time.monotonic() + _STOP_TIMEOUT
@@ -233,16 +255,16 @@ def _stop_processes(children: Sequence[_TrainingProcess]) -> None:
 
 
 def _describe_failure(child: _TrainingProcess) -> str:
-    """What a child died of."""
+    """Reason of a child's failure, from its output."""
     path = child.run.folder / OUTPUT
     said = path.read_text("utf-8", "replace").strip()
     _, mark, told = f"\n{said}".rpartition("\nperception train: ")
     reason = told if mark else (said.splitlines() or [f"it ended with code {child.process.returncode}"])[-1]
-    return f"{child.run.name}: {reason} (all it said: {path})"
+    return f"{child.run.name}: {reason} (full output: {path})"
 
 
 def _read_last_event(log: Path) -> dict[str, Any] | None:
-    """The last whole line of a log, without reading all of it."""
+    """The last complete event of a log, without reading the whole file."""
     if not log.is_file():
         return None
     with log.open("rb") as file:

@@ -1,4 +1,4 @@
-"""How far several trainings are: a bar for each and one for all on a terminal, else a line a minute."""
+"""Progress of several trainings: bars on a terminal, otherwise one line per minute."""
 
 from __future__ import annotations
 
@@ -19,17 +19,22 @@ PRINT_INTERVAL = 60.0
 def show_progress(
     runs: Sequence[TrainingRun], jobs: int, expected_runs: int = 0, abandoned: Collection[str] = ()
 ) -> Iterator[Callable[[Sequence[TrainingRun]], None]]:
-    """Yields the function that is told, again and again, which runs are being trained.
+    """Show the progress of several trainings.
 
-    runs:     those that are known; may grow
-    expected_runs: how many there will be, where that is more; those to come are taken for as long as the known
-    abandoned:   names of those that were given up, however far they came; may grow
+    Args:
+        runs: the known runs; may grow.
+        jobs: parallel trainings.
+        expected_runs: final number of runs, if larger; future runs count as the mean of the known ones.
+        abandoned: names of failed runs and of runs that were stopped early; may grow.
+
+    Yields:
+        A function to call repeatedly with the active runs.
     """
     console, began = Console(stderr=True), time.monotonic()
     done_before = sum(run.name in abandoned or is_finished(run) for run in runs)
     first = _count_images(runs, abandoned)
     console.print(
-        f"{max(expected_runs, len(runs))} trainings, {done_before} of them done; {jobs} at a time",
+        f"{max(expected_runs, len(runs))} trainings, {done_before} of them done; {jobs} in parallel",
         markup=False,
         highlight=False,
     )
@@ -37,7 +42,7 @@ def show_progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"),
         console=console, disable=not console.is_terminal, transient=True,
     )  # fmt: skip
-    whole = bar.add_task("images in all", total=None, text="ETA ?")
+    whole = bar.add_task("all images", total=None, text="ETA ?")
     shown: dict[str, TaskID] = {}
     last = began
 
@@ -66,7 +71,7 @@ def show_progress(
 
 
 def _count_images(runs: Sequence[TrainingRun], abandoned: Collection[str]) -> int:
-    """Trained so far; of runs that were given up, all."""
+    """Images trained so far; abandoned runs count as complete."""
     return sum(
         run.num_images if run.name in abandoned else min(read_step(run), run.steps) * run.recipe.train.batch_size
         for run in runs

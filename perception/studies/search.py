@@ -1,4 +1,4 @@
-"""The trials of a tuning study: what is asked, trained, stopped early and told."""
+"""The trials of a tuning study: sampled, trained, stopped early, and reported to Optuna."""
 
 from __future__ import annotations
 
@@ -29,15 +29,23 @@ from perception.studies.search_space import (
 from perception.types import PerceptionError
 
 MIN_TRIALS_TO_PRUNE = 5
-"""Trials that must have come as far before one is stopped for being worse."""
+"""Fewest trials with a score at the same step before a trial may be stopped early."""
 TIME_TOLERANCE = 1.02
-"""Times within 2 % are one: measured, they differ by as much."""
+"""Times within 2 % count as equal, because measurements vary by that much."""
 
 
 class RecipeSearch:
-    """Trials of a study (`optuna.Study` of two directions: score up, time down) as runs of `train_all`.
+    """Maps the trials of an `optuna.Study` (maximize score, minimize time) to runs of `train_all`.
 
-    runs:   those that are known so far. abandoned: names of those that were stopped early or failed
+    Args:
+        recipe: the recipe to start from.
+        space: the search space.
+        out: folder of the study.
+        study: the Optuna study.
+
+    Attributes:
+        runs: the runs known so far.
+        abandoned: names of runs that failed or were stopped early.
     """
 
     def __init__(self, recipe: Recipe, space: SearchSpace, out: Path, study: Any) -> None:
@@ -54,12 +62,12 @@ class RecipeSearch:
                 self.abandoned.add(_trial_name(trial.number))
 
     def generate_runs(self, num_trials: int) -> Iterator[TrainingRun]:
-        """First the runs that an interrupted study left behind, then new ones up to ``num_trials`` in all."""
+        """Yield the runs that an interrupted study left, then new ones up to ``num_trials`` in total."""
         for trial in self.study.get_trials(states=(self.trial_states.RUNNING,)):
             if "recipe" in trial.user_attrs:
                 yield self._restore_run(trial)
             else:
-                self._abandon_trial(trial.number, "interrupted before it began")
+                self._abandon_trial(trial.number, "interrupted before it started")
         own = find_recipe_point(self.space, self.recipe)
         if own is not None and not self.study.get_trials(deepcopy=False):
             self.study.enqueue_trial({key: _encode_value(self.space[key], value) for key, value in own.items()})
@@ -82,15 +90,15 @@ class RecipeSearch:
             yield self.runs[-1]
 
     def report_finished(self, run: TrainingRun) -> None:
-        """A run came to its end: tell its score and time."""
+        """Report the score and time of a finished run to the study."""
         trial = self._find_trial(run)
         if trial.state == self.trial_states.RUNNING:
             self.study.tell(trial.number, [read_last_metrics(run)["score"], trial.user_attrs["time"]])
 
     def should_prune(self, run: TrainingRun) -> bool:
-        """Whether a run is worse than the median of the trials that are at least as fast and came as far.
+        """Whether a run scores below the median, at the same step, of all trials that are at least as fast.
 
-        Slower ones are no measure: a fast network may be less accurate and still on the front.
+        Slower trials do not count, because a fast network may be less accurate and still be on the Pareto front.
         """
         scores = _read_scores(run.folder)
         step = max(scores, default=0)
@@ -112,13 +120,13 @@ class RecipeSearch:
         return True
 
     def report_failures(self, failures: Mapping[str, str]) -> None:
-        """Runs that broke."""
+        """Mark failed runs in the study."""
         for run in self.runs:
             if run.name in failures:
                 self._abandon_trial(self._find_trial(run).number, failures[run.name])
 
     def summarize(self) -> dict[str, Any]:
-        """Every trial, and which of them no other beats in both score and time."""
+        """Summarize all trials and the Pareto front of score and time."""
         trials = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state != self.trial_states.WAITING]
         complete = [trial for trial in trials if trial.state == self.trial_states.COMPLETE]
         best = [complete[i].number for i in find_pareto_front([tuple(trial.values) for trial in complete])]
@@ -143,7 +151,7 @@ class RecipeSearch:
         }
 
     def _measure_relative_time(self, recipe: Recipe) -> float:
-        """Time of its network over the recipe's own; measured once for every architecture, before it is trained."""
+        """Inference time relative to the recipe's network; measured once per architecture, before training."""
         parts = [_dump_architecture(each) for each in (recipe, self.recipe)]
         if parts[0] == parts[1] and "baseline_milliseconds" in self.study.user_attrs:
             return 1.0
@@ -155,7 +163,9 @@ class RecipeSearch:
             }
             sizes = {each.data.size for each in (recipe, self.recipe)}
             if len(sizes) > 1:
-                raise PerceptionError("Trials of unlike data.size have scores that cannot be compared. Take it out.")
+                raise PerceptionError(
+                    "Scores of trials with different data.size cannot be compared. Remove it from the search space."
+                )
             picture = torch.randint(0, 256, (1, 3, *sizes.pop()), dtype=torch.uint8)
             costs = measure_costs(models, picture)
             self.study.set_user_attr("baseline_milliseconds", costs["base"].milliseconds)
@@ -201,8 +211,8 @@ def _encode_value(dimension: Dimension, value: Any) -> Any:
 
 
 def _read_scores(folder: Path) -> dict[int, float]:
-    """Step -> score, as far as the log goes: on the images of quick evaluations, at the last step on all."""
+    """Step -> score from the log: of quick evaluations, and of the full evaluation at the last step."""
     log = folder / FILE
     events = read_events(log) if log.is_file() else []
-    kinds = ("quick_evaluation", "evaluation")  # at the last step the second follows the first
+    kinds = ("quick_evaluation", "evaluation")  # at the last step, the full one follows the quick one
     return {e["step"]: e["score"] for e in events if e.get("kind") in kinds and e.get("score") is not None}

@@ -1,4 +1,4 @@
-"""What `perception tune` searches: dotted keys of the recipe, each with its values.
+"""The search space of `perception tune`: dotted keys of the recipe, each with its values.
 
 tune:
   train.lr: {log: [3.0e-4, 3.0e-3]}
@@ -29,18 +29,19 @@ from perception.types import ConfigError
 TUNE_SECTION = "tune"
 DIMENSION_KINDS = ("choice", "uniform", "log", "integer")
 DEFAULT_BALANCERS = ("static", "uncertainty", "geometric_mean", "dwa", "famo", "imtl", "aligned_mtl", "upgrad")
-"""Of the known ones, those that the default space tries: one or two of each family, none that is slow."""
+"""Balancers in the default space: one or two of each family, no slow ones."""
 
 
 @config_dataclass
 class Dimension:
-    """One of
+    """The values of one key. Exactly one of the first four fields is set.
 
-    choice:       any values, mappings too
-    uniform, log: [low, high], a number between them; log: as likely under a tenth as under the whole
-    integer:      [low, high], a whole number, both ends included
-
-    when: other keys of the space and the value that each must have; else the key stays as the recipe has it
+    Attributes:
+        choice: any values, including mappings.
+        uniform: [low, high], uniformly distributed.
+        log: [low, high], uniformly distributed in the logarithm.
+        integer: [low, high], an integer, both ends included.
+        when: other keys of the space -> the value that each must have; otherwise the recipe's value is kept.
     """
 
     choice: tuple[Any, ...] | None = None
@@ -51,10 +52,12 @@ class Dimension:
 
     @property
     def kind(self) -> str:
+        """Name of the field that is set."""
         return next(name for name in DIMENSION_KINDS if getattr(self, name) is not None)
 
     @property
     def values(self) -> tuple[Any, ...]:
+        """The choices, or (low, high)."""
         return getattr(self, self.kind)
 
     def __post_init__(self) -> None:
@@ -68,7 +71,7 @@ class Dimension:
         low, high = self.values[0], self.values[-1]
         if self.kind != "choice" and (not low < high or (self.kind == "log" and low <= 0)):
             raise ConfigError(
-                f"{self.kind}: expected [low, high] with low < high{' and over 0' * (self.kind == 'log')}."
+                f"{self.kind}: expected [low, high] with low < high{' and low > 0' * (self.kind == 'log')}."
             )
 
 
@@ -76,7 +79,11 @@ SearchSpace: TypeAlias = dict[str, Dimension]
 
 
 def load_space(path: Path | None, recipe_file: Path) -> SearchSpace | None:
-    """The space in a YAML file (bare, or under ``tune``), or else in the recipe's ``tune`` section; None = neither."""
+    """Load the space from a YAML file (top level or ``tune``), or from the recipe's ``tune`` section; None if absent.
+
+    Raises:
+        ConfigError: the space is invalid or empty.
+    """
     mapping = config.load_yaml(path or recipe_file)
     section = mapping.get(TUNE_SECTION, mapping if path else None)
     if section is None:
@@ -87,18 +94,18 @@ def load_space(path: Path | None, recipe_file: Path) -> SearchSpace | None:
         for other in dimension.when:
             if other not in space or list(space).index(other) > list(space).index(key):
                 raise ConfigError(
-                    f"{where}: {TUNE_SECTION}.{key}.when names {other}, which the space must list before it."
+                    f"{where}: {TUNE_SECTION}.{key}.when uses {other}, which must be listed before it in the space."
                 )
     if not space:
-        raise ConfigError(f"{where}: the section {TUNE_SECTION} is empty. Leave it out for the default space.")
+        raise ConfigError(f"{where}: the section {TUNE_SECTION} is empty. Remove it to use the default space.")
     return space
 
 
 def build_default_space(recipe: Recipe) -> SearchSpace:
-    """Learning rate, balancer, static weights (but the first task's: only their proportions count), sharing, fusion.
+    """Build the default space: learning rate, balancer, static weights, sharing, fusion.
 
-    Of sharing, those that need no settings and share something, which some balancers need: task groups and trunks apart
-    only where they are the recipe's own.
+    The first task's weight is fixed, because only the ratios matter. Only sharings without required settings and with
+    shared parameters, which some balancers need, are included; others only if the recipe uses them.
     """
     lr, first = recipe.train.lr, next(iter(recipe.tasks))
     balancers = [name for name in DEFAULT_BALANCERS if name in BALANCERS]
@@ -124,7 +131,7 @@ def build_default_space(recipe: Recipe) -> SearchSpace:
 
 
 def _is_buildable(recipe: Recipe, values: Mapping[str, Any]) -> bool:
-    """Whether the recipe with these values is one, with no more settings than that, and its tasks share parameters."""
+    """Whether the recipe is valid with these values and no further settings, and its tasks share parameters."""
     try:
         network = recipes.build_model(apply_values(recipe, values), pretrained=False)
     except (ConfigError, ValueError):
@@ -133,7 +140,7 @@ def _is_buildable(recipe: Recipe, values: Mapping[str, Any]) -> bool:
 
 
 def suggest_values(space: SearchSpace, suggest_value: Callable[[str, Dimension], Any]) -> dict[str, Any]:
-    """A value for every key whose conditions hold. suggest_value: key, dimension -> value."""
+    """Get a value for every key whose conditions hold. suggest_value: key, dimension -> value."""
     values: dict[str, Any] = {}
     for key, dimension in space.items():
         if all(values.get(other) == wanted for other, wanted in dimension.when.items()):
@@ -142,7 +149,7 @@ def suggest_values(space: SearchSpace, suggest_value: Callable[[str, Dimension],
 
 
 def find_recipe_point(space: SearchSpace, recipe: Recipe) -> dict[str, Any] | None:
-    """The point of the space that is the recipe itself; None where the space does not hold it."""
+    """Find the point of the space that equals the recipe; None if the space does not contain it."""
     values = suggest_values(space, lambda key, dimension: _find_recipe_value(recipe, key, dimension))
     return None if _ABSENT in values.values() else values
 
@@ -151,7 +158,7 @@ _ABSENT = object()
 
 
 def _find_recipe_value(recipe: Recipe, key: str, dimension: Dimension) -> Any:
-    """The value of a dimension that the recipe has."""
+    """The recipe's value in a dimension."""
     value = _get_value(config.to_plain(recipe), key)
     if dimension.kind != "choice":
         inside = isinstance(value, (int, float)) and dimension.values[0] <= value <= dimension.values[1]
@@ -160,7 +167,7 @@ def _find_recipe_value(recipe: Recipe, key: str, dimension: Dimension) -> Any:
 
 
 def _is_unchanged(recipe: Recipe, key: str, value: Any) -> bool:
-    """Whether a choice, which may leave settings to their defaults, is what the recipe has."""
+    """Whether a choice, with defaults for missing settings, equals the recipe's value."""
     try:
         return apply_values(recipe, {key: value}) == recipe
     except ConfigError:
@@ -179,9 +186,10 @@ def _get_value(mapping: Any, key: str) -> Any:
 
 
 def apply_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
-    """The recipe with other values. A section that is given another ``name`` begins anew: the rest was for the old.
+    """Apply values to the recipe. A section with a new ``name`` is reset, because its settings belong to the old name.
 
-    Raises ConfigError where that is no recipe.
+    Raises:
+        ConfigError: the result is not a valid recipe.
     """
     mapping = config.to_plain(recipe)
     overrides = []
@@ -195,12 +203,12 @@ def apply_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
 
 
 def dump_space(space: SearchSpace) -> str:
-    """The space as YAML, to tell whether it changed."""
+    """Dump the space as YAML, to detect changes."""
     return config.dump_yaml({key: {dim.kind: list(dim.values), "when": dim.when} for key, dim in space.items()})
 
 
 def find_pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the (score, cost) that no other beats in both: score high, cost low. In the order of their cost."""
+    """Indices of the Pareto-optimal (score, cost) points (high score, low cost), ordered by cost."""
     order = sorted(range(len(points)), key=lambda i: (points[i][1], -points[i][0]))
     chosen: list[int] = []
     for i in order:

@@ -1,7 +1,7 @@
-"""Searching recipes: Optuna over balancer, weights, learning rate, sharing and what else the space names.
+"""Recipe search with Optuna over balancer, weights, learning rate, sharing and other keys of the space.
 
-Two things are wanted at once, a high score and a fast network, so what comes out is a front, not a winner. The study is
-on disk (SQLite, which optuna-dashboard reads) and goes on where it stopped; every trial is an ordinary run folder.
+There are two objectives, a high score and a fast network, so the result is a Pareto front. The study is stored on disk
+(SQLite, readable by optuna-dashboard) and can be continued. Every trial has an ordinary run folder.
 """
 
 from __future__ import annotations
@@ -24,15 +24,23 @@ from perception.types import ConfigError
 
 DATABASE, RESULT, PAGE = "study.db", "tune.json", "tune.html"
 PRUNING_EVALUATIONS = 5
-"""So often a trial is evaluated that would be only at its end: nothing can be stopped early without scores."""
+"""Evaluations per trial if the recipe evaluates only at the end: early stopping needs scores."""
 
 
 def tune(
     recipe: Recipe, space: SearchSpace, out: Path, *, num_trials: int = 30, jobs: int | None = None
 ) -> dict[str, Any]:
-    """Train until there are ``num_trials`` trials, those of earlier calls included; write tune.json and tune.html.
+    """Run trials and write tune.json and tune.html. The first trial is the recipe itself, if the space contains it.
 
-    The first trial is the recipe as it is, where the space holds it. Returns what tune.json holds.
+    Args:
+        recipe: the recipe to start from.
+        space: the search space.
+        out: folder of the study.
+        num_trials: total number of trials, including those of earlier calls.
+        jobs: parallel trainings; None means one per ``train.threads`` cores, on a GPU one.
+
+    Returns:
+        The content of tune.json.
     """
     if not recipe.data.validation:
         raise ConfigError(f"The recipe '{recipe.name}' has no data.validation. Tuning needs held-out images.")
@@ -67,7 +75,7 @@ def _ensure_evaluations(recipe: Recipe) -> Recipe:
 
 @contextmanager
 def open_study(out: Path, recipe: Recipe, space: SearchSpace) -> Iterator[Any]:
-    """The study in ``out``, new or from before. Raises ConfigError where that one searched something else."""
+    """Open or create the study in ``out``. Raises ConfigError if it belongs to another recipe or space."""
     try:
         import optuna
     except ModuleNotFoundError as error:
@@ -78,7 +86,7 @@ def open_study(out: Path, recipe: Recipe, space: SearchSpace) -> Iterator[Any]:
         study = optuna.create_study(
             study_name="tune", storage=storage, directions=["maximize", "minimize"], load_if_exists=True
         )
-        # The sampler keeps no state on disk: seeded by how far the study is, it does not draw the same trials again.
+        # The sampler stores no state on disk. The number of trials in the seed avoids repeating the same trials.
         study.sampler = optuna.samplers.TPESampler(seed=recipe.seed + len(study.get_trials(deepcopy=False)))
         for name, mine in (("recipe", config.dump_yaml(recipe)), ("space", dump_space(space))):
             before = study.user_attrs.get(name)
@@ -86,7 +94,7 @@ def open_study(out: Path, recipe: Recipe, space: SearchSpace) -> Iterator[Any]:
                 study.set_user_attr(name, mine)
             elif before != mine:
                 raise ConfigError(
-                    f"{out} holds a study of another {name}. Go on with that one, or give another folder with --out."
+                    f"{out} holds a study of another {name}. Use that {name}, or choose another folder with --out."
                 )
         yield study
     finally:

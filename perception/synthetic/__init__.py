@@ -1,7 +1,8 @@
-"""Made street data: perspective road scenes with exact labels for all four tasks on the same image.
+"""Synthetic street data: perspective road scenes with exact labels for all four tasks on the same image.
 
-`render_image` makes one image, `write` a folder that the COCO and Cityscapes readers read, `frames` and `write_video` a
-drive with object identities. Nothing is downloaded; an image is a function of its seed and index.
+`render_image` renders one image. `write_dataset` writes a folder for the COCO and Cityscapes readers. `render_frames`
+and `write_video` render a video with object identities. Nothing is downloaded. An image depends only on its seed and
+index.
 """
 
 from perception.synthetic.dataset_writer import write_dataset

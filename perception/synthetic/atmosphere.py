@@ -1,4 +1,4 @@
-"""Sky, haze and fog, wet roads, glowing lamps, rain, and the camera's own marks."""
+"""Sky, haze and fog, wet roads, glowing lamps, rain, and camera effects."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def add_sky(
     mask: NDArray[np.bool_],
     texture_origin: tuple[float, float],
 ) -> None:
-    """Paint the sky where ``mask`` is set; worked out at half resolution, for it is smooth."""
+    """Paint the sky where ``mask`` is True. It is smooth, so it is computed at half resolution."""
     rows = np.flatnonzero(mask.any(1))
     if not len(rows):
         return
@@ -32,6 +32,7 @@ def add_sky(
     up = np.maximum(-down, 0)
     rise = np.sqrt(np.minimum(up * np.float32(2.2), 1))
     cover = glare = None
+    cloud = np.zeros((), np.float32)
     if light.cloud_cover > 0:
         flat = np.float32(26) / (up + np.float32(0.1))
         u, v = (
@@ -71,7 +72,7 @@ def add_haze(
     sky: NDArray[np.bool_],
     labels: NDArray[np.uint8],
 ) -> None:
-    """The mirror of a wet road, then haze between the camera and everything but the sky."""
+    """Add reflections on a wet road, then haze in front of everything except the sky."""
     if light.wetness > 0:
         _add_reflections(image, light, labels)
     clear = np.exp(depth * np.float32(-light.haze))
@@ -82,7 +83,7 @@ def add_haze(
 
 
 def _add_reflections(image: NDArray[np.float32], light: Light, labels: NDArray[np.uint8]) -> None:
-    """Mix in the image mirrored about the horizon, smeared downwards."""
+    """Blend in the image mirrored at the horizon and blurred downwards."""
     height = image.shape[0]
     paved = (labels == ROAD) | (labels == SIDEWALK)
     rows = np.flatnonzero(paved.any(1))
@@ -108,13 +109,13 @@ HALO_STRENGTHS = {
     Slot.GREEN: 1.2,
     Slot.WINDOW: 0.08,
 }
-"""How strong the halo is around what shines."""
+"""Strength of the halo around light sources."""
 
 
 def add_glow(
     image: NDArray[np.float32], light: Light, view: CameraView, faces: VisibleFaces, face_ids: NDArray[np.intp]
 ) -> None:
-    """Halos around what shines, strong in the dark."""
+    """Add halos around light sources, strong in the dark."""
     if light.darkness <= 0:
         return
     strength = np.zeros(len(faces.labels), np.float32)
@@ -132,7 +133,7 @@ def add_glow(
 
 
 def apply_camera_effects(image: NDArray[np.float32], light: Light, rng: Random) -> NDArray[np.uint8]:
-    """Rain, lens, sensor: float32 [H, W, 3] in 0-1 to uint8."""
+    """Add rain, lens and sensor effects: float32 [H, W, 3] in 0-1 to uint8."""
     size = image.shape[0], image.shape[1]
     if light.rain_strength > 0:
         streaks = _crop_tile(texture.make_rain_tile(), size, rng) * np.float32(0.22 * light.rain_strength)
@@ -145,7 +146,7 @@ def apply_camera_effects(image: NDArray[np.float32], light: Light, rng: Random) 
 
 
 def _crop_tile(tile: NDArray[np.float32], size: tuple[int, int], rng: Random) -> NDArray[np.float32]:
-    """A random cut of ``size`` out of a tile that repeats."""
+    """Random crop of ``size`` from a repeating tile."""
     (height, width), (y, x) = size, (rng.randrange(tile.shape[0] // 2), rng.randrange(tile.shape[1] // 2))
     if y + height <= tile.shape[0] and x + width <= tile.shape[1]:
         return tile[y : y + height, x : x + width]

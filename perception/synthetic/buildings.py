@@ -9,12 +9,12 @@ from perception.synthetic.mesh import Mesh, MeshBuilder, Point, Slot, crop_quad
 from perception.synthetic.street_image import BUILDING
 
 NUM_BLOCKS, NUM_HOUSES = 40, 20
-"""How many shapes there are to choose from."""
+"""Number of different shapes."""
 
 
 @lru_cache(maxsize=2 * NUM_BLOCKS)
 def build_block(style: int) -> Mesh:
-    """A town house or office block whose front looks along -x, 1 long (z) and in true metres otherwise."""
+    """Build a town house or office block. The front faces -x; length 1 along z, metres otherwise."""
     choose = Random(1000 + style)
     build = MeshBuilder(BUILDING)
     floors, columns = choose.randint(2, 7), choose.randint(3, 6)
@@ -140,7 +140,7 @@ def _add_ground_floor(
 
 @lru_cache(maxsize=2 * NUM_HOUSES)
 def build_house(style: int) -> Mesh:
-    """A detached house with a pitched roof, its front along -x, 1 long (z) and in true metres otherwise."""
+    """Build a detached house with a pitched roof. The front faces -x; length 1 along z, metres otherwise."""
     choose = Random(2000 + style)
     build = MeshBuilder(BUILDING)
     floors, deep = choose.choice((1, 2, 2, 3)), 8.0

@@ -1,4 +1,4 @@
-"""Made street data as a folder, in COCO's and Cityscapes' own layouts at once."""
+"""Write synthetic street data to a folder, in COCO and Cityscapes layout at the same time."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from perception.synthetic.street_image import (
 from perception.types import DataError
 
 STEREO_BASELINE = 0.8
-"""Metres between the cameras of the stereo pair that the disparity stands for (written into every camera file)."""
+"""Metres between the stereo cameras assumed for the disparity (written to every camera file)."""
 
 INSTANCE_LABELS = (PERSON, RIDER, CAR, TRUCK, BICYCLE)
-"""Labels of which Cityscapes tells the instances apart (not traffic lights and signs)."""
+"""Labels with separate instances in Cityscapes (not traffic lights and signs)."""
 
 SPLITS = ("train", "val")
 _FILTER = (cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP) if hasattr(cv2, "IMWRITE_PNG_FILTER") else ()  # from 4.12
 MAP_PNG = (cv2.IMWRITE_PNG_COMPRESSION, 1, *_FILTER)
 IMAGE_PNG = (*MAP_PNG, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE)
-"""Each row as its difference to the one above: a third to a half of the default's time on these images, no larger."""
+"""Store each row as the difference to the row above: 1/3 to 1/2 of the default time on these images, not larger."""
 
 
 def write_dataset(
@@ -48,12 +48,22 @@ def write_dataset(
     validation_fraction: float = 0.2,
     report_progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Write ``count`` images below the folder ``out``, which must be empty or absent; it appears whole or not at all.
+    """Write ``count`` images to the folder ``out``. The folder appears only when it is complete.
 
     Cityscapes: leftImg8bit, gtFine (labelIds, instanceIds), disparity, camera / {train,val} / street.
-    COCO: annotations/instances_{train,val}.json, boxes of `CLASSES`; file names below leftImg8bit/{train,val};
+    COCO: annotations/instances_{train,val}.json, boxes of `OBJECT_CLASSES`, file names below leftImg8bit/{train,val}.
     iscrowd = 1 marks ignore regions. Scenes: annotations/scenes_{train,val}.csv with the header ``file,label``.
-    The last ``validation`` share is the validation split. ``progress`` is called with the number written so far.
+
+    Args:
+        out: the folder; empty or absent.
+        count: number of images.
+        seed: seed of the images.
+        size: (height, width) in pixels.
+        validation_fraction: the last images, as a fraction of all, are the validation split.
+        report_progress: called with the number of images written.
+
+    Raises:
+        DataError: ``out`` is not empty, or an argument is not valid.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -138,7 +148,7 @@ def _write_image(folder: Path, split: str, name: str, street_image: StreetImage)
 
 
 def encode_instance_ids(street_image: StreetImage) -> NDArray[np.uint16]:
-    """Cityscapes' instanceIds [H, W]: label * 1000 + number of the thing within its label, else the label."""
+    """Encode as Cityscapes instanceIds [H, W]: label * 1000 + instance number within the label, otherwise the label."""
     labels = street_image.label_ids.astype(np.uint16)
     numbered = np.isin(labels, INSTANCE_LABELS) & (street_image.instance_map > 0)
     rows = np.zeros(len(street_image.boxes) + 1, np.uint16)
@@ -149,7 +159,7 @@ def encode_instance_ids(street_image: StreetImage) -> NDArray[np.uint16]:
 
 
 def encode_disparity(street_image: StreetImage) -> NDArray[np.uint16]:
-    """Cityscapes' disparity [H, W]: 256 * pixels + 1, 0 = unknown."""
+    """Encode as Cityscapes disparity [H, W]: 256 * pixels + 1, 0 = unknown."""
     known = street_image.depth > 0
     pixels = STEREO_BASELINE * street_image.camera.fx / np.where(known, street_image.depth, 1)
     return np.where(known, np.clip(np.rint(pixels * 256) + 1, 1, 65535), 0).astype(np.uint16)

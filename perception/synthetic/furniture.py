@@ -1,4 +1,4 @@
-"""Lamps, posts, traffic lights and signs."""
+"""Street lamps, posts, traffic lights and signs."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from perception.synthetic.mesh import NEVER_GLOWS, Mesh, MeshBuilder, Slot
 from perception.synthetic.street_image import POLE, TRAFFIC_LIGHT, TRAFFIC_SIGN
 
 NUM_SIGNS, SQUARE_SIGN = 8, 3
-"""How many shapes there are to choose from; the square one comes in several colors."""
+"""Number of sign shapes, and the index of the square one, which has several colors."""
 
 
 @lru_cache(maxsize=4)
 def build_lamp(style: int) -> Mesh:
-    """A street lamp whose arm reaches along -x."""
+    """Build a street lamp with its arm towards -x."""
     build = MeshBuilder(POLE)
     height = (6.0, 7.5, 9.0)[style % 3]
     build.add_limb((0, 0, 0), (0, 1.0, 0), (0.13, 0.11), Slot.METAL, 0.9)
@@ -27,7 +27,7 @@ def build_lamp(style: int) -> Mesh:
 
 @lru_cache(maxsize=2)
 def build_post(style: int) -> Mesh:
-    """A wooden or steel post, 8 m (style 0), or a bollard (style 1)."""
+    """Build a wooden or steel post, 8 m (style 0), or a bollard (style 1)."""
     build = MeshBuilder(POLE)
     if style:
         build.add_limb((0, 0, 0), (0, 1.0, 0), (0.1, 0.1), Slot.DARK, 1.5)
@@ -40,8 +40,10 @@ def build_post(style: int) -> Mesh:
 
 @lru_cache(maxsize=16)
 def build_traffic_light(state: int, has_mast: bool) -> Mesh:
-    """A traffic light that faces -z; ``state`` 0 red, 1 amber, 2 green; ``has_mast``: its pole carries an arm along
-    -x."""
+    """Build a traffic light that faces -z.
+
+    ``state`` is 0 red, 1 amber or 2 green. With ``has_mast``, its pole has an arm towards -x.
+    """
     build = MeshBuilder(POLE)
     build.add_limb((0, 0, 0), (0, 5.9 if has_mast else 3.5, 0), (0.1, 0.085), Slot.METAL)
     if has_mast:
@@ -52,7 +54,7 @@ def build_traffic_light(state: int, has_mast: bool) -> Mesh:
 
 @lru_cache(maxsize=4)
 def build_hanging_light(state: int) -> Mesh:
-    """The signal head that hangs from the arm of a `build_traffic_light` on a mast at the same place."""
+    """Build the signal head on the arm of a `build_traffic_light` with mast, for the same position."""
     build = MeshBuilder()
     _add_signal_head(build, -3.9, 5.15, state)
     return build.build()
@@ -79,13 +81,13 @@ SIGN_PLATES = (
     (12, 0.0, 0.38, 0.3, Slot.RED, Slot.FACE),
     (3, 0.0, 0.52, 0.34, Slot.RED, Slot.TRIM),
 )
-"""Corners, turn (share of a full one), outer and inner radius, colors of rim and core: ban, yield, stop, square,
-priority, direction, no parking, warning."""
+"""Corners, rotation (fraction of a full turn), outer and inner radius, colors of rim and core. Rows: prohibition,
+yield, stop, square, priority, direction, no parking, warning."""
 
 
 @lru_cache(maxsize=2 * NUM_SIGNS)
 def build_sign(style: int) -> Mesh:
-    """A traffic sign on its post that faces -z. ``style``: row of `SIGN_PLATES`."""
+    """Build a traffic sign on a post that faces -z. ``style`` is a row of `SIGN_PLATES`."""
     build = MeshBuilder(POLE)
     build.add_limb((0, 0, 0), (0, 2.9, 0), (0.055, 0.055), Slot.METAL)
     build.label = TRAFFIC_SIGN

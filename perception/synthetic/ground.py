@@ -1,4 +1,4 @@
-"""The road surface: what lies where across and along it, as tables that the renderer looks up per pixel."""
+"""The road surface, as lookup tables of color and label across and along the road."""
 
 from __future__ import annotations
 
@@ -15,18 +15,26 @@ from perception.synthetic.street_image import ROAD, SIDEWALK, TERRAIN
 BIN_WIDTH, HALF_WIDTH = 0.05, 51.2
 NUM_BINS = int(2 * HALF_WIDTH / BIN_WIDTH)
 NUM_LEVELS = 6
-"""Tables blurred to ever coarser pixels (2 ** level bins), so that far lines fade instead of flickering."""
+"""Tables blurred to coarser and coarser pixels (2 ** level bins), so that distant lines fade without flicker."""
 
 PLAIN, DASH, STOP, ZEBRA, CORNER, SIDE, NUM_ZONES = range(7)
-"""Kinds of stretches along the road; a row of the tables each."""
+"""Types of road sections; each is a row of the tables."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Road:
-    """A cross-section. ``left_edge``, ``right_edge``: metres from the center line to the curbs; ``sidewalk_widths``
-    widths of the pavements.
+    """Cross-section of a road. Pairs are (left, right). Lengths in metres.
 
-    colors: uint8 [LEVELS, ZONES, BINS, 3]; labels: uint8 [ZONES, BINS]
+    Attributes:
+        forward_lanes: number of lanes in the camera's direction.
+        oncoming_lanes: number of lanes in the opposite direction.
+        lane_width: width of a lane.
+        has_parking: whether there are parking bays.
+        sidewalk_widths: widths of the sidewalks.
+        verge_widths: widths between sidewalk and buildings.
+        side_street_half_width: half width of side streets.
+        colors: uint8 [NUM_LEVELS, NUM_ZONES, NUM_BINS, 3].
+        labels: uint8 [NUM_ZONES, NUM_BINS].
     """
 
     forward_lanes: int
@@ -41,26 +49,30 @@ class Road:
 
     @property
     def left_edge(self) -> float:
+        """Metres from the center line to the left curb."""
         return self.oncoming_lanes * self.lane_width + (2.2 if self.has_parking[0] else 0.0) + 0.3
 
     @property
     def right_edge(self) -> float:
+        """Metres from the center line to the right curb."""
         return self.forward_lanes * self.lane_width + (2.2 if self.has_parking[1] else 0.0) + 0.3
 
     @property
     def own_lane_center(self) -> float:
-        """Middle of the lane that the camera drives in: the one nearest to the curb."""
+        """Center of the camera's lane, which is the one next to the curb; metres from the center line."""
         return (self.forward_lanes - 0.5) * self.lane_width
 
     def curb_distance(self, side: int) -> float:
+        """Return metres from the center line to the curb of a side (negative = left)."""
         return self.left_edge if side < 0 else self.right_edge
 
     def building_distance(self, side: int) -> float:
+        """Return metres from the center line to the buildings of a side (negative = left)."""
         place = 0 if side < 0 else 1
         return self.curb_distance(side) + self.sidewalk_widths[place] + self.verge_widths[place]
 
     def lane_centers(self) -> list[tuple[float, int]]:
-        """(across, direction) of every lane's middle; direction 1 = the camera's."""
+        """Return (across, direction) for the center of each lane; direction 1 = the camera's."""
         return [((k + 0.5) * self.lane_width, 1) for k in range(self.forward_lanes)] + [
             (-(k + 0.5) * self.lane_width, -1) for k in range(self.oncoming_lanes)
         ]
@@ -68,7 +80,7 @@ class Road:
 
 @lru_cache(maxsize=64)
 def sample_road(style: int) -> Road:
-    """One of the cross-sections that there are (any integer)."""
+    """Return one of the cross-sections (``style`` can be any integer)."""
     choose = Random(7000 + style)
     lanes = choose.choice(((1, 1), (1, 1), (2, 2), (2, 1), (1, 1), (3, 2)))
     verges = choose.choice(((0.0, 0.0), (0.0, 0.0), (2.5, 2.5), (0.0, 3.0)))
@@ -161,7 +173,7 @@ def _paint_markings(
 def assign_zones(
     road: Road, crossings: list[float], start: float, length: float, has_zebra: bool = True
 ) -> NDArray[np.intp]:
-    """The kind of stretch for every 10 cm from ``start``, [round(length * 10)]."""
+    """Return the section type every 10 cm from ``start``, [round(length * 10)]."""
     along = start + (np.arange(round(length * 10)) + 0.5) * 0.1
     zones = np.where(np.mod(along, 9.0) < 3.0, DASH, PLAIN)
     for place in crossings:

@@ -1,4 +1,4 @@
-"""Weather and time of day: what shines, from where, and what hangs in the air."""
+"""Weather and time of day: light sources, their direction, and haze."""
 
 from __future__ import annotations
 
@@ -15,15 +15,25 @@ RgbColor = tuple[float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class Light:
-    """Colors are RGB, 1 = white paper under full light.
+    """Light of a scene. Colors are RGB, 1 = white paper in full light.
 
-    sun_direction: direction towards it (right, up, forward), ``sun_color`` its color, ``ambient_color`` that of the
-    sky's light
-    zenith_color, horizon_color, cloud_color: colors of the sky; ``cloud_cover`` share of clouds
-    haze: extinction per metre (Beer-Lambert) towards the horizon's color; fog when large
-    lit_fraction: share of lamps and windows that are on; ``darkness`` how much they matter (0 day - 1 night)
-    wetness: share of the surroundings that the road mirrors; ``rain_strength`` strength of streaks
-    noise: of the sensor, in eighths of a bit; ``exposure`` and ``tint`` of the camera
+    Attributes:
+        scene_class: one of `SCENE_CLASSES`.
+        sun_direction: direction to the sun (right, up, forward).
+        sun_color: color of the sunlight.
+        ambient_color: color of the light from the sky.
+        zenith_color: color of the sky at the zenith.
+        horizon_color: color of the sky at the horizon.
+        cloud_color: color of the clouds.
+        cloud_cover: fraction of the sky with clouds.
+        haze: extinction per metre (Beer-Lambert) towards the horizon's color; large for fog.
+        noise: sensor noise, in eighths of a bit.
+        exposure: exposure of the camera.
+        tint: color tint of the camera.
+        lit_fraction: fraction of lamps and windows that are on.
+        darkness: how visible lamps are, from 0 (day) to 1 (night).
+        wetness: fraction of the surroundings reflected by the road.
+        rain_strength: strength of the rain streaks.
     """
 
     scene_class: str
@@ -45,7 +55,7 @@ class Light:
 
 
 def sample_light(scene_class: str, rng: Random) -> Light:
-    """The light of one of the scenes, with its own variation."""
+    """Sample the light of a scene class."""
     between = rng.uniform
     elevation = {"clear": between(0.45, 1.1), "dusk": between(0.1, 0.25)}.get(scene_class, 0.9)
     azimuth, level = between(-math.pi, math.pi), math.cos(elevation)

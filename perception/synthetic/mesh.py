@@ -1,8 +1,8 @@
-"""Shapes as flat polygons: the building blocks of everything that stands on the street.
+"""Shapes made of flat polygons: the basis of all objects on the street.
 
-Local frame of a shape: x right, y up, z forward, metres, the origin on the ground below its middle. A face is a convex
-polygon. Its vertices are ``anchor`` (turned with the object) plus ``offset`` (not turned: round things and limbs are
-cards that face the camera). Colors are slots of a palette, so that one shape serves many objects.
+Local frame of a shape: x right, y up, z forward, metres; the origin is on the ground below its center. A face is a
+convex polygon. Its vertices are ``anchor`` (rotates with the object) plus ``offset`` (does not rotate: round objects
+and limbs are cards that face the camera). Colors are slots of a palette, so many objects can use one shape.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 Point = tuple[float, float, float]
 Quad = Sequence[Point]
 NEVER_GLOWS = 2.0
-"""Value of `Mesh.glow_thresholds` for what never shines by itself; less shines where the scene's share of lights
-exceeds it."""
+"""Value of `Mesh.glow_thresholds` for faces that never glow. Other faces glow if the scene's fraction of lights exceeds
+their threshold."""
 
 
 class Slot(IntEnum):
-    """Place in an object's palette."""
+    """Index into an object's palette."""
 
     (
         BODY,
@@ -50,13 +50,19 @@ class Slot(IntEnum):
 class Mesh:
     """Arrays over vertices [V] and faces [F].
 
-    anchors, offsets: float64 [V, 3]; ``radii`` [V] half widths at the vertices of a limb
-    vertex_counts:   vertices of each face; ``slots`` of its color, ``shades`` its factor, ``glow_thresholds`` see
-    `NEVER`
-    labels:   Cityscapes' labelIds
-    part_depths:    local z of the part of the object that the face belongs to: farther parts are painted first
-    is_one_sided: not seen from behind; ``is_limb``: a rod of four vertices
-    half_extents:     half width, height, half length
+    Attributes:
+        anchors: float64 [V, 3], vertex positions that rotate with the object.
+        offsets: float64 [V, 3], added without rotation.
+        radii: [V], half widths at the vertices of a limb.
+        vertex_counts: [F], number of vertices of each face.
+        slots: [F], palette slot of the face's color.
+        shades: [F], factor on this color.
+        glow_thresholds: [F], see `NEVER_GLOWS`.
+        labels: [F], Cityscapes labelIds.
+        part_depths: [F], local z of the part that the face belongs to. Farther parts are painted first.
+        is_one_sided: [F], not visible from behind.
+        is_limb: [F], a rod with four vertices.
+        half_extents: half width, height, half length.
     """
 
     anchors: NDArray[np.float64]
@@ -75,10 +81,10 @@ class Mesh:
 
 @dataclass(slots=True)
 class MeshBuilder:
-    """Collects faces in painting order. ``label`` and ``part_depth`` (local z of its middle) hold for the faces that
-    follow.
+    """Collects faces in painting order.
 
-    Parts are painted far to near; the faces of one part in the order in which they were added.
+    ``label`` and ``part_depth`` (local z of the part's center) apply to all faces added afterwards. Parts are painted
+    from far to near; the faces of a part are painted in the order of addition.
     """
 
     label: int = 0
@@ -94,7 +100,7 @@ class MeshBuilder:
         glow: float = NEVER_GLOWS,
         outward: Point | None = None,
     ) -> None:
-        """A flat face; seen only from the side towards which ``outward`` points, or from both."""
+        """Add a flat face; visible only from the side of ``outward``, or from both sides if it is None."""
         points = list(points)
         if outward is not None and np.dot(_normal(points), outward) < 0:
             points.reverse()
@@ -111,7 +117,7 @@ class MeshBuilder:
         corners: int = 10,
         radius_factors: Sequence[float] = (),
     ) -> None:
-        """A round card that faces the camera; ``radius_factors`` scales the radius corner by corner."""
+        """Add a round card that faces the camera; ``radius_factors`` scales the radius of each corner."""
         for corner in range(corners):
             angle = 2 * math.pi * corner / corners
             scale = radius_factors[corner % len(radius_factors)] if radius_factors else 1.0
@@ -129,13 +135,13 @@ class MeshBuilder:
         shade: float = 1.0,
         glow: float = NEVER_GLOWS,
     ) -> None:
-        """A rod between two points, wide by ``radii`` as seen by the camera."""
+        """Add a rod between two points; ``radii`` are its half widths as seen by the camera."""
         for point, radius in ((start, radii[0]), (start, -radii[0]), (end, -radii[1]), (end, radii[1])):
             self.vertices.append((*point, 0.0, 0.0, 0.0, radius))
         self._add_face(4, slot, shade, glow, False, True)
 
     def add_wheel(self, x: float, y: float, z: float, radius: float, side: float) -> None:
-        """A tire and its rim in the plane of constant ``x``, seen from ``side`` (-1 or 1)."""
+        """Add a tire and its rim in the plane of constant ``x``, visible from ``side`` (-1 or 1)."""
         for scale, slot in ((1.0, Slot.DARK), (0.62, Slot.METAL), (0.2, Slot.DARK)):
             angles = [2 * math.pi * corner / 12 for corner in range(12)]
             ring = [(x, y + radius * scale * math.cos(a), z + radius * scale * math.sin(a)) for a in angles]
@@ -144,7 +150,7 @@ class MeshBuilder:
     def add_prism(
         self, profile: Sequence[tuple[float, float, float]], slot: int, shades: Sequence[float] = ()
     ) -> list[list[Point]]:
-        """Sweep a convex side profile of (z, y, half width) across x. Returns its left, right and edge faces."""
+        """Sweep a convex side profile of (z, y, half width) across x. Return left, right and edge faces."""
         left = [(-w, y, z) for z, y, w in profile]
         right = [(w, y, z) for z, y, w in profile]
         faces = [left, right]
@@ -159,7 +165,7 @@ class MeshBuilder:
         return faces
 
     def add_box(self, low: Point, high: Point, slot: int, shade: float = 1.0, has_bottom: bool = False) -> None:
-        """An upright box without its underside."""
+        """Add an upright box, by default without its underside."""
         (x0, y0, z0), (x1, y1, z1) = low, high
         for x, out in ((x0, -1.0), (x1, 1.0)):
             self.add_polygon([(x, y0, z0), (x, y0, z1), (x, y1, z1), (x, y1, z0)], slot, shade, outward=(out, 0, 0))
@@ -175,7 +181,7 @@ class MeshBuilder:
         self.faces.append((count, slot, shade, glow, self.label, self.part_depth, one_sided, limb))
 
     def build(self) -> Mesh:
-        """Everything collected, as arrays."""
+        """Return all collected faces as arrays."""
         vertices, faces = np.array(self.vertices), np.array(self.faces)
         reach = np.abs(vertices[:, :3]) + np.abs(vertices[:, 3:6]) + np.abs(vertices[:, 6:])
         size: Point = tuple(reach.max(0).tolist())
@@ -189,7 +195,7 @@ class MeshBuilder:
 
 
 def crop_quad(quad: Quad, left: float, right: float, low: float, high: float) -> list[Point]:
-    """The part of a quad (corners: low left, low right, high right, high left) between fractions of its sides."""
+    """Return the part of a quad (low left, low right, high right, high left) between fractions of its sides."""
     a, b, c, d = (np.asarray(corner, np.float64) for corner in quad)
 
     def at(u: float, v: float) -> Point:

@@ -1,4 +1,4 @@
-"""Colors of things."""
+"""Colors of objects."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Palette = NDArray[np.float64]
 
 
 def _parse_colors(text: str) -> tuple[RgbColor, ...]:
-    """Colors from hexadecimal RRGGBB, parts in 0-1."""
+    """Colors from hexadecimal RRGGBB, components in 0-1."""
     rows = [bytes.fromhex(word) for word in text.split()]
     return tuple((red / 255, green / 255, blue / 255) for red, green, blue in rows)
 
@@ -23,13 +23,13 @@ DEFAULT_COLORS = np.array(_parse_colors(
     "999999 808080 1a1f26 0f0f11 858a8f e0e6eb 8c0a0d d19e80 261a12 "
     "ededeb 12389e 804c33 d10f12 fabf0d 1acc59 33404f e6e6d9"
 ))  # fmt: skip
-"""Color of every `Slot` that an object does not set itself."""
+"""Default color of each `Slot`."""
 
 GLOW_COLORS = np.array(_parse_colors(
     "000000 000000 000000 000000 000000 fff7e0 ff211a 000000 000000 "
     "000000 000000 000000 ff2921 ffb81f 40ff8c facc7a ffe6a8"
 ))  # fmt: skip
-"""Color of every `Slot` when it shines by itself."""
+"""Color of each `Slot` when it glows."""
 
 PAINTS = _parse_colors("ebebe8 ebebe8 a8adb2 66696e 121214 121214 1f336b 8c0f12 4c1417 294c33 9e8f73 33598c bf7314")
 CLOTHES = _parse_colors("1a1a1f 262e4c 801a1f bfb8a8 40543d d98c1f 4c4c54 33669e 9e4c6b d9d9db")
@@ -48,7 +48,7 @@ BOARDS = _parse_colors("12389e 0d5933 1a47b2")
 
 
 def make_palette(**colors: RgbColor) -> Palette:
-    """[slots, 3] of an object; the names are those of `Slot` in lower case."""
+    """Return the palette [slots, 3] of an object; argument names are those of `Slot` in lower case."""
     result = DEFAULT_COLORS.copy()
     for name, colour in colors.items():
         result[Slot[name.upper()]] = colour
@@ -56,7 +56,7 @@ def make_palette(**colors: RgbColor) -> Palette:
 
 
 def perturb_color(color: RgbColor, rng: Random, amount: float = 0.08) -> RgbColor:
-    """A color like this one: lighter or darker by up to ``amount``, and a third of that in hue."""
+    """Return a similar color: brightness differs by up to ``amount``, hue by a third of it."""
     light = 1 + rng.uniform(-amount, amount)
     red, green, blue = (min(1.0, part * light * (1 + rng.uniform(-amount, amount) / 3)) for part in color)
     return red, green, blue

@@ -1,4 +1,4 @@
-"""Pedestrians and cyclists, of limbs that face the camera."""
+"""Pedestrians and cyclists, made of limbs that face the camera."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from perception.synthetic.mesh import Mesh, MeshBuilder, Slot
 from perception.synthetic.street_image import BICYCLE, PERSON, RIDER
 
 NUM_PEDESTRIANS, NUM_CYCLISTS = 32, 8
-"""How many shapes there are to choose from."""
+"""Number of different shapes."""
 
 
 @lru_cache(maxsize=2 * NUM_PEDESTRIANS)
 def build_pedestrian(style: int, phase: float = 0.25) -> Mesh:
-    """A person of 1.75 m who walks along z. ``phase`` in [0, 1) is the place in the stride."""
+    """Build a 1.75 m tall person who walks along z. ``phase`` in [0, 1) is the position in the walking cycle."""
     choose = Random(style)
     build = MeshBuilder(PERSON)
     swing = 0.26 * math.sin(2 * math.pi * phase) if choose.random() < 0.85 else 0.03
@@ -68,7 +68,7 @@ def _add_luggage(builder: MeshBuilder, rng: Random, hand: tuple[float, float, fl
 
 @lru_cache(maxsize=4 * NUM_CYCLISTS)
 def build_cyclist(style: int) -> Mesh:
-    """A rider on a bicycle that heads along z."""
+    """Build a rider on a bicycle that moves along z."""
     choose = Random(style)
     build = MeshBuilder(BICYCLE)
     radius, front, rear = 0.34, 0.53, -0.53

@@ -10,12 +10,12 @@ from perception.synthetic.mesh import Mesh, MeshBuilder, Slot
 from perception.synthetic.street_image import VEGETATION
 
 NUM_TREES, NUM_CONIFERS = 24, 8
-"""How many shapes there are to choose from."""
+"""Number of different shapes."""
 
 
 @lru_cache(maxsize=2 * NUM_CONIFERS)
 def build_conifer(style: int) -> Mesh:
-    """A fir or spruce of 7 to 9.5 m."""
+    """Build a fir or spruce of 7 to 9.5 m."""
     choose = Random(3500 + style)
     build = MeshBuilder(VEGETATION)
     stem, top, broad = 0.9, choose.uniform(7, 9.5), choose.uniform(1.3, 1.9)
@@ -31,7 +31,7 @@ def build_conifer(style: int) -> Mesh:
 
 @lru_cache(maxsize=2 * NUM_TREES)
 def build_tree(style: int) -> Mesh:
-    """A broad-leaved tree of about 6 to 8 m, round or slim."""
+    """Build a broad-leaved tree of about 6 to 8 m, round or slim."""
     choose = Random(3000 + style)
     build = MeshBuilder(VEGETATION)
     slim = choose.random() < 0.25
@@ -55,7 +55,7 @@ def build_tree(style: int) -> Mesh:
 
 @lru_cache(maxsize=8)
 def build_hedge(style: int) -> Mesh:
-    """A hedge, 1 long (z), about 1.3 m high; or a line of far trees when scaled up."""
+    """Build a hedge, length 1 (z), about 1.3 m high. Scaled up, it serves as a line of distant trees."""
     choose = Random(4000 + style)
     build = MeshBuilder(VEGETATION)
     build.add_box((-0.4, 0, -0.5), (0.4, 1.1, 0.5), Slot.BODY)
@@ -73,7 +73,7 @@ def build_hedge(style: int) -> Mesh:
 
 @lru_cache(maxsize=8)
 def build_treeline(style: int) -> Mesh:
-    """A row of far trees across the view, 1 wide (x) and 1 high."""
+    """Build a row of distant trees across the view, width 1 (x) and height 1."""
     choose = Random(5000 + style)
     build = MeshBuilder(VEGETATION)
     build.add_polygon([(-0.5, 0, 0), (0.5, 0, 0), (0.5, 0.6, 0), (-0.5, 0.6, 0)], Slot.BODY, 0.8)

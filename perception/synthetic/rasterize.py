@@ -1,7 +1,7 @@
-"""From things on the street to pixels: which face is seen where, and at which depth.
+"""Rasterize the objects on the street: visible face and depth per pixel.
 
-Painter's algorithm: far things first. Every face gets a number; the image of face numbers then looks up color,
-label, object and the plane whose depth is exact at each pixel.
+Painter's algorithm: far objects first. Every face has an index. The image of face indices then gives color, label,
+object, and the plane for the exact depth of each pixel.
 """
 
 from __future__ import annotations
@@ -19,21 +19,28 @@ from perception.synthetic.world import StreetObject, World
 
 NEAR_PLANE = 0.6
 SUBPIXEL_BITS = 4
-"""Bits of a pixel's fraction that the rasteriser is given."""
+"""Fractional bits of the pixel coordinates given to the rasterizer."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VisibleFaces:
-    """Everything in view, in painting order. Row 0 of the face arrays [F + 1] is the bare ground and sky.
+    """All faces in view, in painting order, for T objects. Row 0 of the face arrays [F + 1] is bare ground and sky.
 
-    ids:    uint16 [H, W], the face seen at each pixel
-    planes: float32 [F + 1, 3], inverse depth = a * x + b * y + c at pixel centers; ``max_inverse_depths``,
-    ``min_inverse_depths``: its bounds
-    normals: float64 [F + 1, 3] of the road frame (right, up, forward), towards the camera
-    object_indices: the object of each face, -1 = none; ``painted_areas`` int64 [T]: pixels of each thing before others
-    covered it
-    bounds: int64 [T, 4], x1 y1 x2 y2 around the pixels that each thing can cover
-    positions:  float64 [T, 3] where each thing stands (right of the camera, up, ahead)
+    Attributes:
+        ids: uint16 [H, W], the visible face of each pixel.
+        planes: float32 [F + 1, 3], inverse depth = a * x + b * y + c at pixel centers.
+        max_inverse_depths: float32 [F + 1], upper bound of the inverse depth.
+        min_inverse_depths: float32 [F + 1], lower bound of the inverse depth.
+        normals: float64 [F + 1, 3] in the road frame (right, up, forward), towards the camera.
+        labels: [F + 1], Cityscapes labelIds.
+        slots: [F + 1], palette slots.
+        shades: [F + 1], factors on the color.
+        glow_thresholds: [F + 1], see `Mesh`.
+        colors: face colors from the objects' palettes.
+        object_indices: [F + 1], object of each face, -1 = none.
+        painted_areas: int64 [T], pixels of each object before other objects covered it.
+        bounds: int64 [T, 4], x1 y1 x2 y2 around the pixels that each object can cover.
+        positions: float64 [T, 3], position of each object (right of the camera, up, ahead).
     """
 
     ids: NDArray[np.uint16]
@@ -55,7 +62,7 @@ class VisibleFaces:
 def locate_objects(
     world: World, view: CameraView, objects: list[StreetObject]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(spots [T, 3] right of the camera, up, ahead; headings [T] against straight ahead)."""
+    """Return positions [T, 3] (right of the camera, up, ahead) and headings [T] relative to straight ahead."""
     ahead = np.array([thing.along for thing in objects]) - view.along
     across = np.array([thing.across for thing in objects]) - view.across
     bend = world.curvature * ahead
@@ -64,7 +71,7 @@ def locate_objects(
 
 
 def find_visible(world: World, view: CameraView) -> tuple[list[StreetObject], NDArray[np.float64], NDArray[np.float64]]:
-    """The things that can reach into the image, far to near, with their spots and headings."""
+    """Return the objects that can reach into the image, far to near, with positions and headings."""
     spots, headings = locate_objects(world, view, world.objects)
     radius = np.array(
         [max(t.mesh.half_extents[0] * t.scale[0], t.mesh.half_extents[2] * t.scale[2]) for t in world.objects]
@@ -83,11 +90,16 @@ def find_visible(world: World, view: CameraView) -> tuple[list[StreetObject], ND
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Polygons:
-    """All polygons of all things in view, before any is dropped: arrays over faces [F] and their vertices [V].
+    """All polygons of all objects in view, before culling: arrays over faces [F] and their vertices [V].
 
-    object_indices:  row of the thing; ``starts``, ``vertex_counts``: its vertices
-    points: float64 [V, 3] right of the camera, up, ahead; ``camera_points`` the same in the camera's frame
-    normals: float64 [F, 3] (right, up, ahead) of any length; ``facing``: positive where it points to the camera
+    Attributes:
+        object_indices: [F], row of the object.
+        starts: [F], index of the first vertex.
+        vertex_counts: [F], number of vertices.
+        points: float64 [V, 3], right of the camera, up, ahead.
+        camera_points: float64 [V, 3], the same points in the camera frame.
+        normals: float64 [F, 3] (right, up, ahead), of any length.
+        facing: [F], positive if the normal points to the camera.
     """
 
     object_indices: NDArray[np.int64]
@@ -101,10 +113,16 @@ class Polygons:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DrawList:
-    """What is painted: ``rows`` of the shapes in painting order. The other arrays are over all shapes or vertices.
+    """The faces to paint. The arrays other than ``rows`` are over all faces [F] or vertices [V].
 
-    min_depths, max_depths: metres of depth [F]; ``crosses_near_plane``: reaches behind the near plane
-    pixels: float64 [V, 2], pixel indices; ``pixel_min``, ``pixel_max``: their bounds [F, 2]
+    Attributes:
+        rows: the faces in painting order.
+        min_depths: [F], metres.
+        max_depths: [F], metres.
+        crosses_near_plane: [F], whether the face extends behind the near plane.
+        pixels: float64 [V, 2], pixel indices.
+        pixel_min: [F, 2], smallest pixel indices.
+        pixel_max: [F, 2], largest pixel indices.
     """
 
     rows: NDArray[np.int64]
@@ -117,7 +135,7 @@ class DrawList:
 
 
 def paint_objects(world: World, view: CameraView) -> tuple[VisibleFaces, list[StreetObject]]:
-    """Draw everything that stands on the street."""
+    """Paint all objects on the street."""
     things, spots, headings = find_visible(world, view)
     shapes = _collect_polygons(things, spots, headings, view)
     plan = _build_draw_list(
@@ -154,12 +172,12 @@ def paint_objects(world: World, view: CameraView) -> tuple[VisibleFaces, list[St
 
 
 def _concatenate(objects: list[StreetObject], name: str) -> NDArray:
-    """One array of all things' shapes, joined."""
+    """Concatenate an array of the shapes of all objects."""
     return np.concatenate([getattr(thing.mesh, name) for thing in objects])
 
 
 def _prepend(values: NDArray, first: float) -> NDArray:
-    """``values`` after the row of the bare ground."""
+    """Prepend the row of the bare ground."""
     return np.concatenate([np.array([first], values.dtype), values])
 
 
@@ -178,7 +196,7 @@ def _collect_polygons(objects: list[StreetObject], positions: NDArray, headings:
 def _build_draw_list(
     polygons: Polygons, view: CameraView, is_one_sided: NDArray[np.bool_], part_depths: NDArray[np.float64]
 ) -> DrawList:
-    """Drop what is behind the camera, beside the image, turned away or smaller than a pixel; sort the rest."""
+    """Drop faces behind the camera, outside the image, turned away or smaller than a pixel; sort the rest."""
     depth, starts = polygons.camera_points[:, 2], polygons.starts
     nearest, farthest = np.minimum.reduceat(depth, starts), np.maximum.reduceat(depth, starts)
     pixels = view.project(np.where(depth[:, None] > NEAR_PLANE, polygons.camera_points, (0.0, 0.0, 1.0))) - 0.5
@@ -194,7 +212,7 @@ def _build_draw_list(
 def _transform_vertices(
     objects: list[StreetObject], positions: NDArray, headings: NDArray, limbs: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """All vertices [V, 3], right of the camera, above the ground, ahead. ``limbs``: first vertex of every limb."""
+    """All vertices [V, 3]: right of the camera, above the ground, ahead. ``limbs``: first vertex of each limb."""
     counts = [len(thing.mesh.anchors) for thing in objects]
     scale = np.repeat(np.array([thing.scale for thing in objects]), counts, axis=0)
     local = _concatenate(objects, "anchors") * scale
@@ -215,7 +233,7 @@ def _transform_vertices(
 
 
 def _fit_planes(view: CameraView, points: NDArray[np.float64], normals: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Coefficients [F, 3] of inverse depth over pixel indices, of planes through ``points`` (camera's frame)."""
+    """Coefficients [F, 3] of inverse depth over pixel indices, for planes through ``points`` (camera frame)."""
     camera = view.camera
     normals = (normals * (1.0, -1.0, 1.0)) @ view.rotation.T
     distance = np.einsum("fk,fk->f", normals, points)
@@ -228,7 +246,7 @@ def _fit_planes(view: CameraView, points: NDArray[np.float64], normals: NDArray[
 def _compute_bounds(
     view: CameraView, draw_list: DrawList, object_indices: NDArray[np.int64], count: int
 ) -> NDArray[np.int64]:
-    """Whole-pixel rectangle [T, 4] within the image around the painted faces of each thing."""
+    """Whole-pixel rectangle [T, 4] within the image around the painted faces of each object."""
     height, width = view.size
     bounds = np.tile(np.array([width, height, 0, 0], np.float64), (count, 1))
     owners, first = np.unique(object_indices, return_index=True)
@@ -249,8 +267,7 @@ def _fill_faces(
     bounds: NDArray[np.int64],
     is_pole: NDArray[np.bool_],
 ) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
-    """Fill the faces in order. Also counts what each boxed thing, without its ``is_pole``, covers when it is
-    painted."""
+    """Fill the faces in order, and count the pixels of each boxed object, without poles, when it is painted."""
     ids = np.zeros(view.size, np.uint16)
     drawn = np.zeros(len(objects), np.int64)
     fixed = to_fixed_point(draw_list.pixels)
@@ -272,12 +289,12 @@ def _fill_faces(
 
 
 def to_fixed_point(pixels: NDArray[np.float64]) -> NDArray[np.int32]:
-    """Pixel indices as the rasteriser's fixed-point numbers."""
+    """Convert pixel indices to the rasterizer's fixed-point numbers."""
     return np.rint(np.clip(pixels, -30000, 30000) * (1 << SUBPIXEL_BITS)).astype(np.int32)
 
 
 def clip_to_near_plane(view: CameraView, points: NDArray[np.float64]) -> NDArray[np.int32]:
-    """The part of a polygon (camera's frame) beyond the near plane, in fixed-point pixels; [0, 2] where nothing is."""
+    """Clip a polygon (camera frame) to the near plane, in fixed-point pixels; [0, 2] if nothing remains."""
     kept = []
     for start, end in zip(points, np.roll(points, -1, 0), strict=True):
         if start[2] > NEAR_PLANE:

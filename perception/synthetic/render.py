@@ -1,4 +1,4 @@
-"""A street as seen by a camera, with every label."""
+"""Render a street from a camera, with all labels."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from perception.synthetic.world import BACKDROP_DISTANCE, StreetObject, World
 
 
 def render_image(seed: int, index: int, size: tuple[int, int] = (256, 512)) -> StreetImage:
-    """Image ``index`` of the collection ``seed``, of ``size`` (height, width): a function of its arguments alone."""
+    """Render image ``index`` of ``seed``, of ``size`` (height, width). It depends only on the arguments."""
     choose = Random(f"street {GENERATOR_VERSION} {seed} {index}")
     world = sample_world(choose)
     view = sample_view(choose, size, world.road.own_lane_center)
@@ -35,7 +35,7 @@ def render_image(seed: int, index: int, size: tuple[int, int] = (256, 512)) -> S
 
 
 def render_view(world: World, view: CameraView, rng: Random) -> StreetImage:
-    """The street from one place. ``rng`` draws what the camera adds (noise, drops)."""
+    """Render the street from one camera. ``rng`` is for camera effects (noise, drops)."""
     faces, things = paint_objects(world, view)
     surface = _compute_gbuffer(faces, view)
     labels = np.take(faces.labels, surface.face_ids)
@@ -75,7 +75,7 @@ def _compute_gbuffer(faces: VisibleFaces, view: CameraView) -> GBuffer:
 
 
 def _render_ground(world: World, view: CameraView, gbuffer: GBuffer, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Colors [H - first, W, 3] of the bare ground from the horizon on; writes its labels into ``labels``."""
+    """Colors [H - first, W, 3] of the bare ground below the horizon. Writes its labels into ``labels``."""
     first = gbuffer.first_ground_row
     right, ahead, ground = gbuffer.right[first:], gbuffer.ahead[first:], gbuffer.is_ground[first:]
     across = ahead * ahead
@@ -102,10 +102,10 @@ def _render_ground(world: World, view: CameraView, gbuffer: GBuffer, labels: NDA
 def _collect_instances(
     faces: VisibleFaces, objects: list[StreetObject], face_ids: NDArray[np.intp]
 ) -> tuple[NDArray, NDArray, NDArray, NDArray, NDArray, NDArray]:
-    """(instances map, boxes, labels, areas, ignore, identities): the things with a class whose pixels are seen."""
+    """Instance map, boxes, labels, areas, ignore and identities of the visible objects with a class."""
     boxed = np.array([thing.class_index >= 0 for thing in objects] + [False])
     owners = np.where(boxed[faces.object_indices], faces.object_indices + 1, 0).astype(np.uint16)
-    # A lamp post that carries a sign is a pole: only plates and heads are boxed, so the label decides too.
+    # Boxes contain only plates and signal heads, not their poles, so the label is checked too.
     owners[faces.labels == POLE] = 0
     seen = np.take(owners, face_ids)
     areas = np.bincount(seen.ravel(), minlength=len(objects) + 1)

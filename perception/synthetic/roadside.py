@@ -1,4 +1,4 @@
-"""What stands along the road: buildings, trees, hedges, poles and signs, and the backdrop that closes the street."""
+"""Objects along the road: buildings, trees, hedges, poles, signs, and a backdrop at the end of the street."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from perception.synthetic.world import TRAFFIC_LIGHT_CLASS, TRAFFIC_SIGN_CLASS, 
 
 
 def place_buildings(world: World, rng: Random, side: int, end: float) -> None:
-    """A row along one side: houses in gardens, closed blocks, or a park with a few of them."""
+    """Place buildings along one side: houses in gardens, closed blocks, or a park with a few of them."""
     town, hue = rng.random(), rng.randrange(len(colors.WALLS))
     suburb, park = town > 0.62, town > 0.88
     along, line, turn = rng.uniform(-25.0, -8.0), world.road.building_distance(side), _yaw_to_road(side)
@@ -38,7 +38,7 @@ def place_buildings(world: World, rng: Random, side: int, end: float) -> None:
 
 
 def place_trees(world: World, rng: Random, side: int, end: float) -> None:
-    """Trees along the curb and hedges along the gardens, or none."""
+    """Place trees along the curb and hedges along the gardens, or none."""
     spacing, place = rng.uniform(9.0, 16.0), side * (world.road.curb_distance(side) + 1.1)
     along = rng.uniform(4.0, 14.0) if rng.random() < 0.65 else end
     while along < end - 40.0:
@@ -67,7 +67,7 @@ def _place_tree(world: World, rng: Random, along: float, across: float, scale: f
 
 
 def place_posts(world: World, rng: Random, side: int, end: float) -> None:
-    """Lamps, signs, bollards and wooden posts along the curb."""
+    """Place lamps, signs, bollards and wooden posts along the curb."""
     curb = world.road.curb_distance(side)
     along, spacing, style = rng.uniform(6.0, 30.0), rng.uniform(22.0, 34.0), rng.randrange(3)
     look = make_palette(metal=perturb_color(rng.choice(colors.METALS), rng))
@@ -109,8 +109,10 @@ def _place_sign(world: World, rng: Random, along: float, across: float) -> None:
 
 
 def place_traffic_lights(world: World, rng: Random, crossing: float, side: int, state: int) -> None:
-    """Traffic lights before and behind the side street at ``crossing``; on our side sometimes on a mast over the
-    road."""
+    """Place traffic lights before and after the side street at ``crossing``.
+
+    On the camera's side, some are on a mast over the road.
+    """
     look = make_palette(metal=perturb_color(colors.METALS[0], rng, 0.3))
     across, half = side * (world.road.curb_distance(side) + 0.5), world.road.side_street_half_width
     mast, size = side > 0 and rng.random() < 0.35, rng.uniform(1.1, 1.3)
@@ -143,7 +145,7 @@ def place_traffic_lights(world: World, rng: Random, crossing: float, side: int, 
 
 
 def place_backdrop(world: World, rng: Random, end: float) -> None:
-    """Far trees and buildings behind everything, and a row that closes the side streets."""
+    """Place distant trees and buildings behind everything, and a row at the end of the side streets."""
     look = make_palette(body=perturb_color(rng.choice(colors.LEAVES[:4]), rng, 0.15))
     scale = (420.0, rng.uniform(7.0, 14.0), 1.0)
     world.add(StreetObject(plants.build_treeline(rng.randrange(8)), look, end, 0.0, 0.0, scale, paint_offset=40.0))
@@ -175,5 +177,5 @@ def _choose_block(rng: Random) -> buildings.Mesh:
 
 
 def _yaw_to_road(side: int) -> float:
-    """Turn of what looks along its own -x, so that it looks at the road."""
+    """Yaw that turns an object with its front at -x towards the road."""
     return 0.0 if side > 0 else math.pi

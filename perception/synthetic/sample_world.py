@@ -1,4 +1,4 @@
-"""Sampling a street."""
+"""Sample a street."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from perception.synthetic.world import BACKDROP_DISTANCE, World
 
 
 def sample_world(rng: Random, scene_class: str | None = None, length: float = 0.0) -> World:
-    """A street that can be driven along for ``length`` metres."""
+    """Sample a street on which the camera can drive for ``length`` metres."""
     light = sample_light(scene_class or rng.choice(SCENE_CLASSES), rng)
     road = sample_road(rng.randrange(48))
     crossings, end = [], length + BACKDROP_DISTANCE

@@ -1,4 +1,4 @@
-"""Light and texture on what is seen."""
+"""Light and texture of visible surfaces."""
 
 from __future__ import annotations
 
@@ -21,11 +21,17 @@ from perception.synthetic.world import StreetObject, World
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GBuffer:
-    """What is seen at every pixel [H, W].
+    """Geometry of each pixel, arrays [H, W].
 
-    face_ids: the face; ``depth`` metres along the optical axis; ``right`` of the camera, ``up`` from the ground,
-    ``ahead``
-    is_ground, is_sky: where no face is; ``rays`` [3, H, W] of `CameraView.compute_rays`
+    Attributes:
+        face_ids: index of the visible face.
+        depth: metres along the optical axis.
+        right: metres to the right of the camera.
+        up: metres above the ground.
+        ahead: metres ahead of the camera.
+        is_ground: no face, bare ground.
+        is_sky: no face, sky.
+        rays: [3, H, W], from `CameraView.compute_rays`.
     """
 
     face_ids: NDArray[np.intp]
@@ -53,7 +59,7 @@ def shade_surfaces(
     ground_colors: NDArray[np.uint8],
     labels: NDArray[np.uint8],
 ) -> NDArray[np.float32]:
-    """The lit surfaces without air between: float32 [H, W, 3]."""
+    """Return the lit surfaces, before haze: float32 [H, W, 3]."""
     light, first = world.light, gbuffer.first_ground_row
     shadow = cast_shadows(world, view, objects, faces.positions)
     palette = _light_faces(faces, light, _sample_sunlight(shadow, view, faces))
@@ -83,7 +89,7 @@ def shade_surfaces(
 
 
 def _sample_sunlight(shadow: NDArray[np.float32], view: CameraView, faces: VisibleFaces) -> NDArray[np.float64]:
-    """How much sun reaches each thing's foot, [T]."""
+    """Sunlight at the foot of each object, [T]."""
     seen = view.to_camera(faces.positions)
     pixels = view.project(np.where(seen[:, 2:] > 1, seen, (0, 0, 1))).astype(np.int64)
     inside = (pixels >= 0).all(1) & (pixels < view.size[::-1]).all(1) & (seen[:, 2] > 1)
@@ -93,7 +99,7 @@ def _sample_sunlight(shadow: NDArray[np.float32], view: CameraView, faces: Visib
 
 
 def _light_faces(faces: VisibleFaces, light: Light, sunlight: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Color of every face under the scene's light, [F + 1, 3]."""
+    """Color of each face under the light of the scene, [F + 1, 3]."""
     facing = np.clip(faces.normals @ light.sun_direction, 0, 1)
     above = 0.86 + 0.14 * faces.normals[:, 1]
     soft = faces.labels == VEGETATION
@@ -116,7 +122,7 @@ def _find_glowing(faces: VisibleFaces, light: Light) -> NDArray[np.bool_]:
 def _compute_texture_gain(
     world: World, view: CameraView, faces: VisibleFaces, gbuffer: GBuffer, labels: NDArray[np.uint8]
 ) -> NDArray[np.float32]:
-    """Texture that sticks to the surfaces, as a factor around 1. Its grain stays near one pixel at every distance."""
+    """Texture fixed to the surfaces, as a factor around 1. Its grain is about one pixel at every distance."""
     scale = np.ldexp(np.float32(view.camera.fx), -np.frexp(gbuffer.depth)[1])
     along = gbuffer.ahead + np.float32(view.along + world.texture_origin[0])
     across = gbuffer.right + np.float32(view.across + world.texture_origin[1])
@@ -142,7 +148,7 @@ def _compute_texture_gain(
 
 
 def _compute_lamp_gain(view: CameraView, gbuffer: GBuffer) -> NDArray[np.float32]:
-    """What our headlights and the street lamps add at night, against the ambient light."""
+    """Light of own headlights and street lamps at night, relative to the ambient light."""
     beam = gbuffer.rays[0] * gbuffer.rays[0]
     beam *= -4
     beam -= gbuffer.depth * np.float32(1 / 20)

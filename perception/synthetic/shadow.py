@@ -1,4 +1,4 @@
-"""Shadows on the ground: of the sun, and the darkness under things."""
+"""Shadows on the ground: from the sun, and ambient occlusion below objects."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ UNIT_CIRCLE = np.array([(math.cos(k * math.pi / 6), math.sin(k * math.pi / 6)) f
 def cast_shadows(
     world: World, view: CameraView, objects: list[StreetObject], positions: NDArray[np.float64]
 ) -> NDArray[np.float32]:
-    """Share of the light that reaches the ground, [H, W] in 0-1; meaningless where something stands."""
+    """Return the fraction of light that reaches the ground, [H, W] in 0-1; undefined where an object covers it."""
     mask = np.full(view.size, 255, np.uint8)
     sun, bright = world.light.sun_direction, max(world.light.sun_color) > 0.3
     reach = -np.array([sun[0], sun[2]]) / max(sun[1], 0.2)

@@ -1,4 +1,4 @@
-"""What a made street image carries, and the names of everything in it."""
+"""A synthetic street image with its labels, and the names of its classes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from perception.types import Camera
 
 GENERATOR_VERSION = 1
-"""Of the generator: an image is a function of (version, seed, index, size)."""
+"""Version of the generator. An image depends only on (version, seed, index, size)."""
 
 OBJECT_CLASSES = ("person", "cyclist", "car", "truck", "traffic light", "traffic sign")
-"""What is boxed. A cyclist is one box around rider and bicycle; the segmentation mask tells the two apart."""
+"""Classes with boxes. A cyclist is one box around rider and bicycle; the segmentation mask separates them."""
 
 SCENE_CLASSES = ("clear", "overcast", "rain", "fog", "dusk", "night")
 """Weather or time of day: the label of the whole image."""
@@ -26,33 +26,36 @@ LABEL_NAMES = {
     TRAFFIC_SIGN: "traffic sign", VEGETATION: "vegetation", TERRAIN: "terrain", SKY: "sky", PERSON: "person",
     RIDER: "rider", CAR: "car", TRUCK: "truck", BICYCLE: "bicycle",
 }  # fmt: skip
-"""Cityscapes' labelIds that occur (lane markings are road, tree trunks vegetation), and their names."""
+"""Cityscapes labelIds in use (lane markings are road, tree trunks are vegetation), with their names."""
 
 MAX_DEPTH = 120.0
-"""Metres; depth beyond is not given."""
+"""Metres. Larger depth is marked as unknown."""
 
 MIN_BOX_SIDE, MIN_VISIBLE_FRACTION = 4.0, 0.25
-"""A thing whose visible box has a side shorter than this many pixels, or of which less than this fraction of its
-pixels within the image is left by what stands in front, is an ignore region: neither object nor background."""
+"""An object is an ignore region (neither object nor background) if a side of its visible box has fewer pixels than
+this, or if less than this fraction of its pixels within the image is not occluded."""
 
 
 @dataclass(frozen=True, slots=True)
 class StreetImage:
-    """An image of a made street and every label of it.
+    """A synthetic street image with all labels.
 
-    image:      uint8 RGB [H, W, 3]
-    label_ids:  uint8 [H, W], Cityscapes' labelIds (the keys of `LABELS`)
-    instances:  uint16 [H, W], 1 + row of ``boxes`` that owns the pixel, 0 = none
-    boxes:      float32 [N, 4], x1 y1 x2 y2 pixels, tight around the visible pixels
-    labels:     int64 [N], index into `CLASSES`
-    areas:      int64 [N], visible pixels
-    ignore:     bool [N], too small or too hidden to ask for (`MIN_BOX_SIDE`, `MIN_VISIBLE_FRACTION`)
-    identities: int64 [N], stable through a video
-    depth:      float32 [H, W], metres along the optical axis to the painted surface; 0 = unknown (sky, far away)
-    camera:     intrinsics; pixel ``i`` covers ``[i, i + 1)``
-    height, pitch, yaw, roll: pose of the camera: metres above the road, radians (positive = nose down, to the right of
-        the road, clockwise)
-    scene:      one of `SCENES`
+    Attributes:
+        image: uint8 RGB [H, W, 3].
+        label_ids: uint8 [H, W], Cityscapes labelIds (the keys of `LABEL_NAMES`).
+        instance_map: uint16 [H, W], 1 + row in ``boxes`` of the pixel's object, 0 = none.
+        boxes: float32 [N, 4], x1 y1 x2 y2 pixels, tight around the visible pixels.
+        labels: int64 [N], index into `OBJECT_CLASSES`.
+        areas: int64 [N], visible pixels.
+        ignore: bool [N], too small or too occluded (`MIN_BOX_SIDE`, `MIN_VISIBLE_FRACTION`).
+        track_ids: int64 [N], stable in a video.
+        depth: float32 [H, W], metres along the optical axis to the painted surface; 0 = unknown (sky, far away).
+        camera: intrinsics; pixel ``i`` covers ``[i, i + 1)``.
+        camera_height: metres above the road.
+        pitch: radians, positive = nose down.
+        yaw: radians, positive = to the right of the road.
+        roll: radians, positive = clockwise.
+        scene_class: one of `SCENE_CLASSES`.
     """
 
     image: NDArray[np.uint8]

@@ -1,4 +1,4 @@
-"""Noise that surfaces, clouds, rain and the sensor are made of, computed once."""
+"""Noise for surfaces, clouds, rain and the sensor, computed once."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 TILE_SIZE = 512
-"""Tiles are SIDE x SIDE and repeat."""
+"""Tiles have TILE_SIZE x TILE_SIZE pixels and repeat."""
 
 GRAIN_OFFSET, LEAVES_OFFSET = 0, TILE_SIZE * TILE_SIZE
-"""Where the tiles begin in `make_surface_tiles`."""
+"""Start of each tile in `make_surface_tiles`."""
 
 
 def _smooth_noise(noise: NDArray, sigma: float) -> NDArray[np.float32]:
@@ -23,7 +23,7 @@ def _smooth_noise(noise: NDArray, sigma: float) -> NDArray[np.float32]:
 
 @lru_cache(maxsize=1)
 def make_surface_tiles() -> NDArray[np.float32]:
-    """[2 * SIDE * SIDE]: two flat tiles around 0 with a deviation of about 1: fine grain, and clumps of leaves."""
+    """Return [2 * TILE_SIZE * TILE_SIZE]: two flat tiles, mean 0, deviation about 1: fine grain, and leaf clusters."""
     random = np.random.default_rng(11)
     noise = [random.standard_normal((TILE_SIZE, TILE_SIZE)).astype(np.float32) for _ in range(6)]
     grain = (
@@ -38,7 +38,7 @@ def make_surface_tiles() -> NDArray[np.float32]:
 
 @lru_cache(maxsize=1)
 def make_cloud_tile() -> NDArray[np.float32]:
-    """[SIDE, SIDE] in 0-1, octaves of noise, uniformly distributed (the share of clouds is a threshold)."""
+    """Return [TILE_SIZE, TILE_SIZE] in 0-1: octaves of noise, uniform, so that cloud cover is a threshold."""
     random = np.random.default_rng(12)
     total = np.zeros((TILE_SIZE, TILE_SIZE), np.float32)
     for octave in range(6):
@@ -53,7 +53,7 @@ def make_cloud_tile() -> NDArray[np.float32]:
 
 @lru_cache(maxsize=1)
 def make_sensor_noise() -> NDArray[np.float32]:
-    """[2 * SIDE, 2 * SIDE, 3]: slightly correlated color noise of deviation 1; an image takes a window of it."""
+    """Return [2 * TILE_SIZE, 2 * TILE_SIZE, 3]: slightly correlated color noise, deviation 1. Images use crops."""
     random = np.random.default_rng(13)
     noise = random.standard_normal((2 * TILE_SIZE, 2 * TILE_SIZE, 3)).astype(np.float32)
     gray = random.standard_normal((2 * TILE_SIZE, 2 * TILE_SIZE, 1)).astype(np.float32)
@@ -62,7 +62,7 @@ def make_sensor_noise() -> NDArray[np.float32]:
 
 @lru_cache(maxsize=1)
 def make_rain_tile() -> NDArray[np.float32]:
-    """[2 * SIDE, 2 * SIDE] in 0-1: streaks of falling drops."""
+    """Return [2 * TILE_SIZE, 2 * TILE_SIZE] in 0-1: streaks of falling drops."""
     random = np.random.default_rng(14)
     tile = np.zeros((2 * TILE_SIZE, 2 * TILE_SIZE), np.float32)
     for x, y, length, bright in zip(
@@ -78,6 +78,6 @@ def make_rain_tile() -> NDArray[np.float32]:
 
 @lru_cache(maxsize=4)
 def make_vignette(size: tuple[int, int]) -> NDArray[np.float32]:
-    """[H, W] factor that darkens the corners."""
+    """Return an [H, W] factor that darkens the corners."""
     y, x = np.mgrid[-1 : 1 : size[0] * 1j, -1 : 1 : size[1] * 1j]
     return (1 - 0.16 * (0.5 * x**2 + 0.5 * y**2) ** 1.2).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Who uses the street: cars and trucks, cyclists, people on foot."""
+"""Road users: cars and trucks, cyclists, pedestrians."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CROSSING_YAW = math.pi / 2
 
 
 def fill_lanes(world: World, rng: Random, end: float) -> None:
-    """Moving cars and trucks: with us on the right, oncoming on the left."""
+    """Place moving cars and trucks: same direction on the right, oncoming on the left."""
     busy = rng.random()
     for across, direction in world.road.lane_centers():
         own = direction > 0 and abs(across - world.road.own_lane_center) < 0.1
@@ -44,7 +44,7 @@ def fill_lanes(world: World, rng: Random, end: float) -> None:
 
 
 def place_parked_cars(world: World, rng: Random, end: float) -> None:
-    """Parked cars in the bays that the road has."""
+    """Place parked cars in the parking bays of the road."""
     for side in (-1, 1):
         if not world.road.has_parking[side > 0]:
             continue
@@ -57,7 +57,7 @@ def place_parked_cars(world: World, rng: Random, end: float) -> None:
 
 
 def place_pedestrians(world: World, rng: Random, end: float) -> None:
-    """People on the pavements, alone or in pairs; cyclists near the curb."""
+    """Place people on the sidewalks, alone or in pairs, and cyclists near the curb."""
     many = rng.random() * (0.5 if world.light.scene_class in ("rain", "night") else 1.0)
     extra = end - BACKDROP_DISTANCE
     for side in (-1, 1):
@@ -84,7 +84,7 @@ def place_pedestrians(world: World, rng: Random, end: float) -> None:
 
 
 def fill_crossings(world: World, rng: Random) -> None:
-    """At every side street: traffic lights, people on the zebra, cars and cyclists that cross."""
+    """Place traffic lights, people on the zebra crossing, and crossing cars and cyclists at each side street."""
     for place in world.crossings:
         half = world.road.side_street_half_width
         state, lights = rng.choice((0, 0, 1, 2, 2)), rng.random() < 0.8
@@ -106,7 +106,7 @@ def fill_crossings(world: World, rng: Random) -> None:
 
 
 def _make_vehicle(rng: Random, along: float, across: float, yaw: float, truck_probability: float) -> StreetObject:
-    """A car, or with the probability ``truck_probability`` a truck."""
+    """A truck with probability ``truck_probability``, otherwise a car."""
     paint = perturb_color(rng.choice(colors.PAINTS), rng)
     if rng.random() < truck_probability:
         mesh, kind = vehicles.build_truck(rng.randrange(8)), TRUCK_CLASS

@@ -9,7 +9,7 @@ from perception.synthetic.mesh import Mesh, MeshBuilder, Point, Slot, crop_quad
 from perception.synthetic.street_image import CAR, TRUCK
 
 CAR_STYLES = {
-    # length, width, height, bonnet, boot; of the cabin as shares of the length: rear bottom, top, front top, bottom
+    # length, width, height, hood, trunk; cabin, as fractions of the length: rear bottom, rear top, front top, bottom
     "sedan": (4.6, 1.80, 1.45, 0.92, 1.00, -0.40, -0.24, 0.10, 0.26),
     "hatchback": (4.0, 1.74, 1.48, 0.93, 1.02, -0.49, -0.38, 0.10, 0.28),
     "estate": (4.7, 1.82, 1.50, 0.92, 1.02, -0.49, -0.42, 0.10, 0.25),
@@ -20,7 +20,7 @@ CAR_STYLES = {
 
 @lru_cache(maxsize=64)
 def build_car(style: str) -> Mesh:
-    """A car that heads along z."""
+    """Build a car that heads along z."""
     length, width, height, bonnet, boot, *cabin = CAR_STYLES[style]
     half, side, wheel = length / 2, width / 2, 0.33 if height < 1.6 else 0.37
     build = MeshBuilder(CAR)
@@ -172,7 +172,7 @@ def _add_rear(builder: MeshBuilder, half: float, side: float, rear_height: float
 
 @lru_cache(maxsize=32)
 def build_truck(style: int) -> Mesh:
-    """A box truck that heads along z: cab (forward control), cargo box, wheels. ``style`` 0-7 sets its proportions."""
+    """Build a box truck that heads along z: cab-over, cargo box, wheels. ``style`` 0-7 sets its proportions."""
     choose = Random(style)
     width, height = choose.uniform(2.25, 2.5), choose.uniform(2.9, 3.8)
     length, cab_height = choose.uniform(6.2, 10.5), choose.uniform(2.4, 2.9)

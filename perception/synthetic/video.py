@@ -1,4 +1,4 @@
-"""A drive through one made street: images with identities that last."""
+"""A video from a camera that drives along a synthetic street, with persistent object identities."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from perception.types import DataError
 def render_frames(
     seed: int, count: int, size: tuple[int, int] = (256, 512), fps: float = 12.0, scene_class: str | None = None
 ) -> Iterator[StreetImage]:
-    """``count`` images, 1 / ``fps`` seconds apart, from a camera that drives along one street.
+    """Render ``count`` images, 1 / ``fps`` seconds apart, from a camera that drives along one street.
 
-    Identities stay with their objects. ``scene_class`` picks the weather, otherwise the seed does.
+    Objects keep their identities. The weather is ``scene_class``; None = chosen by the seed.
     """
     choose = Random(f"street video {GENERATOR_VERSION} {seed}")
     speed = choose.uniform(5.0, 9.0)
@@ -46,7 +46,7 @@ def render_frames(
 
 
 def _clear_camera_lane(world: World, speed: float) -> None:
-    """Nothing in front of us is slower than we are, and nobody crosses our way."""
+    """Objects ahead are not slower than the camera, and nobody crosses its path."""
     for thing in world.objects:
         if thing.class_index < 0 or thing.class_index > 3:
             continue
@@ -58,7 +58,7 @@ def _clear_camera_lane(world: World, speed: float) -> None:
 
 
 def write_video(path: Path, seconds: float, seed: int, size: tuple[int, int] = (256, 512), fps: float = 12.0) -> None:
-    """A drive as an mp4 at ``path``; beside it ``<stem>_tracks.json``: intrinsics, classes, every frame's boxes."""
+    """Write an mp4 to ``path``, and ``<stem>_tracks.json`` beside it: intrinsics, classes, boxes of each frame."""
     path = Path(path)
     count = round(seconds * fps)
     if count < 1:

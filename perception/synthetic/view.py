@@ -1,4 +1,4 @@
-"""The camera on the road: sampling its pose, projecting points, and the rays through its pixels."""
+"""The camera on the road: sample its pose, project points, compute pixel rays."""
 
 from __future__ import annotations
 
@@ -14,10 +14,19 @@ from perception.types import Camera
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CameraView:
-    """A camera ``camera_height`` metres above the road, ``across`` metres right of its center line, ``along`` metres
-    down it.
+    """A camera with its pose.
 
-    rotation: float64 [3, 3], from the road frame (right, down, forward) to the camera's (right, down, optical axis)
+    Attributes:
+        camera: intrinsics.
+        size: (height, width) in pixels.
+        camera_height: metres above the road.
+        across: metres to the right of the center line.
+        along: metres along the road.
+        pitch: radians, positive = nose down.
+        yaw: radians, positive = to the right.
+        roll: radians, positive = clockwise.
+        rotation: float64 [3, 3], from the road frame (right, down, forward) to the camera frame (right, down, optical
+            axis).
     """
 
     camera: Camera
@@ -31,13 +40,13 @@ class CameraView:
     rotation: NDArray[np.float64]
 
     def to_camera(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Points [N, 3] (right of the camera, above the ground, ahead; metres) in the camera's frame."""
+        """Convert points [N, 3] (right of the camera, above the ground, ahead; metres) to the camera frame."""
         relative = points * (1.0, -1.0, 1.0)
         relative[:, 1] += self.camera_height
         return relative @ self.rotation.T
 
     def project(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Pixels [N, 2] of points [N, 3] in the camera's frame, in front of it."""
+        """Project points [N, 3] in the camera frame, in front of the camera, to pixels [N, 2]."""
         inverse = 1.0 / points[:, 2]
         return np.stack(
             [
@@ -48,7 +57,7 @@ class CameraView:
         )
 
     def compute_rays(self) -> NDArray[np.float32]:
-        """[3, H, W]: (right, down, forward) in the road frame of the ray that gains one metre of depth, per pixel."""
+        """Return [3, H, W]: road-frame direction (right, down, forward) per pixel, for one metre of depth."""
         height, width = self.size
         x = (np.arange(width) + 0.5 - self.camera.cx) / self.camera.fx
         y = (np.arange(height) + 0.5 - self.camera.cy) / self.camera.fy
@@ -68,7 +77,7 @@ def create_view(
     along: float,
     angles: tuple[float, float, float],
 ) -> CameraView:
-    """``angles``: pitch (positive = nose down), yaw (to the right) and roll (clockwise), radians."""
+    """Create a view. ``angles``: pitch (positive = nose down), yaw (to the right), roll (clockwise), radians."""
     pitch, yaw, roll = angles
     turn_y = np.array([[math.cos(yaw), 0, -math.sin(yaw)], [0, 1, 0], [math.sin(yaw), 0, math.cos(yaw)]])
     turn_x = np.array([[1, 0, 0], [0, math.cos(pitch), -math.sin(pitch)], [0, math.sin(pitch), math.cos(pitch)]])
@@ -77,7 +86,7 @@ def create_view(
 
 
 def sample_view(rng: Random, size: tuple[int, int], lane_center: float) -> CameraView:
-    """A camera behind a windscreen, between a low car's and a truck's, somewhere in the lane around ``lane_center``."""
+    """Sample a camera behind a windshield, at car to truck height, in the lane around ``lane_center``."""
     height, width = size
     focal = rng.uniform(0.6, 1.1) * width
     camera = Camera(

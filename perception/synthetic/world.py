@@ -1,7 +1,7 @@
-"""A street: the road, and the things that stand and move along it.
+"""A street: the road, and the objects that stand and move along it.
 
-Road frame: ``along`` metres forward on the center line, ``across`` metres to its right. Seen from a place on a road of
-curvature ``k``, the point (along, across) lies ``across + k * along**2 / 2`` to the right and ``along`` ahead.
+Road frame: ``along`` metres forward on the center line, ``across`` metres to its right. As seen from a point on a road
+of curvature ``k``, the point (along, across) is ``across + k * along**2 / 2`` to the right and ``along`` ahead.
 """
 
 from __future__ import annotations
@@ -23,20 +23,27 @@ PERSON_CLASS, CYCLIST_CLASS, CAR_CLASS, TRUCK_CLASS, TRAFFIC_LIGHT_CLASS, TRAFFI
 )
 
 BACKDROP_DISTANCE = 135.0
-"""Metres to the backdrop that closes the street."""
+"""Metres to the backdrop at the end of the street."""
 
 
 @dataclass(slots=True)
 class StreetObject:
     """An object on the street.
 
-    along, across: metres in the road frame; ``yaw`` radians to the right of the road's direction
-    class_index:  index into `CLASSES`, -1 = not boxed; ``track_id`` stays with it
-    speed, lateral_speed: m/s along and across the road
-    paint_offset: metres behind its middle at which it is painted, so that what stands beside it is painted over it; 0
-    = by its
-           near end
-    mesh_at: shape at a time in seconds, for what moves its limbs
+    Attributes:
+        mesh: its shape.
+        palette: [slots, 3], colors of the shape.
+        along: metres in the road frame.
+        across: metres in the road frame.
+        yaw: radians, to the right of the road's direction.
+        scale: factors on the shape along x, y and z.
+        class_index: index into `OBJECT_CLASSES`, -1 = no box.
+        track_id: persistent identity.
+        speed: m/s along the road.
+        lateral_speed: m/s across the road.
+        paint_offset: painting depth, in metres behind its center, so that objects beside it are painted later. 0 = by
+            its near end.
+        mesh_at: shape at a time in seconds, for moving limbs.
     """
 
     mesh: Mesh
@@ -54,7 +61,7 @@ class StreetObject:
 
     @property
     def half_extent(self) -> tuple[float, float]:
-        """Half of its extent along and across the road, metres."""
+        """Half of its size along and across the road, metres."""
         cos, sin = abs(math.cos(self.yaw)), abs(math.sin(self.yaw))
         width, length = self.mesh.half_extents[0] * self.scale[0], self.mesh.half_extents[2] * self.scale[2]
         return cos * length + sin * width, sin * length + cos * width
@@ -62,7 +69,17 @@ class StreetObject:
 
 @dataclass(slots=True)
 class World:
-    """A street of some length. ``crossings`` are the middles of side streets, ``curvature`` in 1/m."""
+    """A street of finite length.
+
+    Attributes:
+        road: its cross-section.
+        light: weather and time of day.
+        curvature: 1/m.
+        crossings: metres along the road to the centers of side streets.
+        objects: everything on the street.
+        ground_brightness: factor on the ground color.
+        texture_origin: offset of the surface texture.
+    """
 
     road: Road
     light: Light
@@ -73,12 +90,12 @@ class World:
     texture_origin: tuple[float, float] = (0.0, 0.0)
 
     def add(self, street_object: StreetObject) -> None:
-        """Add a thing; its identity is its place in the list."""
+        """Add an object. Its identity is its index in the list."""
         street_object.track_id = len(self.objects)
         self.objects.append(street_object)
 
     def add_if_free(self, street_object: StreetObject) -> None:
-        """Add a thing unless another boxed one that stands on the ground is in its place."""
+        """Add an object unless its place is occupied by another object on the ground that has a box."""
         along, across = street_object.half_extent
         for other in self.objects:
             if 0 <= other.class_index <= TRUCK_CLASS and abs(other.along - street_object.along) < 16:
@@ -91,5 +108,5 @@ class World:
         self.add(street_object)
 
     def is_near_crossing(self, along: float, margin: float) -> bool:
-        """Whether a place lies in a side street or within ``margin`` metres of one."""
+        """Whether a position is in a side street or within ``margin`` metres of one."""
         return any(abs(along - place) < self.road.side_street_half_width + margin for place in self.crossings)

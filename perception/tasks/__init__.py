@@ -1,4 +1,4 @@
-"""The tasks. One file = one task; to add one, write its file and name it here."""
+"""The tasks, one file per task. To add one, write its file and list it here."""
 
 from typing import Any
 
@@ -15,14 +15,19 @@ TASKS: dict[str, type[Task]] = {
     "depth": DepthTask,
     "classification": ClassificationTask,
 }
-"""Type of a task in a recipe -> class. A task is called like its type, or says it: ``lanes: {type: segmentation}``."""
+"""Task type in a recipe -> class. A task's type is its name, or is given explicitly: ``lanes: {type: segmentation}``.
+"""
 
 
 def find_task_class(name: str, config: Any) -> type[Task]:
-    """The class of a task by its config's ``type``, or else its name. Raises ConfigError where there is none such."""
+    """Return the class of a task by its config's ``type``, or else by its name.
+
+    Raises:
+        ConfigError: there is no such type.
+    """
     kind = getattr(config, "type", name)
     if kind not in TASKS:
-        raise ConfigError(f"tasks.{name}: unknown type of task '{kind}'. Known: {', '.join(TASKS)}.")
+        raise ConfigError(f"tasks.{name}: unknown task type '{kind}'. Expected one of: {', '.join(TASKS)}.")
     return TASKS[kind]
 
 

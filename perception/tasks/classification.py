@@ -1,4 +1,4 @@
-"""Labels of the whole image: one of several classes, or any of them."""
+"""Image classification: one of several classes, or several labels per image."""
 
 from __future__ import annotations
 
@@ -20,11 +20,16 @@ from perception.types import Annotation, Camera, ConfigError, ImageLabel, TaskSp
 
 @config_dataclass
 class ClassificationConfig(TaskConfig):
-    """classes: names. multi_label: an image may carry several. score_threshold: of a multi-label score that is shown.
+    """Config of `ClassificationTask`.
 
-    label_smoothing: share of a label that is spread over all classes (or, of several labels, between yes and no).
-    strides: levels of the pyramid that are pooled, up to 32. Finer ones than that tell of light, weather and ground by
-        their textures, which the coarsest need not carry, then.
+    Attributes:
+        classes: names, in the order of the labels.
+        multi_label: whether an image can have several labels.
+        label_smoothing: share of a label that is spread over all classes (multi-label: between positive and negative).
+        channels: channels of the pooled stride-32 features.
+        strides: pyramid levels that are pooled; they must include 32. Finer levels add texture statistics, which
+            describe light, weather and ground, so the coarsest level need not encode these.
+        score_threshold: minimum score of a displayed label (multi-label).
     """
 
     classes: tuple[str, ...]
@@ -39,19 +44,22 @@ class ClassificationConfig(TaskConfig):
         check_classes(self.classes)
         check_strides(self.strides)
         if self.strides[-1] != 32:
-            raise ConfigError(f"strides is {list(self.strides)}. Expected 32 among them: it says what there is.")
+            raise ConfigError(
+                f"strides is {list(self.strides)}. Expected strides that include 32: classification pools the "
+                "stride-32 features."
+            )
 
 
 class Raw(NamedTuple):
-    """logits [B, C]."""
+    """Raw output: logits [B, C]."""
 
     logits: Tensor
 
 
 class StatsPooling(nn.Module):
-    """Mean and standard deviation of each of ``channels`` channels over the image: [B, C, H, W] -> [B, 2 * width].
+    """Mean and standard deviation over the image after a projection to ``channels``: [B, C, H, W] -> [B, 2 * channels].
 
-    Every second cell of every second row tells as much, for a quarter of the work.
+    The projection has stride 2: a quarter of the cells is enough for these statistics, at a quarter of the cost.
     """
 
     def __init__(self, in_channels: int, channels: int) -> None:
@@ -59,6 +67,7 @@ class StatsPooling(nn.Module):
         self.conv = conv_norm_act(in_channels, channels, stride=2)
 
     def forward(self, features: Tensor) -> Tensor:
+        """Return mean and standard deviation per channel, [B, 2 * channels]."""
         features = self.conv(features).float()
         mean = features.mean((2, 3), keepdim=True)
         spread = ((features - mean).square().mean((2, 3)) + 1e-5).sqrt()
@@ -68,8 +77,8 @@ class StatsPooling(nn.Module):
 class ClassificationTask(Task):
     """Global pooling; cross-entropy, or binary cross-entropy over the labeled classes.
 
-    Logits are divided by ``temperature`` before they become probabilities (Guo et al. 2017). It is no parameter:
-    `calibrate` fits it to held-out images, and it travels with the weights and into exports.
+    Logits are divided by ``temperature`` before they become probabilities (Guo et al. 2017). It is not a trained
+    parameter: `calibrate` fits it to held-out images. It is saved with the weights and included in exports.
     """
 
     Config = ClassificationConfig
@@ -98,6 +107,7 @@ class ClassificationTask(Task):
         self.register_buffer("temperature", torch.ones(()))
 
     def forward(self, pyramid: Pyramid) -> Raw:
+        """Return the logits [B, C]."""
         pooled = [self.project(pyramid[32]).mean((2, 3))]
         pooled += [texture(pyramid[int(stride)]) for stride, texture in self.stats_pooling.items()]
         return Raw(self.classifier(torch.cat(pooled, 1)).float())
@@ -105,6 +115,7 @@ class ClassificationTask(Task):
     def compute_loss_terms(
         self, raw: Raw, targets: Sequence[Annotation | None], cameras: Sequence[Camera | None]
     ) -> dict[str, LossTerm]:
+        """Return the loss term "cross_entropy", see `Task.compute_loss_terms`."""
         rows = [i for i, target in enumerate(targets) if isinstance(target, ImageLabel)]
         labels = [target for target in targets if isinstance(target, ImageLabel)]
         logits, values = select_rows(raw.logits, rows), torch.stack([label.values for label in labels])
@@ -120,11 +131,14 @@ class ClassificationTask(Task):
         return {"cross_entropy": LossTerm((entropy * known).sum(), known.sum().to(entropy.dtype))}
 
     def decode(self, raw: Raw, size: Sequence[Any]) -> dict[str, Tensor]:
+        """Return the calibrated probabilities [B, C]."""
         logits = raw.logits / self.temperature
         return {"probabilities": logits.sigmoid() if self.config.multi_label else logits.softmax(-1)}
 
     def create_metric(self) -> ClassificationMetric:
+        """Return a new metric."""
         return ClassificationMetric(self.config.classes, self.config.multi_label)
 
     def calibrate(self, metric: ClassificationMetric) -> None:
+        """Fit the temperature to the predictions that the metric holds."""
         self.temperature.mul_(metric.fit_temperature())

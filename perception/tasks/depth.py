@@ -1,4 +1,4 @@
-"""Metric depth: metres for every pixel, whatever the focal length, and how wrong each expects to be."""
+"""Metric depth in metres per pixel, for any focal length, with an estimate of the relative error."""
 
 from __future__ import annotations
 
@@ -22,29 +22,37 @@ from perception.tasks.task import LossTerm, LossWeight, Pyramid, Task, TaskConfi
 from perception.types import Annotation, Camera, ConfigError, DenseMap, TaskSpec
 
 LOG_ERROR_LIMITS = math.log(0.005), math.log(1.0)
-"""Smallest and largest expected relative error that the network can tell."""
+"""Smallest and largest relative error that the network can predict, as logarithms."""
 
 ERROR_LOSS_WEIGHT = 0.02
-"""Of the term that trains the expected error: small, so that it does not drown the depth's loss where losses are
-balanced by their size. It changes nothing else, for no other parameter sees its gradient."""
+"""Weight of the loss of the predicted error.
+
+It is small, so that it does not dominate the depth loss where losses are balanced by their size. It has no other
+effect, because no other parameter gets its gradient."""
 
 
 @config_dataclass
 class DepthConfig(TaskConfig):
-    """limits: nearest and farthest distance in metres that is trained, predicted and evaluated.
+    """Config of `DepthTask`.
 
-    canonical_focal: the network sees every image as if taken with this focal length (pixels of the input): something
-        at 10 m through a lens twice as long looks like 5 m. 0 = focal lengths are not used.
-    default_focal: focal length, as a fraction of the image's width, assumed for images without intrinsics. Give
-        intrinsics in training: without them random zoom blurs what a metre looks like.
-    bins: 0 = the logarithm of the distance is regressed; n = it is the mean of n bins, evenly spaced in the logarithm,
-        by their probabilities.
-    strides: levels of the pyramid that are fused, the finest first.
-    channels, fine_channels: channels of the decoder at stride 8 and coarser, and at stride 4.
-    pyramid_pooling: whether the coarsest level sees the whole image.
-    loss_stride: the loss is taken at every so many pixels, both ways.
-    auxiliary_weight: a > 0: an initial prediction, from the features before any fusion, is trained beside the head; the
-        loss is ``(head + a * initial) / (1 + a)``. It is not there at inference.
+    Attributes:
+        limits: nearest and farthest distance in metres that is trained, predicted and evaluated.
+        canonical_focal: depth is predicted as if every image had this focal length (pixels of the input): an object at
+            10 m seen with a focal length twice as long looks like 5 m. 0 = focal lengths are not used.
+        default_focal: focal length, as a fraction of the image width, for images without intrinsics. Provide intrinsics
+            for training: without them, random zoom makes the metric scale ambiguous.
+        bins: 0 = regress the log distance; n = the log distance is the mean of n bins, evenly spaced in the logarithm,
+            weighted by their probabilities.
+        strides: pyramid levels that are fused, the finest first.
+        channels: channels of the decoder at stride 8 and coarser.
+        fine_channels: channels of the decoder at stride 4.
+        pyramid_pooling: whether the coarsest level has global context.
+        loss_stride: the loss is computed at every n-th pixel in both directions.
+        silog_weight: weight of the scale-invariant log loss.
+        log_weight: weight of the absolute log error.
+        gradient_weight: weight of the gradient-matching loss.
+        auxiliary_weight: a > 0: an auxiliary prediction from the features before fusion is trained with the head; the
+            loss is ``(head + a * auxiliary) / (1 + a)``. It is not used at inference.
     """
 
     type: Literal["depth"] = "depth"
@@ -71,10 +79,11 @@ class DepthConfig(TaskConfig):
 
 
 class Raw(NamedTuple):
-    """Maps [B, 1, H / s, W / s], s = the finest stride.
+    """Raw output: maps [B, 1, H / s, W / s], s = the finest stride.
 
-    log_depth: log of metres through the canonical lens
-    log_error: log of the scale of a Laplace distribution around it: the relative error that is expected
+    Attributes:
+        log_depth: log of the depth in metres for the canonical focal length.
+        log_error: log of the scale of a Laplace distribution around it, which is the expected relative error.
     """
 
     log_depth: Tensor
@@ -82,10 +91,10 @@ class Raw(NamedTuple):
 
 
 class DepthTask(Task):
-    """Log depth by scale-invariant, absolute and gradient terms; its expected error by its likelihood.
+    """Log depth with scale-invariant, absolute and gradient losses; its error by a Laplace likelihood.
 
-    The error is read from features that it does not train, so it costs the depth nothing (what Kendall and Gal, 2017,
-    learn jointly trades accuracy of hard pixels for a smaller loss).
+    The error branch reads detached features, so it does not change the depth. Joint learning (Kendall and Gal 2017)
+    trades accuracy on hard pixels for a smaller loss.
     """
 
     Config = DepthConfig
@@ -115,23 +124,25 @@ class DepthTask(Task):
             config.fine_channels,
             pyramid_pooling=config.pyramid_pooling,
         )
-        # All but the error's: that term is no share of the depth's loss, and is the head's alone.
+        # Without the "error" term, which belongs to the main head only.
         self.add_auxiliary_head(
             {s: channels[s] for s in config.strides}, config.bins or 1, ("silog", "log", "gradient")
         )
         self.error_output = nn.Conv2d(self.decoder.channels, 1, 1)
         near, far = map(math.log, config.limits)
         self.log_midpoint = 0.5 * (near + far)
-        # Through another lens than the canonical one the same metres look up to twice as near or far.
+        # With another focal length than the canonical one, canonical depth differs from metres by up to a factor of 2.
         centers = torch.linspace(near - math.log(2), far + math.log(2), config.bins)
         self.register_buffer("bin_centers", centers.view(1, -1, 1, 1), persistent=False)
 
     def forward(self, pyramid: Pyramid) -> Raw:
+        """Return log depth and log error at the finest stride."""
         found, features = self.decoder.forward_with_features(pyramid)
         low, high = LOG_ERROR_LIMITS
         return Raw(self._log_depth(found), low + (high - low) * self.error_output(features.detach()).float().sigmoid())
 
     def forward_auxiliary(self, pyramid: Pyramid) -> Raw | None:
+        """Return the auxiliary log depth, or None without an auxiliary head."""
         if self.auxiliary_head is None:
             return None
         log_depth = self._log_depth(self.auxiliary_head(pyramid))
@@ -146,6 +157,7 @@ class DepthTask(Task):
     def compute_loss_terms(
         self, raw: Raw, targets: Sequence[Annotation | None], cameras: Sequence[Camera | None]
     ) -> dict[str, LossTerm]:
+        """Return the terms "silog", "log", "gradient" and "error", see `Task.compute_loss_terms`."""
         rows, create_metric, masks, shifts = [], [], [], []
         stride, (near, far) = self.config.loss_stride, self.config.limits
         for i, (target, camera) in enumerate(zip(targets, cameras, strict=True)):
@@ -178,8 +190,10 @@ class DepthTask(Task):
         return focal / self.config.canonical_focal
 
     def decode(self, raw: Raw, size: Sequence[Any]) -> dict[str, Tensor]:
+        """Return depth for the canonical focal length and relative error, [B, H, W] at input size."""
         maps = F.interpolate(torch.cat(raw, 1), size=tuple(size), mode="bilinear", align_corners=False).exp()
         return {"depth": maps[:, 0], "error": maps[:, 1]}
 
     def create_metric(self) -> DepthMetric:
+        """Return a new metric."""
         return DepthMetric(self.config.limits)

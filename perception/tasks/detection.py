@@ -1,4 +1,4 @@
-"""Anchor-free detection: every cell of the pyramid predicts class scores and the distances to a box's four sides."""
+"""Anchor-free detection: every pyramid cell predicts class scores and the distances to the four sides of a box."""
 
 from __future__ import annotations
 
@@ -25,34 +25,37 @@ from perception.types import Annotation, Camera, ConfigError, Instances, TaskSpe
 ASSIGNERS = {"task_aligned": assign_task_aligned, "sim_ota": assign_sim_ota}
 IOU_FUNCTIONS = {"giou": geometry.giou, "diou": geometry.diou, "ciou": geometry.ciou}
 BOX_SIDE_OFFSET = 1.0
-"""How many cells beyond a cell's center, on the far side, a side of its box may lie.
+"""How far, in cells, a box side can lie on the opposite side of a cell's center.
 
-An object smaller than a cell need hold no center, and is then assigned to the up to four centers within a cell of its
-own: all of them can say its box.
-"""
+A box smaller than one cell may contain no cell center. It is assigned to up to four nearby centers, each of which can
+regress it."""
 
 
 @config_dataclass
 class DetectionConfig(TaskConfig):
-    """classes: names, in the order of the labels.
+    """Config of `DetectionTask`.
 
-    strides: levels of the pyramid; add 4 for very small objects.
-    channels, num_convs: channels and layers of the towers (width 0 = the neck's).
-    bins: of the distribution over each side's distance, one bin a cell (Li et al. 2020, GFL); 0 = one number. A box
-        then reaches at most ``bins - 2`` cells of the coarsest level from a cell's center: 16 bins suffice to 448
-        pixels each way with stride 32.
-    one_to_one: train a second branch that says each object once, beside the first one (Wang et al. 2024, YOLOv10), and
-        decode it: no non-maximum suppression. The first branch only teaches the features; no export has it.
-    one_to_one_gradient: let the second branch train the features too.
-
-    pre_nms_topk: boxes that enter non-maximum suppression. max_detections: boxes that leave it.
-    iou_threshold: a box that overlaps a better one of its class more is a duplicate.
-    score_threshold: score under which a box is not shown or written (metrics see all).
-
-    assignment: which cells answer for an object: "task_aligned" (Feng et al. 2021) or "sim_ota" (Ge et al. 2021).
-    assign_topk: how many cells, at most.
-    box_loss: 1 - the overlap of this kind.
-    class_weight, box_weight, dfl_weight: of the parts of the loss.
+    Attributes:
+        classes: names, in the order of the labels.
+        strides: pyramid levels; add 4 for very small objects.
+        channels: channels of the towers; 0 = those of the neck.
+        num_convs: layers of the towers.
+        bins: bins of the distribution over each side's distance, one bin per cell (Li et al. 2020, GFL); 0 = direct
+            regression. A side is at most ``bins - 2`` cells of the coarsest level from a cell's center: 16 bins reach
+            448 pixels in each direction with stride 32.
+        one_to_one: add a second head that predicts each object once, and decode it without non-maximum suppression
+            (Wang et al. 2024, YOLOv10). The first head then only trains the features and is not exported.
+        one_to_one_gradient: whether the second head also trains the features.
+        pre_nms_topk: number of boxes before non-maximum suppression.
+        max_detections: number of boxes after it.
+        iou_threshold: a box with a higher IoU with a better box of its class is a duplicate.
+        score_threshold: minimum score of a displayed or written box (metrics use all boxes).
+        assignment: label assignment: "task_aligned" (Feng et al. 2021) or "sim_ota" (Ge et al. 2021).
+        assign_topk: maximum number of cells per object.
+        box_loss: the box loss is 1 minus this IoU.
+        class_weight: weight of the classification loss.
+        box_weight: weight of the box loss.
+        dfl_weight: weight of the distribution focal loss.
     """
 
     classes: tuple[str, ...]
@@ -78,7 +81,7 @@ class DetectionConfig(TaskConfig):
         check_classes(self.classes)
         check_strides(self.strides)
         if self.bins < 0 or self.bins in (1, 2):
-            raise ConfigError(f"bins is {self.bins}. Expected 0 (one number for each side) or at least 3.")
+            raise ConfigError(f"bins is {self.bins}. Expected 0 (direct regression) or at least 3.")
         for name in ("num_convs", "pre_nms_topk", "max_detections", "assign_topk"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}. Expected at least 1.")
@@ -88,18 +91,26 @@ class DetectionConfig(TaskConfig):
 
 
 class HeadOutput(NamedTuple):
-    """What every one of P cells says. logits [B, P, C]; sides [B, P, 4] or, of distributions, [B, P, 4 * bins]."""
+    """Output of a head for P cells.
+
+    Attributes:
+        logits: [B, P, C].
+        box_regression: distances before softplus [B, P, 4], or distribution logits [B, P, 4 * bins].
+    """
 
     logits: Tensor
     box_regression: Tensor
 
 
 class Raw(NamedTuple):
-    """P = the cells of all levels, from the finest to the coarsest, row by row.
+    """Raw output for P cells: those of all levels, from the finest to the coarsest, row by row.
 
-    logits, box_regression: the `HeadOutput` that is decoded. points [P, 2]: centers of the cells, input pixels.
-    strides [P].
-    auxiliary_outputs: branches that only train.
+    Attributes:
+        logits: scores of the decoded head, see `HeadOutput`.
+        box_regression: sides of the decoded head.
+        points: centers of the cells [P, 2], input pixels.
+        strides: [P].
+        auxiliary_outputs: outputs of heads that are used in training only.
     """
 
     logits: Tensor
@@ -110,7 +121,7 @@ class Raw(NamedTuple):
 
 
 class DetectionHead(nn.Module):
-    """The scores and sides of every level, by towers that all levels share."""
+    """Predicts the scores and box sides of every level, with towers that all levels share."""
 
     def __init__(self, channels: int, config: DetectionConfig) -> None:
         super().__init__()
@@ -120,19 +131,20 @@ class DetectionHead(nn.Module):
         self.class_output = nn.Conv2d(channels, len(config.classes), 1)
         self.box_output = nn.Conv2d(channels, 4 * max(1, config.bins), 1)
         self.scales = nn.Parameter(torch.ones(levels))
-        # A prior of 0.01; boxes four cells wide (softplus(3) - REACH = 2 to each side), or of all widths.
+        # A prior of 0.01; boxes four cells wide (softplus(3) - BOX_SIDE_OFFSET = 2 to each side), or of all widths.
         for layer, bias in ((self.class_output, -4.6), (self.box_output, 0.0 if config.bins else 3.0)):
             nn.init.normal_(layer.weight, std=0.01)
             layer.bias.data.fill_(bias)  # pyright: ignore[reportOptionalMemberAccess]
 
     def forward(self, features: Tensor, level: int) -> HeadOutput:
+        """Return the output for the features [B, C, H, W] of the level with this index."""
         logits = self.class_output(self.class_tower(features, level)).float()
         sides = self.box_output(self.box_tower(features, level)).float() * self.scales[level]
         return HeadOutput(*(maps.flatten(2).transpose(1, 2) for maps in (logits, sides)))
 
 
 class DetectionTask(Task):
-    """Boxes by quality focal loss for the scores, an IoU loss for the boxes, and dynamic assignment."""
+    """Boxes with quality focal loss for the scores, an IoU loss for the boxes, and dynamic label assignment."""
 
     Config = DetectionConfig
     main_metric = "ap"
@@ -159,6 +171,7 @@ class DetectionTask(Task):
         self.heads = nn.ModuleList(DetectionHead(width, config) for _ in range(1 + config.one_to_one))
 
     def forward(self, pyramid: Pyramid) -> Raw:
+        """Return the raw output for the cells of all levels."""
         found: list[list[HeadOutput]] = [[] for _ in self.heads]
         points, strides = [], []
         for level, stride in enumerate(self.strides):
@@ -175,6 +188,7 @@ class DetectionTask(Task):
     def compute_loss_terms(
         self, raw: Raw, targets: Sequence[Annotation | None], cameras: Sequence[Camera | None]
     ) -> dict[str, LossTerm]:
+        """Return the terms "class", "box" and with bins "distribution", see `Task.compute_loss_terms`."""
         instances = {i: target for i, target in enumerate(targets) if isinstance(target, Instances)}
         rows, grid = list(instances), Grid(raw.points, raw.strides)
         objects = collect_objects(list(instances.values()))
@@ -215,7 +229,10 @@ class DetectionTask(Task):
         return parts
 
     def _trained_scores_mask(self, points: Tensor, target: Instances) -> Tensor:
-        """bool [P, C]: which scores are trained: not in ignore regions, nor of classes labeled in part or not."""
+        """Return which scores are trained, bool [P, C].
+
+        Excluded are cells in ignore regions, and classes that are labeled partially or not at all.
+        """
         counted = torch.ones(len(points), len(self.config.classes), dtype=torch.bool, device=points.device)
         if target.labeled_classes is not None:
             counted &= target.labeled_classes
@@ -228,20 +245,27 @@ class DetectionTask(Task):
         return counted
 
     def decode_boxes(self, sides: Tensor, points: Tensor, strides: Tensor) -> Tensor:
-        """Boxes [..., 4] in input pixels from what cells say: sides [..., 4 or 4 * bins], points [..., 2], strides."""
+        """Return boxes [..., 4] in input pixels.
+
+        Args:
+            sides: head output [..., 4 or 4 * bins].
+            points: centers of the cells [..., 2], input pixels.
+            strides: strides of the cells [...].
+        """
         bins = self.config.bins
         cells = expected_bin(sides.unflatten(-1, (4, bins))) if bins else F.softplus(sides)
         return geometry.distances_to_boxes(points, (cells - BOX_SIDE_OFFSET) * strides[..., None])
 
     def decode(self, raw: Raw, size: Sequence[Any]) -> dict[str, Tensor]:
+        """Return boxes, scores and labels, best first, see `Task.decode`."""
         config = self.config
         scores, labels = raw.logits.sigmoid().max(-1)
-        # Empty cells fill up: a small image has fewer cells than candidates, and an export fixes their number.
+        # Padding: a small image can have fewer cells than candidates, and an export fixes their number.
         count = config.max_detections if config.one_to_one else config.pre_nms_topk
         room = (0, count)
         scores, labels = F.pad(scores, room), F.pad(labels, room)
         order = stable_topk(scores, count)
-        # All boxes, then the candidates': indexing points by them would fix their number in an export.
+        # Decode all boxes before the selection: indexing the points would fix their number in an export.
         boxes = F.pad(self.decode_boxes(raw.box_regression, raw.points, raw.strides), (0, 0, *room))
         boxes = boxes.gather(1, order[..., None].expand(-1, -1, 4))
         boxes = torch.cat([boxes[..., :2], torch.maximum(boxes[..., :2], boxes[..., 2:])], -1)
@@ -255,11 +279,15 @@ class DetectionTask(Task):
         return {"boxes": boxes, "scores": scores, "labels": labels}
 
     def create_metric(self) -> DetectionMetric:
+        """Return a new metric."""
         return DetectionMetric(self.config.classes, self.config.score_threshold)
 
 
 def collect_objects(targets: Sequence[Instances]) -> Objects:
-    """What is to be found: not the ignore regions, nor what is of a class that its image's source does not label."""
+    """Return the objects to detect.
+
+    Ignore regions and classes that the image's source does not label are excluded.
+    """
     wanted = [torch.ones_like(target.labels, dtype=torch.bool) for target in targets]
     for mine, target in zip(wanted, targets, strict=True):
         if target.ignore is not None:
@@ -272,5 +300,5 @@ def collect_objects(targets: Sequence[Instances]) -> Objects:
     )
     if all(target.ignore is None and target.labeled_classes is None for target in targets):
         return everything
-    kept = torch.cat(wanted).nonzero()[:, 0]  # once for all: the host waits for what it finds
+    kept = torch.cat(wanted).nonzero()[:, 0]  # a single call, because nonzero synchronizes with the GPU
     return Objects(*(values[kept] for values in everything))

@@ -29,30 +29,34 @@ from perception.tasks.task import LossTerm, LossWeight, Pyramid, Task, TaskConfi
 from perception.types import Annotation, Camera, ConfigError, DenseMap, LabelSpace, TaskSpec
 
 PRIOR_MOMENTUM = 0.01
-"""Of a batch in the running shares of the classes."""
+"""Weight of a batch in the running class priors."""
 
 
 @config_dataclass
 class SegmentationConfig(TaskConfig):
-    """classes: names, in the order of the ids.
+    """Config of `SegmentationTask`.
 
-    strides: levels of the pyramid that are fused, the finest first.
-    channels, fine_channels: channels of the decoder at stride 8 and coarser, and at stride 4.
-    pyramid_pooling: whether the coarsest level sees the whole image.
-    loss_stride: the loss is taken at every so many pixels, both ways. Augmentation moves them; where there is none,
-        those between are never seen, and 1 is right.
-    dice_weight: of the Dice term, which counts small classes as much as large ones.
-    lovasz_weight: of the Lovasz-Softmax term, which follows IoU itself; slower than Dice.
-    class_weighting: how far the cross-entropy evens out the classes: 0 = every pixel counts the same, 1 = every class.
-    class_weights: name -> factor of its pixels in the cross-entropy, beside the balance; 1 where a class is not named.
-    logit_adjustment: whether segmentation masks make up for the balance and the weights. These teach that rare classes
-    are
-        common, which is good for learning them, but then they are seen where they are not; corrected, the network
-        counts on each class as often as the training labels show it.
-    auxiliary_weight: a > 0: an initial prediction, from the features before any fusion, is trained beside the head; the
-        loss is ``(head + a * initial) / (1 + a)``. It is not there at inference.
-    boundary_weight: by how much more a pixel counts in the cross-entropy that is within ``boundary_width`` pixels of
-        another class: 1 = twice.
+    Attributes:
+        classes: names, in the order of the ids.
+        strides: pyramid levels that are fused, the finest first.
+        channels: channels of the decoder at stride 8 and coarser.
+        fine_channels: channels of the decoder at stride 4.
+        pyramid_pooling: whether the coarsest level has global context.
+        loss_stride: the loss is computed at every n-th pixel in both directions. Augmentation shifts the sampled
+            pixels. Without augmentation the other pixels are never used; use 1 then.
+        dice_weight: weight of the Dice loss, which gives small classes the same weight as large ones.
+        lovasz_weight: weight of the Lovasz-Softmax loss, which optimizes IoU directly; slower than Dice.
+        class_weighting: strength of class balancing in the cross-entropy: 0 = equal weight per pixel, 1 = per class.
+        class_weights: class name -> factor on its pixels in the cross-entropy, on top of ``class_weighting``; default
+            1.
+        logit_adjustment: whether to correct predictions for ``class_weighting`` and ``class_weights``. Weighting helps
+            to learn rare classes, but then they are predicted too often. The correction restores the class frequencies
+            of the training labels: it keeps recall on rare classes without over-predicting them.
+        auxiliary_weight: a > 0: an auxiliary prediction from the features before fusion is trained with the head; the
+            loss is ``(head + a * auxiliary) / (1 + a)``. It is not used at inference.
+        boundary_weight: additional weight in the cross-entropy of pixels within ``boundary_width`` pixels of another
+            class: 1 = twice the weight.
+        boundary_width: width of the boundary in pixels.
     """
 
     classes: tuple[str, ...]
@@ -76,7 +80,7 @@ class SegmentationConfig(TaskConfig):
         check_strides(self.strides)
         if len(self.classes) > 254:
             raise ConfigError(
-                f"classes has {len(self.classes)} names. Expected 1 to 254: ids in segmentation masks are bytes."
+                f"classes has {len(self.classes)} names. Expected 1 to 254: segmentation masks store ids as bytes."
             )
         if unknown := [name for name in self.class_weights if name not in self.classes]:
             raise ConfigError(
@@ -86,7 +90,7 @@ class SegmentationConfig(TaskConfig):
 
 
 class Raw(NamedTuple):
-    """logits [B, C, H / s, W / s], s = the finest stride."""
+    """Raw output: logits [B, C, H / s, W / s], s = the finest stride."""
 
     logits: Tensor
 
@@ -95,12 +99,11 @@ class SegmentationTask(Task):
     """Cross-entropy, and Dice or Lovasz-Softmax, over the labeled pixels.
 
     Where ids stand for sets of classes (`DenseMap.label_space`), the probability of an id is the sum over its set: the
-    cross-entropy is the marginal loss, -log of that sum, and Dice and Lovasz-Softmax count the merged classes.
+    cross-entropy is the marginal loss, -log of that sum, and Dice and Lovasz-Softmax use the merged classes.
 
-    With `logit_adjustment`, ``class_priors`` [2, C] are running means of each class's share of the labeled pixels, as
-    they
-    are and as they are weighted. What `corrected` adds to the logits is the logarithm of their ratio: from the prior
-    that was taught to the one that is (Saerens et al. 2002). The losses do not depend on it.
+    With `logit_adjustment`, ``class_priors`` [2, C] are running means of each class's share of the labeled pixels,
+    unweighted and weighted. `correct_prior` adds the logarithm of their ratio to the logits: this converts from the
+    training prior to the true prior (Saerens et al. 2002). The losses do not depend on it.
     """
 
     Config = SegmentationConfig
@@ -128,14 +131,17 @@ class SegmentationTask(Task):
             self.running_statistics = ("class_priors",)
 
     def forward(self, pyramid: Pyramid) -> Raw:
+        """Return the logits at the finest stride."""
         return Raw(self.decoder(pyramid).float())
 
     def forward_auxiliary(self, pyramid: Pyramid) -> Raw | None:
+        """Return the auxiliary logits, or None without an auxiliary head."""
         return None if self.auxiliary_head is None else Raw(self.auxiliary_head(pyramid).float())
 
     def compute_loss_terms(
         self, raw: Raw, targets: Sequence[Annotation | None], cameras: Sequence[Camera | None]
     ) -> dict[str, LossTerm]:
+        """Return the terms "cross_entropy", "dice" and "lovasz", see `Task.compute_loss_terms`."""
         spaces: dict[LabelSpace | None, list[int]] = {}
         for i, target in enumerate(targets):
             if isinstance(target, DenseMap):
@@ -159,8 +165,10 @@ class SegmentationTask(Task):
         return losses
 
     def _stack_labels(self, targets: Sequence[Any], label_space: LabelSpace | None) -> tuple[Tensor, Tensor]:
-        """Ids int64 (0 where void) and validity [B, H', W'] at every ``loss_stride``-th pixel. A pixel that may be of
-        any class says nothing: it is void."""
+        """Return ids int64 (0 where ignored) and validity [B, H', W'] at every ``loss_stride``-th pixel.
+
+        A pixel that may be of any class carries no information and is ignored.
+        """
         stride, classes = self.config.loss_stride, len(self.config.classes)
         labels = torch.stack([target.values[::stride, ::stride] for target in targets]).long()
         valid = torch.stack([target.valid[::stride, ::stride] for target in targets])
@@ -174,7 +182,7 @@ class SegmentationTask(Task):
     def _loss_terms(
         self, log_probabilities: Tensor, labels: Tensor, valid: Tensor, weights: Tensor
     ) -> dict[str, LossTerm]:
-        """The losses of images whose ids mean the same. logs [B, K, H, W]: log-probabilities of these ids."""
+        """Return the losses of images with one label space. log_probabilities: [B, K, H, W], of its ids."""
         config = self.config
         entropy = F.nll_loss(log_probabilities, labels, reduction="none")
         losses = {"cross_entropy": LossTerm((entropy * weights).sum(), weights.sum())}
@@ -187,8 +195,10 @@ class SegmentationTask(Task):
         return losses
 
     def _pixel_weights(self, labels: Tensor, valid: Tensor, label_space: LabelSpace | None) -> Tensor:
-        """What each pixel counts in the cross-entropy [B, H, W]; 0 where it is not labeled. Balance and borders are of
-        the map's own ids; the factor of a set of classes is the mean of theirs."""
+        """Return the weight of each pixel in the cross-entropy [B, H, W]; 0 where it is not labeled.
+
+        Class balancing and boundaries use the map's own ids. The factor of a set of classes is the mean of theirs.
+        """
         classes, own = self.config.classes, self.config.class_weights
         factors = [own.get(name, 1.0) for name in classes]
         if label_space is not None:
@@ -206,7 +216,7 @@ class SegmentationTask(Task):
     def _count_pixels(
         self, log_probabilities: Tensor, labels: Tensor, valid: Tensor, weights: Tensor, label_space: LabelSpace | None
     ) -> Tensor:
-        """Pixels of each class, as they are and as they are weighted [2, C]."""
+        """Return the number of pixels per class, unweighted and weighted [2, C]."""
         pixels = torch.stack([valid.to(weights), weights])
         if label_space is not None:
             return expected_class_pixels(log_probabilities, label_space.class_sets, labels, pixels).to(
@@ -220,13 +230,18 @@ class SegmentationTask(Task):
         self.class_priors.lerp_(counts / counts.sum(1, keepdim=True).clamp(min=1e-9), PRIOR_MOMENTUM)
 
     def decode(self, raw: Raw, size: Sequence[Any]) -> dict[str, Tensor]:
+        """Return the mask [B, H, W] at input size."""
         return {"mask": upsample_argmax(self.correct_prior(raw.logits), min(self.strides))}
 
     def decode_in_label_spaces(self, raw: Raw, label_spaces: Sequence[LabelSpace | None]) -> dict[str, Tensor]:
-        """`decode` of images whose sources divide the world in their own way: the likeliest set of classes of each
-        pixel, by the sum of its probabilities, and the likeliest class in it. So a super-class of five classes at 0.15
-        each is seen before one class at 0.25. label_spaces: the label space of each image; None = the classes
-        themselves
+        """Return `decode` for images whose sources have their own label spaces.
+
+        Each pixel gets the set of classes with the highest summed probability, and the most probable class in it. So a
+        super-class of five classes at 0.15 each wins over one class at 0.25.
+
+        Args:
+            raw: raw output.
+            label_spaces: the label space of each image; None = the classes themselves.
         """
         found = self.decode(raw, ())["mask"]
         for i, space in enumerate(label_spaces):
@@ -243,7 +258,7 @@ class SegmentationTask(Task):
         return {"mask": found}
 
     def correct_prior(self, logits: Tensor) -> Tensor:
-        """[B, C, H, W] as they were taught -> as they are meant: with `logit_adjustment`, under the labels' prior."""
+        """Convert logits [B, C, H, W] from the training prior to the labels' prior, with `logit_adjustment`."""
         if not self.config.logit_adjustment:
             return logits
         seen, taught = self.class_priors
@@ -251,4 +266,5 @@ class SegmentationTask(Task):
         return logits + ratio.log()[:, None, None]
 
     def create_metric(self) -> SegmentationMetric:
+        """Return a new metric."""
         return SegmentationMetric(self.config.classes)

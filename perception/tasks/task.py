@@ -1,4 +1,4 @@
-"""What every task is: a head, a loss, a decoder and a metric over one annotation shape."""
+"""The base class of the tasks: a head, a loss, a decoder and a metric for one annotation type."""
 
 from __future__ import annotations
 
@@ -20,63 +20,71 @@ Pyramid = Mapping[int, Tensor]
 
 
 LossWeight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-"""Of a part of a loss."""
+"""Weight of a part of a loss."""
 
 
 @config_dataclass
 class TaskConfig:
-    """What every task's config has.
+    """Settings of every task.
 
-    auxiliary: the task is trained and measured, and teaches what tasks share, but picks no checkpoint, has no control
-        in a comparison, and is left out of exports and of all that uses the network, unless it is asked for by name.
+    Attributes:
+        auxiliary: the task is trained, evaluated and shapes the shared features, but it does not select checkpoints,
+            has no control in a comparison, and is excluded from exports and other uses of the network unless requested
+            by name.
     """
 
     auxiliary: bool = False
 
 
 def check_classes(classes: Sequence[str]) -> None:
-    """Raises ConfigError where they cannot be the classes of a task."""
+    """Check that the names can be the classes of a task.
+
+    Raises:
+        ConfigError: they are empty or contain duplicates.
+    """
     if not classes or len(set(classes)) < len(classes):
-        raise ConfigError(f"classes is {list(classes)}. Expected at least one name, each once.")
+        raise ConfigError(f"classes is {list(classes)}. Expected at least one name, without duplicates.")
 
 
 class LossTerm(NamedTuple):
-    """A part of a task's loss as a sum over what it counts: the part is ``total / max(count, 1)``.
+    """A part of a task's loss as a sum and a count: the loss is ``total / max(count, 1)``.
 
-    Sums, not means, because the means of unlike shares of a batch (several ranks) cannot be joined, and sums can.
+    Sums of several ranks can be combined. Means over shares of different sizes cannot.
 
-    total: scalar with its graph, weighted. count: scalar without one: images, pixels, objects...
+    Attributes:
+        total: weighted scalar with its graph.
+        count: scalar without a graph: number of images, pixels, objects...
     """
 
     total: Tensor
-    count: Tensor
+    count: Tensor  # pyright: ignore[reportIncompatibleMethodOverride] - a tuple's method, which nothing needs
 
 
 def sum_loss_terms(terms: Mapping[str, LossTerm]) -> Tensor:
-    """The loss that its parts make: a scalar."""
+    """Return the total loss of the terms, a scalar."""
     return torch.stack([part.total / part.count.clamp(min=1) for part in terms.values()]).sum()
 
 
 class Task(nn.Module, ABC):
-    """One file of ``perception.tasks``: its config, head, loss, decoding and metric.
+    """Config, head, loss, decoding and metric of one task. Each task has its own file in ``perception.tasks``.
 
-    A new task subclasses this, implements the abstract methods, and is named in ``perception.tasks.TASKS``.
+    A new task subclasses this, implements the abstract methods, and is listed in ``perception.tasks.TASKS``.
     """
 
     Config: ClassVar[type]
     strides: tuple[int, ...]
-    """Levels of the pyramid that the head reads; only those are computed where no other task wants more."""
+    """Pyramid levels that the head reads. Other levels are computed only if another task needs them."""
     main_metric: ClassVar[str]
-    """The metric that picks checkpoints, higher is better unless `score_sign` is -1."""
+    """The metric that selects checkpoints, higher is better unless `main_metric_sign` is -1."""
     main_metric_sign: ClassVar[int] = 1
     spec: TaskSpec
     config: Any
     loss_names: tuple[str, ...]
-    """Names of what `losses` returns, always all of them: ranks join their sums by name."""
+    """Names of the terms that `total_loss_terms` returns, always all of them: ranks sum them by name."""
     running_statistics: tuple[str, ...] = ()
-    """Names of the buffers that `losses` estimates in training: ranks set them to their mean."""
+    """Names of the buffers that `compute_loss_terms` updates in training. Ranks average them."""
     auxiliary_loss_names: tuple[str, ...] = ()
-    """Those of the parts that the initial prediction has a share in, see `add_auxiliary`."""
+    """The loss terms to which the auxiliary prediction contributes, see `add_auxiliary_head`."""
     auxiliary_head: AuxiliaryHead | None
 
     def __init__(self, *_: Any) -> None:
@@ -86,59 +94,78 @@ class Task(nn.Module, ABC):
 
     @property
     def is_auxiliary(self) -> bool:
+        """Whether the task is auxiliary, see `TaskConfig`."""
         return self.config.auxiliary
 
     @abstractmethod
     def forward(self, pyramid: Pyramid) -> NamedTuple:
-        """Raw output of the head. Traceable, and the same in training and evaluation."""
+        """Return the raw output of the head. Traceable, and the same in training and evaluation."""
 
     @abstractmethod
     def compute_loss_terms(
         self, raw: Any, targets: Sequence[Annotation | None], cameras: Sequence[Camera | None]
     ) -> dict[str, LossTerm]:
-        """The `parts` of the loss over the labeled images and classes; called with at least one labeled image.
+        """Return the loss terms over the labeled images and classes; called with at least one labeled image.
 
-        Each is a sum over images: what one image adds to ``total`` and ``count`` does not depend on the others.
+        Each term is a sum over images: the contribution of an image to ``total`` and ``count`` does not depend on the
+        others.
 
-        targets: tensors, input pixels. cameras: intrinsics in input pixels.
+        Args:
+            raw: output of `forward`.
+            targets: one annotation per image, as tensors in input pixels; None = not labeled.
+            cameras: intrinsics in input pixels; None where unknown.
         """
 
     @abstractmethod
     def decode(self, raw: Any, size: Sequence[Any]) -> dict[str, Tensor]:
-        """`spec.outputs` of images of ``size`` (height, width; ints, or symbolic in an export). Traceable.
+        """Return `spec.outputs`. Traceable.
 
-        shape "instances": boxes [B, K, 4] input pixels, scores [B, K] (0 = padding), labels [B, K], best first.
-        shape "dense": one map [B, H, W] at input size. shape "label": probabilities [B, C].
+        Type "instances": boxes [B, K, 4] input pixels, scores [B, K] (0 = padding), labels [B, K], best first. Type
+        "dense": one map [B, H, W] at input size. Type "label": probabilities [B, C].
+
+        Args:
+            raw: output of `forward`.
+            size: height and width of the images; ints, or symbolic in an export.
         """
 
     def decode_in_label_spaces(self, raw: Any, label_spaces: Sequence[LabelSpace | None]) -> dict[str, Tensor]:
-        """The outputs that are others where an image is judged in the label space of its source; by default none."""
+        """Return the outputs that change when an image is evaluated in the label space of its source.
+
+        By default there are none.
+        """
         return {}
 
     @abstractmethod
-    def create_metric(self) -> Metric:
-        """A fresh accumulator."""
+    def create_metric(self) -> Metric[Any]:
+        """Return a new metric."""
 
     def calibrate(self, metric: Any) -> None:
-        """Make scores honest by what they were on held-out images: fit buffers to the metric that holds these.
+        """Calibrate the scores: fit buffers to the held-out predictions that the metric holds.
 
-        The metric's own predictions are changed alike, so that it tells what the calibrated task reaches. By default
+        The metric's own predictions are changed in the same way, so it then measures the calibrated task. By default
         nothing is calibrated.
         """
 
     def forward_auxiliary(self, pyramid: Pyramid) -> Any | None:
-        """The raw output of the initial prediction, for `loss` alone; None where there is none.
+        """Return the raw output of the auxiliary prediction, for the loss only; None without an auxiliary head.
 
-        pyramid: the levels that the head reads, as they are before any fusion
+        Args:
+            pyramid: the levels that the head reads, before any fusion.
         """
         return None
 
     def add_auxiliary_head(self, channels: Mapping[int, int], out_channels: int, loss_names: Sequence[str]) -> None:
-        """Give a dense head an initial prediction, where ``auxiliary_weight`` a > 0: its ``loss_names`` of the loss
-        become
-        ``(head + a * initial) / (1 + a)``, so that the task weighs the same with and without it."""
+        """Add an auxiliary prediction to a dense head, if ``auxiliary_weight`` a > 0.
+
+        The terms ``loss_names`` become ``(head + a * auxiliary) / (1 + a)``, so the scale of the loss does not change.
+
+        Args:
+            channels: {stride: channels} of the levels that the head reads.
+            out_channels: number of output channels.
+            loss_names: the terms to which the auxiliary prediction contributes.
+        """
         if self.config.auxiliary_weight:
-            with torch.random.fork_rng(devices=()):  # with and without it, all else starts from the same weights
+            with torch.random.fork_rng(devices=()):  # all other initial weights are the same with and without it
                 self.auxiliary_head = AuxiliaryHead(channels, out_channels)
             self.auxiliary_loss_names = tuple(loss_names)
             self.loss_names = (*self.loss_names, *(f"auxiliary_{name}" for name in loss_names))
@@ -150,8 +177,16 @@ class Task(nn.Module, ABC):
         cameras: Sequence[Camera | None],
         auxiliary_raw: Any | None = None,
     ) -> dict[str, LossTerm]:
-        """`losses` of the head and of its initial prediction, or zeros that keep the graph where no image is labeled
-        (DDP needs every parameter in it)."""
+        """Return the loss terms of the head and of its auxiliary prediction.
+
+        If no image is labeled, the terms are zeros that keep the graph, because DDP needs every parameter in it.
+
+        Args:
+            raw: output of `forward`.
+            targets: one annotation per image; None = not labeled.
+            cameras: intrinsics in input pixels; None where unknown.
+            auxiliary_raw: output of `forward_auxiliary`.
+        """
         if not any(target is not None for target in targets):
             tensors = _flatten_tensors(raw if auxiliary_raw is None else (raw, auxiliary_raw))
             zero = torch.stack([tensor.sum() * 0.0 for tensor in tensors]).sum()
@@ -160,7 +195,7 @@ class Task(nn.Module, ABC):
             return self.compute_loss_terms(raw, targets, cameras)
         before = {name: getattr(self, name).clone() for name in self.running_statistics}
         auxiliary = self.compute_loss_terms(auxiliary_raw, targets, cameras)
-        for name, value in before.items():  # the head's call estimates them
+        for name, value in before.items():  # only the call for the head updates them
             getattr(self, name).copy_(value)
         share = self.config.auxiliary_weight / (1 + self.config.auxiliary_weight)
         parts = self.compute_loss_terms(raw, targets, cameras)
@@ -171,7 +206,7 @@ class Task(nn.Module, ABC):
 
 
 def select_rows(values: Tensor, rows: Sequence[int]) -> Tensor:
-    """``values[rows]`` of [B, ...], but a GPU does not wait for a list of indices."""
+    """Return ``values[rows]`` of [B, ...] without a GPU synchronization for the index list."""
     if len(rows) == len(values):
         return values
     each = values.unbind()

@@ -1,1 +1,1 @@
-"""Video: sources that fail and come back, stages side by side, tracks, smoothing, monitors, and what is written."""
+"""Video: fault-tolerant sources, a threaded pipeline, tracking, smoothing, monitors and output writers."""

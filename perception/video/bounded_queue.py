@@ -1,6 +1,6 @@
-"""Work side by side: a bounded queue between two threads, and iterators that run ahead in a thread of their own.
+"""A bounded queue between two threads, and iterators that prefetch in a separate thread.
 
-OpenCV, ONNX Runtime and torch let other threads run while they compute, so threads are enough.
+OpenCV, ONNX Runtime and torch release the GIL while they compute, so threads are sufficient.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from perception.video import threads
 
 T = TypeVar("T")
 POLL_SECONDS = 0.1
-"""Seconds between two looks at whether to go on, while waiting."""
+"""Seconds between two calls of ``check_stop`` while waiting."""
 
 
 class QueueClosed(Exception):
-    """The other side has closed the channel, and nothing is left in it."""
+    """The other side has closed the queue, and it is empty."""
 
 
 class BoundedQueue(Generic[T]):
-    """A queue of at most ``size`` items that either side may end.
+    """A queue of at most ``size`` items that either side can end.
 
-    drop_oldest: where it is full, ``put`` drops the oldest item and counts it in ``dropped``, instead of waiting
+    With ``drop_oldest``, ``put`` on a full queue drops the oldest item, counted in ``dropped``, instead of waiting.
     """
 
     def __init__(self, size: int, drop_oldest: bool = False) -> None:
@@ -36,7 +36,7 @@ class BoundedQueue(Generic[T]):
         self._error: BaseException | None = None
 
     def put(self, item: T) -> None:
-        """Add an item, waiting for room. Raises Closed where the reader has gone."""
+        """Add an item; wait while the queue is full. Raises QueueClosed if the reader has abandoned the queue."""
         with self._changed:
             while len(self._items) >= self.size and not self._abandoned:
                 if self.drop_oldest:
@@ -50,7 +50,7 @@ class BoundedQueue(Generic[T]):
             self._changed.notify_all()
 
     def get(self, timeout: float | None = None) -> T:
-        """The oldest item. Raises Closed after the last one, what the writer failed with, or TimeoutError."""
+        """Return the oldest item. Raises QueueClosed after the last one, the writer's error, or TimeoutError."""
         limit = None if timeout is None else time.monotonic() + timeout
         with self._changed:
             while not self._items:
@@ -67,18 +67,18 @@ class BoundedQueue(Generic[T]):
             return item
 
     def wait(self, seconds: float) -> bool:
-        """Whether there is something to get, an end or an error included, within so many seconds."""
+        """Wait up to ``seconds`` until there is an item, the end or an error. Return whether there is."""
         with self._changed:
             return self._changed.wait_for(lambda: bool(self._items) or self._finished or self._abandoned, seconds)
 
     def finish(self, error: BaseException | None = None) -> None:
-        """The writer's end: the reader still gets what is in the channel, then Closed or ``error``."""
+        """End by the writer: the reader still gets the queued items, then QueueClosed or ``error``."""
         with self._changed:
             self._finished, self._error = True, error
             self._changed.notify_all()
 
     def abandon(self) -> None:
-        """The reader's end: what is in the channel is dropped, and the writer's next ``put`` raises Closed."""
+        """End by the reader: the queued items are dropped, and the next ``put`` raises QueueClosed."""
         with self._changed:
             self._abandoned = True
             self._items.clear()
@@ -92,10 +92,10 @@ def prefetch(
     join_timeout: float = 10.0,
     check_stop: Callable[[], None] | None = None,
 ) -> Generator[T]:
-    """The same items, made in a thread that is at most ``buffer_size`` of them ahead; errors arrive in their place.
+    """Yield the same items, produced in a thread at most ``buffer_size`` items ahead. Errors keep their position.
 
-    check_stop: called again and again while it waits; what it raises ends the wait
-    Closing it closes ``items`` in their own thread and waits for that, for at most ``join_timeout`` seconds.
+    While waiting it calls ``check_stop`` repeatedly; an exception from it ends the wait. Closing the generator closes
+    ``items`` in their thread and waits for that, for at most ``join_timeout`` seconds.
     """
     queue: BoundedQueue[T] = BoundedQueue(buffer_size)
 

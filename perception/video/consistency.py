@@ -1,9 +1,7 @@
-"""Where tasks contradict one another (M2): boxes that the segmentation mask does not know of, depth that jumps within
-a box.
+"""Contradictions between tasks (monitor M2): boxes without support in the segmentation mask, depth jumps in a box.
 
-Boxes and segmentation masks have their own classes; names that mean the same are in `KINDS`. Classes that are in none
-of them,
-or that only one of the tasks has, are not judged.
+Detection and segmentation may have different class lists; `CLASS_GROUPS` maps equivalent names. Classes outside these
+groups, or in only one of the two tasks, are not checked.
 """
 
 from __future__ import annotations
@@ -27,21 +25,26 @@ CLASS_GROUPS = {
 }
 
 MIN_BOX_SIDE = 0.015
-"""Of a box that is judged, relative to the image's longer side. Segmentation masks are too coarse for smaller
-things."""
+"""Minimum side of a checked box, relative to the image's longer side. Masks are too coarse for smaller objects."""
 MIN_SUPPORT = 0.1
-"""Share of the middle of a box that its kind has in the segmentation mask at least."""
+"""Minimum share of a box's central half that the mask assigns to the class group of the box."""
 MAX_DEPTH_SPREAD = 0.6
-"""Spread of the depth in the middle of a box, relative to its median, that one thing has at most."""
+"""Maximum spread of the depth in a box's central half for one object, relative to its median."""
 SAMPLES_PER_SIDE = 16
-"""Rows and columns of the middle of a box that are looked at."""
+"""Rows and columns sampled from a box's central half."""
 COARSE_SIZE = 160
-"""Pixels of the longer side at which regions are compared with boxes."""
+"""Longer side in pixels at which mask regions are compared with boxes."""
 
 
 class Contradictions(NamedTuple):
-    """boxes: those over the threshold that could be judged; unsupported, jumps: of these; unboxed: share of the label
-    map's vehicles, persons and two-wheelers that no box covers, 0 where it shows none."""
+    """Contradictions in one image.
+
+    Attributes:
+        num_boxes: boxes over the score threshold that could be checked.
+        unsupported: those without support in the segmentation mask.
+        depth_jumps: those with a depth jump inside.
+        unboxed: share of the mask's vehicles, persons and two-wheelers that no box covers; 0 if the mask has none.
+    """
 
     num_boxes: int
     unsupported: int
@@ -50,7 +53,7 @@ class Contradictions(NamedTuple):
 
 
 def find_contradictions(prediction: Prediction, specs: Mapping[str, TaskSpec]) -> Contradictions:
-    """What the tasks of one image disagree about."""
+    """Find the contradictions between the tasks of one image."""
     found = {name: a for name, a in prediction.annotations.items() if name in specs}
     boxes_of = next((name for name, a in found.items() if isinstance(a, Instances)), None)
     labels_of = next((name for name, a in found.items() if isinstance(a, DenseMap) and specs[name].classes), None)
@@ -83,8 +86,7 @@ def find_contradictions(prediction: Prediction, specs: Mapping[str, TaskSpec]) -
 
 @cache
 def _match_classes(boxes: tuple[str, ...], labels: tuple[str, ...]) -> NDArray[np.bool_]:
-    """[boxes, labels + 1]: whether a class of the segmentation mask can fill a box of the class; the last column is
-    unknown."""
+    """[boxes, labels + 1]: whether a mask class supports a box class; the last column is "unknown"."""
     table = np.zeros((len(boxes), len(labels) + 1), np.bool_)
     for i, box in enumerate(boxes):
         for j, label in enumerate(labels):
@@ -94,19 +96,19 @@ def _match_classes(boxes: tuple[str, ...], labels: tuple[str, ...]) -> NDArray[n
 
 @cache
 def _boxed_classes(boxes: tuple[str, ...], labels: tuple[str, ...]) -> NDArray[np.bool_]:
-    """[labels + 1]: classes of the segmentation mask whose things should have boxes."""
+    """[labels + 1]: mask classes whose objects should have boxes."""
     moving = set(list(CLASS_GROUPS)[:3]) & set().union(*(class_groups(name) for name in boxes))
     return np.array([bool(class_groups(name) & moving) for name in labels] + [False])
 
 
 def class_groups(name: str) -> frozenset[str]:
-    """The kinds of things that a class's name stands for."""
+    """Return the groups of `CLASS_GROUPS` that contain a class name."""
     plain = name.lower().replace("_", " ").replace("-", " ").strip()
     return frozenset(kind for kind, names in CLASS_GROUPS.items() if plain in names)
 
 
 def _central_slices(box: Sequence[float], size: tuple[int, int]) -> tuple[slice, slice]:
-    """Rows and columns of the central half of a box, about `SAMPLES_PER_SIDE` of each."""
+    """Slices of about `SAMPLES_PER_SIDE` rows and columns in the central half of a box."""
     spans = []
     for low, high, limit in ((box[1], box[3], size[0]), (box[0], box[2], size[1])):
         quarter = (high - low) / 4

@@ -1,4 +1,4 @@
-"""What a video's container says of its length, and how far that is to be believed."""
+"""The length that a video's container declares, and how reliable it is."""
 
 from __future__ import annotations
 
@@ -12,30 +12,35 @@ CODEC_NAMES = {
     "AV01": "AV1", "HEVC": "H.265", "HEV1": "H.265", "HVC1": "H.265", "VVC1": "H.266", "APCN": "ProRes",
     "APCH": "ProRes", "APCS": "ProRes", "APCO": "ProRes", "AP4H": "ProRes", "AP4X": "ProRes",
 }  # fmt: skip
-"""Of codecs that people know by another name than their four letters."""
+"""Common names of codecs whose four letters are not the usual name."""
 COMMON_CODECS = frozenset(
     ("AVC1", "FMP4", "H264", "JPEG", "MJPG", "MP4V", "MPG1", "MPG2", "VP80", "VP90", "X264", "XVID")
 )
-"""Codecs that every FFmpeg decodes."""
+"""Codecs that every FFmpeg build decodes."""
 _EBML, _SEGMENT = b"\x1aE\xdf\xa3", b"\x18S\x80g"
 _MAX_BOXES = 1000
 
 
 def explain_undecodable(codec: str) -> str:
-    """The sentence's end for a video that opens and gives no frame."""
+    """Return the end of the error sentence for a video that opens but has no decodable frame."""
     name = CODEC_NAMES.get(codec, codec.strip())
-    coded = f" It is coded as {name}, which this OpenCV may not decode." if name else ""
+    coded = f" Its codec is {name}, which this OpenCV may not support." if name else ""
     mend = "Convert it: ffmpeg -i IN -c:v libx264 OUT.mp4"
     if codec in COMMON_CODECS:
-        coded, mend = f" It is coded as {name}, which FFmpeg decodes: it is probably damaged or cut.", "Copy it again."
-    return f"opened but has no frame that can be decoded.{coded} {mend}"
+        coded, mend = (
+            f" Its codec is {name}, which FFmpeg supports: the file is probably damaged or cut off.",
+            "Copy it again.",
+        )
+    return f"opened, but no frame could be decoded.{coded} {mend}"
 
 
 @dataclass(frozen=True, slots=True)
 class DeclaredLength:
-    """exact: the container counts its frames, as MP4, MOV and AVI do; others tell a duration, maybe the sound's.
+    """Reliability of a declared length.
 
-    seconds: that an MP4 or MOV shows of its frames, which is less than all where it was trimmed; 0 = unknown
+    Attributes:
+        is_exact: the container counts its frames (MP4, MOV, AVI). Others declare a duration, possibly of the audio.
+        seconds: duration shown by an MP4 or MOV, shorter than all its frames if it was trimmed; 0 = unknown.
     """
 
     is_exact: bool = False
@@ -43,6 +48,7 @@ class DeclaredLength:
 
 
 def read_declared_length(path: str) -> DeclaredLength:
+    """Read it from the container; the default `DeclaredLength` if that is not possible."""
     try:
         with Path(path).open("rb") as file:
             head = file.read(12)
@@ -52,7 +58,7 @@ def read_declared_length(path: str) -> DeclaredLength:
                 return DeclaredLength()
             seconds = 0.0
             for kind, begin, end in _iterate_boxes(file, 0, file.seek(0, os.SEEK_END)):
-                if kind in (b"moof", b"sidx"):  # in fragments: no frame is counted
+                if kind in (b"moof", b"sidx"):  # fragmented: no frame count
                     return DeclaredLength()
                 if kind == b"moov":
                     seconds = _read_shown_seconds(file, begin, end)
@@ -62,7 +68,7 @@ def read_declared_length(path: str) -> DeclaredLength:
 
 
 def _iterate_boxes(file: BinaryIO, begin: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """(kind, begin and end of its content) of each box between two places."""
+    """(kind, begin and end of the content) of each box between two offsets."""
     for _ in range(_MAX_BOXES):
         if begin + 8 > end:
             return
@@ -78,7 +84,7 @@ def _iterate_boxes(file: BinaryIO, begin: int, end: int) -> Iterator[tuple[bytes
 
 
 def _read_shown_seconds(file: BinaryIO, begin: int, end: int) -> float:
-    """Seconds that the first track of images is shown, by a ``moov`` box; 0 where that is not to be found."""
+    """Duration in seconds of the first video track of a ``moov`` box; 0 if not found."""
     scale = 0
     for kind, inner, last in _iterate_boxes(file, begin, end):
         if kind == b"mvhd":
@@ -98,7 +104,7 @@ def _read_shown_seconds(file: BinaryIO, begin: int, end: int) -> float:
 
 
 def _read_field(file: BinaryIO, box: int, at: int, wide_at: int, width: int) -> int:
-    """A number of a box of version 0 (4 bytes) or 1 (``width`` bytes, 0 = 8), each at its place."""
+    """A number of a box: 4 bytes at ``at`` in version 0, ``width`` bytes (0 = 8) at ``wide_at`` in version 1."""
     file.seek(box)
     wide = file.read(1) == b"\1"
     file.seek(box + (wide_at if wide else at))
@@ -106,7 +112,7 @@ def _read_field(file: BinaryIO, box: int, at: int, wide_at: int, width: int) -> 
 
 
 def is_complete(path: str) -> bool:
-    """Whether the end of a video that only tells a duration is its end, even if it comes earlier than told."""
+    """Return whether a video with only a declared duration is complete, even if it ends earlier than declared."""
     try:
         with Path(path).open("rb") as file:
             head = file.read(4096)
@@ -114,7 +120,7 @@ def is_complete(path: str) -> bool:
     except OSError:
         return False
     if not head.startswith(_EBML):
-        return not head.startswith((b"FLV", b"0&\xb2u"))  # they tell what they were meant to have
+        return not head.startswith((b"FLV", b"0&\xb2u"))  # they declare the intended length
     at = head.find(_SEGMENT)
     if at < 0:
         return False
@@ -124,6 +130,6 @@ def is_complete(path: str) -> bool:
 
 
 def _read_ebml_number(data: bytes) -> tuple[int, int]:
-    """An EBML number, and how many bytes it takes."""
+    """An EBML number and its length in bytes."""
     width = 9 - data[0].bit_length() if data and data[0] else 8
     return int.from_bytes(data[:width], "big") & ((1 << 7 * width) - 1), width

@@ -1,4 +1,4 @@
-"""What happened to the sources of a run: OK, DEGRADED, LOST, and every event on the way."""
+"""The status of each source of a run (OK, DEGRADED, LOST) and the events that changed it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from enum import IntEnum
 from typing import Any
 
 MAX_EVENTS = 1000
-"""Events that are kept; the others are only counted."""
+"""Maximum number of stored events; further events are only counted."""
 
 
 class Status(IntEnum):
-    """How a source does; the worse, the higher."""
+    """Status of a source; a higher value is worse."""
 
     OK = 0
     DEGRADED = 1
@@ -21,7 +21,7 @@ class Status(IntEnum):
 
 
 class EventLog:
-    """Events of all sources of a run, from any thread. on_change: called with a sentence for each change of status."""
+    """Events of all sources of a run. Thread-safe. ``on_change`` gets one sentence for each change of status."""
 
     def __init__(self, on_change: Callable[[str], None] | None = None) -> None:
         self.events: list[dict[str, Any]] = []
@@ -33,16 +33,16 @@ class EventLog:
         self._lock = threading.Lock()
 
     def status(self, source: str) -> Status:
-        """How a source does now."""
+        """Return the current status of a source."""
         return self._status_of.get(source, Status.OK)
 
     @property
     def current_status(self) -> Status:
-        """How the source does that does worst now."""
+        """The current status of the worst source."""
         return max(self._status_of.values(), default=Status.OK)
 
     def record(self, source: str, status: Status, text: str) -> None:
-        """Something happened to ``source``, which is ``status`` from now on."""
+        """Record an event (``text``) of ``source`` and set the source's status."""
         with self._lock:
             changed = status != self.status(source)
             self._status_of[source] = status

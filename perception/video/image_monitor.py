@@ -1,7 +1,7 @@
-"""Images on which no one should act (M1): black, white, blank, blurred, covered or frozen.
+"""Image monitor (M1): detects images that must not be acted on (black, white, blank, blurred, covered, frozen).
 
-Judged on a gray image of `WIDTH` pixels, by bounds that clean street, indoor and simulated images keep with room to
-spare. A camera that is bad for a moment is no news; what counts is set per fault in `PATIENCE`.
+It checks a gray image of `ANALYSIS_SIZE` pixels. Clean street, indoor and simulated images stay within the limits with
+a margin. A short fault is not flagged; `MIN_FAULT_FRAMES` sets the duration per fault.
 """
 
 from __future__ import annotations
@@ -17,36 +17,36 @@ from perception.runtime.sources import Frame
 from perception.types import Prediction
 
 ANALYSIS_SIZE = 320
-"""Pixels of the longer side of what is judged."""
+"""Longer side of the checked image, in pixels."""
 CELL_SIZE = 16
-"""Pixels of the cells in which detail is looked for."""
+"""Side in pixels of the cells that are checked for detail."""
 
 DARK, BRIGHT = 16, 240
-"""Gray values that 99 % of a black image stay under, of a white one stay over."""
+"""99 % of the gray values are below DARK in a black image, and above BRIGHT in a white one."""
 MIN_CONTRAST = 4.0
-"""Standard deviation of the gray values that an image has at least."""
+"""Minimum standard deviation of the gray values."""
 STEPS_PER_GRAY = 4
-"""Of a gray value, in which differences are counted."""
+"""Resolution of gray value differences: steps per gray value."""
 MIN_SHARPNESS = 0.25
-"""Finest detail relative to that four times as coarse. Clean images of streets have over 0.38, soft ones of rooms
-over 0.27; those blurred by a Gaussian of 1/250 of their width, or along 1/30 of it, under 0.23."""
+"""Minimum ratio of the finest detail to detail four times as coarse. Clean street images are above 0.38, soft indoor
+images above 0.27. Images with a Gaussian blur of 1/250 of the width, or a motion blur of 1/30, are below 0.23."""
 MIN_DETAIL = 0.6
-"""Mean difference to the neighbourhood in a cell that shows something, in gray values."""
+"""Minimum mean difference to the neighborhood in a cell with content, in gray values."""
 COVERED_GRAY, NOISE_DETAIL = 25, 2.0
-"""Where it is as dark as under a finger, the noise of the sensor is no detail: gray value, and detail."""
+"""In cells darker than this gray value (as under a finger), smaller detail is treated as sensor noise."""
 MIN_COVERED_SHARE = 0.38
-"""Share of the image that one region without detail may have; the clearest sky had 0.35."""
+"""A larger region without detail (share of the image) means a covered camera. The clearest sky had 0.35."""
 MIN_SPANNING_SHARE = 0.25
-"""The same where it reaches from the top to the bottom, as no sky does."""
+"""The same for a region from the top to the bottom of the image, which a sky never forms."""
 MAX_FROZEN_CHANGE = 0.02
-"""Mean change of the gray values in which even a camera at rest is over, by the noise of its sensor."""
+"""A smaller mean change of the gray values means a frozen image. Sensor noise exceeds it even for a still camera."""
 
 MIN_FAULT_FRAMES = {"black": 2, "white": 2, "blank": 2, "blurred": 3, "covered": 5, "frozen": 5}
-"""Frames in a row after which a fault of a video is flagged. An image on its own is flagged at once."""
+"""Consecutive frames of a video after which a fault is flagged. A single image is flagged immediately."""
 
 
 def find_faults(gray: NDArray[np.uint8]) -> list[str]:
-    """What is wrong with an image of `WIDTH` pixels, apart from time."""
+    """Return the faults of a single gray image of `ANALYSIS_SIZE` pixels."""
     if quantile(gray, 0.99) < DARK:
         return ["black"]
     if quantile(gray, 0.01) > BRIGHT:
@@ -58,7 +58,7 @@ def find_faults(gray: NDArray[np.uint8]) -> list[str]:
 
 
 def sharpness(gray: NDArray[np.uint8]) -> float:
-    """The strongest detail of about one pixel relative to that of about four, in the direction where there is less."""
+    """Return the ratio of the strongest detail at about one pixel to that at about four; the smaller of x and y."""
     values, found = gray.astype(np.float32), []
     for fine_size, coarse_size in (((7, 1), (25, 1)), ((1, 7), (1, 25))):
         near = cv2.GaussianBlur(values, fine_size, 1)
@@ -72,7 +72,7 @@ def sharpness(gray: NDArray[np.uint8]) -> float:
 
 
 def quantile(values: NDArray, q: float) -> int:
-    """The value that ``q`` of uint8 values do not exceed."""
+    """Return the ``q`` quantile of uint8 values."""
     counted = np.cumsum(cv2.calcHist([values], [0], None, [256], [0, 256]))
     return int(np.searchsorted(counted, q * values.size))
 
@@ -99,7 +99,7 @@ def _largest_region(cells: NDArray) -> tuple[float, bool]:
 
 
 def to_small_gray(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """uint8 RGB [H, W, 3] to gray with a longer side of `WIDTH` pixels, each the mean of those it stands for."""
+    """Convert uint8 RGB [H, W, 3] to gray and shrink it by area to a longer side of at most `ANALYSIS_SIZE` pixels."""
     scale = ANALYSIS_SIZE / max(image.shape[:2])
     size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
     shrunk = cv2.resize(image, size, interpolation=cv2.INTER_AREA) if scale < 1 else image
@@ -107,7 +107,7 @@ def to_small_gray(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 class ImageMonitor:
-    """The first step of a pipeline: predictions on bad images are marked not valid, and the flags say why."""
+    """The first post-processor of a pipeline: marks predictions on bad images as not valid, and adds flags."""
 
     def __init__(self) -> None:
         self._previous: Any = None
@@ -115,6 +115,7 @@ class ImageMonitor:
         self._streaks: dict[str, int] = {}
 
     def __call__(self, frame: Frame, prediction: Prediction) -> Prediction:
+        """Return the prediction, marked not valid if the image has a fault."""
         gray = to_small_gray(frame.image)
         found = find_faults(gray)
         if frame.time is not None:
@@ -125,7 +126,7 @@ class ImageMonitor:
         return dataclasses.replace(prediction, flags=(*prediction.flags, *flags), valid=False)
 
     def _keep_lasting(self, gray: NDArray[np.uint8], faults: list[str]) -> list[str]:
-        """Those of the faults that have lasted, and whether nothing moves any more."""
+        """Keep the faults that lasted long enough, and add "frozen"."""
         before, self._previous = self._previous, gray
         if before is not None and before.shape == gray.shape and np.mean(cv2.absdiff(gray, before)) < MAX_FROZEN_CHANGE:
             faults = [*faults, "frozen"]

@@ -1,4 +1,4 @@
-"""Ending a run from outside so that all it wrote is closed: Ctrl-C, SIGTERM, a terminal or a window that is closed."""
+"""Clean stop of a run by Ctrl-C, SIGTERM, or a closed terminal or window: all open files are completed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 
 
 class StopRequested(KeyboardInterrupt):
-    """Someone wants the run to end. signal: its number; 0 = there was none."""
+    """A request to stop the run. ``signal`` is the number of the signal; 0 = not caused by a signal."""
 
     def __init__(self, signal: int = 0) -> None:
         super().__init__()
@@ -26,10 +26,10 @@ class _State:
 
 @contextmanager
 def handle_stop_signals() -> Iterator[None]:
-    """The first of `SIGNALS` raises Stopped in the main thread, or waits for `check` within `held`.
+    """Turn the first signal of `SIGNALS` into StopRequested in the main thread; within `defer_stop`, on `check_stop`.
 
-    Those that follow are not heard: what was written is being closed. A signal that the process ignores (``nohup``, a
-    job in the background) stays ignored.
+    Later signals are ignored while the files are being closed. Signals that the process already ignores (``nohup``,
+    background jobs) stay ignored.
     """
     if _State.installed or threading.current_thread() is not threading.main_thread():
         yield
@@ -46,7 +46,7 @@ def handle_stop_signals() -> Iterator[None]:
     before = {number: signal.signal(number, stop) for number in SIGNALS if signal.getsignal(number) not in kept}
     try:
         yield
-    except Exception:  # an import in C turns what is raised in it into an ImportError
+    except Exception:  # an import in C code turns a StopRequested into an ImportError
         check_stop()
         raise
     finally:
@@ -57,8 +57,10 @@ def handle_stop_signals() -> Iterator[None]:
 
 @contextmanager
 def defer_stop() -> Iterator[None]:
-    """Within it nothing is raised in the midst of a statement, which might be one that closes a file or frees a lock:
-    who waits or goes on to the next frame calls `check`."""
+    """Do not raise StopRequested in the middle of a statement, which may close a file or release a lock.
+
+    Code inside this block calls `check_stop` between frames and while it waits.
+    """
     _State.deferral_depth += 1
     try:
         yield
@@ -67,11 +69,11 @@ def defer_stop() -> Iterator[None]:
 
 
 def is_stop_pending() -> bool:
-    """Whether a signal has come, in any thread."""
+    """Return whether a stop signal has arrived. Works in any thread."""
     return _State.installed and _State.pending_signal is not None
 
 
 def check_stop() -> None:
-    """Raise Stopped where a signal has come."""
+    """Raise StopRequested if a stop signal has arrived."""
     if _State.installed and _State.pending_signal is not None:
         raise StopRequested(_State.pending_signal)

@@ -1,4 +1,4 @@
-"""Whether results come in time (M3): the latency of each frame against a deadline."""
+"""Latency monitor (M3): compares the latency of each frame with a deadline."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from perception.video.stage_times import Timings
 
 
 class LatencyMonitor:
-    """The last step of a pipeline. deadline: seconds from a frame's arrival to its result; None = there is none.
+    """The last post-processor of a pipeline: flags late results and counts them in ``deadline_misses``.
 
-    deadline_misses: results that were late
+    The deadline is in seconds from a frame's arrival to its result; None = no deadline.
     """
 
     def __init__(self, timings: Timings, deadline: float | None = None) -> None:
@@ -21,6 +21,7 @@ class LatencyMonitor:
         self._timings = timings
 
     def __call__(self, frame: Frame, prediction: Prediction) -> Prediction:
+        """Return the prediction, flagged if it is late."""
         latency = time.monotonic() - frame.arrival_time
         self._timings.add("latency", latency)
         if self.deadline is None or latency <= self.deadline:

@@ -1,4 +1,4 @@
-"""HTTP streams of JPEGs (``multipart/x-mixed-replace``), as cheap cameras and robots serve them. Standard library."""
+"""HTTP streams of JPEGs (``multipart/x-mixed-replace``), common on low-cost cameras. Standard library only."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from perception.runtime.urls import PeekedResponse, open_url
 from perception.types import PerceptionError
 
 MAX_IMAGE_BYTES = 64 << 20
-"""Of one image."""
+"""Maximum size of one image."""
 MAX_LINE_BYTES = 4096
 CHUNK_BYTES = 1 << 16
 
 
 class MjpegStream:
-    """An opened stream. Every read takes at most the timeout of its connection for each piece that arrives."""
+    """An opened stream. The timeout of the connection applies to each received piece."""
 
     def __init__(self, response: http.client.HTTPResponse, boundary: str, head: bytes = b"") -> None:
         self._response, self._buffer = response, head
         self._boundary = b"--" + boundary.removeprefix("--").encode("latin-1", "replace")
 
     def read(self) -> bytes | None:
-        """The next part; None at the end, and where what arrives is no such stream. Raises TimeoutError."""
+        """Return the next part; None at the end, or if the data is not such a stream. Raises TimeoutError."""
         try:
             length = self._read_header()
             if length is None:
@@ -34,10 +34,11 @@ class MjpegStream:
             return None
 
     def close(self) -> None:
+        """Close the connection."""
         self._response.close()
 
     def _read_header(self) -> int | None:
-        """Content-Length of the next part, -1 where it is not told, None at the end."""
+        """Content-Length of the next part, -1 if missing, None at the end."""
         line = self._read_line()
         while not line.startswith(self._boundary):
             if not line:
@@ -53,7 +54,7 @@ class MjpegStream:
         return length if line else None
 
     def _read_line(self) -> bytes:
-        """A line with its end, or what there is of one after `MAX_LINE` bytes; empty at the end of the stream."""
+        """A line with its line end, cut after `MAX_LINE_BYTES`; empty at the end of the stream."""
         while b"\n" not in self._buffer and len(self._buffer) < MAX_LINE_BYTES and self._read_more():
             pass
         cut = self._buffer.find(b"\n", 0, MAX_LINE_BYTES) + 1 or min(len(self._buffer), MAX_LINE_BYTES)
@@ -88,9 +89,9 @@ class MjpegStream:
 
 
 def open_mjpeg(address: str, timeout: float, peeked: PeekedResponse | None = None) -> MjpegStream | None:
-    """The stream at an http(s) URL; None where there is none, or something else (a video, a playlist).
+    """Open the stream at an http(s) URL. Return None if there is none, or something else (a video, a playlist).
 
-    peeked: a connection to it that is there already; it is used once
+    ``peeked`` is an already opened connection to it, which can be used once.
     """
     if peeked is None or peeked.is_consumed or peeked.response.isclosed():
         try:
@@ -101,7 +102,7 @@ def open_mjpeg(address: str, timeout: float, peeked: PeekedResponse | None = Non
     answer, head, boundary = peeked.response, peeked.head, None
     if answer.headers.get_content_maintype() == "multipart":
         boundary = answer.headers.get_boundary()
-    if not boundary and not head:  # cameras that do not tell, or tell another type
+    if not boundary and not head:  # some cameras send no or a wrong content type
         with contextlib.suppress(OSError, http.client.HTTPException):
             head = answer.read1(CHUNK_BYTES)
     if not boundary and head.startswith(b"--"):

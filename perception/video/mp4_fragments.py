@@ -1,10 +1,9 @@
-"""mp4 files that play up to where their writing ended: fragments at first, an ordinary index with true times at last.
+"""Crash-safe mp4 files: fragments while writing, then an ordinary index with the true frame times.
 
-FFmpeg in OpenCV's package writes the index (``moov``) of an mp4 file when it is closed, and fills it with a constant
-rate: killed, or on a full disk, the video is lost. Its form for streaming, ``.ismv``, is the same container in
-fragments
-(``moof``, ISO/IEC 14496-12), each of which is whole by itself. `complete` adds an ordinary index behind them, with the
-time of each frame, and only then makes what was there before a part of the media data.
+OpenCV's FFmpeg writes the index (``moov``) of an mp4 file only when it closes the file, with a constant frame rate. A
+killed process or a full disk loses the video. The streaming format ``.ismv`` is the same container in self-contained
+fragments (``moof``, ISO/IEC 14496-12). `write_index` first appends an ordinary index with the time of each frame, and
+then turns the fragment headers into a part of the media data.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ from typing import BinaryIO, NamedTuple
 FRAGMENTED_SUFFIX = ".ismv"
 CONTAINER_BOXES = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"traf")
 TICKS_PER_SECOND = 90_000
-"""Ticks per second, as in MPEG transport streams: exact for 24, 25, 30, 50 and 60 frames per second."""
+"""As in MPEG transport streams: exact for 24, 25, 30, 50 and 60 frames per second."""
 MAX_TICKS = (1 << 32) - 1
 HEADER_BYTES = 8
 MAX_INDEX_BYTES = 1 << 28
 NON_KEYFRAME_FLAG = 0x10000
-"""Flag of a frame that needs those before it."""
+"""Flag of a frame that depends on earlier frames."""
 
 
 class EncodedFrame(NamedTuple):
-    """Where a coded frame lies in the file, in bytes, and whether it can be shown without those before it."""
+    """Offset and size of an encoded frame in the file, in bytes, and whether it decodes without earlier frames."""
 
     offset: int
     size: int
@@ -36,12 +35,19 @@ class EncodedFrame(NamedTuple):
 
 
 def write_index(path: Path, times: Sequence[float], last_duration: float) -> int:
-    """Give a closed file of fragments an ordinary index. Returns its frames, where the disk was full fewer than times.
+    """Add an ordinary index to a closed file of fragments.
 
-    times: seconds, growing; the first frame becomes the start of the file. last_duration: seconds that the last one is
-    shown
+    Args:
+        path: the file.
+        times: ascending seconds, one per frame; the first frame becomes the start of the file.
+        last_duration: seconds for which the last frame is shown.
 
-    Raises ValueError where the file is of another make, OSError where there is no room: then it plays as it is.
+    Returns:
+        The number of frames in the file; fewer than ``times`` if the disk was full.
+
+    Raises:
+        ValueError: the file has another structure. It remains playable.
+        OSError: no space is left. The file remains playable.
     """
     with path.open("r+b") as file:
         begin, moov, frames, end = _read_fragments(file)
@@ -71,7 +77,7 @@ def _write_at(file: BinaryIO, offset: int, data: bytes) -> None:
 
 
 def _read_fragments(file: BinaryIO) -> tuple[int, bytes, list[EncodedFrame], int]:
-    """Where ``moov`` begins, its content, the frames of all whole fragments, and where these end."""
+    """Offset and content of ``moov``, the frames of all complete fragments, and the end of these fragments."""
     length, place, found = file.seek(0, os.SEEK_END), 0, dict[bytes, tuple[int, bytes]]()
     frames: list[EncodedFrame] = []
     end = 0
@@ -82,7 +88,7 @@ def _read_fragments(file: BinaryIO) -> tuple[int, bytes, list[EncodedFrame], int
             break
         if kind in (b"ftyp", b"moov", b"moof"):
             if size > MAX_INDEX_BYTES:
-                raise ValueError(f"a part of {size} bytes at {place}")
+                raise ValueError(f"a box of {size} bytes at byte {place} is too large")
             found[kind] = place, file.read(size - HEADER_BYTES)
         elif kind == b"mdat" and b"moof" in found:
             frames += _read_frames(*found.pop(b"moof"))
@@ -94,20 +100,20 @@ def _read_fragments(file: BinaryIO) -> tuple[int, bytes, list[EncodedFrame], int
 
 
 def _read_frames(begin: int, moof: bytes) -> Iterator[EncodedFrame]:
-    """Of a fragment that begins there."""
+    """The frames of the fragment at offset ``begin``."""
     size = flags = 0
     for kind, content in _iterate_boxes(moof, recursive=True):
         has = int.from_bytes(content[1:4], "big")
         if kind == b"tfhd":
             optional = _read_optional_numbers(content, 8, has, (0x2, 0x8, 0x10, 0x20))
             if has & 0x1:
-                raise ValueError("its fragments are counted from elsewhere")
+                raise ValueError("its fragments use another base offset")
             size, flags = optional.get(0x10, 0), optional.get(0x20, 0)
         elif kind == b"trun":
             count, at = struct.unpack(">I", content[4:8])[0], 8 + 4 * bool(has & 0x1) + 4 * bool(has & 0x4)
             start = _read_optional_numbers(content, 8, has, (0x1, 0x4))
             if has & 0x800 or 0x1 not in start:
-                raise ValueError("its frames are not in the order in which they are shown")
+                raise ValueError("its frames are not in display order")
             place = begin + start[0x1]
             for number in range(count):
                 own = _read_optional_numbers(content, at, has, (0x100, 0x200, 0x400))
@@ -118,14 +124,13 @@ def _read_frames(begin: int, moof: bytes) -> Iterator[EncodedFrame]:
 
 
 def _read_optional_numbers(content: bytes, offset: int, flags: int, bits: Sequence[int]) -> dict[int, int]:
-    """Flag -> 32-bit number, of those numbers that ``flags`` says are there, one behind the other."""
+    """Flag -> 32-bit number, for the consecutive optional numbers that ``flags`` marks as present."""
     there = [bit for bit in bits if flags & bit]
     return dict(zip(there, struct.unpack_from(f">{len(there)}I", content, offset), strict=True))
 
 
 class _IndexBuilder:
-    """Makes an ordinary index of that of fragments. durations: ticks of each frame, of which there are scale per
-    second."""
+    """Converts the index of fragments into an ordinary one. durations: ticks per frame."""
 
     def __init__(self, durations: list[int], frames: Sequence[EncodedFrame], ticks_per_second: int) -> None:
         self.frames, self.ticks_per_second = frames, ticks_per_second
@@ -143,13 +148,13 @@ class _IndexBuilder:
         self._keyframe_table = _encode_box(b"stss", _encode_table(len(keys), *keys)) if len(keys) < len(frames) else b""
 
     def build(self, moov: bytes) -> bytes:
-        """The new ``moov`` for the content of the old one."""
+        """Return the new ``moov`` box for the content of the old one."""
         return _encode_box(b"moov", self._rewrite_boxes(moov))
 
     def _rewrite_boxes(self, data: bytes) -> bytes:
         parts = []
         for kind, content in _iterate_boxes(data):
-            if kind == b"mvex":  # says that there are fragments
+            if kind == b"mvex":  # declares fragments
                 continue
             if kind == b"stco":
                 parts.append(self._tables[kind] + self._keyframe_table)
@@ -164,10 +169,10 @@ class _IndexBuilder:
         return b"".join(parts)
 
     def _set_duration(self, kind: bytes, content: bytes) -> bytes:
-        """A header with the duration; that of the media with its own scale, the others in milliseconds."""
-        wide = content[0] == 1  # its times are of 64 bits
+        """Set a header's duration: the media header in its own time scale, the others in milliseconds."""
+        wide = content[0] == 1  # 64-bit times
         at = 20 if wide else 12  # after two dates
-        if kind == b"tkhd":  # an id, and something reserved
+        if kind == b"tkhd":  # track id and a reserved field
             before, at = content[at : at + 8], at + 8
         else:
             before, at = struct.pack(">I", self.ticks_per_second if kind == b"mdhd" else 1000), at + 4
@@ -185,12 +190,12 @@ def _encode_box(kind: bytes, content: bytes) -> bytes:
 
 
 def _iterate_boxes(data: bytes, recursive: bool = False) -> Iterator[tuple[bytes, bytes]]:
-    """Kind and content of each part. recursive: also of those within `CONTAINER_BOXES`"""
+    """Kind and content of each box. recursive: also of boxes within `CONTAINER_BOXES`."""
     at = 0
     while at < len(data):
         size, kind = struct.unpack_from(">I4s", data, at)
         if size < HEADER_BYTES or at + size > len(data):
-            raise ValueError(f"a part of {size} bytes within its index")
+            raise ValueError(f"its index has an invalid box of {size} bytes")
         content = data[at + HEADER_BYTES : at + size]
         yield kind, content
         if recursive and kind in CONTAINER_BOXES:

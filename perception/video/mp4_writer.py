@@ -1,4 +1,4 @@
-"""An mp4 file whose frames keep their presentation times, encoded in a thread of its own."""
+"""Writes an mp4 file that keeps the presentation times of its frames. Encoding runs in a separate thread."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from perception.video.mp4_fragments import FRAGMENTED_SUFFIX, write_index
 from perception.video.stage_times import Timings
 
 QUEUE_SIZE = 3
-"""Images that may wait to be encoded."""
+"""Maximum number of images that wait to be encoded."""
 MAX_SIDE = 8190
-"""Pixels that a side may have in MPEG-4."""
+"""Maximum side of an MPEG-4 video in pixels."""
 
 
 class Mp4Writer:
-    """MPEG-4 (Part 2), by the FFmpeg in OpenCV's package. It plays up to what is on disk, whatever happens.
+    """Writes MPEG-4 (Part 2) with OpenCV's FFmpeg. After a crash, the part on disk is still playable.
 
-    An image of another size than the first is fitted into it, gray around: encoders drop it without a word.
+    An image of another size than the first is scaled to fit, with gray padding: encoders would silently drop it.
     """
 
     def __init__(self, path: Path, fps: float, shape: tuple[int, ...], timings: Timings | None = None) -> None:
@@ -35,25 +35,29 @@ class Mp4Writer:
         self._timings = timings or Timings()
         fragments = path.with_suffix(FRAGMENTED_SUFFIX)
         if any("\udc80" <= letter <= "\udcff" for letter in str(fragments)):
-            raise PerceptionError(f"{path}: OpenCV writes no video to a name that is not UTF-8. Choose another --out.")
+            raise PerceptionError(
+                f"{path}: OpenCV cannot write a video to a path that is not UTF-8. Choose another --out."
+            )
         self._file = cv2.VideoWriter(str(fragments), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"mp4v"), fps, self.size)
         if not self._file.isOpened():
-            raise PerceptionError(f"{path} cannot be written as mp4. Check the folder and that OpenCV has FFmpeg.")
+            raise PerceptionError(
+                f"{path} cannot be written as mp4. Check the folder, and that OpenCV has FFmpeg support."
+            )
         fragments.replace(path)
         self._queue: BoundedQueue[NDArray[np.uint8]] = BoundedQueue(QUEUE_SIZE)
         self._failure: Exception | None = None
         self._worker = threads.start_thread(self._encode, "encode")
 
     def write(self, image: NDArray[np.uint8], seconds: float) -> None:
-        """uint8 RGB [H, W, 3], not changed afterwards, and its time, later than that of the image before."""
+        """Queue an image, uint8 RGB [H, W, 3]; do not modify it afterwards. Its time must be after the last one."""
         try:
             self._queue.put(image)
         except QueueClosed:
-            raise PerceptionError(f"{self.path} cannot be written any further: {self._failure}.") from self._failure
+            raise PerceptionError(f"{self.path}: writing failed: {self._failure}.") from self._failure
         self.times.append(seconds)
 
     def close(self) -> None:
-        """Encode what waits, and finish the file."""
+        """Encode the queued images and finish the file. Raises DiskFullError if it is incomplete."""
         self._queue.finish()
         self._worker.join()
         self._file.release()
@@ -62,9 +66,9 @@ class Mp4Writer:
         try:
             count = write_index(self.path, self.times, 1 / self.fps)
         except (ValueError, OSError) as error:
-            raise DiskFullError(f"{self.path} is not whole: {error}. Is there room on the disk?") from error
+            raise DiskFullError(f"{self.path} is incomplete: {error}. Check the free disk space.") from error
         if count < len(self.times):
-            text = f"{self.path} is not whole: it holds {count} of {len(self.times)} frames. Is there room on the disk?"
+            text = f"{self.path} is incomplete: {count} of {len(self.times)} frames. Check the free disk space."
             raise DiskFullError(text)
 
     def _encode(self) -> None:
@@ -82,14 +86,14 @@ class Mp4Writer:
 
 
 def even_size(shape: tuple[int, ...]) -> tuple[int, int]:
-    """(width, height) of a video of images [H, W, ...]: even, as encoders want it, and at most `LARGEST`."""
+    """Return the (width, height) of a video of images [H, W, ...]: even, as encoders require, at most `MAX_SIDE`."""
     factor = min(1.0, MAX_SIDE / max(shape[:2]))
     height, width = (max(2, int(side * factor)) for side in shape[:2])
     return width + width % 2, height + height % 2
 
 
 def fit_image(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """The image within ``size`` (width, height), its aspect ratio kept, gray around it."""
+    """Fit the image into ``size`` (width, height), with its aspect ratio, at the top left of a gray canvas."""
     height, width = image.shape[:2]
     if (width, height) == size:
         return image

@@ -1,9 +1,9 @@
-"""How unlike known good images an image and its prediction are (M2): a score whose meaning is its false-alarm rate.
+"""Out-of-distribution score of an image and its prediction (monitor M2), calibrated by its false-alarm rate.
 
-The features of good images are described by their mean and covariance; the distance of a new one from them
-(Mahalanobis) is told as the share of good images that are nearer: 0.99 is reached by one good image in a hundred.
-Source: Lee et al. 2018, A simple unified framework for detecting out-of-distribution samples, on features anyone can
-read; the share is the conformal p-value of Bates et al. 2023.
+The features of good images are modeled by their mean and covariance. The score of a new image is the share of good
+images with a smaller Mahalanobis distance: one good image in a hundred reaches 0.99.
+Source: Lee et al. 2018, A simple unified framework for detecting out-of-distribution samples, applied to interpretable
+features. The share is the conformal p-value of Bates et al. 2023.
 """
 
 from __future__ import annotations
@@ -25,25 +25,32 @@ from perception.video.ood_features import compute_features, feature_names
 
 FORMAT = 1
 MIN_IMAGES = 50
-"""Good images that a calibration needs."""
+"""Minimum number of good images for a fit."""
 NUM_FOLDS = 5
 SHRINKAGE = 0.1
-"""Of the correlations towards none."""
+"""Shrinkage of the correlations towards zero."""
 MIN_SCALE = 1e-3
-"""Least standard deviation of a feature."""
+"""Minimum standard deviation of a feature."""
 OOD_THRESHOLD = 0.99
-"""Doubt over which a prediction is flagged."""
+"""Predictions with a larger ood score are flagged."""
 MAX_BYTES = 1 << 26
-"""Of a calibration's file."""
+"""Maximum size of an ood model file."""
 MAX_DISTANCES = 1001
-"""Distances of good images that are kept, at equal steps of their share."""
+"""Maximum number of stored distances of good images, at equally spaced quantiles."""
 
 
 @dataclass(frozen=True)
 class OodModel:
-    """What good images look like to a network. names [F], mean [F], scale [F], inverse [F, F], distances [K] growing.
+    """Feature statistics of good images for one network.
 
-    network_sha256: SHA-256 of the network it belongs to; "" = unknown
+    Attributes:
+        feature_names: F names.
+        mean: [F].
+        scale: [F], standard deviations.
+        inverse_correlation: [F, F].
+        distances: [K], ascending distances of good images.
+        num_images: number of good images.
+        network_sha256: SHA-256 of the network; "" = unknown.
     """
 
     feature_names: list[str]
@@ -55,36 +62,37 @@ class OodModel:
     network_sha256: str = ""
 
     def mahalanobis_distance(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Of features [..., F] from those of good images."""
+        """Return the distances [...] of features [..., F] from those of good images."""
         offsets = (values - self.mean) / self.scale
         return np.sqrt(np.einsum("...i,ij,...j->...", offsets, self.inverse_correlation, offsets))
 
     def score(self, values: NDArray[np.float64]) -> float:
-        """The share of good images that are less odd, 0 to 1 - 1 / (count + 1)."""
+        """Return the share of good images with a smaller distance, 0 to 1 - 1 / (num_images + 1)."""
         share = float(np.searchsorted(self.distances, self.mahalanobis_distance(values), side="right")) / len(
             self.distances
         )
         return share * self.num_images / (self.num_images + 1)
 
     def outlier_features(self, values: NDArray[np.float64], count: int = 2) -> list[str]:
-        """The names of the features that are farthest from the mean."""
+        """Return the names of the features farthest from the mean."""
         offsets = np.abs((values - self.mean) / self.scale)
         return [self.feature_names[i] for i in np.argsort(-offsets)[:count]]
 
     def save(self, path: Path) -> None:
+        """Write the model as JSON."""
         record = {key: _to_plain(value) for key, value in dataclasses.asdict(self).items()}
         write_atomic(path, f"{json.dumps({'format': FORMAT, **record}, allow_nan=False)}\n".encode())
 
 
 def fit_features(values: NDArray[np.float64], names: list[str], model: str = "") -> OodModel:
-    """Calibrate on the features [N, F] of good images, in the order in which they were taken.
+    """Fit the model to the features [N, F] of good images, in recording order.
 
-    The distances are those of images that had no part in mean and covariance: each fold of neighbors is measured
-    against the others. Raises PerceptionError for fewer than `LEAST` images.
+    The distances are cross-validated: each fold of consecutive images is measured with the statistics of the other
+    folds. Raises PerceptionError for fewer than `MIN_IMAGES` images.
     """
     if len(values) < MIN_IMAGES:
         raise PerceptionError(
-            f"{len(values)} good images. A calibration needs at least {MIN_IMAGES}, better 500. Give more."
+            f"found {len(values)} good images. The fit needs at least {MIN_IMAGES}, better 500. Add more images."
         )
     whole = _compute_statistics(values)
     measured = []
@@ -106,31 +114,37 @@ def _compute_statistics(values: NDArray[np.float64]) -> tuple[NDArray, NDArray, 
 
 
 def load_ood_model(path: Path, specs: Mapping[str, TaskSpec], model: str = "") -> OodModel:
-    """Raises PerceptionError where the file is missing, damaged, or of another network or other tasks."""
+    """Load a model. Raises PerceptionError if the file is missing, damaged, or belongs to another network or tasks."""
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"it has over {MAX_BYTES} bytes")
+            raise ValueError(f"it is larger than {MAX_BYTES} bytes")
         found = _parse_record(json.loads(path.read_text("utf-8")))
     except (OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise PerceptionError(f"{path} is no calibration: {error}. Make one with `perception ood fit`.") from error
+        raise PerceptionError(
+            f"{path} is not a valid ood model: {error}. Create one with `perception ood fit`."
+        ) from error
     if found.feature_names != feature_names(specs):
-        raise PerceptionError(f"{path} is of other tasks. Make one for these with `perception ood fit`.")
+        raise PerceptionError(
+            f"{path} was fitted for other tasks. Create one for these tasks with `perception ood fit`."
+        )
     if model and found.network_sha256 and model != found.network_sha256:
-        raise PerceptionError(f"{path} is of another network. Make one for this with `perception ood fit`.")
+        raise PerceptionError(
+            f"{path} was fitted for another network. Create one for this network with `perception ood fit`."
+        )
     return found
 
 
 def _parse_record(record: Any) -> OodModel:
-    """The calibration in a file's JSON. Raises ValueError, TypeError or OverflowError naming what is wrong."""
+    """Parse the JSON of a file. Raises ValueError, TypeError or OverflowError that names the invalid field."""
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise ValueError(f"expected an object of format {FORMAT}")
     names, count, model = (record.get(key) for key in ("feature_names", "num_images", "network_sha256"))
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise ValueError("feature_names is no list of words")
+        raise ValueError("feature_names is not a list of strings")
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= 1 << 53:
-        raise ValueError("num_images is no number of images")
+        raise ValueError("num_images is not a valid image count")
     if not isinstance(model, str):
-        raise ValueError("network_sha256 is no text")
+        raise ValueError("network_sha256 is not a string")
     size, arrays = len(names), {}
     distances = record.get("distances")
     kept = len(distances) if isinstance(distances, list) and 0 < len(distances) <= MAX_DISTANCES else -1
@@ -142,22 +156,23 @@ def _parse_record(record: Any) -> OodModel:
     ):
         values = np.asarray(record.get(key), np.float64)
         if values.shape != shape or not np.isfinite(values).all():
-            raise ValueError(f"{key} has the shape {list(values.shape)} or numbers that are not finite")
+            raise ValueError(f"{key} has the wrong shape ({list(values.shape)}) or values that are not finite")
         arrays[key] = values
     if (arrays["scale"] <= 0).any() or (np.diff(arrays["distances"]) < 0).any():
-        raise ValueError("scale is not over 0, or distances do not grow")
+        raise ValueError("scale is not positive, or distances are not ascending")
     if np.linalg.eigvalsh(arrays["inverse_correlation"]).min() <= 0:
-        raise ValueError("inverse_correlation is not that of correlations")
+        raise ValueError("inverse_correlation is not positive definite")
     return OodModel(feature_names=names, num_images=count, network_sha256=model, **arrays)
 
 
 class OodMonitor:
-    """A step of a pipeline: tells the doubt about each valid prediction, and flags those over `LIMIT`."""
+    """A post-processor that sets the ood score of each valid prediction, and flags scores above `OOD_THRESHOLD`."""
 
     def __init__(self, ood_model: OodModel, specs: Mapping[str, TaskSpec]) -> None:
         self.ood_model, self.specs = ood_model, specs
 
     def __call__(self, frame: Frame, prediction: Prediction) -> Prediction:
+        """Return the prediction with its ood score."""
         if not prediction.valid:
             return prediction
         values = compute_features(frame.image, prediction, self.specs)
@@ -168,13 +183,14 @@ class OodMonitor:
 
 
 class FeatureCollector:
-    """A step that keeps the features of every valid prediction, for `fit`."""
+    """A post-processor that collects the features of every valid prediction, for `fit_features`."""
 
     def __init__(self, specs: Mapping[str, TaskSpec]) -> None:
         self.specs = specs
         self.values: list[NDArray[np.float64]] = []
 
     def __call__(self, frame: Frame, prediction: Prediction) -> Prediction:
+        """Store the features and return the prediction unchanged."""
         if prediction.valid:
             self.values.append(compute_features(frame.image, prediction, self.specs))
         return prediction

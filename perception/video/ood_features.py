@@ -1,4 +1,4 @@
-"""An image and what a network says of it in a few numbers, in which what is unlike others shows."""
+"""Features of an image and its prediction for the out-of-distribution score."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from perception.video.consistency import find_contradictions
 from perception.video.image_monitor import quantile, sharpness, to_small_gray
 
 SAMPLE_ROWS = 96
-"""Rows of a dense map that are looked at."""
+"""Approximate number of rows sampled from a dense map."""
 
 
 def feature_names(specs: Mapping[str, TaskSpec]) -> list[str]:
-    """What `features` gives, in its order."""
+    """Return the names of the values of `compute_features`, in the same order."""
     names = [f"image.{name}" for name in IMAGE_FEATURES]
     for name, spec in specs.items():
         kind = spec.annotation_type if spec.annotation_type != "dense" else "mask" if spec.classes else "quantity"
@@ -38,7 +38,7 @@ CONSISTENCY_FEATURES = ("unsupported", "depth_jumps", "unboxed")
 def compute_features(
     image: NDArray[np.uint8], prediction: Prediction, specs: Mapping[str, TaskSpec]
 ) -> NDArray[np.float64]:
-    """[F] of one image, uint8 RGB [H, W, 3], and of what was predicted of it; see `feature_names`."""
+    """Return the features [F] of one image (uint8 RGB [H, W, 3]) and its prediction; see `feature_names`."""
     values = _image_features(image)
     for name, spec in specs.items():
         annotation = prediction.annotations.get(name)
@@ -112,6 +112,6 @@ def _subsample(values: NDArray) -> NDArray:
 
 
 def _entropy(shares: NDArray) -> float:
-    """Of a distribution, relative to the most there can be."""
+    """Entropy of a distribution, relative to its maximum."""
     known = shares[shares > 0]
     return float(-(known * np.log(known)).sum() / np.log(max(2, len(shares))))

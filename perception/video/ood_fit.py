@@ -1,4 +1,4 @@
-"""`perception ood fit`: what good images look like to a network, as the measure of its doubt."""
+"""`perception ood fit`: fits the feature statistics of good images for the out-of-distribution score."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def fit_ood_model(
     network_sha256: str = "",
     max_frames: int = 5000,
 ) -> OodModel:
-    """Calibrate on images and videos as they are where the network will work, at most ``max_frames`` of their frames.
+    """Fit on images and videos from the deployment environment, using at most ``max_frames`` frames.
 
-    Frames on which no one should act (black, covered, ...) are left out. Raises PerceptionError where too few are left.
+    Frames that are not valid (black, covered, ...) are skipped. Raises PerceptionError if too few are left.
     """
     collect = FeatureCollector(predictor.specs)
     for item in find_sources(source):
         if item.kind == "live":
-            raise PerceptionError(f"{item.display_name} is live. Calibrate on files: record it first.")
+            raise PerceptionError(f"{item.display_name} is a live source. The fit needs files: record it first.")
         frames = _yield_frame(read_image_frame(item)) if item.kind == "image" else iter(VideoStream(item))
         with closing(run_pipeline(predictor, frames, [ImageMonitor(), collect], Timings(), camera=camera)) as found:
             for _ in found:

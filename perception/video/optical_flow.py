@@ -1,4 +1,4 @@
-"""Where each pixel of a frame was in the frame before: optical flow, and whether it can be believed. numpy and cv2."""
+"""Optical flow from each frame to the previous one, with a reliability mask. Uses only numpy and cv2."""
 
 from __future__ import annotations
 
@@ -10,19 +10,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_SIZE = 640
-"""Pixels of the longer side at which motion is measured, at most: things of two pixels have a motion of their own."""
+"""Maximum longer side in pixels for measuring motion. At this size, objects of two pixels still have a motion."""
 SCENE_CUT_CHANGE = 40.0
-"""Mean change of the gray values that no motion explains: another scene."""
+"""A larger mean change of the gray values means a scene cut."""
 MAX_GRAY_DIFFERENCE = 6
-"""Difference in gray values to where the flow says a pixel came from, over which it did not."""
+"""The flow of a pixel is not reliable if its gray value differs more from that of its origin."""
 ROUND_TRIP_PIXELS, ROUND_TRIP_RATIO = 1.0, 0.1
-"""There and back a pixel ends where it began, but for so many pixels, at half the size, and this part of its way."""
+"""Tolerance of the forward-backward check: pixels at half size, plus this share of the motion."""
 
 
 class Motion(NamedTuple):
-    """Where the pixels of a frame, or of what is as large as `motion_size` says, were in the frame before.
+    """Position of each pixel in the previous frame, at the size given by `motion_size`.
 
-    columns, rows: float32 [h, w]; reliable: uint8 [h, w], 255 where the same thing was seen there, else 0
+    Attributes:
+        columns: float32 [h, w].
+        rows: float32 [h, w].
+        reliable: uint8 [h, w], 255 where the motion is reliable, else 0.
     """
 
     columns: NDArray[np.float32]
@@ -30,23 +33,23 @@ class Motion(NamedTuple):
     reliable: NDArray[np.uint8]
 
     def warp(self, values: NDArray, interpolation: int = cv2.INTER_LINEAR) -> NDArray:
-        """[h, w] or [h, w, 2 to 4]: of each pixel, what was at its place before."""
+        """Warp values of the previous frame, [h, w] or [h, w, 2 to 4], to this frame."""
         return _warp(values, self.columns, self.rows, interpolation)
 
 
 class MotionEstimator:
-    """Looks at one frame after the other and tells the motion since the last. Source: Kroeger et al. 2016."""
+    """Estimates the motion between consecutive frames by DIS optical flow (Kroeger et al. 2016)."""
 
     def __init__(self) -> None:
         self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
         self._previous: list[NDArray[np.uint8]] = []
 
     def reset(self) -> None:
-        """The next frame is the first one."""
+        """Forget the previous frame."""
         self._previous = []
 
     def __call__(self, image: NDArray[np.uint8]) -> Motion | None:
-        """The motion since the last frame, uint8 RGB [H, W, 3], as large as `motion_size`; None after a cut."""
+        """Return the motion since the last frame (uint8 RGB [H, W, 3]) at `motion_size`; None after a scene cut."""
         before, self._previous = self._previous, _gray_pyramid(image)
         if not before or before[0].shape != self._previous[0].shape:
             return None
@@ -61,15 +64,12 @@ class MotionEstimator:
         return Motion(columns, rows, np.asarray(known, np.uint8))
 
     def _compute_flow(self, gray: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """[h, w, 2]: how far right and down each pixel of ``gray`` is in the other."""
+        """[h, w, 2]: displacement (right, down) of each pixel from ``gray`` to ``other``."""
         return np.asarray(self._flow.calc(gray, other, None), np.float32)  # type: ignore[call-overload]
 
 
 def _consistency_mask(backward: NDArray[np.float32], forward: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """255 where the flow there and back leads to the pixel again, within the image; in the size of ``forward``.
-
-    backward: from a frame to the one before; forward: from that, at half the size
-    """
+    """255 where the forward-backward check holds within the image; at the (half) size of ``forward``."""
     height, width = forward.shape[:2]
     backward = np.asarray(
         cv2.resize(backward, (width, height), interpolation=cv2.INTER_NEAREST) * np.float32(0.5), np.float32
@@ -95,13 +95,13 @@ def _pixel_grid(height: int, width: int) -> tuple[NDArray[np.float32], NDArray[n
 
 
 def motion_size(shape: tuple[int, ...]) -> tuple[int, int]:
-    """(height, width) at which motion is measured in images, and the past kept of maps, of (height, width, ...)."""
+    """Return the (height, width) at which motion is measured, and past maps are stored, for (height, width, ...)."""
     scale = min(1.0, MAX_SIZE / max(shape[:2]))
     return max(16, round(shape[0] * scale)), max(16, round(shape[1] * scale))
 
 
 def _gray_pyramid(image: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
-    """Gray of `motion_size`, and of half of it."""
+    """Gray image at `motion_size` and at half of it."""
     size = motion_size(image.shape)
     shrunk = image if image.shape[:2] == size else cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
     gray = cv2.cvtColor(shrunk, cv2.COLOR_RGB2GRAY)

@@ -1,4 +1,4 @@
-"""Decode, network, and what is made of its outputs, side by side: a thread for each, bounded queues between them."""
+"""Threaded pipeline: decoding, inference and post-processing in separate threads, with bounded queues between them."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from perception.video.bounded_queue import prefetch
 from perception.video.stage_times import Timings
 
 PostProcessor: TypeAlias = Callable[[Frame, Prediction], Prediction]
-"""What makes more of a prediction, in the order of the shots: a monitor, smoothing, tracks."""
+"""Called on each prediction, in frame order: a monitor, smoothing, tracking."""
 PreparedBatch: TypeAlias = tuple[list[Frame], NDArray[np.uint8], list[ImageTransform], float]
 OutputBatch: TypeAlias = tuple[list[Frame], Outputs, list[ImageTransform], float]
-"""The last: seconds that were spent on the shots so far, without waiting."""
+"""The last element: seconds of work on these frames so far, without waiting."""
 
 
 class PredictorLike(Protocol):
-    """A network of either kind: `runtime.Perceiver` or `torch_runtime.TorchPerceiver`."""
+    """A network: `runtime.predictor.Predictor` (ONNX) or `torch_predictor.TorchPredictor`."""
 
     specs: dict[str, TaskSpec]
     size: tuple[int, int]
 
     def letterbox_size(self, size: tuple[int, int] | None) -> tuple[int, int] | None:
-        """What images are letterboxed to where ``size`` is asked for; None = the network does it itself."""
+        """Return the letterbox size for the requested ``size``; None = the network resizes images itself."""
         ...
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
-        """Decoded outputs of a letterboxed batch uint8 RGB [B, 3, H, W], in input pixels."""
+        """Return the decoded outputs for a letterboxed batch uint8 RGB [B, 3, H, W], in input pixels."""
         ...
 
 
@@ -53,10 +53,18 @@ def run_pipeline(
     is_live: bool = False,
     check_stop: Callable[[], None] | None = None,
 ) -> Generator[tuple[Frame, Result]]:
-    """Each shot with what the network says of it, in order.
+    """Yield each frame with its result, in order.
 
-    is_live: as little as possible waits between the stages, so that what is old is dropped at the source
-    check_stop: called again and again while there is no result yet; what it raises ends the wait
+    Args:
+        predictor: the network.
+        frames: the input frames; closed at the end.
+        post_processors: called on each prediction, in this order.
+        timings: gets the durations of the stages.
+        camera: intrinsics in pixels of the frames; None = default focal length.
+        size: (height, width) of the network input; None = the training size.
+        batch_size: batch size.
+        is_live: keep the queues minimal, so that old frames are dropped at the source.
+        check_stop: called repeatedly while waiting for a result; an exception from it ends the wait.
     """
     prepared = _preprocess_frames(frames, predictor.letterbox_size(size), batch_size, timings)
     ran = _run_batches(predictor, prepared if is_live else prefetch(prepared, 2, "preprocess"), timings)
@@ -71,7 +79,7 @@ def _preprocess_frames(
 ) -> Generator[PreparedBatch]:
     with closing(frames):
         while chunk := list(islice(frames, batch_size)):
-            # Images that are not letterboxed here go together as long as they are of one size.
+            # Without letterboxing, only images of the same size form a batch.
             for _, alike in groupby(chunk, lambda frame: frame.image.shape if size is None else ()):
                 some = list(alike)
                 with timings.measure("preprocess") as spent:
@@ -97,7 +105,7 @@ def _postprocess_batches(
     timings: Timings,
     is_live: bool,
 ) -> Generator[tuple[Frame, Result]]:
-    """A file's frames wait for their turn by design: their latency is what was spent on them."""
+    """Post-process batches. Frames of a file wait in queues by design: their latency counts only the work."""
     with closing(batches):
         for frames, outputs, transforms, before in batches:
             begin = time.monotonic()

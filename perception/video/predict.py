@@ -1,4 +1,4 @@
-"""`perception predict`: any network, any source; annotated images or mp4, ``predictions.jsonl`` and a summary."""
+"""`perception predict`: run a model on any source; write annotated images or mp4, ``predictions.jsonl``, a summary."""
 
 from __future__ import annotations
 
@@ -31,14 +31,23 @@ def predict(
     *,
     quiet: bool = False,
 ) -> PredictReport:
-    """Run ``predictor`` over ``source`` and write what it says to the folder ``out``.
+    """Run ``predictor`` on ``source`` and write the results to the folder ``out``.
 
-    source: image, folder, glob, video, camera index or stream URL
-    out:    a folder that is empty or does not exist yet; None = the next free of runs/predict, runs/predict-2, ...
-    quiet:  no progress, failures and summary on standard error
+    Reading, inference, post-processing, drawing and encoding run in parallel. A source that cannot be read is reported,
+    and the run continues with the others. Files that are already written always stay valid.
 
-    Reading, the network, what is made of its outputs, drawing and encoding run side by side. A source that cannot be
-    read is reported and the others are done. Whatever happens, what was written before stays whole.
+    Args:
+        predictor: the network.
+        source: image, folder, glob, video, camera index or stream URL.
+        out: an empty or new folder; None = the next free of runs/predict, runs/predict-2, ...
+        options: see `PredictOptions`.
+        quiet: no progress, failures or summary on standard error.
+
+    Returns:
+        The counts and failures of the run.
+
+    Raises:
+        PerceptionError: an option, the source or ``out`` is invalid.
     """
     options = options or PredictOptions()
     check_camera(options.camera)
@@ -63,18 +72,18 @@ def predict(
 
 
 def _write_summary(report: PredictReport) -> None:
-    """Write ``summary.json``, or tell that it could not be written: what has ended the run is not to be lost."""
+    """Write ``summary.json``. A failure is added to the report, so that it does not hide the error of the run."""
     path = report.out / SUMMARY
     try:
         write_atomic(path, f"{json.dumps(report.to_json(), indent=2)}\n".encode())
     except PerceptionError as error:
-        if not report.is_disk_full:  # else the same has been said already
+        if not report.is_disk_full:  # a full disk is already reported
             report.failures.append((str(path), str(error)))
             report.event_log.record(SUMMARY, Status.DEGRADED, str(error))
 
 
 def make_output_folder(out: str | Path | None) -> Path:
-    """The folder to write to, made. Raises PerceptionError where it already holds something: nothing is overwritten."""
+    """Create and return the output folder. Raises PerceptionError if it is not empty: nothing is overwritten."""
     if out is None:
         number = 1
         while (folder := Path("runs") / (f"predict-{number}" if number > 1 else "predict")).exists():
@@ -83,10 +92,10 @@ def make_output_folder(out: str | Path | None) -> Path:
         folder = Path(out)
         with convert_write_errors(folder):
             if folder.exists() and not folder.is_dir():
-                raise PerceptionError(f"{folder} is a file. Expected a new or empty folder: give another.")
+                raise PerceptionError(f"{folder} is a file. Expected a new or empty folder: choose another.")
             if folder.exists() and any(folder.iterdir()):
                 raise PerceptionError(
-                    f"{folder} is not empty. Expected a new or empty folder: give another, or remove it."
+                    f"{folder} is not empty. Expected a new or empty folder: choose another, or remove it."
                 )
     make_folder(folder)
     return folder

@@ -1,4 +1,4 @@
-"""One line on a terminal: ``drive.mp4 120/222 frames, 8.1/s, 0:13 left``; at its end only, where it is a file."""
+"""Progress line: ``drive.mp4 120/222 frames, 8.1/s, 0:13 left``. A file gets only the final line."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from perception.files.safe_names import escape_unprintable
 
 
 class Progress:
-    """stream: None = silent; total: frames that are expected, None = unknown; prefix: before each line; unit: of what
-    is counted."""
+    """A progress line on ``stream`` (None = silent); ``total`` is the expected number of frames, None = unknown."""
 
     def __init__(
         self, stream: TextIO | None, name: str, total: int | None, prefix: str = "", unit: str = "frames"
@@ -21,11 +20,11 @@ class Progress:
         self._begin, self._shown, self._count, self._text = time.monotonic(), 0.0, 0, ""
 
     def step(self) -> None:
-        """One more frame."""
+        """Count one more frame."""
         self.set_count(self._count + 1)
 
     def set_count(self, count: int) -> None:
-        """So many frames are done."""
+        """Set the number of finished frames and update the line."""
         self._count = count
         now = time.monotonic()
         rate = self._count / max(now - self._begin, 1e-6)
@@ -40,17 +39,18 @@ class Progress:
             write_now(self.stream, f"\r\x1b[K{self._text}")
 
     def finish(self) -> None:
+        """Print the final line."""
         if self.stream and self._text:
             write_now(self.stream, f"\r\x1b[K{self._text}\n" if self.stream.isatty() else f"{self._text}\n")
 
 
 def print_line(stream: TextIO | None, text: str) -> None:
-    """A line, with what is in file names shown and not sent: they may move the cursor."""
+    """Print a line. Control characters (of file names) are escaped: they could move the cursor."""
     write_now(stream, f"{escape_unprintable(text)}\n")
 
 
 def write_now(stream: TextIO | None, text: str) -> None:
-    """Write it at once; that nobody reads it any more (``| head``, ``2>&-``) does not end the work."""
+    """Write and flush the text. A closed stream (``| head``, ``2>&-``) is ignored."""
     if stream is None:
         return
     with suppress(OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What delivers frames: video files, cameras and streams by OpenCV; JPEGs, alone or in videos, by our own decoder."""
+"""Frame readers: OpenCV for video files, cameras and streams; our own decoder for JPEG files and motion JPEG."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from perception.video import mjpeg
 from perception.video.declared_length import DeclaredLength, is_complete, read_declared_length
 
 MAX_MISSES = 300
-"""Packets in a row that may be undecodable before a file is taken to have ended."""
+"""A file has ended after this many consecutive undecodable packets."""
 MAX_LIVE_MISSES = 10
-"""The same of a stream, where each may have taken a while."""
+"""The same for a stream, where each packet may take a while."""
 PROBE_FRAMES = 3
-"""First frames of a video of JPEGs of which our decoder must read one."""
+"""Our decoder must decode one of this many first frames of a motion JPEG video."""
 
 
 class EndOfStream(Exception):
-    """There are no more frames."""
+    """The source has no more frames."""
 
 
 class DecodedFrame(NamedTuple):
-    """A frame as it was decoded: uint8 RGB [H, W, 3], and its presentation time in seconds (None = unknown)."""
+    """A decoded frame: uint8 RGB [H, W, 3], and its presentation time in seconds (None = unknown)."""
 
     image: NDArray[np.uint8]
     time: float | None
@@ -45,10 +45,11 @@ class DecodedFrame(NamedTuple):
 class FrameReader(Protocol):
     """An opened source.
 
-    fps:    frames per second it claims, 30 where it claims nothing sensible
-    length: frames, 0 = ?
-    is_live:   it does not wait, and may come back after its end
-    codec:  four letters, "" = unknown
+    Attributes:
+        fps: declared frames per second; 30 if missing or implausible.
+        length: number of frames, 0 = unknown.
+        is_live: it does not wait for its consumer, and may be reopened after its end.
+        codec: four letters, "" = unknown.
     """
 
     fps: float
@@ -57,16 +58,19 @@ class FrameReader(Protocol):
     codec: str
 
     def read(self) -> DecodedFrame | None:
-        """The next frame; None for one that cannot be decoded. Raises Ended at the end, TimeoutError at a stall."""
+        """Return the next frame, None if undecodable. Raises EndOfStream at the end, TimeoutError on a stall."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Release the source."""
+        ...
 
 
 def open_frame_reader(source: MediaSource, timeout: float) -> FrameReader | None:
-    """None where nothing opens. timeout: seconds for opening and for each read, as far as OpenCV keeps to it.
+    """Open a source. Return None if it cannot be opened.
 
-    Raises PerceptionError where frames are larger than any image may be.
+    ``timeout`` applies to opening and to each read, in seconds, as far as OpenCV respects it. Raises PerceptionError
+    if the frames exceed the maximum image size.
     """
     address, live = source.address, source.kind == "live"
     if isinstance(address, int):
@@ -79,7 +83,7 @@ def open_frame_reader(source: MediaSource, timeout: float) -> FrameReader | None
         if stream is not None:
             return MjpegStreamReader(stream)
     if not live:
-        address = os.path.abspath(address)  # noqa: PTH100 - FFmpeg takes 12:30.mp4 for an address
+        address = os.path.abspath(address)  # noqa: PTH100 - FFmpeg treats 12:30.mp4 as a URL
         if _starts_with(address, JPEG_SIGNATURE):
             return MjpegFileReader(Path(address))
     limit = round(timeout * 1000)
@@ -103,7 +107,7 @@ def _starts_with(path: str, magic: bytes) -> bool:
 
 
 def _has_upright_jpegs(capture: cv2.VideoCapture, address: str, limits: list[int]) -> bool:
-    """Whether a video holds a JPEG for each frame, upright, so that we see damage which FFmpeg conceals."""
+    """Whether each frame is an upright JPEG: our decoder then detects damage that FFmpeg hides."""
     if _read_codec(capture) not in ("MJPG", "JPEG") or capture.get(cv2.CAP_PROP_ORIENTATION_META) % 360:
         return False
     size = capture.get(cv2.CAP_PROP_FRAME_HEIGHT), capture.get(cv2.CAP_PROP_FRAME_WIDTH)
@@ -128,11 +132,14 @@ def _read_codec(capture: cv2.VideoCapture) -> str:
 
 
 class CaptureReader:
-    """OpenCV's capture, which ends at the first packet that it cannot decode unless it is asked again.
+    """Reader based on `cv2.VideoCapture`, which stops at the first undecodable packet unless it is read again.
 
-    is_live:    the source may be endless; it is not where a length is known (a playlist that ends, a video over RTSP)
-    path:    of a file, "" = none
-    reads_packets: it delivers encoded JPEGs
+    Args:
+        capture: the opened capture.
+        display_name: name in error messages.
+        live: the source may be endless. A known length overrides it (a playlist that ends, a video over RTSP).
+        path: path or URL, "" = none.
+        reads_packets: the capture returns encoded JPEGs.
     """
 
     def __init__(
@@ -160,6 +167,7 @@ class CaptureReader:
                 raise PerceptionError(str(error)) from error
 
     def read(self) -> DecodedFrame | None:
+        """Return the next frame, None if it cannot be decoded. Raises EndOfStream."""
         if self._pending:
             return self._pending.popleft()
         if self._has_ended:
@@ -176,7 +184,7 @@ class CaptureReader:
         return self._probe_end()
 
     def _probe_end(self) -> DecodedFrame | None:
-        """Look on, to tell what cannot be decoded from the end, which a container may claim to come later."""
+        """Read on, to distinguish undecodable frames from the end, which may come before the declared length."""
         for missed in range(1, MAX_MISSES):
             found = self._read_next()
             if found is not None:
@@ -185,7 +193,7 @@ class CaptureReader:
         self._has_ended = True
         seen = self._num_read - MAX_MISSES
         if self._declared.seconds and self._last_time + 2 / self.fps >= self._declared.seconds:
-            self.length = seen  # all that is shown of it
+            self.length = seen  # all frames of the shown duration were read
         elif self._declared.is_exact:
             self._pending.extend([None] * min(MAX_MISSES, self.length - seen))
         elif is_complete(self._path):
@@ -208,11 +216,12 @@ class CaptureReader:
         return found._replace(time=seconds)
 
     def close(self) -> None:
+        """Release the capture."""
         self._capture.release()
 
 
 def _decode_frame(data: bytes | None) -> DecodedFrame | None:
-    """A frame that is a JPEG, without a time; None where it is damaged. Raises Ended where there is none."""
+    """Decode a JPEG; None if it is damaged. Raises EndOfStream if ``data`` is None."""
     if data is None:
         raise EndOfStream
     try:
@@ -222,7 +231,7 @@ def _decode_frame(data: bytes | None) -> DecodedFrame | None:
 
 
 class MjpegStreamReader:
-    """An HTTP stream of JPEGs: OpenCV would scale every image to the size of the first without a word."""
+    """Reader for an HTTP stream of JPEGs. OpenCV would silently scale every image to the size of the first."""
 
     fps, length, is_live, codec = 30.0, 0, True, "MJPG"
 
@@ -230,14 +239,16 @@ class MjpegStreamReader:
         self._stream = stream
 
     def read(self) -> DecodedFrame | None:
+        """Return the next frame, None if it is damaged. Raises EndOfStream or TimeoutError."""
         return _decode_frame(self._stream.read())
 
     def close(self) -> None:
+        """Close the connection."""
         self._stream.close()
 
 
 class MjpegFileReader:
-    """A file of JPEGs, one after the other, as cameras and FFmpeg write them into pipes."""
+    """Reader for a file of concatenated JPEGs, as cameras and FFmpeg write them into pipes."""
 
     fps, length, is_live, codec = 30.0, 0, False, "MJPG"
 
@@ -247,15 +258,17 @@ class MjpegFileReader:
         self._frames: Iterator[bytes] = split_jpegs(self._data)
 
     def read(self) -> DecodedFrame | None:
+        """Return the next frame, None if it is damaged. Raises EndOfStream."""
         return _decode_frame(next(self._frames, None))
 
     def close(self) -> None:
+        """Unmap the file."""
         self._frames = iter(())
         self._data.close()
 
 
 def to_rgb(image: NDArray) -> NDArray[np.uint8]:
-    """BGR, BGRA or gray, 8 or 16 bit, to uint8 RGB [H, W, 3]."""
+    """Convert BGR, BGRA or gray, 8 or 16 bits, to uint8 RGB [H, W, 3]."""
     if image.dtype == np.uint16:
         image = (image >> 8).astype(np.uint8)
     channels = 1 if image.ndim == 2 else image.shape[2]

@@ -1,4 +1,4 @@
-"""`perception predict MODEL BAG`: the cameras of a recording through a network, results as topics of a new one."""
+"""`perception predict MODEL BAG`: run a model on the cameras of a bag, and write the results as topics of a new bag."""
 
 from __future__ import annotations
 
@@ -28,18 +28,25 @@ from perception.video.run import PredictOptions, make_post_processors
 from perception.video.timestamps import FrameClock
 
 ProgressBar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-"""A progress bar: text and total to a function of how much is done."""
+"""Progress bar: called with text and total, it yields a function that takes the number done."""
 MAX_LISTED = 20
-"""Kinds of problems that are told apart."""
+"""Maximum number of problem kinds that are reported separately."""
 
 
 @dataclass
 class ReplayReport:
-    """What `replay` did.
+    """Result of `replay`.
 
-    problems: sentence -> count, of images that could not be used, had no usable camera, or whose results are flagged
-    skipped_topics: topics of images that were not read -> why. other_topics: topics that have no images
-    damage:   what of the recording could not be read: sentence -> count
+    Attributes:
+        out: path of the new bag.
+        topics: image topics that were read.
+        skipped_topics: image topics that were not read -> reason.
+        other_topics: topics without images.
+        frames: number of predicted images.
+        seconds: duration of the run.
+        stop_signal: number of the signal that stopped the run; None = it finished.
+        problems: sentence -> count: images that could not be used, had no usable camera, or have flagged results.
+        damage: sentence -> count: parts of the recording that could not be read.
     """
 
     out: Path
@@ -54,7 +61,7 @@ class ReplayReport:
     _kinds: dict[tuple[str, str], str] = field(default_factory=dict, repr=False)
 
     def add_problem(self, topic: str, problem: str) -> None:
-        """One more image of ``topic`` with a problem; sentences that differ in numbers only are of one kind."""
+        """Count one image of ``topic`` with a problem. Sentences that differ only in numbers are counted together."""
         kind = topic, re.sub(r"\d+", "0", problem)
         if kind not in self._kinds:
             self._kinds[kind] = problem if len(self._kinds) < MAX_LISTED else "other problems"
@@ -64,7 +71,7 @@ class ReplayReport:
     def __str__(self) -> str:
         rate = f", {self.frames / self.seconds:.1f} frames/s" if self.seconds else ""
         lines = [f"{self.out}: {self.frames} frames of {', '.join(map(escape_unprintable, self.topics))}{rate}"]
-        lines += [] if self.frames or self.stop_signal is not None else ["No image of it could be decoded."]
+        lines += [] if self.frames or self.stop_signal is not None else ["No image could be decoded."]
         lines += [f"{count} x {text}" for text, count in [*self.problems.items(), *self.damage.items()]]
         lines += [f"left out: {escape_unprintable(topic)}: {why}" for topic, why in self.skipped_topics.items()]
         if self.other_topics:
@@ -86,19 +93,28 @@ def replay(
     point_stride: int = 4,
     progress_bar: ProgressBar = lambda text, total: nullcontext(lambda done: None),
 ) -> ReplayReport:
-    """Run ``predictor`` over the images of ``bag`` and write a new bag at ``out``.
+    """Run ``predictor`` on the images of ``bag`` and write a new bag to ``out``.
 
-    predictor: `runtime.Perceiver` or anything that is called like it
-    topics:  image topics; None = all of images, each once (see `bags.Bag`)
-    options: size, camera (of images without CameraInfo), frames (of each topic), monitor, track, smooth and
-        calibration; each topic is a video of its own
-    copy_inputs:    also carry over the images and their CameraInfo, so that the new bag shows everything by itself
-    point_stride: rows and columns between the cloud's points; 0 = no cloud
+    Results of ``/front/image_raw`` go to ``/front/perception/...``, or to ``/front/image_raw/perception/...`` if
+    ``/front`` has another image topic. They have the stamp, frame_id and log time of their image. Images that cannot
+    be read or decoded are counted and skipped. Ctrl-C keeps the part written so far.
 
-    Results of ``/front/image_raw`` are in ``/front/perception/...`` (in ``/front/image_raw/perception/...`` where
-    another image topic is in ``/front``), with the stamp and frame_id of their image, at the time when it was
-    recorded. What cannot be read or decoded is counted and left out. Ctrl-C keeps what was written. Raises
-    PerceptionError where the bag cannot be read or ``out`` exists.
+    Args:
+        predictor: `runtime.predictor.Predictor` or an object with the same interface.
+        bag: file or folder of the recording.
+        out: folder of the new bag. It must not exist.
+        topics: image topics; None = every image once (see `bags.BagReader`).
+        options: size, camera (for images without CameraInfo), max_frames (of each topic), monitor, track,
+            smoothing_seconds and ood_model are used. Each topic is treated as a separate video.
+        copy_inputs: also copy the images and their CameraInfo into the new bag.
+        point_stride: keep every n-th row and column of the point cloud; 0 = no cloud.
+        progress_bar: see `ProgressBar`.
+
+    Returns:
+        The counts and problems of the run.
+
+    Raises:
+        PerceptionError: the bag cannot be read, or ``out`` exists.
     """
     options = options or PredictOptions()
     check_camera(options.camera)
@@ -128,12 +144,12 @@ def replay(
                 report.stop_signal = getattr(error, "signal", signal.SIGINT)
         report.seconds, report.damage = time.perf_counter() - begin, source.damage()
     if not (report.frames or report.problems or report.stop_signal is not None):
-        report.add_problem("", "nothing was recorded on these topics")
+        report.add_problem("", "these topics have no messages")
     return report
 
 
 class _TopicPipeline:
-    """One topic's images through the network, and what is made of its predictions as of a video's."""
+    """Prediction and post-processing of one topic's images, as for a video."""
 
     def __init__(self, options: PredictOptions, predictor: Any, fps: float) -> None:
         self._options, self._predictor = options, predictor

@@ -1,4 +1,4 @@
-"""Sources one after the other: opened, through the pipeline, to the writers."""
+"""Runs sources one after the other: open, predict through the pipeline, write."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ from perception.video.writer import Writer, WriterContext
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """How `predict` looks at its sources.
+    """Options of `predict`.
 
-    camera:   intrinsics in pixels of every image; None = the default focal length of the depth task
-    size:     (height, width) that the network sees; None = that of its training
-    batch_size:    images of a file that are run together; 1 for live sources
-    save:     what is written, names of `perception.video.writers.WRITERS`
-    max_frames:   stop each video or stream after so many
-    deadline: seconds from a frame's arrival to its result; results that are later are flagged and counted
-    timeout:  seconds in which a source must open and deliver each frame
-    max_attempts: times that a live source is opened again before it is lost
-    monitor:  mark predictions on images that are black, covered, frozen, ... not valid
-    track:    follow objects through videos
-    smoothing_seconds:   time constant in seconds that segmentation masks and depth of videos are smoothed with; None =
-    they are not
-    ood_model: what good images look like to this network: tells the doubt about each frame
+    Attributes:
+        camera: intrinsics in pixels of every image; None = the default focal length of the depth task.
+        size: (height, width) of the network input; None = the training size.
+        batch_size: batch size for files; live sources use 1.
+        save: outputs to write, names of `perception.video.writers.WRITERS`.
+        max_frames: maximum number of frames of each video or stream.
+        deadline: seconds from a frame's arrival to its result; later results are flagged and counted.
+        timeout: maximum seconds for opening a source, and for each frame.
+        max_attempts: attempts to reopen a live source before it is LOST.
+        monitor: mark predictions as not valid on images that are black, covered, frozen, ...
+        track: track objects through videos.
+        smoothing_seconds: time constant for smoothing masks and depth of videos, in seconds; None = no smoothing.
+        ood_model: statistics of good images, for the ood score of each frame.
     """
 
     camera: Camera | None = None
@@ -65,7 +65,7 @@ class PredictOptions:
 
 
 class PredictRunner:
-    """One call of `predict`: sources one after the other, through the pipeline, to the writers."""
+    """Runs one call of `predict`: each source through the pipeline to the writers."""
 
     def __init__(
         self,
@@ -80,8 +80,8 @@ class PredictRunner:
         self._latency_monitor = LatencyMonitor(report.timings, options.deadline)
 
     def run(self, sources: Sequence[MediaSource]) -> None:
-        """Raises nothing but Stopped: the rest is in the report."""
-        with suppress(DiskFullError):  # it is told, and what is open has been closed
+        """Process all sources. Raises only StopRequested; other failures are in the report."""
+        with suppress(DiskFullError):  # already reported, and all open files are closed
             self._run_each(sources, assign_output_names(sources))
 
     def _run_each(self, sources: Sequence[MediaSource], names: dict[str, str]) -> None:
@@ -100,7 +100,7 @@ class PredictRunner:
             done += 0 if is_video else len(some)
 
     def _run_guarded(self, source: MediaSource, progress: Progress, work: Callable[[], None]) -> None:
-        """Do it; a failure is the report's. Raises FullError: there is no use in going on."""
+        """Call ``work`` and add a failure to the report. Raises only DiskFullError, which ends the run."""
         check_stop()
         try:
             work()
@@ -163,9 +163,9 @@ class PredictRunner:
         stop: Callable[[], None] = lambda: None,
         is_live: bool = False,
     ) -> None:
-        """Through the pipeline to every writer; each is closed whatever happens.
+        """Run the pipeline and pass each result to every writer. All writers are closed in any case.
 
-        source_of: of the shot of an id; stop: ends a wait for shots
+        ``source_of`` maps a frame id to its source; ``stop`` ends a wait for frames.
         """
         options, network = self.options, self.predictor
         found = run_pipeline(
@@ -199,7 +199,7 @@ class PredictRunner:
     def _write_frame(
         self, writer: Writer, frame: Frame, result: Result, record: dict[str, Any], source: MediaSource | None
     ) -> None:
-        """What fails of one image is told of it, and the others are done; it ends a video."""
+        """Write a frame. A failure is reported for an image, and ends a video."""
         try:
             with convert_write_errors(self.report.out / frame.output_stem):
                 writer.write(frame, result, record)
@@ -209,7 +209,7 @@ class PredictRunner:
             self._add_failure(source, error)
 
     def _close_writer(self, writer: Writer, context: WriterContext) -> None:
-        """A writer that cannot close its file does not keep the others from closing theirs."""
+        """Close a writer. A failure is reported, so that the other writers are closed too."""
         path = context.folder / context.name
         try:
             with convert_write_errors(path):
@@ -220,7 +220,7 @@ class PredictRunner:
     def _make_record(self, frame: Frame, prediction: Any) -> dict[str, Any]:
         record = to_json(prediction, self.predictor.specs)
         if frame.time is not None:
-            record["sequence"] = self.report.frames + 1  # a counter that shows life: it never stands still
+            record["sequence"] = self.report.frames + 1  # heartbeat: always increases
             status = self.report.event_log.status(frame.id.rpartition("#")[0])
             if status:
                 record["status"] = status.name
@@ -238,9 +238,9 @@ class PredictRunner:
 
 
 def make_post_processors(options: PredictOptions, specs: Mapping[str, TaskSpec], fps: float) -> list[PostProcessor]:
-    """What is made of each prediction, in order. Steps remember what was before: each source has its own.
+    """Create the post-processors of one source, in order. They keep state, so each source needs its own.
 
-    fps: frames per second of a video, 0 = images
+    ``fps`` is the frame rate of a video, 0 for images.
     """
     found: list[PostProcessor] = []
     if options.monitor:
@@ -261,7 +261,7 @@ def _number_frames(video: VideoStream, max_frames: int | None, name: str) -> Gen
 
 
 def assign_output_names(sources: Sequence[MediaSource]) -> dict[str, str]:
-    """Source id -> relative path of its output without suffix; a suffix is kept where names would meet otherwise."""
+    """Return source id -> relative output path without suffix. The suffix is kept if names would collide."""
     bare = [Path(source.id).with_suffix("").as_posix() for source in sources]
     count = Counter(bare)
     return {s.id: s.id if count[name] > 1 or s.kind == "live" else name for s, name in zip(sources, bare, strict=True)}

@@ -1,10 +1,9 @@
-"""Segmentation masks and depth that do not flicker from frame to frame, and do not lag behind what moves.
+"""Temporal smoothing of segmentation masks and depth, without lag behind moving objects.
 
-The past is carried along the motion of the image (`motion.py`): of segmentation masks, how much each class was seen at
-each
-pixel, as an exponential mean of which the strongest class is told; of depth, an exponential mean beside the rate at
-which it changes in each part of the image (Holt's double smoothing), so that what comes nearer is not told too far.
-Where a pixel's way is not sure, and after a cut, the past counts for nothing.
+The past state is warped along the optical flow (`optical_flow.py`). Segmentation masks: each class has an exponential
+mean per pixel, and the strongest class wins. Depth: an exponential mean, plus the rate of change in each part of the
+image (Holt's double smoothing), which avoids a bias for approaching objects.
+The past is ignored where the optical flow is not reliable, and after a scene cut.
 """
 
 from __future__ import annotations
@@ -23,23 +22,28 @@ from perception.types import DenseMap, Prediction, TaskSpec
 from perception.video.optical_flow import Motion, MotionEstimator, motion_size
 
 FADE_FRAMES = 6
-"""However long the time constant, the past fades over so many frames, too: with each of them the way of a pixel is less
-exact, and thin things would be left behind."""
+"""The past fades over this many frames, for any time constant: each warp adds an error that smears thin objects."""
 MAX_GAP = 1.0
-"""Seconds between frames after which the past counts for nothing."""
+"""Seconds between two frames after which the past is ignored."""
 MAX_DEPTH_CHANGE = 0.15
-"""Relative change of depth that is none of noise but of another thing."""
+"""A larger relative change of depth is treated as another object, not as noise."""
 RATE_COLUMNS = 16
-"""Columns of the image's parts in which the rate of change of depth is measured; as many rows as are square."""
+"""Columns of the grid in which the rate of change of depth is measured. The cells are square."""
 MIN_KNOWN_SHARE = 0.2
-"""Share of a part whose change is known, from which on its rate is measured."""
+"""Minimum share of pixels with a known change for a cell to measure its rate."""
 
 ClassPlanes = dict[int, NDArray[np.uint8]]
-"""Class -> uint8 [h, w]: 255 where nothing else was seen, 0 where it was not."""
+"""Class -> uint8 [h, w]: 255 where only this class was seen, 0 where it was never seen."""
 
 
 class DepthState(NamedTuple):
-    """metres: float32 [h, w]; valid: uint8 [h, w], 0 or 1; rate: float32 [rows, columns], change from frame to frame"""
+    """The smoothed depth of the last frame.
+
+    Attributes:
+        depth: float32 [h, w], metres.
+        valid: uint8 [h, w], 0 or 1.
+        rate: float32 [rows, columns], ratio of the depth to that of the frame before.
+    """
 
     depth: NDArray[np.float32]
     valid: NDArray[np.uint8]
@@ -47,11 +51,10 @@ class DepthState(NamedTuple):
 
 
 class Smoother:
-    """A step of a pipeline.
+    """A post-processor that smooths segmentation masks and depth over time.
 
-    seconds: the time constant; 0.2 to 0.5 calm a network down without hiding anything, segmentation masks only where
-    it is
-        longer than the time from frame to frame, and more than 1 adds little (`FRAMES`)
+    A time constant (``seconds``) of 0.2 to 0.5 reduces flicker without hiding changes. Segmentation masks change only
+    if it is longer than the time between two frames. Values above 1 add little (`FADE_FRAMES`).
     """
 
     def __init__(self, specs: Mapping[str, TaskSpec], seconds: float) -> None:
@@ -60,13 +63,14 @@ class Smoother:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the past."""
+        """Clear the state."""
         self._motion_estimator.reset()
         self._time = 0.0
         self._labels: dict[str, ClassPlanes] = {}
         self._depths: dict[str, DepthState] = {}
 
     def __call__(self, frame: Frame, prediction: Prediction) -> Prediction:
+        """Return the prediction with smoothed dense maps. Images and invalid predictions reset the state."""
         dense = {name: a for name, a in prediction.annotations.items() if isinstance(a, DenseMap)}
         if not prediction.valid or frame.time is None or not dense:
             self.reset()
@@ -84,7 +88,7 @@ class Smoother:
         return dataclasses.replace(prediction, annotations=annotations)
 
     def _smooth_labels(self, name: str, found: DenseMap, motion: Motion | None, weight: float) -> DenseMap:
-        """The class that was seen most at each pixel, of late and along its way."""
+        """The class with the largest exponential mean at each pixel, along its motion."""
         values = np.asarray(found.values, np.uint8)
         size, past = motion_size(values.shape), self._labels.get(name)
         seen = _split_classes(values)
@@ -100,7 +104,7 @@ class Smoother:
             mean = _blend(before, small, weight)
             if now is not None or cv2.countNonZero(mean):
                 kept[k] = np.asarray(cv2.copyTo(small, anew, mean.copy()), np.uint8)
-            if values.shape != size:  # the past as it was kept, what is seen in all its detail
+            if values.shape != size:  # the past has the smaller size, the new mask keeps its full resolution
                 mean = _blend(_resize(before, values.shape), np.zeros_like(values) if now is None else now, weight)
             best = cv2.copyTo(np.full_like(best, k), cv2.compare(mean, most, cv2.CMP_GT), best)
             most = np.asarray(cv2.max(most, mean), np.uint8)
@@ -109,7 +113,7 @@ class Smoother:
         return dataclasses.replace(found, values=best, valid=best < len(self._specs[name].classes))
 
     def _smooth_depth(self, name: str, found: DenseMap, motion: Motion | None, weight: float) -> DenseMap:
-        """Metres as they were and have changed since, drawn towards those that are seen; where these jump, the seen."""
+        """Blend the predicted past with the new metres; use the new metres alone where the depth jumps."""
         metres, size = np.asarray(found.values, np.float32), motion_size(found.values.shape)
         seen = np.asarray(cv2.resize(metres, size[::-1], interpolation=cv2.INTER_NEAREST), np.float32)
         valid = np.asarray(found.valid, np.bool_).view(np.uint8)
@@ -126,7 +130,9 @@ class Smoother:
         calm &= np.asarray(cv2.compare(size_of_change, seen * np.float32(MAX_DEPTH_CHANGE), cv2.CMP_LT), np.uint8)
         drawn = cv2.copyTo(change, calm) * np.float32(1 - weight)
         share = cv2.resize(calm.astype(np.float32), parts, interpolation=cv2.INTER_AREA)
-        grown = cv2.copyTo(cv2.divide(seen - carried, seen + carried), calm)  # half of it: noise of either has no mean
+        grown = cv2.copyTo(
+            cv2.divide(seen - carried, seen + carried), calm
+        )  # half of the change: its noise has zero mean
         grown = cv2.resize(grown, parts, interpolation=cv2.INTER_AREA)
         rate = np.where(share > MIN_KNOWN_SHARE, 1 + 2 * grown / np.maximum(share, MIN_KNOWN_SHARE), past.rate)
         rate = (past.rate + weight * (rate - past.rate)).astype(np.float32)
@@ -136,13 +142,13 @@ class Smoother:
 
 
 def _split_classes(values: NDArray[np.uint8]) -> ClassPlanes:
-    """Of each class that is there, where it is."""
+    """Class -> its binary mask, for the classes present."""
     counts = np.asarray(cv2.calcHist([values], [0], None, [256], [0, 256])).ravel()
     return {k: (values == k).view(np.uint8) * np.uint8(255) for k in np.flatnonzero(counts).tolist()}
 
 
 def _warp_planes(planes: ClassPlanes, motion: Motion) -> ClassPlanes:
-    """The planes along the motion, 0 where the way is not known. Four take as long as one."""
+    """Warp the planes, 0 where the motion is not reliable. Four planes take as long as one."""
     found, names = {}, list(planes)
     for i in range(0, len(names), 4):
         four = [*names[i : i + 4], *[names[i]] * (i + 4 - len(names))]
@@ -155,7 +161,7 @@ def _blend(before: NDArray, now: NDArray, weight: float) -> NDArray[np.uint8]:
 
 
 def _resize(plane: NDArray[np.uint8], size: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Of another size: the mean of the pixels that it covers, or what lies between them."""
+    """Resize with area averaging when shrinking, bilinear when growing."""
     if plane.shape == tuple(size):
         return plane
     way = cv2.INTER_AREA if plane.shape[0] > size[0] else cv2.INTER_LINEAR

@@ -1,4 +1,4 @@
-"""How long stages take, in memory that does not grow: p50, p99 and the longest."""
+"""Stage durations with constant memory: p50, p99 and maximum."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from contextlib import contextmanager
 import numpy as np
 
 MIN_SECONDS = 1e-5
-"""Seconds of the first bin; anything shorter falls into it."""
+"""Upper limit of the first bin, in seconds."""
 BINS_PER_DECADE = 50
-"""Bins for each factor of ten: percentiles are right to 2.4 %."""
+"""Bins per factor of ten: percentiles are accurate to 2.4 %."""
 NUM_BINS = 8 * BINS_PER_DECADE
 
 
@@ -25,12 +25,13 @@ class DurationHistogram:
         self._bins = np.zeros(NUM_BINS, np.int64)
 
     def add(self, seconds: float) -> None:
+        """Add one duration."""
         self.count, self.total, self.longest = self.count + 1, self.total + seconds, max(self.longest, seconds)
         place = int(math.log10(max(seconds, MIN_SECONDS) / MIN_SECONDS) * BINS_PER_DECADE)
         self._bins[min(place, NUM_BINS - 1)] += 1
 
     def quantile(self, q: float) -> float:
-        """Seconds that ``q`` of the durations do not exceed; 0 where there are none."""
+        """Return the ``q`` quantile in seconds; 0 if there are no durations."""
         if not self.count:
             return 0.0
         place = int(np.searchsorted(np.cumsum(self._bins), math.ceil(q * self.count)))
@@ -38,19 +39,20 @@ class DurationHistogram:
 
 
 class Timings:
-    """Durations by the name of their stage, from any thread."""
+    """Durations by stage name. Thread-safe."""
 
     def __init__(self) -> None:
         self.stages: dict[str, DurationHistogram] = {}
         self._lock = threading.Lock()
 
     def add(self, stage: str, seconds: float) -> None:
+        """Add one duration of a stage."""
         with self._lock:
             self.stages.setdefault(stage, DurationHistogram()).add(seconds)
 
     @contextmanager
     def measure(self, stage: str) -> Iterator[Callable[[], float]]:
-        """Measure a block as one run of ``stage``. Gives what tells afterwards how many seconds it took."""
+        """Measure a block as one run of ``stage``. Yields a function that returns its seconds afterwards."""
         begin = time.perf_counter()
         end = begin
         yield lambda: end - begin
@@ -58,7 +60,7 @@ class Timings:
         self.add(stage, end - begin)
 
     def to_json(self) -> dict[str, dict[str, float]]:
-        """Milliseconds: stage -> p50, p99, max, mean, and how many there were."""
+        """Return stage -> p50, p99, max and mean in milliseconds, and the count."""
         with self._lock:
             return {
                 stage: {

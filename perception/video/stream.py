@@ -1,4 +1,4 @@
-"""Frames of a video file, camera or stream that may stall, end early, send garbage or come back."""
+"""Frames of a video file, camera or stream, with handling of stalls, early ends, damaged data and reconnection."""
 
 from __future__ import annotations
 
@@ -17,32 +17,43 @@ from perception.video.stage_times import Timings
 from perception.video.timestamps import FrameClock
 
 DEFAULT_TIMEOUT = 5.0
-"""Seconds in which a source must open, and deliver each frame."""
+"""Maximum seconds for opening a source, and for each frame."""
 MAX_ATTEMPTS = 5
-"""Times that a live source is opened again before it is lost."""
+"""Attempts to reopen a live source before its status becomes LOST."""
 BACKOFF_SECONDS = 0.5
-"""Seconds before the first of them; twice as long before each further one."""
+"""Seconds before the first attempt; doubled before each further attempt."""
 RECOVERY_FRAMES = 30
-"""Frames in a row after which a live source that had trouble is sound again, and its attempts begin anew."""
+"""Consecutive frames after which a failed live source is OK again, and its attempts are reset."""
 STOP_TIMEOUT = 2.0
-"""Seconds that `VideoStream.stop` waits for the thread that reads: it may hang in OpenCV, which cannot be stopped."""
+"""Seconds that `VideoStream.stop` waits for the reader thread, which may hang in OpenCV and cannot be interrupted."""
 MIN_COMPLETE_SHARE = 0.8
-"""Share of the frames a file claims under which it ended early. Claims are often a little wrong."""
+"""A file with a smaller share of its declared frames ended early. Declared counts are often slightly wrong."""
 
 
 class VideoStream:
-    """The shots of an opened source, read in a thread of their own. Can be iterated over once.
+    """The frames of an opened source, read in a separate thread. It can be iterated over once.
 
-    A file waits for whoever uses its frames. A live source does not: where they are not used in time, the oldest is
-    dropped and counted in ``num_dropped``. What goes wrong is told to ``event_log``. Raises PerceptionError where
-    nothing
-    opens within ``timeout`` seconds.
+    A file waits until its frames are consumed. A live source drops its oldest frame if frames are not consumed in
+    time. Problems are recorded in ``event_log``.
 
-    timeout:  seconds in which the source must open, and deliver each frame
-    max_attempts: times that a live source is opened again, after ``backoff`` seconds, then twice as many, ...
-    fps, length: frames per second and frames that the source claims; 30 and 0 where it claims nothing sensible
-    codec: its four letters, "" where unknown
-    num_frames, num_bad, num_dropped: that were delivered, that could not be decoded, that nobody used in time
+    Args:
+        source: the source to open.
+        timeout: maximum seconds for opening the source, and for each frame.
+        event_log: log for status changes.
+        timings: gets the decoding times.
+        max_attempts: attempts to reopen a live source.
+        backoff: seconds before the first attempt; doubled before each further attempt.
+
+    Attributes:
+        fps: declared frames per second; 30 if missing or implausible.
+        length: declared number of frames; 0 if missing or implausible.
+        codec: four letters, "" = unknown.
+        num_frames: frames delivered.
+        num_bad: frames that could not be decoded.
+        num_dropped: frames of a live source that were not consumed in time.
+
+    Raises:
+        PerceptionError: the source did not open within ``timeout`` seconds.
     """
 
     def __init__(
@@ -64,9 +75,9 @@ class VideoStream:
         if reader is None:
             check_stop()
             wanted = (
-                "a camera or a stream that delivers. Check the address, the permissions and the codec."
+                "a camera or stream that delivers frames. Check the address, the permissions and the codec."
                 if self.is_live
-                else "a whole video of a codec that FFmpeg decodes. Copy it again, or convert it: ffmpeg -i IN OUT.mp4"
+                else "a complete video that FFmpeg can decode. Copy it again, or convert it: ffmpeg -i IN OUT.mp4"
             )
             raise PerceptionError(f"{source.display_name} did not open within {timeout:g} s. Expected {wanted}")
         self._reader: FrameReader = reader
@@ -93,9 +104,9 @@ class VideoStream:
             self._queue = self._start_decoder()
 
     def stop(self) -> None:
-        """End the iteration, from any thread, even where it waits for a frame or to open the source again.
+        """End the iteration, from any thread, even while it waits for a frame or reopens the source.
 
-        Waits until nobody reads any more, for at most `STOP_TIMEOUT` seconds.
+        Waits for the reader thread, for at most `STOP_TIMEOUT` seconds.
         """
         self._stopped.set()
         self._queue.abandon()
@@ -108,7 +119,7 @@ class VideoStream:
         return channel
 
     def _fill_queue(self, reader: FrameReader, queue: BoundedQueue[Frame]) -> None:
-        """Read until the end, or until nobody listens. A reader is closed by the thread that may hang in it."""
+        """Read until the end, or until the queue is abandoned. The reader is closed by the thread that reads."""
         try:
             while True:
                 begin = time.perf_counter()
@@ -121,7 +132,7 @@ class VideoStream:
                 queue.put(Frame(picture.image, self._clock.stamp(picture.time, arrived), arrived))
         except (EndOfStream, QueueClosed):
             queue.finish()
-        except TimeoutError as error:  # the connection waited as long as the iteration does: whichever notices first
+        except TimeoutError as error:  # reader and iteration have the same timeout: either may notice first
             queue.finish(error)
         except Exception as error:
             queue.finish(PerceptionError(f"{self.source.display_name} cannot be read: {error}"))
@@ -137,11 +148,11 @@ class VideoStream:
 
     def _count_bad(self) -> None:
         if self._good_in_a_row or not self.num_bad:
-            self.event_log.record(self.source.id, Status.DEGRADED, "what arrives cannot be decoded")
+            self.event_log.record(self.source.id, Status.DEGRADED, "received data cannot be decoded")
         self.num_bad, self._good_in_a_row = self.num_bad + 1, 0
 
     def _try_reopen(self, problem: str) -> bool:
-        """Whether there are more frames after ``problem``: a live source is opened again."""
+        """Reopen a live source after ``problem``. Return whether more frames follow."""
         name, self._good_in_a_row = self.source.id, 0
         if not self.is_live:
             if problem.startswith("no frame"):
@@ -159,16 +170,16 @@ class VideoStream:
             reader = open_with_timeout(self.source, self.timeout, self._stopped)
             if reader is not None:
                 self._reader = reader
-                self.event_log.record(name, Status.DEGRADED, f"opened again at attempt {self._attempt}")
+                self.event_log.record(name, Status.DEGRADED, f"reopened at attempt {self._attempt}")
                 return True
-        self.event_log.record(name, Status.LOST, f"{problem}; opening it again failed {self.max_attempts} times")
+        self.event_log.record(name, Status.LOST, f"{problem}; reopening failed {self.max_attempts} times")
         return False
 
 
 def open_with_timeout(source: MediaSource, timeout: float, stopped: threading.Event) -> FrameReader | None:
-    """The opened source, or None where that fails, takes longer, or is not wanted any more. Raises PerceptionError.
+    """Open a source. Return None if that fails, exceeds ``timeout`` or is stopped. May raise PerceptionError.
 
-    Its thread is then left behind, for OpenCV cannot be stopped; what it opens too late is closed.
+    The opening thread is then abandoned, because OpenCV cannot be interrupted. A source that opens too late is closed.
     """
     found: list[FrameReader | PerceptionError | None] = []
     lock, done, late = threading.Lock(), threading.Event(), threading.Event()

@@ -1,4 +1,4 @@
-"""What a run of `perception predict` came to: ``summary.json``, and its last line on the terminal."""
+"""The report of `perception predict`: ``summary.json`` and the last line on the terminal."""
 
 from __future__ import annotations
 
@@ -15,13 +15,22 @@ SUMMARY = "summary.json"
 
 @dataclass
 class PredictReport:
-    """What `predict` did.
+    """Result of `predict`.
 
-    flagged:  frames with something that was not sound; invalid: those on which no one should act
-    dropped:  frames of live sources that came faster than they were used; deadline_misses: results after their deadline
-    failures: (source, reason) of each source that could not be read or written to its end
-    is_disk_full: a disk, a quota or the limit of a file's size is full: that ended it
-    stop_signal: number of the signal that ended it (Ctrl-C: 2, a closed window: 0); None = it came to its end
+    Attributes:
+        out: output folder.
+        frames: number of predicted frames.
+        boxes: number of boxes in all frames.
+        flagged: frames with at least one flag.
+        invalid: frames whose prediction is not valid and must not be acted on.
+        dropped: frames of live sources that were not consumed in time.
+        deadline_misses: results after their deadline; None = no deadline.
+        seconds: duration of the run.
+        stop_signal: number of the signal that stopped the run (Ctrl-C: 2, closed window: 0); None = it finished.
+        is_disk_full: a full disk, a quota or a file size limit ended the run.
+        failures: (source, reason) of each source that could not be read or written completely.
+        event_log: status changes of the sources.
+        timings: durations of the stages.
     """
 
     out: Path
@@ -56,7 +65,7 @@ class PredictReport:
         return f"{self.out}: {self.event_log.current_status.name}: {', '.join(parts)}"
 
     def to_json(self) -> dict[str, Any]:
-        """``summary.json``."""
+        """Return the content of ``summary.json``."""
         return {
             "status": self.event_log.current_status.name,
             "worst_status": self.event_log.worst_status.name,

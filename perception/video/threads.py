@@ -1,7 +1,7 @@
-"""Threads that may hang in code that nobody can stop (OpenCV, FFmpeg, a network), and how a process ends beside them.
+"""Threads that may hang in C++ code that cannot be interrupted (OpenCV, FFmpeg, network), and a safe process exit.
 
-Where the interpreter ends while such a thread is in C++, CPython before 3.14 ends the thread there, and the C++ runtime
-aborts the process (SIGABRT, code 134; python/cpython#87135).
+If the interpreter exits while such a thread runs C++ code, CPython before 3.14 kills the thread there, and the C++
+runtime aborts the process (SIGABRT, code 134; python/cpython#87135).
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from contextlib import suppress
 from perception.video.interrupt import SIGNALS
 
 EXIT_TIMEOUT = 6.0
-"""Seconds that the end of a program waits for them: OpenCV gives up what is silent after 5."""
+"""Seconds that the process waits for these threads at exit. OpenCV closes a silent source after 5 s."""
 
 _started: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 
 
 def start_thread(target: Callable[[], None], name: str) -> threading.Thread:
-    """A thread that has begun and does not keep the process alive."""
+    """Start and return a daemon thread: it does not keep the process alive."""
     thread = threading.Thread(target=target, name=name, daemon=True)
     _started.add(thread)
     thread.start()
@@ -33,7 +33,7 @@ def start_thread(target: Callable[[], None], name: str) -> threading.Thread:
 
 
 def join_threads(threads: Iterable[threading.Thread], timeout: float) -> None:
-    """Wait until all of them have ended, for at most so many seconds together."""
+    """Wait until all threads have ended, for at most ``timeout`` seconds in total."""
     end = time.monotonic() + timeout
     for thread in threads:
         if thread is not threading.current_thread():
@@ -41,16 +41,16 @@ def join_threads(threads: Iterable[threading.Thread], timeout: float) -> None:
 
 
 def exit_despite_hung_threads(code: int) -> None:
-    """End this process now with ``code`` where a thread hangs, without what else is done at the end of a program.
+    """Exit this process now with ``code`` if a thread hangs; else do nothing.
 
-    For programs, not for libraries: what is registered with `atexit` is left out, what is printed is not.
+    For programs, not for libraries: it flushes stdout and stderr, but skips `atexit` handlers.
     """
     if not any(thread.is_alive() for thread in _started):
         return
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError, AttributeError):  # nobody reads it, it is closed, there is none
+        with suppress(OSError, ValueError, AttributeError):  # broken pipe, closed, or None
             stream.flush()
     os._exit(code)
 

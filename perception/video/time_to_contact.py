@@ -1,4 +1,4 @@
-"""How far an object is, how fast it comes nearer, and when it is met: from its depth and from how its box grows."""
+"""Distance, closing speed and time to contact of an object, from its depth and the growth of its box."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ DEPTH_NOISE = 0.1
 BOX_HEIGHT_NOISE = 1.5
 """Standard deviation of the height of a box, in pixels."""
 ACCELERATION_STD = 2.0
-"""Metres per second squared that things may accelerate at without surprise (one standard deviation)."""
+"""Standard deviation of an object's acceleration, in metres per second squared."""
 CLOSING_SPEED_STD = 40.0
-"""Metres per second that a thing first seen may come nearer at (one standard deviation)."""
+"""Standard deviation of the closing speed of a new object, in metres per second."""
 OUTLIER_STDS = 3.0
-"""Standard deviations from what was expected over which a measurement counts no more than at this limit."""
+"""Innovations are clipped to this many standard deviations."""
 MAX_RATE_STD = 0.2
-"""Standard deviation of the rate, per second, under which speed and time to contact are told."""
+"""Speed and time to contact are reported only if the standard deviation of the rate (per second) is below this."""
 MAX_TIME_TO_CONTACT = 60.0
-"""Seconds to contact over which it is not told."""
+"""Longer times to contact (seconds) are not reported."""
 
 
 class TimeToContactFilter:
-    """An extended Kalman filter of one object that goes on at its speed.
+    """An extended Kalman filter for one object with constant speed.
 
-    State: log of the distance d; its rate d'/d, whose negative inverse is the time to contact; log of what makes a
-    distance of the height of the box (height of the thing times focal length). Depth says how far it is, the growth of
-    the box how soon it is met, which needs neither depth nor focal length (Lee 1976, time to contact by looming).
+    State: log of the distance d; its rate d'/d, whose negative inverse is the time to contact; log of object height
+    times focal length, which relates box height to distance. Depth measures the distance. The growth of the box
+    measures the time to contact, without depth or focal length (Lee 1976, time to contact by looming).
     """
 
     def __init__(self, time: float, distance: float, height: float) -> None:
@@ -41,23 +41,23 @@ class TimeToContactFilter:
 
     @property
     def distance(self) -> float:
-        """Metres."""
+        """Distance in metres."""
         return math.exp(self._state[0])
 
     @property
     def closing_speed(self) -> float:
-        """Metres per second at which it comes nearer; NaN while that is not known well."""
+        """Closing speed in metres per second; NaN while it is uncertain."""
         return -self._state[1] * self.distance if self._covariance[1, 1] < MAX_RATE_STD**2 else math.nan
 
     @property
     def time_to_contact(self) -> float:
-        """Seconds until it is met if it goes on so; NaN where it does not surely come nearer, or far in the future."""
+        """Seconds to contact at constant speed; NaN if the object may not be approaching, or if far in the future."""
         rate, doubt = self._state[1], math.sqrt(self._covariance[1, 1])
         soon = doubt < MAX_RATE_STD and rate < -2 * doubt and -1 / rate < MAX_TIME_TO_CONTACT
         return -1 / rate if soon else math.nan
 
     def update(self, time: float, distance: float, height: float) -> None:
-        """A measurement: metres, and pixels of the box's height; NaN = not measured now."""
+        """Add a measurement: distance in metres and box height in pixels; NaN = not measured."""
         self._predict(max(time - self.time, 1e-3))
         self.time = time
         if distance > 0:

@@ -1,16 +1,16 @@
-"""When each frame is to be seen: presentation times where there are any, always growing."""
+"""Frame timestamps: presentation times if available, strictly increasing."""
 
 from __future__ import annotations
 
 MAX_DRIFT = 1.0
-"""Seconds that the times of a live stream may differ from the clock on the wall before they are set anew."""
+"""Maximum drift in seconds of a live stream's times from the wall clock before they are realigned."""
 
 
 class FrameClock:
-    """Stamps in seconds from the start of a video.
+    """Assigns timestamps in seconds from the start of a video.
 
-    period: seconds between frames where nothing is known
-    is_live:   times follow the wall clock, which a stream's own times only make smoother
+    ``period`` is the time between frames (seconds) if they have no times. With ``is_live``, timestamps follow the wall
+    clock; the stream's own times only smooth them.
     """
 
     def __init__(self, period: float, is_live: bool) -> None:
@@ -21,8 +21,12 @@ class FrameClock:
         self._begin: float | None = None
 
     def stamp(self, presentation_time: float | None, arrival_time: float) -> float:
-        """The time of the next frame; presentation_time: the stream's own time, None = unknown; arrival_time:
-        `time.monotonic`."""
+        """Return the time of the next frame.
+
+        Args:
+            presentation_time: the stream's own time in seconds, None = unknown.
+            arrival_time: by `time.monotonic`.
+        """
         wanted = (
             self._live_time(presentation_time, arrival_time) if self.is_live else self._file_time(presentation_time)
         )

@@ -1,7 +1,7 @@
-"""Objects that keep their identity through a video, by ByteTrack (Zhang et al. 2022) of the package `trackers`.
+"""Object tracking in videos by ByteTrack (Zhang et al. 2022), from the package `trackers`.
 
-`trackers` and its `supervision` ask for opencv-python, which overwrites the headless OpenCV of this package: they are
-installed without what they ask for (`INSTALL_HINT` says how).
+`trackers` and its dependency `supervision` require opencv-python, which would overwrite the headless OpenCV of this
+package. They are installed without dependencies (see `INSTALL_HINT`).
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from perception.video.consistency import class_groups
 from perception.video.time_to_contact import TimeToContactFilter
 
 INSTALL_HINT = (
-    "Tracking needs the packages trackers and supervision. They ask for an OpenCV that would overwrite the headless "
-    "one installed here, so install them without what they ask for: pip install 'dense-perception[tracking]' && "
+    "Tracking needs the packages trackers and supervision. They require an OpenCV that would overwrite the headless "
+    "one installed here. Install them without dependencies: pip install 'dense-perception[tracking]' && "
     "pip install --no-deps trackers supervision"
 )
 MIN_SCORE = 0.1
-"""Score over which a box may keep a track alive, though it is not shown."""
+"""Minimum score of a box that may continue a track, even if the box is not shown."""
 TRACK_MEMORY = 1.0
-"""Seconds for which a track is remembered that is not seen."""
+"""Seconds for which a lost track is kept."""
 BORDER_PIXELS = 2
-"""Pixels from the image's edge within which a box is cut off: its height says nothing."""
+"""A box closer to the image border (pixels) is treated as cut off, and its height is not used."""
 
 
 class Tracker:
-    """A step of a pipeline: tracks of the first "instances" task, and how their objects come nearer.
+    """A post-processor: tracks the objects of the first "instances" task, with closing speed and time to contact.
 
-    The distances of tracked boxes become those of their filters. Raises PerceptionError where `trackers` is not
+    The distances of tracked boxes are replaced by filtered distances. Raises PerceptionError if `trackers` is not
     installed.
     """
 
@@ -53,6 +53,7 @@ class Tracker:
         self._filters: dict[int, TimeToContactFilter] = {}
 
     def __call__(self, frame: Frame, prediction: Prediction) -> Prediction:
+        """Return the prediction with track ids, distances, closing speeds and times to contact."""
         name = next((name for name, a in prediction.annotations.items() if isinstance(a, Instances)), None)
         found = prediction.annotations[name] if name else None
         if name is None or not isinstance(found, Instances) or not prediction.valid or frame.time is None:
@@ -71,7 +72,7 @@ class Tracker:
         )
 
     def _assign_tracks(self, found: Instances, spec: TaskSpec, time: float) -> NDArray[np.int64]:
-        """[N] tracks, -1 = none. Classes of one kind (car, truck) share tracks: networks waver between them."""
+        """[N] track ids, -1 = none. Classes of one group (car, truck) share tracks: networks often switch them."""
         scores = np.ones(len(found.boxes), np.float32) if found.scores is None else np.asarray(found.scores)
         labels = np.asarray(found.labels)
         kinds = [class_groups(name) or name for name in spec.classes]
@@ -106,7 +107,7 @@ class Tracker:
         )
 
     def _get_track_id(self, kind: Any, track: int) -> int:
-        """Numbers in the order in which objects are first seen, whatever their kind."""
+        """A number in the order of first appearance, across all class groups."""
         if track < 0:
             return -1
         if (kind, track) not in self._track_ids:
@@ -142,7 +143,7 @@ class Tracker:
         return distances, speeds, times
 
     def _drop_stale(self, time: float) -> None:
-        """What was not seen for twice the memory will not come back under its number."""
+        """Remove the filters of objects that were not seen for twice the track memory."""
         for track in [track for track, found in self._filters.items() if time - found.time > 2 * TRACK_MEMORY]:
             del self._filters[track]
         if len(self._track_ids) > 10_000:

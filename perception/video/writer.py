@@ -1,4 +1,4 @@
-"""The interface of what writes a video: it is given each source, each frame, and the end of each source."""
+"""The interface of output writers."""
 
 from __future__ import annotations
 
@@ -15,9 +15,15 @@ from perception.video.stage_times import Timings
 
 @dataclass(frozen=True)
 class WriterContext:
-    """A source that begins. folder: of the run; name: of the source within it, without suffix; fps: 0 = images.
+    """What a writer needs about a source.
 
-    notify: tells the user a sentence
+    Attributes:
+        folder: output folder of the run.
+        name: relative output path of the source, without suffix.
+        fps: frame rate; 0 = images.
+        specs: the tasks by name.
+        timings: gets the durations of the stages.
+        notify: shows one sentence to the user.
     """
 
     folder: Path
@@ -29,12 +35,16 @@ class WriterContext:
 
 
 class Writer(Protocol):
-    """One for a run; ``open`` and ``close`` for each of its videos, and once for all of its images."""
+    """One instance per run. ``open`` and ``close`` are called for each video, and once for all images."""
 
-    def open(self, context: WriterContext) -> None: ...
-
-    def write(self, frame: Frame, result: Result, record: dict[str, Any]) -> None:
-        """A frame. record: its line of ``predictions.jsonl``, to which names of files may be added."""
+    def open(self, context: WriterContext) -> None:
+        """Start a source."""
         ...
 
-    def close(self) -> None: ...
+    def write(self, frame: Frame, result: Result, record: dict[str, Any]) -> None:
+        """Write a frame. ``record`` is its line of ``predictions.jsonl``; a writer may add file names to it."""
+        ...
+
+    def close(self) -> None:
+        """Finish the source."""
+        ...

@@ -1,3 +1,5 @@
+"""Package of the ROS 2 node."""
+
 from setuptools import setup
 
 setup(

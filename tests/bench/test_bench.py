@@ -187,12 +187,12 @@ def test_where_torch_cannot_compile_a_line_says_so_and_the_other_forms_are_measu
     notes: dict[str, str] = {}
     found = build_variants(tmp_path, small_network, (64, 96), ("torch", "compiled"), notes)
     assert [form.name for form in found] == ["torch"]
-    assert notes == {"compiled": f"torch cannot compile it here: {told}"}
+    assert notes == {"compiled": f"torch cannot compile the network here: {told}"}
 
 
 def test_sizes_that_do_not_fit_are_told(exported, exported_with_preprocessing, capsys):
     assert cli.main(["bench", str(exported), "--size", "64x64", "--against", str(exported_with_preprocessing)]) == 2
-    assert "takes 96x160 alone" in capsys.readouterr().err
+    assert "only accepts input size 96x160" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         cli.main(["bench", str(exported), "--threads", "0"])
     capsys.readouterr()

@@ -109,7 +109,7 @@ def test_a_network_that_gives_no_numbers_is_an_error_that_names_the_task(demo_ru
     assert cli.main(["evaluate", str(demo_run), "data.workers=0"]) == 2
     said = capsys.readouterr().err
     assert f": {task}: " in said
-    assert "no numbers" in said
+    assert "not finite" in said
 
 
 @pytest.mark.fault("E2")
@@ -123,7 +123,7 @@ def test_a_file_that_gives_no_numbers_is_an_error_too(demo_run, files, monkeypat
         return found | {"detection.scores": found["detection.scores"] * float("nan")}
 
     monkeypatch.setattr(Predictor, "run", ruined)
-    with pytest.raises(PerceptionError, match=r"detection: \d+ of \d+ scores .* no numbers"):
+    with pytest.raises(PerceptionError, match=r"detection: \d+ of \d+ scores .* not finite"):
         evaluate_onnx.evaluate(files["external"], data=demo_run / "recipe.yaml", overrides=["data.workers=0"])
 
 

@@ -139,7 +139,7 @@ def test_a_limit_on_the_size_of_files_leaves_what_was_written_whole(exported, fi
     out = tmp_path / "o"
     options = ["--threads", 1, "--save", save, "--tasks", "segmentation" if save == "mp4" else "detection"]
     done = run("predict", exported, film, "--out", out, *options, limit=500_000)
-    said_once(done, 1, "File too large" if save == "jsonl" else "is not whole")
+    said_once(done, 1, "File too large" if save == "jsonl" else "is incomplete")
     count = len(read_records(out)) if save == "jsonl" else frames_of(out / "drive.mp4")
     assert 5 < count < 200
     assert json.loads((out / "summary.json").read_text())["frames"] >= count

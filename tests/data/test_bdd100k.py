@@ -88,7 +88,7 @@ def test_tasks_have_any_names_and_only_the_recipes_are_read(tmp_path):
     assert source.tasks == ("way",)
     values = source.load_sample(0).annotations["way"].values
     assert values[[2, 40, 40], [2, 2, 60]].tolist() == [1, 0, 255]
-    with pytest.raises(ConfigError, match="two kinds of labels go to one"):
+    with pytest.raises(ConfigError, match="Expected a different task for each kind of label"):
         validate_config(Bdd100kConfig, {**PLAIN, "drivable_task": "lane"})
     with pytest.raises(DataError, match=r"keys lane_.*class 'crosswalk' is not in the recipe"):
         opened(tmp_path, {**ALL, "lane": ("lane",)}, detection_task=None)
@@ -237,7 +237,7 @@ def test_lane_maps_are_bytes_of_bits(tmp_path, of):
 def test_lane_maps_that_are_none(tmp_path, ids):
     bdd100k_tree(tmp_path)
     write_image(tmp_path / f"bdd100k/labels/lane/masks/train/{NAMES[0]}.png", ids.astype(np.uint8))
-    with pytest.raises(DataError, match=r"lane/masks.*Bits 0 to 2 of a lane map are the category"):
+    with pytest.raises(DataError, match=r"lane/masks.*Bits 0 to 2 of a lane mask are the category"):
         opened(tmp_path).load_sample(0)
 
 
@@ -254,7 +254,7 @@ def test_drivable_maps_of_2018_count_the_background_as_0(tmp_path):
     assert np.array_equal(found, expected)
     for name in NAMES:  # renamed, but not converted
         (old / f"{name}_drivable_id.png").rename(new / f"{name}.png")
-    with pytest.raises(DataError, match=r"The top of the image is drivable.*2018 0 is background"):
+    with pytest.raises(DataError, match=r"The top of the image is drivable.*2018, 0 is background"):
         opened(tmp_path).load_sample(0)
 
 
@@ -283,7 +283,7 @@ def test_ten_thousand_other_images(tmp_path):
     assert source.problems["missing images"] == 2
     with pytest.raises(DataError, match=r"No labels at .*nothing\.json"):
         opened(tmp_path, labels="nothing.json")
-    with pytest.raises(DataError, match="labels nothing that the recipe trains"):
+    with pytest.raises(DataError, match="has no labels for the tasks of the recipe"):
         opened(tmp_path, {"classification": ("a",)}, images="images/10k", segmentation_task=None)
 
 
@@ -347,7 +347,7 @@ def test_one_image_twice(tmp_path):
     frames = bdd100k_frames(NAMES)
     with pytest.raises(DataError, match=rf"'{NAMES[1]}\.jpg' is given twice"):
         detections(tmp_path, [*frames, frames[1]])
-    with pytest.raises(DataError, match="two frames are of the same image"):
+    with pytest.raises(DataError, match="two frames refer to the same image"):
         detections(tmp_path, [*frames, {**frames[1], "name": f"./{NAMES[1]}.jpg"}])
 
 

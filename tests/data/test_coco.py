@@ -233,7 +233,7 @@ def test_crowds_are_ignore_regions_and_defaults(tmp_path):
 def test_broken_json_says_where(tmp_path):
     text = json.dumps(coco_content(4))
     nan = text.replace('"area": 108', '"note": "a \\" NaN", "area": NaN', 1)
-    with pytest.raises(DataError, match=rf"NaN is no JSON number at byte {nan.index('NaN,')}\b"):
+    with pytest.raises(DataError, match=rf"NaN is not a JSON number at byte {nan.index('NaN,')}\b"):
         reader(tmp_path, nan)
     twice = text.replace('"height": 48', '"name": "ä\\"{[", "id": 3, "height": 48', 1)
     at = twice.encode().index(b'"id": 3,')
@@ -444,7 +444,7 @@ def test_options_of_masks_that_make_no_sense(tmp_path):
         masks(tmp_path, segmentation_task=None)
     with pytest.raises(ConfigError, match="both 'segmentation'"):
         masks(tmp_path, task="segmentation")
-    with pytest.raises(DataError, match=r"outside names 'rode'.*Did you mean 'road'"):
+    with pytest.raises(DataError, match=r"unmasked_class is 'rode'.*Did you mean 'road'"):
         masks(tmp_path, unmasked_class="rode")
     with pytest.raises(DataError, match=r"keys segmentation_\.\.\.: class 'pedestrian' is not in the recipe"):
         masks(tmp_path, segmentation_ignore=["kite"])

@@ -224,7 +224,7 @@ def test_a_class_without_a_place_in_the_recipe_is_refused_with_the_nearest(tree)
     tasks = [task for task in open_tree(root, config).tasks if CLASSES[task]]
     for task in tasks:
         bare = {key: value for key, value in config.items() if not key.endswith(("rename", "ignore", "background"))}
-        with pytest.raises(DataError, match=r"(?s)(not in the recipe|no class).*(Did you mean|Known: )"):
+        with pytest.raises(DataError, match=r"(?s)(not in the recipe|not a class).*(Did you mean|Known: )"):
             open_source(source_config(bare), root, {task: ("qqqqq", "zzzzz")})
 
 
@@ -287,9 +287,9 @@ def test_a_coarse_name_is_a_set_of_classes_in_every_reader_of_label_maps(tree):
                 assert set(np.unique(before.values[here]).tolist()) <= set(label_map.labeled_classes.class_sets[k])
                 met += label_map.labeled_classes.class_sets[k] == tuple(CLASSES[task].index(one) for one in both)
         assert met
-        with pytest.raises(DataError, match=r"(?s)coarse names.*qqqqq.*(Did you mean|Known: )"):
+        with pytest.raises(DataError, match=r"(?s)superclasses names.*qqqqq.*(Did you mean|Known: )"):
             open_tree(root, {**config, name: {"qqqqq": both}})
-        near = rf"(?s)coarse gives.*{both[0]}x.*Did you mean.*{both[0]}"
+        near = rf"(?s)superclasses gives.*{both[0]}x.*Did you mean.*{both[0]}"
         with pytest.raises(DataError, match=near):
             open_tree(root, {**plain, name: {theirs[0]: [f"{both[0]}x"]}})
         with pytest.raises(DataError, match="no class"):

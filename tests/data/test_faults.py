@@ -90,7 +90,7 @@ def test_a_name_in_other_letters_is_told(tmp_path):
         assert source.problems["missing images"] == 1
         for path in (root / "coco/images").glob("0*.jpg"):
             path.unlink()
-        with pytest.raises(DataError, match=f"there is {on_disk!r}: other capitals, or letters composed otherwise"):
+        with pytest.raises(DataError, match=f"there is {on_disk!r}: different capitals or Unicode composition"):
             open_tree(root, config)
 
 

@@ -319,7 +319,7 @@ def test_the_preview_of_a_raw_image_is_not_taken_for_it(tmp_path):
     with pytest.raises(ImageError, match=r"raw image, of which only the preview"):
         read_image(tmp_path / "a.tif")
     Image.fromarray(noise_image(0)).save(tmp_path / "a.nef", "TIFF")
-    with pytest.raises(ImageError, match=r"raw image, which is not read"):
+    with pytest.raises(ImageError, match=r"raw image, which is not supported"):
         read_image(tmp_path / "a.nef")
 
 

@@ -39,7 +39,7 @@ def test_folder_per_class(tmp_path):
     )
     assert labels(ignored) == {"000.jpg": ([1, 0], None)}
     data_trees.write_image(tmp_path / "scenes" / "loose.jpg", data_trees.noise_image(0))
-    with pytest.raises(DataError, match=r"loose\.jpg lies in no folder of a class"):
+    with pytest.raises(DataError, match=r"loose\.jpg is not in a class folder"):
         open_tree(tmp_path, image_labels_tree(tmp_path, 2))
 
 
@@ -100,9 +100,9 @@ def test_csv_multi_label_by_columns_says_which_for_every_image(tmp_path):
     [
         ("name,label\n000.jpg,day\n", "the columns are"),
         ("file,label,day\n000.jpg,day,1\n", "not both"),
-        ("file,label\n000.jpg\n", "line 2: not 2 values"),
-        ("file,label\n000.jpg,day,night\n", "line 2: not 2 values"),
-        ("file,label\n000.jpg,day\n000.jpg,day\n", r"line 3: 000\.jpg is given twice"),
+        ("file,label\n000.jpg\n", "line 2: the row does not have 2 values"),
+        ("file,label\n000.jpg,day,night\n", "line 2: the row does not have 2 values"),
+        ("file,label\n000.jpg,day\n000.jpg,day\n", r"line 3: 000\.jpg occurs twice"),
         ("file,label\n../000.jpg,day\n", "line 2: file name .* is refused"),
         ("file,label\n000.jpg,dya\n", "class 'dya' is not in the recipe. Did you mean 'day'"),
         ("file,day,night\n000.jpg,2,0\n", "line 2: day is '2'"),
@@ -127,7 +127,7 @@ def test_images_of_a_csv_that_are_missing(tmp_path):
 def test_csv_in_another_encoding(tmp_path):
     config = csv_tree(tmp_path, "")
     (tmp_path / "labels.csv").write_bytes("file,label\nä.jpg,day\n".encode("latin-1"))
-    with pytest.raises(DataError, match="no valid CSV in UTF-8"):
+    with pytest.raises(DataError, match="not a valid CSV file in UTF-8"):
         open_tree(tmp_path, config)
 
 

@@ -301,7 +301,7 @@ def test_bytes_of_the_cache_pickle_as_their_path_and_outlive_it(file, folder):
         assert held.read(100, 2000) == expected[100:2000]
         assert held.read(5, 5) == b""
     lost = pickle.loads(state)
-    with pytest.raises(DataError, match="cannot be read any more"):
+    with pytest.raises(DataError, match="can no longer be read"):
         lost.read(0, 1)
     check(load_or_build("kind 1", [file], Build()))
     assert lost.read(100, 2000) == expected[100:2000]

@@ -126,7 +126,7 @@ def test_a_list_of_images(tmp_path):
 
 def test_own_classes_and_results(tmp_path):
     lines = kitti_line("person", (1, 2, 3, 4)) + kitti_line("dontcare", (5, 5, 9, 9))
-    with pytest.raises(DataError, match=r"000000\.txt, line 1: class 'person' .* names: \[...\]"):
+    with pytest.raises(DataError, match=r"000000\.txt, line 1: class 'person' .* classes: \[...\]"):
         reader(tmp_path, lines)
     own = {"classes": ["person", "Car", "Pedestrian", "Van"], "rename": {"person": "pedestrian", "Car": "vehicle"}}
     found = reader(tmp_path, lines, **own, ignore="rest", background=[])
@@ -195,7 +195,7 @@ def changed(column: int, value: str) -> str:
         (changed(14, "--1"), "line 2: .* are not all numbers"),
         ("\n\n" + changed(2, ""), "line 4: 14 columns"),
         (b"\x89PNG\r\n\x1a\n\0\0", "not UTF-8"),
-        (b"Car\0", "holds a NUL at byte 3"),
+        (b"Car\0", "has a NUL at byte 3"),
         ("Car 0 0\r\n", "line 1: 3 columns"),
         ("Car " * 10**6, "line 1: 1000000 columns"),
         ("\n" * (17 << 20), "bytes. Expected a text file of at most"),
@@ -231,16 +231,16 @@ def test_boxes_are_clipped_and_those_outside_skipped(tmp_path):
         ("", "has no entry P2"),
         ("P0: 1\nP1: 1\n", "has no entry P2. Found P0, P1"),
         (f"P0: 1\n{'9' * 5000}: 1\n", "has no entry P2. Found P0, 9+[.]{3}9+[.]$"),
-        ("P2: 1 2 3", "is no projection. Expected 12 numbers"),
-        (f"P2: {P2} 1", "is no projection"),
-        (f"P2: {P2}".replace("7.2e+01", "0"), "is no pinhole camera"),
-        (f"P2: {P2}".replace("7.2e+01", "nan"), "is no pinhole camera"),
-        (f"P2: {P2}".replace("7.3e+01", "-7"), "is no pinhole camera"),
-        (f"P2: {P2}".replace("3.1e+01", "inf"), "is no pinhole camera"),
-        (f"P2: {P2}".replace("1.0e+00", "2"), "is no projection"),
+        ("P2: 1 2 3", "is not a projection. Expected 12 numbers"),
+        (f"P2: {P2} 1", "is not a projection"),
+        (f"P2: {P2}".replace("7.2e+01", "0"), "is not a pinhole camera"),
+        (f"P2: {P2}".replace("7.2e+01", "nan"), "is not a pinhole camera"),
+        (f"P2: {P2}".replace("7.3e+01", "-7"), "is not a pinhole camera"),
+        (f"P2: {P2}".replace("3.1e+01", "inf"), "is not a pinhole camera"),
+        (f"P2: {P2}".replace("1.0e+00", "2"), "is not a projection"),
         (f"P2: {P2}".replace("7.3e+01", "x"), "are not all numbers"),
-        (f"P2 {P2}", "line 1: .* is no entry"),
-        (": 1", "line 1: .* is no entry"),
+        (f"P2 {P2}", "line 1: .* is not an entry"),
+        (": 1", "line 1: .* is not an entry"),
         (b"\xff\xd8\xff", "not UTF-8"),
     ],
 )
@@ -264,11 +264,11 @@ def test_folders_pipes_and_links_for_files(file, tmp_path):
         open_tree(root, config)
     (root / file).unlink()
     (root / file).mkdir()
-    with pytest.raises(DataError, match=r"000000\.txt is no plain file"):
+    with pytest.raises(DataError, match=r"000000\.txt is not a regular file"):
         open_tree(root, config)
     (root / file).rmdir()
     os.mkfifo(root / file)
-    with pytest.raises(DataError, match=r"000000\.txt is no plain file"):
+    with pytest.raises(DataError, match=r"000000\.txt is not a regular file"):
         open_tree(root, config)
 
 

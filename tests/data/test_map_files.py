@@ -106,7 +106,7 @@ def test_gray_pnm_keeps_its_numbers_whatever_its_largest_may_be(tmp_path):
 
 def test_an_array_of_several_is_named(tmp_path):
     config = masks(tmp_path, ".npz", encoded(IDS, "NPZ", depth=np.ones((48, 64))))
-    with pytest.raises(DataError, match=r"holds 2 arrays: 'mask', 'depth'\. Say which one: array"):
+    with pytest.raises(DataError, match=r"holds 2 arrays: 'mask', 'depth'\. Choose one: array_name"):
         labels(tmp_path, config)
     with pytest.raises(DataError, match="no array 'masks'"):
         labels(tmp_path, {**config, "array_name": "masks"})
@@ -124,7 +124,7 @@ def test_an_array_of_several_is_named(tmp_path):
 )
 @pytest.mark.parametrize("keys", [{}, {"class_file": None, "colors": {"sky": [0, 0, 0]}}], ids=["ids", "colors"])
 def test_a_lossy_mask_is_refused_with_its_mend(suffix, content, keys, tmp_path):
-    with pytest.raises(DataError, match=r"000\.\w+ is a JPEG, or compressed like one.*as a PNG"):
+    with pytest.raises(DataError, match=r"000\.\w+ is a JPEG or has lossy compression.*as a PNG"):
         labels(tmp_path, {**masks(tmp_path, suffix, content), **keys})
 
 
@@ -164,6 +164,7 @@ LISTS = {
     "obj_class_to_machine_color.json": json.dumps({**COLORS, "Void": (0, 0, 0)}),  # Supervisely
     "meta.json": json.dumps({"classes": [{"title": k, "color": f"#{bytes(c).hex().upper()}"}
                                          for k, c in {**COLORS, "Void": (0, 0, 0)}.items()], "tags": []}),
+    "british.json": json.dumps([{"name": k, "colour": c} for k, c in {**COLORS, "Void": (0, 0, 0)}.items()]),
     "config_v2.json": json.dumps({"labels": [{"name": f"a--{k}", "readable": k, "color": c, "instances": False}
                                              for k, c in {**COLORS, "Void": (0, 0, 0)}.items()]}),  # Mapillary
 }  # fmt: skip
@@ -217,7 +218,7 @@ def test_a_color_without_a_class_is_told_with_the_nearest(tmp_path):
         "ignore_values": ["#000000"],
     }
     with pytest.raises(
-        DataError, match=r"000\.png holds 1 colors .* 0\.1% .*\(129, 66, 128\): 4 \(nearest road \(128, 64"
+        DataError, match=r"000\.png contains 1 colors .* 0\.1% .*\(129, 66, 128\): 4 \(nearest road \(128, 64"
     ):
         labels(tmp_path, config)
     soft = cv2.GaussianBlur(PALETTE[IDS], (9, 9), 3)
@@ -227,7 +228,7 @@ def test_a_color_without_a_class_is_told_with_the_nearest(tmp_path):
         "colors": COLORS,
         "ignore_values": ["#000000"],
     }
-    with pytest.raises(DataError, match="soft edges, resized with interpolation or once a JPEG"):
+    with pytest.raises(DataError, match="soft edges, resized with interpolation or saved as a JPEG"):
         labels(tmp_path, config)
     with pytest.raises(DataError, match="is both 'sky' and 'road'"):
         labels(tmp_path, {**config, "colors": {"sky": "#000001", "road": "#000001", "car": "#000002"}})
@@ -239,14 +240,14 @@ def test_a_color_without_a_class_is_told_with_the_nearest(tmp_path):
         ({"class_file": None}, "none of class_file, values and colors"),
         ({"values": {0: "sky"}}, "class_file and values given"),
         ({"colors": {"sky": [0, 0, 0]}}, "class_file and colors given"),
-        ({"class_file": None, "colors": "voc"}, "voc, without classes"),
+        ({"class_file": None, "colors": "voc"}, "voc, without class_file"),
         ({"class_file": None, "colors": {"sky": [0, 0]}}, "gives 'sky'"),
         ({"class_file": None, "colors": {"sky": "#00"}}, "gives 'sky'"),
-        ({"class_file": None, "colors": {"sky": "#000000"}, "ignore_values": [0]}, "void names 0. Expected colors"),
+        ({"class_file": None, "colors": {"sky": "#000000"}, "ignore_values": [0]}, "ignore_values contains 0"),
         ({"ignore_values": ["#000000"]}, "Expected values, such as"),
         ({"ignore_values": [-1]}, "Expected 0 to 65535"),
-        ({"mask": "mask.png"}, "mask is 'mask.png'. Expected the names with"),
-        ({"image": "*_*.jpg", "mask": "*.png"}, "as many"),
+        ({"mask": "mask.png"}, "mask is 'mask.png'. Expected a name with"),
+        ({"image": "*_*.jpg", "mask": "*.png"}, "equally many"),
         ({"mask": "*.png", "suffix": "_L"}, "Keep one of them"),
     ],
 )
@@ -281,7 +282,7 @@ def test_any_value_stands_for_the_class_that_it_is_given(kind, tmp_path):
     if kind != np.bool_:
         stored[3, 3] = 9
         config = {**masks(tmp_path, ".npy", encoded(stored, "NPY")), "class_file": None, "values": values}
-        with pytest.raises(DataError, match=r"Expected 7, \d+ or 255 \(void\), found .*9: 1"):
+        with pytest.raises(DataError, match=r"Expected 7, \d+ or 255 \(ignored\), found .*9: 1"):
             labels(tmp_path, config)
         assert labels(tmp_path, {**config, "ignore_values": [9]})[3, 3] == 255
 
@@ -401,14 +402,14 @@ def test_images_and_masks_are_paired_by_what_their_names_share(images, maps, key
 def test_names_that_make_no_pairs_are_told(tmp_path):
     config = label_maps_tree(tmp_path)
     moved(tmp_path, {"images": "all/{}_a.png", "masks": "all/{}_b.png"}, config)
-    with pytest.raises(DataError, match=r"nothing says which is which\. Give patterns"):
+    with pytest.raises(DataError, match=r"their names do not differ\. Give patterns"):
         open_tree(tmp_path, {**config, "images": "all", "masks": "all"})
     with pytest.raises(DataError, match=r"image '\*_a\.png', mask '\*_c\.png'"):
         open_tree(tmp_path, {**config, "images": "all", "masks": "all", "image": "*_a.png", "mask": "*_c.png"})
     for end in (".mat", ".h5"):
         (tmp_path / f"other{end}").mkdir()
         (tmp_path / f"other{end}" / f"000{end}").write_bytes(b"MATLAB")
-        with pytest.raises(DataError, match=rf"1 files there end in '\{end}', which is not read: convert them to PNG"):
+        with pytest.raises(DataError, match=rf"1 files there end in '\{end}', which is not supported: convert them"):
             open_tree(tmp_path, {**config, "images": "all", "masks": f"other{end}"})
 
 
@@ -454,11 +455,11 @@ CARLA = np.dstack([(METRES * 100).astype(np.uint8), np.zeros((48, 64), np.uint8)
 @pytest.mark.parametrize(
     ("suffix", "content", "keys", "message"),
     [
-        (".png", encoded(CARLA, "PNG"), {"scale": 0.001}, r"packed into colors \(CARLA: 1000 m"),
-        (".png", encoded(BINARY, "PNG"), {"scale": 0.001}, r"8 bits per pixel.*the farthest would be 0\.255 m"),
+        (".png", encoded(CARLA, "PNG"), {"scale": 0.001}, r"encoded in colors \(CARLA: 1000 m"),
+        (".png", encoded(BINARY, "PNG"), {"scale": 0.001}, r"8 bits per pixel.*the largest distance would be 0\.255 m"),
         (".tif", encoded(METRES.astype(np.float64), ".tiff"), {}, "32-bit floats"),
         (".jpg", encoded(BINARY, "JPEG"), {"scale": 0.1}, "is a JPEG"),
-        (".exr", EXR + np.array([0, 0, 63, 47], "<i4").tobytes(), {}, "is an EXR, which this OpenCV does not read"),
+        (".exr", EXR + np.array([0, 0, 63, 47], "<i4").tobytes(), {}, "is an EXR, which this OpenCV cannot read"),
         (".npz", encoded(np.array([{}], object), "NPZ"), {}, "pickled objects"),
         (".npz", b"PK\3\4nothing", {}, "cannot be read"),
     ],
@@ -471,9 +472,9 @@ def test_depth_that_cannot_be_read_is_told(suffix, content, keys, message, tmp_p
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_whole_numbers_need_a_scale(suffix, tmp_path):
     content = encoded((METRES * 1000).astype(np.uint16), {".png": "PNG", ".tif": "TIFF"}[suffix])
-    with pytest.raises(ConfigError, match=r"whole numbers, and scale is not given"):
+    with pytest.raises(ConfigError, match=r"integers, and scale is not given"):
         open_tree(tmp_path, depths(tmp_path, suffix, content))
-    with pytest.raises(ConfigError, match=r"whole numbers, and scale is not given"):
+    with pytest.raises(ConfigError, match=r"integers, and scale is not given"):
         open_tree(tmp_path, depths(tmp_path, suffix, content, scale={"npy": 1}))
 
 

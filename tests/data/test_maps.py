@@ -102,11 +102,11 @@ def test_label_ids_where_training_ids_are_expected(tmp_path):
     path = next((tmp_path / "city/gtFine/train/ulm").glob("*labelIds.png"))
     path.rename(path.with_name(path.name.replace("labelIds", "labelTrainIds")))
     source = open_tree(tmp_path, {**city, "ignore": "rest"})
-    with pytest.raises(DataError, match="these look like label ids"):
+    with pytest.raises(DataError, match="These are probably label ids"):
         source.load_sample(0)
     path = next((tmp_path / "city/gtFine/train/ulm").glob("*labelIds.png"))
     data_trees.write_image(path, np.full((48, 64), 255, np.uint8))
-    with pytest.raises(DataError, match="these look like training ids"):
+    with pytest.raises(DataError, match="These are probably training ids"):
         source.load_sample(1)
 
 
@@ -254,7 +254,7 @@ def test_cityscapes_sky_is_as_far_as_can_be_where_that_is_asked_for(tmp_path, tr
     ("keys", "message"),
     [
         ({"far_classes": ["sky"]}, "without max_depth"),
-        ({"far_classes": ["moon"], "max_depth": 80}, "far names moon.*sky"),
+        ({"far_classes": ["moon"], "max_depth": 80}, "far_classes contains moon.*sky"),
     ],
     ids=["no distance", "no class"],
 )
@@ -278,7 +278,7 @@ def test_cityscapes_without_disparity_or_without_labels(tmp_path):
     assert len(source) == 1  # an image without any label of a trained task is not drawn
     for path in (tmp_path / "city/disparity").rglob("*.png"):
         path.unlink()
-    with pytest.raises(DataError, match="labels nothing that the recipe trains"):
+    with pytest.raises(DataError, match="has no labels for the tasks of the recipe"):
         open_tree(tmp_path, config)
 
 
@@ -350,7 +350,7 @@ def test_cityscapes_gives_boxes_only_where_asked(tmp_path):
     assert len(source.load_sample(0).annotations["detection"].boxes) == 0  # those of the JSON
     only = open_tree(tmp_path, {**CITY, "segmentation_task": None, "depth_task": None}, **NINETEEN)
     assert only.tasks == ("detection",)
-    with pytest.raises(ConfigError, match="two kinds of labels go to one"):
+    with pytest.raises(ConfigError, match="Expected a different task for each kind of label"):
         validate_config(CityscapesConfig, {**CITY, "detection_task": "depth"})
 
 
@@ -471,7 +471,7 @@ def test_instances_with_other_ids(tmp_path, id, words):
     ids = np.full((48, 64), 7, np.uint16)
     ids[5, :20] = id
     data_trees.write_image(instance_path(tmp_path), ids)
-    with pytest.raises(DataError, match=rf"instanceIds\.png holds .*{words}"):
+    with pytest.raises(DataError, match=rf"instanceIds\.png contains .*{words}"):
         open_tree(tmp_path, {**CITY, "segmentation_task": None}, **NINETEEN).load_sample(0)
 
 
@@ -481,7 +481,7 @@ def test_instances_that_are_labels_or_another_images(tmp_path):
     source = open_tree(tmp_path, CITY, **NINETEEN)
     for ids, words in (
         (np.full((48, 64), 7, np.uint8), r"8 bits per pixel. Expected Cityscapes' instances"),
-        (np.full((48, 64), 26_000, np.uint16), r"\d+% of the pixels are of another class in the segmentation mask"),
+        (np.full((48, 64), 26_000, np.uint16), r"\d+% of the pixels have another class in the segmentation mask"),
         (np.full((40, 64), 26_000, np.uint16), "is for 64 x 40"),
     ):
         data_trees.write_image(instance_path(tmp_path), ids)
@@ -519,7 +519,7 @@ def test_label_ids_and_training_ids_are_told_apart_though_all_are_small(tmp_path
     if training and not sky and not void:  # as label ids: not labeled, the own car and the border. Nothing tells
         assert not source.load_sample(0).annotations["segmentation"].valid.any()
         return
-    with pytest.raises(DataError, match=rf"these look like {'training' if training else 'label'} ids") as error:
+    with pytest.raises(DataError, match=rf"These are probably {'training' if training else 'label'} ids") as error:
         source.load_sample(0)
     assert f"{ids[40, 5]}: " in str(error.value)  # the histogram
 

@@ -154,12 +154,12 @@ FAULTY = {
     "a polygon of fewer than 6 numbers, or of an odd number of them": [
         [[]], [3, 4], [[1, 2, 3, 4]], [[1, 2, 3, 4, 5, 6, 7]], [rectangle(1, 1, 3, 3), [1, 2, 3]],
     ],
-    "a polygon of what are no pixels": [
+    "a polygon with invalid coordinates": [
         [[1, 2, 3, 4, 5, "six"]], [[1, 2, 3, 4, 5, None]], [[1, 2, 3, 4, 5, [6]]], [[1, 2, 3, 4, 5, 10**400]],
         [[1, 2, 3, 4, 5, float("nan")]], [[1, 2, 3, 4, 5, float("inf")]], [[1, 2, 3, 4, 5, 1e9]],
         [[0, 0, 1, 1, 2, -(2**31)]], [[1, 2, 3, 4, 5, 2**63]], [["x" * 10**6] + [1] * 99_999],
     ],
-    "an outline that is endless": [
+    "an outline that is too long": [
         [[0, 0, 1e5, 1e5] * 200], [rectangle(0, 0, 9e4, 9e4)] * 9, {**SIZE, "counts": [0] * 2_000_000},
     ],
     "run lengths for an image of another size": [
@@ -172,7 +172,7 @@ FAULTY = {
             [2**63], [1 << 31, 4],
         )
     ],
-    "run lengths that do not sum up to the image": [
+    "run lengths that do not add up to the image size": [
         {**SIZE, "counts": counts} for counts in ([63], [0, 63], [1, 2, 3], "0", "01", [32, 33])
     ],
     "no pixel": [

@@ -79,12 +79,12 @@ def test_lists_as_they_are_handed_around(tmp_path):
         ("a b c d\n", "line 1: 4 words"),
         (LINE * 2, "line 2: .* is given twice"),
         (LINE.replace("518.8579", "x"), "line 1: 'x' are not all numbers. Expected the focal length"),
-        (LINE.replace("518.8579", "-5"), "line 1: .* is no pinhole camera"),
-        (LINE.replace("518.8579", "nan"), "line 1: .* is no pinhole camera"),
+        (LINE.replace("518.8579", "-5"), "line 1: .* is not a pinhole camera"),
+        (LINE.replace("518.8579", "nan"), "line 1: .* is not a pinhole camera"),
         ("../../etc/passwd b\n", "line 1: file name .* is refused"),
         ("/kitchen_0028b/rgb_00045.jpg ../../secret.png\n", "line 1: file name .* is refused"),
         ("a\\b.jpg b\n", "line 1: file name .* is refused"),
-        ("/ b\n", "line 1: .* is no file name"),
+        ("/ b\n", "line 1: .* is not a file name"),
         ("/missing/rgb_1.jpg /missing/sync_depth_1.png\n", "none of its 1 images"),
         (f"{'a' * 999}/b.jpg c.png\n", "none of its 1 images"),
         (b"\xff\xd8", "not UTF-8"),
@@ -116,7 +116,7 @@ def test_classes_are_the_official_ones_and_ids_start_where_they_are_said_to(tmp_
         assert found.valid[1].all() == (first == 0)
     write_image(path, np.full((48, 64), 13, np.uint8))
     with pytest.raises(
-        DataError, match=r"label_00045\.png .*Expected 0 to 12 .*Correct classes \(13 or 40\) or first_id"
+        DataError, match=r"label_00045\.png .*Expected 0 to 12 .*Correct num_classes \(13 or 40\) or first_id"
     ):
         open_tree(tmp_path, {**config, "num_classes": 13, "first_id": 0}, segmentation=CLASSES_13).read_annotations(0)
 

@@ -97,7 +97,7 @@ def test_names_without_a_place_are_told_with_their_task(tmp_path):
         reader(tmp_path, only={"detection": ("vehicle",)})
     with pytest.raises(DataError, match=r"keys segmentation_\.\.\.: class 'vehicle' is not in the recipe"):
         reader(tmp_path, segmentation_rename=None)
-    with pytest.raises(DataError, match="names 'sky', which is no class of this source"):
+    with pytest.raises(DataError, match="names 'sky', which is not a class of this source"):
         reader(tmp_path, detection_ignore=["sky"])  # stuff has no boxes
 
 

@@ -274,9 +274,9 @@ def test_a_reader_says_what_its_ids_may_be(tmp_path):
     assert not label_map.valid[10, 40], "what is ignored stays void"
     stated = opened(tmp_path, {**given, "labels_only": ["road", "sky", "car"]}, classes)
     assert stated.label_space is None, "all that it has, as it is"
-    with pytest.raises(DataError, match="the other names take all classes"):
+    with pytest.raises(DataError, match="the other names use all classes"):
         opened(tmp_path, {**given, "superclasses": {"sky": "rest", "road": ["road", "truck", "sky"]}}, classes)
-    with pytest.raises(DataError, match="both coarse and rename or ignore name 'car'"):
+    with pytest.raises(DataError, match="both superclasses and rename or ignore name 'car'"):
         opened(tmp_path, {**given, "superclasses": {"car": ["car"]}, "ignore": ["car"]}, classes)
 
 
@@ -330,7 +330,7 @@ def examined(tmp_path_factory):
 def test_the_doctor_asks_how_to_take_the_classes_that_a_source_lacks(examined):
     found = examined(["road", "sky", "car", "truck"])
     assert found["partial_classes"].severity == "warning"
-    assert "none of the others: truck" in found["partial_classes"].message
+    assert "a negative for the others: truck" in found["partial_classes"].message
     assert "partial_classes" not in examined(["road", "sky", "car"])
 
 
@@ -339,9 +339,9 @@ def test_the_doctor_tells_what_each_source_labels_and_what_nobody_tells_apart(ex
     assert "partial_classes" not in found
     assert "Super-classes: car (car, truck)" in found["labeled_classes"].message
     assert found["labeled_classes"].severity == "note"
-    assert "apart: car, truck" in found["inseparable_classes"].message
+    assert "of 'segmentation': car, truck" in found["inseparable_classes"].message
     only = examined(["road", "sky", "car"], labels_only=["car"])
-    assert "tell 1 of 3 classes of 'segmentation': car." in only["labeled_classes"].message
+    assert "label 1 of 3 classes of 'segmentation': car." in only["labeled_classes"].message
     assert "one_class_masks" not in only
 
 

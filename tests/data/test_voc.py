@@ -195,7 +195,7 @@ def test_other_sets_in_this_format(tmp_path):
         assert source.load_sample(1).annotations["detection"].boxes.tolist() == [[0, 1, 10, 12]]
         assert source.load_sample(1).annotations["detection"].labels.tolist() == [2]
     with pytest.raises(
-        DataError, match=r"[ab]\.xml, line 4: class 'bike' is none of the 20 classes.*files name 'bike'"
+        DataError, match=r"[ab]\.xml, line 4: class 'bike' is not among the 20 classes.*files contain 'bike'"
     ):
         open_tree(tmp_path, {**PLAIN, **folders})
     for classes in (["a", "a"], ["background", "bike"], [str(i) for i in range(300)], []):
@@ -221,7 +221,7 @@ def test_missing_images_and_label_files(tmp_path):
     for name in ("Annotations", "SegmentationClass"):
         for path in (tmp_path / AT / name).iterdir():
             path.unlink()
-    with pytest.raises(DataError, match="labels nothing that the recipe trains"):
+    with pytest.raises(DataError, match="has no labels for the tasks of the recipe"):
         opened(tmp_path)
 
 
@@ -280,22 +280,22 @@ BROKEN = {
     "truncated": (voc_xml("a", voc_object("car", CAR))[:300], "not valid XML"),
     "binary": (bytes(range(256)), "not valid XML"),
     "html": ("<!DOCTYPE html><html></html>", "DOCTYPE"),
-    "another root": ("<robot/>", "holds <robot>. Expected VOC's <annotation>"),
+    "another root": ("<robot/>", "contains <robot>. Expected VOC's <annotation>"),
     "not UTF-8": ("<annotation>é</annotation>".encode("latin-1"), "not valid XML"),
     "an encoding": ('<?xml version="1.0" encoding="unicode_escape"?><annotation/>', "line 1: the encoding"),
     "entities": ('<!DOCTYPE a [<!ENTITY x "y">]><annotation>&x;</annotation>', "DOCTYPE"),
     "an unknown entity": ("<annotation>&x;</annotation>", "undefined entity"),
-    "deep": ("<annotation>" + "<a>" * 5000, "in one another"),
+    "deep": ("<annotation>" + "<a>" * 5000, "or a depth over"),
     "many": ("<annotation>" + "<a/>" * 300_000 + "</annotation>", "more than 200000 elements"),
     "huge": (b" " * (MAX_XML_BYTES + 1), f"has {MAX_XML_BYTES + 1} bytes"),
-    "no name": (voc_xml("a", voc_object("", CAR)), "line 4: an object without a name"),
-    "no box": ("<annotation>\n<object><name>car</name></object></annotation>", "line 2: an object without"),
-    "two boxes": (voc_xml("a", voc_object("car", CAR, 0, "<bndbox/>")), "or with several"),
+    "no name": (voc_xml("a", voc_object("", CAR)), "line 4: an object has no name"),
+    "no box": ("<annotation>\n<object><name>car</name></object></annotation>", "line 2: an object has no box"),
+    "two boxes": (voc_xml("a", voc_object("car", CAR, 0, "<bndbox/>")), "or several"),
     "no corner": (voc_xml("a", voc_object("car", CAR)).replace("xmin", "xmim"), r"line 6: xmin in <bndbox> is \[\]"),
     "words": (voc_xml("a", voc_object("car", (1, 2, "x", 4))), r"line 6: xmax in <bndbox> is \['x'\]"),
     "endless": (voc_xml("a", voc_object("car", (1, 2, "9" * 5000, 4))), "line 6: xmax in <bndbox>"),
     "difficult": (voc_xml("a", voc_object("car", CAR, "perhaps")), "line 4: difficult is 'perhaps'"),
-    "class": (voc_xml("a", voc_object("truck", CAR)), "line 4: class 'truck' is none of the 20 classes"),
+    "class": (voc_xml("a", voc_object("truck", CAR)), "line 4: class 'truck' is not among the 20 classes"),
 }  # fmt: skip
 
 

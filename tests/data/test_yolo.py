@@ -162,21 +162,21 @@ def test_an_absolute_path_in_the_recipe_is_the_users_own_and_one_in_the_file_is_
     ("content", "words"),
     [
         (names(path="../.."), "leads out of"),
-        (names(train="../../etc"), "is no file or folder under"),
+        (names(train="../../etc"), "is not a file or folder under"),
         (names(train="/etc"), "leads out of"),
         (names(train="../../.."), "leads out of"),
-        (names(path="missing"), "'path: missing' is no file or folder under"),
+        (names(path="missing"), "'path: missing' is not a file or folder under"),
         (names(path='"a\\0b"'), "Expected a folder"),
         (names(train='"a\\0b"'), "'train' is .* Expected a folder, a list of folders"),
-        (names(path="a" * 5000), "is no file or folder under"),
+        (names(path="a" * 5000), "is not a file or folder under"),
         (names(path="3"), "'path' is 3. Expected a folder"),
-        (names(train="missing"), "'train: missing' is no file or folder under"),
+        (names(train="missing"), "'train: missing' is not a file or folder under"),
         (names(train="labels"), "No image under"),
         (names(train=""), "has no 'train'. Found: none of train, val, test"),
         (names(train="", val="images/train"), "has no 'train'. Found: val"),
         (names(train="{a: 1}"), "'train' is .* Expected a folder"),
         (names(train="[1]"), "'train' is .* Expected a folder"),
-        (names(train="data.yaml"), "is no image. Expected the path of an image on every line"),
+        (names(train="data.yaml"), "is not an image. Expected the path of an image on every line"),
     ],
 )
 def test_paths_that_lead_out_or_nowhere(content, words, tmp_path):
@@ -188,18 +188,18 @@ def test_paths_that_lead_out_or_nowhere(content, words, tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("", "no YOLO data file: .*holds a NoneType"),
-        ("- a\n- b\n", "no YOLO data file"),
-        ("a: [", "no YOLO data file: .*not valid YAML"),
+        ("", "not a YOLO data file: .*contains a NoneType"),
+        ("- a\n- b\n", "not a YOLO data file"),
+        ("a: [", "not a YOLO data file: .*not valid YAML"),
         ("a: &x 1\nb: *x\n", r"line 2: YAML aliases \(\*name\) are not allowed"),
         ("a: !!python/object/apply:os.system ['true']\n", "not valid YAML: could not determine a constructor"),
         ("train: a\ntrain: b\n", "'train' is given twice"),
         ("a: \t- b: c\n\t- d", "not valid YAML"),
-        ("? [a, b]\n: c\n", "no YOLO data file"),
-        ("a: 2001-99-99\n", "no YOLO data file"),
-        ("a: !!int x\n", "no YOLO data file"),
-        ("a: 0b_\n", "no YOLO data file|is no|has no"),
-        (f"a: {'1' * 5000}\n", "no YOLO data file"),
+        ("? [a, b]\n: c\n", "not a YOLO data file"),
+        ("a: 2001-99-99\n", "not a YOLO data file"),
+        ("a: !!int x\n", "not a YOLO data file"),
+        ("a: 0b_\n", "not a YOLO data file|is no|has no"),
+        (f"a: {'1' * 5000}\n", "not a YOLO data file"),
         ("[" * 3000, "nested too deeply"),
         (b"\xff\xfe\x00", "not UTF-8"),
         (b"a: \0", "not valid YAML"),
@@ -298,11 +298,11 @@ def test_lists_of_images(tmp_path):
         ("", "none of its 0 images"),
         ("/etc/x.jpg", "leads out of"),
         ("../../../x.jpg", "leads out of"),
-        ("images/train/000.txt", "is no image"),
+        ("images/train/000.txt", "is not an image"),
         ("images/train/9.jpg\nimages/train/000.jpg\nimages/train/8.jpg\n", "2 of its 3 images are not under"),
         ("a" * 300 + "/b.jpg", "none of its 1 images|cannot be read"),
         (b"\xff\xfd", "not UTF-8"),
-        ("a\0.jpg", "holds a NUL"),
+        ("a\0.jpg", "has a NUL"),
         ("images\\val\\000.jpg", "none of its 1 images"),
         ("..\\..\\secret\\x.jpg", "none of its 1 images"),
     ],
@@ -341,7 +341,7 @@ def test_a_linked_folder_within_the_data_root_keeps_its_labels(tmp_path):
 @pytest.mark.parametrize(
     ("label", "words"),
     [
-        ("3 0.5 0.5 0.1 0.1", r"line 1: class '3'. Expected a whole number from 0 to 2"),
+        ("3 0.5 0.5 0.1 0.1", r"line 1: class '3'. Expected an integer from 0 to 2"),
         ("0 0.5 0.5 0.1 0.1\n\n-1 0.5 0.5 0.1 0.1", "line 3: class '-1'"),
         ("0.5 0.5 0.5 0.1 0.1", "line 1: class '0.5'"),
         ("nan 0.5 0.5 0.1 0.1", "line 1: class 'nan'"),
@@ -380,8 +380,8 @@ def test_label_files_that_are_none(label, words, tmp_path):
         ("0 320 240 100 50", "boxes with numbers outside 0 to 1 skipped"),
         ("0 1e300 0.5 0.1 0.1", "boxes with numbers outside 0 to 1 skipped"),
         ("0 0.1 0.1 0.2 0.2 1.2 0.3", "boxes with numbers outside 0 to 1 skipped"),
-        ("1 0.25 0.25 0.5 0.5", "boxes given twice skipped"),
-        ("1.0 .25 0.250 5e-1 0.5", "boxes given twice skipped"),
+        ("1 0.25 0.25 0.5 0.5", "duplicate boxes skipped"),
+        ("1.0 .25 0.250 5e-1 0.5", "duplicate boxes skipped"),
     ],
 )
 def test_boxes_that_are_none_are_skipped_and_counted(line, problem, tmp_path):
@@ -395,7 +395,7 @@ def test_pixels_instead_of_fractions_are_an_error(tmp_path):
     config = yolo_tree(tmp_path)
     for i in range(3):
         write_text(tmp_path / f"yolo/labels/train/{i:03d}.txt", "0 32 24 10 10\n1 20 20 5 5\n")
-    with pytest.raises(DataError, match=r"000\.txt and others: 6 of 6 boxes reach outside 0 to 1. .*not pixels"):
+    with pytest.raises(DataError, match=r"000\.txt and others: 6 of 6 boxes extend outside 0 to 1. .*not pixels"):
         open_tree(tmp_path, config)
 
 

@@ -70,7 +70,7 @@ def test_a_label_that_links_to_itself_is_an_error_and_one_that_is_missing_is_tol
 
 
 def test_outside_names_a_class_of_the_recipe(tmp_path):
-    with pytest.raises(DataError, match="outside names 'moon'"):
+    with pytest.raises(DataError, match="unmasked_class is 'moon'"):
         label_map(tmp_path, unmasked_class="moon")
     rest = label_map(tmp_path, unmasked_class="rest", rename={"road": "sky"}, ignore=["car"])
     assert rest.label_space is not None

@@ -44,7 +44,7 @@ def test_healthy_data_has_no_findings(case):
     found = run_doctor(*case)
     assert [f for f in found.findings if f.severity != "note"] == []
     assert found.exit_code == 0
-    assert summarize_findings(found.findings).startswith("Healthy")
+    assert summarize_findings(found.findings) == "No errors, no warnings."
     assert {summary.where for summary in found.summaries} == {
         f"{part}/{name}" for part in ("train", "validation") for name in ("boxes", "maps", "depth", "scenes")
     }
@@ -54,8 +54,8 @@ def test_healthy_data_has_no_findings(case):
     assert boxes.tasks[0].class_chart.counts == [3, 3]
     assert boxes.tasks[0].properties["labeled"] == "4 images, 1 of them empty"
     depth = next(s for s in found.summaries if s.where == "train/depth").tasks[0]
-    assert depth.properties["holes"].startswith("2 %")
-    assert "1 to 3 m" in depth.properties["distance"]
+    assert depth.properties["invalid"].startswith("2 %")
+    assert "1 to 3 m" in depth.properties["depth"]
 
 
 def unlabelled(root: Path, mapping: dict[str, Any]) -> None:
@@ -71,7 +71,7 @@ def test_half_labeled_and_brushed_sets_are_asked_about_with_the_key_that_answers
     root, mapping = case
     unlabelled(root, mapping)
     (finding,) = (f for f in run_doctor(root, mapping).findings if f.code == "unannotated_images")
-    assert finding.message.startswith("3 of 4 images have no annotation (75 %): background, or not labeled yet?")
+    assert finding.message.startswith("3 of 4 images have no annotation (75 %). They are trained as background.")
     assert "unlabeled: skip" in finding.fix
     for answer in ("skip", "empty"):
         mapping["data"]["train"][0]["labels"][0]["unlabeled"] = answer

@@ -83,7 +83,7 @@ def test_a_quick_look_says_so_and_does_not_call_absent_what_it_did_not_look_for(
     assert all(state.num_examined == 1 for state in found.states)
     assert found.exit_code == 0
     assert not finding_kinds(found, "warning")
-    assert "1 of them looked at" in found.summaries[0].properties["images"]
+    assert "1 of them examined" in found.summaries[0].properties["images"]
 
 
 def test_only_some_tasks(case):
@@ -105,14 +105,14 @@ def test_worker_processes_find_the_same(case):
 
 def check_recipe(state: None, mapping: dict[str, Any]) -> Any:
     """Stands for the recipe's own check, in a worker: finds fault with "wrong", says the tasks' defaults."""
-    return "train is wrong. Mend it." if "wrong" in mapping else {"depth": {"limits": [20.0, 80.0]}}
+    return "train is wrong. Fix it." if "wrong" in mapping else {"depth": {"limits": [20.0, 80.0]}}
 
 
 def test_packages_and_the_rest_of_the_recipe_are_looked_at_meanwhile(case, monkeypatch):
     root, mapping = case
     monkeypatch.setattr(environment, "IMPORTED_MODULES", ("json",))
     found = run_doctor(root, {**mapping, "wrong": 1}, include_environment=True, check_rest=check_recipe)
-    assert [f.message for f in found.findings if f.code == "recipe"] == ["train is wrong. Mend it."]
+    assert [f.message for f in found.findings if f.code == "recipe"] == ["train is wrong. Fix it."]
     assert "Python" in found.environment
     del mapping["tasks"]["depth"]["limits"]
     found = run_doctor(root, mapping, include_environment=True, check_rest=check_recipe)

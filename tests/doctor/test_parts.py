@@ -217,8 +217,8 @@ def test_percent():
         (Camera(250, 250, 160, 120), "another resolution"),
         (Camera(500, 500, 700, 240), "outside"),
         (Camera(500, 250, 320, 240), "stretched"),
-        (Camera(3.6, 3.6, 320, 240), "angle of view of 179 degrees"),
-        (Camera(90000, 90000, 320, 240), "angle of view of 0 degrees"),
+        (Camera(3.6, 3.6, 320, 240), "field of view of 179 degrees"),
+        (Camera(90000, 90000, 320, 240), "field of view of 0 degrees"),
     ],
 )
 def test_odd_cameras(camera, words):

@@ -200,7 +200,7 @@ def test_a_train_state_that_is_none_is_told(tmp_path, content):
 def test_nothing_sound_says_what_is_wrong_with_each(tmp_path):
     for step in (1, 2):
         (write(tmp_path, step) / "model.safetensors").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"(?s)No sound.*step_00000002.*step_00000001"):
+    with pytest.raises(CheckpointError, match=r"(?s)No valid.*step_00000002.*step_00000001"):
         checkpoint.load(tmp_path)
 
 

@@ -23,7 +23,7 @@ from perception.types import CheckpointError
     ("settings", "said"),
     [
         ({"log_every": 1, "checkpoint_every": 0}, "metrics.jsonl cannot be written ([Errno 28] No space left"),
-        ({"log_every": 12, "checkpoint_every": 4}, "is full; saved, in the room that was held for it"),
+        ({"log_every": 12, "checkpoint_every": 4}, "is full; saved in the reserved space"),
     ],
 )
 def test_a_full_disk_ends_the_training_with_a_checkpoint_and_a_sentence(tmp_path, capsys, settings, said):

@@ -183,9 +183,9 @@ def test_data_that_changed_on_disk_is_refused_unless_forced(tmp_path):
 @pytest.mark.parametrize(
     ("before", "version", "told"),
     [
-        ("1a", "0.1", "by perception 0.1: whether the images, labels of its data"),
-        ({"labels": "1a", "images": "2b"}, "0.1", "by perception 0.1: whether the labels of its data"),
-        ({"images": "2b"}, None, "by another version: whether the labels of its data"),
+        ("1a", "0.1", "by perception 0.1, so changes in the images, labels of its data"),
+        ({"labels": "1a", "images": "2b"}, "0.1", "by perception 0.1, so changes in the labels of its data"),
+        ({"images": "2b"}, None, "by another version, so changes in the labels of its data"),
     ],
 )
 def test_what_a_resume_cannot_compare_of_a_run_of_another_version_is_told(tmp_path, before, version, told):
@@ -195,7 +195,7 @@ def test_what_a_resume_cannot_compare_of_a_run_of_another_version_is_told(tmp_pa
     torch.save({**state, "data_fingerprints": {"train.street": before}}, newest / "train_state.pt")
     rewrite(newest, versions={"perception": version} if version else {})
     data = {"train.street": {"labels": "other", "images": "2b"}}
-    with pytest.warns(UserWarning, match=f"was written {told} have changed since cannot be told"):
+    with pytest.warns(UserWarning, match=f"was written {told} cannot be detected"):
         fit(tmp_path, steps=8, data_fingerprints=data, resume=True)
 
 
@@ -388,7 +388,7 @@ def test_a_bad_target_is_skipped_and_named(tmp_path, capsys):
     assert [line["step"] for line in skipped] == [5, 8]
     assert skipped[0]["reason"] == "loss of depth is nan"
     assert skipped[0]["ids"] == ["16", "17", "18", "19"]
-    assert "step 5 was skipped, its loss of depth is nan. Images: 16, 17, 18, 19." in capsys.readouterr().err
+    assert "step 5 was skipped: loss of depth is nan. Images: 16, 17, 18, 19." in capsys.readouterr().err
     assert all(value.isfinite().all() for value in checkpoint.load(tmp_path).weights.values())
 
 
@@ -446,7 +446,7 @@ def test_the_stream_is_closed_whatever_happens(tmp_path):
 
 def test_a_batch_size_that_the_ranks_cannot_share_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 3)
-    with pytest.raises(ConfigError, match="batch_size 4 is no multiple of the 3 processes"):
+    with pytest.raises(ConfigError, match="batch_size 4 is not a multiple of the 3 processes"):
         fit(tmp_path)
 
 

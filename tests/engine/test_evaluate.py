@@ -42,7 +42,7 @@ def test_nothing_to_evaluate_says_so():
     with pytest.raises(DataError, match="No image"):
         evaluate(tiny_network.build_network(), [])
     batch = tiny_network.validation_batches(1)[0]
-    with pytest.raises(DataError, match="1000: no frame"):
+    with pytest.raises(DataError, match="1000: the image transform is missing"):
         evaluate(tiny_network.build_network(), [dataclasses.replace(batch, transforms=[None])])
 
 

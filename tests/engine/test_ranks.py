@@ -107,7 +107,7 @@ def test_a_rank_that_is_lost_is_named_by_the_others_within_seconds(tmp_path, dee
     for code, text in zip(codes[:-1], said[:-1], strict=True):
         assert code not in (0, None), text
         assert f"Rank {WORLD - 1} on {socket.gethostname()}" in text
-        words = {"fail": "ended: ValueError: a file is gone"}.get(deed, "was last heard of")
+        words = {"fail": "ended: ValueError: a file is gone"}.get(deed, "sent its last heartbeat")
         assert words in text
         assert "--resume" in text
         assert "outlived" not in text
@@ -117,7 +117,7 @@ def test_a_rank_that_is_lost_is_named_by_the_others_within_seconds(tmp_path, dee
 def test_a_run_folder_that_the_ranks_do_not_share_is_told_at_the_start(tmp_path, monkeypatch):
     codes, said, _ = ended(tmp_path, "elsewhere")
     assert 0 not in codes
-    assert all("does not see the run folder" in text for text in said), said
+    assert all("cannot see the run folder" in text for text in said), said
     assert not checkpoint.has_checkpoints(tmp_path / "run")
 
 

@@ -141,7 +141,7 @@ def test_what_evaluations_found_is_resumed(tmp_path):
 @pytest.mark.parametrize(("steps", "said"), [(20, True), (40, False)])
 def test_too_few_evaluations_for_a_see_saw_are_named_at_the_start(tmp_path, capsys, steps, said):
     fit(tmp_path, steps=steps, evaluate=scripted([0.5] * 9, 8), evaluate_every=8)
-    text = "3 evaluations in this run: whether one task falls while another rises is told from 5 on"
+    text = "3 evaluations in this run: detecting negative transfer needs at least 5"
     assert (text in capsys.readouterr().err) == said
 
 
@@ -203,7 +203,10 @@ def test_an_auxiliary_task_is_trained_and_measured_but_neither_scored_nor_export
     for number in (evaluation, runs.evaluate(folder)):
         expected = [1 / number.metrics["depth/abs_rel"], max(0.01, number.metrics["classification/top1"])]
         assert number.score == pytest.approx(math.prod(expected) ** 0.5)
-    assert "Auxiliary: trained and measured, but not scored and not exported." in (folder / "report.html").read_text()
+    assert (
+        "Auxiliary: trained and evaluated, but not part of the score and not exported."
+        in (folder / "report.html").read_text()
+    )
     assert list(runs.open_run(folder)[1].tasks) == ["hints", "depth", "classification"]
     assert list(runs.open_inference_model(folder)[1].tasks) == ["depth", "classification"]
     assert list(runs.open_inference_model(folder, ["hints"])[1].tasks) == ["hints"], "asked for by name"
@@ -221,7 +224,7 @@ def test_an_auxiliary_task_has_no_control(street, tmp_path):
 
 
 def test_a_recipe_scores_something_and_exports_what_it_measures(street):
-    with pytest.raises(ConfigError, match=r"depth\.auxiliary: no task is left"):
+    with pytest.raises(ConfigError, match=r"depth\.auxiliary: all tasks are auxiliary"):
         recipes.parse(RECIPE, ["tasks.depth.auxiliary=true", "tasks.classification.auxiliary=true"])
     with pytest.raises(ConfigError, match=r"depth\.auxiliary with model\.fusion\.name=attention"):
         recipes.parse(RECIPE, ["tasks.depth.auxiliary=true", "model.fusion.name=attention"])

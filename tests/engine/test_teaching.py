@@ -40,7 +40,7 @@ SOURCES = {"hall 0": "", "hall 1": ""}
 
 
 def test_depth_that_never_counts_is_told_and_then_an_error(tmp_path, capsys):
-    with pytest.raises(DataError, match=r"None of the \d+ images of hall 0, hall 1 that label 'depth' so far"):
+    with pytest.raises(DataError, match=r"None of the \d+ images of hall 0, hall 1 labeled for 'depth' so far"):
         fit(
             tmp_path,
             stream=millimetres,
@@ -51,9 +51,9 @@ def test_depth_that_never_counts_is_told_and_then_an_error(tmp_path, capsys):
         )
     told = [event["text"] for event in events(tmp_path, "warning")]
     assert len(told) == 2
-    assert f"None of the {WARN_AFTER_MAPS} images of hall 0 that label 'depth'" in told[0]
+    assert f"None of the {WARN_AFTER_MAPS} images of hall 0 labeled for 'depth'" in told[0]
     assert "median 1," in told[0]
-    assert "limits 0.1 to 10 m. Were they millimetres (0.001 m), the median would be 1." in told[0]
+    assert "limits 0.1 to 10 m. If the unit is millimetres (0.001 m), the median is 1." in told[0]
     assert not events(tmp_path, "evaluation")
     assert all(line["labeled_fraction/depth"] == 0 for line in events(tmp_path, "train"))
     assert "Warning: None of the" in capsys.readouterr().err
@@ -75,7 +75,7 @@ def test_one_source_that_teaches_is_enough_and_the_other_is_told(tmp_path):
 
     fit(tmp_path, stream=stream, steps=20, evaluate=tiny_network.evaluate_network, data_fingerprints=SOURCES)
     (told,) = events(tmp_path, "warning")
-    assert "images of hall 0 that label 'depth'" in told["text"]
+    assert "images of hall 0 labeled for 'depth'" in told["text"]
     seen = [line["labeled_fraction/depth"] for line in events(tmp_path, "train")]
     assert np.mean(seen) == pytest.approx(1 / 3, abs=0.05)
 
@@ -114,12 +114,12 @@ def test_a_few_images_and_images_without_objects_are_no_error():
     few.update({"images": 4, "labeled depth/a": MIN_IMAGES - 1, "usable depth/a": 0})
     few.require_usable_labels()
     few.update({"images": 4, "labeled depth/a": 1, "usable depth/a": 0, "labeled depth/b": 0, "usable depth/b": 0})
-    with pytest.raises(DataError, match="images of a that label 'depth'"):
+    with pytest.raises(DataError, match="images of a labeled for 'depth'"):
         few.require_usable_labels()
     boxes = teaching(TaskSpec("detection", "instances", (), ("car",)))
     seen, told = boxes.update({"images": 200, "labeled detection/a": WARN_AFTER_INSTANCES, "usable detection/a": 0})
     assert seen == {"labeled_fraction/detection": 1}  # an image without an object teaches, too
-    assert "has an object that counts" in told[0]
+    assert "has an object that the loss counts" in told[0]
     boxes.require_usable_labels()
 
 

@@ -351,7 +351,7 @@ def test_an_image_that_kills_the_process_is_left_out_and_told(tmp_path):
     assert set(codes[:-1]) == {-signal.SIGKILL, -signal.SIGSEGV}
     assert len(codes) <= 5
     assert "01a.png: the process was killed 3 times" in said
-    assert "01b.png: it ended the process (Fatal Python error: Segmentation fault)" in said
+    assert "01b.png: it crashed the process (Fatal Python error: Segmentation fault)" in said
     assert "01c.png: RuntimeError: too bright" in said
     images = json.loads((tmp_path / "out" / "detection.json").read_text())["images"]
     assert [image["file_name"] for image in images] == ["00.png", "01.png", "02.png", "03.png"]

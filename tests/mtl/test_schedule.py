@@ -93,9 +93,9 @@ def test_freezing_has_a_first_and_a_last_step():
     [
         ({"mode": "random"}, "mode"),
         ({"turn_steps": 0}, "turn_steps"),
-        ({"groups": [["a", "b"]]}, "every task of the recipe in one group.*a, b, c"),
-        ({"groups": [["a", "b"], ["b", "c"]]}, "every task of the recipe in one group"),
-        ({"groups": [["a", "b"], [], ["c"]]}, "none empty"),
+        ({"groups": [["a", "b"]]}, "every task of the recipe in exactly one group.*a, b, c"),
+        ({"groups": [["a", "b"], ["b", "c"]]}, "every task of the recipe in exactly one group"),
+        ({"groups": [["a", "b"], [], ["c"]]}, "no empty group"),
         ({"groups": [["a"], ["b"], ["d"]]}, "schedule.groups: this recipe has no 'd'. Expected one of: a, b, c"),
         ({"start_steps": {"d": 3}}, "schedule.start_steps: this recipe has no 'd'"),
         ({"start_steps": {"a": -3}}, "start_steps.a"),
@@ -162,7 +162,7 @@ def test_a_frozen_head_rests_while_its_loss_still_teaches_the_rest(tmp_path):
 
 
 def test_a_part_that_the_network_does_not_have_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="this network's neck has no weights"):
+    with pytest.raises(ConfigError, match="part 'neck' of this network has no weights"):
         watched(tmp_path, freeze=[{"part": "neck"}])
     assert not list(tmp_path.iterdir())
 

@@ -212,7 +212,7 @@ def test_files_that_are_no_weights_are_refused(tmp_path):
             torch.save({"epoch": 3, "names": ["a"]}, path)
         else:
             path.write_bytes(content)
-        with pytest.raises(CheckpointError, match="is no state dict"):
+        with pytest.raises(CheckpointError, match="is not a state dict"):
             Backbone(BackboneConfig(name="test_resnet", weights=str(path)))
 
 
@@ -221,24 +221,24 @@ def test_weights_that_cannot_be_got_are_told(monkeypatch, tmp_path):
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(CheckpointError, match=r"cannot get weights of .test_resnet.*Give .none."):
+    with pytest.raises(CheckpointError, match=r"cannot load weights of .test_resnet.*Set it to .none."):
         Backbone(BackboneConfig(name="test_resnet", weights="timm"))
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"name": "resnet5O"}, "timm knows no 'resnet5O'. Similar: resnet50"),
+        ({"name": "resnet5O"}, "timm has no model 'resnet5O'. Similar: resnet50"),
         ({"name": "mobilenet_v4"}, "Similar: .*mobilenetv4"),
-        ({"name": "hf-hub:someone/something"}, "timm knows no"),
-        ({"name": "local-dir:/tmp"}, "timm knows no"),
-        ({"name": "test_maxvit"}, "does not take images of any size.*divisible by window.*without fixed windows"),
-        ({"name": "test_coatnet"}, "does not take images of any size"),
-        ({"name": "test_vit_relpos"}, "does not take images of any size"),
-        ({"name": "levit_128s"}, "has strides .16, 32, 64.. Needed: 8, 16, 32"),
-        ({"name": "inception_v3"}, "makes 20 x 36 of 96 x 160 at stride 4"),
-        ({"name": "mixer_s32_224"}, "does not take images of any size"),
-        ({"name": "vgg11", "drop_path": 0.1}, "has no drop_path"),
+        ({"name": "hf-hub:someone/something"}, "timm has no model"),
+        ({"name": "local-dir:/tmp"}, "timm has no model"),
+        ({"name": "test_maxvit"}, "does not accept images of any size.*divisible by window.*without fixed windows"),
+        ({"name": "test_coatnet"}, "does not accept images of any size"),
+        ({"name": "test_vit_relpos"}, "does not accept images of any size"),
+        ({"name": "levit_128s"}, "has strides .16, 32, 64.. Expected 8, 16, 32"),
+        ({"name": "inception_v3"}, "returns 20 x 36 features for a 96 x 160 image at stride 4"),
+        ({"name": "mixer_s32_224"}, "does not accept images of any size"),
+        ({"name": "vgg11", "drop_path": 0.1}, "does not support drop_path"),
     ],
 )
 def test_what_cannot_be_a_backbone_is_told(settings, message):

@@ -90,7 +90,7 @@ def test_weights_of_another_kind_are_refused(tmp_path):
     torch.save({"something": torch.zeros(1)}, path)
     with pytest.raises(CheckpointError, match="lacks"):
         Backbone(BackboneConfig(name="test_resnet", weights=str(path)))
-    with pytest.raises(ConfigError, match="no package ships"):
+    with pytest.raises(ConfigError, match="no package contains"):
         Backbone(BackboneConfig(name="test_resnet"))
     with pytest.raises(CheckpointError, match="no file"):
         Backbone(BackboneConfig(name="test_resnet", weights=str(tmp_path / "absent.pth")))

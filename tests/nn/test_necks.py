@@ -132,7 +132,7 @@ def test_a_name_chooses_and_the_backbone_where_none_is_given():
         ({"name": "bifpn", "num_layers": 0}, STAGES, {8}, "layers"),
         ({"name": "fpn"}, {16: 8}, {8}, "reads features of several strides.*have stride 16. Use .*simple"),
         ({"name": "simple"}, STAGES, {8}, "reads features of one stride.*Use .*fpn or pan or bifpn"),
-        ({"name": "pan"}, {8: 4, 16: 4, 32: 4}, {4, 8}, "from stride 4 on.*strides 8, 16, 32. Give tasks"),
+        ({"name": "pan"}, {8: 4, 16: 4, 32: 4}, {4, 8}, "from stride 4 on.*strides 8, 16, 32. Set tasks"),
         ({"name": "pan"}, STAGES, {2, 8}, "stride 2. Levels have"),
         ({"name": "pan"}, STAGES, {24}, "stride 24. Levels have"),
     ],

@@ -329,17 +329,17 @@ def test_a_recipe_names_the_sources():
 
 
 def test_what_cannot_be_says_so(monkeypatch):
-    with pytest.raises(ConfigError, match=r"'none'\. Give weights"):
+    with pytest.raises(ConfigError, match=r"'none'\. Set model\.backbone\.weights"):
         ModelConfig(backbone=BackboneConfig(weights="none"), norm=norm.FrozenBatchNormConfig())
     with pytest.raises(ConfigError, match=r"no data\.train"):
         norm.convert_norm(norm_networks.build_network(), norm.PerSourceBatchNormConfig())
     model = norm_networks.build_network("per_source")
-    with pytest.raises(ConfigError, match=r"found none\. Train by compute_loss_terms"):
+    with pytest.raises(ConfigError, match=r"found none\. Train with compute_loss_terms"):
         model(noise_images(2))
     strange = dataclasses.replace(norm_networks.make_batch([0, 1]), sources=["boxes", "videos"])
     with pytest.raises(ConfigError, match="boxes, maps; a batch holds images of videos"):
         model.compute_losses(strange)
-    with pytest.raises(ConfigError, match="BatchNorm3d, which can only be left"):
+    with pytest.raises(ConfigError, match="BatchNorm3d, which cannot be changed"):
         norm.synchronize_batchnorm(nn.Sequential(nn.BatchNorm3d(2)))
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     with pytest.raises(ConfigError, match=r"train.sync_batchnorm is false, but model.norm.name 'per_source'"):

@@ -30,14 +30,14 @@ def advice(events) -> list[str]:
 
 def test_the_section_draws_curves_and_the_matrix():
     page = parsed(render_gradients(list(log(cosine=-0.3))))
-    for words in ("Gradient norms", "What is left", "Cosines between", "Mean cosine between", "free space", "+0.20"):
+    for words in ("Gradient norms", "Loss relative", "Cosines between", "Mean cosine between", "free space", "+0.20"):
         assert words in page.text, words
     assert page.tags.count("svg") == 3
 
 
 def test_it_is_part_of_the_page_where_gradients_were_looked_at(tmp_path):
-    assert "How the tasks get along" in written(tmp_path / "a.html", events=list(log()))
-    assert "How the tasks get along" not in written(tmp_path / "b.html")
+    assert "Task interaction" in written(tmp_path / "a.html", events=list(log()))
+    assert "Task interaction" not in written(tmp_path / "b.html")
     assert render_gradients([{"kind": "train", "step": 1, "task_gradient_norm/depth": 1.0}]) == ""
 
 
@@ -50,26 +50,24 @@ def test_pairs_that_were_never_seen_together_have_no_number():
 
 
 def test_a_quiet_run_gets_no_advice():
-    assert advice(list(log())) == [
-        "No task stands out: no lasting conflict, no gradient that drowns the others, no task left behind."
-    ]
+    assert advice(list(log())) == ["No task stands out: no lasting conflict, no dominant gradient, no lagging task."]
 
 
 def test_advice_on_conflict_needs_an_interval_below_zero_and_enough_looks():
     assert advice(list(log(cosine=-0.4)))[0].startswith(
-        "Detection and depth pull what they share apart: cosine -0.37 (95 % "
+        "Detection and depth conflict on their shared parameters: cosine -0.37 (95 % "
     )
     assert "stands out" in advice(list(log(cosine=-0.02, spread=0.5)))[0]
-    assert "Too few looks" in advice(list(log(10, cosine=-0.4)))[0]
+    assert "Too few gradient samples" in advice(list(log(10, cosine=-0.4)))[0]
 
 
 def test_advice_on_a_gradient_that_drowns_the_others_and_a_task_that_lags():
     assert (
-        "Depth decides what is shared: its weighted gradient is 40 times that of free space"
+        "Depth dominates the shared parameters: its weighted gradient is 40 times that of free space"
         in advice(list(log(norms=(1.0, 20.0, 0.5))))[0]
     )
     assert (
-        "Free space lags: 0.900 of its first loss is left, of detection's 0.100"
+        "Free space lags: 0.900 of its first loss remains, compared with detection's 0.100"
         in advice(list(log(paces=(0.1, 0.2, 0.9))))[0]
     )
 
@@ -84,5 +82,5 @@ def test_advice_begins_with_see_saws():
         "rise": 0.2,
     }
     assert advice([*log(cosine=-0.4), alarm, {**alarm, "step": 40}])[0].startswith(
-        "See-saw: depth fell in validation while free space rose, beyond noise, at step 30, 40."
+        "Negative transfer: depth became worse in validation while free space improved, beyond noise, at step 30, 40."
     )

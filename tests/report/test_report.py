@@ -30,9 +30,9 @@ def test_everything_is_in_the_page(tmp_path):
         "Learning rate",
     ):
         assert words in page.text
-    assert page.tags.count("h2") == len(["Results", "Training", *SPECS, "How it was made"])
+    assert page.tags.count("h2") == len(["Results", "Training", *SPECS, "Provenance"])
     assert "car" in page.text
-    assert "1 class is absent from the truth" in page.text
+    assert "1 class is absent from the ground truth" in page.text
 
 
 def test_the_page_asks_nothing_of_any_network(tmp_path):
@@ -112,7 +112,7 @@ def test_numbers_that_json_cannot_hold(tmp_path):
 
 def test_charts_show_what_was_logged():
     titles = re.findall(r"<figcaption>(.*?)</figcaption>", "".join(render_training_charts(list(events()))))
-    assert titles == ["Loss, total", "Loss, detection", "Weights of the tasks", "Learning rate", "Speed"]
+    assert titles == ["Loss, total", "Loss, detection", "Task weights", "Learning rate", "Speed"]
     titles = re.findall(r"<figcaption>(.*?)</figcaption>", "".join(render_metric_charts(list(events()), "detection")))
     assert titles == ["AP, higher is better"]
     assert render_training_charts([]) == render_metric_charts([], "detection") == []

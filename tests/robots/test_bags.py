@@ -201,7 +201,7 @@ def test_a_topic_that_is_not_there_is_named_beside_those_that_are(drive):
 
 def test_nothing_is_overwritten(drive, network):
     before = sorted((p.name, p.stat().st_size) for p in drive.iterdir())
-    with pytest.raises(PerceptionError, match="exists already"):
+    with pytest.raises(PerceptionError, match="already exists"):
         replay(network, drive, drive)
     assert sorted((p.name, p.stat().st_size) for p in drive.iterdir()) == before
 

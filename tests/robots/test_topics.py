@@ -77,10 +77,10 @@ def test_a_raw_topic_with_few_images_does_not_hide_its_compressed_form(count, ch
 @pytest.mark.parametrize(
     ("kind", "encoding", "words"),
     [
-        ("ffmpeg_image_transport_msgs/msg/FFMPEGPacket", "cdr", "parts of a video"),
-        ("theora_image_transport/msg/Packet", "ros1", "parts of a video"),
-        ("foxglove.CompressedVideo", "protobuf", "parts of a video"),
-        ("foxglove.CompressedImage", "flatbuffer", "'flatbuffer', which is not read"),
+        ("ffmpeg_image_transport_msgs/msg/FFMPEGPacket", "cdr", "video packets, not images"),
+        ("theora_image_transport/msg/Packet", "ros1", "video packets, not images"),
+        ("foxglove.CompressedVideo", "protobuf", "video packets, not images"),
+        ("foxglove.CompressedImage", "flatbuffer", "'flatbuffer', which is not supported"),
     ],
 )
 def test_video_and_encodings_that_are_not_read_are_named_with_the_reason(kind, encoding, words):
@@ -132,7 +132,10 @@ def test_topics_of_one_namespace_do_not_mix_and_what_is_not_carried_over_is_told
     path = write_ros2(tmp_path / "in", messages)
     assert cli.main(["predict", str(exported), str(path), "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().err
-    assert f"left out: {IMAGE}/compressed: 3 images, 3 of the same camera are in {IMAGE}; --topics reads it" in said
+    assert (
+        f"left out: {IMAGE}/compressed: 3 images, but 3 of the same camera are in {IMAGE}; use --topics to read it"
+        in said
+    )
     assert "not copied: /imu" in said
     with AnyReader([tmp_path / "out" / "in"]) as reader:
         counts = {c.topic: c.msgcount for c in reader.connections}
@@ -167,8 +170,8 @@ ZERO = np.zeros(9)
         (info(k=np.full(9, np.inf), p=np.full(12, np.nan)), False, SIZE, None, "not calibrated"),
         (info(k=-np.eye(3).ravel(), p=np.zeros(12)), False, SIZE, None, "not calibrated"),
         (info(), False, (24, 32), None, "for 64x48 pixels, and the image has 32x24"),
-        (info(binning_x=2, binning_y=2), False, (24, 32), None, "2x2 pixels are binned"),
-        (info(binning_x=2, binning_y=1), False, SIZE, None, "2x1 pixels are binned"),
+        (info(binning_x=2, binning_y=2), False, (24, 32), None, "binning of 2x2 pixels"),
+        (info(binning_x=2, binning_y=1), False, SIZE, None, "binning of 2x1 pixels"),
         (info(binning_x=1, binning_y=1), False, SIZE, CAMERA, ""),
         (info(roi={"width": 64, "height": 48}), False, SIZE, CAMERA, ""),
         (
@@ -316,7 +319,7 @@ def test_compressed_images_by_their_format(format, data, wanted):
 @pytest.mark.parametrize("format", ["16UC1; compressedDepth png", "32FC1; compressedDepth", "16UC1; png compressed "])
 def test_depth_in_a_compressed_image_is_no_image(format):
     data = cv2.imencode(".png", np.full((4, 4), 2000, np.uint16))[1].tobytes()
-    with pytest.raises(PerceptionError, match="is depth, no image"):
+    with pytest.raises(PerceptionError, match="is depth, not an image"):
         decode_image_message(SimpleNamespace(format=format, data=bytes(12) + data), COMPRESSED_IMAGE, "x")
 
 

@@ -136,7 +136,7 @@ def test_what_is_not_read_is_told_and_not_left_out(here):
     (here / "in/e.mp4").write_bytes(b"")
     found = {item.id: item.problem for item in find_sources("in")}
     assert sorted(found) == ["a.jpg", "b.HEIC", "c.heic", "e.mp4"]
-    assert "is a HEIC image, which is not read. Convert it first: heif-convert" in found["b.HEIC"]
+    assert "is a HEIC image, which is not supported. Convert it first: heif-convert" in found["b.HEIC"]
     assert found["e.mp4"] == "in/e.mp4 is empty. Copy it again."
     assert not found["c.heic"]
     (here / "drawing.svg").write_text("<svg/>")
@@ -232,7 +232,7 @@ def test_a_codec_that_is_not_decoded_is_named_with_the_mend(here):
     Path("b.mp4").write_bytes(data.replace(b"mp4v", b"av01").replace(b"esds", b"free"))
     video = VideoStream(find_sources("b.mp4")[0])
     assert list(video) == []
-    assert "coded as AV1" in explain_undecodable(video.codec)
+    assert "codec is AV1" in explain_undecodable(video.codec)
     assert "ffmpeg -i IN -c:v libx264 OUT.mp4" in explain_undecodable(video.codec)
 
 

@@ -77,7 +77,7 @@ def test_what_is_finished_is_not_trained_again(recipe, fake_trainings):
     assert (row["delta_m"]["mean"], result["balancers"]["static"]["delta_m"]) == (0, None)
     assert json.loads((out / study.RESULT).read_text()) == json.loads(json.dumps(result))
     text = (out / study.TABLE).read_text()
-    assert "| famo | 0.2500 | – | +0.0% (+0.0% to +0.0%) | cannot be told | – | – | – |" in text
+    assert "| famo | 0.2500 | – | +0.0% (+0.0% to +0.0%) | inconclusive | – | – | – |" in text
     assert "| static_repeat | 0.2500 | – | +0.0% (+0.0% to +0.0%) | noise floor | – | – | – |" in text
     assert "| static | 0.2500 | – | – | – | – | – | – |" in text
 
@@ -172,8 +172,8 @@ def rows(**gains: list[float]):
     [
         ({"famo": [0.101, 0.1, 0.099], "rlw": [-0.1, -0.101, -0.099]}, 3, r"better: famo; worse: rlw;.*length: none"),
         ({"famo": [0.2, 0.0, 0.1], "rlw": [0.0, 0.1, -0.1]}, 3, "better: none; worse: none;.*length: famo, rlw"),
-        ({"famo": [0.2], "static_repeat": [0.1]}, 1, "length: famo.*One seed tells nothing from noise"),
-        ({}, 3, r"trained again, differ by [+-]0.0% \(-0.2% to \+0.2%\)"),
+        ({"famo": [0.2], "static_repeat": [0.1]}, 1, "length: famo.*One seed cannot separate an effect from noise"),
+        ({}, 3, r"trained twice, differ by [+-]0.0% \(-0.2% to \+0.2%\)"),
     ],
 )
 def test_only_what_is_beyond_noise_is_told(gains, seeds, said):
@@ -185,20 +185,20 @@ def test_the_more_are_compared_the_more_is_asked_of_each():
         rows(famo=[0.05, 0.1, 0.075]),
         rows(famo=[0.05, 0.1, 0.075], **{f"n{k}": [0.0, 0.01, 0.02] for k in range(18)}),
     )
-    assert alone["famo"]["told"] == "better"
-    assert many["famo"]["told"] == "cannot be told"
+    assert alone["famo"]["verdict"] == "better"
+    assert many["famo"]["verdict"] == "inconclusive"
 
 
 def test_it_says_how_many_seeds_two_per_cent_take():
     """A spread of twice the effect: 34 pairs (the paired t-test's power, as G*Power has it)."""
     spread = math.log1p(0.02) / 0.5
     found = study.estimate_power({"famo": {"log_gains": [spread, 0.0, -spread]}, "static": {"log_gains": []}})
-    assert found["spread"] == pytest.approx(spread)
-    assert found["seeds"] == 34
-    assert found["detectable"] > 0.1  # with three
+    assert found["std"] == pytest.approx(spread)
+    assert found["required_seeds"] == 34
+    assert found["detectable_change"] > 0.1  # with three
     changes = [math.expm1(value) for value in (spread, 0.0, -spread)]
     text = study.format_conclusion(rows(famo=changes, static_repeat=changes), 3, 120)
-    assert "to tell 2% takes 34 seeds of this length" in text
+    assert "Detecting 2% needs 34 seeds of this length" in text
 
 
 def test_steps_are_measured_in_turns():

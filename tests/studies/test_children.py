@@ -56,7 +56,7 @@ def test_a_run_of_another_recipe_is_no_run_of_this_study(study):
     runs = study("a")
     train(runs)
     other = recipes.parse(config.dump_yaml(runs[0].recipe), ["train.lr=0.5"])
-    with pytest.raises(CheckpointError, match="another recipe"):
+    with pytest.raises(CheckpointError, match="a recipe that differs"):
         is_finished(TrainingRun("a", other, runs[0].folder))
 
 
@@ -67,7 +67,7 @@ def test_what_is_damaged_in_a_run_is_no_traceback(study):
         log.write(b'[1]\n{"step": "x"}\n{"step": 1e999}\n\xff\xfe\n{"kind": 3}\n')
     assert (job_runner.read_step(run), is_finished(run)) == (run.steps, True)
     (run.folder / "recipe.yaml").write_bytes(b"name: \xff")
-    with pytest.raises(CheckpointError, match=r"recipe\.yaml cannot be read: .* Put back the recipe"):
+    with pytest.raises(CheckpointError, match=r"recipe\.yaml cannot be read: .* Restore the recipe"):
         is_finished(run)
 
 
@@ -115,7 +115,7 @@ def test_an_interrupt_lets_every_child_save_and_the_next_call_goes_on(study, num
         train(runs, jobs=2)
     thread.join()
     assert stopped.value.code == 128 + number
-    assert "Run the same command to go on" in capsys.readouterr().err
+    assert "Run the same command to continue" in capsys.readouterr().err
     steps = [job_runner.read_step(run) for run in runs]
     assert all(2 <= step < 8 for step in steps)
     assert train(runs, jobs=2) == {}

@@ -150,7 +150,7 @@ def test_costs_are_measured_in_turns(recipe):
         ((0.1, 0.11, 0.09), "positive transfer, 10.5% better than alone"),
         ((0.1, -0.2, 0.05), "within the noise"),
         ((0.1,), "one seed"),
-        ((math.nan, 0.1), "no score of the control"),
+        ((math.nan, 0.1), "the baseline has no score"),
     ],
 )
 def test_negative_transfer_is_named_only_where_the_seeds_bear_it_out(values, said):
@@ -178,7 +178,7 @@ def test_the_command_trains_compares_and_goes_on(street, tmp_path, capsys):
     arguments = ["compare", str(file), f"data.root={street}", "--seeds", "1", "--jobs", "2", "--out", str(out)]
     assert cli.main(arguments) == 0
     text = capsys.readouterr().out
-    assert "depth/abs_rel (less is better)" in text
+    assert "depth/abs_rel (lower is better)" in text
     assert "negative transfer" not in text  # of one seed nothing can be told
     result = json.loads((out / "compare.json").read_text())
     tasks = result["controls"]["images"]["tasks"]
@@ -198,7 +198,7 @@ def test_the_command_trains_compares_and_goes_on(street, tmp_path, capsys):
     assert cli.main(arguments) == 0  # nothing is trained again
     assert {path: path.stat().st_mtime_ns for path in out.rglob("model.safetensors")} == before
     assert cli.main([*arguments, "train.lr=0.5"]) == 2
-    assert "another recipe" in capsys.readouterr().err
+    assert "a recipe that differs" in capsys.readouterr().err
 
 
 def test_errors_name_the_mend(street, tmp_path, capsys):

@@ -57,11 +57,11 @@ def test_a_space_is_read_from_the_recipe_or_from_a_file_of_its_own(tmp_path):
         ("{choice: [1], log: [1, 2]}", "exactly one"),
         ("{when: {}}", "exactly one"),
         ("{choice: []}", "at least one value"),
-        ("{log: [0, 1]}", "over 0"),
+        ("{log: [0, 1]}", "low > 0"),
         ("{uniform: [2, 1]}", "low < high"),
         ("{integer: [1.5, 2]}", "integer"),
         ("{logarithmic: [1, 2]}", "unknown key"),
-        ("{choice: [1], when: {balance.name: static}}", "list before it"),
+        ("{choice: [1], when: {balance.name: static}}", "listed before it"),
     ],
 )
 def test_a_wrong_space_says_what_is_wrong(text, message, tmp_path):

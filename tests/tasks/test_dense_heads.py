@@ -393,7 +393,7 @@ def test_a_scene_that_shows_in_fine_textures_alone_is_learned_from_them():
 
 
 def test_a_label_of_the_image_needs_the_coarsest_level():
-    with pytest.raises(ConfigError, match=r"strides is .8, 16.. Expected 32 among them"):
+    with pytest.raises(ConfigError, match=r"strides is .8, 16.. Expected strides that include 32"):
         TASKS["classification"].Config(classes=CLASSES, strides=(8, 16))
 
 

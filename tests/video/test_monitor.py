@@ -331,15 +331,15 @@ def test_a_calibration_is_kept_in_a_file_and_fits_one_network(tmp_path):
     unsound = dataclasses.replace(prediction, valid=False)
     assert OodMonitor(again, specs)(Frame(image), unsound) is unsound
     for message, change, model in (
-        ("of another network", {}, "xyz"),
-        ("of other tasks", {"depth": None}, "abc"),
+        ("for another network", {}, "xyz"),
+        ("for other tasks", {"depth": None}, "abc"),
     ):
         with pytest.raises(PerceptionError, match=message):
             load_ood_model(path, {k: v for k, v in specs.items() if k not in change}, model)
     path.write_text('{"format": 1, "feature_names": 3}')
-    with pytest.raises(PerceptionError, match="is no calibration"):
+    with pytest.raises(PerceptionError, match="is not a valid ood model"):
         load_ood_model(path, specs)
-    with pytest.raises(PerceptionError, match=r"10 good images\. A calibration needs at least 50"):
+    with pytest.raises(PerceptionError, match=r"10 good images\. The fit needs at least 50"):
         fit_features(rows[:10], names)
 
 
@@ -377,10 +377,10 @@ CALIBRATION |= {"distances": [0, 1], "num_images": 60, "network_sha256": ""}
 def test_a_damaged_calibration_is_refused_by_a_sentence(tmp_path, text):
     path = tmp_path / "ood.json"
     path.write_text(text, "utf-8")
-    with pytest.raises(PerceptionError, match="is no calibration"):
+    with pytest.raises(PerceptionError, match="is not a valid ood model"):
         load_ood_model(path, {})
     path.write_text(json.dumps(CALIBRATION), "utf-8")
-    with pytest.raises(PerceptionError, match="is of other tasks"):
+    with pytest.raises(PerceptionError, match="for other tasks"):
         load_ood_model(path, {})
 
 

@@ -270,7 +270,7 @@ def test_an_mp4_that_is_not_whole_is_told(tmp_path, monkeypatch):
             path.write_bytes(path.read_bytes()[:-400])
 
     video._file = Full()
-    with pytest.raises(PerceptionError, match="is not whole"):
+    with pytest.raises(PerceptionError, match="is incomplete"):
         video.close()
 
 
@@ -287,7 +287,7 @@ def test_unknown_ways_to_save_and_a_window_that_is_not_there(perceiver, film, tm
     with pytest.raises(PerceptionError, match=r"No way to save avi\. There are: maps, jsonl, mp4"):
         make_writers({"avi"})
     report = predict(perceiver, film, tmp_path / "out", PredictOptions(save=("window",)), quiet=True)
-    assert "has no windows" in report.failures[0][1]
+    assert "has no window support" in report.failures[0][1]
 
 
 def test_a_recording_for_rerun_is_written_without_a_viewer(perceiver, film, tmp_path):

@@ -248,7 +248,7 @@ print(report.frames, len(report.failures), "torch" in sys.modules)
 
 
 @pytest.mark.parametrize(
-    ("option", "words"), [(["--size", "100x100"], "Use 128x128"), (["--topics", "/x"], "only a bag has topics")]
+    ("option", "words"), [(["--size", "100x100"], "Use 128x128"), (["--topics", "/x"], "only bags have topics")]
 )
 def test_the_command_refuses_what_it_cannot_do_before_it_writes(exported, tmp_path, capsys, option, words):
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((64, 64, 3), np.uint8))
@@ -262,7 +262,7 @@ def test_the_command_refuses_what_it_cannot_do_before_it_writes(exported, tmp_pa
 def test_providers_are_refused_where_torch_runs(command, tmp_path, capsys):
     arguments = [*command.split(), str(tmp_path / "run"), str(tmp_path), "--out", str(tmp_path / "out")]
     assert cli.main([*arguments, "--providers", "CUDAExecutionProvider"]) == 2
-    assert "--providers: a run folder is run by torch" in capsys.readouterr().err
+    assert "--providers: a run folder runs in torch" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -294,7 +294,7 @@ def test_an_image_too_wide_for_a_jpeg_is_drawn_smaller(perceiver, tmp_path, caps
     assert set(drawn) == {"a", "m", "n", "z"}
     assert drawn["m"][1] == 40_000  # its maps are below it
     assert drawn["n"][0] == 65_500
-    assert "n.jpg: drawn" in capsys.readouterr().err
+    assert "n.jpg: reduced to" in capsys.readouterr().err
 
 
 def test_what_cannot_be_written_of_one_image_is_told_of_it_and_the_rest_is_done(perceiver, folder, tmp_path):

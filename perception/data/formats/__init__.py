@@ -1,1 +1,1 @@
-"""The readers: one file = one format, beside the files that it needs; `perception.data.DATASETS` names them."""
+"""Readers of data set formats, one module per format. `perception.data.DATASETS` lists them."""

@@ -1,7 +1,7 @@
-"""The tree of BDD100K (Yu et al. 2020): boxes and attributes in JSON; drivable area, lanes and semantic maps in PNG.
+"""Reader for BDD100K (Yu et al. 2020): boxes and attributes in JSON; drivable area, lanes and semantic masks in PNG.
 
 ``images/100k/<split>/*.jpg``, ``labels/det_20/det_<split>.json``, ``labels/drivable/masks/<split>/*.png``,
-``labels/lane/masks/...``, ``labels/sem_seg/masks/...``. Labels may be absent; those of 2018 serve as well.
+``labels/lane/masks/...``, ``labels/sem_seg/masks/...``. Labels may be absent. The labels of 2018 are also supported.
 """
 
 from __future__ import annotations
@@ -48,20 +48,24 @@ LABEL_PATHS = ("labels/det_20/det_{split}.json", "labels/bdd100k_labels_images_{
 
 @config_dataclass
 class Bdd100kConfig:
-    """root: folder that holds ``images`` and ``labels``, relative to the data root. split: train, val or test.
+    """Configuration of the reader for BDD100K.
 
-    images:    folder that holds the split's folder of images: images/100k or images/10k
-    labels:    file of boxes and attributes, or folder with a file per image, under ``root``; default: those of 2020,
-               else of 2018, for images/100k, and none for others
-    size:      (height, width) of the images that boxes refer to, where the labels do not say; None = each image's
-    detection_task, drivable_task, lane_task, segmentation_task, classification_task: names in the recipe; None = not
-               read. Those that the recipe does not have are not read
-    lane:      what the classes of the lane task are
-    attribute: what the classes of the classification task are; None = no classification
-    <kind>_rename, ...: from BDD100K's names to those of the recipe's task; boxes as in `CocoConfig`, others as in
-               `SegmentationMasksConfig`
-    match_by:     "path" or "base", how ``labels`` names the images: as in `CocoConfig`
-    max_missing: largest fraction of the images in ``labels`` that may be missing
+    The ``*_task`` fields are task names of the recipe. None, or a task that is not in the recipe: not read. The keys
+    ``<kind>_rename``, ``<kind>_ignore``, ... map BDD100K's class names to the classes of the recipe's task: boxes as
+    in `CocoConfig`, all others as in `SegmentationMasksConfig`.
+
+    Attributes:
+        root: folder that contains ``images`` and ``labels``, relative to the data root.
+        split: train, val or test.
+        images: folder that contains the split's image folder: images/100k or images/10k.
+        labels: file with boxes and attributes, or folder with one file per image, under ``root``. Default for
+            images/100k: the labels of 2020 or, if absent, of 2018. Default for other folders: none.
+        size: (height, width) of the images that the boxes refer to, if the labels do not contain it; None = the size
+            of each image file.
+        lane: lane property that defines the classes of the lane task.
+        attribute: image attribute that defines the classes of the classification task; None = no classification.
+        match_by: "path" or "base": how image names in ``labels`` are matched to files, as in `CocoConfig`.
+        max_missing: largest fraction of the images in ``labels`` that may be missing.
     """
 
     root: str
@@ -101,20 +105,22 @@ class Bdd100kConfig:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Names of the tasks that it may label."""
+        """Names of the tasks that the reader may label."""
         classification = None if self.attribute is None else self.classification_task
         maps = (self.drivable_task, self.lane_task, self.segmentation_task)
         return tuple(task for task in (self.detection_task, *maps, classification) if task is not None)
 
     def __post_init__(self) -> None:
         if len(set(self.tasks)) < len(self.tasks):
-            raise ConfigError(f"bdd100k: two kinds of labels go to one of the tasks {', '.join(self.tasks)}.")
+            raise ConfigError(
+                f"bdd100k: the tasks are {', '.join(self.tasks)}. Expected a different task for each kind of label."
+            )
         if self.size is not None and not all(0 < side <= MAX_COORDINATE for side in self.size):
             raise ConfigError(f"bdd100k: size is {list(self.size)}. Expected height and width in pixels.")
 
 
 class Bdd100kReader:
-    """Images with any of the labels that the recipe trains. A frame without boxes labels its image as empty."""
+    """Reader of BDD100K images with a label that the recipe uses. A frame without boxes is an empty image."""
 
     Config = Bdd100kConfig
 
@@ -154,7 +160,7 @@ class Bdd100kReader:
         ]
         if not self.images:
             raise DataError(
-                f"{self.root} labels nothing that the recipe trains: {len(pictures)} images in {config.images}/"
+                f"{self.root} has no labels for the tasks of the recipe: {len(pictures)} images in {config.images}/"
                 f"{config.split}, none with labels of {', '.join(config.tasks)}. Correct root, split, images or labels."
             )
         self._sizes: list[tuple[int, int] | None] = [None] * len(self.images)
@@ -162,7 +168,7 @@ class Bdd100kReader:
             self._box_table = self._build_box_table(frames, frame_of, classes[self._detection_task], str(path))
 
     def read_annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, Annotation]:
-        """Whichever the image has: boxes clipped to it, segmentation masks uint8 [H, W], the class of its attribute."""
+        """Return the available labels: boxes clipped to the image, masks uint8 [H, W], the class of the attribute."""
         picture = self.images[index]
         result: dict[str, Annotation] = {}
         made_for = self._sizes[index]
@@ -181,15 +187,16 @@ class Bdd100kReader:
         return result
 
     def camera(self, index: int) -> Camera | None:
+        """Return None: BDD100K has no intrinsics."""
         return None
 
     def _find_label_path(self) -> Path | None:
-        """The file or folder of boxes and attributes; None where there is none."""
+        """The file or folder of boxes and attributes; None if absent."""
         config = self.config
         usual = LABEL_PATHS if config.images == "images/100k" else ()
         for name in [config.labels] if config.labels else [name.format(split=config.split) for name in usual]:
             path = self.root / name
-            if os.path.isfile(path) or os.path.isdir(path):  # noqa: PTH112, PTH113 - those of Path raise for odd names
+            if os.path.isfile(path) or os.path.isdir(path):  # noqa: PTH112, PTH113 - Path raises for odd names
                 return path
         if config.labels:
             raise DataError(f"No labels at {self.root / config.labels}. Correct the key labels.")
@@ -198,12 +205,12 @@ class Bdd100kReader:
     def _match_frames(
         self, frames: ScalabelFrames, image_paths: list[Path], finder: ImageFinder, where: str
     ) -> dict[Path, int]:
-        """Image -> its frame, of the images that exist."""
+        """Image -> index of its frame, for images that exist."""
         paths = [finder.find(name, where) for name in frames.names]
         found = find_present_files(paths, finder.folder, where, self.config.max_missing, self.problems, finder.hint)
         result = {path: i for i, (path, there) in enumerate(zip(paths, found, strict=True)) if there}
         if len(result) < sum(found):
-            raise DataError(f"{where}: two frames are of the same image. Keep one of them.")
+            raise DataError(f"{where}: two frames refer to the same image. Keep one of them.")
         if without := sum(picture not in result for picture in image_paths):
             self.problems["images without a frame of labels"] += without
         if frames.num_shapeless:
@@ -213,7 +220,7 @@ class Bdd100kReader:
     def _map_class_names(
         self, kind: str, names: Iterable[str], recipe_classes: tuple[str, ...], where: str
     ) -> ClassMap:
-        """The names of a kind of label to those of its task, by the keys that begin with the kind."""
+        """Map the class names of a label kind to its task, with the keys ``<kind>_...``."""
         options: dict[str, Any] = {
             key: getattr(self.config, f"{kind}_{key}", ()) for key in ("rename", "ignore", "background", "labels_only")
         }
@@ -222,7 +229,7 @@ class Bdd100kReader:
     def _find_masks(
         self, data_root: Path, classes: Mapping[str, tuple[str, ...]]
     ) -> dict[str, tuple[MaskFiles, ClassMap]]:
-        """Task -> its segmentation masks."""
+        """Task -> its segmentation masks and class mapping."""
         config, stems = self.config, set(self._stem_of.values())
         result = {}
         for name, task, kind in (
@@ -249,7 +256,7 @@ class Bdd100kReader:
     def _read_image_classes(
         self, frames: ScalabelFrames, frame_of: dict[Path, int], recipe_classes: tuple[str, ...], where: str
     ) -> dict[Path, int]:
-        """Image -> class of the recipe, of the images whose attribute is one."""
+        """Image -> class of the recipe, for images whose attribute maps to one."""
         attribute = self.config.attribute or ""
         column = frames.attributes[:, ATTRIBUTES.index(attribute)]
         found = [frames.values[i] for i in np.unique(column[column >= 0])]
@@ -264,7 +271,7 @@ class Bdd100kReader:
     def _build_box_table(
         self, frames: ScalabelFrames, frame_of: dict[Path, int], recipe_classes: tuple[str, ...], where: str
     ) -> BoxTable:
-        """The boxes of all images. Scalabel's corners are pixels, both inclusive: the right edge is ``x2 + 1``."""
+        """The boxes of all images. Scalabel's corners are inclusive pixels: the right edge is ``x2 + 1``."""
         positions = np.full(len(frames.names), -1)
         sizes = [(0, 0)] * len(self.images)
         for index, picture in enumerate(self.images):
@@ -286,7 +293,7 @@ class Bdd100kReader:
 
 
 def _choose_class_names(found: set[str], config: Bdd100kConfig) -> list[str]:
-    """The class names of the release that a file is of, whether or not it has boxes of all; of other sets, its own."""
+    """All class names of the matching BDD100K release; for other data sets, the names in the file."""
     options = (config.detection_rename, config.detection_ignore, config.detection_background)
     named = {name for option in options if option and option != "rest" for name in option}
     for release in (CLASSES, CLASSES_2018):
@@ -298,5 +305,5 @@ def _choose_class_names(found: set[str], config: Bdd100kConfig) -> list[str]:
 def _read_size_or_max(image_path: Path) -> tuple[int, int]:
     try:
         return read_image_size(image_path)
-    except ImageError:  # whoever reads the image will say so
+    except ImageError:  # the error is reported when the image is read
         return int(MAX_COORDINATE), int(MAX_COORDINATE)

@@ -32,12 +32,13 @@ _BACKGROUND_BIT, _UNUSED_BITS = 1 << 3, 3 << 6
 
 @dataclass(frozen=True, slots=True)
 class MaskKind:
-    """What segmentation masks of one kind hold.
+    """Format of one kind of segmentation mask.
 
-    classes: names
-    places:  (folder, end of the file names, stored id -> position in ``classes``); the first that exists counts
-    hint:    what the ids mean, for messages
-    check:   what is wrong with a map's positions, "" where nothing
+    Attributes:
+        classes: class names.
+        layouts: (folder, end of the file names, stored id -> index in ``classes``); the first existing folder is used.
+        hint: meaning of the ids, for error messages.
+        check: returns what is wrong with the class indices of a mask, "" if they are plausible.
     """
 
     classes: tuple[str, ...]
@@ -48,7 +49,14 @@ class MaskKind:
 
 @dataclass(frozen=True, slots=True)
 class MaskFiles:
-    """The maps of one kind that there are. files: name of an image without extension -> map. ids: how to read it."""
+    """The mask files of one kind.
+
+    Attributes:
+        kind: format of the masks.
+        folder: folder that contains the masks.
+        ids: stored id -> index in the classes of ``kind``.
+        files: image name without extension -> mask file.
+    """
 
     kind: MaskKind
     folder: Path
@@ -56,7 +64,7 @@ class MaskFiles:
     files: dict[str, Path]
 
     def read_mask(self, stem: str, class_map: ClassMap) -> tuple[Path, DenseMap]:
-        """The file, and its map uint8 [H, W] in the recipe's classes. Raises DataError where it is another kind's."""
+        """Return the file and its mask uint8 [H, W] in the recipe's classes. Raises DataError if the ids do not fit."""
         path = self.files[stem]
         stored = np.full(256, 254, np.uint8)
         stored[IGNORE_INDEX] = IGNORE_INDEX
@@ -69,7 +77,7 @@ class MaskFiles:
 
 
 def find_mask_files(kind: MaskKind, root: Path, split: str, data_root: Path) -> MaskFiles | None:
-    """The maps of a split; None where there are none. data: the data root, which links may not lead out of."""
+    """Return the masks of a split; None if there are none. Links must not lead out of ``data_root``."""
     for place, ending, ids in kind.layouts:
         if (root / place / split).is_dir():
             folder = require_folder(root, f"{place}/{split}", "segmentation masks")
@@ -80,12 +88,12 @@ def find_mask_files(kind: MaskKind, root: Path, split: str, data_root: Path) -> 
 
 def _find_drivable_fault(values: NDArray[np.uint8]) -> str:
     top = values[: max(1, len(values) // 8)]
-    return "The top of the image is drivable: these look like other ids." if (top < 2).mean() > 0.5 else ""
+    return "The top of the image is drivable. The mask probably uses other ids." if (top < 2).mean() > 0.5 else ""
 
 
 def _find_lane_fault(values: NDArray[np.uint8], background: int) -> str:
     on = (values != background).mean()
-    return f"{on:.0%} of the image are lane markings: these look like other ids." if on > 0.5 else ""
+    return f"{on:.0%} of the image are lane markings. The mask probably uses other ids." if on > 0.5 else ""
 
 
 DRIVABLE_KIND = MaskKind(
@@ -94,7 +102,7 @@ DRIVABLE_KIND = MaskKind(
         ("labels/drivable/masks", ".png", {0: 0, 1: 1, 2: 2}),
         ("drivable_maps/labels", "_drivable_id.png", {0: 2, 1: 0, 2: 1}),
     ),
-    "In labels/drivable/masks 0 is direct, 1 alternative, 2 background; in the *_drivable_id.png of 2018 0 is "
+    "In labels/drivable/masks, 0 is direct, 1 alternative, 2 background. In the *_drivable_id.png of 2018, 0 is "
     "background, 1 direct, 2 alternative.",
     _find_drivable_fault,
 )
@@ -109,7 +117,7 @@ SEMANTIC_KIND = MaskKind(
 
 
 def make_lane_kind(attribute: str) -> MaskKind:
-    """Lane maps, read for one of the keys of `LANE_CLASSES`."""
+    """Return the lane mask format for one of the keys of `LANE_CLASSES`."""
     shift, mask = _LANE_BITS[attribute]
     background = len(LANE_CLASSES[attribute]) - 1
     ids = {byte: byte >> shift & mask for byte in range(256) if not byte & (_BACKGROUND_BIT | _UNUSED_BITS)}
@@ -117,6 +125,6 @@ def make_lane_kind(attribute: str) -> MaskKind:
     return MaskKind(
         LANE_CLASSES[attribute],
         (("labels/lane/masks", ".png", ids),),
-        "Bits 0 to 2 of a lane map are the category, bit 3 says background (255), bit 4 is the style, 5 the direction.",
+        "Bits 0 to 2 of a lane mask are the category, bit 3 the background (255), bit 4 the style, 5 the direction.",
         partial(_find_lane_fault, background=background),
     )

@@ -1,4 +1,4 @@
-"""The boxes of many images: checked once, kept as one array, given out per image."""
+"""Boxes of many images, checked once, stored in one array and returned per image."""
 
 from __future__ import annotations
 
@@ -13,22 +13,33 @@ from perception.data.class_names import BACKGROUND, ClassMap
 from perception.types import DataError, Instances
 
 MAX_COORDINATE = 1e5
-"""A coordinate beyond this many pixels is no coordinate."""
+"""Largest valid absolute coordinate, in pixels."""
 
 
 ROTATED_BOXES = "turned boxes: the box around them taken"
 
 UnlabeledPolicy: TypeAlias = Literal["skip", "empty"] | None
-"""What an image without annotations is: left out (nobody has labeled it), or one that shows nothing; None = nothing,
-and the doctor asks."""
+"""Handling of images without annotations. "skip": not labeled yet, left out. "empty": no objects.
+
+None = no objects, and the doctor asks."""
 
 
 def select_labeled_rows(
     annotated: NDArray[np.bool_], unlabeled: UnlabeledPolicy, where: str, problems: Counter[str]
 ) -> tuple[list[int], int]:
-    """The images that ``unlabeled`` leaves, and how many without annotations the doctor should ask about.
+    """Select the images to use.
 
-    Raises DataError where it leaves none.
+    Args:
+        annotated: bool [N], whether each image has annotations.
+        unlabeled: handling of images without annotations.
+        where: file or folder, for messages.
+        problems: counter of skipped items; changed in place.
+
+    Returns:
+        The selected rows, and the number of images without annotations that the doctor asks about.
+
+    Raises:
+        DataError: no image is left.
     """
     without = int((~annotated).sum())
     if unlabeled != "skip":
@@ -36,7 +47,7 @@ def select_labeled_rows(
     if without == len(annotated):
         raise DataError(
             f"{where}: none of its {without} images has an annotation, and unlabeled: skip leaves them out. Label "
-            "some, or take unlabeled: empty."
+            "some, or set unlabeled: empty."
         )
     if without:
         problems["images without annotations left out (unlabeled: skip)"] += without
@@ -44,10 +55,13 @@ def select_labeled_rows(
 
 
 class LabeledClasses:
-    """Which classes are labeled in images 0 to ``images - 1``, whole or in part.
+    """Classes that are labeled in each image, completely or partially.
 
-    labeled, partial: int [K, 2], image and class that is labeled in it; those of which not all objects are
-    num_classes:            number of the recipe's classes
+    Args:
+        labeled: int [K, 2], pairs of image and class that is labeled in it.
+        partial: int [L, 2], the pairs of which only some objects are labeled.
+        num_images: number of images.
+        num_classes: number of the recipe's classes.
     """
 
     def __init__(
@@ -59,7 +73,7 @@ class LabeledClasses:
             self._kinds.append((np.searchsorted(sorted[:, 0], np.arange(num_images + 1)), sorted[:, 1].copy()))
 
     def class_masks(self, image_index: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """bool [C] and [C]: what is labeled, and what of it in part."""
+        """Return two masks bool [C]: labeled classes, and those of them that are labeled only partially."""
         masks = np.zeros((2, self._num_classes), bool)
         for mask, (starts, labels) in zip(masks, self._kinds, strict=True):
             mask[labels[starts[image_index] : starts[image_index + 1]]] = True
@@ -67,18 +81,20 @@ class LabeledClasses:
 
 
 class BoxTable:
-    """Boxes of images 0 to ``len(sizes) - 1``, clipped to their images.
+    """Boxes of all images, clipped to their images.
 
-    image_indices: int [M], the image of each box; negative ones are dropped (an image that is not there)
-    corners:   float [M, 4], x1 y1 x2 y2 in pixels of the image
-    labels:    int [M], index in the recipe's classes, `IGNORED` (an ignore region
-               of every class) or `BACKGROUND` (dropped)
-    ignore:    bool [M], regions that are neither object nor background
-    sizes:     (height, width) of every image
-    labeled_classes:     which classes are labeled in each image; None = those of ``class_map`` in all
+    Boxes without area, outside the image or with NaN or infinite numbers are dropped.
 
-    Boxes without area, outside, or with numbers that are none are dropped; these and clipped ones are counted in
-    ``problems``.
+    Args:
+        image_indices: int [M], image of each box. Boxes with a negative index (missing image) are dropped.
+        corners: float [M, 4], x1 y1 x2 y2 in pixels of the image.
+        labels: int [M], index in the recipe's classes, `IGNORED` (ignore region of all classes) or `BACKGROUND`
+            (dropped).
+        ignore: bool [M], regions that are neither object nor background.
+        sizes: (height, width) of every image.
+        class_map: gives the labeled classes if ``labeled_classes`` is None.
+        problems: counter of dropped and clipped boxes; changed in place.
+        labeled_classes: classes that are labeled in each image; None = those of ``class_map`` in all images.
     """
 
     def __init__(
@@ -108,7 +124,7 @@ class BoxTable:
         return len(self._boxes)
 
     def instances(self, image_index: int) -> Instances:
-        """The boxes of one image; empty where it has none."""
+        """Return the boxes of one image; empty if it has none."""
         rows = slice(self._starts[image_index], self._starts[image_index + 1])
         ignore, partial = self._ignore[rows], None
         classes = self._classes
@@ -126,9 +142,12 @@ class BoxTable:
 def enclose_rotated_boxes(
     centers: NDArray[np.float64], sides: NDArray[np.float64], angles: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Corners [N, 4] of the boxes around rectangles of ``sides`` [N, 2], turned about ``centers`` [N, 2].
+    """Return the axis-aligned boxes [N, 4] (x1 y1 x2 y2) around rotated rectangles.
 
-    angles: [N], in radians
+    Args:
+        centers: [N, 2], x and y.
+        sides: [N, 2], width and height.
+        angles: [N], rotation about the center, in radians.
     """
     cosine, sine = np.abs(np.cos(angles)), np.abs(np.sin(angles))
     width = sides[:, 0] * cosine + sides[:, 1] * sine
@@ -138,7 +157,7 @@ def enclose_rotated_boxes(
 
 
 def map_box_labels(names: Sequence[str], class_map: ClassMap) -> tuple[list[int], list[bool]]:
-    """Labels for a `BoxTable` from the source's class names, and which boxes are of a class that it does not label."""
+    """Return the label of each name for a `BoxTable`, and whether the source does not label that class."""
     doubtful = {name: not class_map.is_labeled(name) for name in class_map.indices}
     return [class_map.indices[name] for name in names], [doubtful[name] for name in names]
 
@@ -146,8 +165,8 @@ def map_box_labels(names: Sequence[str], class_map: ClassMap) -> tuple[list[int]
 def clip_boxes(
     corners: NDArray[np.float64], sizes: NDArray[np.float64], problems: Counter[str]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Corners [M, 4] clipped to images of ``sizes`` [M, 2] (height, width), and which of them are sensible."""
-    numbers = np.abs(corners) <= MAX_COORDINATE  # false for NaN
+    """Clip corners [M, 4] to images of ``sizes`` [M, 2] (height, width); also return a mask [M] of the valid boxes."""
+    numbers = np.abs(corners) <= MAX_COORDINATE  # False for NaN
     sane = np.asarray(numbers.all(1) & (corners[:, 2:] > corners[:, :2]).all(1))
     corners = np.where(sane[:, None], corners, 0)
     clipped = np.clip(corners, 0, np.tile(sizes[:, ::-1], 2))

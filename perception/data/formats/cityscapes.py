@@ -1,8 +1,7 @@
-"""The tree of Cityscapes (Cordts et al. 2016): label ids to the 19 training classes, instances to boxes, disparity to
-metres.
+"""Reader for Cityscapes (Cordts et al. 2016): segmentation into 19 classes, boxes from instances, depth from disparity.
 
 ``leftImg8bit/<split>/<city>/*_leftImg8bit.png``, ``gtFine/.../*_gtFine_labelIds.png``, ``..._instanceIds.png``,
-``disparity/.../*_disparity.png``, ``camera/.../*_camera.json``; any of the labels may be absent.
+``disparity/.../*_disparity.png``, ``camera/.../*_camera.json``; any label may be absent.
 """
 
 from __future__ import annotations
@@ -40,18 +39,20 @@ from perception.types import IGNORE_INDEX, Annotation, Camera, ConfigError, Data
 
 @config_dataclass
 class CityscapesConfig:
-    """root: folder that holds ``leftImg8bit``, relative to the data root. split: train, val, test or train_extra.
+    """Configuration of the reader for Cityscapes.
 
-    segmentation_task, depth_task, detection_task: names in the recipe; None = not read
-    annotations:        "gtFine" or "gtCoarse"
-    rename, ignore, labels_only, superclasses: of segmentation masks: from the 19 names to the recipe's, as in
-    `SegmentationMasksConfig`
-    detection_rename, ...: of boxes: from the names of `THING_CLASSES` to the recipe's, as in `CocoConfig`
-    max_depth:   metres beyond which a disparity is not trusted; None = none
-    far_classes:         of the 19 names, those that are farther than anything (sky): their pixels are ``max_depth``
-    away, where
-                 there is a segmentation mask. What has no distance in training, a network calls anything, near things
-                 too
+    The ``*_task`` fields are task names of the recipe; None = not read. ``rename``, ``ignore``, ``labels_only`` and
+    ``superclasses`` map the 19 class names of the segmentation masks to the recipe's, as in `SegmentationMasksConfig`.
+    The ``detection_*`` keys map the names of `THING_CLASSES` to the recipe's, as in `CocoConfig`.
+
+    Attributes:
+        root: folder that contains ``leftImg8bit``, relative to the data root.
+        split: train, val, test or train_extra.
+        annotations: "gtFine" or "gtCoarse".
+        max_depth: largest valid depth, in metres; None = no limit.
+        far_classes: those of the 19 classes that are infinitely far (sky). Their pixels get the depth ``max_depth`` in
+            images with a segmentation mask. Without a depth label in training, a network predicts arbitrary depths
+            there, even small ones.
     """
 
     root: str
@@ -74,21 +75,29 @@ class CityscapesConfig:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Names of the tasks that it may label."""
+        """Names of the tasks that the reader may label."""
         return tuple(t for t in (self.segmentation_task, self.depth_task, self.detection_task) if t is not None)
 
     def __post_init__(self) -> None:
         if len(set(self.tasks)) < len(self.tasks):
-            raise ConfigError(f"cityscapes: two kinds of labels go to one of the tasks {', '.join(self.tasks)}.")
+            raise ConfigError(
+                f"cityscapes: the tasks are {', '.join(self.tasks)}. Expected a different task for each kind of label."
+            )
         if self.far_classes and self.max_depth is None:
-            raise ConfigError("cityscapes: far is given without max_depth. Say how far that is, for example 80.")
+            raise ConfigError(
+                "cityscapes: far_classes is given without max_depth. Set max_depth in metres, for example 80."
+            )
         if strange := sorted(set(self.far_classes) - set(CLASSES)):
-            raise ConfigError(f"cityscapes: far names {', '.join(strange)}. Expected some of {', '.join(CLASSES)}.")
+            raise ConfigError(
+                f"cityscapes: far_classes contains {', '.join(strange)}. Expected some of {', '.join(CLASSES)}."
+            )
 
 
 class CityscapesReader:
-    """All images of a split; a task is labeled where its file exists. Segmentation masks of training ids serve as
-    well."""
+    """Reader of a Cityscapes split. An image is labeled for a task if the file exists.
+
+    Segmentation masks with training ids are also supported.
+    """
 
     Config = CityscapesConfig
 
@@ -139,20 +148,21 @@ class CityscapesReader:
         config = self.config
         if not self.tasks:
             raise DataError(
-                f"{self.root} labels nothing that the recipe trains: {num_images} images in split '{config.split}' "
-                f"without labels of {', '.join(config.tasks)}. Expected {config.annotations}/ or disparity/ beside "
-                "leftImg8bit/."
+                f"{self.root} has no labels for the tasks of the recipe: {num_images} images in split "
+                f"'{config.split}' without labels of {', '.join(config.tasks)}. "
+                f"Expected {config.annotations}/ or disparity/ beside leftImg8bit/."
             )
         without = sum(
             picture not in self._camera_paths for picture in self._label_paths.get(config.depth_task or "", ())
         )
         if without:
             raise DataError(
-                f"{self.root}: {without} disparities have no camera. Expected camera/{config.split}/*/*_camera.json."
+                f"{self.root}: {without} disparities have no camera file. "
+                f"Expected camera/{config.split}/*/*_camera.json."
             )
 
     def _find_files(self, image_paths: Mapping[Path, str], folder: str, ending: str) -> dict[Path, Path]:
-        """Image -> its file in a parallel tree, where there is one."""
+        """Image -> its file in a parallel folder tree, for images that have one."""
         at = self.root / folder / self.config.split
         if not at.is_dir():
             return {}
@@ -169,7 +179,7 @@ class CityscapesReader:
         return result
 
     def read_annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, Annotation]:
-        """Segmentation uint8 [H, W], depth float32 [H, W] in metres, and boxes, whichever the image has."""
+        """Return the available labels: segmentation uint8 [H, W], depth float32 [H, W] in metres, boxes."""
         picture, config = self.images[index], self.config
         result: dict[str, Annotation] = {}
         label_map = None
@@ -194,6 +204,7 @@ class CityscapesReader:
         return self._label_paths.get(task, {}).get(image_path)
 
     def camera(self, index: int) -> Camera | None:
+        """Return the intrinsics from the camera file; None if absent."""
         path = self._camera_paths.get(self.images[index])
         return None if path is None else read_camera_file(path)[0]
 
@@ -203,15 +214,14 @@ class CityscapesReader:
         return DenseMap(values, values != IGNORE_INDEX, label_space=self._label_space)
 
     def _check_agreement(self, path: Path, ids: NDArray[np.uint16], label_map: DenseMap) -> None:
-        """Raise DataError where instances and segmentation mask are of different images."""
+        """Raise DataError if the instances and the segmentation mask belong to different images."""
         check_label_size(str(path), ids.shape, Path("the segmentation mask beside it"), label_map.values.shape)
-        every = slice(None, None, 8)  # rows; what is meant are other images, not a few pixels
+        every = slice(None, None, 8)  # every 8th row suffices to detect another image
         differing = (self._table[to_label_ids(ids[every])] != label_map.values[every]).mean()
         if differing > 0.05:
             raise DataError(
-                f"{path}: {differing:.0%} of the pixels are of another class in "
-                "the segmentation mask beside it. Expected "
-                "instances and segmentation mask of the same image: fetch both again."
+                f"{path}: {differing:.0%} of the pixels have another class in the segmentation mask beside it. "
+                "Expected instances and segmentation mask of the same image. Download both again."
             )
 
     def _read_depth(self, image_path: Path, path: Path) -> DenseMap:
@@ -238,7 +248,7 @@ class CityscapesReader:
 
 @lru_cache(maxsize=4096)
 def read_camera_file(path: Path) -> tuple[Camera, float]:
-    """Intrinsics and baseline in metres from a Cityscapes camera file."""
+    """Read the intrinsics and the baseline in metres from a camera file. Raises DataError if it is invalid."""
     content: Any = read_json(path)
     try:
         intrinsic = {name: float(content["intrinsic"][name]) for name in ("fx", "fy", "u0", "v0")}
@@ -247,10 +257,9 @@ def read_camera_file(path: Path) -> tuple[Camera, float]:
         check_intrinsics(camera, str(path))
     except (KeyError, TypeError, ValueError, OverflowError, ConfigError) as error:
         raise DataError(
-            f"{path} is no Cityscapes camera file ({quote_value(str(error), 200)}). "
-            "Expected intrinsic fx, fy, u0, v0 and "
-            "extrinsic baseline."
+            f"{path} is not a valid Cityscapes camera file ({quote_value(str(error), 200)}). "
+            "Expected intrinsic fx, fy, u0, v0 and extrinsic baseline."
         ) from error
     if not 0 < baseline < 1e3:
-        raise DataError(f"{path}: baseline is {baseline}. Expected metres between the two cameras.")
+        raise DataError(f"{path}: baseline is {baseline}. Expected metres between the two cameras, 0 to 1000.")
     return camera, baseline

@@ -1,4 +1,4 @@
-"""The ids in Cityscapes' maps: label ids, training ids, and instances, each told from the others as far as can be."""
+"""Ids in Cityscapes' masks: label ids, training ids and instance ids, with checks that detect a wrong kind of id."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ LABEL_IDS = {
     20: "traffic sign", 21: "vegetation", 22: "terrain", 23: "sky", 24: "person", 25: "rider", 26: "car", 27: "truck",
     28: "bus", 31: "train", 32: "motorcycle", 33: "bicycle",
 }  # fmt: skip
-"""Label id -> name of the 19 training classes, in the order of their training ids. The other ids up to 33 are void."""
+"""Label id -> name of the 19 training classes, ordered by training id. The other ids up to 33 are ignored."""
 
 CLASSES = tuple(LABEL_IDS.values())
 
 THING_CLASSES = {id: LABEL_IDS[id] for id in (24, 25, 26, 27, 28, 31, 32, 33)}
-"""Label id -> name of the classes whose things are told apart. Those of caravans (29) and trailers (30) are, too, but
+"""Label id -> name of the classes with instance ids. Caravans (29) and trailers (30) also have instance ids, but
 Cityscapes does not evaluate them."""
 
 _NUM_LABEL_IDS, _INSTANCES_PER_CLASS, _NO_ID = 34, 1000, 254
 _FIRST_LABELED_ID = 7
-"""Label ids below are void: not labeled, the own car, the border, and what is neither."""
+"""Lower label ids are ignored: unlabeled, ego vehicle, image border and the like."""
 
 _LABEL_ID_OF_INSTANCE = np.full(65536, _NO_ID, np.uint8)
 _LABEL_ID_OF_INSTANCE[:_NUM_LABEL_IDS] = np.arange(_NUM_LABEL_IDS)
@@ -40,15 +40,21 @@ for _id in range(24, _NUM_LABEL_IDS):
 
 
 def read_label_ids(path: Path, train_ids: bool) -> NDArray[np.uint8]:
-    """A map of label ids (or of training ids), uint8 [H, W].
+    """Read a mask of label ids or training ids, uint8 [H, W].
 
-    Raises DataError with the histogram where it holds other ids, or is, by what lies where, one of the other kind.
+    Args:
+        path: mask file.
+        train_ids: whether the ids are training ids.
+
+    Raises:
+        DataError: the mask contains other ids, or the class layout suggests the other kind of id. The message
+            contains the histogram.
     """
     known = range(len(CLASSES) if train_ids else _NUM_LABEL_IDS)
     if train_ids:
-        hint = "Training ids are 0 to 18 and 255: these look like label ids. Name such files *_labelIds.png."
+        hint = "Training ids are 0 to 18 and 255. These are probably label ids: name such files *_labelIds.png."
     else:
-        hint = "Label ids are 0 to 33: these look like training ids. Name such files *_labelTrainIds.png."
+        hint = "Label ids are 0 to 33. These are probably training ids: name such files *_labelTrainIds.png."
     table = np.full(256, _NO_ID, np.uint8)
     table[list(known)] = known
     if train_ids:
@@ -57,17 +63,23 @@ def read_label_ids(path: Path, train_ids: bool) -> NDArray[np.uint8]:
     if ids.size and ids.max() < len(CLASSES):
         top = np.bincount(ids[: max(1, len(ids) // 4)].ravel(), minlength=len(CLASSES))
         bottom = np.bincount(ids[len(ids) // 2 :].ravel(), minlength=len(CLASSES))
-        # Label id 7 is road where a training id would be a traffic sign, 11 building where it would be a person;
-        # training ids 8 and 10 are vegetation and sky where label ids would be sidewalk and rail track.
+        # 7 is road as a label id and traffic sign as a training id; 11 is building and person. Training ids 8 and 10
+        # are vegetation and sky; the same label ids are sidewalk and rail track.
         swapped = bottom.argmax() == 7 or top.argmax() == 11 if train_ids else top[1:].argmax() + 1 in (8, 10)
         if swapped:
-            raise DataError(f"{path} holds {{id: pixels}} {_format_histogram(ids)}. {hint}")
+            raise DataError(f"{path} contains {{id: pixels}} {_format_histogram(ids)}. {hint}")
     return ids
 
 
 @dataclass(frozen=True, slots=True)
 class InstanceIds:
-    """A map of instances uint16 [H, W], the ids in it, ascending, and int64 [N, 4] the boxes around them."""
+    """Instance ids of an image.
+
+    Attributes:
+        map: uint16 [H, W], instance id of each pixel.
+        values: int64 [N], ids in ``map``, ascending.
+        boxes: int64 [N, 4], bounding boxes of the ids.
+    """
 
     map: NDArray[np.uint16]
     values: NDArray[np.int64]
@@ -75,30 +87,34 @@ class InstanceIds:
 
 
 def read_instance_ids(path: Path) -> InstanceIds:
-    """Raises DataError with the histogram where the map holds other ids."""
+    """Read the instance ids of an image. Raises DataError with the histogram if the mask contains invalid ids."""
     ids = read_map(path)
     if ids.dtype != np.uint16:
         raise DataError(f"{path} has 8 bits per pixel. Expected Cityscapes' instances (*_instanceIds.png), 16 bit.")
     values, boxes = find_id_boxes(ids)
     if (_LABEL_ID_OF_INSTANCE[values] == _NO_ID).any():
         raise DataError(
-            f"{path} holds {{id: pixels}} {_format_histogram(ids)}. Expected "
-            "label ids 0 to 33, and 1000 times one of 24 to "
-            "33 plus a number. Instances of training ids (*_instanceTrainIds.png) do not serve."
+            f"{path} contains {{id: pixels}} {_format_histogram(ids)}. Expected label ids 0 to 33, or 1000 times a "
+            "label id from 24 to 33 plus a number. Instances with training ids (*_instanceTrainIds.png) are not "
+            "supported."
         )
     return InstanceIds(ids, values, boxes)
 
 
 def to_label_ids(instances: NDArray[np.uint16]) -> NDArray[np.uint8]:
-    """The label id of every pixel of a map of instances."""
+    """Return the label id of each pixel of an instance map."""
     return _LABEL_ID_OF_INSTANCE[instances]
 
 
 def to_instances(ids: InstanceIds, class_map: ClassMap) -> Instances | None:
-    """Boxes around the things of a map of instances; None where the map has no label at all (the test split's).
+    """Return the bounding boxes of the instances; None if the map has no labels (the test split).
 
-    Groups, whose things are not told apart, are ignore regions: a box around each connected part. So are caravans and
-    trailers. class_map: from the names of `THING_CLASSES`.
+    Groups without separate instances become ignore regions, one box around each connected part. Caravans and trailers
+    are also ignore regions.
+
+    Args:
+        ids: instance ids of the image.
+        class_map: mapping from the names of `THING_CLASSES` to the recipe's classes.
     """
     values = ids.values
     if values.max(initial=0) < _FIRST_LABELED_ID:

@@ -159,7 +159,8 @@ class CocoReader:
 
     def read_annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, Annotation]:
         """Boxes clipped to the image, segmentation mask uint8 [H, W]. Raises DataError where the JSON has another
-        size."""
+        size.
+        """
         check_label_size(
             f"{self.path}: the record of {self.images[index].name}", self.sizes[index], self.images[index], size
         )
@@ -226,7 +227,8 @@ class CocoReader:
         self, index: Arrays, image_indices: NDArray, names: list[str], class_map: ClassMap
     ) -> MaskTable:
         """Masks with their values in the segmentation mask. Faulty ones, whose box it is, are void, counted and
-        named."""
+        named.
+        """
         faults = index["mask_faults"]
         if len(faults) and faults.all():
             raise DataError(

@@ -1,7 +1,7 @@
-"""Labels that are complete for some classes of each image only, as LVIS has them (Gupta et al. 2019).
+"""Labels that are complete only for some classes of each image, as in LVIS (Gupta et al. 2019).
 
-An image names the categories that it is known not to show (``neg_category_ids``), and those of which not all objects
-are annotated (``not_exhaustive_category_ids``). Of a category that is neither named nor annotated, nobody knows.
+An image lists the categories that are verified as absent (``neg_category_ids``) and those of which not all objects
+are annotated (``not_exhaustive_category_ids``). A category that is neither listed nor annotated is not labeled.
 """
 
 from __future__ import annotations
@@ -24,9 +24,18 @@ _KEYS = {"negatives": "neg_category_ids", "open": "not_exhaustive_category_ids"}
 def read_partial_labels(
     images: Sequence[dict[str, Any]], categories: Mapping[int, int], path: Path
 ) -> dict[str, NDArray]:
-    """negatives, open: int64 [K, 2], positions of image and category; empty where no image names any.
+    """Read the lists of absent and of not exhaustively annotated categories.
 
-    categories: id -> position. Raises DataError where a list is none or names an unknown category.
+    Args:
+        images: image records of the JSON.
+        categories: category id -> position.
+        path: the JSON file, for messages.
+
+    Returns:
+        "negatives" and "open": int64 [K, 2], positions of image and category; empty dict if no image has such a list.
+
+    Raises:
+        DataError: a list is invalid or contains an unknown category.
     """
     if not any(key in image for image in images for key in _KEYS.values()):
         return {}
@@ -49,10 +58,18 @@ def read_partial_labels(
 def find_labeled_classes(
     index: Mapping[str, NDArray], names: Sequence[str], class_map: ClassMap, num_classes: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """int64 [K, 2] and [L, 2], image and class of the recipe's ``num_classes``: what each image labels; what of it in
-    part.
+    """Find the classes that each image labels.
 
-    A class of several categories is labeled whole where all of these are, and in part where one has an annotation.
+    A class of several categories is labeled completely if all of them are, and partially if one has an annotation.
+
+    Args:
+        index: arrays of the JSON (`read_instance_index`).
+        names: category names, by position.
+        class_map: category name -> the recipe's class.
+        num_classes: number of the recipe's classes.
+
+    Returns:
+        int64 [K, 2] and [L, 2], pairs of image and class: labeled ones, and those that are labeled only partially.
     """
     label_of = np.array(
         [class_map.indices[n] if n in class_map.indices and class_map.is_labeled(n) else -1 for n in names]
@@ -64,7 +81,7 @@ def find_labeled_classes(
     whole = np.setdiff1d(np.union1d(annotated, negatives), open)
 
     def of_classes(pairs: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Image and class in one number, each once; how many of the class's categories are among the pairs."""
+        """Unique image-class codes, and how many categories of the class are among the pairs."""
         images, labels = pairs // width, label_of[pairs % width]
         return np.unique((images * num_classes + labels)[labels >= 0], return_counts=True)
 

@@ -1,4 +1,4 @@
-"""Lists of classes and their colors as annotation tools and data sets write them."""
+"""Readers for the class lists and color lists of annotation tools and data sets."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Color = tuple[int, int, int]
 _HEX = re.compile(r"#?([0-9a-fA-F]{6})(?:[0-9a-fA-F]{2})?")
 _MAX_LINE_LENGTH = 300
 _EXPECTED_FORMS = (
-    "Expected 'R G B name' or 'name, R, G, B' on every line, CVAT's labelmap.txt, or a JSON of name: [R, G, B] or of "
-    "classes with a title and a color."
+    "Expected 'R G B name' or 'name, R, G, B' on every line, CVAT's labelmap.txt, or a JSON file of name: [R, G, B] or "
+    "of classes with a title and a color."
 )
 
 
 def parse_color(value: Any) -> Color | None:
-    """(R, G, B) of [R, G, B], [R, G, B, A], "#RRGGBB" or "R,G,B"; None where it is none of these."""
+    """Parse [R, G, B], [R, G, B, A], "#RRGGBB" or "R,G,B" to (R, G, B); None if it has another form."""
     if isinstance(value, str):
         if found := _HEX.fullmatch(value.strip()):
             return tuple(bytes.fromhex(found[1]))  # type: ignore[return-value]
@@ -36,7 +36,7 @@ def parse_color(value: Any) -> Color | None:
 
 
 def voc_color(index: int) -> Color:
-    """The color of an id in Pascal VOC's palette, which LabelMe and others use as well."""
+    """Return the color of an id in Pascal VOC's palette, which LabelMe and other tools also use."""
     channels = [0, 0, 0]
     for bit in range(8):
         for channel in range(3):
@@ -46,7 +46,7 @@ def voc_color(index: int) -> Color:
 
 
 def read_color_list(path: Path) -> dict[str, list[Color]]:
-    """Class name -> its colors, in the order of the file. Raises DataError where it is no list of colors."""
+    """Read class name -> its colors, in the order of the file. Raises DataError if the file is not a color list."""
     if path.suffix.lower() == ".json":
         pairs = _parse_json(read_json(path), path)
     else:
@@ -55,7 +55,7 @@ def read_color_list(path: Path) -> dict[str, list[Color]]:
     for name, color in pairs:
         found.setdefault(name, []).append(color)
     if not found:
-        raise DataError(f"{path} names no color. {_EXPECTED_FORMS}")
+        raise DataError(f"{path} contains no colors. {_EXPECTED_FORMS}")
     return found
 
 
@@ -72,13 +72,13 @@ def _parse_lines(path: Path) -> Iterable[tuple[str, Color]]:
             name, color = found[1], parse_color([int(found[k]) for k in (2, 3, 4)])
         elif found := re.fullmatch(r"(.+?)[\s,;:]+(#[0-9a-fA-F]{6})", text):
             name, color = found[1], parse_color(found[2])
-        elif number == 1:  # the names of the columns
+        elif number == 1:  # column titles
             continue
         else:
             name, color = "", None
         if color is None:
             raise DataError(
-                f"{path}, line {number}: {quote_value(text, 60)} is no class with its color. {_EXPECTED_FORMS}"
+                f"{path}, line {number}: {quote_value(text, 60)} is not a class with a color. {_EXPECTED_FORMS}"
             )
         yield name.strip().strip("\"'"), color
 
@@ -91,7 +91,7 @@ def _parse_json(content: Any, path: Path) -> Iterable[tuple[str, Color]]:
     if isinstance(content, dict):
         rows = content.items()
     elif isinstance(content, list):
-        rows = [(_label_name(row), row.get("color", row.get("color"))) for row in content if isinstance(row, dict)]
+        rows = [(_label_name(row), row.get("color", row.get("colour"))) for row in content if isinstance(row, dict)]
     else:
         rows = ()
     for name, given in rows:
@@ -108,15 +108,15 @@ def _label_name(row: Mapping[str, Any]) -> Any:
 
 
 def read_class_list(path: Path) -> dict[int, str]:
-    """Id -> class name: a name on every line, from 0 on; or a CSV of "id, name"; or a JSON's list of labels.
+    """Read id -> class name. Raises DataError if a name is missing or duplicated.
 
-    Raises DataError where a name is missing or given twice.
+    The file is a text file with one name per line (ids from 0), a CSV of "id, name", or a JSON list of labels.
     """
     if path.suffix.lower() == ".json":
         content = read_json(path)
         listed = content.get("labels", content.get("classes")) if isinstance(content, dict) else content
         if not isinstance(listed, list):
-            raise DataError(f"{path} has no list of labels. Expected one, or a text file with a name on every line.")
+            raise DataError(f"{path} has no list of labels. Expected a list, or a text file with one name per line.")
         names = [_label_name(row) if isinstance(row, dict) else row for row in listed]
         ids = dict(enumerate(names))
     elif path.suffix.lower() == ".csv":
@@ -125,23 +125,25 @@ def read_class_list(path: Path) -> dict[int, str]:
         ids = dict(enumerate(line.strip() for line in read_text(path).rstrip().splitlines()))
         if "" in ids.values():
             line = list(ids.values()).index("") + 1
-            raise DataError(f"{path}, line {line} is empty. A name's line is its id: none can be empty.")
+            raise DataError(
+                f"{path}, line {line} is empty. Expected a class name on every line, because the line number is the id."
+            )
     wrong = next((name for name in ids.values() if not isinstance(name, str) or not name), None)
     if wrong is not None:
-        raise DataError(f"{path}: a class is called {quote_value(wrong)}. Expected a name.")
+        raise DataError(f"{path}: a class name is {quote_value(wrong)}. Expected text that is not empty.")
     if len(set(ids.values())) < len(ids) or not ids:
-        raise DataError(f"{path}: {len(ids)} names, {len(set(ids.values()))} different. Expected each once.")
+        raise DataError(f"{path}: {len(ids)} names, {len(set(ids.values()))} different. Expected each name once.")
     return ids
 
 
 def _parse_csv(path: Path) -> dict[int, str]:
-    """Rows of an id and a name, such as Roboflow's _classes.csv; a first row of titles is passed over."""
+    """Read rows of an id and a name, such as Roboflow's _classes.csv. A first row of titles is skipped."""
     ids: dict[int, str] = {}
     lines: Sequence[str] = read_text(path).splitlines()
     try:
         rows = [[cell.strip() for cell in row] for row in csv.reader(lines, strict=True)]
     except csv.Error as error:
-        raise DataError(f"{path} is no CSV: {error}. Expected 'id, name' on every line.") from error
+        raise DataError(f"{path} is not a valid CSV file: {error}. Expected 'id, name' on every line.") from error
     for number, row in enumerate(rows, 1):
         if not any(row) or (number == 1 and not row[0].isdecimal()):
             continue

@@ -1,4 +1,4 @@
-"""JSON files of label tools that are not COCO's: known by their keys, so that the error names the mend."""
+"""Detection of JSON files from other label tools by their keys, so that the error message can suggest a fix."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _KNOWN_FORMATS: tuple[tuple[str, tuple[set[str], ...], str], ...] = (
 
 
 def describe_known_format(content: Any) -> str:
-    """A sentence (after a blank) of what a JSON holds and what to do, as far as its keys tell; empty where not."""
+    """Return a sentence (with a leading space) that names the detected format and the fix; empty if unknown."""
     for record in _collect_records(content):
         for what, keys, mend in _KNOWN_FORMATS:
             if any(each <= record.keys() for each in keys):
@@ -31,6 +31,6 @@ def describe_known_format(content: Any) -> str:
 
 
 def _collect_records(content: Any) -> list[Mapping[str, Any]]:
-    """The content itself and the first of what it holds, as far as they are objects."""
+    """The content and its first element, if they are objects."""
     inner = list(content.values()) if isinstance(content, dict) else content if isinstance(content, list) else []
     return [each for each in (content, *inner[:1]) if isinstance(each, dict)]

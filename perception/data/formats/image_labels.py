@@ -1,4 +1,4 @@
-"""Labels of whole images: a folder per class, a CSV, or patterns on file names."""
+"""Reader for labels of whole images: one folder per class, a CSV file, or patterns for file names."""
 
 from __future__ import annotations
 
@@ -19,29 +19,35 @@ from perception.files.strict_json import detect_encoding, quote_value
 from perception.types import Camera, ConfigError, DataError, ImageLabel
 
 MAX_LINE_LENGTH = 1_000_000
-"""Letters in a line of a CSV."""
+"""Largest number of characters in a line of a CSV file."""
 
 _CELL_VALUES = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False, "": False}
-"""What a cell of a class's column says; an empty one nothing."""
+"""Cell text in a class column -> whether the class is present. An empty cell means: not labeled."""
 
 ClassFlags = dict[str, bool]
-"""Class name in the source -> whether it holds; a class that is absent is not labeled for this image."""
+"""Class name in the source -> whether it is present. A class without an entry is not labeled for this image."""
 
 
 @config_dataclass
 class ImageLabelsConfig:
-    """images: folder of images, relative to the data root. The labels come from one of
+    """Configuration of the reader for image labels.
 
-    patterns: glob on the path under ``images`` -> class ("a;b" = several); the first that matches counts
-    csv:      file with a header; columns file (or filename) and label ("a;b" = several), or file and one column per
-              class (1, 0, empty = not labeled)
-    neither:  ``images/<class>/...``
+    The labels come from ``patterns`` or ``csv``. If neither is given, the folder is the class: ``images/<class>/...``.
 
-    multi_label: several classes may hold at once. Those that the source names anywhere count as labeled; in a CSV
-        with a column per class, each image says which
-    rename, ignore, labels_only: as in the other readers; an ignored class says nothing of the image
-    match_by: "path" or "base", how the CSV names the images: as in `CocoConfig`
-    max_missing: largest fraction of the listed images that may be missing
+    Attributes:
+        images: folder of images, relative to the data root.
+        format: name of this reader.
+        task: classification task of the recipe.
+        csv: file with a header. Columns: file (or filename) and label ("a;b" = several classes), or file and one
+            column per class (1, 0, empty = not labeled).
+        patterns: glob for the path under ``images`` -> class ("a;b" = several classes). The first match is used.
+        multi_label: whether an image can have several classes. All classes that occur in the source count as labeled;
+            in a CSV with one column per class, the labeled classes are given for each image.
+        rename: class mapping to the recipe, as in the other readers.
+        ignore: classes that give no label.
+        labels_only: classes of the recipe that this source labels.
+        match_by: "path" or "base": how image names in the CSV are matched to files, as in `CocoConfig`.
+        max_missing: largest fraction of the listed images that may be missing.
     """
 
     images: str
@@ -58,7 +64,7 @@ class ImageLabelsConfig:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Names of the tasks that it may label."""
+        """Names of the tasks that the reader may label."""
         return (self.task,)
 
     def __post_init__(self) -> None:
@@ -67,7 +73,7 @@ class ImageLabelsConfig:
 
 
 class ImageLabelsReader:
-    """Images that carry a label."""
+    """Reader of images that have a classification label."""
 
     Config = ImageLabelsConfig
 
@@ -97,10 +103,11 @@ class ImageLabelsReader:
         self.images = list(self._labels)
 
     def read_annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, ImageLabel]:
-        """values float32 [C], 1 where the class holds."""
+        """Return the image label: float32 [C], 1 if the class is present."""
         return {self.config.task: self._labels[self.images[index]]}
 
     def camera(self, index: int) -> Camera | None:
+        """Return None: the source has no intrinsics."""
         return None
 
     def _build_label(self, path: Path, class_flags: ClassFlags, num_classes: int) -> ImageLabel | None:
@@ -145,14 +152,17 @@ class ImageLabelsReader:
                 for row in rows:
                     where = f"{path}, line {rows.line_num}"
                     if None in row or None in row.values():
-                        raise DataError(f"{where}: not {len(columns)} values. Expected {quote_value(columns)}.")
+                        raise DataError(
+                            f"{where}: the row does not have {len(columns)} values. Expected {quote_value(columns)}."
+                        )
                     picture = finder.find(row.pop("file"), where)
                     if picture in statements:
-                        raise DataError(f"{where}: {picture.name} is given twice. Keep one row.")
+                        raise DataError(f"{where}: {picture.name} occurs twice. Keep one row.")
                     statements[picture] = self._parse_row(row, where)
             except (UnicodeDecodeError, csv.Error, OSError) as error:
                 raise DataError(
-                    f"{path} is no valid CSV in UTF-8, line {rows.line_num + 1}: {error}. Save it as CSV, UTF-8."
+                    f"{path} is not a valid CSV file in UTF-8, line {rows.line_num + 1}: {error}. "
+                    "Save it as CSV, UTF-8."
                 ) from error
         allowed = self.config.max_missing
         found = find_present_files(list(statements), finder.folder, str(path), allowed, self.problems, finder.hint)
@@ -171,7 +181,8 @@ class ImageLabelsReader:
                 used.add(pattern)
         if not used:
             raise DataError(
-                f"None of the patterns {list(patterns)} fits an image under {folder}. They match the path under it."
+                f"None of the patterns {list(patterns)} matches an image under {folder}. Expected globs for the path "
+                "relative to this folder."
             )
         if len(used) < len(patterns):
             self.problems["patterns that fit no image"] += len(patterns) - len(used)
@@ -180,8 +191,8 @@ class ImageLabelsReader:
     def _check_columns(self, path: Path, columns: list[str]) -> None:
         if "file" not in columns or len(columns) < 2 or len(set(columns)) < len(columns):
             raise DataError(
-                f"{path}: the columns are {quote_value(columns)}. Expected 'file' "
-                "and 'label', or 'file' and one per class."
+                f"{path}: the columns are {quote_value(columns)}. Expected 'file' and 'label', or 'file' "
+                "and one column per class."
             )
         if "label" in columns and len(columns) > 2:
             raise DataError(
@@ -204,11 +215,12 @@ class ImageLabelsReader:
 
 
 def _read_lines(file: IO[str], path: Path) -> Iterator[str]:
-    """The lines of a text file, none longer than `MAX_LINE`."""
+    """The lines of a text file, none longer than `MAX_LINE_LENGTH`."""
     while line := file.readline(MAX_LINE_LENGTH + 1):
         if len(line) > MAX_LINE_LENGTH or "\0" in line:
             raise DataError(
-                f"{path} holds a NUL or a line of over {MAX_LINE_LENGTH} letters. Expected a CSV: fetch it again."
+                f"{path} contains a NUL or a line of more than {MAX_LINE_LENGTH} characters. Expected a CSV file. "
+                "Download it again."
             )
         yield line
 
@@ -221,7 +233,7 @@ def _label_by_folder(image_paths: Mapping[Path, str], folder: Path) -> tuple[set
     loose = [path for path, name in image_paths.items() if "/" not in name]
     if loose:
         raise DataError(
-            f"{loose[0]} lies in no folder of a class. Expected {folder}/<class>/{loose[0].name}, or csv or patterns."
+            f"{loose[0]} is not in a class folder. Expected {folder}/<class>/{loose[0].name}, or set csv or patterns."
         )
     statements = {path: {name.partition("/")[0]: True} for path, name in image_paths.items()}
     return set().union(*statements.values()), statements

@@ -1,4 +1,4 @@
-"""Maps that hold an id of its own for every thing: the smallest box around each id, in one pass."""
+"""Boxes from instance maps, in which every object has its own id: the smallest box around each id, in one pass."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 
 def find_id_boxes(ids: NDArray[np.uint16]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The ids in a map [H, W], each once and ascending, and int64 [N, 4] x1 y1 x2 y2 around the pixels of each."""
+    """Return the ids of a map [H, W], unique and ascending, and their boxes int64 [N, 4] (x1 y1 x2 y2)."""
     if not ids.size:
         return np.zeros(0, np.int64), np.zeros((0, 4), np.int64)
     width, flat = ids.shape[1], np.ascontiguousarray(ids).ravel()
@@ -28,8 +28,8 @@ def find_id_boxes(ids: NDArray[np.uint16]) -> tuple[NDArray[np.int64], NDArray[n
 
 
 def find_region_boxes(ids: NDArray[np.uint16], id: int) -> NDArray[np.int64]:
-    """int64 [N, 4] x1 y1 x2 y2 around every connected region (8 neighbors) of the pixels of one id."""
+    """Return int64 [N, 4] (x1 y1 x2 y2), one box per connected region (8 neighbors) of the pixels of one id."""
     _, _, stats, _ = cv2.connectedComponentsWithStats((ids == id).astype(np.uint8), connectivity=8)
-    boxes = stats[1:, :4].astype(np.int64)  # 0 is the rest
+    boxes = stats[1:, :4].astype(np.int64)  # label 0 is the background
     boxes[:, 2:] += boxes[:, :2]
     return boxes

@@ -2,8 +2,8 @@
 
 ``<part>/image_2/000000.png``, ``<part>/label_2/000000.txt``, ``<part>/calib/000000.txt``; part = training or testing.
 
-Boxes are taken as they stand, as the benchmark itself does: ``left top right bottom`` are continuous coordinates, the
-width is ``right - left``.
+Boxes are used unchanged, as in the benchmark: ``left top right bottom`` are continuous coordinates, and the width is
+``right - left``.
 """
 
 from __future__ import annotations
@@ -41,16 +41,27 @@ _COLUMNS = "type truncated occluded alpha left top right bottom height width len
 
 @config_dataclass
 class KittiConfig:
-    """root: folder that holds ``training``, relative to the data root. split: the folder in it, training or testing.
+    """Configuration of the reader for KITTI's object detection.
 
-    image_list:          text file with the names of the images to use, one per line (000012), relative to the data
-    root;
-                   default: all
-    classes:         the classes of the labels; KITTI's own by default. ``DontCare`` is an ignore region in any case
-    max_occluded, max_truncated, min_height: boxes beyond are ignore regions. KITTI's own levels are easy: 0, 0.15,
-                   40 px; moderate: 1, 0.3, 25 px; hard: 2, 0.5, 25 px
-    rename, ignore, background, labels_only: from these classes to the recipe's, as in `CocoConfig`
-    max_missing: largest fraction of the images in ``image_list`` that may be missing
+    Boxes beyond ``max_occluded``, ``max_truncated`` or ``min_height`` are ignore regions. KITTI's levels are easy: 0,
+    0.15, 40 px; moderate: 1, 0.3, 25 px; hard: 2, 0.5, 25 px.
+
+    Attributes:
+        root: folder that contains ``training``, relative to the data root.
+        split: folder in ``root``: training or testing.
+        format: name of this reader.
+        task: detection task of the recipe.
+        image_list: text file with the names of the images to use, one per line (000012), relative to the data root;
+            default: all.
+        classes: classes of the labels; default: KITTI's. ``DontCare`` is always an ignore region.
+        max_occluded: largest occlusion level of an object; None = no limit.
+        max_truncated: largest truncation of an object; None = no limit.
+        min_height: smallest height of an object, in pixels.
+        rename: class mapping to the recipe, as in `CocoConfig`; also the next three.
+        ignore: see ``rename``.
+        background: see ``rename``.
+        labels_only: see ``rename``.
+        max_missing: largest fraction of the images in ``image_list`` that may be missing.
     """
 
     root: str
@@ -70,18 +81,26 @@ class KittiConfig:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Names of the tasks that it may label."""
+        """Names of the tasks that the reader may label."""
         return (self.task,)
 
     def __post_init__(self) -> None:
         if len(set(self.classes)) < len(self.classes) or not self.classes:
-            raise ConfigError(f"kitti: names is {self.classes}. Expected class names, each once.")
+            raise ConfigError(f"kitti: classes is {self.classes}. Expected class names, each once.")
         if not 0 <= self.min_height < 1e5:
             raise ConfigError(f"kitti: min_height is {self.min_height}. Expected pixels, 0 or more.")
 
 
 class KittiBox(NamedTuple):
-    """A line of a label file. corners: x1 y1 x2 y2 in pixels. has_score: it has a 16th column."""
+    """A line of a label file.
+
+    Attributes:
+        name: class name.
+        truncated: truncation, 0 to 1.
+        occluded: occlusion level.
+        corners: x1 y1 x2 y2 in pixels.
+        has_score: whether the line has a 16th column.
+    """
 
     name: str
     truncated: float
@@ -91,9 +110,9 @@ class KittiBox(NamedTuple):
 
 
 class KittiReader:
-    """Images of a part. Those without a label file are not labeled; an empty label file is an image without boxes.
+    """Reader of KITTI images. An image without a label file is not labeled; an empty label file means no boxes.
 
-    Attributes beside the protocol's: ``class_map`` (name -> the recipe's class), absent in a part without labels.
+    Additional attribute: ``class_map`` (name -> the recipe's class); absent in a split without labels.
     """
 
     Config = KittiConfig
@@ -134,20 +153,20 @@ class KittiReader:
             )
 
     def read_annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, Instances]:
-        """Boxes clipped to the image; nothing where it has no label file."""
+        """Return the boxes, clipped to the image; empty dict if it has no label file."""
         if not self._has_labels[index]:
             return {}
         check_label_size(f"The label file of {self.images[index].name}", self.sizes[index], self.images[index], size)
         return {self.config.task: self._box_table.instances(index)}
 
     def camera(self, index: int) -> Camera | None:
-        """Intrinsics of the left color camera (P2), where there is a calibration file."""
+        """Return the intrinsics of the left color camera (P2); None if there is no calibration file."""
         return self._cameras.get(self._stems[index])
 
     def _select_listed(
         self, path: Path, image_paths: Mapping[str, Path], folder: Path, boundary: Path
     ) -> dict[str, Path]:
-        """The images that a split file lists, in its order."""
+        """The images that a list file names, in its order."""
         listed: dict[str, Path] = {}
         for number, words in iterate_rows(read_text(path, MAX_LIST_BYTES)):
             name = " ".join(words)
@@ -159,7 +178,7 @@ class KittiReader:
         return {name: picture for (name, picture), there in zip(listed.items(), found, strict=True) if there}
 
     def _find_files(self, root: Path, name: str, image_paths: Mapping[str, Path], what: str) -> dict[str, Path]:
-        """Name of an image -> its text file in another folder of the part."""
+        """Name of an image -> its text file in another folder of the split."""
         if not (root / name).is_dir():
             return {}
         folder = require_folder(root, name, what)
@@ -191,7 +210,7 @@ class KittiReader:
         return BoxTable(places, corners, values, ignore, self.sizes, self.class_map, self.problems)
 
     def _is_beyond_limits(self, box: KittiBox) -> bool:
-        """Whether a box is beyond the levels of the config."""
+        """Whether a box is beyond the limits of the config."""
         config = self.config
         return (
             (config.max_occluded is not None and not box.occluded <= config.max_occluded)
@@ -201,7 +220,7 @@ class KittiReader:
 
 
 def read_kitti_boxes(path: Path, class_names: frozenset[str]) -> list[KittiBox]:
-    """The lines of a label file. Raises DataError with the line where one is no box of a known class."""
+    """Read a label file. Raises DataError with the line number if a line is not a box of a known class."""
     boxes = []
     for number, words in iterate_rows(read_text(path)):
         where = f"{path}, line {number}"
@@ -211,7 +230,7 @@ def read_kitti_boxes(path: Path, class_names: frozenset[str]) -> list[KittiBox]:
         if name != _IGNORE_CLASS and name not in class_names:
             raise DataError(
                 f"{where}: class {name[:60]!r} is not among {', '.join(sorted(class_names))}. Correct it, or "
-                "give this reader names: [...] with all classes of the labels."
+                "give this reader classes: [...] with all classes of the labels."
             )
         values = parse_floats(words[1:], where, f"numbers after the class: {_COLUMNS}")
         boxes.append(KittiBox(name, values[0], values[1], values[3:7], len(words) == 16))
@@ -219,19 +238,19 @@ def read_kitti_boxes(path: Path, class_names: frozenset[str]) -> list[KittiBox]:
 
 
 def read_calibration(path: Path) -> dict[str, str]:
-    """Key -> text of the lines ``key: text`` of a KITTI calibration. Raises DataError where one is none."""
+    """Read the lines ``key: text`` of a KITTI calibration, as key -> text. Raises DataError for an invalid line."""
     entries = {}
     for number, line in enumerate(read_text(path).splitlines(), 1):
         key, colon, text = line.partition(":")
         if line.strip() and not (colon and key.strip()):
-            raise DataError(f"{path}, line {number}: {line[:60]!r} is no entry. Expected 'key: numbers'.")
+            raise DataError(f"{path}, line {number}: {line[:60]!r} is not an entry. Expected 'key: numbers'.")
         if line.strip():
             entries[key.strip()] = text
     return entries
 
 
 def read_projection(path: Path, key: str) -> Camera:
-    """Intrinsics from the 3x4 projection matrix ``key`` of a KITTI calibration. Raises DataError where it is none."""
+    """Read the intrinsics from the 3x4 projection matrix ``key`` of a calibration. Raises DataError if invalid."""
     entries = read_calibration(path)
     if key not in entries:
         found = ", ".join(quote_value(name, 30)[1:-1] for name in list(entries)[:20])
@@ -239,13 +258,13 @@ def read_projection(path: Path, key: str) -> Camera:
     values = parse_floats(entries[key].split(), f"{path}, {key}", "the 12 numbers of a projection matrix")
     if len(values) != 12 or values[8:11] != [0, 0, 1] or values[4] != 0:
         raise DataError(
-            f"{path}, {key}: {values[:16]} is no projection. Expected 12 numbers, fx 0 cx _ 0 fy cy _ 0 0 1 _."
+            f"{path}, {key}: {values[:16]} is not a projection. Expected 12 numbers, fx 0 cx _ 0 fy cy _ 0 0 1 _."
         )
     return make_camera(values[0], values[5], values[2], values[6], f"{path}, {key}")
 
 
 def _read_size_or_max(path: Path) -> tuple[int, int]:
-    """(height, width); of a damaged image a large one: whoever asks for the image is told."""
+    """(height, width); a large size for a damaged image, whose error is reported when it is read."""
     try:
         return read_image_size(path)
     except ImageError:

@@ -1,9 +1,9 @@
-"""KITTI's depth completion and prediction (Uhrig et al. 2017): sparse distances of a laser scanner on raw images.
+"""KITTI's depth completion and prediction (Uhrig et al. 2017): sparse lidar depth for the raw images.
 
-Maps: ``<split>/<drive>/proj_depth/groundtruth/image_02/0000000005.png``, 16 bit, metres * 256, 0 = nothing measured.
-Images: ``<raw>/<date>/<drive>/image_02/data/0000000005.png``, or without ``<date>``; a drive is called
-``2011_09_26_drive_0001_sync``, and its first ten letters are its date. Calibration: ``<date>/calib_cam_to_cam.txt``.
-Selection: ``val_selection_cropped/{image,groundtruth_depth,intrinsics}``, complete in itself.
+Maps: ``<split>/<drive>/proj_depth/groundtruth/image_02/0000000005.png``, 16 bit, metres * 256, 0 = not measured.
+Images: ``<raw>/<date>/<drive>/image_02/data/0000000005.png``, or without ``<date>``; a drive is named
+``2011_09_26_drive_0001_sync``; its first ten characters are the date. Calibration: ``<date>/calib_cam_to_cam.txt``.
+Selection: ``val_selection_cropped/{image,groundtruth_depth,intrinsics}``; it needs no other files.
 """
 
 from __future__ import annotations
@@ -39,14 +39,18 @@ _SIDES = {"l": "image_02", "r": "image_03", "2": "image_02", "3": "image_03"}
 
 @config_dataclass
 class KittiDepthConfig:
-    """root: folder that holds ``train`` and ``val``, or ``val_selection_cropped``, relative to the data root.
+    """Configuration of the reader for KITTI's depth maps.
 
-    split:   "train", "val", "train+val" (for a list that was made for both), or "selection"
-    raw_images:     folder of the raw images, relative to the data root; the selection needs none
-    cameras: image_02 is the left color camera, image_03 the right one
-    image_list:    text file of the images to use, relative to the data root: lines that begin with the path of a raw
-             image, or ``<date>/<drive> 473 r``; such as Eigen's split. Default: all that have a map
-    max_depth:     metres beyond which a value is invalid; None = none
+    Attributes:
+        root: folder that contains ``train`` and ``val``, or ``val_selection_cropped``, relative to the data root.
+        split: "train", "val", "train+val" (for a list that covers both), or "selection".
+        raw_images: folder of the raw images, relative to the data root; not used for the selection.
+        format: name of this reader.
+        task: depth task of the recipe.
+        cameras: image_02 is the left color camera, image_03 the right one.
+        image_list: text file of the images to use, such as Eigen's split, relative to the data root. Each line starts
+            with the path of a raw image or is ``<date>/<drive> 473 r``. Default: all images with a depth map.
+        max_depth: larger distances, in metres, are invalid; None = no limit.
     """
 
     root: str
@@ -60,17 +64,17 @@ class KittiDepthConfig:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Names of the tasks that it may label."""
+        """Names of the tasks that the reader may label."""
         return (self.task,)
 
     def __post_init__(self) -> None:
         if self.split != "selection" and self.raw_images is None:
             raise ConfigError(
-                f"kitti_depth: raw is not given. The maps of '{self.split}' belong to KITTI's raw images: name the "
-                "folder that holds 2011_09_26/ and the other dates."
+                f"kitti_depth: raw_images is not given. The maps of '{self.split}' belong to KITTI's raw images: name "
+                "the folder that contains 2011_09_26/ and the other dates."
             )
         if self.split == "selection" and self.image_list is not None:
-            raise ConfigError("kitti_depth: list is given, but the selection is a list in itself. Remove it.")
+            raise ConfigError("kitti_depth: image_list is given, but the selection is already a list. Remove it.")
         if not self.cameras:
             raise ConfigError("kitti_depth: cameras is empty. Expected image_02, image_03 or both.")
 
@@ -83,7 +87,7 @@ class _DepthRecord:
 
 
 class KittiDepthReader:
-    """Images that have a depth map. About a sixth of a map's pixels are valid."""
+    """Reader of images that have a depth map. About a sixth of the pixels of a map are valid."""
 
     Config = KittiDepthConfig
 
@@ -104,7 +108,7 @@ class KittiDepthReader:
         self.images = list(self._records)
 
     def read_annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, DenseMap]:
-        """values float32 [H, W] in metres, 0 where nothing was measured."""
+        """Return depth float32 [H, W] in metres, 0 = not measured."""
         picture = self.images[index]
         item = self._records[picture]
         stored = read_stored_depth(item.depth_path)
@@ -118,6 +122,7 @@ class KittiDepthReader:
         return {self.config.task: to_depth_map(stored, self.config.max_depth, SCALE)}
 
     def camera(self, index: int) -> Camera | None:
+        """Return the intrinsics in pixels of image ``index``; None if unknown."""
         return self._records[self.images[index]].camera
 
     def _find_selection(self, root: Path) -> Iterator[tuple[Path, _DepthRecord]]:
@@ -157,7 +162,7 @@ class KittiDepthReader:
         boundary = find_boundary(raw, root)
         for (drive, camera), depths in maps.items():
             pictures = _find_images(raw, boundary, drive, camera)
-            if wanted is None:  # a drive's first and last images have none in any case
+            if wanted is None:  # the first and last images of a drive never have a map
                 gaps = sum(min(depths) < number < max(depths) and number not in depths for number in pictures)
                 if gaps:
                     self.problems["images without a depth map"] += gaps
@@ -201,7 +206,7 @@ class KittiDepthReader:
 
 
 def _find_images(raw: Path, boundary: Path, drive: str, camera: str) -> dict[str, Path]:
-    """Number -> image of a drive, in either layout of the raw images."""
+    """Number -> image of a drive, in either folder layout of the raw images."""
     for folder in (raw / drive[:10] / drive, raw / drive):
         files = {Path(name): path for name, path in list_folder_files(folder / camera / "data", boundary, "").items()}
         pictures = {name.stem: path for name, path in files.items() if name.suffix.lower() in IMAGE_SUFFIXES}
@@ -211,14 +216,14 @@ def _find_images(raw: Path, boundary: Path, drive: str, camera: str) -> dict[str
 
 
 class _CalibrationCache:
-    """The cameras of the days on which KITTI was recorded, each file read once."""
+    """The cameras per recording date; each file is read once."""
 
     def __init__(self, raw: Path) -> None:
         self._raw_folder = raw
         self._cache: dict[Path, tuple[Camera, tuple[int, int] | None]] = {}
 
     def find_calibration(self, drive: str, camera: str) -> tuple[Camera | None, tuple[int, int] | None]:
-        """(intrinsics, (height, width) of the rectified images); None where there is no calibration."""
+        """Return (intrinsics, (height, width) of the rectified images); None for unknown parts."""
         for folder in (self._raw_folder / drive[:10], self._raw_folder / drive):
             path = folder / "calib_cam_to_cam.txt"
             key = path / camera
@@ -230,19 +235,21 @@ class _CalibrationCache:
 
 
 def read_raw_calibration(path: Path, camera_number: str) -> tuple[Camera, tuple[int, int] | None]:
-    """Camera "02" or "03" of a ``calib_cam_to_cam.txt``, and the (height, width) that it was calibrated for."""
+    """Read camera "02" or "03" of a ``calib_cam_to_cam.txt``, and the (height, width) of its calibrated images."""
     camera = read_projection(path, f"P_rect_{camera_number}")
     text = read_calibration(path).get(f"S_rect_{camera_number}")
     if text is None:
         return camera, None
     sides = parse_floats(text.split(), f"{path}, S_rect_{camera_number}", "width and height")
     if len(sides) != 2 or not all(1 <= side < 1e5 for side in sides):
-        raise DataError(f"{path}, S_rect_{camera_number}: {sides[:4]} is no size. Expected width and height in pixels.")
+        raise DataError(
+            f"{path}, S_rect_{camera_number}: {sides[:4]} is not a size. Expected width and height in pixels."
+        )
     return camera, (round(sides[1]), round(sides[0]))
 
 
 def read_frame_list(path: Path) -> set[KittiFrame]:
-    """The images of a list. Raises DataError with the line where one is no image of KITTI."""
+    """Read a list of images. Raises DataError with the line number if a line is not a KITTI image."""
     frames = set()
     for number, words in iterate_rows(read_text(path, MAX_LIST_BYTES)):
         if found := _PATH.search(words[0]):
@@ -253,7 +260,7 @@ def read_frame_list(path: Path) -> set[KittiFrame]:
             frames.add((drive[1], _SIDES[words[2]], f"{int(words[1]):010d}"))
         else:
             raise DataError(
-                f"{path}, line {number}: {' '.join(words)[:100]!r} names no image of KITTI. Expected "
+                f"{path}, line {number}: {' '.join(words)[:100]!r} is not a KITTI image. Expected "
                 "2011_09_26/2011_09_26_drive_0002_sync/image_02/data/0000000069.png, or <date>/<drive> 69 l."
             )
     if not frames:

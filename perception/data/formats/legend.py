@@ -1,4 +1,4 @@
-"""What the numbers or the colors of a segmentation mask stand for: from stored values to the recipe's classes."""
+"""Mapping from the stored ids or colors of a segmentation mask to the recipe's classes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from perception.data.formats.color_lists import Color
 from perception.types import IGNORE_INDEX, DataError
 
 UNKNOWN_VALUE = 254
-"""Stands for a value that has no meaning. Classes are below."""
+"""Marks a stored value without a class. Class indices are smaller."""
 
 _MAX_LISTED_COLORS = 12
 
@@ -22,15 +22,23 @@ _MAX_LISTED_COLORS = 12
 def build_lookup_table(
     names: Mapping[int, str], class_map: ClassMap, ignore_values: Sequence[int] = (IGNORE_INDEX,)
 ) -> NDArray[np.uint8]:
-    """uint8 [256 or more]: stored id -> the recipe's class (or the id in its ``space``), 255 = void, 254 = no id at
-    all.
+    """Return a lookup table from stored ids to the recipe's classes.
 
-    Raises DataError where a class of the recipe is beyond what a segmentation mask of bytes can hold.
+    Args:
+        names: stored id -> class name in the source.
+        class_map: mapping from these names to the recipe's classes (or to the ids in its ``label_space``).
+        ignore_values: stored ids that are ignored.
+
+    Returns:
+        uint8 [256 or more], 255 = ignored, 254 = unknown id.
+
+    Raises:
+        DataError: the recipe has more classes than a segmentation mask of bytes can hold.
     """
     last = max(class_map.indices.values(), default=0)
     if last >= UNKNOWN_VALUE:
         raise DataError(
-            f"The recipe has a class of number {last}. Segmentation masks hold at most {UNKNOWN_VALUE} classes."
+            f"The recipe has a class with index {last}. A segmentation mask can hold at most {UNKNOWN_VALUE} classes."
         )
     table = np.full(max(255, *names, *ignore_values) + 1, UNKNOWN_VALUE, np.uint8)
     table[list(ignore_values)] = IGNORE_INDEX
@@ -41,8 +49,13 @@ def build_lookup_table(
 
 @dataclass(frozen=True, slots=True)
 class ColorLegend:
-    """codes: int32 [N], R * 65536 + G * 256 + B, ascending. classes: uint8 [N], as in a `build_lookup_table`. names:
-    [N]"""
+    """Lookup table from colors to the recipe's classes.
+
+    Attributes:
+        codes: int32 [N], R * 65536 + G * 256 + B, ascending.
+        classes: uint8 [N], values as in `build_lookup_table`.
+        names: [N], class names in the source.
+    """
 
     codes: NDArray[np.int32]
     classes: NDArray[np.uint8]
@@ -52,9 +65,9 @@ class ColorLegend:
     def from_colors(
         cls, colors: Mapping[str, Sequence[Color]], class_map: ClassMap, ignore_colors: Sequence[Color], where: str
     ) -> ColorLegend:
-        """Raises DataError that begins with ``where`` if two classes have one color."""
+        """Build the legend. Raises DataError that starts with ``where`` if two classes have the same color."""
         meaning: dict[int, tuple[int, str]] = {}
-        for name, own in [*colors.items(), ("void", ignore_colors)]:
+        for name, own in [*colors.items(), ("ignore_values", ignore_colors)]:
             listed = name in class_map.indices and own is not ignore_colors
             value = class_map.indices[name] if listed and class_map.is_labeled(name) else IGNORE_INDEX
             for color in own:
@@ -69,10 +82,10 @@ class ColorLegend:
         )
 
     def map_colors(self, image: NDArray[np.uint8], path: Path) -> NDArray[np.uint8]:
-        """The classes uint8 [H, W] of colors [H, W, 3]. Raises DataError with those that have no class."""
+        """Map colors [H, W, 3] to classes uint8 [H, W]. Raises DataError that lists colors without a class."""
         red, green, blue = (image[..., k].astype(np.int32).ravel() for k in range(3))
         code = red << 16 | green << 8 | blue
-        starts = np.flatnonzero(np.diff(code, prepend=-1))  # masks are of long runs of one color
+        starts = np.flatnonzero(np.diff(code, prepend=-1))  # masks have long runs of one color
         runs = code[starts]
         places = np.minimum(np.searchsorted(self.codes, runs), len(self.codes) - 1)
         if (self.codes[places] != runs).any():
@@ -92,13 +105,13 @@ class ColorLegend:
         share = pixels.sum() / code.size
         if len(colours) > _MAX_LISTED_COLORS and len(colours) > 4 * known.sum():
             why = (
-                "So many colors are of a mask that was drawn with soft edges, resized with interpolation or once a "
-                "JPEG: make it again from the originals, by nearest neighbor, as a PNG."
+                "So many colors mean that the mask was drawn with soft edges, resized with interpolation or saved as "
+                "a JPEG. Create it again from the originals, with nearest neighbor, as a PNG."
             )
         else:
-            why = "Add them to colors, or to void, for example void: [[0, 0, 0]]."
+            why = "Add them to colors, or to ignore_values, for example ignore_values: [[0, 0, 0]]."
         return (
-            f"{path} holds {len(colours)} colors without a class, on {share:.1%} of the pixels. Found "
+            f"{path} contains {len(colours)} colors without a class, on {share:.1%} of the pixels. Found "
             f"{{color: pixels}} {', '.join(listed)}{', ...' if len(colours) > 6 else ''}. {why}"
         )
 

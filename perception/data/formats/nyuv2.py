@@ -1,5 +1,4 @@
-"""NYU Depth V2 (Silberman et al. 2012) as folders of synchronized frames: Kinect depth, segmentation masks where there
-are any.
+"""NYU Depth V2 (Silberman et al. 2012) as folders of synchronized frames: Kinect depth, optional segmentation masks.
 
 ``<scene>/rgb_00045.jpg`` with ``<scene>/sync_depth_00045.png``, 16 bit, millimetres, 0 = not measured.
 """
@@ -35,34 +34,43 @@ CLASSES_40 = (
     "refridgerator", "television", "paper", "towel", "shower curtain", "box", "whiteboard", "person", "night stand",
     "toilet", "sink", "lamp", "bathtub", "bag", "otherstructure", "otherfurniture", "otherprop",
 )  # fmt: skip
-"""Of Gupta et al. 2013, in the order of their ids from 1 and in their spelling."""
+"""Classes of Gupta et al. 2013, in the order of their ids from 1. The original spelling is kept."""
 
 CLASSES_13 = (
     "bed", "books", "ceiling", "chair", "floor", "furniture", "objects", "picture", "sofa", "table", "tv", "wall",
     "window",
 )  # fmt: skip
-"""Of Couprie et al. 2013, in the order of their ids from 1."""
+"""Classes of Couprie et al. 2013, in the order of their ids from 1."""
 
 OFFICIAL_CAMERA, OFFICIAL_SIZE = Camera(518.8579, 519.4696, 325.5824, 253.7362), (480, 640)
-"""The color camera of the data set's toolbox, for images of (height, width)."""
+"""Intrinsics of the color camera in the data set's toolbox, and the (height, width) of its images."""
 
 
 @config_dataclass
 class Nyuv2Config:
-    """root: folder of the scenes, relative to the data root.
+    """Configuration of the reader for NYU Depth V2.
 
-    image_list:    text file of the images to use, relative to the data root: on every line an image, its depth map
-             ("None" = none) and, if known, its focal length in pixels; a leading "/" is the root. Default: every
-             rgb_*.jpg (or .png), with the sync_depth_*.png beside it
-    labels:  folder of segmentation masks, relative to the data root: <scene>/rgb_00045.png, label_00045.png or
-    00045.png
-    num_classes: how many classes the segmentation masks have: 40 or 13
-    first_id: the first class's id in the segmentation masks: 1 (0 is void) or 0. 255 is void in any case
-    rename, ignore, labels_only, superclasses: from these classes to the recipe's, as in `SegmentationMasksConfig`
-    scale:   metres per stored unit. max_depth: metres beyond which a value is invalid; None = none
-    camera:  intrinsics in pixels of the images; default: the official ones, scaled to images of the shape 4:3,
-             unknown for others. A focal length in the list counts more
-    max_missing: largest fraction of the listed images that may be missing
+    Attributes:
+        root: folder of the scenes, relative to the data root.
+        format: name of this reader.
+        depth_task: depth task of the recipe.
+        segmentation_task: segmentation task of the recipe.
+        image_list: text file of the images to use, relative to the data root. Each line: image, depth map ("None" =
+            none) and, if known, focal length in pixels; a leading "/" means ``root``. Default: every rgb_*.jpg (or
+            .png) with the sync_depth_*.png beside it.
+        labels: folder of segmentation masks, relative to the data root: <scene>/rgb_00045.png, label_00045.png or
+            00045.png.
+        num_classes: number of classes in the segmentation masks: 40 or 13.
+        first_id: id of the first class in the masks: 1 (then 0 is ignored) or 0. 255 is always ignored.
+        rename: class mapping to the recipe, as in `SegmentationMasksConfig`; also the next three.
+        ignore: see ``rename``.
+        labels_only: see ``rename``.
+        superclasses: see ``rename``.
+        scale: metres per stored unit.
+        max_depth: larger distances, in metres, are invalid; None = no limit.
+        camera: intrinsics in pixels of the images. Default: the official ones, scaled, for images of aspect ratio
+            4:3; unknown for others. A focal length in the list has priority.
+        max_missing: largest fraction of the listed images that may be missing.
     """
 
     root: str
@@ -84,7 +92,7 @@ class Nyuv2Config:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Names of the tasks that it may label."""
+        """Names of the tasks that the reader may label."""
         return (self.depth_task, *(() if self.labels is None else (self.segmentation_task,)))
 
     def __post_init__(self) -> None:
@@ -94,7 +102,7 @@ class Nyuv2Config:
 
 
 class Nyuv2Reader:
-    """Images with a depth map or a segmentation mask; a task is labeled where its file exists."""
+    """Reader of images with a depth map or a segmentation mask. A task is labeled if its file exists."""
 
     Config = Nyuv2Config
 
@@ -114,8 +122,8 @@ class Nyuv2Reader:
             raise DataError(
                 f"{self.root} labels nothing that the recipe trains: {len(pictures)} "
                 f"images, {len(self._depth_paths)} "
-                f"depth maps, {len(self._mask_paths)} segmentation masks. Expected "
-                "rgb_00045.jpg beside sync_depth_00045.png."
+                f"depth maps, {len(self._mask_paths)} segmentation masks. "
+                "Expected rgb_00045.jpg beside sync_depth_00045.png."
             )
         self.class_maps: dict[str, ClassMap] = {}
         if config.segmentation_task in self.tasks:
@@ -130,7 +138,7 @@ class Nyuv2Reader:
         self.images = [p for p in pictures if any(p in labelled[task] for task in self.tasks)]
 
     def read_annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, Annotation]:
-        """Depth float32 [H, W] in metres and segmentation uint8 [H, W], whichever the image has."""
+        """Return depth float32 [H, W] in metres and segmentation uint8 [H, W], as far as the image has them."""
         picture, config = self.images[index], self.config
         result: dict[str, Annotation] = {}
         if config.depth_task in self.tasks and (path := self._depth_paths.get(picture)) is not None:
@@ -138,13 +146,14 @@ class Nyuv2Reader:
             check_label_size(str(path), stored.shape, picture, size)
             result[config.depth_task] = to_depth_map(stored, config.max_depth, config.scale)
         if config.segmentation_task in self.tasks and (path := self._mask_paths.get(picture)) is not None:
-            hint = "Correct classes (13 or 40) or first_id (0 or 1) of this reader, or convert the map."
+            hint = "Correct num_classes (13 or 40) or first_id (0 or 1) of this reader, or convert the mask."
             label_map = read_segmentation_mask(path, self._table, self._names, hint, self._label_space)
             check_label_size(str(path), label_map.values.shape, picture, size)
             result[config.segmentation_task] = label_map
         return result
 
     def camera(self, index: int) -> Camera | None:
+        """Return the intrinsics in pixels of image ``index``; None if unknown."""
         picture = self.images[index]
         camera = self.config.camera
         if camera is None:
@@ -183,14 +192,16 @@ class Nyuv2Reader:
         return named, depths
 
     def _read_list(self, path: Path) -> tuple[dict[Path, str], dict[Path, Path]]:
-        """The images of a list that exist with their paths in it, and image -> depth map."""
+        """The listed images that exist, with their paths in the list, and image -> depth map."""
         depths: dict[Path, Path | None] = {}
         named: dict[Path, str] = {}
         boundary = find_boundary(self.root, self._data_root)
         for number, words in iterate_rows(read_text(path, MAX_LIST_BYTES)):
             where = f"{path}, line {number}"
             if len(words) not in (2, 3):
-                raise DataError(f"{where}: {len(words)} words. Expected an image, its depth map, and a focal length.")
+                raise DataError(
+                    f"{where}: {len(words)} words. Expected an image, its depth map, and optionally a focal length."
+                )
             picture = resolve_inside(self.root, words[0].lstrip("/"), where, boundary)
             if picture in depths:
                 raise DataError(f"{where}: {words[0]} is given twice. Keep one line.")
@@ -212,7 +223,7 @@ class Nyuv2Reader:
         return pictures, maps
 
     def _find_masks(self, root: Path, name: str, image_paths: Mapping[Path, str]) -> dict[Path, Path]:
-        """Image -> segmentation mask of its name, or of its number, in the same scene."""
+        """Image -> segmentation mask of the same name or number in the same scene."""
         folder = require_folder(root, name, "segmentation masks")
         files = {name: path for path, name in list_files(folder, ".png", root).items()}
         found = {}

@@ -1,8 +1,8 @@
-"""COCO's masks: polygons, and run lengths (RLE) compressed or not, to a segmentation mask's pixels.
+"""COCO masks (polygons, and compressed or uncompressed run lengths, RLE) to the pixels of a segmentation mask.
 
-pycocotools draws the polygons. It crashes on, or takes all memory for, numbers that are none, reads beyond strings that
-are no run lengths, and writes beyond its memory where it compresses long runs: everything is checked before it is
-called, and run lengths do not go through it. A checked mask is kept as COCO's compressed RLE.
+pycocotools draws the polygons. It crashes or uses all memory on invalid numbers, reads beyond the end of invalid RLE
+strings, and writes out of bounds when it compresses long runs. Therefore all input is checked first, and pycocotools
+gets no run lengths. A checked mask is stored as COCO's compressed RLE.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from perception.files.scalars import parse_integer, parse_number
 from perception.types import DataError
 
 MAX_OUTLINE_LENGTH = 1_000_000
-"""Pixels and corners along the outline of one mask, or runs in it: pycocotools takes about 100 bytes for each."""
+"""Limit for one mask: pixels and corners along its outline, or its runs. pycocotools uses about 100 bytes for each."""
 
 MAX_POLYGON_PIXELS = 3 * (1 << 24)
-"""Pixels of an image in which polygons are drawn. pycocotools keeps 6 bytes for a run and none for the end, which is
+"""Images with this many pixels or more get no polygons. pycocotools allocates 6 bytes per run and none for the end:
 too little for four runs of 2**24 pixels (for three, allocators round up enough)."""
 
 MASK_FAULTS = (
@@ -34,24 +34,31 @@ MASK_FAULTS = (
     "no mask",
     "neither polygons nor run lengths",
     "a polygon of fewer than 6 numbers, or of an odd number of them",
-    "a polygon of what are no pixels",
-    "an outline that is endless",
+    "a polygon with invalid coordinates",
+    "an outline that is too long",
     "run lengths for an image of another size",
     "damaged run lengths",
-    "run lengths that do not sum up to the image",
+    "run lengths that do not add up to the image size",
     "no pixel",
     "polygons in an image of more than 50 Mpx",
 )
-"""What is wrong with a mask; 0 = nothing. An index may keep the numbers: only append."""
+"""Faults of a mask; 0 = none. An index file may contain the numbers: only append."""
 
 _ABSENT, _KIND, _CORNERS, _NUMBERS, _ENDLESS, _SIZE, _RUNS, _SUM, _EMPTY, _LARGE = range(1, len(MASK_FAULTS))
 
 
 def encode_rle(segmentation: Any, height: int, width: int) -> tuple[bytes, int, int]:
-    """(compressed RLE, its pixels, 0) of an annotation's ``segmentation``; (b"", 0, number in `MASK_FAULTS`) where
-    faulty.
+    """Encode an annotation's ``segmentation`` as compressed RLE.
 
-    Whatever it holds, nothing is raised, and time and memory are in proportion to it and to the image.
+    Invalid content never raises an error. Time and memory are proportional to the annotation and the image.
+
+    Args:
+        segmentation: polygons or run lengths, unchecked.
+        height: height of the image.
+        width: width of the image.
+
+    Returns:
+        (compressed RLE, number of mask pixels, 0), or (b"", 0, index in `MASK_FAULTS`) for a faulty mask.
     """
     if segmentation is None or segmentation == []:
         return b"", 0, _ABSENT
@@ -65,7 +72,7 @@ def encode_rle(segmentation: Any, height: int, width: int) -> tuple[bytes, int, 
 
 
 def encode_box_rle(x1: int, y1: int, x2: int, y2: int, height: int, width: int) -> bytes:
-    """Compressed RLE of a rectangle of whole pixels inside an image; of whole columns where it is 100000 wide."""
+    """Encode a rectangle of whole pixels in an image; one wider than `MAX_COORDINATE` covers whole columns."""
     if x2 - x1 > MAX_COORDINATE:
         x1, x2, y1, y2, height, width = 0, 1, x1 * height, x2 * height, height * width, 1
     inside, between = y2 - y1, height - (y2 - y1)
@@ -75,30 +82,32 @@ def encode_box_rle(x1: int, y1: int, x2: int, y2: int, height: int, width: int) 
 
 
 def find_rle_bounds(rle: bytes, height: int) -> tuple[int, int, int, int]:
-    """x, y, width, height of a checked mask's pixels."""
+    """Return x, y, width, height of a checked mask's pixels."""
     ends = np.cumsum(decode_run_lengths(rle))
     starts, stops = ends[: len(ends) // 2 * 2 : 2], ends[1::2]
     starts, lasts = starts[stops > starts], stops[stops > starts] - 1
     left, right = int(starts.min()) // height, int(lasts.max()) // height
-    if (starts // height < lasts // height).any():  # a run that goes on in the next column
+    if (starts // height < lasts // height).any():  # a run that continues in the next column
         return left, 0, right - left + 1, height
     top, bottom = int((starts % height).min()), int((lasts % height).max())
     return left, top, right - left + 1, bottom - top + 1
 
 
 class MaskTable:
-    """Masks of images 0 to N - 1, with a value for each; they are drawn when asked for, the last on top.
+    """Masks of images 0 to N - 1 with one value per mask, drawn on request, the last on top.
 
-    blob, offsets: compressed RLE of all masks in a row, [M + 1] where each begins; one of no bytes is not drawn
-    starts:        [N + 1], the first mask of each image
-    values:        uint8 [M]
+    Args:
+        blob: compressed RLE of all masks, concatenated.
+        offsets: [M + 1], start of each mask in ``blob``. A mask of 0 bytes is not drawn.
+        starts: [N + 1], first mask of each image.
+        values: uint8 [M], value of each mask.
     """
 
     def __init__(self, blob: NDArray[np.uint8], offsets: NDArray, starts: NDArray, values: NDArray[np.uint8]) -> None:
         self._bytes, self._offsets, self._starts, self._values = MappedBytes(blob), offsets, starts, values
 
     def draw_mask(self, image_index: int, size: tuple[int, int], fill: int) -> NDArray[np.uint8]:
-        """uint8 [H, W] of one image of ``size`` (height, width): ``fill`` where it has no mask."""
+        """Draw the masks of one image of ``size`` (height, width): uint8 [H, W], ``fill`` outside of all masks."""
         first, last = (int(row) for row in self._starts[image_index : image_index + 2])
         edges = (self._offsets[first : last + 1] - self._offsets[first]).tolist()
         data = self._bytes.read(int(self._offsets[first]), int(self._offsets[last]))
@@ -108,8 +117,8 @@ class MaskTable:
 
 
 def draw_masks(masks: Iterable[tuple[bytes, int]], height: int, width: int, fill: int) -> NDArray[np.uint8]:
-    """uint8 [H, W]: (checked mask, value) one upon the other over ``fill``, the last on top."""
-    canvas = np.full(height * width, fill, np.uint8)  # column by column, like the runs
+    """Draw (checked mask, value) pairs over ``fill``, the last on top: uint8 [H, W]."""
+    canvas = np.full(height * width, fill, np.uint8)  # column-major, like the runs
     for text, value in masks:
         runs = decode_run_lengths(text)
         runs = runs[: len(runs) // 2 * 2]  # up to the last pixel of the mask
@@ -120,10 +129,10 @@ def draw_masks(masks: Iterable[tuple[bytes, int]], height: int, width: int, fill
 
 
 def decode_run_lengths(rle: bytes) -> NDArray[np.int64]:
-    """Lengths of the runs of a compressed RLE in turn outside, inside, outside ..., column by column.
+    """Decode a compressed RLE to run lengths, alternately outside and inside the mask, column-major.
 
-    Numbers are little-endian groups of 5 bits in the characters 48 to 111, the 6th bit set where another group follows,
-    and from the fourth on they are differences to the last but one. Raises DataError where the text is none.
+    Numbers are little-endian groups of 5 bits in the characters 48 to 111. The 6th bit is set if another group follows.
+    From the fourth number on, each is the difference to the number two places before. Raises DataError if damaged.
     """
     codes = np.frombuffer(rle, np.uint8).astype(np.int64) - 48
     ends = np.flatnonzero((codes & 32) == 0) + 1
@@ -142,7 +151,7 @@ def decode_run_lengths(rle: bytes) -> NDArray[np.int64]:
 
 
 def encode_run_lengths(runs: NDArray[np.int64]) -> bytes:
-    """Compressed RLE of run lengths [N], each under 2**31; the inverse of `decode_run_lengths`."""
+    """Encode run lengths [N], each under 2**31, as compressed RLE; the inverse of `decode_run_lengths`."""
     numbers = runs.copy()
     numbers[3:] -= runs[1:-2]
     limits = 1 << (5 * np.arange(1, 7) - 1)  # what fits in 1 to 6 groups, with its sign
@@ -175,7 +184,7 @@ def _encode_runs(segmentation: dict[str, Any], height: int, width: int) -> tuple
 
 
 def is_connected(segmentation: dict[str, Any]) -> bool:
-    """Whether run lengths are of one connected piece, as a brush paints it; false where they are damaged."""
+    """Return whether run lengths form one connected region, as from a brush tool; false if damaged."""
     size = segmentation.get("size")
     if not (isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)):
         return False
@@ -188,7 +197,7 @@ def is_connected(segmentation: dict[str, Any]) -> bool:
 
 
 def collect_polygon_points(segmentation: Any) -> NDArray[np.float64]:
-    """float64 [K, 2], x and y of the corners of polygons; none where they are no numbers, or it is no list."""
+    """Return the polygon corners x, y, float64 [K, 2]; without invalid polygons, and empty if not a list."""
     polygons = _normalize_polygons(segmentation) if isinstance(segmentation, list) and segmentation else []
     outlines = [_to_numbers(polygon, "d") if isinstance(polygon, list) else None for polygon in polygons]
     sound = [outline.reshape(-1, 2) for outline in outlines if outline is not None and len(outline) % 2 == 0]
@@ -196,7 +205,7 @@ def collect_polygon_points(segmentation: Any) -> NDArray[np.float64]:
 
 
 def _normalize_polygons(segmentation: list[Any]) -> list[Any]:
-    """A list of polygons x1 y1 x2 y2 ..., from one alone (VGG Image Annotator), and from polygons of points [x, y]."""
+    """Polygons x1 y1 x2 y2 ..., also from a single polygon (VGG Image Annotator) and from lists of points [x, y]."""
     if parse_number(segmentation[0]) is not None or (len(segmentation) > 2 and _is_point_list(segmentation)):
         segmentation = [segmentation]
     return [list(chain.from_iterable(each)) if _is_point_list(each) else each for each in segmentation]
@@ -216,7 +225,7 @@ def _encode_polygons(segmentation: list[Any], height: int, width: int) -> tuple[
         if len(polygon) < 6 or len(polygon) % 2:
             return b"", 0, _CORNERS
         outline = _to_numbers(polygon, "d")
-        if outline is None or not (extent := float(np.abs(outline).max())) <= MAX_COORDINATE:  # NaN neither
+        if outline is None or not (extent := float(np.abs(outline).max())) <= MAX_COORDINATE:  # also excludes NaN
             return b"", 0, _NUMBERS
         outlines.append(outline)
         corners, largest = corners + len(outline) // 2, max(largest, extent)
@@ -224,7 +233,7 @@ def _encode_polygons(segmentation: list[Any], height: int, width: int) -> tuple[
         return b"", 0, _ENDLESS
     library = _import_pycocotools()
     parts = library.frPyObjects(outlines, height, width)
-    while len(parts) > 1:  # a few at a time: merging n at once takes n times as long
+    while len(parts) > 1:  # in groups: merging n at once takes n times as long
         parts = [library.merge(parts[i : i + 8]) for i in range(0, len(parts), 8)]
     return parts[0]["counts"], int(library.area(parts[0])), 0
 
@@ -239,14 +248,14 @@ def _import_pycocotools() -> Any:
     try:
         from pycocotools import mask
     except ImportError:
-        raise DataError("Reading COCO's masks needs the package pycocotools.") from None
+        raise DataError("Reading COCO masks requires the package pycocotools. Install it.") from None
     return mask
 
 
 def _to_numbers(values: list[Any], kind: str) -> NDArray | None:
-    """Numbers, or texts of them, as float64 ("d") or int64 ("q") [N]; None where there is anything else."""
+    """Numbers, or strings of numbers, as float64 ("d") or int64 ("q") [N]; None for anything else."""
     try:
-        return np.array(array(kind, values))  # unlike numpy, array takes no texts and no lists
+        return np.array(array(kind, values))  # unlike numpy, array rejects strings and lists
     except (TypeError, OverflowError):
         numbers = [(parse_number if kind == "d" else parse_integer)(value) for value in values]
         return None if None in numbers else np.array(numbers, np.float64 if kind == "d" else np.int64)

@@ -1,8 +1,8 @@
 """Labels in the format of Scalabel (https://doc.scalabel.ai/format.html), as BDD100K publishes them: JSON of frames.
 
-Three forms: a list of frames (or an object with ``frames``) in one file; and, as in 2018, a file per image with one
-frame of ``objects``. Boxes and the attributes of frames are read; labels of polygons, curves, masks and graphs only (in
-2018 also lanes and drivable areas) are passed over.
+Supported forms: a list of frames or an object with ``frames`` in one file, or, as in 2018, a file per image with one
+frame of ``objects``. Boxes and frame attributes are read. Labels with only polygons, curves, masks or graphs (in 2018
+also lanes and drivable areas) are skipped.
 """
 
 from __future__ import annotations
@@ -30,15 +30,19 @@ _CORNERS = ("x1", "y1", "x2", "y2")
 
 @dataclass(frozen=True, slots=True)
 class ScalabelFrames:
-    """The frames of a file or folder, and all boxes.
+    """All frames and boxes of a file or folder.
 
-    names:      of the images, each once
-    sizes:      int64 [F, 2], height and width; 0 = not given
-    attributes: int64 [F, 3], positions of `ATTRIBUTES` in ``values``; -1 = undefined
-    frame_indices, category_indices: int64 [N], of every box: its frame, its position in ``categories``
-    ignore:     bool [N], boxes of crowds and of what evaluation ignores
-    corners:    float64 [N, 4], x1 y1 x2 y2 as stored
-    num_shapeless:       number of labels without any shape
+    Attributes:
+        names: image names, unique.
+        sizes: int64 [F, 2], height and width; 0 = not given.
+        attributes: int64 [F, 3], positions in ``values`` of the `ATTRIBUTES`; -1 = undefined.
+        values: attribute values.
+        frame_indices: int64 [N], frame of every box.
+        category_indices: int64 [N], position in ``categories`` of every box.
+        categories: category names.
+        ignore: bool [N], boxes of crowds and boxes that the evaluation ignores.
+        corners: float64 [N, 4], x1 y1 x2 y2 as stored.
+        num_shapeless: number of labels without a shape.
     """
 
     names: list[str]
@@ -54,9 +58,9 @@ class ScalabelFrames:
 
 
 def read_scalabel_frames(path: Path) -> ScalabelFrames:
-    """The frames of a JSON file, or of a folder with a file per image.
+    """Read the frames of a JSON file, or of a folder with a file per image.
 
-    Raises DataError with file and frame where the content is not of this format.
+    Raises DataError with file and frame if the content does not have this format.
     """
     single = path.is_dir()
     files = list(list_folder_files(path.resolve(), path.resolve(), ".json").values()) if single else [path]
@@ -122,13 +126,13 @@ def _parse_frames(content: Any, path: Path, per_image: bool) -> list[dict]:
         content = content["frames"]
     if not isinstance(content, list) or not content:
         raise DataError(
-            f"{path} holds no list of frames. Expected BDD100K's labels: [{{name, attributes, labels}}, ...]."
+            f"{path} does not contain a list of frames. Expected BDD100K's labels: [{{name, attributes, labels}}, ...]."
         )
     return _check_list(content, str(path), "frames")
 
 
 def _check_list(value: Any, where: str, key: str) -> list[dict]:
-    """A list of objects; empty where it is null or absent."""
+    """A list of objects; empty if it is null or absent."""
     if value is not None and not (isinstance(value, list) and all(isinstance(item, dict) for item in value)):
         raise DataError(f"{where}: {key} is {quote_value(value)}. Expected a list of objects.")
     return value or []
@@ -153,7 +157,7 @@ def _index_value(value: Any, values: dict[str, int], where: str, key: str) -> in
 
 
 def _parse_size(value: Any, where: str) -> tuple[int, int]:
-    """(height, width), (0, 0) where not given."""
+    """(height, width); (0, 0) if not given."""
     if value is None:
         return 0, 0
     size = _check_object(value, where, "size")
@@ -165,7 +169,7 @@ def _parse_size(value: Any, where: str) -> tuple[int, int]:
 
 
 def _is_ignored(label: dict, where: str) -> bool:
-    """Whether a box stands for a crowd, or for what evaluation ignores."""
+    """Whether a box is a crowd, or is ignored in the evaluation."""
     known = _check_object(label.get("attributes"), where, "attributes")
     return parse_flag(known.get("crowd"), where, "crowd") | parse_flag(known.get("ignored"), where, "ignored")
 

@@ -1,4 +1,4 @@
-"""A folder of segmentation masks: a class for every pixel, as an id, a value of a list, or a color."""
+"""A folder of segmentation masks. Each pixel stores its class as an id, as a listed value, or as a color."""
 
 from __future__ import annotations
 
@@ -24,32 +24,39 @@ from perception.files.palettes import MISMATCHED_PALETTES, count_mismatched_pale
 from perception.types import IGNORE_INDEX, Camera, ConfigError, DataError, DenseMap, LabelSpace
 
 MAX_INSPECTED_MASKS = 200
-"""So many maps are looked through for an id that is neither 0 nor 255, where there might be none."""
+"""Number of masks that are searched for an id other than 0 and 255."""
 
 ColorValue = str | tuple[int, ...]
-"""[R, G, B] (a fourth number, transparency, counts for nothing) or "#RRGGBB"."""
+"""[R, G, B] or "#RRGGBB". A fourth number (transparency) is ignored."""
 
 
 @config_dataclass
 class SegmentationMasksConfig:
-    """images, masks: folders, relative to the data root; a mask has its image's name, plus ``suffix``.
+    """Configuration of the reader for a folder of segmentation masks.
 
-    image, mask: patterns instead, where names differ otherwise: "*_sat.jpg" and "*_mask.png"; "*" is what is equal.
-                 Without "/" they are of the file's name. One folder may hold both
-    classes:     text file, one name per line; the line's number from 0 is the id. Or a CSV of "id, name", or a JSON
-                 with a list of labels. 255 = void
-    first_id:    id of the first line
-    values:      stored value -> name, instead of classes: {0: other, 255: lane}; any number up to 65535
-    colors:     name -> its color or colors, instead of classes: {road: [128, 64, 128], car: ["#00008e", "#0000e6"]};
-                 or a file of them (label_colors.txt, labelmap.txt, class_dict.csv, obj_class_to_machine_color.json);
-                 or "voc": VOC's palette, in the order of classes
-    void:        further values, or colors, that are void: [0], [[0, 0, 0]]
-    array:       name of the array in a .npz that holds several
-    rename:      name -> class of the recipe; several may become one
-    ignore:      names whose pixels become void; ``rest`` = all that are not in the recipe
-    labels_only: classes of the recipe that this source labels; a pixel of another name is any class but these
-    coarse:      name -> the classes of the recipe that its pixels may be: a super-class (``vehicle: [car, truck]``),
-                 or ``rest``: any that no other name of the source stands for
+    Attributes:
+        images: folder of the images, relative to the data root.
+        masks: folder of the masks, relative to the data root. A mask has its image's name, plus ``suffix``.
+        class_file: text file with one name per line. The line number, counted from 0, is the id. Or a CSV of
+            "id, name", or a JSON with a list of labels. Value 255 is ignored.
+        format: name of this reader.
+        task: segmentation task of the recipe.
+        suffix: text after the image's name in the name of its mask.
+        image: pattern for other names, such as "*_sat.jpg"; "*" is the common part. A pattern without "/" matches the
+            file name. One folder may contain both kinds of files.
+        mask: pattern of the masks, such as "*_mask.png"; see ``image``.
+        first_id: id of the first line of ``class_file``.
+        values: stored value (up to 65535) -> name, instead of ``class_file``: {0: other, 255: lane}.
+        colors: name -> one or more colors, instead of ``class_file``: {road: [128, 64, 128], car: ["#00008e",
+            "#0000e6"]}; or a file with colors (label_colors.txt, labelmap.txt, class_dict.csv,
+            obj_class_to_machine_color.json); or "voc": VOC's palette, in the order of ``class_file``.
+        ignore_values: additional values or colors that are ignored: [0], [[0, 0, 0]].
+        array_name: name of the array in a .npz with several arrays.
+        rename: name -> class of the recipe. Several names may become one class.
+        ignore: names whose pixels are ignored; ``rest`` = all names that are not in the recipe.
+        labels_only: classes of the recipe that this source labels. A pixel with another name may be any other class.
+        superclasses: name -> the classes of the recipe that its pixels may be (``vehicle: [car, truck]``), or
+            ``rest``: all classes that no other name of the source stands for.
     """
 
     images: str
@@ -72,12 +79,12 @@ class SegmentationMasksConfig:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Names of the tasks that it may label."""
+        """Names of the tasks that the reader may label."""
         return (self.task,)
 
     @property
     def pairing(self) -> PairNames:
-        """How images and masks are called."""
+        """Name patterns that pair images with masks."""
         return PairNames(self.images, self.masks, self.suffix, self.image, self.mask, "mask", "segmentation mask")
 
     def __post_init__(self) -> None:
@@ -86,27 +93,26 @@ class SegmentationMasksConfig:
         given = [key for key in ("class_file", "values", "colors") if getattr(self, key) is not None]
         if len(given) != 1 and not (by_palette and self.values is None):
             raise ConfigError(
-                f"segmentation_masks: {' and '.join(given) or 'none of class_file, values and colors'} "
-                "given. Expected one of "
-                "class_file, values: {0: other, 255: lane}, and colors: {road: [128, 64, 128]}."
+                f"segmentation_masks: {' and '.join(given) or 'none of class_file, values and colors'} given. Expected "
+                "one of class_file, values: {0: other, 255: lane}, and colors: {road: [128, 64, 128]}."
             )
         if self.colors == "voc" and not by_palette:
             raise ConfigError(
-                "segmentation_masks: colors is voc, without classes. Give the file of names, in their order."
+                "segmentation_masks: colors is voc, without class_file. Give a file with the names in VOC's order."
             )
         ids = [*(self.values or ()), *(v for v in self.ignore_values if isinstance(v, int)), self.first_id]
         if not all(0 <= id <= 65535 for id in ids):
             raise ConfigError(
-                f"segmentation_masks: {min(ids)} to {max(ids)} are given as stored values. Expected 0 to 65535."
+                f"segmentation_masks: the stored values range from {min(ids)} to {max(ids)}. Expected 0 to 65535."
             )
         for value in self.ignore_values:
             if isinstance(value, int) == (self.colors is not None):
                 expected = "colors, such as [[0, 0, 0]]" if self.colors is not None else "values, such as [0]"
-                raise ConfigError(f"segmentation_masks: void names {value}. Expected {expected}.")
+                raise ConfigError(f"segmentation_masks: ignore_values contains {value}. Expected {expected}.")
 
 
 class SegmentationMasksReader:
-    """Images that have a mask. Attribute ``class_map``: name -> the recipe's class."""
+    """Reader of images that have a mask. Additional attribute: ``class_map`` (name -> the recipe's class)."""
 
     Config = SegmentationMasksConfig
 
@@ -129,7 +135,7 @@ class SegmentationMasksReader:
             colours = {name: [voc_color(id)] for id, name in self.names.items() if id < 256}
         names = dict.fromkeys(self.names.values() if colours is None else colours)
         unnamed = "void" in names and "void" not in {*classes[config.task], *(config.rename or {}), *config.ignore}
-        if unnamed:  # the word means itself, but where it is given another meaning
+        if unnamed:  # by default, "void" means ignored
             names.pop("void")
         self.class_map = map_pixel_classes(
             names, classes[config.task], where, config.rename, config.ignore, config.labels_only, config.superclasses
@@ -151,9 +157,9 @@ class SegmentationMasksReader:
             self.problems[MISMATCHED_PALETTES] += unlike
 
     def read_annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, DenseMap]:
-        """values uint8 [H, W], the recipe's classes or sets of them.
+        """Read the mask of an image: uint8 [H, W], classes of the recipe or sets of them.
 
-        Raises DataError where an id or a color has no name.
+        Raises DataError if an id or a color has no name.
         """
         picture = self.images[index]
         path = self._pairs[picture]
@@ -164,7 +170,7 @@ class SegmentationMasksReader:
             assert self._table is not None
             stored = read_map(path, self.config.array_name, merge_channels=self.config.values is not None)
             if stored.dtype == np.bool_ and 1 not in self.names and 255 in self.names:
-                stored = stored.astype(np.uint8) * 255  # as every viewer shows one bit
+                stored = stored.astype(np.uint8) * 255  # viewers show a one-bit mask as 0 and 255
             label_map = to_segmentation_mask(
                 stored, path, self._table, self.names, label_space=self.class_map.label_space
             )
@@ -172,17 +178,18 @@ class SegmentationMasksReader:
         return {self.config.task: label_map}
 
     def camera(self, index: int) -> Camera | None:
+        """Return None: the intrinsics are unknown."""
         return None
 
     def _check_values(self) -> None:
-        """Raise DataError where maps hold 0 and 255 alone: then 255 is no void, but the class that is looked for."""
+        """Raise DataError if the masks contain only 0 and 255: then 255 is probably a class, not ignored pixels."""
         maps = list(self._pairs.values())
         chosen = maps[:: -(-len(maps) // MAX_INSPECTED_MASKS)]
         seen: set[int] = set()
         for path in chosen:
             try:
                 stored = read_map(path, self.config.array_name)
-            except DataError:  # told where the map is used
+            except DataError:  # reported when the mask is read
                 return
             seen |= {int(stored.min()), int(stored.max())}
             if not seen <= {0, 255} or ((stored != 0) & (stored != 255)).any():
@@ -191,10 +198,9 @@ class SegmentationMasksReader:
             first = self.names.get(0, next(iter(self.names.values())))
             other = next(name for name in self.names.values() if name != first)
             raise DataError(
-                f"{maps[0].parent}: the {len(chosen)} segmentation masks that were "
-                "looked at hold only 0 and 255. 255 is void, "
-                f"so that '{first}' would be the only class. Say what the values are instead of classes: values: "
-                f"{{0: {first}, 255: {other}}}; where 255 is void, values: {{0: {first}, 1: {other}, 255: void}}."
+                f"{maps[0].parent}: the {len(chosen)} segmentation masks that were checked contain only 0 and 255. 255 "
+                f"is ignored, therefore '{first}' would be the only class. Give values instead of class_file: values: "
+                f"{{0: {first}, 255: {other}}}. If 255 is ignored, values: {{0: {first}, 1: {other}, 255: void}}."
             )
 
 
@@ -211,8 +217,8 @@ def _read_colors(config: SegmentationMasksConfig, root: Path) -> dict[str, list[
         several = [one] if one is not None else [parse_color(each) for each in given]
         if not several or any(color is None for color in several):
             raise ConfigError(
-                f"segmentation_masks: colors gives '{name}' {given!r:.80}. Expected "
-                "[R, G, B], '#RRGGBB', or a list of these."
+                f"segmentation_masks: colors gives '{name}' the value {given!r:.80}. Expected [R, G, B], '#RRGGBB', "
+                "or a list of these."
             )
         found[name] = [color for color in several if color is not None]
     return found
@@ -221,7 +227,9 @@ def _read_colors(config: SegmentationMasksConfig, root: Path) -> dict[str, list[
 def _parse_ignore_colors(config: SegmentationMasksConfig) -> list[Color]:
     found = [parse_color(given) for given in config.ignore_values]
     if any(color is None for color in found):
-        raise ConfigError(f"segmentation_masks: void is {config.ignore_values}. Expected colors, such as [[0, 0, 0]].")
+        raise ConfigError(
+            f"segmentation_masks: ignore_values is {config.ignore_values}. Expected colors, such as [[0, 0, 0]]."
+        )
     return [color for color in found if color is not None]
 
 
@@ -232,8 +240,21 @@ def read_segmentation_mask(
     hint: str = "",
     label_space: LabelSpace | None = None,
 ) -> DenseMap:
-    """A stored segmentation mask through a `build_lookup_table`. Raises DataError with the histogram where an id has
-    no meaning."""
+    """Read a segmentation mask and map its ids to classes.
+
+    Args:
+        path: file of the mask.
+        table: lookup table from `build_lookup_table`.
+        names: id -> name, for the error message.
+        hint: suggested fix for the error message; default: derived from the ids.
+        label_space: label space of the result.
+
+    Returns:
+        Classes uint8 [H, W].
+
+    Raises:
+        DataError: an id has no meaning. The message contains the histogram of the ids.
+    """
     return to_segmentation_mask(read_map(path), path, table, names, hint, label_space)
 
 
@@ -245,7 +266,7 @@ def to_segmentation_mask(
     hint: str = "",
     label_space: LabelSpace | None = None,
 ) -> DenseMap:
-    """Stored ids [H, W], of any kind of number, through a `build_lookup_table`. Raises as `read_segmentation_mask`."""
+    """Map stored ids [H, W] of any number type to classes. Arguments and errors as in `read_segmentation_mask`."""
     if stored.dtype == np.uint8:
         values = cv2.LUT(np.ascontiguousarray(stored), table[:256])
     else:
@@ -258,9 +279,9 @@ def to_segmentation_mask(
         pairs = list(zip(ids.tolist(), counts.tolist(), strict=True))
         histogram = ", ".join(f"{int(i) if i == i // 1 else i}: {n}" for i, n in pairs[:40])
         void = sorted(np.flatnonzero(table == IGNORE_INDEX).tolist())
-        words = f" or {IGNORE_INDEX} (void)" if IGNORE_INDEX in void and IGNORE_INDEX not in names else ""
+        words = f" or {IGNORE_INDEX} (ignored)" if IGNORE_INDEX in void and IGNORE_INDEX not in names else ""
         raise DataError(
-            f"{path} holds ids without a name. Expected {_format_ranges(sorted(names))}{words}, found "
+            f"{path} contains ids without a name. Expected {_format_ranges(sorted(names))}{words}, found "
             f"{{id: pixels}} {{{histogram}}}. {hint or _suggest_fix(ids, names)}"
         )
     return DenseMap(values, values != IGNORE_INDEX, label_space=label_space)
@@ -269,15 +290,15 @@ def to_segmentation_mask(
 def _suggest_fix(ids: NDArray, names: Mapping[int, str]) -> str:
     if len(ids) > max(40, 3 * len(names)):
         return (
-            "So many ids are of a mask that was drawn with soft edges, resized with interpolation or once a JPEG, or "
-            "of an image. Make it again from the originals, by nearest neighbor."
+            "So many ids mean that the mask was drawn with soft edges, resized with interpolation or saved as a JPEG, "
+            "or that it is a photo. Recreate it from the originals with nearest-neighbor interpolation."
         )
     known = ids[ids != IGNORE_INDEX]
     if list(names) == list(range(len(names))) and known.size and known.min() >= 0 and known.max() == len(names):
-        return "If the first name is 1, give the reader first_id: 1 (and void: [0], where 0 is no class)."
+        return "If the first name has id 1, give the reader first_id: 1 (and ignore_values: [0] if 0 is not a class)."
     return (
-        "Say what the values are, instead of classes: values: {0: ..., 255: ...}; add what is void: void: [...]; or "
-        "correct the list of classes."
+        "Give the meaning of the values instead of class_file: values: {0: ..., 255: ...}; list the ignored values: "
+        "ignore_values: [...]; or correct the list of classes."
     )
 
 

@@ -1,8 +1,7 @@
-"""The tree of Pascal VOC (Everingham et al. 2010): an XML of boxes per image, segmentation masks for some, lists of
-names.
+"""Pascal VOC (Everingham et al. 2010): an XML of boxes per image, segmentation masks for some images, split lists.
 
 ``JPEGImages/<name>.jpg``, ``Annotations/<name>.xml``, ``SegmentationClass/<name>.png``,
-``ImageSets/{Main,Segmentation}/<split>.txt``. Many other sets keep their boxes in such XML files.
+``ImageSets/{Main,Segmentation}/<split>.txt``. Many other data sets store their boxes in such XML files.
 """
 
 from __future__ import annotations
@@ -57,24 +56,36 @@ from perception.types import Annotation, Camera, ConfigError, DataError
 
 @config_dataclass
 class VocConfig:
-    """root: folder that holds the folders below, relative to the data root.
+    """Configuration of the reader for Pascal VOC.
 
-    split:       name of the lists ``ImageSets/Main/<split>.txt`` (boxes) and ``ImageSets/Segmentation/<split>.txt``
-                 (segmentation masks); where only one of them exists it serves for both. None = all files, without lists
-    detection_task, segmentation_task: names in the recipe; None = not read
-    images, annotations, masks: folders under ``root``
-    classes:     the set's names in the order of their ids from 1: a list, or a text file relative to the data root
-                 with one per line. Default: VOC's 20
-    one_based:   corners are pixel indices from 1, both inclusive, as VOC's: ``xmin - 1`` is the left edge and ``xmax``
-                 the right one. false = corners are edges as they stand
-    difficult:   what objects with this flag become: ignore regions (VOC's evaluation), objects, or background
-    match_by:       "path" = the image of an XML has its name; "base" = it has the one in the XML's <filename>, of which
-                 only the last part counts (`ImageFinder`)
-    unlabeled:  what an image is whose XML has no object: as in `CocoConfig`
-    detection_rename, ...: as in `CocoConfig`, from the set's names to the recipe's
-    segmentation_rename, ...: as in `SegmentationMasksConfig`; the names of segmentation masks are ``background`` and
-    the set's
-    max_missing: largest fraction of the images with labels that may be missing
+    Attributes:
+        root: folder of the data set, relative to the data root.
+        split: name of the lists ``ImageSets/Main/<split>.txt`` (boxes) and ``ImageSets/Segmentation/<split>.txt``
+            (segmentation masks). If only one of them exists, it is used for both. None = all files, without lists.
+        format: name of this reader.
+        detection_task: detection task of the recipe; None = boxes are not read.
+        segmentation_task: segmentation task of the recipe; None = masks are not read.
+        images: folder of the images, under ``root``.
+        annotations: folder of the XML files, under ``root``.
+        masks: folder of the segmentation masks, under ``root``.
+        classes: class names in the order of their ids from 1: a list, or a text file relative to the data root, one
+            per line. Default: VOC's 20.
+        one_based: corners are pixel indices from 1, both inclusive, as in VOC: ``xmin - 1`` is the left edge and
+            ``xmax`` the right edge. false = corners are the edges, unchanged.
+        difficult: handling of objects with this flag: ignore regions (VOC's evaluation), objects, or background.
+        match_by: "path" = an image has the name of its XML; "base" = it has the name in the XML's <filename>, of
+            which only the last part counts (`ImageFinder`).
+        unlabeled: handling of images whose XML has no object, as in `CocoConfig`.
+        detection_rename: class mapping of the boxes to the recipe, as in `CocoConfig`; also the next three.
+        detection_ignore: see ``detection_rename``.
+        detection_background: see ``detection_rename``.
+        detection_labels_only: see ``detection_rename``.
+        segmentation_rename: class mapping of the masks, as in `SegmentationMasksConfig`; also the next three. The
+            names are ``background`` and those of ``classes``.
+        segmentation_ignore: see ``segmentation_rename``.
+        segmentation_labels_only: see ``segmentation_rename``.
+        segmentation_superclasses: see ``segmentation_rename``.
+        max_missing: largest fraction of the images with labels that may be missing.
     """
 
     root: str
@@ -102,7 +113,7 @@ class VocConfig:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Names of the tasks that it may label."""
+        """Names of the tasks that the reader may label."""
         return tuple(task for task in (self.detection_task, self.segmentation_task) if task is not None)
 
     def __post_init__(self) -> None:
@@ -111,8 +122,7 @@ class VocConfig:
 
 
 class VocReader:
-    """Images that have an XML or a segmentation mask; an XML without objects labels its image as empty
-    (``unlabeled``)."""
+    """Reader of images with an XML or a segmentation mask. An XML without objects means no boxes (``unlabeled``)."""
 
     Config = VocConfig
 
@@ -155,7 +165,7 @@ class VocReader:
                 self.problems[MISMATCHED_PALETTES] += unlike
 
     def read_annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, Annotation]:
-        """Boxes clipped to the image and segmentation uint8 [H, W], whichever the image has."""
+        """Return the boxes, clipped to the image, and the segmentation uint8 [H, W], if the image has them."""
         picture, xml, mask = self.images[index], self._xml_paths[index], self._mask_paths[index]
         result: dict[str, Annotation] = {}
         if xml is not None and self.config.detection_task:
@@ -168,10 +178,11 @@ class VocReader:
         return result
 
     def camera(self, index: int) -> Camera | None:
+        """Return None: the intrinsics are unknown."""
         return None
 
     def _find_label_files(self, classes: Mapping[str, tuple[str, ...]]) -> tuple[dict[str, Path], dict[str, Path]]:
-        """Name -> XML and name -> segmentation mask, of the split and of the tasks that the recipe trains."""
+        """Name -> XML and name -> segmentation mask, for the split and the tasks that the recipe trains."""
         config = self.config
         lists = self._read_lists()
         result: list[dict[str, Path]] = []
@@ -184,7 +195,7 @@ class VocReader:
             if files and config.split is not None:
                 names = lists.get(kind) or next(iter(lists.values()))
                 if kind not in lists:
-                    self.problems[f"no list ImageSets/{kind}/{config.split}.txt, the other one taken"] += 1
+                    self.problems[f"no list ImageSets/{kind}/{config.split}.txt, the other list is used"] += 1
                 names = [name if name in files else strip_image_suffix(name) for name in names]
                 files = {name: files[name] for name in names if name in files}
                 if len(files) < len(names):
@@ -192,13 +203,13 @@ class VocReader:
             result.append(files)
         if not any(result):
             raise DataError(
-                f"{self.root} labels nothing that the recipe trains in split {config.split}: no XML in "
+                f"{self.root} has no labels for the tasks of the recipe in split {config.split}: no XML in "
                 f"{config.annotations}/ and no PNG in {config.masks}/. Correct root, split or the folders."
             )
         return result[0], result[1]
 
     def _read_lists(self) -> dict[str, list[str]]:
-        """Kind of list -> its names."""
+        """Type of list -> its names."""
         if self.config.split is None:
             return {}
         found = {}
@@ -209,7 +220,7 @@ class VocReader:
         if not found:
             raise DataError(
                 f"{self.root}: no list ImageSets/Main/{self.config.split}.txt nor ImageSets/Segmentation/"
-                f"{self.config.split}.txt. Correct the split, or set split: null to take all files."
+                f"{self.config.split}.txt. Correct the split, or set split: null to use all files."
             )
         return found
 
@@ -218,7 +229,7 @@ class VocReader:
         return index_by_stem(list_files_under(folder, (suffix,), self._data_root), folder)
 
     def _match_images(self, stems: list[str], names: Mapping[str, str]) -> tuple[list[str], list[Path]]:
-        """Stems of the label files and images that exist, sorted by path. names: stem -> <filename> of its XML."""
+        """Stems of the label files and existing images, sorted by path. names: stem -> <filename> of its XML."""
         folder, by = require_folder(self.root, self.config.images, "Pascal VOC images"), self.config.match_by
         listed, boundary = list_images(folder, root=self._data_root), find_boundary(folder, self._data_root)
         files, finder = index_by_stem(listed, folder), ImageFinder(folder, self._data_root, by)
@@ -235,8 +246,8 @@ class VocReader:
                 raise DataError(f"{self.root}: {stem} and {second} label the same image {path}. Keep one of them.")
         found = find_present_files(
             [p for p, _ in pairs], folder, str(self.root), self.config.max_missing, self.problems,
-            BASE_NAMES_HINT.replace("names are right but for "
-                                    "their folders", "XML's <filename> tells") if by == "path" else "",
+            BASE_NAMES_HINT.replace("only the folders in the names are wrong",
+                                    "the XML's <filename> is the image's name") if by == "path" else "",
         )  # fmt: skip
         kept = [pair for pair, there in zip(pairs, found, strict=True) if there]
         if self.config.split is None and len(kept) < len(listed):
@@ -250,9 +261,9 @@ class VocReader:
         places: NDArray,
         recipe_classes: tuple[str, ...],
     ) -> tuple[list[tuple[int, int]], BoxTable]:
-        """(height, width) of the images that have an XML, and the boxes.
+        """Sizes (height, width) of the images with an XML, and the boxes.
 
-        files, stored: the XMLs, and what `read_objects` gave for them. places: the image of each, -1 = none
+        files, stored: the XMLs and the result of `read_objects`. places: image of each XML, -1 = none.
         """
         config = self.config
         sizes = [(0, 0)] * len(self.images)
@@ -266,10 +277,9 @@ class VocReader:
             xml, line = files[int(stored["file"][where])][1], stored["line"][where]
             names = ", ".join(quote_value(name, 30) for name in found[:30])
             raise DataError(
-                f"{xml}, line {line}: class {quote_value(unknown[0])} is none of the {len(self.names)} classes."
-                f"{suggest_class_name(unknown[0], self.names)} The files name {names}. "
-                "Give this reader classes: [...], or correct "
-                "the file."
+                f"{xml}, line {line}: class {quote_value(unknown[0])} is not among the {len(self.names)} classes."
+                f"{suggest_class_name(unknown[0], self.names)} The files contain {names}. "
+                "Give this reader classes: [...], or correct the file."
             )
         class_map = map_classes(
             self.names, recipe_classes, f"{self.root}, keys "
@@ -294,5 +304,5 @@ class VocReader:
 def _read_size_or_max(image_path: Path) -> tuple[int, int]:
     try:
         return read_image_size(image_path)
-    except ImageError:  # whoever reads the image will say so
+    except ImageError:  # reported when the image is read
         return int(MAX_COORDINATE), int(MAX_COORDINATE)

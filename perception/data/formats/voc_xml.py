@@ -1,4 +1,4 @@
-"""The XML files of Pascal VOC: an image's size, and its objects with a class name and a box."""
+"""XML files of Pascal VOC: the size of an image, and its objects with a class name and a box."""
 
 from __future__ import annotations
 
@@ -18,19 +18,21 @@ from perception.types import DataError
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _ROTATED_TAGS = ("robndbox", "rotated_bndbox", "rotated")
-"""Names of a turned rectangle: a center, sides and an angle (roLabelImg), or four corners (DIOR-R, SSDD)."""
+"""Tags of a rotated box: center, sides and angle (roLabelImg), or four corners (DIOR-R, SSDD)."""
 
 
 def read_objects(files: Sequence[Path]) -> dict[str, NDArray]:
-    """The objects of all files, in order.
+    """Read the objects of all files, in order.
 
-    sizes:   int64 [F, 2], height and width of each file's image; 0 = not given
-    corners: float64 [N, 4], xmin ymin xmax ymax as stored, or around the turned rectangle or the polygon stored
-    file, line, name: int64 [N], position in ``files``, line in it, position in the names
-    difficult, ignored, turned: int64 [N], 0 or 1; a crowd is ignored, what LabelMe calls deleted is not there
-    names, name_offsets, images, image_offsets: the names, and what each file calls its image, by `pack_texts`
+    Returns:
+        sizes: int64 [F, 2], height and width of each file's image; 0 = not given.
+        corners: float64 [N, 4], xmin ymin xmax ymax as stored, or of the box around a rotated box or polygon.
+        file, line, name: int64 [N], index in ``files``, line number, index in the names.
+        difficult, ignored, turned: int64 [N], 0 or 1. Crowds are ignored; LabelMe's deleted objects are left out.
+        names, name_offsets, image_names, image_offsets: class names and each file's <filename>, from `pack_texts`.
 
-    Raises DataError with file and line where a file is not VOC's.
+    Raises:
+        DataError: a file is not in VOC's format. The message has file and line.
     """
     for path in files:
         check_xml_file(path)
@@ -43,7 +45,7 @@ def _parse_files(files: Sequence[Path]) -> dict[str, NDArray]:
     for number, path in enumerate(files):
         root = read_xml(path)
         if root.tag != "annotation":
-            raise DataError(f"{path} holds <{root.tag[:40]}>. Expected VOC's <annotation>.")
+            raise DataError(f"{path} contains <{root.tag[:40]}>. Expected VOC's <annotation>.")
         sizes.append(_parse_size(root, path))
         picture = root.find_first("filename")
         pictures.append("" if picture is None else picture.text)
@@ -52,7 +54,7 @@ def _parse_files(files: Sequence[Path]) -> dict[str, NDArray]:
             if parse_flag(_child_text(item, "deleted"), where, "deleted"):  # LabelMe
                 continue
             if name is None or not name.text:
-                raise DataError(f"{where}: an object without a name. Correct it.")
+                raise DataError(f"{where}: an object has no name. Correct it.")
             box, turned = _parse_box(item, path)
             difficult, ignored, crowd = (_read_flag(item, key, where) for key in ("difficult", "ignore", "iscrowd"))
             rows.append(
@@ -68,7 +70,7 @@ def _parse_files(files: Sequence[Path]) -> dict[str, NDArray]:
 
 
 def _parse_size(root: XmlElement, path: Path) -> tuple[int, int]:
-    """(height, width); (0, 0) where not given: no element, or one that is empty, 0 or -1."""
+    """(height, width); (0, 0) if not given: the element is absent, empty, 0 or -1."""
     size = root.find_first("size")
     if size is None:
         return 0, 0
@@ -77,14 +79,14 @@ def _parse_size(root: XmlElement, path: Path) -> tuple[int, int]:
     if any(side is None or not (side == -1 or 0 <= side <= MAX_COORDINATE) for side in sides):
         raise DataError(
             f"{path}, line {size.line}: the size (height, width) is {quote_value(texts)}. "
-            "Expected the image's, in pixels."
+            "Expected the image's size, in pixels."
         )
     height, width = (int(side or 0) for side in sides)
     return (height, width) if height > 0 and width > 0 else (0, 0)
 
 
 def _parse_box(item: XmlElement, path: Path) -> tuple[list[float], bool]:
-    """([xmin, ymin, xmax, ymax], whether it is the box around a turned one)."""
+    """([xmin, ymin, xmax, ymax], whether it encloses a rotated box)."""
     box, several = item.find_first("bndbox"), len(item.find_all("bndbox")) > 1
     if box is not None and not several and len(_parse_points(box, path)) < 3:
         corners = [_child_number(box, tag, path) for tag in _CORNERS]
@@ -93,7 +95,7 @@ def _parse_box(item: XmlElement, path: Path) -> tuple[list[float], bool]:
     turned = [child for tag in _ROTATED_TAGS for child in item.find_all(tag)]
     outlines = [*item.find_all("bndbox"), *turned, *item.find_all("polygon")]
     if several or not outlines:
-        raise DataError(f"{path}, line {item.line}: an object without a box, or with several. Correct it.")
+        raise DataError(f"{path}, line {item.line}: an object has no box, or several. Correct it.")
     points = _parse_points(outlines[0], path)
     if len(points) > 2:
         return [*points.min(0).tolist(), *points.max(0).tolist()], outlines[0].tag != "polygon"
@@ -101,7 +103,7 @@ def _parse_box(item: XmlElement, path: Path) -> tuple[list[float], bool]:
 
 
 def _parse_rotated_box(box: XmlElement, path: Path) -> list[float]:
-    """The box around a rectangle of a center, two sides and an angle, in radians or, beyond a turn, in degrees."""
+    """The box around a center, two sides and an angle: in radians, or in degrees if it exceeds a full turn."""
     known = {child.tag.rpartition("_")[2]: child.tag for child in box.children}
     tags = [known.get(tag, tag) for tag in ("cx", "cy", "w", "h", "theta" if "theta" in known else "angle")]
     cx, cy, width, height, angle = (_child_number(box, tag, path) for tag in tags)
@@ -110,32 +112,32 @@ def _parse_rotated_box(box: XmlElement, path: Path) -> list[float]:
 
 
 def _enclose_rotated(corners: list[float], degrees: float) -> list[float]:
-    """The box around one that is turned about its center."""
+    """The box around a box that is rotated about its center."""
     low, high = np.array([corners[:2]]), np.array([corners[2:]])
-    with np.errstate(all="ignore"):  # numbers that are none
+    with np.errstate(all="ignore"):  # NaN and infinite numbers
         return enclose_rotated_boxes((low + high) / 2, high - low, np.deg2rad([degrees]))[0].tolist()
 
 
 def _read_rotation(item: XmlElement) -> float:
-    """CVAT's attribute ``rotation``, in degrees; 0 where there is none, or one that stands for something else."""
+    """CVAT's attribute ``rotation``, in degrees; 0 if absent or not a rotation."""
     angle = parse_number(_read_attribute(item, "rotation"))
     return angle if angle is not None and math.isfinite(angle) and angle % 180 else 0.0
 
 
 def _read_flag(item: XmlElement, key: str, where: str) -> bool:
-    """Whether a flag is set, by an element of its name or by CVAT's attribute."""
+    """Whether a flag is set, by an element with its name or by CVAT's attribute."""
     own = _child_text(item, key)
     return parse_flag(_read_attribute(item, key) if own is None else own, where, key)
 
 
 def _read_attribute(item: XmlElement, name: str) -> str | None:
-    """The value of an attribute that CVAT writes for an object; None where it has none of that name."""
+    """The value of an object's CVAT attribute; None if absent."""
     attributes = [each for parent in item.find_all("attributes") for each in parent.find_all("attribute")]
     return next((_child_text(each, "value") for each in attributes if _child_text(each, "name") == name), None)
 
 
 def _parse_points(outline: XmlElement, path: Path) -> NDArray[np.float64]:
-    """float64 [K, 2] from children x1 y1 x2 ... (Roboflow), x_left_top ... (DIOR-R), or pt with x and y (LabelMe)."""
+    """Points float64 [K, 2] from x1 y1 x2 ... (Roboflow), x_left_top ... (DIOR-R), or pt with x and y (LabelMe)."""
     parents = outline.find_all("pt") or [outline]
     xs, ys = (
         [

@@ -1,7 +1,7 @@
 """Boxes in YOLO's layout: a ``data.yaml``, and a text file per image with lines ``class cx cy width height``.
 
-The labels of ``.../images/train/a.jpg`` are in ``.../labels/train/a.txt``; of ``.../a.jpg`` beside it. Numbers are
-fractions of the image's sides. Lines of a class and a polygon give the box around the polygon.
+The labels of ``.../images/train/a.jpg`` are in ``.../labels/train/a.txt``. Without a folder ``images`` in the path,
+they are in the image's folder. Numbers are fractions of the image's sides. A polygon becomes the box around it.
 """
 
 from __future__ import annotations
@@ -27,22 +27,30 @@ from perception.files.text_files import check_text_file, iterate_rows, parse_flo
 from perception.types import Camera, DataError, Instances
 
 _UNIT_PIXELS = 1024
-"""Fractions times this are the pixels of an image of that size; a power of two, so that nothing is rounded."""
+"""Side of the virtual image, in pixels, to which fractions are scaled. A power of two causes no rounding."""
 
 _TOLERANCE = 0.01 + 1e-9
-"""How far a fraction may lie outside 0 to 1."""
+"""Largest distance of a fraction from the range 0 to 1."""
 
 
 @config_dataclass
 class YoloConfig:
-    """data: the data set's YAML file, relative to the data root; ``obj.data`` and ``classes.txt`` serve as well
-    (`read_yolo_data_file`). split: train, val or test in it.
+    """Configuration of the reader for YOLO boxes.
 
-    path:  folder that the YAML's own paths start from, instead of its ``path`` (absolute, or relative to the data root)
-    rename, ignore, background, labels_only: from the YAML's names to the recipe's, as in `CocoConfig`
-    scores: "refuse" lines with a score in a sixth column, which are predictions; or "drop" the column
-    unlabeled: what an image without a label file, or with an empty one, is: as in `CocoConfig`
-    max_missing: largest fraction of the images in a list (.txt) that may be missing
+    Attributes:
+        data: the data set's YAML file, relative to the data root. ``obj.data`` and ``classes.txt`` are also supported
+            (`read_yolo_data_file`).
+        split: train, val or test.
+        format: name of this reader.
+        task: detection task of the recipe.
+        path: folder that the YAML's paths start from, instead of its ``path``; absolute, or relative to the data root.
+        rename: class mapping to the recipe, as in `CocoConfig`; also the next three.
+        ignore: see ``rename``.
+        background: see ``rename``.
+        labels_only: see ``rename``.
+        scores: for lines with a score in a sixth column (predictions): "refuse" them, or "drop" the column.
+        unlabeled: handling of images without a label file or with an empty one, as in `CocoConfig`.
+        max_missing: largest fraction of the images in a list (.txt) that may be missing.
     """
 
     data: str
@@ -60,14 +68,14 @@ class YoloConfig:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Names of the tasks that it may label."""
+        """Names of the tasks that the reader may label."""
         return (self.task,)
 
 
 class YoloReader:
-    """Every image is labeled: one without a label file, or with an empty one, as one without boxes (``unlabeled``).
+    """Reader of YOLO boxes. An image without a label file, or with an empty one, has no boxes (``unlabeled``).
 
-    Attributes beside the protocol's: ``names`` (in the order of their ids) and ``class_map``.
+    Additional attributes: ``names`` (in the order of their ids) and ``class_map``.
     """
 
     Config = YoloConfig
@@ -101,7 +109,7 @@ class YoloReader:
         self._box_table = self._build_box_table(arrays, files, places[with_file])
 
     def read_annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, Instances]:
-        """Boxes clipped to the image. Without ``size`` the image's header is read; PictureError where it cannot."""
+        """Return the boxes, clipped to the image. Without ``size``, reads the image's header (may raise ImageError)."""
         height, width = read_image_size(self.images[index]) if size is None else size
         found = self._box_table.instances(index)
         sides = np.array([width, height, width, height], np.float32) / _UNIT_PIXELS
@@ -111,6 +119,7 @@ class YoloReader:
         }
 
     def camera(self, index: int) -> Camera | None:
+        """Return None: the intrinsics are unknown."""
         return None
 
     def _load_boxes(self, files: Sequence[Path], keypoints: int) -> dict[str, NDArray]:
@@ -121,19 +130,18 @@ class YoloReader:
         return load_or_build(kind, files, lambda: _parse_files(files, count, keypoints, scores))
 
     def _build_box_table(self, arrays: dict[str, NDArray], files: Sequence[Path], places: NDArray) -> BoxTable:
-        """The boxes of all label files, in pixels of an image of `_UNIT_PIXELS` x `_UNIT_PIXELS`. places: of each
-        file's image."""
+        """Boxes of all label files, in pixels of a `_UNIT_PIXELS` square image. places: index of each file's image."""
         if turned := int(arrays["turned"].sum()):
             self.problems[ROTATED_BOXES] += turned
         if repeated := int(arrays["repeated"].sum()):
-            self.problems["boxes given twice skipped"] += repeated
+            self.problems["duplicate boxes skipped"] += repeated
         place, values, off = arrays["file"], arrays["values"], arrays["off"]
         outside = ~(off <= _TOLERANCE) & np.isfinite(values).all(1)
         if outside.any():
             first = files[int(place[outside.argmax()])]
             if outside.mean() > 0.5:
                 raise DataError(
-                    f"{first} and others: {int(outside.sum())} of {len(outside)} boxes reach outside 0 to 1. Expected "
+                    f"{first} and others: {int(outside.sum())} of {len(outside)} boxes extend outside 0 to 1. Expected "
                     "fractions of the image's width and height, not pixels."
                 )
             self.problems["boxes with numbers outside 0 to 1 skipped"] += int(outside.sum())
@@ -151,9 +159,9 @@ class YoloReader:
 def _parse_files(files: Sequence[Path], num_classes: int, keypoints: int, drop_scores: bool) -> dict[str, NDArray]:
     """All lines of all label files.
 
-    file int32 [M], its index; kind int32 [M], the class's id; values float64 [M, 4], cx cy width height;
-    off float64 [M], how far the line's numbers reach outside 0 to 1; turned int32 [M], whether it is a turned box;
-    repeated int32 [F], lines dropped in each file.
+    file int32 [M], index of the file; kind int32 [M], class id; values float64 [M, 4], cx cy width height;
+    off float64 [M], largest distance of the line's numbers from the range 0 to 1; turned int32 [M], 1 for a rotated
+    box; repeated int32 [F], number of duplicate lines dropped in each file.
     """
     places, kinds, boxes, repeated = [], [], [], []
     for position, path in enumerate(files):
@@ -176,23 +184,27 @@ def _parse_files(files: Sequence[Path], num_classes: int, keypoints: int, drop_s
 
 
 YoloLine: TypeAlias = tuple[int, float, float, float, float, float, bool]
-"""Class id, cx, cy, width, height, how far outside 0 to 1 its numbers reach, and whether it is a turned box."""
+"""Class id, cx, cy, width, height, largest distance of the numbers from 0 to 1, whether it is a rotated box."""
 
 
 def read_yolo_boxes(path: Path, num_classes: int, keypoints: int = 0, drop_scores: bool = False) -> list[YoloLine]:
-    """The lines of a label file.
+    """Read the lines of a label file.
 
-    num_classes: number of classes. keypoints: numbers of every line after the box (a pose), which are left alone.
-    drop_scores: a
-    sixth column from 0 to 1 is left alone
-    Raises DataError with the line where one has other columns, or a class that there is none of.
+    Args:
+        path: label file.
+        num_classes: number of classes.
+        keypoints: count of numbers after the box of every line (a pose). They are ignored.
+        drop_scores: ignore a sixth column with values from 0 to 1.
+
+    Raises:
+        DataError: a line has other columns or an unknown class. The message has the line number.
     """
     boxes = []
     for number, words in iterate_rows(read_text(path)):
         where = f"{path}, line {number}"
         kind, *values = parse_floats(words, where, "numbers: class cx cy width height, or a class and a polygon")
         if not (0 <= kind < num_classes and kind.is_integer()):
-            raise DataError(f"{where}: class {words[0][:40]!r}. Expected a whole number from 0 to {num_classes - 1}.")
+            raise DataError(f"{where}: class {words[0][:40]!r}. Expected an integer from 0 to {num_classes - 1}.")
         if drop_scores and not keypoints and len(values) == 5 and 0 <= values[4] <= 1:
             values.pop()
         if len(values) != 4 + keypoints and (keypoints or len(values) < 6 or len(values) % 2):
@@ -207,7 +219,7 @@ def read_yolo_boxes(path: Path, num_classes: int, keypoints: int = 0, drop_score
 
 
 def _enclose_polygon(points: list[float]) -> tuple[tuple[float, float, float, float], float]:
-    """The box around a polygon x1 y1 x2 y2 ..., and how far it reaches outside 0 to 1."""
+    """The box around a polygon x1 y1 x2 y2 ..., and how far it extends outside 0 to 1."""
     if not all(map(math.isfinite, points)):
         return (math.nan, math.nan, math.nan, math.nan), 0.0
     left, right, top, bottom = min(points[::2]), max(points[::2]), min(points[1::2]), max(points[1::2])
@@ -216,7 +228,7 @@ def _enclose_polygon(points: list[float]) -> tuple[tuple[float, float, float, fl
 
 
 def _is_rotated(points: list[float]) -> bool:
-    """Whether a polygon is a rectangle (a parallelogram: the image's shape is unknown) that does not lie straight."""
+    """Whether a polygon is a rotated rectangle (tested as a parallelogram: the image's aspect ratio is unknown)."""
     if len(points) != 8 or not all(map(math.isfinite, points)):
         return False
     (x1, y1, x2, y2, x3, y3, x4, y4), near = points, 0.002
@@ -226,10 +238,10 @@ def _is_rotated(points: list[float]) -> bool:
 
 def _describe_expected(found: int, keypoints: int) -> str:
     if keypoints:
-        return f"Expected {5 + keypoints}: class cx cy width height, and the {keypoints} numbers that kpt_shape says."
+        return f"Expected {5 + keypoints}: class cx cy width height, and the {keypoints} numbers of kpt_shape."
     if found == 5:
         return (
-            "Expected 5: class cx cy width height. A sixth column is a score, or an angle. With scores (0 to 1) these "
-            "are predictions, not labels: to train on them all the same, give this reader scores: drop."
+            "Expected 5: class cx cy width height. A sixth column is a score or an angle. Lines with scores (0 to 1) "
+            "are predictions, not labels. To train on them anyway, give this reader scores: drop."
         )
-    return "Expected 5 (class cx cy width height), or a class and three or more points x y of a polygon."
+    return "Expected 5 (class cx cy width height), or a class and three or more polygon points x y."

@@ -1,4 +1,4 @@
-"""What the file says that describes a data set in YOLO's layout: class names, and where the images are."""
+"""The file that describes a data set in YOLO's layout: class names and locations of the images."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from perception.types import ConfigError, DataError
 
 @dataclass(frozen=True, slots=True)
 class YoloDataFile:
-    """What a ``data.yaml`` says.
+    """Content of a ``data.yaml``.
 
-    names:     class names in the order of their ids
-    splits:    "train", "val", "test" -> folders and lists of images; absent where empty
-    path:      the folder they start from, as it is written; "" where none is given
-    num_keypoint_values: numbers of a pose after the box on every line
+    Attributes:
+        names: class names in the order of their ids.
+        splits: "train", "val", "test" -> folders and lists of images. Empty splits are absent.
+        path: folder that the paths start from, as written in the file; "" if not given.
+        num_keypoint_values: number of pose values after the box on every line.
     """
 
     names: tuple[str, ...]
@@ -29,10 +30,11 @@ class YoloDataFile:
 
 
 def read_yolo_data_file(path: Path) -> YoloDataFile:
-    """A ``data.yaml``; other keys (``download`` among them) are not looked at. Raises DataError.
+    """Read a ``data.yaml``. Other keys, such as ``download``, are not used. Raises DataError if it is invalid.
 
-    Also darknet's ``obj.data`` (CVAT's YOLO 1.1), and a list of class names alone (``classes.txt`` of Label Studio and
-    LabelImg, ``obj.names``): the images are all in ``images`` beside it, or beside it.
+    Also reads darknet's ``obj.data`` (CVAT's YOLO 1.1), and a list of class names only (``classes.txt`` of Label
+    Studio and LabelImg, ``obj.names``). For such a list, all images are in the folder ``images`` beside it, if there
+    is one, else in the same folder.
     """
     if path.suffix in (".txt", ".names"):
         folder = "images" if (path.parent / "images").is_dir() else "."
@@ -40,7 +42,7 @@ def read_yolo_data_file(path: Path) -> YoloDataFile:
     try:
         content = _read_darknet(path) if path.suffix == ".data" else load_yaml(path)
     except (ConfigError, OSError, ValueError, TypeError, AttributeError, KeyError, OverflowError) as error:
-        raise DataError(f"{path} is no YOLO data file: {error}") from error
+        raise DataError(f"{path} is not a YOLO data file: {error}") from error
     splits = {}
     for split, key in (("train", "train"), ("val", "validation"), ("val", "valid"), ("val", "val"), ("test", "test")):
         value = content.get(key)
@@ -59,7 +61,7 @@ def _read_lines(path: Path) -> list[str]:
 
 
 def _read_darknet(path: Path) -> dict[str, Any]:
-    """The content of a ``data.yaml`` for lines ``key = value``; the list of names lies where it says, or beside it."""
+    """Convert lines ``key = value`` to the content of a ``data.yaml``. The list of names may be beside the file."""
     content: dict[str, Any] = {}
     for line in _read_lines(path):
         key, sign, value = (part.strip() for part in line.partition("="))
@@ -90,7 +92,7 @@ def _parse_names(content: dict[str, Any], path: Path) -> tuple[str, ...]:
         ids = {int(key) if isinstance(key, str) and key.isdecimal() and len(key) < 9 else key for key in names}
         if not all(type(id) is int for id in ids) or ids != set(range(len(names))):
             raise DataError(
-                f"{path}: the ids in 'names' are {str(list(names))[:80]}. Expected 0, 1, 2, ... without gap."
+                f"{path}: the ids in 'names' are {str(list(names))[:80]}. Expected 0, 1, 2, ... without gaps."
             )
         names = [name for _, name in sorted(names.items(), key=lambda item: int(item[0]))]
     if not isinstance(names, list) or not names:

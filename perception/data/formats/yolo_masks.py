@@ -1,6 +1,6 @@
 """Polygons in YOLO's layout as segmentation masks: a text file per image with lines ``class x1 y1 x2 y2 x3 y3 ...``.
 
-The files lie as those of boxes do (see `perception.data.formats.yolo`). Numbers are fractions of the image's sides.
+The file layout is that of boxes (see `perception.data.formats.yolo`). Numbers are fractions of the image's sides.
 """
 
 from __future__ import annotations
@@ -26,19 +26,27 @@ from perception.files.text_files import check_text_file, iterate_rows, parse_flo
 from perception.types import IGNORE_INDEX, Camera, DataError, DenseMap
 
 _MAX_BLANK_BYTES = 64
-"""Bytes up to which a file is read at once: it may be of blank lines, or of a byte order mark alone."""
+"""Files up to this size, in bytes, are read when opened: they may contain only blank lines or a byte order mark."""
 
 
 @config_dataclass
 class YoloMasksConfig:
-    """data: the data set's YAML file, relative to the data root. split: train, val or test in it.
+    """Configuration of the reader for YOLO polygons.
 
-    path:    folder that the YAML's own paths start from, instead of its ``path``, as in `YoloConfig`
-    unmasked_class: class of the recipe that pixels without a polygon have; "rest" = none of the polygons' classes;
-    None = void
-    rename, ignore, labels_only, superclasses: from the YAML's names to the recipe's, as in `SegmentationMasksConfig`
-    unlabeled: what an image without a label file, or with an empty one, is: as in `CocoConfig`
-    max_missing: largest fraction of the images in a list (.txt) that may be missing
+    Attributes:
+        data: the data set's YAML file, relative to the data root.
+        split: train, val or test.
+        format: name of this reader.
+        task: segmentation task of the recipe.
+        path: folder that the YAML's paths start from, instead of its ``path``, as in `YoloConfig`.
+        unmasked_class: the recipe's class of the pixels without a polygon; "rest" = any class without polygons;
+            None = ignored.
+        rename: class mapping to the recipe, as in `SegmentationMasksConfig`; also the next three.
+        ignore: see ``rename``.
+        labels_only: see ``rename``.
+        superclasses: see ``rename``.
+        unlabeled: handling of images without a label file or with an empty one, as in `CocoConfig`.
+        max_missing: largest fraction of the images in a list (.txt) that may be missing.
     """
 
     data: str
@@ -56,15 +64,14 @@ class YoloMasksConfig:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Names of the tasks that it may label."""
+        """Names of the tasks that the reader may label."""
         return (self.task,)
 
 
 class YoloMasksReader:
-    """Every image is labeled: one without a label file, or with an empty one, as one without polygons
-    (``unlabeled``).
+    """Reader of YOLO polygons. An image without a label file, or with an empty one, has no polygons (``unlabeled``).
 
-    Where polygons overlap, the smaller is on top. A line of a box, without a polygon, makes its pixels void.
+    Where polygons overlap, the smaller one is on top. Pixels of a line with a box instead of a polygon are ignored.
     """
 
     Config = YoloMasksConfig
@@ -93,7 +100,10 @@ class YoloMasksReader:
         self._label_paths = [labels[row] for row in kept]
 
     def read_annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, DenseMap]:
-        """values uint8 [H, W]. Without ``size`` the image's header is read. Raises DataError with the line."""
+        """Return the mask uint8 [H, W]. Raises DataError with the line number for an invalid line.
+
+        Without ``size`` the image's header is read.
+        """
         height, width = read_image_size(self.images[index]) if size is None else size
         path, masks = self._label_paths[index], []
         for number, words in () if path is None else iterate_rows(read_text(path)):
@@ -120,11 +130,12 @@ class YoloMasksReader:
         return {self.config.task: DenseMap(values, values != IGNORE_INDEX, label_space=self.class_map.label_space)}
 
     def camera(self, index: int) -> Camera | None:
+        """Return None: this format has no intrinsics."""
         return None
 
 
 def _has_content(path: Path) -> bool:
-    """Whether a label file has a line that is not blank. Raises DataError where it is no text file."""
+    """Whether a label file has a line that is not blank. Raises DataError if it is not a text file."""
     check_text_file(path)
     return path.stat().st_size > _MAX_BLANK_BYTES or bool(read_text(path).strip())
 

@@ -1,4 +1,4 @@
-"""The files of a data set in YOLO's layout: its images, and their label files."""
+"""Files of a data set in YOLO's layout: images and their label files."""
 
 from __future__ import annotations
 
@@ -18,23 +18,31 @@ from perception.types import DataError
 
 @dataclass(frozen=True, slots=True)
 class YoloImage:
-    """An image: its path without links, and the path that its name in the data set gives, links and all."""
+    """An image of the data set.
+
+    Attributes:
+        path: path with links resolved.
+        given_path: path from its name in the data set, links not resolved.
+    """
 
     path: Path
     given_path: Path
 
 
 class YoloTree:
-    """Where the paths of a data.yaml lead.
+    """Resolver of the paths in a data.yaml.
 
-    base_folder:    folder that they start from: ``path`` seen from the YAML's folder or from the data root, or
-    ``override``
-    boundary: folder (resolved) that nothing leads out of: the data root, or ``override`` where that is elsewhere
+    A path that does not exist is tried as a Windows path, then as a path from another computer: without its first
+    folders, as long as two parts or the split's name remain.
 
-    A path that is none as it stands is read as one of Windows, and then as one of another computer: without its first
-    folders, as long as two parts or the split's name are left of it.
+    Attributes:
+        path: the data.yaml.
+        base_folder: folder that the paths start from: the YAML's ``path``, relative to its folder or to the data root;
+            or ``override``.
+        boundary: resolved folder that contains all files: the data root, or ``override`` if that is outside of it.
 
-    Raises DataError where a path leads out or to nothing.
+    Raises:
+        DataError: a path does not exist or leads out of ``boundary``.
     """
 
     def __init__(self, path: Path, content: YoloDataFile, root: Path, override: str | None = None) -> None:
@@ -49,17 +57,17 @@ class YoloTree:
         self.base_folder = self._find_existing(places, f"path: {given}")
 
     def is_folder_split(self, split: str) -> bool:
-        """Whether the images of a split are all that is in some folders."""
+        """Return whether a split consists of all images in its folders."""
         return not any(name.endswith(".txt") for name in self._content.splits.get(split, ()))
 
     def find_images(self, split: str, max_missing: float, problems: Counter[str]) -> list[YoloImage]:
-        """The images of a split, each once, in the order of the YAML and then by name."""
+        """Find the images of a split, each once, in the order of the YAML, then by name. Raises DataError."""
         if split not in self._content.splits:
             known = ", ".join(self._content.splits) or "none of train, val, test"
             raise DataError(f"{self.path} has no '{split}'. Found: {known}. Correct split in the recipe.")
         found: dict[Path, YoloImage] = {}
         for name in self._content.splits[split]:
-            beside = name.removeprefix("../")  # Roboflow writes ../train/images for train/images beside the YAML
+            beside = name.removeprefix("../")  # Roboflow writes ../train/images for train/images next to the YAML
             moved = (_strip_folders(name, cut) for cut in range(_to_posix(name).count("/") + 1))
             names = (name, beside, *(each for each in moved if "/" in each or split in each))
             place = self._find_existing([self.base_folder / each for each in names], f"{split}: {name}")
@@ -73,25 +81,25 @@ class YoloTree:
         return list(found.values())
 
     def _find_existing(self, places: Sequence[Path], what: str) -> Path:
-        """The first of some paths that exists under the boundary, without links where it leads through one."""
+        """The first path that exists under the boundary; with links resolved if it reaches the boundary through one."""
         leads = ""
         for place in dict.fromkeys(Path(os.path.normpath(place)) for place in places):
             real = Path(os.path.realpath(place))
-            if os.path.exists(real):  # noqa: PTH110 - false, not an error, for names that no file can have
+            if os.path.exists(real):  # noqa: PTH110 - returns false, not an error, for names that no file can have
                 if real.is_relative_to(self.boundary):
                     return place if place.is_relative_to(self.boundary) else real
                 leads = f" It leads out of {self.boundary}, to {real}."
         raise DataError(
-            f"{self.path}: '{what:.200}' is no file or folder under {self.boundary}.{leads} Correct it there, or give "
-            "this reader path: ... in the recipe, the folder that the paths start from."
+            f"{self.path}: '{what:.200}' is not a file or folder under {self.boundary}.{leads} Correct it in the file, "
+            "or give this reader path: ... in the recipe, the folder that the paths start from."
         )
 
     def _read_image_list(self, path: Path, max_missing: float, problems: Counter[str]) -> list[YoloImage]:
-        """The images of a text file that exist. Relative lines start at its folder, the data set's, or the root."""
+        """Existing images of a list. Relative lines start at its folder, the data set's folder or the data root."""
         lines = [line.strip() for line in read_text(path, MAX_LIST_BYTES).splitlines() if line.strip()]
         for line in lines:
             if Path(line).suffix.lower() not in IMAGE_SUFFIXES:
-                raise DataError(f"{path}: {line[:100]!r} is no image. Expected the path of an image on every line.")
+                raise DataError(f"{path}: {line[:100]!r} is not an image. Expected the path of an image on every line.")
         base, lines = self._find_base(lines, path.parent)
         named = [Path(os.path.normpath(base / line)) for line in lines]
         folders = {at: self._list_files(at, path) for at in {picture.parent for picture in named}}
@@ -100,7 +108,7 @@ class YoloTree:
         return [YoloImage(real, name) for real, name, exists in zip(paths, named, there, strict=True) if exists]
 
     def _find_base(self, lines: list[str], folder: Path) -> tuple[Path, list[str]]:
-        """Where the lines of a list start, and the lines as they are to be read."""
+        """The folder that the lines of a list start from, and the corrected lines."""
         bases = dict.fromkeys((folder, self.base_folder, self.boundary))
         for cut in (None, *range(max((line.count("/") + line.count("\\") for line in lines[:20]), default=0))):
             read = (lambda line: line) if cut is None else partial(_strip_folders, cut=cut)
@@ -114,24 +122,24 @@ class YoloTree:
         return [YoloImage(path, place / name) for path, name in pictures.items()]
 
     def _list_files(self, folder: Path, path: Path) -> dict[str, Path]:
-        """The files of a folder that the list ``path`` names."""
+        """The files of a folder that the list ``path`` contains."""
         real = Path(os.path.realpath(folder))
         if not real.is_relative_to(self.boundary):
             raise DataError(
-                f"{path} names images in {folder}, which leads out of {self.boundary}. Put them under it, or give "
+                f"{path} lists images in {folder}, which leads out of {self.boundary}. Move them into it, or give "
                 "this reader path: ... in the recipe."
             )
         return list_folder_files(real, self.boundary, "")
 
 
 def _to_posix(name: str) -> str:
-    """A path of Windows as one of POSIX; the letter of its disk goes."""
+    """A Windows path as a POSIX path, without the drive letter."""
     path = name.replace("\\", "/")
     return path[2:] if path[1:3] == ":/" else path
 
 
 def _strip_folders(name: str, cut: int) -> str:
-    """A path of another system or computer, relative to what it has after its first ``cut`` folders."""
+    """A path of another system or computer, without its first ``cut`` folders."""
     parts = [part for part in _to_posix(name).split("/") if part not in ("", ".", "..")]
     return "/".join(parts[min(cut, len(parts) - 1) :])
 
@@ -139,11 +147,17 @@ def _strip_folders(name: str, cut: int) -> str:
 def find_label_files(
     images: Sequence[YoloImage], boundary: Path, problems: Counter[str], complete: bool = False
 ) -> list[Path | None]:
-    """The label file of every image, None where there is none.
+    """Find the label file of every image; None if it has none.
 
-    complete: the images are all that their folders hold, so that other label files have lost theirs (``classes.txt``
-    is a tool's list of names)
-    Raises DataError where no image has one, and where one is outside ``boundary``.
+    Args:
+        images: images of the data set.
+        boundary: resolved folder that must contain the label files.
+        problems: counter of label files without an image; changed in place.
+        complete: ``images`` has all images of their folders. Then a label file without an image is a problem, except
+            ``classes.txt`` (a tool's list of names).
+
+    Raises:
+        DataError: no image has a label file, or a label file is outside ``boundary``.
     """
     wanted = [_label_path(picture.given_path, boundary) for picture in images]
     folders = {at: list_folder_files(at, boundary, ".txt") for at in {path.parent for path in wanted}}
@@ -152,7 +166,7 @@ def find_label_files(
     if missing == len(found):
         raise DataError(
             f"None of the {len(found)} images has a label file: {images[0].path} should have {wanted[0]}. Put the "
-            "label files there; an empty one says that its image shows nothing."
+            "label files there. An empty label file means that the image has no objects."
         )
     if complete:
         used = {(path.parent, path.stem) for path in wanted}
@@ -163,7 +177,7 @@ def find_label_files(
 
 
 def _label_path(image_path: Path, boundary: Path) -> Path:
-    """Where YOLO keeps the labels of an image: in ``labels`` instead of the last folder ``images``, or beside it."""
+    """YOLO's label file of an image: with ``labels`` for the last folder ``images``, or in the image's folder."""
     parts = list(image_path.relative_to(boundary).parts)
     at = next((i for i in range(len(parts) - 2, -1, -1) if parts[i] == "images"), None)
     if at is not None:

@@ -1,4 +1,4 @@
-"""Necks: from a backbone's features to the pyramid that heads read. One file = one neck; to add one, name it here."""
+"""Necks: from a backbone's features to the pyramid that heads read. To add a neck, write its file and list it here."""
 
 from __future__ import annotations
 
@@ -17,23 +17,33 @@ from perception.nn.necks.simple import SimplePyramid, SimplePyramidConfig
 from perception.types import ConfigError
 
 NECKS: dict[str, type[Neck]] = {"fpn": FPN, "pan": PAN, "bifpn": BiFPN, "simple": SimplePyramid}
-"""Name of a neck in a recipe -> class. Adding one: also name its config in `NeckConfig`."""
+"""Neck name in a recipe -> class. To add one, also add its config to `NeckConfig`."""
 
 STRIDES = (4, 8, 16, 32, 64)
-"""Of the levels that heads can read."""
+"""Strides of the levels that heads can read."""
 
 
 def check_strides(strides: Sequence[int]) -> None:
-    """Raises ConfigError where they cannot be the levels of a pyramid that something reads."""
+    """Check that the strides can be the levels of a pyramid.
+
+    Raises:
+        ConfigError: they cannot. The message names the strides.
+    """
     if not strides or list(strides) != sorted(set(strides) & set(STRIDES)):
         raise ConfigError(
-            f"strides is {list(strides)}. Expected some of {', '.join(map(str, STRIDES))}, in this order, each once."
+            f"strides is {list(strides)}. Expected some of {', '.join(map(str, STRIDES))}, in this order, "
+            "without duplicates."
         )
 
 
 @config_dataclass
 class AutoNeckConfig:
-    """`simple` where the backbone's features all have one stride, else `fpn`, with these widths."""
+    """Selects `simple` if all backbone features have one stride, else `fpn`, with these widths.
+
+    Attributes:
+        channels: width of the levels of stride 8 and coarser.
+        fine_channels: width of the level of stride 4.
+    """
 
     name: Literal["auto"] = "auto"
     channels: ChannelCount = 96
@@ -51,10 +61,15 @@ NeckConfig: TypeAlias = Annotated[
 
 
 def build_neck(config: Any, channels: Mapping[int, int], strides: Collection[int]) -> Neck:
-    """The neck that a config names.
+    """Build the neck that a config names.
 
-    channels: {stride: channels} of the backbone. strides: the levels that heads read. Raises ConfigError where the
-    neck, the backbone and the levels do not fit together.
+    Args:
+        config: one of the configs in `NeckConfig`.
+        channels: {stride: channels} of the backbone.
+        strides: the levels that heads read.
+
+    Raises:
+        ConfigError: the neck, the backbone and the levels do not fit together.
     """
     plain, have = len(channels) == 1, ", ".join(map(str, sorted(channels)))
     if isinstance(config, AutoNeckConfig):
@@ -73,8 +88,8 @@ def build_neck(config: Any, channels: Mapping[int, int], strides: Collection[int
     lacking = [stride for stride in STRIDES if min(strides) <= stride <= max(channels) and stride not in channels]
     if lacking and not plain:
         raise ConfigError(
-            f"A task reads levels from stride {min(strides)} on, but the backbone's have strides {have}. Give "
-            "tasks.<name>.strides without the finer ones, or take another backbone."
+            f"A task reads levels from stride {min(strides)} on, but the backbone's have strides {have}. Set "
+            "tasks.<name>.strides without the finer ones, or choose another backbone."
         )
     return kind(channels, config, strides)
 

@@ -1,4 +1,4 @@
-"""Bidirectional feature pyramid: down and up again, several times, with learned weights."""
+"""Bidirectional feature pyramid network: repeated top-down and bottom-up fusion with learned weights."""
 
 from __future__ import annotations
 
@@ -18,8 +18,13 @@ from perception.nn.necks.neck import Neck
 
 @config_dataclass
 class BiFPNConfig:
-    """channels: width of the levels of stride 8 and coarser. fine_channels: of stride 4. num_layers: rounds down and
-    up."""
+    """Config of `BiFPN`.
+
+    Attributes:
+        channels: width of the levels of stride 8 and coarser.
+        fine_channels: width of the level of stride 4.
+        num_layers: number of top-down and bottom-up layers.
+    """
 
     name: Literal["bifpn"] = "bifpn"
     channels: ChannelCount = 96
@@ -30,7 +35,8 @@ class BiFPNConfig:
 class BiFPN(Neck):
     """Weighted bidirectional fusion (Tan et al. 2020) between the levels of stride 8 and coarser.
 
-    Stride 4 is told by the last of them and the backbone, so that heads which do not need it do not pay.
+    The level of stride 4 combines the result at stride 8 with the backbone's features, so it adds no cost for heads
+    that do not need it.
     """
 
     Config = BiFPNConfig
@@ -55,6 +61,7 @@ class BiFPN(Neck):
             self.smooth["4"] = separable_conv(config.fine_channels, config.fine_channels)
 
     def forward(self, features: Mapping[int, Tensor], strides: Collection[int]) -> dict[int, Tensor]:
+        """Return {stride: features} of the requested levels, see `Neck.forward`."""
         levels = project_levels(features, self.levels[0], self.lateral, self.extra)
         for number, layer in enumerate(self.layers, 1):
             levels = layer(levels, max(strides) if number == len(self.layers) else max(self.levels))
@@ -66,7 +73,13 @@ class BiFPN(Neck):
 
 
 class BiFPNLayer(nn.Module):
-    """Once down and once up again over levels of one width. coarsest: the last level that the way up reaches."""
+    """One top-down and one bottom-up pass over levels of equal width.
+
+    Args:
+        levels: strides of the levels, the finest first.
+        channels: width of the levels.
+        coarsest: the last level of the bottom-up pass.
+    """
 
     def __init__(self, levels: Sequence[int], channels: int, coarsest: int) -> None:
         super().__init__()
@@ -79,7 +92,7 @@ class BiFPNLayer(nn.Module):
         self.smooth_up = nn.ModuleDict({str(s): separable_conv(channels, channels) for s in climbing})
 
     def forward(self, levels: Mapping[int, Tensor], coarsest: int) -> dict[int, Tensor]:
-        """The levels up to ``coarsest``."""
+        """Return the fused levels up to stride ``coarsest``."""
         down = {self.levels[-1]: levels[self.levels[-1]]}
         for stride in reversed(self.levels[:-1]):
             above = upsample_twice(down[2 * stride], levels[stride])
@@ -95,13 +108,14 @@ class BiFPNLayer(nn.Module):
 
 
 class WeightedSum(nn.Module):
-    """Fast normalized fusion: a mean with learned weights that are not negative (Tan et al. 2020, section 3.3)."""
+    """Fast normalized fusion: a mean with learned non-negative weights (Tan et al. 2020, section 3.3)."""
 
     def __init__(self, num_inputs: int) -> None:
         super().__init__()
         self.weights = nn.Parameter(torch.ones(num_inputs))
 
     def forward(self, *inputs: Tensor) -> Tensor:
+        """Return the weighted mean of the inputs."""
         weights = F.relu(self.weights)
         weights = weights / (weights.sum() + 1e-4)
         return sum(weights[i] * one for i, one in enumerate(inputs))  # type: ignore[return-value]

@@ -1,4 +1,4 @@
-"""Feature pyramid network: what is far is explained to what is near."""
+"""Feature pyramid network: adds upsampled coarse features to finer levels (Lin et al. 2017)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ from perception.nn.necks.neck import Neck
 
 @config_dataclass
 class FPNConfig:
-    """channels: width of the levels of stride 8 and coarser. fine_channels: of stride 4, which has most pixels."""
+    """Config of `FPN`.
+
+    Attributes:
+        channels: width of the levels of stride 8 and coarser.
+        fine_channels: width of the level of stride 4, which has the most pixels.
+    """
 
     name: Literal["fpn"] = "fpn"
     channels: ChannelCount = 96
@@ -35,13 +40,18 @@ class FPN(Neck):
         self.smooth = nn.ModuleDict({str(s): separable_conv(width[s], width[s]) for s in sorted(strides)})
 
     def forward(self, features: Mapping[int, Tensor], strides: Collection[int]) -> dict[int, Tensor]:
+        """Return {stride: features} of the requested levels, see `Neck.forward`."""
         levels = self.top_down(features, min(strides))
         return {stride: self.smooth[str(stride)](levels[stride]) for stride in sorted(strides, reverse=True)}
 
 
 class TopDownPathway(nn.Module):
-    """Every level of ``level_channels`` ({stride: channels}) as the backbone's features and all coarser levels tell
-    it."""
+    """Adds all coarser levels to the backbone's features of each level.
+
+    Args:
+        channels: {stride: channels} of the backbone.
+        level_channels: {stride: channels} of the levels.
+    """
 
     def __init__(self, channels: Mapping[int, int], level_channels: Mapping[int, int]) -> None:
         super().__init__()
@@ -65,7 +75,7 @@ class TopDownPathway(nn.Module):
         )
 
     def forward(self, features: Mapping[int, Tensor], finest: int) -> dict[int, Tensor]:
-        """{stride: [B, width, H / stride, W / stride]} down to ``finest``."""
+        """Return {stride: [B, C, H / stride, W / stride]} down to the stride ``finest``."""
         wanted = [stride for stride in self.levels if stride >= finest]
         levels = project_levels(features, finest, self.lateral, self.extra)
         for coarse, fine in pairwise(wanted):
@@ -79,9 +89,17 @@ class TopDownPathway(nn.Module):
 def project_levels(
     features: Mapping[int, Tensor], finest: int, lateral: nn.ModuleDict, extra: nn.ModuleDict
 ) -> dict[int, Tensor]:
-    """The backbone's features from ``finest`` on in the pyramid's widths, and its levels coarser than the backbone's.
+    """Project the backbone's features from ``finest`` on to the pyramid's widths, and add coarser levels.
 
-    ``extra`` maps the stride of such a level, finest first, to the layer that makes it of the level before.
+    Args:
+        features: {stride: features} of the backbone.
+        finest: the finest stride to project.
+        lateral: stride -> projection of the backbone's level.
+        extra: stride of a level coarser than the backbone's, finest first -> layer that computes it from the level
+            before.
+
+    Returns:
+        {stride: features}.
     """
     finest = min(finest, max(features))
     entered = {s: lateral[str(s)](one) for s, one in features.items() if s >= finest}
@@ -93,7 +111,7 @@ def project_levels(
 def pyramid_channels(
     channels: Mapping[int, int], strides: Collection[int], coarse_channels: int, fine_channels: int
 ) -> dict[int, int]:
-    """{stride: width} of all levels from the finest that heads read to the coarsest that there is."""
+    """Return {stride: width} of all levels from the finest that heads read to the coarsest one."""
     levels, stride = [], min(*strides, max(channels))
     while stride <= max(*channels, *strides):
         levels.append(stride)

@@ -1,4 +1,4 @@
-"""What every neck is."""
+"""The base class of the necks."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from torch import Tensor, nn
 
 
 class Neck(nn.Module, ABC):
-    """One file of ``perception.nn.necks``: from a backbone's features to the pyramid that heads read.
+    """From a backbone's features to the pyramid that heads read. Each neck has its own file in ``perception.nn.necks``.
 
-    ``Kind(channels, config, strides)``: channels = {stride: channels} of the backbone, strides = the levels that heads
-    read: powers of two, the coarsest may be coarser than any of the backbone's. Layers that none of them needs are not
-    made.
+    Layers that no requested level needs are not built.
+
+    Args:
+        channels: {stride: channels} of the backbone.
+        config: a config of class ``Config``.
+        strides: the levels that heads read. They are powers of two, and can be coarser than all levels of the backbone.
     """
 
     Config: ClassVar[type]
     single_scale: ClassVar[bool] = False
-    """Whether it is made for features of one stride only, as plain ViTs have them."""
+    """Whether the neck expects features of one stride only, as plain ViTs have them."""
     channels: dict[int, int]
     """{stride: channels} of the pyramid."""
 
@@ -28,5 +31,7 @@ class Neck(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, features: Mapping[int, Tensor], strides: Collection[int]) -> dict[int, Tensor]:
-        """{stride: [B, channels, ceil(H / stride), ceil(W / stride)]} for ``strides`` only; what they do not need is
-        not computed, and each is what it would be if all were asked for."""
+        """Return {stride: [B, channels, ceil(H / stride), ceil(W / stride)]} for ``strides`` only.
+
+        Only what these levels need is computed. A level does not depend on which other levels are requested.
+        """

@@ -1,4 +1,4 @@
-"""Path aggregation network: down the pyramid, and up again."""
+"""Path aggregation network: a top-down and a bottom-up pathway."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ from perception.nn.necks.neck import Neck
 
 @config_dataclass
 class PANConfig:
-    """channels: width of the levels of stride 8 and coarser. fine_channels: of stride 4, which has most pixels."""
+    """Config of `PAN`.
+
+    Attributes:
+        channels: width of the levels of stride 8 and coarser.
+        fine_channels: width of the level of stride 4, which has the most pixels.
+    """
 
     name: Literal["pan"] = "pan"
     channels: ChannelCount = 96
@@ -24,9 +29,10 @@ class PANConfig:
 
 
 class PAN(Neck):
-    """A feature pyramid whose exact places are told to its coarse levels (Liu et al. 2018), sums smoothed once.
+    """A feature pyramid with a bottom-up path that adds fine localization to its coarse levels (Liu et al. 2018).
 
-    The way up begins at stride 8: stride 4 is read from the way down, so that heads which do not need it do not pay.
+    Each sum is smoothed once. The bottom-up path begins at stride 8. Stride 4 is read from the top-down path, so it
+    adds no cost for heads that do not need it.
     """
 
     Config = PANConfig
@@ -44,6 +50,7 @@ class PAN(Neck):
         self.smooth = nn.ModuleDict({str(s): separable_conv(width[s], width[s]) for s in sorted(made)})
 
     def forward(self, features: Mapping[int, Tensor], strides: Collection[int]) -> dict[int, Tensor]:
+        """Return {stride: features} of the requested levels, see `Neck.forward`."""
         climbing = [stride for stride in self.bottom_up_strides if stride <= max(strides)]
         levels = self.top_down(features, min([*climbing, *strides]))
         pyramid = {s: self.smooth[str(s)](levels[s]) for s in strides if s not in climbing}

@@ -1,4 +1,4 @@
-"""A pyramid from one map: for plain ViTs, whose features all have one stride."""
+"""Simple feature pyramid: a pyramid from a single map, for plain ViTs, whose features all have one stride."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ from perception.nn.necks.neck import Neck
 
 @config_dataclass
 class SimplePyramidConfig:
-    """channels: width of the levels of stride 8 and coarser. fine_channels: of stride 4, which has most pixels."""
+    """Config of `SimplePyramid`.
+
+    Attributes:
+        channels: width of the levels of stride 8 and coarser.
+        fine_channels: width of the level of stride 4, which has the most pixels.
+    """
 
     name: Literal["simple"] = "simple"
     channels: ChannelCount = 96
@@ -22,8 +27,10 @@ class SimplePyramidConfig:
 
 
 class SimplePyramid(Neck):
-    """Every level by itself from the backbone's last map (ViTDet, Li et al. 2022): finer ones by transposed
-    convolutions, coarser ones by pooling."""
+    """Computes every level independently from the backbone's last map (ViTDet, Li et al. 2022).
+
+    Finer levels use transposed convolutions, coarser ones use pooling.
+    """
 
     Config = SimplePyramidConfig
     single_scale = True
@@ -47,11 +54,12 @@ class SimplePyramid(Neck):
         )
 
     def forward(self, features: Mapping[int, Tensor], strides: Collection[int]) -> dict[int, Tensor]:
+        """Return {stride: features} of the requested levels, see `Neck.forward`."""
         return {stride: self.levels[str(stride)](features[self.stride]) for stride in sorted(strides, reverse=True)}
 
 
 def _upsample_layers(in_channels: int, out_channels: int) -> tuple[nn.Module, ...]:
-    """Layers that double height and width."""
+    """Build layers that double height and width."""
     return (
         nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2, bias=False),
         nn.BatchNorm2d(out_channels),

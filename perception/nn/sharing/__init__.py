@@ -1,4 +1,4 @@
-"""Sharing architectures: what tasks have in common between the image and their heads."""
+"""Sharing architectures: which layers the tasks share between the image and their heads."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHARINGS: dict[str, type[Sharing]] = {
     "experts": MixtureOfExperts,
     "groups": TaskGroups,
 }
-"""Name of an architecture in a recipe -> class. Adding one: also name its config in `SharingConfig`."""
+"""Architecture name in a recipe -> class. To add one, also add its config to `SharingConfig`."""
 
 SharingConfig: TypeAlias = Annotated[
     HardSharingConfig
@@ -40,8 +40,15 @@ SharingConfig: TypeAlias = Annotated[
 def build_sharing(
     config: Any, backbone: BackboneConfig, neck: NeckConfig, required_strides: RequiredStrides, weights: bool
 ) -> Sharing:
-    """The architecture that a config names, for streams with these ``required_strides``. weights: load the
-    backbone's."""
+    """Build the architecture that a config names.
+
+    Args:
+        config: one of the configs in `SharingConfig`.
+        backbone: config of the backbone.
+        neck: config of the neck.
+        required_strides: stream -> strides that its head reads.
+        weights: whether to load the backbone's weights.
+    """
     return SHARINGS[config.name](config, backbone, neck, required_strides, weights)
 
 

@@ -1,4 +1,4 @@
-"""Cross-stitch networks (Misra et al. 2016): a backbone for each stream, mixed after every stage."""
+"""Cross-stitch networks (Misra et al. 2016): a backbone for each stream, with feature mixing after every stage."""
 
 from __future__ import annotations
 
@@ -22,19 +22,23 @@ from perception.nn.trunk import build_identical_trunks
 
 @config_dataclass
 class CrossStitchConfig:
-    """own: what a stream keeps of its own features at the start; the others share the rest evenly."""
+    """Config of `CrossStitch`.
+
+    Attributes:
+        self_weight: initial weight of a stream's own features. The other streams share the rest evenly.
+    """
 
     name: Literal["cross_stitch"] = "cross_stitch"
     self_weight: Annotated[float, Field(gt=0, le=1)] = 0.9
 
 
 class CrossStitch(Sharing):
-    """A trunk for each stream, all starting from the same weights; after each stage of the backbones, a cross-stitch
-    unit gives every stream a learned mixture, channel by channel, of all streams' features.
+    """A trunk for each stream, with cross-stitch units after each stage of the backbones.
 
-    As every stream depends on all backbones, keeping a subset of the streams drops only necks. Gradients meet at the
-    backbones' features before they are mixed; a stage's features lie below those of the next one, so nothing can be
-    divided there.
+    All trunks start from the same weights. A unit gives every stream a learned mixture, channel by channel, of the
+    features of all streams. Every stream depends on all backbones, so `keep_tasks` removes only necks. Gradients meet
+    at the backbones' features before they are mixed. The features of a stage depend on those of the stage before, so
+    the graph cannot be cut there.
     """
 
     Config = CrossStitchConfig
@@ -60,6 +64,7 @@ class CrossStitch(Sharing):
         self.units = nn.ParameterDict({str(stride): start.repeat(1, 1, width) for stride, width in widths.items()})
 
     def forward(self, images: Tensor, required_strides: RequiredStrides, cut: CutFunction = no_cut) -> SharingOutput:
+        """Return the pyramids of the requested streams, see `Sharing.forward`."""
         mixed: dict[str, dict[int, Tensor]] = {name: {} for name in self.backbone}
         before: list[Tensor] = []
         running = [run_in_stages(backbone, images) for backbone in self.backbones()]
@@ -76,15 +81,19 @@ class CrossStitch(Sharing):
         return SharingOutput(streams, tuple(before), {})
 
     def backbones(self) -> Iterator[Backbone]:
+        """Return the backbones of all streams."""
         each: Any = self.backbone
         yield from each.values()
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:
+        """Return the parameters of all backbones and units."""
         return chain(self.backbone.parameters(), self.units.parameters())
 
     def last_shared_parameters(self) -> Iterator[nn.Parameter]:
+        """Return the parameters of the units."""
         return self.units.parameters()
 
     def keep_tasks(self, tasks: Collection[str]) -> None:
+        """Remove the necks of all other tasks, in place."""
         super().keep_tasks(tasks)
         self.neck = select_modules(self.neck, tasks)

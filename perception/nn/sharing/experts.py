@@ -1,4 +1,4 @@
-"""Multi-gate mixture of experts (MMoE, Ma et al. 2018): convolutional experts that each stream weighs for itself."""
+"""Multi-gate mixture of experts (MMoE, Ma et al. 2018): convolutional experts with a gate per stream."""
 
 from __future__ import annotations
 
@@ -23,13 +23,16 @@ from perception.types import ConfigError
 
 @config_dataclass
 class MixtureOfExpertsConfig:
-    """count: of experts. top_k: how many of them a stream uses.
+    """Config of `MixtureOfExperts`.
 
-    routing: "image" = a stream chooses for each image, by what it shows: all experts are run and kept. "task" = once
-        for all images: experts that no stream chooses are neither run in evaluation nor kept.
-    router_noise: standard deviation of what is added to a stream's preferences before it chooses, in training, so that
-    it
-        tries others. router_weight: strength of the penalty on experts that are chosen more than others.
+    Attributes:
+        num_experts: number of experts.
+        top_k: number of experts that a stream uses.
+        routing: "image" = a stream selects experts for each image by its content; all experts are run and kept. "task"
+            = one selection for all images; experts that no stream selects are neither run in evaluation nor kept.
+        router_noise: standard deviation of the noise on the gate logits before the selection, in training, for
+            exploration.
+        router_weight: weight of the load-balancing penalty.
     """
 
     name: Literal["experts"] = "experts"
@@ -41,15 +44,15 @@ class MixtureOfExpertsConfig:
 
 
 class MixtureOfExperts(Sharing):
-    """One trunk; experts on every level of its pyramid, of which each stream adds a few, weighed for each image.
+    """One trunk, with experts on every pyramid level. Each stream adds a weighted sum of a few of them for each image.
 
-    A stream's gate looks at the mean of its coarsest level and chooses by noisy top k (Shazeer et al. 2017): for each
-    image by its logits, or once by its bias alone (``active_experts``). By image, every expert sees every image and
-    weighs
-    nothing where it is not chosen: so an image does not depend on its batch and one graph serves all batches, for
-    ``count / chosen`` times the work of the chosen ones. Gradients meet at the trunk's pyramid. The penalty
-    "load_balance"
-    is that of switch transformers (Fedus et al. 2022, eq. 4), where a token is what one stream asks of one image.
+    The gate of a stream reads the mean of its coarsest level and selects by noisy top k (Shazeer et al. 2017): for each
+    image by its logits, or once by its bias alone (``active_experts``). With routing by image, every expert runs on
+    every image and has weight zero where it is not selected. So the output for an image does not depend on its batch,
+    and one graph serves all batches, at ``num_experts / top_k`` times the cost of the selected experts. Gradients meet
+    at the trunk's pyramid. The penalty "load_balance" is that of switch transformers (Fedus et al. 2022, eq. 4). A
+    token is
+    one pair of stream and image.
     """
 
     Config = MixtureOfExpertsConfig
@@ -65,8 +68,8 @@ class MixtureOfExperts(Sharing):
         super().__init__(config, backbone, neck, required_strides, weights)
         if config.top_k > config.num_experts:
             raise ConfigError(
-                f"model.sharing.chosen: {config.top_k} of {config.num_experts} experts cannot be chosen. Give at most "
-                f"{config.num_experts}, or more experts with model.sharing.count."
+                f"model.sharing.top_k is {config.top_k}, but there are {config.num_experts} experts. Expected at most "
+                f"{config.num_experts}, or a larger model.sharing.num_experts."
             )
         self.config = config
         self.trunk = Trunk(backbone, neck, all_strides(required_strides), weights)
@@ -81,6 +84,7 @@ class MixtureOfExperts(Sharing):
         self.fixed_experts: dict[str, list[int]] = {}
 
     def forward(self, images: Tensor, required_strides: RequiredStrides, cut: CutFunction = no_cut) -> SharingOutput:
+        """Return the pyramids of the requested streams, see `Sharing.forward`."""
         pyramid = {stride: cut(level) for stride, level in self.trunk(images, all_strides(required_strides)).items()}
         routes = {name: self.active_experts(name) for name in required_strides}
         outputs: dict[int, dict[int, Tensor]] = {}
@@ -99,7 +103,7 @@ class MixtureOfExperts(Sharing):
         return SharingOutput(streams, tuple(pyramid.values()), penalties)
 
     def active_experts(self, task: str) -> list[int]:
-        """The experts that are run for a stream. In training all are, so that nothing waits for the choice."""
+        """Return the experts that run for a stream. In training all run, so nothing waits for the selection."""
         if task in self.fixed_experts:
             return self.fixed_experts[task]
         if self.training or self.config.routing == "image":
@@ -107,7 +111,7 @@ class MixtureOfExperts(Sharing):
         return self._top_experts(task)
 
     def select_experts(self, task: str, logits: Tensor) -> Tensor:
-        """bool [B, experts]: those that a stream adds in each image; in training, those that it tries this time."""
+        """Return the experts selected for a stream, bool [B, num_experts]; in training with exploration noise."""
         if task in self.fixed_experts:
             return torch.tensor(
                 [i in self.fixed_experts[task] for i in range(self.config.num_experts)], device=logits.device
@@ -130,19 +134,23 @@ class MixtureOfExperts(Sharing):
     def _load_balance_loss(self, logits: Mapping[str, Tensor], selected: Mapping[str, Tensor]) -> Tensor:
         likely = torch.stack([one.softmax(1) for one in logits.values()]).mean((0, 1))
         taken = torch.stack([one.expand_as(logits[name]) for name, one in selected.items()]).to(likely).mean((0, 1))
-        taken = mean_over_ranks(taken)  # so that the mean of the ranks' penalties is that of the joint batch
+        taken = mean_over_ranks(taken)  # the mean penalty over the ranks then equals that of the joint batch
         return self.config.router_weight * len(likely) * (likely * taken).sum() / self.config.top_k
 
     def backbones(self) -> Iterator[Backbone]:
+        """Return the trunk's backbone."""
         yield self.trunk.backbone
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:
+        """Return the parameters of the trunk and the experts."""
         return chain(self.trunk.parameters(), self.experts.parameters())
 
     def last_shared_parameters(self) -> Iterator[nn.Parameter]:
+        """Return the parameters of the experts."""
         return self.experts.parameters()
 
     def keep_tasks(self, tasks: Collection[str]) -> None:
+        """Remove the gates of all other tasks, in place, and with routing by task their experts."""
         super().keep_tasks(tasks)
         self.gates = select_modules(self.gates, tasks)
         if self.config.routing == "task":

@@ -1,4 +1,4 @@
-"""Task groups (Standley et al. 2020) in one network: a trunk for each group of tasks, shared hard inside it."""
+"""Task groups (Standley et al. 2020) in one network: a trunk for each group of tasks, with hard sharing inside it."""
 
 from __future__ import annotations
 
@@ -21,19 +21,23 @@ from perception.types import ConfigError
 
 @config_dataclass
 class TaskGroupsConfig:
-    """groups: tasks that share a trunk. A task in none of them has one by itself; an empty group, which is what is left
-    of one whose tasks were taken out of the recipe, has none."""
+    """Config of `TaskGroups`.
+
+    Attributes:
+        groups: groups of tasks that share a trunk. A task in no group has its own trunk. An empty group (its tasks were
+            removed from the recipe) has none.
+    """
 
     name: Literal["groups"] = "groups"
     groups: Annotated[tuple[tuple[str, ...], ...], Field(min_length=1)]
 
 
 class TaskGroups(Sharing):
-    """Hard sharing inside each group and nothing between them, as in a network for each group, but trained and deployed
-    as one. `perception group` finds which tasks belong together.
+    """Hard sharing inside each group and no sharing between groups. All groups are trained and deployed as one network.
 
-    Gradients meet at the trunks' pyramids, those of different groups at right angles. That of a task by itself counts
-    too, for balancers that look at lengths. Trunks of groups without a kept stream are dropped by `keep`.
+    `perception group` finds which tasks to group. Gradients meet at the trunks' pyramids, and those of different groups
+    are orthogonal. The pyramid of a task without a group is included, for balancers that use gradient norms.
+    `keep_tasks` removes the trunks of groups without a kept stream.
     """
 
     Config = TaskGroupsConfig
@@ -55,6 +59,7 @@ class TaskGroups(Sharing):
         self.channels = {stream: channels[stream] for stream in required_strides}
 
     def forward(self, images: Tensor, required_strides: RequiredStrides, cut: CutFunction = no_cut) -> SharingOutput:
+        """Return the pyramids of the requested streams, see `Sharing.forward`."""
         streams: TaskPyramids = {}
         shared_parameters: list[Tensor] = []
         for group in self._iterate_groups():
@@ -66,6 +71,7 @@ class TaskGroups(Sharing):
         return SharingOutput({stream: streams[stream] for stream in required_strides}, tuple(shared_parameters), {})
 
     def backbones(self) -> Iterator[Backbone]:
+        """Return the backbones of all groups."""
         return chain.from_iterable(group.backbones() for group in self._iterate_groups())
 
     def _iterate_groups(self) -> Iterator[HardSharing]:
@@ -73,12 +79,15 @@ class TaskGroups(Sharing):
         yield from groups.values()
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:
+        """Return the parameters of all trunks."""
         return chain.from_iterable(group.shared_parameters() for group in self._iterate_groups())
 
     def last_shared_parameters(self) -> Iterator[nn.Parameter]:
+        """Return the parameters of all necks."""
         return chain.from_iterable(group.last_shared_parameters() for group in self._iterate_groups())
 
     def keep_tasks(self, tasks: Collection[str]) -> None:
+        """Remove the trunks of groups without one of the tasks, in place."""
         super().keep_tasks(tasks)
         for group in self._iterate_groups():
             group.keep_tasks(tasks)
@@ -86,12 +95,15 @@ class TaskGroups(Sharing):
 
 
 def _name_groups(groups: Collection[Collection[str]], tasks: Collection[str]) -> Mapping[str, Collection[str]]:
-    """Name of a trunk -> its tasks: the number of a group, or the name of a task in none; so what other tasks there are
-    renames no weights. Raises ConfigError where a group names what is no task, or a task is named twice."""
+    """Return {trunk name: its tasks}, in which the name is the index of a group, or the name of a task without one.
+
+    So changes to other tasks do not rename weights. Raises ConfigError if a group has an unknown task, or a task is
+    named twice.
+    """
     for task, times in Counter(chain.from_iterable(groups)).items():
         if task not in tasks:
             raise ConfigError(f"model.sharing.groups: this recipe has no '{task}'. {suggest_name(task, tasks)}")
         if times > 1:
-            raise ConfigError(f"model.sharing.groups: '{task}' is named {times} times. Expected one group for a task.")
+            raise ConfigError(f"model.sharing.groups: '{task}' is named {times} times. Expected one group per task.")
     numbered = {str(i): members for i, members in enumerate(groups) if members}
     return numbered | {task: (task,) for task in tasks if not any(task in members for members in groups)}

@@ -1,4 +1,4 @@
-"""Hard parameter sharing (Caruana 1993): one trunk; tasks part only at their heads."""
+"""Hard parameter sharing (Caruana 1993): one trunk; only the heads are task-specific."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from perception.nn.trunk import Trunk
 
 @config_dataclass
 class HardSharingConfig:
-    """Has no settings."""
+    """Config of `HardSharing`, without settings."""
 
     name: Literal["hard"] = "hard"
 
 
 class HardSharing(Sharing):
-    """One trunk for all streams: the cheapest, and the one to beat. Gradients meet at the neck's pyramid."""
+    """One trunk for all streams: the cheapest architecture and the baseline. Gradients meet at the neck's pyramid."""
 
     Config = HardSharingConfig
 
@@ -42,15 +42,19 @@ class HardSharing(Sharing):
         }
 
     def forward(self, images: Tensor, required_strides: RequiredStrides, cut: CutFunction = no_cut) -> SharingOutput:
+        """Return the pyramids of the requested streams, see `Sharing.forward`."""
         pyramid = {stride: cut(level) for stride, level in self.trunk(images, all_strides(required_strides)).items()}
         streams = {name: {stride: pyramid[stride] for stride in strides} for name, strides in required_strides.items()}
         return SharingOutput(streams, tuple(pyramid.values()), {})
 
     def backbones(self) -> Iterator[Backbone]:
+        """Return the trunk's backbone."""
         yield self.trunk.backbone
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:
+        """Return the trunk's parameters."""
         return self.trunk.parameters()
 
     def last_shared_parameters(self) -> Iterator[nn.Parameter]:
+        """Return the neck's parameters."""
         return self.trunk.neck.parameters()

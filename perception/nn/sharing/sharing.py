@@ -1,4 +1,4 @@
-"""What every sharing architecture is: images in, a pyramid for each stream out."""
+"""The base class of the sharing architectures: images in, one pyramid per stream out."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from perception.nn.gradient_cut import CutFunction, no_cut
 from perception.nn.necks import NeckConfig
 
 RequiredStrides = Mapping[str, Collection[int]]
-"""Stream (one for each task) -> strides of the pyramid that its reader wants."""
+"""Stream (one per task) -> strides of the pyramid that its head reads."""
 
 TaskPyramids = dict[str, dict[int, Tensor]]
 """Stream -> {stride: features [B, C, H / stride, W / stride]}."""
 
 
 class SharingOutput(NamedTuple):
-    """What a sharing architecture makes of a batch of images.
+    """Output of a sharing architecture for a batch of images.
 
-    pyramids:   the pyramid of each stream
-    shared_features:    the features where the gradients of several streams meet, as they are read; empty where they
-    never do
-    penalties: name -> scalar, with its strength, to be minimised beside the losses; of a training pass
+    Attributes:
+        pyramids: the pyramid of each stream.
+        shared_features: the features where the gradients of several streams meet, after the cut; empty if they never
+            meet.
+        penalties: name -> weighted scalar to minimize together with the losses, in training only.
     """
 
     pyramids: TaskPyramids
@@ -34,10 +35,16 @@ class SharingOutput(NamedTuple):
 
 
 class Sharing(nn.Module, ABC):
-    """Which layers tasks share. A new architecture subclasses this and is named in `perception.nn.sharing.SHARINGS`.
+    """The layers that tasks share.
 
-    ``Kind(config, backbone, neck, needs, weights)``: needs = the streams and all that can be asked of them, weights =
-    load the backbone's.
+    A new architecture subclasses this and is listed in `perception.nn.sharing.SHARINGS`.
+
+    Args:
+        config: a config of class ``Config``.
+        backbone: config of the backbone.
+        neck: config of the neck.
+        required_strides: all streams, with all strides that can be requested for them.
+        weights: whether to load the backbone's weights.
     """
 
     Config: ClassVar[type]
@@ -51,37 +58,39 @@ class Sharing(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, images: Tensor, required_strides: RequiredStrides, cut: CutFunction = no_cut) -> SharingOutput:
-        """uint8 RGB [B, 3, H, W] to the pyramids of the streams in ``required_strides``. Runs nothing that they do not
-        depend on.
+        """Return the pyramids of the streams in ``required_strides``. Only what they depend on is computed.
 
-        A stream's pyramid does not depend on which others are asked for.
+        A stream's pyramid does not depend on which other streams are requested.
 
-        cut: called with each of the features where gradients meet; what it returns is read from there on. Not called
-            where no set of features parts what streams share from what they do not.
+        Args:
+            images: uint8 RGB [B, 3, H, W].
+            required_strides: stream -> strides.
+            cut: called with each of the features where gradients meet; everything above reads its result. Not called if
+                no set of features separates the shared from the task-specific layers.
         """
 
     @abstractmethod
     def backbones(self) -> Iterator[Backbone]:
-        """Every backbone, at least one; all normalize images alike."""
+        """Return every backbone, at least one. All normalize images in the same way."""
 
     @abstractmethod
     def shared_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters that several streams depend on; each of the others belongs to one stream."""
+        """Return the parameters that several streams depend on. Each other parameter belongs to one stream."""
 
     @abstractmethod
     def last_shared_parameters(self) -> Iterator[nn.Parameter]:
-        """Those of the last layers among them."""
+        """Return the parameters of the last shared layers."""
 
     def keep_tasks(self, tasks: Collection[str]) -> None:
-        """Drop, in place, what none of ``tasks`` depends on."""
+        """Remove, in place, what none of ``tasks`` depends on."""
         self.channels = {name: channels for name, channels in self.channels.items() if name in tasks}
 
 
 def all_strides(required_strides: RequiredStrides) -> set[int]:
-    """All strides that any stream wants."""
+    """Return the union of the strides of all streams."""
     return {stride for strides in required_strides.values() for stride in strides}
 
 
 def select_modules(modules: nn.ModuleDict, names: Collection[str]) -> nn.ModuleDict:
-    """Those of the modules that have one of the names."""
+    """Return the modules with one of the names."""
     return nn.ModuleDict({name: module for name, module in modules.items() if name in names})

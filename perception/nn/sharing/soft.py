@@ -1,4 +1,4 @@
-"""Soft parameter sharing (Duong et al. 2015): a trunk for each stream, and a pull that keeps their weights alike."""
+"""Soft parameter sharing (Duong et al. 2015): a trunk for each stream, with a penalty on weight differences."""
 
 from __future__ import annotations
 
@@ -19,18 +19,24 @@ from perception.nn.trunk import Trunk, build_identical_trunks
 
 @config_dataclass
 class SoftSharingConfig:
-    """pull: strength of the pull of each trunk's weights to their mean over the trunks; 0 = independent networks."""
+    """Config of `SoftSharing`.
+
+    Attributes:
+        l2_weight: weight of the penalty on the distance of each trunk's weights from their mean over the trunks; 0 =
+            independent networks.
+    """
 
     name: Literal["soft"] = "soft"
     l2_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-3
 
 
 class SoftSharing(Sharing):
-    """A trunk for each stream, all starting from the same weights; as costly as a network for each task.
+    """A trunk for each stream, all with the same initial weights. The cost is that of one network per task.
 
     The penalty "l2_distance" is ``l2_weight`` times the sum over the weights of their squared distances to their mean
     over the
-    trunks. No feature and no parameter is shared, so a balancer that compares the tasks' gradients finds none.
+    trunks. No feature and no parameter is shared, so a balancer that compares the tasks' gradients has nothing to
+    compare.
     """
 
     Config = SoftSharingConfig
@@ -50,6 +56,7 @@ class SoftSharing(Sharing):
         self.channels = {name: dict(trunk.channels) for name, trunk in trunks.items()}
 
     def forward(self, images: Tensor, required_strides: RequiredStrides, cut: CutFunction = no_cut) -> SharingOutput:
+        """Return the pyramids of the requested streams, see `Sharing.forward`."""
         streams = {name: self.trunks[name](images, strides) for name, strides in required_strides.items()}
         return SharingOutput(
             streams,
@@ -66,6 +73,7 @@ class SoftSharing(Sharing):
         return torch.stack([(group - group.mean(0)).square().sum() for group in groups]).sum()
 
     def backbones(self) -> Iterator[Backbone]:
+        """Return the backbones of all trunks."""
         return (trunk.backbone for trunk in self._iterate_trunks())
 
     def _iterate_trunks(self) -> Iterator[Trunk]:
@@ -73,11 +81,14 @@ class SoftSharing(Sharing):
         yield from each.values()
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:
+        """Return an empty iterator."""
         return iter(())
 
     def last_shared_parameters(self) -> Iterator[nn.Parameter]:
+        """Return an empty iterator."""
         return iter(())
 
     def keep_tasks(self, tasks: Collection[str]) -> None:
+        """Remove the trunks of all other tasks, in place."""
         super().keep_tasks(tasks)
         self.trunks = select_modules(self.trunks, tasks)

@@ -1,4 +1,4 @@
-"""Running a backbone stage by stage, so that something can be done with the features between them."""
+"""Run a backbone stage by stage, so that the features between the stages can be modified."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from perception.nn.backbone import Backbone
 
 
 def run_in_stages(backbone: Backbone, images: Tensor) -> Generator[tuple[int, Tensor], Tensor, None]:
-    """Yield (stride, features [B, C, H / stride, W / stride]) at each level of the backbone, the finest first; the
-    features that are sent back are those that the next stage reads.
+    """Yield (stride, features [B, C, H / stride, W / stride]) at each level of the backbone, the finest first.
 
-    Where timm runs a backbone only as a whole (plain ViTs), all levels are computed first and what is sent back is read
-    by no stage.
+    The next stage reads the features that are sent back. If timm runs a backbone only as a whole (plain ViTs), all
+    levels are computed first, and no stage reads what is sent back.
     """
     steps = list(_iterate_layers(backbone.body))
     if not steps:
@@ -37,7 +36,7 @@ def run_in_stages(backbone: Backbone, images: Tensor) -> Generator[tuple[int, Te
 
 
 def _iterate_layers(body: nn.Module) -> Iterator[tuple[Callable[[Tensor], Tensor], int | None]]:
-    """The layers of a timm feature extractor in order, each with the number of the feature that it gives, if any."""
+    """Yield the layers of a timm feature extractor in order, each with the index of its output feature, if any."""
     if isinstance(body, FeatureListNet):
         taken = list(body.return_layers)
         for name, layer in body.items():

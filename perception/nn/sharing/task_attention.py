@@ -1,4 +1,4 @@
-"""Multi-task attention network (MTAN, Liu et al. 2019): one backbone, from which each stream picks by attention."""
+"""Multi-task attention network (MTAN, Liu et al. 2019): one backbone, with attention masks for each stream."""
 
 from __future__ import annotations
 
@@ -20,16 +20,20 @@ from perception.nn.sharing.sharing import RequiredStrides, Sharing, SharingOutpu
 
 @config_dataclass
 class TaskAttentionConfig:
-    """width: hidden channels of the attention modules."""
+    """Config of `TaskAttention`.
+
+    Attributes:
+        channels: hidden channels of the attention modules.
+    """
 
     name: Literal["task_attention"] = "task_attention"
     channels: ChannelCount = 64
 
 
 class TaskAttention(Sharing):
-    """One backbone; each stream has an attention module on each of its levels, and a neck.
+    """One backbone; each stream has an attention module on each level, and a neck.
 
-    A stream's modules begin at the finest level that its reader wants. Gradients meet at the backbone's features.
+    A stream's modules begin at the finest level that its head reads. Gradients meet at the backbone's features.
     """
 
     Config = TaskAttentionConfig
@@ -56,6 +60,7 @@ class TaskAttention(Sharing):
         self.channels = {name: dict(neck.channels) for name, neck in necks.items()}
 
     def forward(self, images: Tensor, required_strides: RequiredStrides, cut: CutFunction = no_cut) -> SharingOutput:
+        """Return the pyramids of the requested streams, see `Sharing.forward`."""
         features = {stride: cut(level) for stride, level in self.backbone(images).items()}
         streams = {
             name: self.neck[name](self.attention_modules[name](features), strides)
@@ -64,15 +69,19 @@ class TaskAttention(Sharing):
         return SharingOutput(streams, tuple(features.values()), {})
 
     def backbones(self) -> Iterator[Backbone]:
+        """Return the backbone."""
         yield self.backbone
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:
+        """Return the backbone's parameters."""
         return self.backbone.parameters()
 
     def last_shared_parameters(self) -> Iterator[nn.Parameter]:
+        """Return the parameters of the backbone's last layer."""
         return [module for module in self.backbone.body.children() if list(module.parameters())][-1].parameters()
 
     def keep_tasks(self, tasks: Collection[str]) -> None:
+        """Remove the attention modules and necks of all other tasks, in place."""
         super().keep_tasks(tasks)
         self.attention_modules, self.neck = (
             select_modules(self.attention_modules, tasks),
@@ -81,10 +90,14 @@ class TaskAttention(Sharing):
 
 
 class AttentionModule(nn.Module):
-    """A soft mask on every level of a backbone from ``finest`` on, made of the level itself and of what the mask of the
-    level before let through.
+    """A soft mask on every backbone level from ``finest`` on.
 
-    level_channels: {stride: channels} of the backbone.
+    The mask is computed from the level itself and from the masked features of the level before.
+
+    Args:
+        level_channels: {stride: channels} of the backbone.
+        finest: the finest stride with a mask.
+        channels: hidden channels.
     """
 
     def __init__(self, level_channels: Mapping[int, int], finest: int, channels: int) -> None:
@@ -104,7 +117,7 @@ class AttentionModule(nn.Module):
             )
 
     def forward(self, features: Mapping[int, Tensor]) -> dict[int, Tensor]:
-        """The features, those from ``finest`` on behind their masks."""
+        """Return the features, masked from stride ``finest`` on."""
         picked, before = dict(features), None
         for stride in self.strides:
             seen = features[stride]

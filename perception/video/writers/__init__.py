@@ -1,4 +1,4 @@
-"""What is written of a video: one writer per file. `WRITERS` names them all; a new one is an entry there."""
+"""Output writers, one per file. To add a writer, add an entry to `WRITERS`."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ WRITERS: dict[str, Callable[[], Writer]] = {
     "mcap": McapWriter,
     "window": WindowWriter,
 }
-"""In the order in which they are told of a frame: what adds to its record comes before what writes the record."""
+"""Name -> writer, in calling order: writers that extend a frame's record come before the one that stores it."""
 
 
 def make_writers(names: set[str]) -> list[Writer]:
-    """Raises PerceptionError for a name that is none of `WRITERS`."""
+    """Create the named writers, in the order of `WRITERS`. Raises PerceptionError for an unknown name."""
     if unknown := sorted(names - set(WRITERS)):
         raise PerceptionError(f"No way to save {', '.join(unknown)}. There are: {', '.join(WRITERS)}.")
     return [make() for name, make in WRITERS.items() if name in names]

@@ -19,18 +19,20 @@ from perception.video.mp4_writer import MAX_SIDE, Mp4Writer
 from perception.video.writer import WriterContext
 
 MAX_JPEG_SIDE = 65_500
-"""Pixels that a side of a JPEG may have, by libjpeg."""
+"""Maximum side of a JPEG in pixels (libjpeg)."""
 
 
 class AnnotatedFrameWriter:
-    """Annotated images: ``<name>.jpg`` of an image, ``<name>.mp4`` of a video."""
+    """Writes annotated images: ``<name>.jpg`` for an image, ``<name>.mp4`` for a video."""
 
     _video: Mp4Writer | None = None
 
     def open(self, context: WriterContext) -> None:
+        """Start a source. The video file is created with its first frame."""
         self._context, self._video = context, None
 
     def write(self, frame: Frame, result: Result, record: dict[str, Any]) -> None:
+        """Draw a frame, and write or encode it."""
         context = self._context
         prediction, is_video = result.prediction, context.fps > 0
         dense = sum(spec.annotation_type == "dense" for spec in result.specs.values())
@@ -49,8 +51,8 @@ class AnnotatedFrameWriter:
             shown = shrink_to_fit(picture, MAX_JPEG_SIDE)
             if shown is not picture:
                 context.notify(
-                    f"{path}: drawn {shown.shape[1]}x{shown.shape[0]}, for a side "
-                    f"of a JPEG has {MAX_JPEG_SIDE:,} pixels"
+                    f"{path}: reduced to {shown.shape[1]}x{shown.shape[0]}, because a side "
+                    f"of a JPEG has at most {MAX_JPEG_SIDE:,} pixels"
                 )
             write_image(path, shown[:, :, ::-1])
             return
@@ -60,17 +62,21 @@ class AnnotatedFrameWriter:
             self._video = Mp4Writer(path, context.fps, picture.shape, context.timings)
             if max(picture.shape) > MAX_SIDE:
                 width, height = self._video.size
-                context.notify(f"{path}: drawn {width}x{height}, for a side of an MPEG-4 video has {MAX_SIDE:,} pixels")
+                context.notify(
+                    f"{path}: reduced to {width}x{height}, because a side of an MPEG-4 video has at most "
+                    f"{MAX_SIDE:,} pixels"
+                )
         self._video.write(picture, frame.time or 0.0)
 
     def close(self) -> None:
+        """Finish the video, if there is one."""
         film, self._video = self._video, None
         if film is not None:
             film.close()
 
 
 def write_image(path: Path, image: NDArray) -> None:
-    """Encode by the suffix of ``path`` (BGR or one channel). Raises PerceptionError where it cannot be written."""
+    """Encode an image (BGR or one channel) in the format of the suffix. Raises PerceptionError if that fails."""
     done, data = cv2.imencode(path.suffix, np.ascontiguousarray(image))
     if not done:
         raise PerceptionError(f"{path}: an image of {image.shape} cannot be encoded as {path.suffix}.")
@@ -78,7 +84,7 @@ def write_image(path: Path, image: NDArray) -> None:
 
 
 def shrink_to_fit(image: NDArray[np.uint8], max_side: int) -> NDArray[np.uint8]:
-    """The image, made smaller where a side of it is longer than ``max_side`` pixels."""
+    """Shrink the image if a side is longer than ``max_side`` pixels."""
     factor = max_side / max(image.shape[:2])
     if factor >= 1:
         return image

@@ -1,4 +1,4 @@
-"""Segmentation masks and quantities as PNG files."""
+"""Segmentation masks and depth (or other quantities) as PNG files."""
 
 from __future__ import annotations
 
@@ -15,21 +15,25 @@ from perception.video.writer import WriterContext
 from perception.video.writers.images import write_image
 
 FINE_SCALE, COARSE_SCALE = 0.001, 1 / 256
-"""Metres per step of a 16-bit depth PNG where everything then fits into it (65.5 m), and where it does not (256 m)."""
+"""Metres per step of a 16-bit depth PNG: fine if the task's range fits (65.5 m), else coarse (256 m)."""
 MAX_UINT16 = 65535
 ERROR_SCALE = 0.0001
-"""Share of the depth per step of the 16-bit PNG of the error that it expects."""
+"""Relative depth error per step of the 16-bit PNG of the predicted error."""
 
 
 class MapWriter:
-    """Segmentation masks (8-bit PNG of class ids, 255 = unknown), quantities (16-bit PNG, 0 = not valid, steps of
-    `step`) and,
-    beside them, the relative errors that they expect (16-bit PNG, steps of `ERROR_SCALE`)."""
+    """Writes each dense task as a PNG file.
+
+    Segmentation masks: 8 bits, class ids, 255 = unknown. Quantities: 16 bits, steps of `map_scale`, 0 = not valid.
+    Their predicted relative errors, if any: a second file, 16 bits, steps of `ERROR_SCALE`.
+    """
 
     def open(self, context: WriterContext) -> None:
+        """Start a source."""
         self._folder = context.folder
 
     def write(self, frame: Frame, result: Result, record: dict[str, Any]) -> None:
+        """Write the maps of a frame and add their file names to ``record``."""
         for name, annotation in result.annotations.items():
             if not isinstance(annotation, DenseMap):
                 continue
@@ -49,11 +53,11 @@ class MapWriter:
                     }
 
     def close(self) -> None:
-        pass
+        """Do nothing: every file is already complete."""
 
 
 def map_scale(spec: TaskSpec) -> float:
-    """Of a quantity's 16-bit PNG: the finest of those that people know in which its upper limit can be written."""
+    """Return the step of a quantity's 16-bit PNG: the finest common scale that can store its upper limit."""
     if spec.limits is None:
         return COARSE_SCALE
     return next(
@@ -63,7 +67,7 @@ def map_scale(spec: TaskSpec) -> float:
 
 
 def encode_map(dense_map: DenseMap, spec: TaskSpec) -> NDArray:
-    """A map as its PNG holds it: class ids uint8, 255 = unknown; a quantity uint16 in steps of `step`, 0 = unknown."""
+    """Encode a map for its PNG: uint8 class ids, 255 = unknown; or uint16 in steps of `map_scale`, 0 = unknown."""
     if spec.classes:
         return np.where(dense_map.valid, dense_map.values, IGNORE_INDEX).astype(np.uint8)
     steps = np.where(dense_map.valid, np.maximum(np.rint(dense_map.values / map_scale(spec)), 1), 0)

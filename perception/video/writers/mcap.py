@@ -1,4 +1,4 @@
-"""Results of any source as a ROS 2 bag (``--save mcap``): what RViz and Foxglove show."""
+"""Results of any source as a ROS 2 bag (``--save mcap``), for RViz and Foxglove."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ POINT_STRIDE = 4
 
 
 class McapWriter:
-    """A bag, ``<name>-bag/``, for each video, ``images-bag/`` for images.
+    """Writes a bag ``<name>-bag/`` for each video, and one for all images.
 
-    Stamps count from the start of the video; images are a second apart. The first frame stands at one second,
-    for ROS takes a stamp of zero to mean that there is none.
+    Stamps are seconds from the start of the video; images are one second apart. The first frame is at one second,
+    because ROS treats a stamp of zero as "no stamp".
     """
 
     _bag: BagWriter | None = None
 
     def open(self, context: WriterContext) -> None:
+        """Create the bag of a source."""
         self._bag, self._count = BagWriter(context.folder / f"{context.name or 'images'}-bag"), 0
 
     def write(self, frame: Frame, result: Result, record: dict[str, Any]) -> None:
+        """Record an image and its results."""
         assert self._bag is not None
         seconds = 1 + (self._count if frame.time is None else frame.time)
         self._count += 1
@@ -35,6 +37,7 @@ class McapWriter:
         self._bag.write_result("/camera/perception", result, stamp, stamp.nanoseconds, POINT_STRIDE)
 
     def close(self) -> None:
+        """Complete the bag."""
         bag, self._bag = self._bag, None
         if bag is not None:
             bag.close()

@@ -1,4 +1,4 @@
-"""A line of ``predictions.jsonl`` for each frame."""
+"""Predictions as JSON lines: one line of ``predictions.jsonl`` per frame."""
 
 from __future__ import annotations
 
@@ -15,19 +15,22 @@ RECORDS = "predictions.jsonl"
 
 
 class JsonlWriter:
-    """A line of ``predictions.jsonl`` for each frame, on disk at once and whole, or not at all."""
+    """Appends one line to ``predictions.jsonl`` per frame, immediately and atomically."""
 
     _file: FileIO | None = None
 
     def open(self, context: WriterContext) -> None:
+        """Open the file for appending."""
         self._path = context.folder / RECORDS
         self._file = self._path.open("ab", buffering=0)
 
     def write(self, frame: Frame, result: Result, record: dict[str, Any]) -> None:
+        """Append ``record`` as one line."""
         assert self._file is not None
         append_line(self._file, self._path, json.dumps(record, ensure_ascii=False, allow_nan=False))
 
     def close(self) -> None:
+        """Close the file."""
         if self._file is not None:
             self._file.close()
             self._file = None

@@ -16,15 +16,16 @@ from perception.video.writer import WriterContext
 
 INSTALL_HINT = "--save rrd needs rerun-sdk. Install it: pip install 'dense-perception[rerun]'"
 UNITS_PER_METER = 1000
-"""Of a depth map, per metre."""
+"""Units of the 16-bit depth image per metre."""
 
 
 class RerunWriter:
-    """``<name>.rrd`` for each video, ``images.rrd`` for images. Nothing is sent anywhere."""
+    """Writes ``<name>.rrd`` for each video, and one file for all images. It sends nothing over the network."""
 
     _stream: Any = None
 
     def open(self, context: WriterContext) -> None:
+        """Create the recording of a source. Raises PerceptionError if rerun-sdk is not installed."""
         try:
             import rerun  # pyright: ignore[reportMissingImports]
         except ModuleNotFoundError as error:
@@ -40,6 +41,7 @@ class RerunWriter:
                 self._log(f"camera/{name}", rerun.AnnotationContext(list(infos)), static=True)
 
     def write(self, frame: Frame, result: Result, record: dict[str, Any]) -> None:
+        """Log an image, its camera and its results."""
         if frame.time is None:
             self._stream.set_time("image", sequence=self._count)
         else:
@@ -69,6 +71,7 @@ class RerunWriter:
             self._log("flags", rerun.TextLog("; ".join(result.flags), level=level))
 
     def close(self) -> None:
+        """Flush and close the recording."""
         stream, self._stream = self._stream, None
         if stream is not None:
             stream.flush()

@@ -1,4 +1,4 @@
-"""ros2 launch perception_ros perception.launch.py model:=/path/model.onnx image:=/front/image_raw"""
+"""Launch file: ros2 launch perception_ros perception.launch.py model:=/path/model.onnx image:=/front/image_raw."""
 
 from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument
@@ -8,6 +8,7 @@ from launch_ros.substitutions import FindPackageShare
 
 
 def generate_launch_description() -> LaunchDescription:
+    """Return the node with its launch arguments."""
     settings = PathJoinSubstitution([FindPackageShare("perception_ros"), "config", "perception.yaml"])
     return LaunchDescription(
         [

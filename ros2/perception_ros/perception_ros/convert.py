@@ -1,4 +1,4 @@
-"""`perception.robots.messages.Message` as an instance of the ROS message class of that name."""
+"""Converts `perception.robots.messages.Message` to ROS messages."""
 
 from array import array
 from collections.abc import Callable
@@ -11,16 +11,13 @@ from perception.robots.messages import Message
 
 
 def ros_class(name: str) -> type:
-    """ "sensor_msgs/msg/Image" -> the class."""
+    """Return the ROS message class of a type name like "sensor_msgs/msg/Image"."""
     package, _, kind = name.split("/")
     return getattr(import_module(f"{package}.msg"), kind)
 
 
 def to_ros(value: Any, find_class: Callable[[str], type] = ros_class) -> Any:
-    """The ROS message of a `Message`; lists and values within it likewise.
-
-    find_class: type name -> message class
-    """
+    """Convert a `Message` to its ROS message, with nested lists and values. ``find_class``: type name -> class."""
     if isinstance(value, Message):
         message = find_class(value.type)()
         for name, item in value.fields.items():
@@ -29,7 +26,7 @@ def to_ros(value: Any, find_class: Callable[[str], type] = ros_class) -> Any:
     if isinstance(value, list):
         return [to_ros(item, find_class) for item in value]
     if isinstance(value, np.ndarray) and value.dtype == np.uint8:
-        data = array("B")  # what rclpy takes without looking at every element
+        data = array("B")  # rclpy accepts this type without checking each element
         data.frombytes(value.tobytes())
         return data
     return value

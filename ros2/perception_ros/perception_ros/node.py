@@ -1,4 +1,4 @@
-"""The node: images of a camera in, results of the network out, each with the image's own stamp and frame_id."""
+"""ROS 2 node: subscribes to a camera and publishes results with the stamp and frame_id of their image."""
 
 import dataclasses
 
@@ -17,12 +17,12 @@ from perception_ros.convert import ros_class, to_ros
 from perception_ros.worker import LatestItemWorker
 
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL, reliability=ReliabilityPolicy.RELIABLE)
-"""Of label_info, which does not change: who comes later gets it too."""
+"""QoS of label_info, which does not change: late subscribers receive it too."""
 DEFAULT_FOCAL_NOTE = "Metres assume the default focal length."
 
 
 class PerceptionNode(Node):
-    """Subscribes ``image`` and ``camera_info`` with sensor-data quality of service, publishes ``perception/...``."""
+    """Subscribes to ``image`` and ``camera_info`` (sensor-data QoS) and publishes ``perception/...``."""
 
     def __init__(self) -> None:
         super().__init__("perception")
@@ -93,7 +93,7 @@ class PerceptionNode(Node):
         return self.get_clock().now().nanoseconds / 1e9
 
     def _publish_diagnostics(self) -> None:
-        """Once a second: what was received, done, dropped and late since the last time, and how long it took."""
+        """Publish the counts and latencies, once per second."""
         now, queue = self._now(), self._worker
         counts = {
             "received": queue.received,
@@ -123,11 +123,13 @@ class PerceptionNode(Node):
         self._diagnostics_publisher.publish(to_ros(message))
 
     def destroy_node(self) -> None:
+        """Stop the worker and destroy the node."""
         self._worker.close()
         super().destroy_node()
 
 
 def main() -> None:
+    """Run the node until it is interrupted."""
     rclpy.init()
     node = PerceptionNode()
     try:

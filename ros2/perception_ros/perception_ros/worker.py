@@ -1,4 +1,4 @@
-"""One worker that always takes the newest image: latency stays bounded when images come faster than the network."""
+"""A worker that always processes the newest image, so that latency stays bounded if the network is too slow."""
 
 import threading
 import time
@@ -10,9 +10,9 @@ import numpy as np
 
 
 class LatestItemWorker:
-    """Calls ``work(item)`` in a thread of its own for the newest `put` item; older ones are dropped and counted.
+    """Calls ``process(item)`` in a separate thread for the newest item; older items are dropped and counted.
 
-    failed: called with an exception that ``work`` raised; the worker goes on
+    ``on_error`` is called with an exception of ``process``; the worker continues.
     """
 
     def __init__(self, process: Callable[[Any], None], on_error: Callable[[Exception], None]) -> None:
@@ -26,7 +26,7 @@ class LatestItemWorker:
         self._thread.start()
 
     def put(self, item: Any) -> None:
-        """Never waits."""
+        """Replace the pending item. Never blocks."""
         with self._condition:
             self.received += 1
             self.dropped += self._pending is not None
@@ -34,14 +34,14 @@ class LatestItemWorker:
             self._condition.notify()
 
     def close(self, timeout: float = 5.0) -> None:
-        """End after the item in work."""
+        """Stop after the current item."""
         with self._condition:
             self._closed = True
             self._condition.notify()
         self._thread.join(timeout)
 
     def latency_percentiles(self) -> tuple[float, float]:
-        """Seconds of work, median and 99th percentile of the last 300; NaN before the first."""
+        """Return median and 99th percentile of the last 300 processing times, in seconds; NaN before the first."""
         if not self._latencies:
             return float("nan"), float("nan")
         low, high = np.percentile(list(self._latencies), [50, 99])
@@ -57,7 +57,7 @@ class LatestItemWorker:
             begin = time.perf_counter()
             try:
                 self._process(item)
-            except Exception as error:  # a node must outlive a bad image
+            except Exception as error:  # a bad image must not stop the node
                 self.failed += 1
                 self._on_error(error)
             else:
