@@ -324,7 +324,7 @@ def test_values_nested_deeply_are_an_error(tmp_path):
 
 @pytest.mark.fault("D4")
 def test_a_record_of_too_many_pixels(tmp_path):
-    with pytest.raises(DataError, match=r"image 10: height and width make 200 Mpx\. At most 100"):
+    with pytest.raises(DataError, match=r"image 10: height and width give 200 Mpx\. At most 100"):
         reader(tmp_path, changed("images", 0, height=10_000, width=20_000))
 
 
@@ -513,7 +513,7 @@ def test_a_box_that_is_absent_is_taken_from_the_mask(tmp_path, segmentation):
 @pytest.mark.fault("D9")
 @pytest.mark.parametrize("segmentation", [None, [[1, 2, 3]], "x"])
 def test_neither_box_nor_mask(tmp_path, segmentation):
-    with pytest.raises(DataError, match=r"annotation 1: bbox is None.*or a mask to take it from"):
+    with pytest.raises(DataError, match=r"annotation 1: bbox is None.*or a mask to compute it from"):
         masks(tmp_path, with_masks(segmentation, bbox="absent"), 1)
 
 

@@ -125,7 +125,7 @@ def test_missing_images_keep_the_others_in_step(tmp_path):
     (tmp_path / "coco/images/001.jpg").unlink()
     found = open_tree(tmp_path, config).readers[0]
     assert found.problems["missing images"] == 1
-    with pytest.raises(DataError, match="holds 2 segments"):
+    with pytest.raises(DataError, match="contains 2 segments"):
         found.read_annotations(0)
     assert [path.name for path in found.images[1:]] == ["002.jpg", "003.jpg"]
     assert found.read_annotations(1)["detection"].labels.tolist() == [0, 0, 1]
@@ -154,7 +154,7 @@ def with_png(root: Path, image: np.ndarray | bytes, mode: str | None = None):
 def test_pixels_and_segments_that_do_not_fit_are_named(tmp_path):
     ids = panoptic_ids()
     ids[5, 5:9], ids[6, 6] = 1_000_000, 77
-    with pytest.raises(DataError, match=r"000\.png holds 2 segments.*\{77: 1, 1000000: 4\}.*Expected 5, 260"):
+    with pytest.raises(DataError, match=r"000\.png contains 2 segments.*\{77: 1, 1000000: 4\}.*Expected 5, 260"):
         with_png(tmp_path, ids_to_colors(ids)).read_annotations(0)
     ids = np.where(panoptic_ids() == 9, 260, panoptic_ids())
     with pytest.raises(DataError, match=r"000\.png has no pixel of the segments \[9\]"):
@@ -178,7 +178,7 @@ def test_a_record_of_another_size(tmp_path):
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1", "LA", "I;16"])
 def test_a_png_that_is_not_rgb(tmp_path, mode):
     image = np.zeros((48, 64), np.uint16) if mode == "I;16" else ids_to_colors(panoptic_ids())
-    with pytest.raises(DataError, match=r"000\.png is no PNG of 8-bit RGB"):
+    with pytest.raises(DataError, match=r"000\.png is not an 8-bit RGB PNG"):
         with_png(tmp_path, image, None if mode == "I;16" else mode).read_annotations(0)
 
 
@@ -256,11 +256,11 @@ def test_segments_that_are_none(tmp_path, values, words):
         (("categories", 0, "isthing"), [1], r"category 3: isthing is \[1\]"),
         (("categories", 1, "name"), "vehicle", "given twice"),
         (("annotations", 0, "segments_info"), None, "segments_info is missing"),
-        (("annotations", 0, "segments_info"), [1], "segments_info is missing or no list of objects"),
+        (("annotations", 0, "segments_info"), [1], "segments_info is missing or not a list of objects"),
         (("annotations", 0, "image_id"), 99, "image_id 99 is not among the 3 images"),
         (("annotations", 0, "image_id"), [[1]], "is not among the 3 images"),
         (("annotations", 0, "image_id"), 11, "image 11 has two annotations"),
-        (("annotations", 0), 3, "'annotations' is missing or no list of objects"),
+        (("annotations", 0), 3, "'annotations' is missing or not a list of objects"),
         (("images", 0, "id"), 11, "id 11 is given twice in images"),
         (("images",), [], "lists 0 images"),
         (("annotations",), [], "none of its 0 images"),

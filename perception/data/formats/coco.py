@@ -1,4 +1,4 @@
-"""Boxes and masks in COCO's JSON of instances (https://cocodataset.org/#format-data)."""
+"""Reader for boxes and masks in COCO's instances JSON (https://cocodataset.org/#format-data)."""
 
 from __future__ import annotations
 
@@ -40,31 +40,37 @@ from perception.types import IGNORE_INDEX, Annotation, Camera, ConfigError, Data
 logger = logging.getLogger(__name__)
 
 BRUSHED_CROWDS = "ignore regions (iscrowd: 1) with a mask of one piece"
-"""What CVAT's brush writes for every object, and people for few."""
+"""Problem kind: CVAT's brush writes such masks for every object; human annotators rarely do."""
 
 
 @config_dataclass
 class CocoConfig:
-    """images, annotations: folder of images and JSON file, relative to the data root.
+    """Configuration of the reader for COCO's instances.
 
-    rename:      category -> class of the recipe; several may become one
-    ignore:      categories whose boxes become ignore regions, neither object nor background
-    background:  categories whose boxes are dropped: the recipe does not care for such things
-    labels_only: classes of the recipe that this source labels; default: those that its categories map to
-    match_by:       "path": file names are paths below ``images``; "base": only their last part counts (`ImageFinder`)
-    crowds:      what annotations with ``iscrowd: 1`` become: ignore regions (COCO), or objects like others, as the
-                 masks of CVAT's brush are meant
-    difficult:   what annotations with this flag become: ignore regions, objects, or background
-    unlabeled:  what an image without annotations is: one that shows nothing ("empty"), or one that nobody has
-                 labeled yet ("skip"). None = empty, and the doctor asks
-    max_missing: largest fraction of the listed images that may be missing
-
-    segmentation_task: task that gets the masks as a segmentation mask, small ones on top; None = masks are left alone
-    unmasked_class:           class of the pixels without a mask; "rest" = any that the masks do not label; None = void
-    segmentation_rename, segmentation_ignore, segmentation_labels_only, segmentation_superclasses: for the masks, as in
-                       `SegmentationMasksConfig`; the keys above are for the boxes alone. ``segmentation_ignore: rest``
-                       makes
-                       void what the segmentation mask's classes lack
+    Attributes:
+        images: folder of the images, relative to the data root.
+        annotations: JSON file, relative to the data root.
+        format: name of this reader.
+        task: detection task of the recipe.
+        rename: category -> class of the recipe. Several categories may become one class.
+        ignore: categories whose boxes become ignore regions, neither object nor background.
+        background: categories whose boxes are dropped, because they are background for the recipe.
+        labels_only: classes of the recipe that this source labels; default: those that its categories map to.
+        match_by: "path": file names are paths below ``images``; "base": only the last part counts (`ImageFinder`).
+        crowds: what annotations with ``iscrowd: 1`` become: ignore regions (COCO) or normal objects. CVAT's brush
+            writes ``iscrowd: 1`` for normal objects.
+        difficult: what annotations with the flag ``difficult`` become: ignore regions, objects or background.
+        unlabeled: meaning of an image without annotations: it contains no object ("empty") or it is not labeled yet
+            ("skip"). None = empty, and the doctor reports it.
+        max_missing: largest fraction of the listed images that may be missing.
+        segmentation_task: task that gets the masks as a segmentation mask, small ones on top; None = not used.
+        unmasked_class: class of the pixels without a mask; "rest" = any class that the masks do not label; None =
+            ignored.
+        segmentation_rename: class mapping of the masks, as in `SegmentationMasksConfig`; also the next three. The keys
+            without ``segmentation_`` apply only to the boxes.
+        segmentation_ignore: see ``segmentation_rename``; ``rest`` = all categories that are not in the recipe.
+        segmentation_labels_only: see ``segmentation_rename``.
+        segmentation_superclasses: see ``segmentation_rename``.
     """
 
     images: str
@@ -94,23 +100,23 @@ class CocoConfig:
         )
         if self.segmentation_task is None and any(getattr(self, key) for key in keys):
             raise ConfigError(
-                "coco: unmasked_class and segmentation_* are given without segmentation_task. Name the task."
+                "coco: unmasked_class or segmentation_* is given without segmentation_task. Set segmentation_task."
             )
         if self.segmentation_task == self.task:
-            raise ConfigError(f"coco: task and segmentation_task are both '{self.task}'. Name two tasks.")
+            raise ConfigError(f"coco: task and segmentation_task are both '{self.task}'. Use two different names.")
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Names of the tasks that it may label."""
+        """Names of the tasks that the reader may label."""
         return (self.task,) if self.segmentation_task is None else (self.task, self.segmentation_task)
 
 
 class CocoReader:
-    """Every image of the JSON is labeled; one without annotations is labeled as empty (see ``unlabeled``).
+    """Reader of COCO images. All images of the JSON are labeled; no annotations means no objects (see ``unlabeled``).
 
-    Where the images name the categories that they are labeled for (LVIS), nothing is said of the others.
-    Attributes beside the protocol's: ``categories`` (JSON id -> name) and ``class_map``, ``segmentation_class_map``
-    (name -> the recipe's class; None where the recipe does not train the task).
+    If the images list the categories that they are labeled for (LVIS), other categories are not labeled.
+    Additional attributes: ``categories`` (JSON id -> name), and ``class_map`` and ``segmentation_class_map``
+    (name -> the recipe's class; None if the recipe does not train the task).
     """
 
     Config = CocoConfig
@@ -140,7 +146,7 @@ class CocoReader:
         annotated = np.zeros(len(index["image_ids"]), bool)
         annotated[index["image_of"][~index["absent"]]] = True
         annotated[index.get("negatives", index["image_sizes"][:0])[:, 0]] = True
-        partial = "negatives" in index and self.segmentation_class_map is None  # nothing is known of the others
+        partial = "negatives" in index and self.segmentation_class_map is None  # other images have no labels
         unlabelled = "skip" if partial else config.unlabeled
         rows, self.num_unannotated = select_labeled_rows(annotated, unlabelled, str(self.path), self.problems)
         records = find_existing_images(index, rows, names, self.path, config.max_missing, self.problems)
@@ -158,8 +164,9 @@ class CocoReader:
             self._mask_table = self._build_mask_table(index, places, every, self.segmentation_class_map)
 
     def read_annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, Annotation]:
-        """Boxes clipped to the image, segmentation mask uint8 [H, W]. Raises DataError where the JSON has another
-        size.
+        """Return the boxes, clipped to the image, and the segmentation mask, uint8 [H, W].
+
+        Raises DataError if the JSON has a different image size.
         """
         check_label_size(
             f"{self.path}: the record of {self.images[index].name}", self.sizes[index], self.images[index], size
@@ -177,10 +184,11 @@ class CocoReader:
         return result
 
     def camera(self, index: int) -> Camera | None:
+        """Return None: COCO has no intrinsics."""
         return None
 
     def _select_categories(self, index: Arrays, classes: Mapping[str, tuple[str, ...]]) -> dict[int, str]:
-        """Id -> name, without those that stand for nothing, unless the recipe names them."""
+        """Id -> name, without placeholder categories, unless the recipe names them."""
         config = self.config
         named = {name for task in config.tasks for name in classes.get(task, ())}
         options = (config.rename, config.ignore, config.background, config.segmentation_rename)
@@ -190,11 +198,11 @@ class CocoReader:
         every = category_names(index)
         kept = {id: name for id, name in every.items() if not nothing[id] or name in named}
         if idle := len(every) - len(kept):
-            self.problems["categories skipped that stand for nothing: without annotations, above all others"] += idle
+            self.problems["placeholder categories skipped: background or common supercategory, no annotations"] += idle
         return kept
 
     def _count_anomalies(self, index: Arrays, image_indices: NDArray) -> None:
-        """What a tool wrote in a way of its own."""
+        """Count the annotations in which a tool deviates from COCO's format."""
         here = image_indices >= 0
         for kind, count in (
             (ROTATED_BOXES, int(index["turned"][here].sum())),
@@ -226,22 +234,20 @@ class CocoReader:
     def _build_mask_table(
         self, index: Arrays, image_indices: NDArray, names: list[str], class_map: ClassMap
     ) -> MaskTable:
-        """Masks with their values in the segmentation mask. Faulty ones, whose box it is, are void, counted and
-        named.
-        """
+        """Masks with their class values. The box of a faulty mask is ignored, counted and logged."""
         faults = index["mask_faults"]
         if len(faults) and faults.all():
             raise DataError(
                 f"{self.path}: none of its {len(faults)} annotations has a mask; "
                 f"of the first: {MASK_FAULTS[faults[0]]}. "
-                "Take the file with segmentations, or remove segmentation_task."
+                "Use the file with segmentations, or remove segmentation_task."
             )
         for fault in np.unique(faults[image_indices >= 0]).tolist():
             if fault:
                 which = np.flatnonzero((faults == fault) & (image_indices >= 0))
                 self.problems[f"masks dropped: {MASK_FAULTS[fault]}"] += len(which)
                 logger.warning(
-                    "%s: the masks of %d annotations are dropped and their boxes void, the first in %s: %s",
+                    "%s: the masks of %d annotations are dropped and their boxes are ignored, the first in %s: %s",
                     self.path, len(which), self.images[image_indices[which[0]]].name, MASK_FAULTS[fault],
                 )  # fmt: skip
         values = np.array([mask_value(class_map, name) for name in names], np.uint8)[index["category_of"]]
@@ -253,10 +259,17 @@ def build_box_table(
     index: Arrays, image_indices: NDArray, ignore_regions: NDArray[np.bool_], names: Sequence[str], class_map: ClassMap,
     sizes: Sequence[tuple[int, int]], problems: Counter[str], labeled_classes: LabeledClasses | None = None,
 ) -> BoxTable:  # fmt: skip
-    """The boxes of an index; ``image_indices`` [M] tells the image of each, ``names`` [C] the category's.
+    """Build the table of the boxes of an index. Boxes of categories that are not in ``class_map`` are dropped.
 
-    ``ignore_regions`` [M], and categories that are not labeled, become ignore regions; categories that are not in
-    ``class_map`` go. labeled_classes: which classes are labeled in each image; None = those of ``class_map``
+    Args:
+        index: arrays of `read_instance_index` or `read_panoptic_index`.
+        image_indices: [M], the image of each box; -1 = not used.
+        ignore_regions: [M], boxes that become ignore regions, as do those of categories that are not labeled.
+        names: [C], names of the categories.
+        class_map: category name -> the recipe's class.
+        sizes: (height, width) of the images.
+        problems: counts of the problems found.
+        labeled_classes: which classes are labeled in each image; None = those of ``class_map``.
     """
     label_of = np.array([class_map.indices.get(name, BACKGROUND) for name in names])
     doubtful = np.array([name in class_map.indices and not class_map.is_labeled(name) for name in names])

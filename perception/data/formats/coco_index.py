@@ -1,4 +1,4 @@
-"""What a JSON of COCO's says, checked and as arrays: all of it that depends on no recipe and on no image."""
+"""Checked content of COCO's JSON files as arrays, independent of the recipe and of the image files."""
 
 from __future__ import annotations
 
@@ -41,31 +41,37 @@ from perception.files.strict_json import quote_value, read_json
 from perception.types import DataError
 
 SizeReader = Callable[[str, str], tuple[int, int]]
-"""(name of an image in the JSON, where it stands there) -> (height, width), (0, 0) where it cannot be read."""
+"""(image name in the JSON, its location for messages) -> (height, width); (0, 0) if the image cannot be read."""
 
 _NO_BOX = [0, 0, 0, 0]
 _MAX_INSPECTED_MASKS = 100
-"""So many crowds' masks are looked at: whether they are of one piece."""
+"""Largest number of crowd masks that are checked for being one connected piece."""
 
 
 def read_instance_index(path: Path, masks: bool, read_size_of: SizeReader) -> Arrays:
-    """The arrays of an instances JSON with N images and M annotations. Raises DataError for what is wrong in it.
+    """Read the arrays of an instances JSON with N images, C categories and M annotations.
 
-    image_ids int64 [N], image_sizes int64 [N, 2] (height, width), image_names, image_name_offsets (`pack_texts`)
-    category_ids int64 [C], category_names, category_name_offsets, category_idle bool [C] (see `parse_categories`)
-    image_of, category_of int64 [M], positions in these; boxes float64 [M, 4], x y width height
-    crowds, ignored, difficult, turned bool [M]: flags of the annotations; whether its box was turned
-    absent bool [M]: annotations that have neither a box nor a mask
-    brushed int64 [1]: crowds with run lengths, where they are many and most of them of one piece; else 0
-    and those of `read_partial_labels`, where the images name what they do not label
+    Args:
+        path: the JSON file.
+        masks: whether to read the masks.
+        read_size_of: reads the sizes that the JSON lacks. Arrays with such sizes are not cached.
 
-    With ``masks`` also these, small masks after large ones of the same image:
-    masks, mask_offsets   compressed RLE of all masks (`pack_bytes`); a faulty mask is its box, of no bytes outside
-    mask_starts int64 [N + 1], mask_rows int64 [M]   the first mask of an image, the annotation of a mask
-    mask_faults uint8 [M]   the fault of an annotation's mask, a number in
-    `perception.data.formats.rle_masks.MASK_FAULTS`
+    Returns:
+        image_ids int64 [N], image_sizes int64 [N, 2] (height, width), image_names, image_name_offsets (`pack_texts`).
+        category_ids int64 [C], category_names, category_name_offsets, category_idle bool [C] (`parse_categories`).
+        image_of, category_of int64 [M], positions of image and category; boxes float64 [M, 4], x y width height.
+        crowds, ignored, difficult bool [M], flags of the annotations; turned bool [M], whether the box was rotated.
+        absent bool [M], annotations that have neither a box nor a mask.
+        brushed int64 [1], number of crowds with run lengths if they are many and most are one piece; else 0.
+        The arrays of `read_partial_labels`, if the images list which categories are not labeled completely.
 
-    Sizes that the JSON lacks come from ``read_size_of``; such arrays are not kept in the cache.
+        Only with ``masks``, small masks after large ones of the same image:
+        masks, mask_offsets, compressed RLE (`pack_bytes`). The box replaces a faulty mask; no bytes if it is outside.
+        mask_starts int64 [N + 1], mask_rows int64 [M], the first mask of an image and the annotation of a mask.
+        mask_faults uint8 [M], index of the mask's fault in `perception.data.formats.rle_masks.MASK_FAULTS`.
+
+    Raises:
+        DataError: the JSON is invalid.
     """
     kind = "coco instances with masks 3" if masks else "coco instances 3"
     found = load_or_build(kind, [path], lambda: _parse_instances(read_json(path), path, masks, None))
@@ -73,11 +79,20 @@ def read_instance_index(path: Path, masks: bool, read_size_of: SizeReader) -> Ar
 
 
 def read_panoptic_index(path: Path, read_size_of: SizeReader) -> Arrays:
-    """The arrays of a panoptic JSON with A annotations and S segments. Raises DataError for what is wrong in it.
+    """Read the arrays of a panoptic JSON with C categories, A annotations and S segments.
 
-    Images and categories as in `read_instance_index`, and category_things bool [C]
-    map_images int64 [A], map_names, map_name_offsets, segment_starts int64 [A + 1]
-    segment_ids, category_of int64 [S]; crowds bool [S]; boxes float64 [S, 4], x y width height, 0 where stuff has none
+    Args:
+        path: the JSON file.
+        read_size_of: reads the sizes that the JSON lacks.
+
+    Returns:
+        Images and categories as in `read_instance_index`, and category_things bool [C].
+        map_images int64 [A], map_names, map_name_offsets, segment_starts int64 [A + 1].
+        segment_ids, category_of int64 [S]; crowds bool [S]; boxes float64 [S, 4], x y width height, 0 for stuff
+        without a box.
+
+    Raises:
+        DataError: the JSON is invalid.
     """
     found = load_or_build("coco panoptic 2", [path], lambda: _parse_panoptic(read_json(path), path))
     _fill_missing_sizes(found, path, read_size_of)
@@ -85,18 +100,18 @@ def read_panoptic_index(path: Path, read_size_of: SizeReader) -> Arrays:
 
 
 def category_names(index: Arrays) -> dict[int, str]:
-    """Id in the JSON -> name."""
+    """Return the category names by their id in the JSON."""
     names = unpack_texts(index["category_names"], index["category_name_offsets"])
     return dict(zip(index["category_ids"].tolist(), names, strict=True))
 
 
 def make_size_reader(finder: ImageFinder) -> SizeReader:
-    """Reads the image's header."""
+    """Return a function that reads an image's size from its header."""
 
     def measure(name: str, where: str) -> tuple[int, int]:
         try:
             return read_image_size(finder.find(name, where))
-        except ImageError:  # missing or damaged: whoever asks for it is told
+        except ImageError:  # missing or damaged: reported when the image is read
             return 0, 0
 
     return measure
@@ -105,9 +120,21 @@ def make_size_reader(finder: ImageFinder) -> SizeReader:
 def find_existing_images(
     index: Arrays, rows: Sequence[int], finder: ImageFinder, path: Path, max_missing: float, problems: Counter[str]
 ) -> list[tuple[Path, tuple[int, int], int]]:
-    """(path, (height, width), row) of the images at ``rows`` whose image exists, sorted by path.
+    """Find the image files of an index that exist.
 
-    Raises DataError where a name leads out of the data, where two are one file, and where too many are missing.
+    Args:
+        index: arrays of `read_instance_index` or `read_panoptic_index`.
+        rows: positions of the images.
+        finder: finds the files by their names.
+        path: the JSON file, for messages.
+        max_missing: largest fraction of the images that may be missing.
+        problems: counts of the problems found.
+
+    Returns:
+        (path, (height, width), row) of each existing image, sorted by path.
+
+    Raises:
+        DataError: a name leads out of the data folder, two names are the same file, or too many images are missing.
     """
     texts, ids = unpack_texts(index["image_names"], index["image_name_offsets"]), index["image_ids"].tolist()
     sizes = [(height, width) for height, width in index["image_sizes"].tolist()]
@@ -138,7 +165,7 @@ def _parse_instances(content: Any, path: Path, masks: bool, read_size_of: SizeRe
     content = check_content(content, path, "instances")
     annotations = content["annotations"]
     if annotations and "segments_info" in annotations[0]:
-        raise DataError(f"{path} is of COCO's panoptic format. Give this reader format: coco_panoptic.")
+        raise DataError(f"{path} is in COCO's panoptic format. Set format: coco_panoptic for this source.")
     used = {id if type(id := a.get("category_id")) is int else parse_integer(id) for a in annotations}
     arrays = parse_images(content["images"], path)
     arrays |= parse_categories(content["categories"], path, {id for id in used if id is not None})
@@ -159,7 +186,7 @@ def _parse_instances(content: Any, path: Path, masks: bool, read_size_of: SizeRe
             if known:
                 mask, pixels[row], faults[row] = encode_rle(annotation.get("segmentation"), *sizes[image])
             if not box and not known:
-                box = _NO_BOX  # of an image that is not there, or that another reading measures
+                box = _NO_BOX  # the image is missing, or a second pass reads its size
             elif not box and not faults[row]:
                 box = list(find_rle_bounds(mask, sizes[image][0]))
             elif box == []:
@@ -183,7 +210,7 @@ def _describe_annotation(annotation: dict) -> str:
 
 
 def _read_flags(annotations: list[dict], path: Path) -> Arrays:
-    """What is said of the annotations beside their shapes, some of it among the attributes that CVAT writes."""
+    """Flags of the annotations; CVAT writes some of them as attributes."""
     found = np.zeros((3, len(annotations)), bool)
     for row, annotation in enumerate(annotations):
         attributes = annotation.get("attributes")
@@ -197,34 +224,34 @@ def _read_flags(annotations: list[dict], path: Path) -> Arrays:
 
 
 def _enclose_rotated(arrays: Arrays, annotations: list[dict]) -> None:
-    """The boxes that CVAT's ``attributes.rotation`` (degrees) turns about their center, as the boxes around them.
+    """Replace boxes that CVAT's ``attributes.rotation`` (degrees) rotates about their center by the enclosing boxes.
 
-    It belongs to rectangles: what has a mask, which is not turned, has the mask's box.
+    The rotation applies to rectangles only. A mask is stored without rotation; its annotation keeps the mask's box.
     """
     angles = np.zeros(len(annotations))
     for row, annotation in enumerate(annotations):
         attributes, shape = annotation.get("attributes"), annotation.get("segmentation")
         if isinstance(attributes, dict) and attributes.get("rotation") and annotation.get("bbox"):
-            number = parse_number(attributes["rotation"])  # it may be an attribute of the user's own: left, right
+            number = parse_number(attributes["rotation"])  # users may define this attribute: left, right
             if number is not None and np.isfinite(number) and not isinstance(shape, dict):
                 angles[row] = number
     turned = np.flatnonzero(angles % 180)
     boxes = arrays["boxes"][turned]
-    with np.errstate(all="ignore"):  # numbers that are none
+    with np.errstate(all="ignore"):  # NaN and infinity
         corners = enclose_rotated_boxes(boxes[:, :2] + boxes[:, 2:] / 2, boxes[:, 2:], np.deg2rad(angles[turned]))
     for place, row in enumerate(turned.tolist()):
         outline = collect_polygon_points(annotations[row].get("segmentation"))
         x, y, width, height = boxes[place].tolist()
         offsets = (outline[:, 0] - x, width), (outline[:, 1] - y, height)
         upright = [np.minimum(abs(offset), abs(offset - side)) <= 1 for offset, side in offsets]
-        if len(outline) and not np.all(upright):  # it is no copy of the rectangle: it is drawn as it was turned
+        if len(outline) and not np.all(upright):  # not a copy of the rectangle: the outline is already rotated
             corners[place] = [*outline.min(0), *outline.max(0)]
     arrays["boxes"][turned] = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1)
     arrays["turned"] = np.isin(np.arange(len(annotations)), turned)
 
 
 def _count_brushed_crowds(annotations: list[dict], crowds: NDArray[np.bool_]) -> int:
-    """How many crowds are objects painted with a brush, as far as can be seen of some of them; 0 where they are few."""
+    """How many crowds are objects painted with a brush, estimated from a sample; 0 if there are few."""
     rows = [row for row in np.flatnonzero(crowds).tolist() if isinstance(annotations[row].get("segmentation"), dict)]
     if len(rows) < 2 or len(rows) < 0.05 * len(annotations):
         return 0
@@ -234,7 +261,7 @@ def _count_brushed_crowds(annotations: list[dict], crowds: NDArray[np.bool_]) ->
 
 
 def _build_masks(arrays: Arrays, texts: list[bytes], pixels: NDArray[np.int64], faults: NDArray[np.uint8]) -> Arrays:
-    """The arrays of the masks, large before small; the box of a faulty one takes its place."""
+    """The arrays of the masks, large before small; the box replaces a faulty mask."""
     image_of, sizes = arrays["image_of"], arrays["image_sizes"]
     for row in np.flatnonzero(faults).tolist():
         height, width = sizes[image_of[row]].tolist()
@@ -249,7 +276,7 @@ def _build_masks(arrays: Arrays, texts: list[bytes], pixels: NDArray[np.int64], 
 
 
 def _find_pixel_span(start: float, length: float, limit: int) -> tuple[int, int]:
-    """The whole pixels that a stretch touches; all where it is infinite both ways."""
+    """First and end pixel that an interval touches; all pixels if it is infinite on both sides."""
     end = start + length
     if end != end:
         return 0, limit
@@ -289,16 +316,18 @@ def _parse_panoptic(content: Any, path: Path) -> Arrays:
 
 
 def _read_segments(annotation: dict, where: str) -> list[dict]:
-    """The segments of an image, with ids that a PNG can hold, each once."""
+    """The segments of an image, with unique ids that fit in a PNG's color."""
     segments = annotation.get("segments_info")
     if not isinstance(segments, list) or not all(isinstance(segment, dict) for segment in segments):
-        raise DataError(f"{where}: segments_info is missing or no list of objects. Expected COCO's panoptic format.")
+        raise DataError(f"{where}: segments_info is missing or not a list of objects. Expected COCO's panoptic format.")
     seen: set[int] = set()
     for segment in segments:
         id = parse_integer(segment.get("id"))
         if id is None or not 0 < id < 1 << 24:
             found = quote_value(segment.get("id"))
-            raise DataError(f"{where}: a segment has id {found}. Expected R + 256 G + 65536 B, 1 to 16777215.")
+            raise DataError(
+                f"{where}: a segment has id {found}. Expected the integer R + 256 G + 65536 B, 1 to 16777215."
+            )
         if id in seen:
             raise DataError(f"{where}: segment {id} is given twice. Keep one.")
         seen.add(id)

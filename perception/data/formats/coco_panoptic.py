@@ -1,6 +1,6 @@
-"""COCO's panoptic format: a JSON of segments and a PNG per image whose colors are the segments' ids.
+"""Reader for COCO's panoptic format: a JSON of segments and one PNG per image whose colors are the segment ids.
 
-Things become boxes, all segments together a segmentation mask (https://cocodataset.org/#format-data, panoptic
+Things become boxes. All segments together become a segmentation mask (https://cocodataset.org/#format-data, panoptic
 segmentation).
 """
 
@@ -35,13 +35,26 @@ from perception.types import IGNORE_INDEX, Annotation, Camera, ConfigError, Data
 
 @config_dataclass
 class CocoPanopticConfig:
-    """images, annotations: folder of images and panoptic JSON, relative to the data root.
+    """Configuration of the reader for COCO's panoptic format. A task that is not in the recipe is not read.
 
-    masks:          folder of the PNGs; default: the JSON's path without ``.json``, as COCO has it
-    detection_task, segmentation_task: names in the recipe; None = not read. Those that the recipe lacks are not read
-    detection_...:    the things' names to those of the recipe, as in `CocoConfig`
-    segmentation_...: the things' and stuff's names to those of the recipe, as in `SegmentationMasksConfig`
-    max_missing:  largest fraction of the listed images that may be missing
+    Attributes:
+        images: folder of the images, relative to the data root.
+        annotations: panoptic JSON, relative to the data root.
+        format: name of this reader.
+        masks: folder of the PNGs; default: the JSON's path without ``.json``, as in COCO.
+        detection_task: detection task of the recipe; None = not read.
+        detection_rename: mapping of the thing classes to the recipe's, as in `CocoConfig`; also the next three.
+        detection_ignore: see ``detection_rename``.
+        detection_background: see ``detection_rename``.
+        detection_labels_only: see ``detection_rename``.
+        segmentation_task: segmentation task of the recipe; None = not read.
+        segmentation_rename: mapping of the thing and stuff classes to the recipe's, as in `SegmentationMasksConfig`;
+            also the next three.
+        segmentation_ignore: see ``segmentation_rename``.
+        segmentation_labels_only: see ``segmentation_rename``.
+        segmentation_superclasses: see ``segmentation_rename``.
+        match_by: how images are found by their names, as in `CocoConfig`.
+        max_missing: largest fraction of the listed images that may be missing.
     """
 
     images: str
@@ -63,19 +76,19 @@ class CocoPanopticConfig:
 
     def __post_init__(self) -> None:
         if self.segmentation_task == self.detection_task:
-            raise ConfigError(f"coco_panoptic: both tasks are called '{self.detection_task}'. Name one or two tasks.")
+            raise ConfigError(f"coco_panoptic: both tasks are called '{self.detection_task}'. Use two different names.")
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Names of the tasks that it may label."""
+        """Names of the tasks that the reader may label."""
         return tuple(task for task in (self.detection_task, self.segmentation_task) if task is not None)
 
 
 class CocoPanopticReader:
-    """Images that have an annotation. A PNG is read only where the recipe trains the segmentation.
+    """Reader of images with a panoptic annotation. PNGs are read only if the recipe trains the segmentation.
 
-    Attributes beside the protocol's: ``categories`` (JSON id -> name) and ``class_map``, ``segmentation_class_map``
-    (name -> the recipe's class; None where the recipe does not train the task).
+    Additional attributes: ``categories`` (JSON id -> name), and ``class_map`` and ``segmentation_class_map``
+    (name -> the recipe's class; None if the recipe does not train the task).
     """
 
     Config = CocoPanopticConfig
@@ -127,9 +140,9 @@ class CocoPanopticReader:
             self._starts, self._ids = index["segment_starts"], index["segment_ids"].astype(np.int32)
 
     def read_annotations(self, index: int, size: tuple[int, int] | None = None) -> dict[str, Annotation]:
-        """Boxes clipped to the image, segmentation mask uint8 [H, W].
+        """Return the boxes, clipped to the image, and the segmentation mask, uint8 [H, W].
 
-        Raises DataError where the sizes of image, JSON and PNG differ, and where PNG and JSON name other segments.
+        Raises DataError if the sizes of image, JSON and PNG differ, or if PNG and JSON have different segments.
         """
         picture = self.images[index]
         check_label_size(f"{self.path}: the record of {picture.name}", self.sizes[index], picture, size)
@@ -146,10 +159,11 @@ class CocoPanopticReader:
         return result
 
     def camera(self, index: int) -> Camera | None:
+        """Return None: COCO has no intrinsics."""
         return None
 
     def _find_mask_paths(self, index: Arrays, root: Path) -> list[Path]:
-        """The PNG of every image. Raises DataError where one is missing."""
+        """The PNG of every image. Raises DataError if one is missing."""
         config = self.config
         folder = require_folder(root, config.masks or config.annotations.removesuffix(".json"), "panoptic PNGs")
         names, boundary = unpack_texts(index["map_names"], index["map_name_offsets"]), find_boundary(folder, root)
@@ -157,11 +171,11 @@ class CocoPanopticReader:
             resolve_inside(folder, names[annotation], f"{self.path}, annotation of {picture.name}", boundary)
             for annotation, picture in zip(self._annotation_rows.tolist(), self.images, strict=True)
         ]
-        missing = [path for path in paths if not os.path.isfile(path)]  # noqa: PTH113 - raises where a name is too long
+        missing = [path for path in paths if not os.path.isfile(path)]  # noqa: PTH113 - raises if a name is too long
         if missing:
             raise DataError(
                 f"{self.path}: {len(missing)} of {len(paths)} PNGs are not under {folder}, the first is "
-                f"{missing[0].name}. Fetch them, or correct masks."
+                f"{missing[0].name}. Download them, or correct masks."
             )
         return paths
 
@@ -169,7 +183,7 @@ class CocoPanopticReader:
         """uint8 [H, W], the recipe's class of every pixel's segment."""
         segments = slice(*self._starts[self._annotation_rows[index] :][:2].tolist())
         known = self._ids[segments]
-        number_of = np.zeros(1 << 24, np.uint16)  # of pages that are never touched, but for a few
+        number_of = np.zeros(1 << 24, np.uint16)  # few of its memory pages are ever touched
         number_of[known] = np.arange(1, len(known) + 1)
         numbers = number_of[ids]
         counts = np.bincount(numbers.ravel(), minlength=len(known) + 1)
@@ -177,20 +191,23 @@ class CocoPanopticReader:
             unknown, pixels = np.unique(ids[(numbers == 0) & (ids != 0)], return_counts=True)
             found = ", ".join(f"{id}: {n}" for id, n in zip(unknown[:20].tolist(), pixels[:20].tolist(), strict=True))
             raise DataError(
-                f"{path} holds {len(unknown)} segments that {self.path.name} does not list for it: {{id: pixels}} "
-                f"{{{found}}}. Expected {', '.join(map(str, known[:20].tolist()))} or 0 (void). Fetch both again."
+                f"{path} contains {len(unknown)} segments that {self.path.name} does not list for it: {{id: pixels}} "
+                f"{{{found}}}. Expected {', '.join(map(str, known[:20].tolist()))} or 0 (ignored). Download both again."
             )
         if not counts[1:].all():
             raise DataError(
                 f"{path} has no pixel of the segments {known[counts[1:] == 0][:20].tolist()} that {self.path.name} "
-                "lists for it. Fetch both again, or remove these segments."
+                "lists for it. Download both again, or remove these segments."
             )
         values = np.concatenate([np.array([IGNORE_INDEX], np.uint8), self._values[segments]])
         return values[numbers]
 
 
 def read_panoptic_ids(path: Path) -> NDArray[np.int32]:
-    """int32 [H, W], R + 256 G + 65536 B of a panoptic PNG. Raises DataError where it is missing, damaged or other."""
+    """Read the segment ids R + 256 G + 65536 B of a panoptic PNG, int32 [H, W].
+
+    Raises DataError if the file is missing, damaged or not an 8-bit RGB PNG.
+    """
     try:
         with path.open("rb") as file:
             header = file.read(26)
@@ -198,11 +215,11 @@ def read_panoptic_ids(path: Path) -> NDArray[np.int32]:
         raise DataError(f"{path} cannot be read: {error}. Restore the file.") from error
     if header[:8] != b"\x89PNG\r\n\x1a\n" or header[24:26] != b"\x08\x02":
         raise DataError(
-            f"{path} is no PNG of 8-bit RGB. Expected COCO's panoptic map, whose colors are ids: convert it to that."
+            f"{path} is not an 8-bit RGB PNG. Expected COCO's panoptic PNG, whose colors are segment ids. Convert it."
         )
     try:
         colors = read_image(path)
-    except ImageError as error:  # a damaged image may be passed over, damaged labels may not
+    except ImageError as error:  # a damaged image may be skipped, damaged labels may not
         raise DataError(str(error)) from error
     ids = colors[..., 2].astype(np.int32)
     for channel in (1, 0):

@@ -1,4 +1,4 @@
-"""The records of COCO's JSON files, checked: images, categories, and what refers to them."""
+"""Checks of the records in COCO's JSON files: images, categories, and references to them."""
 
 from __future__ import annotations
 
@@ -25,32 +25,36 @@ Arrays = dict[str, NDArray]
 MAX_NAME_LENGTH = 1000
 
 _PLACEHOLDER_NAMES = ("background", "_background_", "__background__", "__ignore__")
-"""Categories that LabelMe's and its kin's converters list for what is none."""
+"""Categories that converters of LabelMe and similar tools add, and that are not classes."""
 
 
 def check_content(content: Any, path: Path, format: str) -> dict[str, list[dict]]:
-    """Content whose three lists hold objects."""
+    """Return the content after a check that its three lists contain objects. Raises DataError otherwise."""
     if not isinstance(content, dict):
         raise DataError(
-            f"{path} holds a {type(content).__name__}. Expected COCO's object with images, annotations, categories."
+            f"{path} contains a {type(content).__name__}. Expected COCO's object with images, annotations, categories."
             f"{describe_known_format(content)}"
         )
     for part in ("images", "annotations", "categories"):
         records = content.get(part)
         if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
             raise DataError(
-                f"{path}: '{part}' is missing or no list of objects. Expected COCO's format ({format})."
+                f"{path}: '{part}' is missing or not a list of objects. Expected COCO's format ({format})."
                 f"{describe_known_format(content)}"
             )
     if not content["images"] or not content["categories"]:
         raise DataError(
-            f"{path} lists {len(content['images'])} images and {len(content['categories'])} categories. Expected some."
+            f"{path} lists {len(content['images'])} images and {len(content['categories'])} categories. "
+            "Expected at least one of each."
         )
     return content
 
 
 def parse_images(images: list[dict], path: Path) -> Arrays:
-    """image_ids int64 [N], image_sizes int64 [N, 2] (0 = not given), image_names, image_name_offsets."""
+    """Read the image records.
+
+    Returns image_ids int64 [N], image_sizes int64 [N, 2] (0 = not given), image_names and image_name_offsets.
+    """
     ids = parse_ids(images, path, "images")
     sizes, names = [], []
     for id, image in zip(ids, images, strict=True):
@@ -69,12 +73,12 @@ def parse_images(images: list[dict], path: Path) -> Arrays:
 def _url_path(address: str) -> str:
     try:
         return urlsplit(address).path
-    except ValueError:  # an address of an impossible host
+    except ValueError:  # an address with an invalid host
         return address
 
 
 def _parse_size(image: dict, where: str) -> tuple[int, int]:
-    """(height, width); (0, 0) where a tool did not know it: absent, null, 0, -1 (VGG Image Annotator)."""
+    """(height, width); (0, 0) if it is not given: absent, null, 0, -1 (VGG Image Annotator)."""
     height, width = image.get("height"), image.get("width")
     if type(height) is not int or type(width) is not int:
         known = [-1 if side in (None, "") else parse_integer(side) for side in (height, width)]
@@ -91,24 +95,35 @@ def _parse_size(image: dict, where: str) -> tuple[int, int]:
         return 0, 0
     if height * width > MAX_PIXELS:
         raise DataError(
-            f"{where}: height and width make {quote_value(height * width // 10**6)} Mpx. At most "
+            f"{where}: height and width give {quote_value(height * width // 10**6)} Mpx. At most "
             f"{MAX_PIXELS // 10**6} Mpx are decoded. Correct them, or scale the image."
         )
     return height, width
 
 
 def parse_categories(categories: list[dict], path: Path, used: set[int] | None) -> Arrays:
-    """category_ids int64 [C], category_names, category_name_offsets; category_idle bool [C]: it stands for nothing.
+    """Read the category records.
 
-    So does one without annotations (``used``: ids with some; None = all) that is but the supercategory of all others,
-    as Roboflow writes it, or the background. One that bears another's name is left out.
+    A category is a placeholder if it has no annotations and is either the background or the supercategory of all
+    others (Roboflow writes such a category). A placeholder with the name of another category is dropped.
+
+    Args:
+        categories: category records of the JSON.
+        path: the JSON file, for messages.
+        used: ids of the categories with annotations; None = all.
+
+    Returns:
+        category_ids int64 [C], category_names, category_name_offsets; category_idle bool [C], placeholders.
+
+    Raises:
+        DataError: an id or a name is invalid or is given twice.
     """
     ids = parse_ids(categories, path, "categories")
     named = [{"name": str(c["name"])} if type(c.get("name")) is int else c for c in categories]
     names = [parse_name(category, "name", f"{path}: categories {id}") for id, category in zip(ids, named, strict=True)]
     parents = [quote_value(category.get("supercategory")) for category in categories]
     below, counts = Counter(parents), Counter(names)
-    # A name that every other category gives as its supercategory is the root of the list, as a placeholder is.
+    # The supercategory of all other categories is the root of the list and is treated like a placeholder name.
     others_below = [below[quote_value(name)] - (parents[row] == quote_value(name)) for row, name in enumerate(names)]
     is_root = [name in _PLACEHOLDER_NAMES or 0 < len(names) - 1 == others_below[row] for row, name in enumerate(names)]
     idle = [used is not None and id not in used and root for id, root in zip(ids, is_root, strict=True)]
@@ -124,7 +139,7 @@ def parse_categories(categories: list[dict], path: Path, used: set[int] | None) 
 
 
 def parse_ids(records: list[dict], path: Path, part: str) -> list[int]:
-    """The ids of records, each once: whole numbers, whatever type they are written in."""
+    """Read the unique integer ids of records, also from floats or texts. Raises DataError for an invalid id."""
     ids = [record.get("id") if type(record.get("id")) is int else parse_integer(record.get("id")) for record in records]
     for position, (id, record) in enumerate(zip(ids, records, strict=True)):
         if id is None or not -(1 << 63) <= id < 1 << 63:
@@ -135,7 +150,7 @@ def parse_ids(records: list[dict], path: Path, part: str) -> list[int]:
 
 
 def check_annotation_ids(annotations: list[dict], path: Path) -> None:
-    """Raise DataError where an id is given twice. They serve for nothing else: they may be absent, or texts."""
+    """Raise DataError if an id is given twice. The ids are not used otherwise: they may be absent, or texts."""
     ids = []
     for position, annotation in enumerate(annotations):
         id = annotation.get("id")
@@ -149,7 +164,7 @@ def check_annotation_ids(annotations: list[dict], path: Path) -> None:
 
 
 def check_unique_ids(ids: list[Any], path: Path, part: str) -> None:
-    """Raise DataError where one of the ids, None aside, comes twice."""
+    """Raise DataError if an id other than None is given twice."""
     known = [id for id in ids if id is not None]
     if len(set(known)) == len(known):
         return
@@ -163,12 +178,12 @@ def check_unique_ids(ids: list[Any], path: Path, part: str) -> None:
 
 
 def index_ids(ids: NDArray[np.int64]) -> dict[int, int]:
-    """Id -> its place."""
+    """Return the position of each id."""
     return {id: position for position, id in enumerate(ids.tolist())}
 
 
 def find_position(record: dict, key: str, positions: dict[int, int], path: Path, place: str = "") -> int:
-    """The position of the image or category that a record names."""
+    """Return the position of the image or category that a record refers to. Raises DataError for an unknown id."""
     given = record.get(key)
     id = given if type(given) is int else parse_integer(given)
     if id in positions:
@@ -182,7 +197,7 @@ def find_position(record: dict, key: str, positions: dict[int, int], path: Path,
 
 
 def parse_name(record: dict, key: str, where: str) -> str:
-    """A name."""
+    """Read a name. Raises DataError if it is not a text of 1 to `MAX_NAME_LENGTH` characters."""
     found = record.get(key)
     if not isinstance(found, str) or not 0 < len(found) <= MAX_NAME_LENGTH or not _is_encodable(found):
         raise DataError(
@@ -192,7 +207,7 @@ def parse_name(record: dict, key: str, where: str) -> str:
 
 
 def _is_encodable(text: str) -> bool:
-    """Whether it can be written in UTF-8: JSON can hold halves of characters."""
+    """Whether a text can be encoded as UTF-8: JSON may contain unpaired surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -201,10 +216,13 @@ def _is_encodable(text: str) -> bool:
 
 
 def parse_boxes(boxes: list[Any], describe_row: Callable[[int], str], path: Path) -> NDArray[np.float64]:
-    """[M, 4] x, y, width, height. Infinite ones are numbers too (1e999); who uses them skips them."""
+    """Read boxes as float64 [M, 4], x, y, width, height. Raises DataError for an invalid box.
+
+    Infinite numbers (1e999) are valid here; users of the boxes skip them.
+    """
     try:
         if all(len(box) == 4 for box in boxes):
-            return np.array(array("d", chain.from_iterable(boxes))).reshape(-1, 4)  # takes nothing but numbers
+            return np.array(array("d", chain.from_iterable(boxes))).reshape(-1, 4)  # accepts only numbers
     except (TypeError, OverflowError):
         pass
     rows = []
@@ -213,7 +231,7 @@ def parse_boxes(boxes: list[Any], describe_row: Callable[[int], str], path: Path
         if None in values:
             raise DataError(
                 f"{path}, {describe_row(row)}: bbox is {quote_value(box)}. Expected [x, y, width, height] in pixels"
-                f"{', or a mask to take it from' if box is None else ''}."
+                f"{', or a mask to compute it from' if box is None else ''}."
             )
         rows.append(values)
     return np.array(rows, np.float64).reshape(-1, 4)
