@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, ItemsView, Iterator, Mapping, Sequence, ValuesView
 from itertools import accumulate, chain
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +77,22 @@ class LossOutput(NamedTuple):
     graph_cuts: GraphCuts | None = None
 
 
+class TaskDict(nn.ModuleDict):
+    """Name -> task."""
+
+    def __getitem__(self, key: str) -> Task:
+        """Return the task."""
+        return cast(Task, super().__getitem__(key))
+
+    def values(self) -> ValuesView[Task]:
+        """Return the tasks, in the recipe's order."""
+        return cast("ValuesView[Task]", super().values())
+
+    def items(self) -> ItemsView[str, Task]:
+        """Return the names and the tasks, in the recipe's order."""
+        return cast("ItemsView[str, Task]", super().items())
+
+
 class MultiTaskModel(nn.Module):
     """One network for all tasks.
 
@@ -90,7 +106,7 @@ class MultiTaskModel(nn.Module):
         sources: names of the training sources, needed for ``model.norm: {name: per_source}``.
     """
 
-    tasks: nn.ModuleDict
+    tasks: TaskDict
 
     def __init__(
         self, config: ModelConfig, tasks: Mapping[str, Any], weights: bool = True, sources: Sequence[str] = ()
@@ -100,7 +116,7 @@ class MultiTaskModel(nn.Module):
             raise ConfigError("The recipe has no task. Give at least one of: " + ", ".join(TASKS) + ".")
         needs = {name: _required_strides(name, task) for name, task in tasks.items()}
         self.sharing = build_sharing(config.sharing, config.backbone, config.neck, needs, weights)
-        self.tasks = nn.ModuleDict(
+        self.tasks = TaskDict(
             {name: find_task_class(name, task)(name, task, self.sharing.channels[name]) for name, task in tasks.items()}
         )
         # Built last: the other layers then get the same initial weights with and without fusion.
@@ -113,7 +129,7 @@ class MultiTaskModel(nn.Module):
     @property
     def specs(self) -> dict[str, TaskSpec]:
         """Task -> its specification for metrics, drawing, JSON and export."""
-        return {name: task.spec for name, task in self._select_tasks(None).items()}
+        return {name: task.spec for name, task in self.tasks.items()}
 
     def forward(self, images: Tensor, tasks: Collection[str] | None = None) -> dict[str, NamedTuple]:
         """Return the raw head outputs of ``tasks`` (default: all)."""
@@ -178,7 +194,7 @@ class MultiTaskModel(nn.Module):
         raws = self(images, tasks)
         outputs = self.decode(raws, images.shape[-2:])
         for name, own in label_spaces.items():
-            found = self._select_tasks(None)[name].decode_in_label_spaces(raws[name], own)
+            found = self.tasks[name].decode_in_label_spaces(raws[name], own)
             outputs |= {f"{name}.{key}": value for key, value in found.items()}
         return outputs
 
@@ -196,8 +212,8 @@ class MultiTaskModel(nn.Module):
 
         Auxiliary heads for initial predictions are removed too: only training needs them.
         """
-        self.tasks = nn.ModuleDict(dict(self._select_tasks(tasks)))
-        for task in self._select_tasks(None).values():
+        self.tasks = TaskDict(self._select_tasks(tasks))
+        for task in self.tasks.values():
             task.auxiliary_head = None
         self.sharing.keep_tasks(self.tasks.keys())
         self.fusion.keep_tasks(self.tasks.keys())
@@ -241,7 +257,7 @@ class MultiTaskModel(nn.Module):
         return (parameter for parameter in self.shared_parameters() if id(parameter) not in early)
 
     def _select_tasks(self, tasks: Collection[str] | None) -> dict[str, Task]:
-        mine: dict[str, Any] = dict(self.tasks.items())
+        mine = dict(self.tasks.items())
         if tasks is None:
             return mine
         unknown = sorted(set(tasks) - set(mine))

@@ -17,7 +17,7 @@ from perception.data import DataConfig, open_sources
 from perception.data.dataset import DataSource
 from perception.data.joint_labels import explain_incomparable_gradients
 from perception.data.mixture import Mixture
-from perception.engine.train import TrainConfig
+from perception.engine.train_config import TrainConfig
 from perception.files.safe_names import TASK_NAME, check_file_name
 from perception.model import ModelConfig, MultiTaskModel
 from perception.mtl.balancers import BALANCERS, BalanceConfig, StaticConfig

@@ -9,7 +9,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager, nullcontext
 from datetime import date
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from perception.data.loader import make_evaluation_loader, make_train_loader
 from perception.data.mixture import Mixture
 from perception.engine import distributed
 from perception.engine import train as training
+from perception.engine.callbacks import Callback
 from perception.engine.evaluate import Evaluation
 from perception.engine.evaluate import evaluate as measure
 from perception.engine.interrupt import SignalInterrupt, catch_stop_signals, exit_code
@@ -38,16 +38,13 @@ NUM_EXAMPLES = 3
 """Number of worst and of best images per task in the report."""
 
 
-StepHook: TypeAlias = Callable[[MultiTaskModel, int, Batch], None]
-
-
 def train(
     recipe: Recipe,
     run_folder: Path,
     *,
     resume: bool = False,
     force: bool = False,
-    step_hook: StepHook | None = None,
+    callbacks: Sequence[Callback] = (),
     model: MultiTaskModel | None = None,
     sources: Sequence[DataSource] | None = None,
 ) -> Evaluation | None:
@@ -58,8 +55,7 @@ def train(
         run_folder: the folder to write.
         resume: continue from the newest valid checkpoint.
         force: resume even if the recipe has changed.
-        step_hook: called before each step with the network, the step number and the batch of this rank. It must not
-            change the network.
+        callbacks: your own callbacks, see `perception.engine.callbacks.Callback`.
         model: use this network instead of the recipe's.
         sources: use these training sources instead of the recipe's.
 
@@ -73,7 +69,7 @@ def train(
         held_out = recipes.open_validation_sources(recipe) if settings.validation else []
 
         def batches(start: int):
-            stream = make_train_loader(
+            return make_train_loader(
                 mixture,
                 tuple(recipe.tasks),
                 recipe.train.batch_size,
@@ -84,7 +80,6 @@ def train(
                 settings.workers,
                 settings.timeout,
             )
-            return stream if step_hook is None else call_step_hook(stream, start, model, step_hook)
 
         def evaluate_now(network: MultiTaskModel) -> Evaluation:
             return evaluate_model(network, recipe, held_out, calibrate=True)
@@ -113,6 +108,7 @@ def train(
             resume=resume,
             force=force,
             warnings=recipes.collect_warnings(recipe),
+            callbacks=callbacks,
         )
         if not held_out:
             return None
@@ -141,15 +137,6 @@ def exit_on_signal(message: str) -> Iterator[None]:
             if distributed.is_main_process():
                 print(f"Stopped by a signal. {message}", file=sys.stderr)  # noqa: T201
             raise SystemExit(exit_code(distributed.sum_over_ranks(interruption.flags))) from None
-
-
-def call_step_hook(
-    batches: Iterable[Batch], first_step: int, model: MultiTaskModel, step_hook: StepHook
-) -> Iterator[Batch]:
-    """Yield the batches, starting at step ``first_step``, and call the hook before each one."""
-    for step, batch in enumerate(batches, first_step):
-        step_hook(model, step, batch)
-        yield batch
 
 
 def evaluate_model(

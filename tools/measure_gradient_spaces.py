@@ -29,11 +29,12 @@ from perception import recipe as recipes
 from perception.bench.step_cost import make_training_step, measure_steps
 from perception.data.loader import make_train_loader
 from perception.engine import distributed, optim
-from perception.engine.backward import BackwardPass
 from perception.engine.distributed import reduce_losses
-from perception.engine.step import TrainState, seed_step, take_step
+from perception.engine.step import seed_step, take_step
+from perception.engine.train_state import TrainState
 from perception.mtl.balancers import BALANCERS, build_balancer
 from perception.mtl.task_gradients import compute_gramian
+from perception.nn.gradient_cut import BackwardPass
 from perception.ops.denormals import flush_denormals
 from perception.runs import describe_hardware
 
@@ -61,13 +62,13 @@ def measure_inner_products(
     """Space or layer group -> inner products [T, T] of the weighted tasks' gradients, of one batch."""
     found = model.compute_loss_terms(batch, cut_graph=True)
     joint = reduce_losses(
-        found, {name: sum(a is not None for a in batch.annotations[name]) for name in found.parts}, {}
+        found, {name: sum(a is not None for a in batch.annotations[name]) for name in found.terms}, {}
     )
     total = torch.stack([loss * weights.get(name, 1.0) for name, loss in joint.losses.items()]).sum()
-    backward = BackwardPass(found.cuts, total, joint.penalties)
-    places = {"features": [place for place in found.shared if place.requires_grad], **groups}
+    backward = BackwardPass(found.graph_cuts, total, joint.penalties)
+    places = {"features": [place for place in found.shared_features if place.requires_grad], **groups}
     every = [p for own in places.values() for p in own]
-    gradients = [backward.gradient(name, every) for name in joint.losses]
+    gradients = [backward.task_gradient(name, every) for name in joint.losses]
     products, start = {}, 0
     for key, own in places.items():
         products[key] = compute_gramian([g[start : start + len(own)] for g in gradients]).numpy()

@@ -15,7 +15,8 @@ from timm.utils.model_ema import ModelEmaV3
 
 from perception.engine import distributed, optim
 from perception.engine.precision import Precision
-from perception.engine.step import TrainState, take_step
+from perception.engine.step import take_step
+from perception.engine.train_state import TrainState
 from perception.model import MultiTaskModel
 from perception.mtl.balancers import Balancer
 from perception.types import Batch

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from perception import checkpoint
 from perception.engine import distributed
-from perception.engine.log import FILE, TrainLog
-from perception.engine.step import TrainState
+from perception.engine.callbacks import Callback, TrainRun
+from perception.engine.log import FILE
+from perception.engine.step import StepResult
 from perception.files.safe_write import DiskFullError, convert_write_errors
 from perception.types import CheckpointError
 
@@ -60,35 +61,26 @@ class DiskReservation:
         return True
 
 
-class CheckpointWriter:
+class CheckpointWriter(Callback):
     """Writes the checkpoints of a training that `start_or_resume` has prepared.
 
     Used as a context manager; it keeps disk space for one checkpoint reserved until the end.
 
     Args:
-        train_state: what is saved.
-        run_folder: the run folder.
+        run: the training.
         recipe_text: YAML text of the resolved recipe.
-        keep: number of newest checkpoints to keep.
-        log: log of the training.
 
     Raises:
         DiskFullError: the disk has no room for a checkpoint; raised on every rank.
     """
 
-    def __init__(self, train_state: TrainState, run_folder: Path, recipe_text: str, keep: int, log: TrainLog) -> None:
-        self._train_state, self._run_folder, self._recipe_text, self._keep, self._log = (
-            train_state,
-            run_folder,
-            recipe_text,
-            keep,
-            log,
-        )
-        self._saved_state = self._current_state() if checkpoint.has_checkpoints(run_folder) else None
-        weights = train_state.model.state_dict().values()
+    def __init__(self, run: TrainRun, recipe_text: str) -> None:
+        self._run, self._recipe_text = run, recipe_text
+        self._saved_state = self._current_state() if checkpoint.has_checkpoints(run.folder) else None
+        weights = run.state.model.state_dict().values()
         size = STATE_COPIES * sum(each.numel() * each.element_size() for each in weights)
         self._reservation = distributed.run_on_main(
-            lambda: DiskReservation(run_folder, int(size * BESIDE[0]) + BESIDE[1])
+            lambda: DiskReservation(run.folder, int(size * BESIDE[0]) + BESIDE[1])
         )
 
     def __enter__(self) -> CheckpointWriter:
@@ -100,21 +92,30 @@ class CheckpointWriter:
     def _release_reservation(self) -> bool:
         return self._reservation is not None and self._reservation.release()
 
-    def __call__(self, best: bool, due: bool = True) -> None:
-        """Write a checkpoint if it is ``due`` and the state has changed since the last one. Every rank calls this.
+    def on_start(self, run: TrainRun) -> None:
+        """Make up for a checkpoint that a signal prevented."""
+        if run.state.step:
+            self._save_if_due(run)
 
-        Args:
-            best: mark it as the best checkpoint.
-            due: False skips the call.
+    def after_step(self, run: TrainRun, result: StepResult) -> None:
+        """Write a checkpoint if one is due or the weights are the best so far.
 
         Raises:
             CheckpointError: it cannot be written; raised on every rank.
             DiskFullError: it was written, but only by using the reserved space.
         """
-        if not due or self._saved_state == self._current_state():
-            return
-        distributed.run_on_main(lambda: self._write(best))
-        self._saved_state = self._current_state()
+        self._save_if_due(run)
+
+    def _save_if_due(self, run: TrainRun) -> None:
+        best = run.best_step == run.state.step
+        if best or run.config.is_due(run.state.step, run.config.checkpoint_every):
+            self._save_changes(best)
+
+    def _save_changes(self, best: bool) -> None:
+        """Write a checkpoint if the state has changed since the last one."""
+        if self._saved_state != self._current_state():
+            distributed.run_on_main(lambda: self._write(best))
+            self._saved_state = self._current_state()
 
     def save_before_exit(self, exit_code: int) -> int:
         """Save a training that ends early, and print a message.
@@ -125,32 +126,33 @@ class CheckpointWriter:
         Returns:
             The exit code.
         """
-        step, resume = self._train_state.step, f"Continue with --resume {self._run_folder}"
+        run = self._run
+        step, resume = run.state.step, f"Continue with --resume {run.folder}"
         if exit_code == 1:
             self._release_reservation()
         try:
-            self(best=False)
+            self._save_changes(best=False)
             saved = "saved"
         except CheckpointError as error:
             if exit_code > 1:
                 raise
             saved = f"the training was not saved either ({error})"
         if exit_code > 1:
-            self._log.print_message(f"Stopped by a signal at step {step}; {saved}. {resume}.")
+            run.log.print_message(f"Stopped by a signal at step {step}; {saved}. {resume}.")
             return exit_code
-        self._log.print_message(
-            f"Stopped at step {step}: {self._run_folder / FILE} cannot be written ({self._log.failure}); {saved}. "
+        run.log.print_message(
+            f"Stopped at step {step}: {run.folder / FILE} cannot be written ({run.log.failure}); {saved}. "
             f"{resume} once there is room on the disk."
         )
         return 1
 
     def _current_state(self) -> tuple[int, int]:
-        return self._train_state.step, self._train_state.evaluated_step
+        return self._run.state.step, self._run.state.evaluated_step
 
     def _write(self, best: bool) -> None:
-        training = self._train_state
-        training.seconds = self._log.seconds
-        self._log.sync_to_disk()
+        run = self._run
+        run.state.seconds = run.log.seconds
+        run.log.sync_to_disk()
         try:
             self._save(best)
         except checkpoint.CheckpointDiskFullError as error:
@@ -158,19 +160,18 @@ class CheckpointWriter:
                 raise
             self._save(best)
             raise DiskFullError(
-                f"Stopped at step {training.step}: the disk of {self._run_folder} "
-                "is full; saved in the reserved space. "
-                f"Free some space, then continue with --resume {self._run_folder}."
+                f"Stopped at step {run.state.step}: the disk of {run.folder} is full; saved in the reserved space. "
+                f"Free some space, then continue with --resume {run.folder}."
             ) from error
 
     def _save(self, best: bool) -> None:
-        training = self._train_state
+        run = self._run
         checkpoint.save(
-            self._run_folder,
-            training.step,
-            model=training.ema.module.state_dict(),
-            train_state=training.state_dict(),
+            run.folder,
+            run.state.step,
+            model=run.state.ema.module.state_dict(),
+            train_state=run.state.state_dict(),
             recipe_text=self._recipe_text,
             best=best,
-            keep=self._keep,
+            keep=run.config.keep_checkpoints,
         )

@@ -221,6 +221,11 @@ class JointLosses(NamedTuple):
     num_labeled: dict[str, int]
     flags: dict[str, int]
 
+    @property
+    def present(self) -> tuple[str, ...]:
+        """The tasks that at least one image labels."""
+        return tuple(name for name, count in self.num_labeled.items() if count)
+
 
 def reduce_losses(
     local_losses: LossOutput, num_labeled: Mapping[str, int], flags: Mapping[str, int | Tensor]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from perception.data.formats.depth_maps import guess_unit
+from perception.engine.callbacks import Callback, TrainRun
+from perception.engine.step import StepResult
 from perception.types import Annotation, Batch, DataError, DenseMap, ImageLabel, Instances, TaskSpec
 
 WARN_AFTER_MAPS, WARN_AFTER_INSTANCES = 16, 200
@@ -21,10 +23,14 @@ _PIXEL_STRIDE = 8
 """Only every n-th row and column is checked first, because nearly always one of these pixels counts."""
 
 
-class LabelCheck:
-    """Counts usable labels over all ranks, on batches before they move to a device.
+class HasSpec(Protocol):
+    """A task, as far as its specification."""
 
-    The counts are summed together with the losses of a step, without extra communication.
+    spec: TaskSpec
+
+
+class LabelCheck(Callback):
+    """Counts usable labels over all ranks, on batches before they move to a device.
 
     Args:
         tasks: name -> task.
@@ -32,11 +38,28 @@ class LabelCheck:
         counts: "<task>/<source>" -> [labeled images, those with usable labels]; updated in place, and saved.
     """
 
-    def __init__(self, tasks: Mapping[str, Any], sources: Collection[str], counts: dict[str, list[int]]) -> None:
+    def __init__(self, tasks: Mapping[str, HasSpec], sources: Collection[str], counts: dict[str, list[int]]) -> None:
         self._tasks = tasks
         self._sources = sorted(sources) or [""]
         self._counts = counts
         self._reasons: dict[str, str] = {}
+
+    def before_step(self, run: TrainRun, batch: Batch, tasks: Collection[str] | None) -> Mapping[str, int]:
+        """Count the labels of the batch."""
+        return self.count_labels(batch, tasks)
+
+    def after_step(self, run: TrainRun, result: StepResult) -> None:
+        """Add the counts of all ranks, and warn about sources without usable labels."""
+        fractions, sentences = self.update(result.flags)
+        for sentence in sentences:
+            run.log.write_warning(run.state.step, sentence)
+        if not result.problem:
+            run.state.add_to_window(fractions)
+
+    def before_evaluation(self, run: TrainRun) -> None:
+        """Before the first evaluation, raise DataError if a task had labeled images, but none with usable labels."""
+        if not run.state.task_scores:
+            self.require_usable_labels()
 
     def count_labels(self, batch: Batch, active_tasks: Collection[str] | None) -> dict[str, int]:
         """Count this rank's images of a batch: "labeled <task>/<source>" and "usable <task>/<source>" (usable labels).

@@ -149,6 +149,11 @@ class TrainLog:
             lines, whole = "\n".join(map(escape_unprintable, text.split("\n"))), not self._console.is_terminal
             self._console.print(lines, markup=False, highlight=False, soft_wrap=whole)
 
+    def write_warning(self, step: int, text: str) -> None:
+        """Write a sentence as an event of kind "warning", and print it."""
+        self.write_event(step, "warning", {"text": text})
+        self.print_message(f"Warning: {text}")
+
     def sync_to_disk(self) -> None:
         """Flush the log to disk, because a checkpoint must not be newer than its log."""
         if self._active:

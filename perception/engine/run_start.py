@@ -11,10 +11,18 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
+
+from timm.utils.model_ema import ModelEmaV3
 
 from perception import __version__, checkpoint
-from perception.engine import distributed
-from perception.engine.step import TrainState
+from perception.engine import distributed, optim
+from perception.engine.log import TrainLog
+from perception.engine.train_config import TrainConfig
+from perception.engine.train_state import TrainState
+from perception.model import MultiTaskModel
+from perception.mtl.balancer import Balancer
+from perception.mtl.schedule import TaskSchedule
 from perception.types import CheckpointError
 
 LOCK = "training.lock"
@@ -127,6 +135,52 @@ def explain_write_errors(run_folder: Path) -> Iterator[None]:
             f"Could not write to the run folder {run_folder}: {error}. Free some space, make the folder writable, or "
             "use another one."
         ) from error
+
+
+def build_train_state(
+    model: MultiTaskModel,
+    balancer: Balancer,
+    config: TrainConfig,
+    schedule: TaskSchedule | None = None,
+    data_fingerprints: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+) -> TrainState:
+    """Prepare the network for training, and build its optimizer and its moving average.
+
+    Args:
+        model: the network, on its device.
+        balancer: moved to the same device.
+        config: settings of the training.
+        schedule: which tasks a step trains; None means all tasks in every step.
+        data_fingerprints: source name -> part -> fingerprint.
+    """
+    balancer.to(next(model.parameters()).device)
+    distributed.synchronize_batchnorm(model, enabled=config.sync_batchnorm)
+    model.train()
+    optimizer = optim.build_optimizer(
+        config.optimizer,
+        model,
+        balancer.parameters(),
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        backbone_lr_scale=config.backbone_lr_scale,
+        extra_lr_scale=config.balance_lr_scale,
+    )
+    ema = ModelEmaV3(model, decay=config.ema_decay, use_warmup=True)
+    fingerprints = {name: dict(parts) for name, parts in data_fingerprints.items()}
+    return TrainState(model, balancer, optimizer, ema, schedule, fingerprints)
+
+
+def open_log(state: TrainState, run_folder: Path, config: TrainConfig) -> TrainLog:
+    """Open the log of a run at the current step. Raises CheckpointError if it cannot be written."""
+    with explain_write_errors(run_folder):
+        return TrainLog(
+            run_folder,
+            state.step,
+            config.steps,
+            active=distributed.is_main_process(),
+            seconds=state.seconds,
+            tensorboard=config.tensorboard,
+        )
 
 
 def start_or_resume(train_state: TrainState, run_folder: Path, recipe_text: str, resume: bool, force: bool) -> None:

@@ -2,115 +2,39 @@
 
 All randomness, including the data, is a function of (seed, step). On the CPU, with the same number of threads and
 ranks, a resumed run is therefore bit-identical to an uninterrupted one.
+
+A step is `perception.engine.step.take_step`, its gradients are `perception.engine.backward.compute_gradients`. Logging,
+evaluation and checkpoints are callbacks (`perception.engine.callbacks`).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from types import MappingProxyType
 
-from pydantic import Field
-from timm.utils.model_ema import ModelEmaV3
-from torch import nn
-
-from perception.config import config_dataclass
-from perception.engine import distributed, optim
+from perception.engine import distributed
+from perception.engine.callbacks import Callback, NegativeTransferCheck, StepLogger, TrainRun
 from perception.engine.checkpointing import CheckpointWriter
 from perception.engine.evaluate import Evaluation
 from perception.engine.freezing import FreezeSchedule
 from perception.engine.interrupt import SignalInterrupt, catch_stop_signals, exit_code
 from perception.engine.label_check import LabelCheck
-from perception.engine.log import TrainLog
-from perception.engine.periodic_evaluator import PeriodicEvaluator, is_due
-from perception.engine.precision import Precision, deterministic_mode, explain_out_of_memory, move_to_device
+from perception.engine.periodic_evaluator import EvaluateFunction, PeriodicEvaluator
+from perception.engine.precision import deterministic_mode, explain_out_of_memory, move_to_device
 from perception.engine.rank_monitor import set_activity
-from perception.engine.run_start import explain_write_errors, lock_run_folder, start_or_resume
-from perception.engine.step import StepResult, TrainState, seed_step, take_step
-from perception.mtl.balancers import Balancer
+from perception.engine.run_start import build_train_state, lock_run_folder, open_log, start_or_resume
+from perception.engine.step import seed_step, take_step
+from perception.engine.train_config import TrainConfig
+from perception.model import MultiTaskModel
+from perception.mtl.balancer import Balancer
 from perception.mtl.schedule import TaskSchedule, TaskScheduleConfig
-from perception.types import Batch, ConfigError, DataError, PerceptionError
-
-PositiveInt = Annotated[int, Field(gt=0)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
+from perception.types import Batch, ConfigError, DataError
 
 LOG_UNWRITABLE = "unwritable"
-"""Flag that tells all ranks that the log cannot be written."""
-DEFAULT_EVALUATIONS, MIN_EVALUATION_INTERVAL = 12, 10
-"""Default number of evaluations in a run, and the fewest steps between two of them."""
-
-
-@config_dataclass
-class TrainConfig:
-    """Settings of a training.
-
-    Attributes:
-        steps: optimizer steps.
-        batch_size: images per step, over all ranks.
-        optimizer: "adamw", or one of timm's by name: sgd, lamb, adopt, lion, muon, nadamw, ...
-        lr: learning rate.
-        weight_decay: weight decay of the optimizer.
-        backbone_lr_scale: the backbone trains at ``lr * backbone_lr_scale``, because it is pretrained. Use 1 if it
-            is not.
-        balance_lr_scale: parameters of the balancer (noise levels of `uncertainty`, scales of `imtl_l` and `imtl`)
-            train at ``lr * balance_lr_scale``. A step changes them by about that much, so a short training needs a
-            factor above 1 for them to matter.
-        warmup_steps: steps of linear warm-up; then half a cosine down to ``lr * lr_floor`` at the last step.
-        lr_floor: final learning rate, as a fraction of ``lr``.
-        clip_norm: largest gradient norm; 0 means no clipping.
-        ema_decay: decay of the moving average that is evaluated, saved and exported; warm-up 1 - (1 + step)^(-2/3).
-        sync_batchnorm: in training, BatchNorm normalizes over the images of all ranks instead of each rank's own.
-        precision: "auto" means bfloat16 if the device supports it in hardware.
-        threads: CPU threads per process; None means torch's default.
-        log_every: steps between log events; 0 means only at the end.
-        log_gradients_every: steps between measurements of the tasks' gradients (norms, cosines, conflicts); 0: never.
-        evaluate_every: steps between evaluations; 0 means only at the end, None about 12 times per run, at least 10
-            steps apart. Negative transfer is detected from the 5th evaluation on.
-        quick_images: number of held-out images for evaluations during training, spread evenly over each source and
-            always the same. They select the best checkpoint. The weights of the last step and the best ones are also
-            evaluated on all images. 0 means every evaluation uses all images.
-        checkpoint_every: steps between checkpoints; 0 means only at the end.
-        keep_checkpoints: number of newest checkpoints to keep, at least 2; the best one is always kept.
-        max_skipped_steps: the training fails after this many steps in a row without finite losses and gradients.
-        tensorboard: also write TensorBoard files.
-    """
-
-    steps: Annotated[int, Field(gt=0, le=10**9)] = 1000
-    batch_size: Annotated[int, Field(gt=0, le=1 << 16)] = 8
-    optimizer: str = "adamw"
-    lr: NonNegativeFloat = 3e-3
-    weight_decay: NonNegativeFloat = 0.05
-    backbone_lr_scale: NonNegativeFloat = 0.33
-    balance_lr_scale: NonNegativeFloat = 1.0
-    warmup_steps: NonNegativeInt = 100
-    lr_floor: Annotated[float, Field(ge=0, le=1)] = 0.01
-    clip_norm: NonNegativeFloat = 10.0
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    sync_batchnorm: bool = True
-    precision: Precision = "auto"
-    threads: Annotated[int, Field(gt=0, le=1024)] | None = None
-    log_every: NonNegativeInt = 10
-    log_gradients_every: NonNegativeInt = 20
-    evaluate_every: NonNegativeInt | None = None
-    quick_images: NonNegativeInt = 128
-    checkpoint_every: NonNegativeInt = 500
-    keep_checkpoints: Annotated[int, Field(ge=2)] = 2
-    max_skipped_steps: PositiveInt = 10
-    tensorboard: bool = True
-
-    def __post_init__(self) -> None:
-        optim.require_known_optimizer(self.optimizer)
-
-    @property
-    def evaluation_interval(self) -> int:
-        """Steps between two evaluations; 0 means only at the end."""
-        every = self.evaluate_every
-        return max(MIN_EVALUATION_INTERVAL, math.ceil(self.steps / DEFAULT_EVALUATIONS)) if every is None else every
+"""Flag by which all ranks learn that the log cannot be written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +55,7 @@ class TrainResult:
 
 
 def train(
-    model: Any,
+    model: MultiTaskModel,
     batches: Callable[[int], Iterable[Batch]],
     config: TrainConfig,
     *,
@@ -139,13 +63,14 @@ def train(
     recipe_text: str,
     balancer: Balancer,
     schedule: TaskSchedule | None = None,
-    data_fingerprints: Mapping[str, Mapping[str, str]] | None = None,
-    evaluate: Callable[[Any], Evaluation] | None = None,
-    quick_evaluate: Callable[[Any], Evaluation] | None = None,
+    data_fingerprints: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+    evaluate: EvaluateFunction | None = None,
+    quick_evaluate: EvaluateFunction | None = None,
     seed: int = 0,
     resume: bool = False,
     force: bool = False,
     warnings: Sequence[str] = (),
+    callbacks: Sequence[Callback] = (),
 ) -> TrainResult:
     """Train ``model`` in place, on its device, and write the run folder. Every rank calls this.
 
@@ -153,7 +78,7 @@ def train(
     then saved.
 
     Args:
-        model: a `perception.model.MultiTaskModel`.
+        model: the network.
         batches: first step (from 0) -> this rank's batches from that step on, at least up to ``config.steps``. Batch n
             must not depend on where the iteration began.
         config: settings of the training.
@@ -162,14 +87,15 @@ def train(
         balancer: combines the losses of the tasks.
         schedule: which tasks a step trains; None means all tasks in every step.
         data_fingerprints: source name -> part -> fingerprint; must be unchanged on a resume, unless ``force``.
-        evaluate: evaluates the moving average (a network like ``model``). Its ``score`` selects the best checkpoint,
-            whose metrics go to metrics.json.
+        evaluate: evaluates the moving average. Its ``score`` selects the best checkpoint, whose metrics go to
+            metrics.json.
         quick_evaluate: evaluates on fewer images; its ``score`` alone then ranks checkpoints. ``evaluate`` then
             runs at the last step.
         seed: seed of all randomness.
         resume: continue from the newest checkpoint in ``run_folder``.
         force: resume although the recipe or the data has changed.
         warnings: sentences for the log and the report of a new run.
+        callbacks: your own callbacks; their state is not saved.
 
     Raises:
         CheckpointError: ``run_folder`` holds no checkpoint (resume) or already some (fresh start), another process uses
@@ -178,88 +104,84 @@ def train(
         DiskFullError: no disk space for a checkpoint, at the start or when one is due; in the latter case after saving.
         SystemExit: 143 or 130 after SIGTERM or Ctrl-C, 1 if the log cannot be written; each after saving.
     """
-    if config.batch_size % distributed.world_size():
-        raise ConfigError(
-            f"train.batch_size {config.batch_size} is not a multiple of the {distributed.world_size()} processes."
+    _require_equal_shares(config.batch_size)
+    schedule = schedule or TaskSchedule(TaskScheduleConfig(), tuple(model.tasks))
+    schedule.require_steps(config.steps)
+    device = next(model.parameters()).device
+    with deterministic_mode(device, config.threads), catch_stop_signals() as request, ExitStack() as opened:
+        state = build_train_state(model, balancer, config, schedule, data_fingerprints)
+        freezing = FreezeSchedule(schedule, model)
+        opened.enter_context(lock_run_folder(run_folder, resume))
+        start_or_resume(state, run_folder, recipe_text, resume, force)
+        stream = opened.enter_context(closing(_limit_batches(batches, state.step, config.steps)))
+        log = opened.enter_context(open_log(state, run_folder, config))
+        for sentence in () if resume else warnings:
+            log.write_warning(state.step, sentence)
+        run = TrainRun(state, config, run_folder, log, request, seed)
+        label_check = LabelCheck(dict(model.tasks.items()), state.data_fingerprints, state.label_counts)
+        first = [label_check, StepLogger(), *callbacks, NegativeTransferCheck(evaluate is not None)]
+        writer = opened.enter_context(CheckpointWriter(run, recipe_text))
+        run.callbacks = (*first, PeriodicEvaluator(evaluate, quick_evaluate), writer)
+        for callback in run.callbacks:
+            callback.on_start(run)
+        while not run.stop_code and state.step < config.steps:
+            set_activity(f"at step {state.step + 1}")
+            try:
+                with request.abort_on_signal() if distributed.world_size() == 1 else nullcontext():
+                    batch = next(stream)
+            except SignalInterrupt:
+                break
+            _train_on_batch(run, freezing, batch)
+        set_activity("at the end")
+        agreed = distributed.sum_over_ranks(_collect_stop_flags(run))
+        if stop_code := run.stop_code or _find_stop_code(agreed):
+            raise SystemExit(writer.save_before_exit(stop_code))
+        distributed.barrier()  # no rank reads the last checkpoint before it is written
+        return TrainResult(state.step, run.evaluation, state.skipped_steps, log.seconds)
+
+
+def _train_on_batch(run: TrainRun, freezing: FreezeSchedule, batch: Batch) -> None:
+    """Take a step, and call the callbacks before and after it."""
+    state, config, index = run.state, run.config, run.state.step
+    loss_function, tasks = freezing(index, batch)
+    flags = _collect_stop_flags(run)
+    for callback in run.callbacks:
+        flags |= callback.before_step(run, batch, tasks)
+    seed_step(run.seed, index)
+    with explain_out_of_memory(config.batch_size, tuple(batch.images.shape)):
+        result = take_step(
+            state,
+            loss_function,
+            move_to_device(batch, next(state.model.parameters()).device),
+            lr=config.learning_rate(index),
+            clip_norm=config.clip_norm,
+            precision=config.precision,
+            flags=flags,
+            with_weights=config.is_due(index + 1, config.log_every),
+            log_gradients=config.log_gradients_every > 0 and index % config.log_gradients_every == 0,
+            tasks=tasks,
         )
-    device = next(model.parameters()).device
-    with deterministic_mode(device, config.threads), catch_stop_signals() as interruption:
-        training = _build_train_state(model, balancer, config)
-        training.schedule = schedule or TaskSchedule(TaskScheduleConfig(), tuple(model.tasks))
-        training.schedule.require_steps(config.steps)
-        follow = FreezeSchedule(training.schedule, model)
-        training.data_fingerprints = {name: dict(parts) for name, parts in (data_fingerprints or {}).items()}
-        with ExitStack() as opened:
-            opened.enter_context(lock_run_folder(run_folder, resume))
-            start_or_resume(training, run_folder, recipe_text, resume, force)
-            teaching = LabelCheck(model.tasks, training.data_fingerprints, training.label_counts)
-            stream = opened.enter_context(closing(_limit_batches(batches, training.step, config.steps)))
-            log = opened.enter_context(_open_log(training, run_folder, config))
-            for sentence in () if resume else warnings:
-                log.write_event(training.step, "warning", {"text": sentence})
-                log.print_message(f"Warning: {sentence}")
-            every, steps = config.evaluation_interval, config.steps
-            assess = PeriodicEvaluator(training, evaluate, quick_evaluate, every, steps, run_folder, log, interruption)
-            save = opened.enter_context(
-                CheckpointWriter(training, run_folder, recipe_text, config.keep_checkpoints, log)
-            )
-            stop = assess() if resume and training.step else 0
-            if training.step:  # a signal may have ended the run before this checkpoint
-                save(assess.is_best, due=assess.is_best or is_due(training.step, config.checkpoint_every, steps))
-            while not stop and training.step < steps:
-                set_activity(f"at step {training.step + 1}")
-                try:
-                    with interruption.abort_on_signal() if distributed.world_size() == 1 else nullcontext():
-                        batch = next(stream)
-                except SignalInterrupt:
-                    break
-                losses_of, tasks = follow(training.step, batch)
-                flags = {
-                    **interruption.flags,
-                    LOG_UNWRITABLE: int(bool(log.failure)),
-                    **teaching.count_labels(batch, tasks),
-                }
-                step = _run_step(
-                    training, losses_of, tasks, move_to_device(batch, device), config, seed, flags, teaching, log
-                )
-                if not training.task_scores and is_due(training.step, every, steps):
-                    teaching.require_usable_labels()
-                stop = exit_code(step.flags) or step.flags[LOG_UNWRITABLE] or assess()
-                save(assess.is_best, due=assess.is_best or is_due(training.step, config.checkpoint_every, steps))
-            set_activity("at the end")
-            agreed = distributed.sum_over_ranks({**interruption.flags, LOG_UNWRITABLE: int(bool(log.failure))})
-            if stop := stop or exit_code(agreed) or agreed[LOG_UNWRITABLE]:
-                raise SystemExit(save.save_before_exit(stop))
-            distributed.barrier()  # no rank reads the last checkpoint before it is written
-            return TrainResult(training.step, assess.last_evaluation, training.skipped_steps, log.seconds)
+    if state.schedule and not result.problem:
+        losses = result.losses
+        state.schedule.observe({task: losses[task] for task in state.schedule.all_tasks if task in losses})
+    run.stop_code = _find_stop_code(result.flags)
+    for callback in run.callbacks:
+        callback.after_step(run, result)
 
 
-def _build_train_state(model: nn.Module, balancer: Balancer, config: TrainConfig) -> TrainState:
-    device = next(model.parameters()).device
-    balancer.to(device)
-    distributed.synchronize_batchnorm(model, enabled=config.sync_batchnorm)
-    model.train()
-    optimizer = optim.build_optimizer(
-        config.optimizer,
-        model,
-        balancer.parameters(),
-        lr=config.lr,
-        weight_decay=config.weight_decay,
-        backbone_lr_scale=config.backbone_lr_scale,
-        extra_lr_scale=config.balance_lr_scale,
-    )
-    return TrainState(model, balancer, optimizer, ModelEmaV3(model, decay=config.ema_decay, use_warmup=True))
+def _collect_stop_flags(run: TrainRun) -> dict[str, int]:
+    """Why this rank wants to stop; summed over the ranks, so that all stop after the same step."""
+    return {**run.stop_request.flags, LOG_UNWRITABLE: int(bool(run.log.failure))}
 
 
-def _open_log(train_state: TrainState, run_folder: Path, config: TrainConfig) -> TrainLog:
-    with explain_write_errors(run_folder):
-        return TrainLog(
-            run_folder,
-            train_state.step,
-            config.steps,
-            active=distributed.is_main_process(),
-            seconds=train_state.seconds,
-            tensorboard=config.tensorboard,
+def _find_stop_code(flags: dict[str, int]) -> int:
+    return exit_code(flags) or min(flags[LOG_UNWRITABLE], 1)
+
+
+def _require_equal_shares(batch_size: int) -> None:
+    if batch_size % distributed.world_size():
+        raise ConfigError(
+            f"train.batch_size {batch_size} is not a multiple of the {distributed.world_size()} processes."
         )
 
 
@@ -278,69 +200,3 @@ def _limit_batches(
     raise DataError(
         f"The data ended after {number} steps, expected {total_steps}. A training set must repeat without end."
     )
-
-
-def _run_step(
-    train_state: TrainState,
-    loss_function: distributed.LossFunction,
-    tasks: Collection[str] | None,
-    batch: Batch,
-    config: TrainConfig,
-    seed: int,
-    flags: Mapping[str, int],
-    label_check: LabelCheck,
-    log: TrainLog,
-) -> StepResult:
-    """Run a step and log it. Raises PerceptionError after too many skipped steps in a row."""
-    index = train_state.step
-    logged = is_due(index + 1, config.log_every, config.steps)
-    lr = config.lr * optim.lr_factor(index, config.steps, config.warmup_steps, config.lr_floor)
-    seed_step(seed, index)
-    with explain_out_of_memory(config.batch_size, tuple(batch.images.shape)):
-        step = take_step(
-            train_state,
-            loss_function,
-            batch,
-            lr=lr,
-            clip_norm=config.clip_norm,
-            precision=config.precision,
-            flags=flags,
-            with_weights=logged,
-            log_gradients=config.log_gradients_every > 0 and index % config.log_gradients_every == 0,
-            tasks=tasks,
-        )
-    seen, sentences = label_check.update(step.flags)
-    for sentence in sentences:
-        log.write_event(train_state.step, "warning", {"text": sentence})
-        log.print_message(f"Warning: {sentence}")
-    if step.problem:
-        _record_skip(train_state, step, batch, config, log)
-    else:
-        train_state.consecutive_skipped = 0
-        if train_state.schedule:
-            losses = {name: step.values.get(f"loss/{name}") for name in train_state.schedule.all_tasks}
-            train_state.schedule.observe({name: loss for name, loss in losses.items() if loss is not None})
-        train_state.add_to_window({**step.values, **seen, "seconds_per_step": log.restart_lap()})
-        log.update_progress(train_state.step, step.values["loss"])
-    if logged:
-        means = train_state.pop_window_means()
-        seconds = means.pop("seconds_per_step", math.nan)
-        speed = config.batch_size / seconds if seconds else math.nan
-        log.write_event(
-            train_state.step, "train", {"lr": lr, **means, **step.weights, "images_per_second": round(speed, 3)}
-        )
-    return step
-
-
-def _record_skip(train_state: TrainState, step: StepResult, batch: Batch, config: TrainConfig, log: TrainLog) -> None:
-    train_state.consecutive_skipped += 1
-    train_state.skipped_steps += 1
-    ids = [id for part in distributed.all_gather(list(batch.ids)) for id in part]
-    log.write_event(train_state.step, "skipped", {"reason": step.problem, "ids": ids})
-    log.print_message(f"Warning: step {train_state.step} was skipped: {step.problem}. Images: {', '.join(ids)}.")
-    if train_state.consecutive_skipped >= config.max_skipped_steps:
-        raise PerceptionError(
-            f"{train_state.consecutive_skipped} steps in a row had no finite loss "
-            f"and gradient; at step {train_state.step}: {step.problem}. "
-            f"Check the labels of {', '.join(ids)}, or lower train.lr (now {config.lr})."
-        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ import yaml
 
 from perception import checkpoint, config, runs
 from perception import recipe as recipes
+from perception.engine.callbacks import Callback, TrainRun
 from perception.engine.precision import move_to_device
 from perception.files.event_lines import read_event_lines
-from perception.model import MultiTaskModel
 from perception.mtl import affinity as affinities
 from perception.mtl.affinity import (
     Affinity,
@@ -30,7 +30,6 @@ from perception.mtl.balancers import StaticConfig
 from perception.nn.sharing.groups import TaskGroupsConfig
 from perception.recipe import Recipe
 from perception.report.group_page import write_group_page
-from perception.runs import StepHook
 from perception.studies.job_runner import TrainingRun, is_finished, lock_folder
 from perception.types import Batch, ConfigError, DataError
 
@@ -70,9 +69,9 @@ def group_tasks(
         run = TrainingRun("joint", recipe, out / "joint")
         if not is_finished(run):
             resume = checkpoint.has_checkpoints(run.folder)
-            runs.train(
-                recipe, run.folder, resume=resume, step_hook=make_affinity_hook(recipe, run.folder / LOOKS, interval)
-            )
+            weights = recipe.balance.weights if isinstance(recipe.balance, StaticConfig) else {}
+            measurement = AffinityMeasurement(run.folder / LOOKS, interval, weights)
+            runs.train(recipe, run.folder, resume=resume, callbacks=[measurement])
         found = read_affinity(run.folder / LOOKS, tasks)
         result = {**summarize_grouping(recipe, found, max_networks), "metadata": runs.describe_environment()}
         result["recipes"] = write_recipes(recipe, result["groups"], out)
@@ -82,33 +81,39 @@ def group_tasks(
         return result
 
 
-def make_affinity_hook(recipe: Recipe, path: Path, interval: int) -> StepHook:
-    """Make a hook for `perception.runs.train` that measures affinities every ``interval`` steps and logs them."""
-    weights = recipe.balance.weights if isinstance(recipe.balance, StaticConfig) else {}
-    started = False
+class AffinityMeasurement(Callback):
+    """Measures the affinities of the tasks every ``interval`` steps, before the step, and appends them to a file.
 
-    def look(network: MultiTaskModel, step: int, batch: Batch) -> None:
-        nonlocal started
-        if not started:
-            _truncate_records(path, step)
-        started = True
-        if step % interval:
-            return
-        batch = move_to_device(batch, next(network.parameters()).device)
+    Args:
+        path: the file; a resumed training drops the measurements that it repeats.
+        interval: steps between two measurements.
+        weights: task -> factor on its loss; 1 if missing.
+    """
+
+    def __init__(self, path: Path, interval: int, weights: Mapping[str, float]) -> None:
+        self._path, self._interval, self._weights = path, interval, weights
+
+    def on_start(self, run: TrainRun) -> None:
+        """Drop the measurements that a resumed training repeats."""
+        _truncate_records(self._path, run.state.step)
+
+    def before_step(self, run: TrainRun, batch: Batch, tasks: Collection[str] | None) -> Mapping[str, int]:
+        """Measure, if it is time and the batch labels at least two tasks."""
+        model, step = run.state.model, run.state.step
         present = [name for name, labels in batch.annotations.items() if any(label is not None for label in labels)]
-        if len(present) < 2:
-            return
+        if step % self._interval or len(present) < 2:
+            return {}
+        batch = move_to_device(batch, next(model.parameters()).device)
         found = measure_affinity(
-            network,
-            lambda: network.compute_losses(batch),
+            model,
+            lambda: model.compute_losses(batch),
             present,
-            step_size=ADAM_GRADIENT_WEIGHT * recipe.train.lr,
-            weights=weights,
+            step_size=ADAM_GRADIENT_WEIGHT * run.config.lr,
+            weights=self._weights,
             seed=step,
         )
-        _append_record(path, {"step": step, "affinity": found})
-
-    return look
+        _append_record(self._path, {"step": step, "affinity": found})
+        return {}
 
 
 def _truncate_records(path: Path, step: int) -> None:

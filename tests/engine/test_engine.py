@@ -24,8 +24,8 @@ from perception import checkpoint
 from perception.engine import distributed, optim
 from perception.engine.log import TrainLog, truncate_log
 from perception.engine.precision import autocast, has_bfloat16
+from perception.engine.run_start import build_train_state
 from perception.engine.step import seed_step, take_step
-from perception.engine.train import _build_train_state
 from perception.model import LossOutput
 from perception.mtl.balancers import BALANCERS
 from perception.tasks import LossTerm
@@ -362,7 +362,7 @@ def break_batch_norm(model):
 )
 def test_a_step_that_is_not_finite_changes_nothing(breaks, problem):
     model = build_network()
-    training = _build_train_state(model, make_balancer("uncertainty"), train_config())
+    training = build_train_state(model, make_balancer("uncertainty"), train_config())
     step = {"lr": 0.1, "clip_norm": 1.0, "precision": "float32", "flags": {}, "with_weights": False}
     stream = make_batches(0)
     assert not take_step(training, distributed.LossFunction(model), next(stream), **step).problem

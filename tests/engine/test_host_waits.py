@@ -13,7 +13,8 @@ from timm.utils.model_ema import ModelEmaV3
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from perception.engine import distributed
-from perception.engine.step import TrainState, take_step
+from perception.engine.step import take_step
+from perception.engine.train_state import TrainState
 from perception.tasks import Task, sum_loss_terms
 from perception.types import Camera, DenseMap, ImageLabel, Instances
 

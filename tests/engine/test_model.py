@@ -11,7 +11,8 @@ import torch
 from perception import checkpoint
 from perception.engine import distributed
 from perception.engine.backward import compute_gradients
-from perception.engine.train import TrainConfig, train
+from perception.engine.train import train
+from perception.engine.train_config import TrainConfig
 from perception.model import ModelConfig, MultiTaskModel
 from perception.mtl.balancers import BALANCERS, build_balancer
 from perception.nn.backbone import BackboneConfig

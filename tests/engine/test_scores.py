@@ -16,7 +16,7 @@ from training_runs import Died, dying, events, fit
 from perception import checkpoint, runs
 from perception import recipe as recipes
 from perception.engine.evaluate import Evaluation, compute_score, compute_task_scores
-from perception.engine.train import TrainConfig
+from perception.engine.train_config import TrainConfig
 from perception.export import from_run
 from perception.studies.compare import plan_comparison
 from perception.types import ConfigError

@@ -24,8 +24,10 @@ from torch.utils.data import DataLoader, Dataset
 from perception.checkpoint import has_checkpoints
 from perception.engine import distributed
 from perception.engine.evaluate import Evaluation, evaluate
-from perception.engine.step import TrainState, take_step
-from perception.engine.train import TrainConfig, train
+from perception.engine.step import take_step
+from perception.engine.train import train
+from perception.engine.train_config import TrainConfig
+from perception.engine.train_state import TrainState
 from perception.metrics.classification import ClassificationMetric
 from perception.metrics.depth import DepthMetric
 from perception.model import LossOutput
