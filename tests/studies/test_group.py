@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from perception import cli, config, runs
 from perception import recipe as recipes
 from perception.studies import group as studies
-from perception.studies.group import group_tasks, make_affinity_hook, read_affinity
+from perception.studies.group import AffinityMeasurement, group_tasks, read_affinity
 from perception.types import ConfigError, PerceptionError
 
 RECIPE = """
@@ -113,17 +113,14 @@ def test_looking_ahead_does_not_touch_the_training_and_goes_on_after_an_interrup
     short = recipes.parse(RECIPE, [f"data.root={recipe.data.root}", "train.steps=12"])
     whole = group_tasks(short, tmp_path / "whole", interval=3)
 
-    def stumbling(*arguments):
-        look = make_affinity_hook(*arguments)
-
-        def stumble(network, step, batch):
-            look(network, step, batch)
-            if step == 9:
+    class Interrupted(AffinityMeasurement):
+        def before_step(self, run, batch, tasks):
+            super().before_step(run, batch, tasks)
+            if run.state.step == 9:
                 raise KeyboardInterrupt
+            return {}
 
-        return stumble
-
-    monkeypatch.setattr(studies, "make_affinity_hook", stumbling)
+    monkeypatch.setattr(studies, "AffinityMeasurement", Interrupted)
     with pytest.raises(KeyboardInterrupt):
         group_tasks(short, tmp_path / "broken", interval=3)
     monkeypatch.undo()
