@@ -64,34 +64,17 @@ def train(
     """
     with distributed.process_group() as device:
         model = (model or recipes.build_model(recipe)).to(device)
-        settings = recipe.data
         mixture = recipes.build_mixture(recipe, sources)
-        held_out = recipes.open_validation_sources(recipe) if settings.validation else []
-
-        def batches(start: int):
-            return make_train_loader(
-                mixture,
-                tuple(recipe.tasks),
-                recipe.train.batch_size,
-                recipe.train.steps,
-                start,
-                distributed.rank(),
-                distributed.world_size(),
-                settings.workers,
-                settings.timeout,
-            )
-
-        def evaluate_now(network: MultiTaskModel) -> Evaluation:
-            return evaluate_model(network, recipe, held_out, calibrate=True)
-
-        def quick(network: MultiTaskModel) -> Evaluation:
-            return evaluate_model(network, recipe, recipes.subsample_sources(held_out, few), calibrate=True)
-
+        held_out = recipes.open_validation_sources(recipe) if recipe.data.validation else []
         few = recipe.train.quick_images
+        quick = recipes.subsample_sources(held_out, few) if 0 < few < sum(map(len, held_out)) else None
+
+        def evaluate_on(images: Sequence[DataSource]) -> Callable[[MultiTaskModel], Evaluation]:
+            return lambda network: evaluate_model(network, recipe, images, calibrate=True)
 
         result = training.train(
             model,
-            batches,
+            lambda first_step: _open_train_loader(recipe, mixture, first_step),
             recipe.train,
             run_folder=run_folder,
             recipe_text=config.dump_yaml(recipe),
@@ -99,11 +82,11 @@ def train(
             schedule=TaskSchedule(recipe.schedule, tuple(recipe.tasks)),
             data_fingerprints={
                 f"{part}.{source.name}": source.compute_fingerprints()
-                for part, sources in (("train", mixture.sources), ("validation", held_out))
-                for source in sources
+                for part, opened in (("train", mixture.sources), ("validation", held_out))
+                for source in opened
             },
-            evaluate=evaluate_now if held_out else None,
-            quick_evaluate=quick if 0 < few < sum(map(len, held_out)) else None,
+            evaluate=evaluate_on(held_out) if held_out else None,
+            quick_evaluate=evaluate_on(quick) if quick else None,
             seed=recipe.seed,
             resume=resume,
             force=force,
@@ -112,18 +95,44 @@ def train(
         )
         if not held_out:
             return None
-        with exit_on_signal(
-            f"Training is finished and saved. --resume {run_folder} evaluates it and writes the report."
-        ):
-            evaluation = result.evaluation
-            best = checkpoint.load(run_folder, "best")
-            if evaluation is None or best.step != result.step:
-                checkpoint.load_into_model(model, best)
-                evaluation = evaluate_model(model, recipe, held_out)  # saved weights include their calibration
-            if not distributed.is_main_process():
-                return None
-            write_results(run_folder, recipe, model, evaluation, best.step, describe_skipped_data(mixture))
-            return evaluation
+        ending = f"Training is finished and saved. --resume {run_folder} evaluates it and writes the report."
+        with exit_on_signal(ending):
+            return _finish_run(run_folder, recipe, model, result, mixture, held_out)
+
+
+def _open_train_loader(recipe: Recipe, mixture: Mixture, first_step: int) -> Iterable[Batch]:
+    """This rank's training batches from ``first_step`` on."""
+    return make_train_loader(
+        mixture,
+        tuple(recipe.tasks),
+        recipe.train.batch_size,
+        recipe.train.steps,
+        first_step,
+        distributed.rank(),
+        distributed.world_size(),
+        recipe.data.workers,
+        recipe.data.timeout,
+    )
+
+
+def _finish_run(
+    run_folder: Path,
+    recipe: Recipe,
+    model: MultiTaskModel,
+    result: training.TrainResult,
+    mixture: Mixture,
+    held_out: Sequence[DataSource],
+) -> Evaluation | None:
+    """Evaluate the best weights if that is not done yet, and write the results on rank 0."""
+    evaluation = result.evaluation
+    best = checkpoint.load(run_folder, "best")
+    if evaluation is None or best.step != result.step:
+        checkpoint.load_into_model(model, best)
+        evaluation = evaluate_model(model, recipe, held_out)  # saved weights include their calibration
+    if not distributed.is_main_process():
+        return None
+    write_results(run_folder, recipe, model, evaluation, best.step, describe_skipped_data(mixture))
+    return evaluation
 
 
 @contextmanager

@@ -23,15 +23,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from timm.utils.model_ema import ModelEmaV3
 
 from perception import recipe as recipes
 from perception.bench.step_cost import make_training_step, measure_steps
 from perception.data.loader import make_train_loader
-from perception.engine import distributed, optim
+from perception.engine import distributed
 from perception.engine.distributed import reduce_losses
+from perception.engine.run_start import build_train_state
 from perception.engine.step import seed_step, take_step
-from perception.engine.train_state import TrainState
 from perception.mtl.balancers import BALANCERS, build_balancer
 from perception.mtl.task_gradients import compute_gramian
 from perception.nn.gradient_cut import BackwardPass
@@ -123,15 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names, settings = tuple(recipe.tasks), recipe.train
     balancer = build_balancer(recipe.balance, names, recipe.seed)
     weights = dict(getattr(recipe.balance, "weights", {}))
-    optimizer = optim.build_optimizer(
-        settings.optimizer,
-        model,
-        balancer.parameters(),
-        lr=settings.lr,
-        weight_decay=settings.weight_decay,
-        backbone_lr_scale=settings.backbone_lr_scale,
-    )
-    training = TrainState(model, balancer, optimizer, ModelEmaV3(model))
+    training = build_train_state(model, balancer, settings)
     losses_of = distributed.LossFunction(model)
     groups = group_parameters(model)
     bursts = max(chosen.samples // BURST_LENGTH, 1)
@@ -150,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 for buffer, before in zip(model.buffers(), buffers, strict=True):
                     buffer.data.copy_(before)
                 seed_step(recipe.seed, step)
-            lr = settings.lr * optim.lr_factor(step, chosen.steps, settings.warmup_steps, settings.lr_floor)
+            lr = settings.learning_rate(step)
             options = {"clip_norm": settings.clip_norm, "precision": "float32", "flags": {}, "with_weights": False}
             take_step(training, losses_of, batch, lr=lr, **options)
             print(f"\rstep {step + 1} of {chosen.steps}", end="", file=sys.stderr)

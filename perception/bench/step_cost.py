@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from timm.utils.model_ema import ModelEmaV3
 
-from perception.engine import distributed, optim
+from perception.engine import distributed
 from perception.engine.precision import Precision
+from perception.engine.run_start import build_train_state
 from perception.engine.step import take_step
-from perception.engine.train_state import TrainState
+from perception.engine.train_config import TrainConfig
 from perception.model import MultiTaskModel
 from perception.mtl.balancers import Balancer
 from perception.types import Batch
@@ -65,10 +65,7 @@ def make_training_step(
     Returns:
         A function that takes one step.
     """
-    optimizer = optim.build_optimizer(
-        "adamw", model, balancer.parameters(), lr=1e-4, weight_decay=0.01, backbone_lr_scale=1.0
-    )
-    training = TrainState(model, balancer, optimizer, ModelEmaV3(model))
+    training = build_train_state(model, balancer, TrainConfig(lr=1e-4, backbone_lr_scale=1.0))
     losses_of = distributed.LossFunction(model)
 
     def step() -> None:

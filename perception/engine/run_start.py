@@ -8,7 +8,7 @@ import secrets
 import socket
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
@@ -22,8 +22,8 @@ from perception.engine.train_config import TrainConfig
 from perception.engine.train_state import TrainState
 from perception.model import MultiTaskModel
 from perception.mtl.balancer import Balancer
-from perception.mtl.schedule import TaskSchedule
-from perception.types import CheckpointError
+from perception.mtl.schedule import TaskSchedule, TaskScheduleConfig
+from perception.types import CheckpointError, ConfigError
 
 LOCK = "training.lock"
 _TOKEN = ".shared-by-all-ranks"
@@ -152,7 +152,16 @@ def build_train_state(
         config: settings of the training.
         schedule: which tasks a step trains; None means all tasks in every step.
         data_fingerprints: source name -> part -> fingerprint.
+
+    Raises:
+        ConfigError: the batch does not divide into the ranks, or the schedule does not fit the number of steps.
     """
+    if config.batch_size % distributed.world_size():
+        raise ConfigError(
+            f"train.batch_size {config.batch_size} is not a multiple of the {distributed.world_size()} processes."
+        )
+    schedule = schedule or TaskSchedule(TaskScheduleConfig(), tuple(model.tasks))
+    schedule.require_steps(config.steps)
     balancer.to(next(model.parameters()).device)
     distributed.synchronize_batchnorm(model, enabled=config.sync_batchnorm)
     model.train()
@@ -167,13 +176,13 @@ def build_train_state(
     )
     ema = ModelEmaV3(model, decay=config.ema_decay, use_warmup=True)
     fingerprints = {name: dict(parts) for name, parts in data_fingerprints.items()}
-    return TrainState(model, balancer, optimizer, ema, schedule, fingerprints)
+    return TrainState(model, balancer, schedule, optimizer, ema, fingerprints)
 
 
-def open_log(state: TrainState, run_folder: Path, config: TrainConfig) -> TrainLog:
-    """Open the log of a run at the current step. Raises CheckpointError if it cannot be written."""
+def open_log(state: TrainState, run_folder: Path, config: TrainConfig, warnings: Iterable[str] = ()) -> TrainLog:
+    """Open the log of a run at the current step, and write ``warnings``. Raises CheckpointError if it cannot."""
     with explain_write_errors(run_folder):
-        return TrainLog(
+        log = TrainLog(
             run_folder,
             state.step,
             config.steps,
@@ -181,6 +190,9 @@ def open_log(state: TrainState, run_folder: Path, config: TrainConfig) -> TrainL
             seconds=state.seconds,
             tensorboard=config.tensorboard,
         )
+    for sentence in warnings:
+        log.write_warning(state.step, sentence)
+    return log
 
 
 def start_or_resume(train_state: TrainState, run_folder: Path, recipe_text: str, resume: bool, force: bool) -> None:

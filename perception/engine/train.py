@@ -30,8 +30,8 @@ from perception.engine.step import seed_step, take_step
 from perception.engine.train_config import TrainConfig
 from perception.model import MultiTaskModel
 from perception.mtl.balancer import Balancer
-from perception.mtl.schedule import TaskSchedule, TaskScheduleConfig
-from perception.types import Batch, ConfigError, DataError
+from perception.mtl.schedule import TaskSchedule
+from perception.types import Batch, DataError
 
 LOG_UNWRITABLE = "unwritable"
 """Flag by which all ranks learn that the log cannot be written."""
@@ -74,23 +74,19 @@ def train(
 ) -> TrainResult:
     """Train ``model`` in place, on its device, and write the run folder. Every rank calls this.
 
-    A stop signal acts at once during data loading and evaluation, otherwise after the current step. The training is
-    then saved.
+    A stop signal acts at once during data loading and evaluation, otherwise after the current step.
 
     Args:
         model: the network.
-        batches: first step (from 0) -> this rank's batches from that step on, at least up to ``config.steps``. Batch n
-            must not depend on where the iteration began.
+        batches: first step (from 0) -> this rank's batches from there on. They must not depend on where they began.
         config: settings of the training.
         run_folder: the run folder.
         recipe_text: YAML text of the resolved recipe; must be unchanged on a resume, unless ``force``.
         balancer: combines the losses of the tasks.
         schedule: which tasks a step trains; None means all tasks in every step.
-        data_fingerprints: source name -> part -> fingerprint; must be unchanged on a resume, unless ``force``.
-        evaluate: evaluates the moving average. Its ``score`` selects the best checkpoint, whose metrics go to
-            metrics.json.
-        quick_evaluate: evaluates on fewer images; its ``score`` alone then ranks checkpoints. ``evaluate`` then
-            runs at the last step.
+        data_fingerprints: source -> part -> fingerprint; must be unchanged on a resume, unless ``force``.
+        evaluate: evaluates the moving average. Its ``score`` selects the best checkpoint.
+        quick_evaluate: evaluates on fewer images. Its ``score`` then ranks instead; ``evaluate`` runs at the last step.
         seed: seed of all randomness.
         resume: continue from the newest checkpoint in ``run_folder``.
         force: resume although the recipe or the data has changed.
@@ -98,36 +94,37 @@ def train(
         callbacks: your own callbacks; their state is not saved.
 
     Raises:
-        CheckpointError: ``run_folder`` holds no checkpoint (resume) or already some (fresh start), another process uses
-            it, or the recipe or the data has changed.
-        PerceptionError: too many steps without finite losses, or out of memory.
-        DiskFullError: no disk space for a checkpoint, at the start or when one is due; in the latter case after saving.
-        SystemExit: 143 or 130 after SIGTERM or Ctrl-C, 1 if the log cannot be written; each after saving.
+        CheckpointError: the run folder does not fit: checkpoints (none, or some already), lock, recipe or data.
+        PerceptionError: too many steps without finite losses, out of memory, or no disk space (DiskFullError).
+        SystemExit: 128 + signal, or 1 if the log cannot be written; each after saving.
     """
-    _require_equal_shares(config.batch_size)
-    schedule = schedule or TaskSchedule(TaskScheduleConfig(), tuple(model.tasks))
-    schedule.require_steps(config.steps)
     device = next(model.parameters()).device
     with deterministic_mode(device, config.threads), catch_stop_signals() as request, ExitStack() as opened:
         state = build_train_state(model, balancer, config, schedule, data_fingerprints)
-        freezing = FreezeSchedule(schedule, model)
+        freezing = FreezeSchedule(state.schedule, model)
         opened.enter_context(lock_run_folder(run_folder, resume))
         start_or_resume(state, run_folder, recipe_text, resume, force)
-        stream = opened.enter_context(closing(_limit_batches(batches, state.step, config.steps)))
-        log = opened.enter_context(open_log(state, run_folder, config))
-        for sentence in () if resume else warnings:
-            log.write_warning(state.step, sentence)
+        log = opened.enter_context(open_log(state, run_folder, config, () if resume else warnings))
         run = TrainRun(state, config, run_folder, log, request, seed)
-        label_check = LabelCheck(dict(model.tasks.items()), state.data_fingerprints, state.label_counts)
-        first = [label_check, StepLogger(), *callbacks, NegativeTransferCheck(evaluate is not None)]
         writer = opened.enter_context(CheckpointWriter(run, recipe_text))
-        run.callbacks = (*first, PeriodicEvaluator(evaluate, quick_evaluate), writer)
-        for callback in run.callbacks:
-            callback.on_start(run)
-        while not run.stop_code and state.step < config.steps:
+        labels = LabelCheck(dict(model.tasks.items()), state.data_fingerprints, state.label_counts)
+        last = (NegativeTransferCheck(evaluate is not None), PeriodicEvaluator(evaluate, quick_evaluate), writer)
+        run.callbacks = (labels, StepLogger(), *callbacks, *last)
+        return _train_until_stopped(run, freezing, batches, writer)
+
+
+def _train_until_stopped(
+    run: TrainRun, freezing: FreezeSchedule, batches: Callable[[int], Iterable[Batch]], writer: CheckpointWriter
+) -> TrainResult:
+    """Take all steps. Saves the run and raises SystemExit if it is to stop earlier."""
+    state, steps = run.state, run.config.steps
+    for callback in run.callbacks:
+        callback.on_start(run)
+    with closing(_limit_batches(batches, state.step, steps)) as stream:
+        while not run.stop_code and state.step < steps:
             set_activity(f"at step {state.step + 1}")
             try:
-                with request.abort_on_signal() if distributed.world_size() == 1 else nullcontext():
+                with run.stop_request.abort_on_signal() if distributed.world_size() == 1 else nullcontext():
                     batch = next(stream)
             except SignalInterrupt:
                 break
@@ -137,7 +134,7 @@ def train(
         if stop_code := run.stop_code or _find_stop_code(agreed):
             raise SystemExit(writer.save_before_exit(stop_code))
         distributed.barrier()  # no rank reads the last checkpoint before it is written
-        return TrainResult(state.step, run.evaluation, state.skipped_steps, log.seconds)
+        return TrainResult(state.step, run.evaluation, state.skipped_steps, run.log.seconds)
 
 
 def _train_on_batch(run: TrainRun, freezing: FreezeSchedule, batch: Batch) -> None:
@@ -161,7 +158,7 @@ def _train_on_batch(run: TrainRun, freezing: FreezeSchedule, batch: Batch) -> No
             log_gradients=config.log_gradients_every > 0 and index % config.log_gradients_every == 0,
             tasks=tasks,
         )
-    if state.schedule and not result.problem:
+    if not result.problem:
         losses = result.losses
         state.schedule.observe({task: losses[task] for task in state.schedule.all_tasks if task in losses})
     run.stop_code = _find_stop_code(result.flags)
@@ -176,13 +173,6 @@ def _collect_stop_flags(run: TrainRun) -> dict[str, int]:
 
 def _find_stop_code(flags: dict[str, int]) -> int:
     return exit_code(flags) or min(flags[LOG_UNWRITABLE], 1)
-
-
-def _require_equal_shares(batch_size: int) -> None:
-    if batch_size % distributed.world_size():
-        raise ConfigError(
-            f"train.batch_size {batch_size} is not a multiple of the {distributed.world_size()} processes."
-        )
 
 
 def _limit_batches(

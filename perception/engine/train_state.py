@@ -43,9 +43,9 @@ class TrainState:
 
     model: MultiTaskModel
     balancer: Balancer
+    schedule: TaskSchedule
     optimizer: torch.optim.Optimizer
     ema: ModelEmaV3
-    schedule: TaskSchedule | None = None
     data_fingerprints: dict[str, dict[str, str]] = field(default_factory=dict)
     step: int = 0
     seconds: float = 0.0
@@ -65,7 +65,7 @@ class TrainState:
             "model": self.model.state_dict(),
             "balancer": self.balancer.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict() if self.schedule else {},
+            "schedule": self.schedule.state_dict(),
             "data_fingerprints": self.data_fingerprints,
             **{name: getattr(self, name) for name in _NUMBER_FIELDS},
         }
@@ -86,7 +86,7 @@ class TrainState:
         for group, wanted in zip(self.optimizer.state_dict()["param_groups"], groups, strict=True):
             if lacking := sorted(wanted - set(group)):
                 raise ValueError(f"optimizer: a group lacks {', '.join(lacking)}.")
-        if self.schedule and state.get("schedule"):
+        if state.get("schedule"):
             self.schedule.load_state_dict(state["schedule"])
         for name, value in numbers.items():
             setattr(self, name, value)

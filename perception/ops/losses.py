@@ -183,3 +183,14 @@ def border_mask(labels: Tensor, valid: Tensor, distance: int) -> Tensor:
 def laplace_nll(log_error: Tensor, log_scale: Tensor) -> Tensor:
     """Negative log-likelihood of Laplace-distributed errors, element-wise, without the constant log 2."""
     return log_error.abs() * (-log_scale).exp() + log_scale
+
+
+def kl_divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(teacher || student) of the softmax of logits over dimension 1: [B, C, ...] -> [B, ...]."""
+    return F.kl_div(student.log_softmax(1), teacher.log_softmax(1), reduction="none", log_target=True).sum(1)
+
+
+def binary_kl_divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(teacher || student) of the sigmoid of each logit."""
+    entropy = F.binary_cross_entropy_with_logits(teacher, teacher.sigmoid(), reduction="none")
+    return F.binary_cross_entropy_with_logits(student, teacher.sigmoid(), reduction="none") - entropy

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from perception.model import LossOutput, MultiTaskModel
-from perception.mtl.distillation import distillation_loss
 from perception.recipe import Recipe
 from perception.types import Batch, ConfigError
 
@@ -86,9 +85,8 @@ class GrownModel(MultiTaskModel):
                 hook.remove()
         with torch.no_grad():
             taught = self._teacher.network.to(batch.images.device)(batch.images)
-        specs = self.specs
         penalties = {
-            f"distill_{name}": self._distillation_weight * distillation_loss(specs[name], raws[name], taught[name])
+            f"distill_{name}": self._distillation_weight * self.tasks[name].distill(raws[name], taught[name])
             for name in self._old_tasks
         }
         parts = {name: own for name, own in found.terms.items() if tasks is None or name in tasks}

@@ -194,6 +194,11 @@ class DepthTask(Task):
         maps = F.interpolate(torch.cat(raw, 1), size=tuple(size), mode="bilinear", align_corners=False).exp()
         return {"depth": maps[:, 0], "error": maps[:, 1]}
 
+    def distill(self, student: Raw, teacher: Raw) -> Tensor:
+        """Return the mean absolute difference of the maps, see `Task.distill`."""
+        pairs = zip(student, teacher, strict=True)
+        return torch.stack([(mine.float() - theirs.float()).abs().mean() for mine, theirs in pairs]).sum()
+
     def create_metric(self) -> DepthMetric:
         """Return a new metric."""
         return DepthMetric(self.config.limits)

@@ -18,6 +18,7 @@ from perception.nn.towers import ConvTower
 from perception.ops import boxes as geometry
 from perception.ops.assignment import Grid, Objects, assign_sim_ota, assign_task_aligned
 from perception.ops.detection_losses import distribution_focal_loss, expected_bin, quality_focal_loss
+from perception.ops.losses import binary_kl_divergence, kl_divergence
 from perception.ops.nms import select_detections, stable_topk
 from perception.tasks.task import LossTerm, LossWeight, Pyramid, Task, TaskConfig, check_classes, select_rows
 from perception.types import Annotation, Camera, ConfigError, Instances, TaskSpec
@@ -239,8 +240,8 @@ class DetectionTask(Task):
         if target.partial_classes is not None:
             counted &= ~target.partial_classes
         if target.ignore is not None:
-            decode_boxes = target.boxes
-            inside = (points[:, None] >= decode_boxes[None, :, :2]) & (points[:, None] <= decode_boxes[None, :, 2:])
+            boxes = target.boxes
+            inside = (points[:, None] >= boxes[None, :, :2]) & (points[:, None] <= boxes[None, :, 2:])
             counted &= ~(inside.all(-1) & target.ignore).any(1, keepdim=True)
         return counted
 
@@ -277,6 +278,25 @@ class DetectionTask(Task):
             config.max_detections,
         )
         return {"boxes": boxes, "scores": scores, "labels": labels}
+
+    def distill(self, student: Raw, teacher: Raw) -> Tensor:
+        """Return the distance of two outputs, normalized by the sum of the teacher's scores, see `Task.distill`.
+
+        It is the binary divergence of the class scores, plus the L1 distance of the boxes' sides in cells (with bins,
+        the divergence of their distributions). Nearly all cells are background in both outputs. So a cell is weighted
+        by the difference of the two scores (quality focal loss, Li et al. 2020), and its box by the teacher's score.
+        """
+        mine, theirs = student.logits.float(), teacher.logits.float()
+        scores = theirs.sigmoid()
+        weights = scores.amax(2)
+        classes = ((mine.sigmoid().detach() - scores).abs() * binary_kl_divergence(mine, theirs)).sum()
+        sides = [one.box_regression.float() for one in (student, teacher)]
+        if self.config.bins:
+            bins = [one.unflatten(-1, (4, -1)).movedim(-1, 1) for one in sides]
+            distance = kl_divergence(*bins).mean(2)
+        else:
+            distance = (F.softplus(sides[0]) - F.softplus(sides[1])).abs().mean(2)
+        return (classes + (distance * weights).sum()) / weights.sum().clamp(min=1)
 
     def create_metric(self) -> DetectionMetric:
         """Return a new metric."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from perception.config import config_dataclass
 from perception.metrics.metric import Metric
 from perception.nn.auxiliary_head import AuxiliaryHead
+from perception.ops.losses import binary_kl_divergence, kl_divergence
 from perception.types import Annotation, Camera, ConfigError, LabelSpace, TaskSpec
 
 Pyramid = Mapping[int, Tensor]
@@ -145,6 +146,17 @@ class Task(nn.Module, ABC):
         The metric's own predictions are changed in the same way, so it then measures the calibrated task. By default
         nothing is calibrated.
         """
+
+    def distill(self, student: Any, teacher: Any) -> Tensor:
+        """Return the distance of the raw output ``student`` from that of another network; 0 if they are equal.
+
+        Knowledge distillation (Hinton et al. 2015), which keeps old tasks while a new one is learned (Li and Hoiem
+        2016). By default the Kullback-Leibler divergence of ``logits`` [B, C, ...], averaged over images and pixels;
+        of each class by itself if there is only one or the task is multi-label.
+        """
+        mine, theirs = student.logits.float(), teacher.logits.float()
+        binary = self.spec.multi_label or mine.shape[1] == 1
+        return (binary_kl_divergence if binary else kl_divergence)(mine, theirs).mean()
 
     def forward_auxiliary(self, pyramid: Pyramid) -> Any | None:
         """Return the raw output of the auxiliary prediction, for the loss only; None without an auxiliary head.

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from perception.engine import distributed
 from perception.engine.step import take_step
 from perception.engine.train_state import TrainState
+from perception.mtl.schedule import TaskSchedule, TaskScheduleConfig
 from perception.tasks import Task, sum_loss_terms
 from perception.types import Camera, DenseMap, ImageLabel, Instances
 
@@ -112,7 +113,8 @@ def test_a_step_of_the_engine_waits_twice_beside_the_losses(monkeypatch):
     network = tiny_network.build_network()
     balancer = tiny_network.make_balancer("uncertainty")
     optimizer = torch.optim.SGD([{"params": [*network.parameters(), *balancer.parameters()], "scale": 1.0}], lr=0.1)
-    training = TrainState(network, balancer, optimizer, ModelEmaV3(network))
+    plan = TaskSchedule(TaskScheduleConfig(), tuple(network.tasks))
+    training = TrainState(network, balancer, plan, optimizer, ModelEmaV3(network))
     losses_of = distributed.LossFunction(network)
     batch = next(tiny_network.make_batches(0))
     options = {"lr": 0.1, "clip_norm": 1.0, "precision": "float32", "flags": {}, "with_weights": False}

@@ -347,7 +347,8 @@ def gradient_descent(model: nn.Module, balancer: Any, stream: Iterable[Batch]) -
     """Steps of gradient descent as the engine takes them, each looked at and logged; what they logged."""
     distributed.synchronize_batchnorm(model)
     optimizer = torch.optim.SGD([{"params": [*model.parameters(), *balancer.parameters()], "scale": 1.0}], lr=0.1)
-    training = TrainState(model, balancer, optimizer, ModelEmaV3(model))
+    plan = TaskSchedule(TaskScheduleConfig(), TASKS)
+    training = TrainState(model, balancer, plan, optimizer, ModelEmaV3(model))
     losses_of = distributed.LossFunction(model)
     settings = {
         "lr": 0.1,

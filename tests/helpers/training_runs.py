@@ -22,6 +22,7 @@ def fit(run: Path, model: nn.Module | None = None, stream=make_batches, **option
         "balancer",
         "schedule",
         "data_fingerprints",
+        "callbacks",
     }
     given = {
         "recipe_text": "name: a\n",

@@ -100,6 +100,14 @@ def test_every_parameter_gets_a_gradient(network):
     assert not silent
 
 
+def test_an_output_has_no_distance_from_itself_and_some_from_another(network):
+    name, model, batch = network
+    task, outputs = model.tasks[name], model.train()(batch.images)[name]
+    other = model(batch.images.flip(0))[name]
+    assert float(task.distill(outputs, outputs).detach()) == pytest.approx(0, abs=1e-6)
+    assert float(task.distill(outputs, other).detach()) > 1e-6
+
+
 def test_the_parts_of_the_loss_are_sums_over_images(network):
     """Ranks join them: two images together are the one plus the other."""
     name, model, batch = network
