@@ -10,13 +10,16 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 from perception.files.safe_names import escape_unprintable
 from perception.video.progress import Progress
 
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+"""The set of commands that a parser offers, as returned by ``add_subparsers``."""
 
-def add_command(commands: Any, name: str, run: Callable, text: str) -> argparse.ArgumentParser:
+
+def add_command(commands: Commands, name: str, run: Callable, text: str) -> argparse.ArgumentParser:
     """Add a subcommand; ``text`` is its help and its description."""
     parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     parser.set_defaults(action=run)
@@ -28,7 +31,7 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides of the recipe")
 
 
-def add_tasks(parser: Any) -> None:
+def add_tasks(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Add the option --tasks."""
     parser.add_argument("--tasks", type=parse_names, metavar="A,B", help="run only these tasks and what they need")
 

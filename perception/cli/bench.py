@@ -7,9 +7,10 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 from perception.cli.arguments import (
+    Commands,
     add_command,
     add_overrides,
     add_tasks,
@@ -19,13 +20,16 @@ from perception.cli.arguments import (
     print_lines,
 )
 
-BuildVariants = Callable[[Sequence[str], dict[str, str], str], list[Any]]
+if TYPE_CHECKING:
+    from perception.bench.latency import Variant
+
+BuildVariants: TypeAlias = "Callable[[Sequence[str], dict[str, str], str], list[Variant]]"
 """(backends, notes, name prefix) -> variants to measure. Unavailable ones are explained in the notes."""
 
 BACKENDS = ("torch", "compiled", "onnx", "int8")
 
 
-def add_commands(commands: Any) -> None:
+def add_commands(commands: Commands) -> None:
     """Add the command `bench`."""
     command = add_command(
         commands,
@@ -167,7 +171,7 @@ def _open_model(
     if path.suffix == ".onnx":
         form, rules = load_variant(path.name, path, tasks)
 
-        def named(kinds: Sequence[str], notes: dict[str, str], prefix: str) -> list[Any]:
+        def named(kinds: Sequence[str], notes: dict[str, str], prefix: str) -> list[Variant]:
             form.name = prefix + path.name
             return [form]
 
@@ -175,7 +179,7 @@ def _open_model(
     recipe, model = runs.open_inference_model(path, tasks)
     shown = input_size or recipe.data.size
 
-    def prepared(kinds: Sequence[str], notes: dict[str, str], prefix: str) -> list[Any]:
+    def prepared(kinds: Sequence[str], notes: dict[str, str], prefix: str) -> list[Variant]:
         slow = "; compiling it takes minutes" if "compiled" in kinds else ""
         print(f"Preparing {path}{slow}", file=sys.stderr)  # noqa: T201
         return build_variants(path, model, shown, kinds, notes, prefix)

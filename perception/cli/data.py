@@ -6,9 +6,9 @@ import argparse
 import sys
 from importlib import metadata, util
 from pathlib import Path
-from typing import Any
 
 from perception.cli.arguments import (
+    Commands,
     add_command,
     add_overrides,
     add_tasks,
@@ -19,7 +19,7 @@ from perception.cli.arguments import (
 )
 
 
-def add_commands(commands: Any) -> None:
+def add_commands(commands: Commands) -> None:
     """Add the commands `doctor` and `data`."""
     doctor = add_command(commands, "doctor", _doctor, "check the data of a recipe and the environment")
     doctor.add_argument("config", type=Path, help="YAML recipe")

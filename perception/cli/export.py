@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
-from perception.cli.arguments import add_command, add_overrides, add_tasks, parse_count, parse_size_or_dynamic
+from perception.cli.arguments import Commands, add_command, add_overrides, add_tasks, parse_count, parse_size_or_dynamic
 
 
-def add_commands(commands: Any) -> None:
+def add_commands(commands: Commands) -> None:
     """Add the command `export`."""
     export = add_command(commands, "export", _export, "write one verified ONNX file")
     export.add_argument("model", type=Path, metavar="RUN", help="run folder or checkpoint")

@@ -9,9 +9,10 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from perception.cli.arguments import (
+    Commands,
     add_command,
     add_tasks,
     check_argument_order,
@@ -28,13 +29,24 @@ from perception.files.safe_names import escape_unprintable
 from perception.files.safe_write import make_folder
 from perception.video.interrupt import check_stop, defer_stop, handle_stop_signals
 
+if TYPE_CHECKING:
+    from perception.runtime.predictor import Predictor
+    from perception.torch_predictor import TorchPredictor
+    from perception.video.ood import OodModel
+
 SAVE_HELP = (
     "output formats: mp4 (images as jpg), jsonl, mcap (a ROS 2 bag), rrd (default: mp4,jsonl; for a bag always mcap)"
 )
 
 
-def add_commands(commands: Any) -> None:
+def add_commands(commands: Commands) -> None:
     """Add the commands `predict`, `ood` and `label`."""
+    _add_predict(commands)
+    _add_ood(commands)
+    _add_label(commands)
+
+
+def _add_predict(commands: Commands) -> None:
     predict = add_command(commands, "predict", end_on_signal(_predict), "run a network on images or video")
     predict.add_argument("model", type=Path, metavar="MODEL", help="run folder, or .onnx file (runs without torch)")
     predict.add_argument("source", help="image, folder, glob, list, video, camera number, URL, - (stdin), ROS bag")
@@ -79,6 +91,8 @@ def add_commands(commands: Any) -> None:
         help="seconds without a frame before a source is closed (default: 5)",
     )
 
+
+def _add_ood(commands: Commands) -> None:
     ood = commands.add_parser(
         "ood", help="detect images unlike the training data", description="Out-of-distribution score."
     )
@@ -96,6 +110,8 @@ def add_commands(commands: Any) -> None:
         "--providers", type=parse_names, metavar="A,B", help="ONNX Runtime providers, preferred first (default: CPU)"
     )
 
+
+def _add_label(commands: Commands) -> None:
     label = add_command(
         commands,
         "label",
@@ -162,15 +178,15 @@ def _predict(parsed: argparse.Namespace) -> int:
         deadline=parsed.deadline and parsed.deadline / 1000,
         timeout=parsed.timeout,
     )
-    perceiver = _open_predictor(parsed, threads)
-    options = dataclasses.replace(options, ood_model=_load_ood(parsed.ood, parsed.model, parsed.tasks, perceiver))
+    predictor = _open_predictor(parsed, threads)
+    options = dataclasses.replace(options, ood_model=_load_ood(parsed.ood, parsed.model, parsed.tasks, predictor))
     if bag:
         folder = make_output_folder(parsed.out)
         out = folder / (Path(parsed.source).stem or Path(parsed.source).resolve().stem)
-        done = replay(perceiver, parsed.source, out, topics=parsed.topics, options=options, progress_bar=progress_bar)
+        done = replay(predictor, parsed.source, out, topics=parsed.topics, options=options, progress_bar=progress_bar)
         print(done, file=sys.stderr)  # noqa: T201
         return 128 + done.stop_signal if done.stop_signal is not None else 0 if done.frames else 1
-    report = predict(perceiver.warm_up(parsed.batch_size, parsed.size), parsed.source, parsed.out, options)
+    report = predict(predictor.warm_up(parsed.batch_size, parsed.size), parsed.source, parsed.out, options)
     if report.stop_signal is not None:
         return 128 + report.stop_signal if report.stop_signal else 0
     return 0 if not report.failures else 1
@@ -180,7 +196,7 @@ def _check_options(parsed: argparse.Namespace, is_bag_source: bool) -> None:
     """Raise ConfigError for options that have no effect for this source."""
     from perception.types import ConfigError
 
-    unheard = {
+    unsupported = {
         "--topics": parsed.topics and not is_bag_source and "only bags have topics",
         "--save": is_bag_source and parsed.save not in (None, ["mcap"]) and "the output for a bag is always a bag",
         "--maps": is_bag_source and parsed.maps and "the output for a bag is a bag, which includes the maps",
@@ -188,11 +204,11 @@ def _check_options(parsed: argparse.Namespace, is_bag_source: bool) -> None:
         "--batch-size": is_bag_source and parsed.batch_size > 1 and "the images of a bag are processed one at a time",
         "--deadline": is_bag_source and parsed.deadline and "a bag is not processed in real time",
     }
-    if wrong := [f"{option}: {why}" for option, why in unheard.items() if why]:
+    if wrong := [f"{option}: {why}" for option, why in unsupported.items() if why]:
         raise ConfigError(f"{'; '.join(wrong)}. Remove the option.")
 
 
-def _open_predictor(parsed: argparse.Namespace, threads: int) -> Any:
+def _open_predictor(parsed: argparse.Namespace, threads: int) -> Predictor | TorchPredictor:
     check_argument_order(parsed)
     if parsed.model.suffix == ".onnx":
         from perception.runtime.predictor import Predictor
@@ -213,8 +229,8 @@ def _fit_ood(parsed: argparse.Namespace) -> int:
 
     out = parsed.out or _ood_file(parsed.model)
     make_folder(out.parent)
-    perceiver = _open_predictor(parsed, parsed.threads or count_usable_cores())
-    found = fit_ood_model(perceiver, parsed.source, parse_intrinsics(parsed.intrinsics), _graph_digest(perceiver))
+    predictor = _open_predictor(parsed, parsed.threads or count_usable_cores())
+    found = fit_ood_model(predictor, parsed.source, parse_intrinsics(parsed.intrinsics), _graph_digest(predictor))
     found.save(out)
     print(f"{out}: fitted to {found.num_images} images", file=sys.stderr)  # noqa: T201
     return 0
@@ -234,24 +250,27 @@ def _label(parsed: argparse.Namespace) -> int:
         network = functools.partial(_open_labeler, asked, threads)
         done = label_in_parallel(network, parsed.jobs, parsed.images, parsed.out, **options)
     else:
-        perceiver, identity = _open_labeler(parsed, threads)
-        done = label_images(perceiver, parsed.images, parsed.out, identity=identity, **options)
+        predictor, identity = _open_labeler(parsed, threads)
+        done = label_images(predictor, parsed.images, parsed.out, identity=identity, **options)
     print_lines(map(escape_unprintable, done.summary_lines()))
     return 128 + done.stop_signal if done.stop_signal is not None else 1 if done.failures else 0
 
 
-def _open_labeler(parsed: argparse.Namespace, threads: int) -> tuple[Any, str]:
+def _open_labeler(parsed: argparse.Namespace, threads: int) -> tuple[Predictor | TorchPredictor, str]:
     """The network and the SHA-256 of its graph or weights, so that labels of two networks are never mixed."""
-    perceiver = _open_predictor(parsed, threads)
-    identity = _graph_digest(perceiver)
-    if not identity and hasattr(perceiver, "model"):
-        from perception.torch_predictor import hash_weights
+    predictor = _open_predictor(parsed, threads)
+    identity = _graph_digest(predictor)
+    if parsed.model.suffix != ".onnx":
+        from perception.torch_predictor import TorchPredictor, hash_weights
 
-        identity = hash_weights(perceiver.model)
-    return perceiver, identity
+        assert isinstance(predictor, TorchPredictor)
+        identity = hash_weights(predictor.model)
+    return predictor, identity
 
 
-def _load_ood(path: Path | None, model: Path, tasks: list[str] | None, predictor: Any) -> Any:
+def _load_ood(
+    path: Path | None, model: Path, tasks: list[str] | None, predictor: Predictor | TorchPredictor
+) -> OodModel | None:
     """The OOD model at ``path``, or the one beside the network if it exists and all tasks are run."""
     from perception.video.ood import load_ood_model
 
@@ -265,7 +284,7 @@ def _ood_file(model: Path) -> Path:
     return model / "ood.json" if model.is_dir() else model.with_suffix(".ood.json")
 
 
-def _graph_digest(predictor: Any) -> str:
+def _graph_digest(predictor: Predictor | TorchPredictor) -> str:
     """SHA-256 of an exported network; "" for a run folder, whose weights may change."""
     manifest = getattr(predictor, "manifest", None)
     return manifest.graph_sha256 if manifest else ""

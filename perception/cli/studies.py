@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from perception.cli.arguments import (
+    Commands,
     add_command,
     add_overrides,
     add_tasks,
@@ -19,8 +19,16 @@ from perception.cli.arguments import (
 CONTROL_KINDS = ("images", "compute", "budget")
 
 
-def add_commands(commands: Any) -> None:
+def add_commands(commands: Commands) -> None:
     """Add the commands `compare`, `group`, `tune`, `grow` and `drop`."""
+    _add_compare(commands)
+    _add_group(commands)
+    _add_tune(commands)
+    _add_grow(commands)
+    _add_drop(commands)
+
+
+def _add_compare(commands: Commands) -> None:
     compare = add_command(commands, "compare", _compare, "compare joint training with single-task baselines")
     compare.add_argument("config", type=Path, help="YAML recipe of the joint network")
     add_overrides(compare)
@@ -40,6 +48,8 @@ def add_commands(commands: Any) -> None:
     _add_jobs_option(compare)
     compare.add_argument("--out", type=Path, help="folder of the runs (default: runs/<name of the recipe>_compare)")
 
+
+def _add_group(commands: Commands) -> None:
     group = add_command(
         commands, "group", _group, "which tasks should share a network or a trunk, measured in one training"
     )
@@ -58,6 +68,8 @@ def add_commands(commands: Any) -> None:
     )
     group.add_argument("--out", type=Path, help="run folder (default: runs/<name of the recipe>_group)")
 
+
+def _add_tune(commands: Commands) -> None:
     tune = add_command(commands, "tune", _tune, "search balancer, weights, learning rate and sharing with Optuna")
     tune.add_argument("config", type=Path, help="YAML recipe to start from")
     add_overrides(tune)
@@ -78,6 +90,8 @@ def add_commands(commands: Any) -> None:
     _add_jobs_option(tune)
     tune.add_argument("--out", type=Path, help="folder of the study (default: runs/<name of the recipe>_tune)")
 
+
+def _add_grow(commands: Commands) -> None:
     grow = add_command(commands, "grow", _grow, "add tasks to a trained network without forgetting the old ones")
     grow.add_argument("model", type=Path, metavar="RUN", help="run folder of the trained network")
     grow.add_argument("config", type=Path, help="YAML recipe of the new tasks: their data, settings and training")
@@ -96,6 +110,8 @@ def add_commands(commands: Any) -> None:
     )
     grow.add_argument("--out", type=Path, help="run folder (default: runs/<name of the recipe>_grown)")
 
+
+def _add_drop(commands: Commands) -> None:
     drop = add_command(commands, "drop", _drop, "remove tasks from a trained network; the others stay bit-identical")
     drop.add_argument("model", type=Path, metavar="RUN", help="run folder of the trained network")
     drop.add_argument("tasks", type=parse_names, metavar="TASKS", help="tasks to remove, separated by commas")

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from perception.cli.arguments import add_command, add_overrides, add_tasks, parse_count, parse_size, print_lines
+from perception.cli.arguments import (
+    Commands,
+    add_command,
+    add_overrides,
+    add_tasks,
+    parse_count,
+    parse_size,
+    print_lines,
+)
 
 
-def add_commands(commands: Any) -> None:
+def add_commands(commands: Commands) -> None:
     """Add the commands `demo`, `train` and `evaluate`."""
     demo = add_command(commands, "demo", _demo, "run the full workflow on synthetic street data, in minutes")
     demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder (default: runs/demo)")

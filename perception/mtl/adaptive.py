@@ -240,8 +240,8 @@ class GradNorm(Balancer):
             return
         self.initial_losses = {**{name: value for name, value in values.items() if value > 0}, **self.initial_losses}
         weights = self.weights.get(values).detach()
-        compute_weight_gradient = self.gradient(weights.double(), norms[moving], values)
-        self.weights.step(dict(zip(values, compute_weight_gradient, strict=True)))
+        gradient = self.gradient(weights.double(), norms[moving], values)
+        self.weights.step(dict(zip(values, gradient, strict=True)))
         found = self.weights.get(values).detach().clamp(min=_MIN_WEIGHT)
         self.weights.set(values, found * (weights.sum() / found.sum()))
 

@@ -158,28 +158,28 @@ class DepthTask(Task):
         self, raw: Raw, targets: Sequence[Annotation | None], cameras: Sequence[Camera | None]
     ) -> dict[str, LossTerm]:
         """Return the terms "silog", "log", "gradient" and "error", see `Task.compute_loss_terms`."""
-        rows, create_metric, masks, shifts = [], [], [], []
+        rows, depths, masks, shifts = [], [], [], []
         stride, (near, far) = self.config.loss_stride, self.config.limits
         for i, (target, camera) in enumerate(zip(targets, cameras, strict=True)):
             if isinstance(target, DenseMap):
                 metres = target.values[::stride, ::stride]
                 rows.append(i)
-                create_metric.append(metres)
+                depths.append(metres)
                 masks.append(target.valid[::stride, ::stride])
                 shifts.append(metres.new_full((), math.log(self._focal_ratio(camera, target.values.shape[-1]))))
-        metres = torch.stack(create_metric)
+        metres = torch.stack(depths)
         valid = torch.stack(masks) & (metres >= near) & (metres <= far)
         truth = torch.where(valid, metres, near).log() - torch.stack(shifts)[:, None, None]
         maps = select_rows(torch.cat(raw, 1), rows)
         log_depth, log_error = upsample_to_pixels(maps, min(self.strides), stride).unbind(1)
         error = log_depth - truth
-        doubt = laplace_nll(error.detach(), log_error) - LOG_ERROR_LIMITS[0]
+        likelihood = laplace_nll(error.detach(), log_error) - LOG_ERROR_LIMITS[0]
         known, own = valid.flatten(1).any(1), self.config
         terms = {
             "silog": own.silog_weight * silog(error, valid),
             "log": own.log_weight * masked_mean(error.abs(), valid),
             "gradient": own.gradient_weight * gradient_matching(error, valid),
-            "error": ERROR_LOSS_WEIGHT * masked_mean(doubt, valid),
+            "error": ERROR_LOSS_WEIGHT * masked_mean(likelihood, valid),
         }
         return {name: LossTerm((values * known).sum(), known.sum().to(values.dtype)) for name, values in terms.items()}
 
