@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -116,61 +116,33 @@ def label_images(
     Args:
         predictor: the network.
         images: folder of the images.
-        out: a new or empty folder. For each task it receives segmentation masks (PNG, 255 = unsure) and class names,
-            depth maps (16-bit PNG, 0 = unsure), boxes (COCO JSON, iscrowd = 1 if unsure) or image-level labels (CSV).
+        out: a new or empty folder. It receives segmentation masks (PNG, 255 = unsure) with class names, depth maps
+            (16-bit PNG, 0 = unsure), boxes (COCO JSON, iscrowd = 1 if unsure) and image-level labels (CSV).
         camera: intrinsics in pixels of every image; None = the default focal length of the depth task.
-        mirror: also predict the mirror image. Turn it off if left and right have different meanings for the network.
+        mirror: also predict the mirror image; wrong if left and right have different meanings for the network.
         root: the recipe's data.root. Paths in the entries are relative to it.
         quiet: show no progress on standard error.
         resume: continue in ``out``, which must have the same settings.
-        shard: (i, n), i from 1: label only every n-th image, while other processes label the others. When all have
-            ended, `resume` without a shard labels the rest and writes the merged files. None = all images.
+        shard: (i, n), i from 1: label only every n-th image. `resume` without a shard then merges. None = all images.
         identity: identity of the network. A folder with labels of another network is rejected.
         on_image_done: called after each image.
 
-    Returns:
-        What was written.
-
     Raises:
         DataError: there is no image, or two image names differ only in their extension.
-        PerceptionError: ``out`` holds something else.
-        DiskFullError: the disk is full.
+        PerceptionError: ``out`` holds something else, or the disk is full (DiskFullError).
     """
     folder = require_folder(Path(), str(images), "images")
     names, _ = list_image_names(folder)
     out = make_label_folder(out, resume or shard is not None)
-    sizes, specs = _supported_sizes(predictor), dict(predictor.specs)
-    for name in specs:
+    for name in predictor.specs:
         check_file_name(name, "a task")
-    settings = {
-        "format": FORMAT,
-        "network": identity,
-        "mirror": mirror,
-        "sizes": sizes,
-        "camera": camera and [camera.fx, camera.fy, camera.cx, camera.cy],
-        "tasks": [dataclasses.asdict(spec) for spec in specs.values()],
-    }
-    ensure_settings(out, settings)
+    labeler = _Labeler(predictor, folder, out, _supported_sizes(predictor), camera, mirror)
+    ensure_settings(out, labeler.describe_settings(identity))
     if shard is None:
         remove_partial_files(out)
-    interrupted, full = None, None
-    past = load_history(out, folder)
-    mine = past.remaining(names[shard[0] - 1 :: shard[1]] if shard else names)
-    progress = Progress(None if quiet else sys.stderr, "images", len(mine))
-    try:
-        with handle_stop_signals(), LabelingLog(out, folder) as log:
-            for name in mine:
-                check_free_space(out)
-                log.begin(name)
-                _label_image(log, predictor, folder, name, out, sizes, camera, mirror)
-                check_stop()
-                progress.step()
-                on_image_done()
-    except KeyboardInterrupt as error:
-        interrupted = getattr(error, "signal", signal.SIGINT)
-    except DiskFullError as error:
-        full = error
-    progress.finish()
+    remaining = load_history(out, folder).remaining(names[shard[0] - 1 :: shard[1]] if shard else names)
+    progress = Progress(None if quiet else sys.stderr, "images", len(remaining))
+    stop_signal, full = labeler.label(remaining, progress, on_image_done)
     labels = LabelingReport(out)
     try:
         with handle_stop_signals(), defer_stop():
@@ -179,34 +151,70 @@ def label_images(
         full = full or error
     if full is not None:
         raise DiskFullError(f"{full} The labels so far are saved: continue with --resume.") from full
-    labels.stop_signal = interrupted
+    labels.stop_signal = stop_signal
     return labels
 
 
-def _label_image(
-    log: LabelingLog,
-    predictor: PredictorLike,
-    folder: Path,
-    name: str,
-    out: Path,
-    sizes: Sequence[tuple[int, int] | None],
-    camera: Camera | None,
-    mirror: bool,
-) -> None:
-    """Label an image, or record why this fails."""
-    try:
-        picture = read_image(folder / name)
-        views = _predict_views(predictor, picture, sizes, camera, mirror)
-        found = {task: find_consensus([view[task] for view in views], spec) for task, spec in predictor.specs.items()}
-    except (DataError, ModuleNotFoundError) as error:
-        log.fail(name, str(error))
-        return
-    except Exception as error:  # a single image must not end the run
-        log.fail(name, f"{type(error).__name__}: {error}")
-        return
-    with defer_stop():
-        kept = {task: write_label(spec, found[task], name, out) for task, spec in predictor.specs.items()}
-        log.finish(name, picture.shape[:2], kept)
+@dataclass(frozen=True)
+class _Labeler:
+    """Labels images one by one; see `label_images` for the attributes."""
+
+    predictor: PredictorLike
+    folder: Path
+    out: Path
+    sizes: Sequence[tuple[int, int] | None]
+    camera: Camera | None
+    mirror: bool
+
+    def describe_settings(self, identity: str) -> dict[str, object]:
+        """Everything on which the labels depend, beside the images."""
+        camera = self.camera
+        return {
+            "format": FORMAT,
+            "network": identity,
+            "mirror": self.mirror,
+            "sizes": self.sizes,
+            "camera": camera and [camera.fx, camera.fy, camera.cx, camera.cy],
+            "tasks": [dataclasses.asdict(spec) for spec in self.predictor.specs.values()],
+        }
+
+    def label(
+        self, names: Iterable[str], progress: Progress, on_image_done: Callable[[], None]
+    ) -> tuple[int | None, DiskFullError | None]:
+        """Label images until a stop signal or a full disk, which are returned."""
+        try:
+            with handle_stop_signals(), LabelingLog(self.out, self.folder) as log:
+                for name in names:
+                    check_free_space(self.out)
+                    log.begin(name)
+                    self._label_image(log, name)
+                    check_stop()
+                    progress.step()
+                    on_image_done()
+        except KeyboardInterrupt as error:
+            return getattr(error, "signal", signal.SIGINT), None
+        except DiskFullError as error:
+            return None, error
+        finally:
+            progress.finish()
+        return None, None
+
+    def _label_image(self, log: LabelingLog, name: str) -> None:
+        """Label an image, or record why this fails."""
+        specs = self.predictor.specs
+        try:
+            image = read_image(self.folder / name)
+            views = _predict_views(self.predictor, image, self.sizes, self.camera, self.mirror)
+            found = {task: find_consensus([view[task] for view in views], spec) for task, spec in specs.items()}
+        except (DataError, ModuleNotFoundError) as error:
+            log.fail(name, str(error))
+            return
+        except Exception as error:  # a single image must not end the run
+            log.fail(name, f"{type(error).__name__}: {error}")
+            return
+        with defer_stop():
+            kept = {task: write_label(spec, found[task], name, self.out) for task, spec in specs.items()}
+            log.finish(name, image.shape[:2], kept)
 
 
 def list_image_names(folder: Path) -> tuple[list[str], list[str]]:
