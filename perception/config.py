@@ -127,7 +127,7 @@ def apply_overrides(mapping: dict[str, Any], overrides: Sequence[str]) -> dict[s
     return result
 
 
-def _copy(value: Any) -> Any:
+def _copy(value: object) -> Any:
     if isinstance(value, dict):
         return {key: _copy(item) for key, item in value.items()}
     return [_copy(item) for item in value] if isinstance(value, list) else value
@@ -176,13 +176,13 @@ def _describe_error(cls: Any, error: Any, path: str) -> str:
     return f"  {location}: {_describe_expected(kind, there, found) or error['msg']}, found {_shorten_value(found)}"
 
 
-def _shorten_value(value: Any) -> str:
+def _shorten_value(value: object) -> str:
     """Text of a value for an error message, shortened if it is long."""
     text = repr(value)
     return text if len(text) <= _MAX_QUOTED_LENGTH else f"{text[:_MAX_QUOTED_LENGTH]}..."
 
 
-def _describe_expected(kind: str, expected_type: Any, found: Any) -> str:
+def _describe_expected(kind: str, expected_type: object, found: object) -> str:
     """Describe the expected value in YAML terms rather than Python types."""
     tags, keys = _discriminator_keys(expected_type), _field_names(expected_type)
     if kind in ("tuple_type", "list_type"):
@@ -203,7 +203,7 @@ def suggest_name(name: str, known_names: Collection[str]) -> str:
     return f"Did you mean '{near[0]}'?" if near else f"Expected one of: {', '.join(known_names)}."
 
 
-def _resolve_location(cls: Any, location: Sequence[Any]) -> tuple[list[str], Any]:
+def _resolve_location(cls: object, location: Sequence[Any]) -> tuple[list[str], Any]:
     """Return the recipe keys of a pydantic error ``location``, and the type of the value there.
 
     A location also names the tried member of a union. That part is not a key.
@@ -222,12 +222,12 @@ def _resolve_location(cls: Any, location: Sequence[Any]) -> tuple[list[str], Any
     return keys, cls
 
 
-def _is_type_name(cls: Any, part: Any) -> bool:
+def _is_type_name(cls: object, part: object) -> bool:
     """Whether pydantic uses ``part`` as the name of this type, such as ``tuple[str, ...]`` or ``literal['rest']``."""
     return str(part).partition("[")[0] == getattr(get_origin(cls), "__name__", "").lower() != ""
 
 
-def _member_type(cls: Any, key: Any) -> Any:
+def _member_type(cls: object, key: object) -> Any:
     """The type of the value at a key of a config, list or mapping; None if there is none."""
     if dataclasses.is_dataclass(cls):
         return get_type_hints(cls).get(str(key))
@@ -235,7 +235,7 @@ def _member_type(cls: Any, key: Any) -> Any:
     return None if place is None else get_args(cls)[place]
 
 
-def _union_members(cls: Any) -> list[Any]:
+def _union_members(cls: object) -> list[Any]:
     """The members of a union type; the type itself if it is not a union."""
     if get_origin(cls) is Annotated:
         return _union_members(get_args(cls)[0])
@@ -246,12 +246,12 @@ def _union_members(cls: Any) -> list[Any]:
     )
 
 
-def _field_names(cls: Any) -> list[str]:
+def _field_names(cls: object) -> list[str]:
     """Names of the keys of a config."""
     return [f.name for f in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
 
 
-def _discriminator_keys(cls: Any) -> dict[str, str]:
+def _discriminator_keys(cls: object) -> dict[str, str]:
     """{name: key that contains it} for the names that select a config or one member of a union."""
     return {
         field.default: field.name
@@ -261,7 +261,7 @@ def _discriminator_keys(cls: Any) -> dict[str, str]:
     }
 
 
-def to_plain(config: Any) -> Any:
+def to_plain(config: object) -> Any:
     """Convert a config to plain data for YAML (the inverse of `validate_config`)."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         return {f.name: to_plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
@@ -272,6 +272,6 @@ def to_plain(config: Any) -> Any:
     return str(config) if isinstance(config, Path) else config
 
 
-def dump_yaml(config: Any) -> str:
+def dump_yaml(config: object) -> str:
     """Convert a config to YAML text."""
     return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True, width=120)

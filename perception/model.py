@@ -268,5 +268,5 @@ class MultiTaskModel(nn.Module):
         return {name: task for name, task in mine.items() if name in tasks}
 
 
-def _required_strides(name: str, config: Any) -> tuple[int, ...]:
+def _required_strides(name: str, config: object) -> tuple[int, ...]:
     return getattr(config, "strides", None) or find_task_class(name, config).strides

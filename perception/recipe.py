@@ -26,14 +26,14 @@ from perception.tasks import TASKS
 from perception.types import ConfigError, PerceptionError
 
 
-def _build_task_configs(value: Any) -> Any:
+def _build_task_configs(value: object) -> object:
     """Validate the ``tasks`` section. The config class is selected by ``type``; the default type is the task name."""
     if not isinstance(value, dict) or not value:
         raise ConfigError(f"tasks: expected a mapping with at least one of {', '.join(TASKS)}, found {value!r}.")
     return {name: _build_task_config(name, {} if given is None else given) for name, given in value.items()}
 
 
-def _build_task_config(name: Any, given: Any) -> Any:
+def _build_task_config(name: object, given: object) -> object:
     if not isinstance(name, str) or not TASK_NAME.fullmatch(name):
         raise ConfigError(f"tasks: invalid task name {name!r}. Expected lower-case letters, digits and '_'.")
     kind = given.get("type", name) if isinstance(given, dict) else name
@@ -49,7 +49,7 @@ def _build_task_config(name: Any, given: Any) -> Any:
         raise ConfigError(str(error) if path in str(error) else f"{path}.{error}") from None
 
 
-def _default_to_static(value: Any) -> Any:
+def _default_to_static(value: object) -> object:
     return {"name": "static", **value} if isinstance(value, dict) else value
 
 

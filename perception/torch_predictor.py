@@ -42,7 +42,7 @@ class TorchPredictor:
         self.model = model.eval() if device is None else model.to(device).eval()
         self._device = next(self.model.parameters()).device
 
-    def __call__(self, images: Any, camera: Any = None, size: tuple[int, int] | None = None) -> Any:
+    def __call__(self, images: Any, camera: Any = None, size: tuple[int, int] | None = None) -> object:
         """As `Predictor.__call__`: one image or a list; the results are in source-image pixels."""
         return predict_images(self.run, self.specs, images, camera, size or self.size, self.size_divisor)
 

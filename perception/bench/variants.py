@@ -127,7 +127,7 @@ class TorchVariant:
             run()
         return [*found, (TOTAL, _in_inference_mode(lambda: self._predict(pictures)))]
 
-    def _predict(self, images: torch.Tensor) -> Any:
+    def _predict(self, images: torch.Tensor) -> object:
         return self._model.predict(images)
 
     def set_threads(self, threads: int) -> None:
@@ -163,7 +163,7 @@ class CompiledVariant(TorchVariant):
             run()
         return [(TOTAL, run)]
 
-    def _predict(self, images: torch.Tensor) -> Any:
+    def _predict(self, images: torch.Tensor) -> object:
         return self._model.decode(self._forward(images), images.shape[-2:])
 
 

@@ -130,7 +130,7 @@ def _noise_field(height: int, width: int) -> NDArray[np.int8]:
 
 
 @lru_cache(maxsize=1)
-def _blur_transform() -> Any:
+def _blur_transform() -> object:
     import albumentations as changes
 
     kinds = [changes.GaussianBlur(blur_limit=(3, 5)), changes.MotionBlur(blur_limit=(3, 7))]
@@ -138,21 +138,21 @@ def _blur_transform() -> Any:
 
 
 @lru_cache(maxsize=1)
-def _jpeg_transform() -> Any:
+def _jpeg_transform() -> object:
     import albumentations as changes
 
     return changes.Compose([changes.ImageCompression(quality_range=(40, 90), p=1)])
 
 
 @lru_cache(maxsize=1)
-def _rain_transform() -> Any:
+def _rain_transform() -> object:
     import albumentations as changes
 
     return changes.Compose([changes.RandomRain(rain_type="heavy", drop_color=(160, 160, 165), blur_value=3, p=1)])
 
 
 @lru_cache(maxsize=1)
-def _shadow_transform() -> Any:
+def _shadow_transform() -> object:
     import albumentations as changes
 
     return changes.Compose([changes.RandomShadow(shadow_intensity_range=(0.3, 0.6), p=1)])

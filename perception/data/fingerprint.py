@@ -79,7 +79,7 @@ class Fingerprint:
             self._update_hash("content", _read_ends(path))
         return self._hash.hexdigest()
 
-    def _sort_key(self, key: Any) -> str:
+    def _sort_key(self, key: object) -> str:
         return self._relative_path(key) if isinstance(key, Path) else repr(key)
 
     def _relative_path(self, path: Path) -> str:
@@ -100,14 +100,14 @@ class Fingerprint:
         self._hash.update(content)
 
 
-def collect_labels(reader: Any) -> dict[str, Any]:
+def collect_labels(reader: object) -> dict[str, Any]:
     """Return the label data of a reader, without its config, images and counted problems."""
     return {
         key: value for key, value in _collect_attributes(reader).items() if key not in ("config", "images", "problems")
     }
 
 
-def _collect_attributes(value: Any) -> dict[str, Any]:
+def _collect_attributes(value: object) -> dict[str, Any]:
     slots = [name for cls in type(value).__mro__ for name in getattr(cls, "__slots__", ())]
     held = {name: getattr(value, name) for name in slots if hasattr(value, name)}
     return {**held, **getattr(value, "__dict__", {})}

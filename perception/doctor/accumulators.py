@@ -147,6 +147,6 @@ class SourceState:
         self.hash_bits[row], self.thumbnails[row] = look.hash_bits, look.thumbnail
 
     @staticmethod
-    def _count_bounded(counter: Counter[Any], key: Any) -> None:
+    def _count_bounded(counter: Counter[Any], key: object) -> None:
         if key in counter or len(counter) < _SIZES:
             counter[key] += 1

@@ -66,7 +66,7 @@ class DataPlan:
     unreadable_splits: set[str] = field(default_factory=set)
     has_valid_size: bool = True
 
-    def get_setting(self, task: str, name: str, default: Any = None) -> Any:
+    def get_setting(self, task: str, name: str, default: object = None) -> object:
         """Return a setting of a task as written in the recipe."""
         return self.tasks[task].get(name, default)
 
@@ -139,7 +139,7 @@ def _select_tasks(path: Path, settings: dict[Any, Any], tasks: Collection[str] |
     return {name: value for name, value in settings.items() if tasks is None or name in tasks}
 
 
-def _read_task(plan: DataPlan, task: Any, settings: Any) -> None:
+def _read_task(plan: DataPlan, task: object, settings: object) -> None:
     settings = {} if settings is None else settings
     if not isinstance(task, str) or not isinstance(settings, dict):
         plan.add_error("recipe", f"tasks.{task}: expected a name and a mapping of settings, found {settings!r}.")
@@ -177,7 +177,7 @@ def _read_settings(plan: DataPlan, section: dict[Any, Any]) -> DataConfig:
     return config.validate_config(DataConfig, kept)
 
 
-def _read_sources(plan: DataPlan, split: str, items: Any) -> None:
+def _read_sources(plan: DataPlan, split: str, items: object) -> None:
     if items is None:
         items = []
     if not isinstance(items, list):

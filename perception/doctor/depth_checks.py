@@ -69,7 +69,7 @@ def _check_range(state: SourceState, plan: DataPlan, task: str, statistics: Dept
         yield Finding(severity, "depth_limits", state.where, what, mend, statistics.num_images)
 
 
-def _parse_limits(given: Any) -> tuple[float, float] | None:
+def _parse_limits(given: object) -> tuple[float, float] | None:
     if not isinstance(given, (list, tuple)) or len(given) != 2:
         return None
     if not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in given):

@@ -231,7 +231,7 @@ def _serve_jobs(connection: Connection, memory_limit: int | None) -> None:
         os._exit(0)
 
 
-def _run_job(work: WorkFunction, context: Any, job: Any) -> Any:
+def _run_job(work: WorkFunction, context: object, job: object) -> object:
     try:
         return work(context, job)
     except MemoryError as error:

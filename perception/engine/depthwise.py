@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 class FastDepthwise(TorchFunctionMode):
     """Context in which every depthwise `torch.conv2d` under autocast uses the faster backward pass."""
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> object:
         kwargs = kwargs or {}
         if func is torch.conv2d and torch.is_grad_enabled() and _is_depthwise(*args, **kwargs):
             return _apply_depthwise_conv(*args, **kwargs)
@@ -53,7 +53,7 @@ class _DepthwiseConv(torch.autograd.Function):
         return torch.ops.aten.convolution(input, weight, None, stride, padding, dilation, False, [0, 0], input.shape[1])
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
+    def backward(ctx: Any, *gradients: Tensor) -> object:
         input, weight = ctx.saved_tensors
         stride, padding, dilation = ctx.settings
         output = gradients[0]

@@ -289,7 +289,7 @@ class _ReplaceValue(torch.autograd.Function):
         return value.to(share.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
+    def backward(ctx: Any, *gradients: Tensor) -> object:
         return gradients[0], None
 
 

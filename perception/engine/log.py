@@ -212,7 +212,7 @@ def truncate_log(path: Path, step: int) -> str:
     )
 
 
-def to_json_value(value: Any) -> Any:
+def to_json_value(value: object) -> Any:
     """Convert a value for JSON: numbers that are not finite become None."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 

@@ -67,7 +67,7 @@ def move_to_device(batch: Batch, device: torch.device) -> Batch:
     return dataclasses.replace(batch, images=images, annotations=annotations)
 
 
-def _move_annotation(annotation: Any, device: torch.device) -> Any:
+def _move_annotation(annotation: Any, device: torch.device) -> object:
     if annotation is None:
         return None
     fields = {field.name: getattr(annotation, field.name) for field in dataclasses.fields(annotation)}

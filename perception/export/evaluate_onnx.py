@@ -118,7 +118,7 @@ def _full_size_batches(sources: Sequence[DataSource], tasks: Sequence[str]) -> I
             yield collate([prepare_for_evaluation(sample, (sample.image.shape[0], sample.image.shape[1]))], tasks)
 
 
-def _build_task(spec: TaskSpec) -> Any:
+def _build_task(spec: TaskSpec) -> object:
     """What the evaluation asks of a task, by its spec alone."""
     if spec.annotation_type == "instances":
         kind, metric = DetectionTask, partial(DetectionMetric, spec.classes, spec.score_threshold)

@@ -208,7 +208,7 @@ def _describe_output(entry: Any, specs: Mapping[str, TaskSpec], preprocess: Prep
     return OutputSpec(passes.dtype_of(entry), passes.shape_of(entry), meaning)
 
 
-def _describe_input(model: Any, size: tuple[int, int], preprocess: Preprocess, dynamic: bool) -> InputSpec:
+def _describe_input(model: object, size: tuple[int, int], preprocess: Preprocess, dynamic: bool) -> InputSpec:
     mean, std = _read_normalization(model)
     if preprocess == "external":
         return InputSpec(size, mean, std, size_divisor=SIZE_DIVISOR, resize_rule=RESIZE_RULE, dynamic=dynamic)

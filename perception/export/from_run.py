@@ -86,7 +86,7 @@ def export(
 
 def _build_precision_settings(
     recipe: Recipe,
-    model: Any,
+    model: object,
     precision: Literal["fp16", "int8"],
     budget: float,
     calibration_images: int,

@@ -14,7 +14,7 @@ from perception.types import TaskSpec
 
 
 def reduce_precision(
-    settings: PrecisionSettings, network: Any, core: ModelProto, specs: Mapping[str, TaskSpec]
+    settings: PrecisionSettings, network: object, core: ModelProto, specs: Mapping[str, TaskSpec]
 ) -> PrecisionReport:
     """The reduced graph of ``core``, a graph with raw outputs. Raises Refused where it does not pay."""
     judge = PrecisionGate(settings, network, core, specs)

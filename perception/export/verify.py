@@ -19,7 +19,7 @@ from perception.types import TaskSpec
 
 
 def verify_parity(
-    model: Any, graph: ModelProto, specs: Mapping[str, TaskSpec], batches: Iterator[tuple[str, NDArray[np.uint8]]]
+    model: object, graph: ModelProto, specs: Mapping[str, TaskSpec], batches: Iterator[tuple[str, NDArray[np.uint8]]]
 ) -> tuple[dict[str, float], int]:
     """(largest difference of each output, batches compared). Raises `parity.Disagreement`.
 
@@ -40,7 +40,7 @@ def verify_parity(
 
 
 def measure_deviation(
-    model: Any, graph: ModelProto, specs: Mapping[str, TaskSpec], batches: Iterable[tuple[str, NDArray[np.uint8]]]
+    model: object, graph: ModelProto, specs: Mapping[str, TaskSpec], batches: Iterable[tuple[str, NDArray[np.uint8]]]
 ) -> tuple[dict[str, float], int]:
     """As `verify`, of a graph of less precision: how far it is from torch, whatever that is (`Deviation`).
 

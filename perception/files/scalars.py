@@ -14,7 +14,7 @@ _NO = frozenset(("", "false", "no", "n", "f", "off", "none", "null", "unspecifie
 _NUMBER = re.compile(r"[+-]?(\d{1,40}\.?\d{0,40}|\.\d{1,40})([eE][+-]?\d{1,3})?", re.ASCII)
 
 
-def parse_flag(value: Any, where: str, key: str) -> bool:
+def parse_flag(value: object, where: str, key: str) -> bool:
     """Return whether a flag is set: true, 1, 1.0, "1", "yes", "True" ...; not for None, 0, "0", "no" or "".
 
     A number over 1 is a degree (DOTA's difficult: 2) and counts as set. Raises DataError for other values.
@@ -29,7 +29,7 @@ def parse_flag(value: Any, where: str, key: str) -> bool:
     raise DataError(f"{where}: {key} is {quote_value(value)}. Expected 0 or 1.")
 
 
-def parse_integer(value: Any) -> int | None:
+def parse_integer(value: object) -> int | None:
     """Convert a value (7, 7.0, "7", "7.0") to a 64-bit integer; None if it is not one."""
     if type(value) is not int:
         number = parse_number(value)
@@ -39,7 +39,7 @@ def parse_integer(value: Any) -> int | None:
     return value if -(1 << 63) <= value < 1 << 63 else None
 
 
-def parse_number(value: Any) -> float | None:
+def parse_number(value: object) -> float | None:
     """Convert a value (7, 7.5, "7.5") to a number; None if it is not one. Integers are clipped to 1e300."""
     if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
         return float(value)

@@ -21,7 +21,7 @@ class _InvalidJson(Exception):
     pass
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path) -> object:
     """Read a JSON file. Raises DataError with the byte offset if it is not valid.
 
     It may contain any JSON values, nested as deep as Python's stack permits. Quote them with `quote_value`.

@@ -31,7 +31,7 @@ class LabeledImage(NamedTuple):
     value: Any
 
 
-def write_label(spec: TaskSpec, found: Annotation | None, name: str, out: Path) -> Any:
+def write_label(spec: TaskSpec, found: Annotation | None, name: str, out: Path) -> object:
     """Write the map of an image, if the task has maps.
 
     Args:

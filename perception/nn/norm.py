@@ -227,7 +227,7 @@ class _GroupedBatchNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, *gradients: Tensor) -> object:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight, rows, counts, means, scales = ctx.saved_tensors
         gradient, places = gradients[0].to(means.dtype), tuple(range(2, x.ndim))
         normal = (x.to(means.dtype) - _expand_like(means[rows], x)).mul_(_expand_like(scales[rows], x))
@@ -307,7 +307,7 @@ def synchronize_batchnorm(network: nn.Module) -> None:
         norm.synchronized = True
 
 
-def convert_norm(network: nn.Module, config: Any, sources: Sequence[str] = ()) -> None:
+def convert_norm(network: nn.Module, config: object, sources: Sequence[str] = ()) -> None:
     """Give a network the normalization that ``config`` names, in place.
 
     Args:
@@ -344,7 +344,7 @@ def with_source_statistics(method: Method) -> Method:
     """
 
     @functools.wraps(method)
-    def told(network: Any, batch: Batch, *others: Any, **named: Any) -> Any:
+    def told(network: Any, batch: Batch, *others: Any, **named: Any) -> object:
         if not network.sources or not network.training:
             return method(network, batch, *others, **named)
         if unknown := sorted(set(batch.sources) - set(network.sources)):

@@ -218,7 +218,7 @@ def _instances_to_json(
     return boxes
 
 
-def _label_to_json(label: ImageLabel, spec: TaskSpec) -> Any:
+def _label_to_json(label: ImageLabel, spec: TaskSpec) -> object:
     scores = {name: round(float(value), 4) for name, value in zip(spec.classes, label.values, strict=True)}
     if spec.multi_label:
         return {"labels": [name for name, score in scores.items() if score >= spec.score_threshold], "scores": scores}

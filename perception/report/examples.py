@@ -93,7 +93,7 @@ def _render_name(example: ReportExample) -> str:
     return f"<span class=id>{escape(example.id)}</span> <span class=quality>quality {example.quality:.2f}</span>"
 
 
-def _draw_annotation(image: NDArray, annotation: Annotation | None, spec: TaskSpec, limits: Any) -> NDArray:
+def _draw_annotation(image: NDArray, annotation: Annotation | None, spec: TaskSpec, limits: object) -> NDArray:
     return draw.draw_annotations(image, {spec.name: annotation}, {spec.name: replace(spec, limits=limits)})
 
 

@@ -104,5 +104,5 @@ def format_values(trial: Mapping[str, Any]) -> str:
     return f"{found}: {trial['failure']}" if trial["failure"] else found
 
 
-def _format_value(value: Any) -> str:
+def _format_value(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)

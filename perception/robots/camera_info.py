@@ -76,6 +76,6 @@ def parse_camera_info(message: Any, size: tuple[int, int], rectified: bool = Fal
     return Camera(fx, fy, cx + 0.5, cy + 0.5), problem
 
 
-def read_distortion(message: Any) -> Any:
+def read_distortion(message: object) -> Any:
     """Return the distortion coefficients of a CameraInfo of ROS 2 or ROS 1."""
     return np.asarray(getattr(message, "d", getattr(message, "D", ())), float)

@@ -88,7 +88,7 @@ def _make_message(values: dict[str, Any], ros_type: str) -> Message:
     return Message(ros_type, fields | ({"is_bigendian": 0} if ros_type == IMAGE else {}))
 
 
-def _read_fields(data: Any) -> Iterator[tuple[int, Any]]:
+def _read_fields(data: object) -> Iterator[tuple[int, Any]]:
     """Field number and value of each field of a Protocol Buffer: an integer (varint) or bytes (all others)."""
     if not isinstance(data, bytes | memoryview):
         raise ValueError("found a number, expected a message")

@@ -93,7 +93,7 @@ def _find_object_errors(value: dict, schema: Mapping[str, Any], root: Mapping[st
             yield from find_schema_errors(item, inner, root, name)
 
 
-def _is_type(value: Any, type_name: str) -> bool:
+def _is_type(value: object, type_name: str) -> bool:
     if type_name in ("number", "integer"):
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return False
@@ -101,11 +101,11 @@ def _is_type(value: Any, type_name: str) -> bool:
     return isinstance(value, PYTHON_TYPES[type_name])
 
 
-def _is_equal(value: Any, expected: Any) -> bool:
+def _is_equal(value: object, expected: object) -> bool:
     return value == expected and isinstance(value, bool) == isinstance(expected, bool)
 
 
-def format_value(value: Any) -> str:
+def format_value(value: object) -> str:
     """A value for a message: short, on one line, harmless to a terminal."""
     if isinstance(value, (dict, list)) and len(value) > 3:
         return f"{'a list of' if isinstance(value, list) else 'an object with'} {len(value)} entries"

@@ -200,11 +200,11 @@ def _reject_constant(text: str) -> None:
     raise ValueError(f"{text} is no number")
 
 
-def _build_record(cls: type, plain: Mapping[str, Any]) -> Any:
+def _build_record(cls: type, plain: Mapping[str, Any]) -> object:
     return cls(**{key: _convert_value(value, key in INTEGER_FIELDS) for key, value in plain.items()})
 
 
-def _convert_value(value: Any, is_integer: bool) -> Any:
+def _convert_value(value: object, is_integer: bool) -> object:
     """Lists as tuples, and 32.0 as 32 where a whole number is meant: to JSON they are one."""
     if isinstance(value, list):
         return tuple(_convert_value(item, is_integer) for item in value)

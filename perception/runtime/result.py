@@ -197,7 +197,7 @@ class Result:
         """The line of ``predictions.jsonl``: everything but the dense maps, ready for JSON."""
         return to_json(self.prediction, self.specs)
 
-    def _first_task(self, kind: type, accepts: Any = lambda spec: True) -> str | None:
+    def _first_task(self, kind: type, accepts: object = lambda spec: True) -> str | None:
         return next(self._task_names(kind, accepts), None)
 
     def _task_names(self, kind: type, accepts: Any) -> Iterator[str]:

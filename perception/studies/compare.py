@@ -216,7 +216,7 @@ def _summarize_cost(plan: ComparisonPlan, cost: Mapping[str, NetworkCost]) -> di
     }
 
 
-def _to_json(value: Any) -> Any:
+def _to_json(value: object) -> object:
     """Convert a value for JSON."""
     if isinstance(value, dict):
         return {str(key): _to_json(item) for key, item in value.items()}

@@ -118,11 +118,11 @@ class _UnregisteredModule:
     def __init__(self, network: MultiTaskModel) -> None:
         self.network = network.requires_grad_(False)
 
-    def __deepcopy__(self, memo: Any) -> _UnregisteredModule:
+    def __deepcopy__(self, memo: object) -> _UnregisteredModule:
         return self
 
 
-def _skip_calibration(metric: Any) -> None:
+def _skip_calibration(metric: object) -> None:
     """Replaces `Task.calibrate` for old tasks."""
 
 

@@ -196,7 +196,7 @@ def _dump_architecture(recipe: Recipe) -> str:
     return config.dump_yaml({"model": config.to_plain(recipe.model), "tasks": config.to_plain(recipe.tasks)})
 
 
-def _suggest_value(trial: Any, key: str, dimension: Dimension) -> Any:
+def _suggest_value(trial: Any, key: str, dimension: Dimension) -> object:
     match dimension.kind:
         case "choice":
             return json.loads(trial.suggest_categorical(key, [json.dumps(value) for value in dimension.values]))
@@ -206,7 +206,7 @@ def _suggest_value(trial: Any, key: str, dimension: Dimension) -> Any:
             return trial.suggest_float(key, *dimension.values, log=kind == "log")
 
 
-def _encode_value(dimension: Dimension, value: Any) -> Any:
+def _encode_value(dimension: Dimension, value: Any) -> object:
     return json.dumps(value) if dimension.kind == "choice" else value
 
 

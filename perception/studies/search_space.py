@@ -157,7 +157,7 @@ def find_recipe_point(space: SearchSpace, recipe: Recipe) -> dict[str, Any] | No
 _ABSENT = object()
 
 
-def _find_recipe_value(recipe: Recipe, key: str, dimension: Dimension) -> Any:
+def _find_recipe_value(recipe: Recipe, key: str, dimension: Dimension) -> object:
     """The recipe's value in a dimension."""
     value = _get_value(config.to_plain(recipe), key)
     if dimension.kind != "choice":
@@ -166,7 +166,7 @@ def _find_recipe_value(recipe: Recipe, key: str, dimension: Dimension) -> Any:
     return next((v for v in dimension.values if v == value or _is_unchanged(recipe, key, v)), _ABSENT)
 
 
-def _is_unchanged(recipe: Recipe, key: str, value: Any) -> bool:
+def _is_unchanged(recipe: Recipe, key: str, value: object) -> bool:
     """Whether a choice, with defaults for missing settings, equals the recipe's value."""
     try:
         return apply_values(recipe, {key: value}) == recipe
@@ -174,7 +174,7 @@ def _is_unchanged(recipe: Recipe, key: str, value: Any) -> bool:
         return False
 
 
-def _get_value(mapping: Any, key: str) -> Any:
+def _get_value(mapping: Any, key: str) -> object:
     *parents, _ = parts = key.split(".")
     if parents[:-1] == ["balance"] and parents[-1] == "weights":
         return mapping["balance"].get("weights", {}).get(parts[-1], 1.0)

@@ -19,7 +19,7 @@ TASKS: dict[str, type[Task]] = {
 """
 
 
-def find_task_class(name: str, config: Any) -> type[Task]:
+def find_task_class(name: str, config: object) -> type[Task]:
     """Return the class of a task by its config's ``type``, or else by its name.
 
     Raises:

@@ -184,7 +184,7 @@ class Task(nn.Module, ABC):
 
     def total_loss_terms(
         self,
-        raw: Any,
+        raw: object,
         targets: Sequence[Annotation | None],
         cameras: Sequence[Camera | None],
         auxiliary_raw: Any | None = None,

@@ -134,7 +134,7 @@ def load_ood_model(path: Path, specs: Mapping[str, TaskSpec], model: str = "") -
     return found
 
 
-def _parse_record(record: Any) -> OodModel:
+def _parse_record(record: object) -> OodModel:
     """Parse the JSON of a file. Raises ValueError, TypeError or OverflowError that names the invalid field."""
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise ValueError(f"expected an object of format {FORMAT}")
@@ -196,5 +196,5 @@ class FeatureCollector:
         return prediction
 
 
-def _to_plain(value: Any) -> Any:
+def _to_plain(value: object) -> object:
     return value.tolist() if isinstance(value, np.ndarray) else value

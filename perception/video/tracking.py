@@ -96,7 +96,7 @@ class Tracker:
                     tracks[index] = self._get_track_id(kind, int(track))
         return tracks
 
-    def _make_tracker(self, threshold: float) -> Any:
+    def _make_tracker(self, threshold: float) -> object:
         return self._tracker_class(
             lost_track_buffer=round(30 * TRACK_MEMORY),
             frame_rate=self._fps,
@@ -106,7 +106,7 @@ class Tracker:
             minimum_iou_threshold=0.1,
         )
 
-    def _get_track_id(self, kind: Any, track: int) -> int:
+    def _get_track_id(self, kind: object, track: int) -> int:
         """A number in the order of first appearance, across all class groups."""
         if track < 0:
             return -1

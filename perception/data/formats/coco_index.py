@@ -161,7 +161,7 @@ def _fill_missing_sizes(arrays: Arrays, path: Path, read_size_of: SizeReader | N
         sizes[row] = read_size_of(names[row], f"{path}, image {ids[row]}")
 
 
-def _parse_instances(content: Any, path: Path, masks: bool, read_size_of: SizeReader | None) -> Arrays:
+def _parse_instances(content: object, path: Path, masks: bool, read_size_of: SizeReader | None) -> Arrays:
     content = check_content(content, path, "instances")
     annotations = content["annotations"]
     if annotations and "segments_info" in annotations[0]:
@@ -283,7 +283,7 @@ def _find_pixel_span(start: float, length: float, limit: int) -> tuple[int, int]
     return floor(min(max(start, 0), limit)), ceil(min(max(end, 0), limit))
 
 
-def _parse_panoptic(content: Any, path: Path) -> Arrays:
+def _parse_panoptic(content: object, path: Path) -> Arrays:
     content = check_content(content, path, "panoptic")
     arrays = parse_images(content["images"], path) | parse_categories(content["categories"], path, None)
     things = [_is_thing(category, path) for category in content["categories"]]

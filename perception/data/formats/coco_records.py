@@ -28,7 +28,7 @@ _PLACEHOLDER_NAMES = ("background", "_background_", "__background__", "__ignore_
 """Categories that converters of LabelMe and similar tools add, and that are not classes."""
 
 
-def check_content(content: Any, path: Path, format: str) -> dict[str, list[dict]]:
+def check_content(content: object, path: Path, format: str) -> dict[str, list[dict]]:
     """Return the content after a check that its three lists contain objects. Raises DataError otherwise."""
     if not isinstance(content, dict):
         raise DataError(

@@ -22,7 +22,7 @@ _EXPECTED_FORMS = (
 )
 
 
-def parse_color(value: Any) -> Color | None:
+def parse_color(value: object) -> Color | None:
     """Parse [R, G, B], [R, G, B, A], "#RRGGBB" or "R,G,B" to (R, G, B); None if it has another form."""
     if isinstance(value, str):
         if found := _HEX.fullmatch(value.strip()):
@@ -83,7 +83,7 @@ def _parse_lines(path: Path) -> Iterable[tuple[str, Color]]:
         yield name.strip().strip("\"'"), color
 
 
-def _parse_json(content: Any, path: Path) -> Iterable[tuple[str, Color]]:
+def _parse_json(content: object, path: Path) -> Iterable[tuple[str, Color]]:
     """Supervisely's obj_class_to_machine_color.json and meta.json, Mapillary's config.json, CVAT's labels."""
     if isinstance(content, dict) and isinstance(listed := content.get("classes", content.get("labels")), list):
         content = listed

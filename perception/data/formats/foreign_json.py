@@ -21,7 +21,7 @@ _KNOWN_FORMATS: tuple[tuple[str, tuple[set[str], ...], str], ...] = (
 )
 
 
-def describe_known_format(content: Any) -> str:
+def describe_known_format(content: object) -> str:
     """Return a sentence (with a leading space) that names the detected format and the fix; empty if unknown."""
     for record in _collect_records(content):
         for what, keys, mend in _KNOWN_FORMATS:
@@ -30,7 +30,7 @@ def describe_known_format(content: Any) -> str:
     return ""
 
 
-def _collect_records(content: Any) -> list[Mapping[str, Any]]:
+def _collect_records(content: object) -> list[Mapping[str, Any]]:
     """The content and its first element, if they are objects."""
     inner = list(content.values()) if isinstance(content, dict) else content if isinstance(content, list) else []
     return [each for each in (content, *inner[:1]) if isinstance(each, dict)]

@@ -47,7 +47,7 @@ MASK_FAULTS = (
 _ABSENT, _KIND, _CORNERS, _NUMBERS, _ENDLESS, _SIZE, _RUNS, _SUM, _EMPTY, _LARGE = range(1, len(MASK_FAULTS))
 
 
-def encode_rle(segmentation: Any, height: int, width: int) -> tuple[bytes, int, int]:
+def encode_rle(segmentation: object, height: int, width: int) -> tuple[bytes, int, int]:
     """Encode an annotation's ``segmentation`` as compressed RLE.
 
     Invalid content never raises an error. Time and memory are proportional to the annotation and the image.
@@ -196,7 +196,7 @@ def is_connected(segmentation: dict[str, Any]) -> bool:
     return cv2.connectedComponents(draw_masks([(text, 1)], height, width, 0)[y : y + h, x : x + w])[0] == 2
 
 
-def collect_polygon_points(segmentation: Any) -> NDArray[np.float64]:
+def collect_polygon_points(segmentation: object) -> NDArray[np.float64]:
     """Return the polygon corners x, y, float64 [K, 2]; without invalid polygons, and empty if not a list."""
     polygons = _normalize_polygons(segmentation) if isinstance(segmentation, list) and segmentation else []
     outlines = [_to_numbers(polygon, "d") if isinstance(polygon, list) else None for polygon in polygons]
@@ -211,7 +211,7 @@ def _normalize_polygons(segmentation: list[Any]) -> list[Any]:
     return [list(chain.from_iterable(each)) if _is_point_list(each) else each for each in segmentation]
 
 
-def _is_point_list(values: Any) -> bool:
+def _is_point_list(values: object) -> bool:
     return isinstance(values, list) and all(isinstance(point, list) and len(point) == 2 for point in values)
 
 

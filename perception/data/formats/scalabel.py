@@ -113,7 +113,7 @@ def _parse_files(files: Sequence[Path], per_image: bool) -> dict[str, NDArray]:
     return result
 
 
-def _parse_frames(content: Any, path: Path, per_image: bool) -> list[dict]:
+def _parse_frames(content: object, path: Path, per_image: bool) -> list[dict]:
     if per_image:
         whole = _check_object(content, str(path), "content")
         frames = _check_list(whole.get("frames"), str(path), "frames")
@@ -131,32 +131,32 @@ def _parse_frames(content: Any, path: Path, per_image: bool) -> list[dict]:
     return _check_list(content, str(path), "frames")
 
 
-def _check_list(value: Any, where: str, key: str) -> list[dict]:
+def _check_list(value: object, where: str, key: str) -> list[dict]:
     """A list of objects; empty if it is null or absent."""
     if value is not None and not (isinstance(value, list) and all(isinstance(item, dict) for item in value)):
         raise DataError(f"{where}: {key} is {quote_value(value)}. Expected a list of objects.")
     return value or []
 
 
-def _check_object(value: Any, where: str, key: str) -> dict[str, Any]:
+def _check_object(value: object, where: str, key: str) -> dict[str, Any]:
     if value is not None and not isinstance(value, dict):
         raise DataError(f"{where}: {key} is {quote_value(value)}. Expected an object.")
     return value or {}
 
 
-def _check_text(value: Any, where: str, key: str) -> str:
+def _check_text(value: object, where: str, key: str) -> str:
     if not isinstance(value, str) or not 0 < len(value) <= 200 or not value.isprintable():
         raise DataError(f"{where}: {key} is {quote_value(value)}. Expected a name.")
     return value
 
 
-def _index_value(value: Any, values: dict[str, int], where: str, key: str) -> int:
+def _index_value(value: object, values: dict[str, int], where: str, key: str) -> int:
     if value is None or value in ("", "undefined"):
         return -1
     return values.setdefault(_check_text(value, where, key), len(values))
 
 
-def _parse_size(value: Any, where: str) -> tuple[int, int]:
+def _parse_size(value: object, where: str) -> tuple[int, int]:
     """(height, width); (0, 0) if not given."""
     if value is None:
         return 0, 0
@@ -174,7 +174,7 @@ def _is_ignored(label: dict, where: str) -> bool:
     return parse_flag(known.get("crowd"), where, "crowd") | parse_flag(known.get("ignored"), where, "ignored")
 
 
-def _parse_corners(box: Any, where: str) -> list[float]:
+def _parse_corners(box: object, where: str) -> list[float]:
     corners = [parse_number(box.get(key)) for key in _CORNERS] if isinstance(box, dict) else [None]
     numbers = [corner for corner in corners if corner is not None]
     if len(numbers) < len(corners):

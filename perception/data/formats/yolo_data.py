@@ -109,7 +109,7 @@ def _parse_names(content: dict[str, Any], path: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _parse_keypoints(shape: Any, path: Path) -> int:
+def _parse_keypoints(shape: object, path: Path) -> int:
     if shape is None:
         return 0
     if not (

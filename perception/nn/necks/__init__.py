@@ -50,7 +50,7 @@ class AutoNeckConfig:
     fine_channels: ChannelCount = 48
 
 
-def _default_to_auto(value: Any) -> Any:
+def _default_to_auto(value: object) -> object:
     return {"name": "auto", **value} if isinstance(value, dict) else value
 
 

@@ -26,7 +26,7 @@ class Neck(nn.Module, ABC):
     channels: dict[int, int]
     """{stride: channels} of the pyramid."""
 
-    def __init__(self, channels: Mapping[int, int], config: Any, strides: Collection[int]) -> None:
+    def __init__(self, channels: Mapping[int, int], config: object, strides: Collection[int]) -> None:
         super().__init__()
 
     @abstractmethod

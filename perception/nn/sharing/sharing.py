@@ -52,7 +52,7 @@ class Sharing(nn.Module, ABC):
     """Stream -> {stride: channels} of its pyramid."""
 
     def __init__(
-        self, config: Any, backbone: BackboneConfig, neck: NeckConfig, required_strides: RequiredStrides, weights: bool
+        self, config: object, backbone: BackboneConfig, neck: NeckConfig, required_strides: RequiredStrides, weights: bool
     ) -> None:
         super().__init__()
 

@@ -77,7 +77,7 @@ class RerunWriter:
             stream.flush()
             stream.disconnect()
 
-    def _log(self, path: str, entity: Any, static: bool = False) -> None:
+    def _log(self, path: str, entity: object, static: bool = False) -> None:
         self._stream.log(path, entity, static=static)
 
     def _log_boxes(self, name: str, found: Instances, spec: TaskSpec, captions: list[str]) -> None:
@@ -97,7 +97,7 @@ class RerunWriter:
         )
         self._log(f"camera/{name}", boxes)
 
-    def _make_pinhole(self, result: Result) -> Any:
+    def _make_pinhole(self, result: Result) -> object:
         lens: Camera | None = result.camera
         if lens is None:
             depth = next((spec for spec in self._specs.values() if spec.unit == "m"), TaskSpec("", "dense", ()))
@@ -108,6 +108,6 @@ class RerunWriter:
         )
 
 
-def _encode_depth(depth: DenseMap) -> Any:
+def _encode_depth(depth: DenseMap) -> object:
     metres = np.where(depth.valid, depth.values, 0)
     return np.clip(np.rint(metres * UNITS_PER_METER), 0, 65535).astype(np.uint16)
