@@ -20,6 +20,7 @@ import yaml
 from perception.types import ConfigError
 
 if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
     from typing_extensions import dataclass_transform
 else:  # typing has it from Python 3.11 on; only type checkers use it
 
@@ -46,7 +47,7 @@ def config_dataclass(cls: type[T]) -> type[T]:
 class _Loader(yaml.SafeLoader):
     """SafeLoader that rejects aliases and duplicate keys."""
 
-    def compose_node(self, parent: Any, index: Any) -> Any:
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark
             raise ConfigError(
@@ -54,7 +55,7 @@ class _Loader(yaml.SafeLoader):
             )
         return super().compose_node(parent, index)
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key, _ in node.value:
             if key.value in seen:
@@ -160,7 +161,7 @@ def validate_config(cls: Any, value: Any, where: str = "", path: str = "") -> An
         raise ConfigError("\n".join([f"{where or 'The recipe'} is not valid:", *lines])) from None
 
 
-def _describe_error(cls: Any, error: Any, path: str) -> str:
+def _describe_error(cls: object, error: ErrorDetails, path: str) -> str:
     keys, there = _resolve_location(cls, error["loc"])
     location, kind, found = ".".join([path, *keys]).strip("."), error["type"], error["input"]
     if kind == "unexpected_keyword_argument":
@@ -171,7 +172,8 @@ def _describe_error(cls: Any, error: Any, path: str) -> str:
     if kind == "missing":
         return f"  {location}: missing. Add it."
     if kind == "union_tag_invalid":
-        key, tag = error["ctx"]["discriminator"].strip("'"), error["ctx"]["tag"]
+        context = error.get("ctx", {})
+        key, tag = context["discriminator"].strip("'"), context["tag"]
         return f"  {location}.{key}: found '{tag}'. {suggest_name(tag, _discriminator_keys(there))}"
     return f"  {location}: {_describe_expected(kind, there, found) or error['msg']}, found {_shorten_value(found)}"
 

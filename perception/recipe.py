@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field
 
 from perception import config
 from perception.config import config_dataclass
-from perception.data import DataConfig, open_sources
+from perception.data import DataConfig, ReaderConfig, open_sources
 from perception.data.dataset import DataSource
 from perception.data.joint_labels import explain_incomparable_gradients
 from perception.data.mixture import Mixture
@@ -105,7 +105,7 @@ class Recipe:
                 "its features, so removing it would change their outputs. Remove one of the two settings."
             )
 
-    def _check_labels(self, reader: Any, where: str) -> None:
+    def _check_labels(self, reader: ReaderConfig, where: str) -> None:
         for name in reader.tasks if getattr(reader, "multi_label", False) else ():
             if not getattr(self.tasks.get(name), "multi_label", True):
                 raise ConfigError(

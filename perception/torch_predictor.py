@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from perception.runtime.predictor import Outputs, check_input_size, check_threads, predict_images, select_specs, warm_up
+from perception.model import MultiTaskModel
+from perception.runtime.predictor import (
+    ImagePredictor,
+    Outputs,
+    check_input_size,
+    check_threads,
+    select_specs,
+    warm_up,
+)
 
 
-class TorchPredictor:
+class TorchPredictor(ImagePredictor):
     """Predicts images with a `perception.model.MultiTaskModel`. Puts the model into evaluation mode.
 
     Args:
@@ -28,7 +35,7 @@ class TorchPredictor:
 
     def __init__(
         self,
-        model: Any,
+        model: MultiTaskModel,
         size: tuple[int, int],
         device: torch.device | str | None = None,
         tasks: Sequence[str] | None = None,
@@ -41,10 +48,6 @@ class TorchPredictor:
         self.size = size
         self.model = model.eval() if device is None else model.to(device).eval()
         self._device = next(self.model.parameters()).device
-
-    def __call__(self, images: Any, camera: Any = None, size: tuple[int, int] | None = None) -> object:
-        """As `Predictor.__call__`: one image or a list; the results are in source-image pixels."""
-        return predict_images(self.run, self.specs, images, camera, size or self.size, self.size_divisor)
 
     def letterbox_size(self, size: tuple[int, int] | None = None) -> tuple[int, int]:
         """As `Predictor.letterbox_size`."""

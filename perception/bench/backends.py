@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from perception.bench.latency import Variant
 from perception.bench.variants import CompiledVariant, OnnxVariant, TorchVariant, load_variant
 from perception.export.export import hash_weights
 from perception.export.trace import trace_to_onnx
+from perception.model import MultiTaskModel
 from perception.runtime import onnx_file
 from perception.runtime.manifest import Precision, extract_manifest
 from perception.types import PerceptionError
@@ -23,7 +23,7 @@ BACKENDS = ("torch", "compiled", "onnx", "int8")
 
 def build_variants(
     run_folder: Path,
-    model: Any,
+    model: MultiTaskModel,
     size: tuple[int, int],
     backends: Sequence[str],
     notes: dict[str, str],
@@ -63,7 +63,7 @@ def build_variants(
 
 
 class _OnnxVariants:
-    def __init__(self, run_folder: Path, model: Any, size: tuple[int, int]) -> None:
+    def __init__(self, run_folder: Path, model: MultiTaskModel, size: tuple[int, int]) -> None:
         self.run_folder, self.model, self.size = run_folder, model, size
         self._graph: ModelProto | None = None
 

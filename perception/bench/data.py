@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
+from numpy.typing import NDArray
 
 from perception.data.dataset import DataSource
 from perception.data.mixture import Mixture
@@ -158,7 +160,7 @@ class _TimedImage:
     def is_reducible(self) -> bool:
         return self.image.is_reducible
 
-    def decode(self, reduction: int = 1) -> Any:
+    def decode(self, reduction: int = 1) -> NDArray[np.uint8]:
         begun = time.perf_counter()
         try:
             return self.image.decode(reduction)

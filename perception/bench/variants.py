@@ -16,10 +16,12 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import ModelProto
+from onnxruntime import InferenceSession
 
 from perception.bench.latency import CAMERA_IMAGE_SIZE, TOTAL, Stage
 from perception.bench.partition import partition_graph
 from perception.export import graph as passes
+from perception.model import MultiTaskModel
 from perception.ops.denormals import flush_denormals
 from perception.runtime import onnx_file
 from perception.runtime.manifest import InputSpec, extract_manifest
@@ -93,7 +95,7 @@ class OnnxVariant:
         return float(done.stdout) if done.returncode == 0 else None
 
 
-def _make_stage(session: Any, values: dict[str, Any]) -> Callable[[], Any]:
+def _make_stage(session: InferenceSession, values: dict[str, Any]) -> Callable[[], Any]:
     """A function that runs a subgraph on the results in ``values`` and adds its own results."""
     read = [entry.name for entry in session.get_inputs()]
     made = [entry.name for entry in session.get_outputs()]
@@ -109,7 +111,7 @@ class TorchVariant:
 
     embeds_preprocessing = False
 
-    def __init__(self, name: str, model: Any) -> None:
+    def __init__(self, name: str, model: MultiTaskModel) -> None:
         self.name, self._model = name, model.eval()
 
     def build_stages(self, images: NDArray[np.uint8]) -> list[Stage]:
@@ -146,7 +148,7 @@ class CompiledVariant(TorchVariant):
         RuntimeError: compilation fails, for example without a C++ compiler.
     """
 
-    def __init__(self, name: str, model: Any, images: NDArray[np.uint8]) -> None:
+    def __init__(self, name: str, model: MultiTaskModel, images: NDArray[np.uint8]) -> None:
         super().__init__(name, model)
         self._forward = torch.compile(model.forward)
         with _silence_warnings():

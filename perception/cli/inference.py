@@ -30,8 +30,7 @@ from perception.files.safe_write import make_folder
 from perception.video.interrupt import check_stop, defer_stop, handle_stop_signals
 
 if TYPE_CHECKING:
-    from perception.runtime.predictor import Predictor
-    from perception.torch_predictor import TorchPredictor
+    from perception.runtime.predictor import ImagePredictor
     from perception.video.ood import OodModel
 
 SAVE_HELP = (
@@ -208,7 +207,7 @@ def _check_options(parsed: argparse.Namespace, is_bag_source: bool) -> None:
         raise ConfigError(f"{'; '.join(wrong)}. Remove the option.")
 
 
-def _open_predictor(parsed: argparse.Namespace, threads: int) -> Predictor | TorchPredictor:
+def _open_predictor(parsed: argparse.Namespace, threads: int) -> ImagePredictor:
     check_argument_order(parsed)
     if parsed.model.suffix == ".onnx":
         from perception.runtime.predictor import Predictor
@@ -256,7 +255,7 @@ def _label(parsed: argparse.Namespace) -> int:
     return 128 + done.stop_signal if done.stop_signal is not None else 1 if done.failures else 0
 
 
-def _open_labeler(parsed: argparse.Namespace, threads: int) -> tuple[Predictor | TorchPredictor, str]:
+def _open_labeler(parsed: argparse.Namespace, threads: int) -> tuple[ImagePredictor, str]:
     """The network and the SHA-256 of its graph or weights, so that labels of two networks are never mixed."""
     predictor = _open_predictor(parsed, threads)
     identity = _graph_digest(predictor)
@@ -268,9 +267,7 @@ def _open_labeler(parsed: argparse.Namespace, threads: int) -> tuple[Predictor |
     return predictor, identity
 
 
-def _load_ood(
-    path: Path | None, model: Path, tasks: list[str] | None, predictor: Predictor | TorchPredictor
-) -> OodModel | None:
+def _load_ood(path: Path | None, model: Path, tasks: list[str] | None, predictor: ImagePredictor) -> OodModel | None:
     """The OOD model at ``path``, or the one beside the network if it exists and all tasks are run."""
     from perception.video.ood import load_ood_model
 
@@ -284,7 +281,7 @@ def _ood_file(model: Path) -> Path:
     return model / "ood.json" if model.is_dir() else model.with_suffix(".ood.json")
 
 
-def _graph_digest(predictor: Predictor | TorchPredictor) -> str:
+def _graph_digest(predictor: ImagePredictor) -> str:
     """SHA-256 of an exported network; "" for a run folder, whose weights may change."""
     manifest = getattr(predictor, "manifest", None)
     return manifest.graph_sha256 if manifest else ""

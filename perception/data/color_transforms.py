@@ -9,11 +9,14 @@ from __future__ import annotations
 import math
 import os
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from albumentations import Compose
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise its import requests the latest version from a server
 
@@ -118,7 +121,7 @@ def add_weather(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[n
             return _apply_albumentation(_shadow_transform(), image, rng)
 
 
-def _apply_albumentation(transform: Any, image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+def _apply_albumentation(transform: Compose, image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
     transform.set_random_seed(int(rng.integers(2**31)))
     return transform(image=image)["image"]
 
@@ -130,7 +133,7 @@ def _noise_field(height: int, width: int) -> NDArray[np.int8]:
 
 
 @lru_cache(maxsize=1)
-def _blur_transform() -> object:
+def _blur_transform() -> Compose:
     import albumentations as changes
 
     kinds = [changes.GaussianBlur(blur_limit=(3, 5)), changes.MotionBlur(blur_limit=(3, 7))]
@@ -138,21 +141,21 @@ def _blur_transform() -> object:
 
 
 @lru_cache(maxsize=1)
-def _jpeg_transform() -> object:
+def _jpeg_transform() -> Compose:
     import albumentations as changes
 
     return changes.Compose([changes.ImageCompression(quality_range=(40, 90), p=1)])
 
 
 @lru_cache(maxsize=1)
-def _rain_transform() -> object:
+def _rain_transform() -> Compose:
     import albumentations as changes
 
     return changes.Compose([changes.RandomRain(rain_type="heavy", drop_color=(160, 160, 165), blur_value=3, p=1)])
 
 
 @lru_cache(maxsize=1)
-def _shadow_transform() -> object:
+def _shadow_transform() -> Compose:
     import albumentations as changes
 
     return changes.Compose([changes.RandomShadow(shadow_intensity_range=(0.3, 0.6), p=1)])

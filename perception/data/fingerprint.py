@@ -95,7 +95,7 @@ class Fingerprint:
         elif path not in self._image_paths:
             self._files.add(str(path))
 
-    def _update_hash(self, kind: str, content: Any = b"") -> None:
+    def _update_hash(self, kind: str, content: bytes | memoryview = b"") -> None:
         self._hash.update(f"{kind} {len(content)}\n".encode())
         self._hash.update(content)
 

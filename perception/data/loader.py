@@ -256,5 +256,5 @@ def _exit_with_parent() -> None:
         os._exit(1)
 
 
-def _identity(packed: object) -> Any:
+def _identity(packed: Any) -> Any:
     return packed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 
 from perception.ops.image import PAD_VALUE
 from perception.types import Annotation, Camera, DenseMap, Instances, Sample
+
+if TYPE_CHECKING:
+    from albumentations import Compose
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise its import requests the latest version from a server
 
@@ -45,7 +48,9 @@ def roll_sample(sample: Sample, degrees: float, min_visible: float, rng: np.rand
     change = _rotation_transform(degrees, tuple(planes))
     change.set_random_seed(int(rng.integers(2**31)))
     turned = change(
-        image=sample.image, keypoints=points - 0.5, **planes
+        image=sample.image,
+        keypoints=points - 0.5,
+        **planes,  # pyright: ignore[reportArgumentType]
     )  # albumentations has the origin at a pixel center
     points = np.asarray(turned["keypoints"], np.float64).reshape(-1, 2) + 0.5
     annotations: dict[str, Annotation | None] = dict(sample.annotations)
@@ -111,7 +116,7 @@ def _clip_instances(target: Instances, quads: NDArray, size: tuple[int, int], mi
 
 
 @lru_cache(maxsize=16)
-def _rotation_transform(degrees: float, names: tuple[str, ...]) -> Any:
+def _rotation_transform(degrees: float, names: tuple[str, ...]) -> Compose:
     import albumentations as changes
 
     rotate = changes.Rotate(limit=(-degrees, degrees), fill=PAD_VALUE, fill_mask=0, p=1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from perception.data.formats.depth_maps import guess_unit
 from perception.doctor.accumulators import SourceState

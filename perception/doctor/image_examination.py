@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from perception.data.dataset import DatasetReader, DataSource
 from perception.doctor import camera_checks, image_properties, previews
@@ -107,7 +108,11 @@ def examine_image(context: WorkerContext, job: ImageJob) -> ImageReport:
 
 
 def _draw_preview(
-    context: WorkerContext, image: Any, annotations: Mapping[str, Annotation], path: Path, report: ImageReport
+    context: WorkerContext,
+    image: NDArray[np.uint8],
+    annotations: Mapping[str, Annotation],
+    path: Path,
+    report: ImageReport,
 ) -> None:
     try:
         report.jpegs, report.caption = previews.draw_tiles(image, annotations, context.specs)

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from perception.data import DATASETS
+from perception.data import DATASETS, ReaderConfig
 from perception.data.dataset import DatasetReader, DataSource
 from perception.doctor.accumulators import SourceState
 from perception.doctor.data_plan import DataPlan
@@ -65,7 +65,7 @@ def open_planned_sources(plan: DataPlan, pool: WorkerPool, progress_bar: Progres
     return states
 
 
-def _record_failure(state: SourceState, config: Any, failure: str | JobFailure) -> None:
+def _record_failure(state: SourceState, config: ReaderConfig, failure: str | JobFailure) -> None:
     state.unreadable_tasks |= set(config.tasks)
     if isinstance(failure, str):
         state.findings.append(Finding("error", "cannot_open", state.where, sanitize_text(failure)))
@@ -123,7 +123,7 @@ class OpenedReader(NamedTuple):
 
 def open_planned_reader(context: ReaderContext, job: tuple[int, int]) -> OpenedReader | str:
     """Open reader ``job`` (source, position) of a recipe. Returns the error message if this fails."""
-    config: Any = context.reader_configs[job[0]][job[1]]
+    config: ReaderConfig = context.reader_configs[job[0]][job[1]]
     try:
         return _open_with_log(context, config)
     except OSError as error:
@@ -140,7 +140,7 @@ def open_planned_reader(context: ReaderContext, job: tuple[int, int]) -> OpenedR
         return reason
 
 
-def _open_with_log(context: ReaderContext, config: Any) -> OpenedReader:
+def _open_with_log(context: ReaderContext, config: ReaderConfig) -> OpenedReader:
     """Open a reader and collect its log messages instead of printing them."""
     listener = _LogCollector()
     log = logging.getLogger("perception.data")

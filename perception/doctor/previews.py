@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import cv2
 import numpy as np
@@ -18,7 +17,7 @@ TILE_WIDTH = 420
 """Width of a tile, pixels."""
 
 
-def create_drawing_spec(task: str, classes: tuple[str, ...], limits: Any = None) -> TaskSpec:
+def create_drawing_spec(task: str, classes: tuple[str, ...], limits: tuple[float, float] | None = None) -> TaskSpec:
     """Create the spec that drawing needs for a task."""
     return TaskSpec(task, "dense", (), classes, "" if classes else "m", limits)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -190,7 +190,7 @@ class ClassificationStatistics:
 TaskStatistics: TypeAlias = BoxStatistics | SegmentationStatistics | DepthStatistics | ClassificationStatistics
 
 
-def merge_statistics(total: Any, part: Any) -> None:
+def merge_statistics(total: TaskStatistics, part: TaskStatistics) -> None:
     """Add statistics of more images to a total of the same type, in place."""
     for entry in dataclasses.fields(total):
         mine, other = getattr(total, entry.name), getattr(part, entry.name)

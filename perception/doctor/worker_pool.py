@@ -60,7 +60,9 @@ class WorkerPool:
             worker.stop()
         self._workers.clear()
 
-    def run(self, work: WorkFunction, context: Any, jobs: Iterable[Any], timeout: float) -> Iterator[tuple[Any, Any]]:
+    def run(
+        self, work: WorkFunction, context: object, jobs: Iterable[Any], timeout: float
+    ) -> Iterator[tuple[Any, Any]]:
         """Run jobs. Jobs are drawn as workers become free.
 
         Args:

@@ -7,6 +7,7 @@ of a mobile backbone. Here the forward pass stays in bfloat16, and these gradien
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +18,13 @@ from torch.overrides import TorchFunctionMode
 class FastDepthwise(TorchFunctionMode):
     """Context in which every depthwise `torch.conv2d` under autocast uses the faster backward pass."""
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> object:
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> object:
         kwargs = kwargs or {}
         if func is torch.conv2d and torch.is_grad_enabled() and _is_depthwise(*args, **kwargs):
             return _apply_depthwise_conv(*args, **kwargs)
@@ -33,10 +40,10 @@ def _is_depthwise(input: Tensor, weight: Tensor, *rest: Any, **options: Any) -> 
 def _apply_depthwise_conv(
     input: Tensor,
     weight: Tensor,
-    bias: Any = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
     groups: int = 1,
 ) -> Tensor:
     pairs = [list(value) if isinstance(value, (tuple, list)) else [value] * 2 for value in (stride, padding, dilation)]

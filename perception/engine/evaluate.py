@@ -15,11 +15,13 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from perception.engine import distributed
 from perception.engine.interrupt import SignalInterrupt, abort_on_signal
 from perception.engine.precision import Precision, autocast
 from perception.metrics.metric import Metric
+from perception.model import MultiTaskModel
 from perception.ops import image as geometry
 from perception.ops.postprocess import require_finite, restore_annotations
 from perception.types import Annotation, Batch, DataError, DenseMap, LabelSpace
@@ -82,7 +84,7 @@ _MAX_LISTED_CLASSES = 20
 
 
 def evaluate(
-    model: Any,
+    model: MultiTaskModel,
     batches: Iterable[Batch],
     *,
     precision: Precision = "float32",
@@ -95,7 +97,7 @@ def evaluate(
     have different numbers of batches.
 
     Args:
-        model: a `perception.model.MultiTaskModel`.
+        model: the network.
         batches: this rank's batches.
         precision: number format of the forward pass.
         num_examples: how many of the worst and of the best images of each task are kept for the report.
@@ -206,7 +208,7 @@ class ExampleSelector:
 
 
 def _merge_ranks(
-    model: Any,
+    model: MultiTaskModel,
     metrics: dict[str, Metric],
     example_selectors: dict[str, ExampleSelector],
     ids: set[str],
@@ -242,7 +244,7 @@ def _merge_ranks(
 
 
 def _compute_metrics(
-    model: Any, metrics: dict[str, Metric], states: list[Any], calibrate: bool
+    model: MultiTaskModel, metrics: dict[str, Metric], states: list[Any], calibrate: bool
 ) -> tuple[dict[str, float], dict[str, dict[str, dict[str, float]]]]:
     """Metrics and tables from the merged states of all ranks."""
     numbers: dict[str, float] = {}
@@ -256,7 +258,7 @@ def _compute_metrics(
     return numbers, tables
 
 
-def _broadcast_buffers(module: Any) -> None:
+def _broadcast_buffers(module: nn.Module) -> None:
     """Copy rank 0's buffers to every rank."""
     found = distributed.broadcast({name: buffer.cpu() for name, buffer in module.named_buffers()})
     for name, buffer in module.named_buffers():
@@ -268,7 +270,7 @@ MIN_SCORE, MIN_ERROR = 0.01, 1e-6
 its noise (an AP of 0.001 or 0.003) does not decide between checkpoints."""
 
 
-def compute_score(model: Any, metrics: Mapping[str, float]) -> float:
+def compute_score(model: MultiTaskModel, metrics: Mapping[str, float]) -> float:
     """Combine the tasks' main metrics into one number, higher is better.
 
     It is the geometric mean of the main metrics, with 1 / x for metrics where lower is better. Auxiliary tasks and
@@ -288,7 +290,7 @@ def compute_score(model: Any, metrics: Mapping[str, float]) -> float:
     return math.exp(math.fsum(logs) / len(logs)) if logs else math.nan
 
 
-def compute_task_scores(model: Any, metrics: Mapping[str, float]) -> dict[str, float]:
+def compute_task_scores(model: MultiTaskModel, metrics: Mapping[str, float]) -> dict[str, float]:
     """Score of each non-auxiliary task, higher is better.
 
     The score is the main metric, or 1 / (1 + x) if lower is better; NaN if it was not measured.

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
 
 import torch
 
 from perception.engine import distributed
+from perception.model import MultiTaskModel
 from perception.mtl.schedule import FREEZABLE_PARTS, TaskSchedule
 from perception.types import Batch, ConfigError
 
@@ -19,7 +19,7 @@ class FreezeSchedule:
         ConfigError: the schedule freezes a part that this network does not have.
     """
 
-    def __init__(self, schedule: TaskSchedule, model: Any) -> None:
+    def __init__(self, schedule: TaskSchedule, model: MultiTaskModel) -> None:
         self._schedule, self._model = schedule, model
         self._trainable_parameters = [
             (name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 
 from perception.engine.depthwise import FastDepthwise
 from perception.ops.denormals import flush_denormals
-from perception.types import Batch, PerceptionError
+from perception.types import Annotation, Batch, PerceptionError
 
 Precision: TypeAlias = Literal["auto", "float32", "bfloat16"]
 
@@ -67,7 +67,7 @@ def move_to_device(batch: Batch, device: torch.device) -> Batch:
     return dataclasses.replace(batch, images=images, annotations=annotations)
 
 
-def _move_annotation(annotation: Any, device: torch.device) -> object:
+def _move_annotation(annotation: Annotation | None, device: torch.device) -> Annotation | None:
     if annotation is None:
         return None
     fields = {field.name: getattr(annotation, field.name) for field in dataclasses.fields(annotation)}

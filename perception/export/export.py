@@ -11,14 +11,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
-from onnx import ModelProto
+from onnx import ModelProto, ValueInfoProto
 from torch import nn
 
 from perception.export import embedded_preprocessing, parity, tensorrt
@@ -27,6 +27,7 @@ from perception.export.precision_gate import PrecisionSettings
 from perception.export.reduce_precision import reduce_precision
 from perception.export.trace import OPSET, SIZE_DIVISOR, trace_to_onnx
 from perception.export.verify import iou_thresholds, measure_deviation, verify_parity
+from perception.model import MultiTaskModel
 from perception.runtime.manifest import (
     EMBEDDED_RESIZE_RULE,
     RESIZE_RULE,
@@ -77,7 +78,7 @@ class ExportReport:
 
 
 def export(
-    model: Any,
+    model: MultiTaskModel,
     out: str | Path,
     *,
     size: tuple[int, int],
@@ -191,7 +192,7 @@ def _write_files(out: Path, json_path: Path, model: ModelProto, manifest: Manife
     return finished
 
 
-def _describe_output(entry: Any, specs: Mapping[str, TaskSpec], preprocess: Preprocess) -> OutputSpec:
+def _describe_output(entry: ValueInfoProto, specs: Mapping[str, TaskSpec], preprocess: Preprocess) -> OutputSpec:
     name, _, output = entry.name.rpartition(".")
     spec, space = specs[name], "image" if preprocess == "embedded" else "input"
     focal = f" through a lens of {spec.canonical_focal:g} pixels of the {space}" if spec.canonical_focal else ""
@@ -208,7 +209,7 @@ def _describe_output(entry: Any, specs: Mapping[str, TaskSpec], preprocess: Prep
     return OutputSpec(passes.dtype_of(entry), passes.shape_of(entry), meaning)
 
 
-def _describe_input(model: object, size: tuple[int, int], preprocess: Preprocess, dynamic: bool) -> InputSpec:
+def _describe_input(model: MultiTaskModel, size: tuple[int, int], preprocess: Preprocess, dynamic: bool) -> InputSpec:
     mean, std = _read_normalization(model)
     if preprocess == "external":
         return InputSpec(size, mean, std, size_divisor=SIZE_DIVISOR, resize_rule=RESIZE_RULE, dynamic=dynamic)
@@ -235,7 +236,7 @@ def _temporary_file(out: Path) -> Iterator[Path]:
         Path(name).unlink(missing_ok=True)
 
 
-def _read_normalization(model: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _read_normalization(model: MultiTaskModel) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """(mean, std) as fractions of 255, of the backbone's first layer."""
     mean, std = ((x.detach().double().flatten() / 255).tolist() for x in (model.backbone.mean, model.backbone.std))
     return tuple(round(x, 6) for x in mean), tuple(round(x, 6) for x in std)

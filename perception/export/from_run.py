@@ -18,6 +18,7 @@ from perception.export.export import ExportReport, Target
 from perception.export.export import export as write
 from perception.export.onnx_model import OnnxModel
 from perception.export.precision_gate import PrecisionSettings
+from perception.model import MultiTaskModel
 from perception.ops.image import compute_letterbox, warp_image
 from perception.recipe import Recipe
 from perception.runtime.manifest import Precision, PreprocessPlacement
@@ -86,7 +87,7 @@ def export(
 
 def _build_precision_settings(
     recipe: Recipe,
-    model: object,
+    model: MultiTaskModel,
     precision: Literal["fp16", "int8"],
     budget: float,
     calibration_images: int,

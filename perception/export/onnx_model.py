@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
 
+from perception.model import MultiTaskModel
 from perception.runtime.session import ModelRunner
 
 
@@ -16,7 +17,7 @@ class OnnxModel:
 
     training = False
 
-    def __init__(self, model: Any, run: ModelRunner) -> None:
+    def __init__(self, model: MultiTaskModel | SimpleNamespace, run: ModelRunner) -> None:
         self.tasks, self.specs = model.tasks, model.specs
         self._run_graph, self._parameters = run, model.parameters
 
@@ -24,7 +25,7 @@ class OnnxModel:
         """Those of the model: they say on which device it is."""
         return self._parameters()
 
-    def predict(self, images: Tensor, label_spaces: Any = None) -> dict[str, Tensor]:
+    def predict(self, images: Tensor, label_spaces: object = None) -> dict[str, Tensor]:
         """As `perception.model.Perception.predict`; segmentation masks as they are, whatever classes a source knows."""
         found = self._run_graph(images.numpy())
         return {name: torch.from_numpy(value) for name, value in found.items() if ".raw." not in name}

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
+from perception.model import MultiTaskModel
 from perception.runtime.session import ModelRunner, make_runner
 from perception.types import PerceptionError, TaskSpec
 
@@ -56,7 +57,7 @@ class PrecisionGate:
     """Measures reduced graphs against the float32 one."""
 
     def __init__(
-        self, settings: PrecisionSettings, network: Any, core: ModelProto, specs: Mapping[str, TaskSpec]
+        self, settings: PrecisionSettings, network: MultiTaskModel, core: ModelProto, specs: Mapping[str, TaskSpec]
     ) -> None:
         self.settings, self.core = settings, core
         self.score_metrics = {

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from onnx import ModelProto
 
 from perception.export.fp16 import convert_to_fp16
 from perception.export.int8 import quantize_within_budget
 from perception.export.precision_gate import PrecisionGate, PrecisionReport, PrecisionSettings
+from perception.model import MultiTaskModel
 from perception.types import TaskSpec
 
 
 def reduce_precision(
-    settings: PrecisionSettings, network: object, core: ModelProto, specs: Mapping[str, TaskSpec]
+    settings: PrecisionSettings, network: MultiTaskModel, core: ModelProto, specs: Mapping[str, TaskSpec]
 ) -> PrecisionReport:
     """The reduced graph of ``core``, a graph with raw outputs. Raises Refused where it does not pay."""
     judge = PrecisionGate(settings, network, core, specs)

@@ -7,9 +7,9 @@ and Q/DQ; NvInferRuntimeBase.h, for what bytes are cast from and to. No TensorRT
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape_inference
 
 OPSETS = range(9, 21)
@@ -121,6 +121,6 @@ def _check_operator(
             yield "quantization that is not symmetric in int8: export int8 with --target tensorrt"
 
 
-def _constant_input(node: NodeProto, index: int, initializers: Mapping[str, TensorProto]) -> Any:
+def _constant_input(node: NodeProto, index: int, initializers: Mapping[str, TensorProto]) -> NDArray | None:
     tensor = initializers.get(node.input[index]) if len(node.input) > index else None
     return None if tensor is None else numpy_helper.to_array(tensor)

@@ -17,6 +17,7 @@ from timm.layers import Conv2dSame  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 from perception.export import graph as passes
+from perception.model import MultiTaskModel
 from perception.nn.backbone import reparameterize
 from perception.ops.nms import onnx_translations
 from perception.types import PerceptionError, TaskSpec
@@ -37,7 +38,7 @@ def flatten_raw(raws: Mapping[str, Any]) -> dict[str, Tensor]:
     return found
 
 
-def _flatten(key: str, value: Any) -> dict[str, Tensor]:
+def _flatten(key: str, value: object) -> dict[str, Tensor]:
     if isinstance(value, Tensor):
         return {key: value}
     items = value if isinstance(value, tuple | list) else ()
@@ -47,18 +48,18 @@ def _flatten(key: str, value: Any) -> dict[str, Tensor]:
 class _ExportWrapper(nn.Module):
     """Decoded outputs in the manifest's order, then the raw ones, as a tuple."""
 
-    def __init__(self, model: Any, names: list[str], tasks: list[str]) -> None:
+    def __init__(self, model: nn.Module, names: list[str], tasks: list[str]) -> None:
         super().__init__()
         self.model, self.names, self.tasks = model, names, tasks
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         raw = self.model(images, self.tasks)
-        outputs = self.model.decode(raw, images.shape[-2:])
+        outputs = self.model.decode(raw, images.shape[-2:])  # type: ignore[operator]
         return *(outputs[name] for name in self.names), *flatten_raw(raw).values()
 
 
 def trace_to_onnx(
-    model: Any, specs: Mapping[str, TaskSpec], size: tuple[int, int] | None, opset: int = OPSET
+    model: MultiTaskModel, specs: Mapping[str, TaskSpec], size: tuple[int, int] | None, opset: int = OPSET
 ) -> ModelProto:
     """The graph of ``specs``, with the raw outputs of the heads beside the decoded ones, BatchNorm folded.
 
@@ -124,21 +125,21 @@ def _use_static_padding(network: nn.Module) -> nn.Module:
     """
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, Conv2dSame):
+            if isinstance(child, Conv2dSame) and isinstance(child, nn.Conv2d):
                 setattr(parent, name, _pad_statically(child))
     return network
 
 
-def _pad_statically(convolution: Any) -> nn.Module:
+def _pad_statically(convolution: nn.Conv2d) -> nn.Module:
     sizes = zip(convolution.kernel_size, convolution.dilation, convolution.stride, strict=True)
     tall, wide = (max((kernel - 1) * dilation + 1 - stride, 0) for kernel, dilation, stride in sizes)
     plain = nn.Conv2d(
         convolution.in_channels,
         convolution.out_channels,
-        convolution.kernel_size,
-        convolution.stride,
+        (convolution.kernel_size[0], convolution.kernel_size[1]),
+        (convolution.stride[0], convolution.stride[1]),
         0,
-        convolution.dilation,
+        (convolution.dilation[0], convolution.dilation[1]),
         convolution.groups,
         convolution.bias is not None,
     )

@@ -14,12 +14,16 @@ from perception.export import graph as passes
 from perception.export import parity
 from perception.export.deviation import Deviation
 from perception.export.trace import flatten_raw
+from perception.model import MultiTaskModel
 from perception.runtime.session import make_runner, open_session
 from perception.types import TaskSpec
 
 
 def verify_parity(
-    model: object, graph: ModelProto, specs: Mapping[str, TaskSpec], batches: Iterator[tuple[str, NDArray[np.uint8]]]
+    model: MultiTaskModel,
+    graph: ModelProto,
+    specs: Mapping[str, TaskSpec],
+    batches: Iterator[tuple[str, NDArray[np.uint8]]],
 ) -> tuple[dict[str, float], int]:
     """(largest difference of each output, batches compared). Raises `parity.Disagreement`.
 
@@ -40,7 +44,10 @@ def verify_parity(
 
 
 def measure_deviation(
-    model: object, graph: ModelProto, specs: Mapping[str, TaskSpec], batches: Iterable[tuple[str, NDArray[np.uint8]]]
+    model: MultiTaskModel,
+    graph: ModelProto,
+    specs: Mapping[str, TaskSpec],
+    batches: Iterable[tuple[str, NDArray[np.uint8]]],
 ) -> tuple[dict[str, float], int]:
     """As `verify`, of a graph of less precision: how far it is from torch, whatever that is (`Deviation`).
 
@@ -54,7 +61,7 @@ def measure_deviation(
 
 
 def _predict(
-    model: Any, specs: Mapping[str, TaskSpec], images: NDArray[np.uint8]
+    model: MultiTaskModel, specs: Mapping[str, TaskSpec], images: NDArray[np.uint8]
 ) -> tuple[Mapping[str, Any], dict[str, NDArray]]:
     """Raw outputs as torch gives them; raw and decoded ones by name."""
     with torch.inference_mode():
@@ -64,7 +71,7 @@ def _predict(
 
 
 def _verify_edge_cases(
-    model: Any,
+    model: MultiTaskModel,
     graph: ModelProto,
     name: str,
     spec: TaskSpec,
@@ -88,6 +95,6 @@ def _verify_edge_cases(
         comparison.update(f"{name} with {where}", *sides, tasks=[name])
 
 
-def iou_thresholds(model: Any) -> dict[str, float]:
+def iou_thresholds(model: MultiTaskModel) -> dict[str, float]:
     configs = {name: task.config for name, task in model.tasks.items()}
     return {name: config.iou_threshold for name, config in configs.items() if hasattr(config, "iou_threshold")}

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Protocol
 
 from perception.types import DataError
 
@@ -32,6 +32,14 @@ _CHUNK_BYTES = 1 << 20
 _MAX_HEADER_BYTES = 1 << 20
 _XZ_MEMORY_BYTES = 256 << 20
 _REFUSED_TYPES = (stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK)
+
+
+class SupportsRead(Protocol):
+    """A stream of bytes."""
+
+    def read(self, size: int, /) -> bytes:
+        """Read at most ``size`` bytes."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +185,7 @@ def _read_zip_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Itera
         raise EOFError(f"{member.filename!r} ends {left} bytes early")
 
 
-def _read_tar_members(stream: Any, limits: ArchiveLimits) -> Iterator[ArchiveMember]:
+def _read_tar_members(stream: SupportsRead, limits: ArchiveLimits) -> Iterator[ArchiveMember]:
     forward = _ForwardReader(stream, limits)
     with tarfile.open(fileobj=forward, mode="r:", encoding="utf-8") as archive:  # type: ignore[call-overload]
         while (member := archive.next()) is not None:
@@ -204,7 +212,7 @@ def _read_tar_members(stream: Any, limits: ArchiveLimits) -> Iterator[ArchiveMem
 class _ForwardReader:
     """A file object for tarfile that only moves forward, rejects large headers and enforces the limits."""
 
-    def __init__(self, stream: Any, limits: ArchiveLimits) -> None:
+    def __init__(self, stream: SupportsRead, limits: ArchiveLimits) -> None:
         self._stream, self._limits = stream, limits
         self._position, self._last, self._repeat = 0, b"", False
         self.header = b""

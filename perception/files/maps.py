@@ -7,7 +7,7 @@ import re
 import struct
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -26,6 +26,9 @@ from perception.files.image_headers import (
 )
 from perception.files.images import IMAGE_SUFFIXES, decode_color, decode_with_flags
 from perception.types import DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PILImage
 
 MAP_SUFFIXES = IMAGE_SUFFIXES | {*ARRAY_SUFFIXES, ".pfm", ".pnm", ".exr"}
 """Suffixes of files that count as maps. They include JPEG, which is refused with its own error."""
@@ -192,7 +195,7 @@ def _read_exr(data: bytes, path: Path) -> NDArray:
     return image
 
 
-def _open_with_pillow(data: bytes, path: Path) -> Any:
+def _open_with_pillow(data: bytes, path: Path) -> PILImage:
     """The first page of an image, as a ``PIL.Image``."""
     try:
         from PIL import Image, UnidentifiedImageError
@@ -225,7 +228,7 @@ def _open_with_pillow(data: bytes, path: Path) -> Any:
         raise DataError(f"{path} is truncated or damaged: {error}. Fetch the file again.") from error
 
 
-def _is_gray(image: Any) -> bool:
+def _is_gray(image: PILImage) -> bool:
     colors = np.array(image.getpalette()).reshape(-1, 3)
     return bool((colors == colors[:, :1]).all())
 

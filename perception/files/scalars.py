@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
 
 from perception.files.strict_json import quote_value
 from perception.types import DataError

@@ -6,7 +6,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -22,6 +22,9 @@ from perception.report.format import (
     render_metric_name,
     render_wide_table,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 COLORS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444", "#eab308", "#14b8a6", "#ec4899")
 LINE_STYLES = ("solid", "dashed", "dotted")
@@ -183,7 +186,7 @@ def _render_line_legend(lines: Sequence[str]) -> str:
     return f"<p class=lines>{''.join(items)}</p>"
 
 
-def _style_axes(axes: Any, unit: str, start_at_zero: bool) -> None:
+def _style_axes(axes: Axes, unit: str, start_at_zero: bool) -> None:
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(GRID_PLACEHOLDER)
     axes.grid(axis="y", color=GRID_PLACEHOLDER, linewidth=0.7)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,7 @@ def render_scatter(result: Mapping[str, Any]) -> str:
     return f"<div class=wide><svg class=scatter {names}>{''.join(drawn)}</svg></div>"
 
 
-def _make_scale(low: float, high: float, start: float, end: float) -> Any:
+def _make_scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
     """A map from number to coordinate; the center if all numbers are equal."""
     if high <= low:
         return lambda value: (start + end) / 2

@@ -5,13 +5,16 @@ from __future__ import annotations
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from perception.files.safe_write import convert_write_errors
 from perception.robots.definitions import make_typestore
 from perception.robots.messages import Message, MessageHeader, make_flag_diagnostics, result_to_messages
 from perception.runtime.result import Result
 from perception.types import PerceptionError
+
+if TYPE_CHECKING:
+    from rosbags.typesys.store import Typestore
 
 
 class BagWriter:
@@ -73,7 +76,7 @@ class BagWriter:
             self._writer.close()
 
 
-def to_rosbags(value: Any, typestore: Any) -> Any:
+def to_rosbags(value: object, typestore: Typestore) -> Any:
     """Convert a `Message` to the dataclass of a rosbags type store, with its nested lists and values."""
     if isinstance(value, Message):
         fields = {name: to_rosbags(item, typestore) for name, item in value.fields.items()}
@@ -81,6 +84,6 @@ def to_rosbags(value: Any, typestore: Any) -> Any:
     return [to_rosbags(item, typestore) for item in value] if isinstance(value, list) else value
 
 
-def to_cdr(message: Message, typestore: Any) -> bytes:
+def to_cdr(message: Message, typestore: Typestore) -> bytes:
     """Serialize a `Message` to CDR, as ROS 2 sends and records it."""
     return bytes(typestore.serialize_cdr(to_rosbags(message, typestore), message.type))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from perception.types import Camera
 
@@ -76,6 +77,6 @@ def parse_camera_info(message: Any, size: tuple[int, int], rectified: bool = Fal
     return Camera(fx, fy, cx + 0.5, cy + 0.5), problem
 
 
-def read_distortion(message: object) -> Any:
+def read_distortion(message: object) -> NDArray[np.float64]:
     """Return the distortion coefficients of a CameraInfo of ROS 2 or ROS 1."""
     return np.asarray(getattr(message, "d", getattr(message, "D", ())), float)

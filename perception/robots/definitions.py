@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from perception.types import PerceptionError
+
+if TYPE_CHECKING:
+    from rosbags.typesys.store import Typestore
 
 VISION_MSGS = {
     "Point2D": "float64 x\nfloat64 y\n",
@@ -31,7 +34,7 @@ FOXGLOVE_MSGS = {
 """Name -> fields of the messages that are read (MIT)."""
 
 
-def make_typestore() -> Any:
+def make_typestore() -> Typestore:
     """Return a rosbags type store with all standard ROS 2 messages, `VISION_MSGS` and `FOXGLOVE_MSGS`.
 
     Raises PerceptionError if rosbags is not installed.

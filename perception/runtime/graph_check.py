@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
 from perception.runtime.manifest import InputSpec, OutputSpec, is_compatible_shape
 from perception.types import PerceptionError
 
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
 NUMPY_DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(uint8)": "uint8"}
 
 
-def check_signature(session: Any, input_spec: InputSpec, output_specs: Mapping[str, OutputSpec], where: str) -> None:
+def check_signature(
+    session: InferenceSession, input_spec: InputSpec, output_specs: Mapping[str, OutputSpec], where: str
+) -> None:
     """Raise PerceptionError unless the inputs and outputs of a session are as the manifest says, as far as is known."""
     free = ("height", "width")
     given = (

@@ -21,7 +21,7 @@ PYTHON_TYPES = {"object": dict, "array": list, "string": str, "boolean": bool, "
 
 
 def find_schema_errors(
-    value: Any, schema: Mapping[str, Any], root: Mapping[str, Any], where: str = ""
+    value: object, schema: Mapping[str, Any], root: Mapping[str, Any], where: str = ""
 ) -> Iterator[str]:
     """What of ``value``, plain JSON, does not fit ``schema``: sentences that begin with the field. root: the whole."""
     if unknown := set(schema) - KEYWORDS:
@@ -45,7 +45,7 @@ def find_schema_errors(
         yield from _find_list_errors(value, schema, root, where)
     elif isinstance(value, dict):
         yield from _find_object_errors(value, schema, root, where)
-    elif _is_type(value, "number"):
+    elif isinstance(value, (int, float)) and _is_type(value, "number"):
         yield from _find_number_errors(value, schema, where)
 
 

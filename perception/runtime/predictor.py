@@ -8,6 +8,7 @@ result.boxes, result.labels, result.distances, result.segmentation_mask, result.
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -34,7 +35,58 @@ Provider: TypeAlias = str | tuple[str, dict[Any, Any]]
 """Name of an execution provider of ONNX Runtime, or the name with its options."""
 
 
-class Predictor:
+class ImagePredictor(ABC):
+    """A network that predicts images: in ONNX Runtime (`Predictor`) or in torch (`torch_predictor.TorchPredictor`).
+
+    Attributes:
+        specs: task -> specification.
+        size: (height, width) that the network was trained at.
+        size_divisor: input sizes are multiples of this.
+    """
+
+    specs: dict[str, TaskSpec]
+    size: tuple[int, int]
+    size_divisor: int
+
+    @abstractmethod
+    def letterbox_size(self, size: tuple[int, int] | None = None) -> tuple[int, int] | None:
+        """Return the letterbox size for the requested ``size``; None = the network letterboxes images itself."""
+
+    @abstractmethod
+    def run(self, images: NDArray[np.uint8]) -> Outputs:
+        """Return the decoded outputs of a letterboxed batch uint8 RGB [B, 3, H, W], in input pixels."""
+
+    @abstractmethod
+    def warm_up(self, batch_size: int = 1, size: tuple[int, int] | None = None) -> ImagePredictor:
+        """Run on gray images, so that the first real image takes no longer than the others. Returns itself."""
+
+    @overload
+    def __call__(
+        self, images: NDArray[np.uint8], camera: Camera | None = None, size: tuple[int, int] | None = None
+    ) -> Result: ...
+    @overload
+    def __call__(
+        self,
+        images: Sequence[NDArray[np.uint8]],
+        camera: Camera | Sequence[Camera | None] | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> list[Result]: ...
+    def __call__(self, images, camera=None, size=None):
+        """Predict one RGB uint8 image [H, W, 3] of any size, or a list of them in one pass.
+
+        Args:
+            images: the image or images.
+            camera: intrinsics in pixels of the image, or one per image. Without them, depth assumes the default focal
+                length of the task.
+            size: (height, width) of the network input; None = `size`.
+
+        Returns:
+            One Result per image, in source-image coordinates.
+        """
+        return predict_images(self.run, self.specs, images, camera, self.letterbox_size(size), self.size_divisor)
+
+
+class Predictor(ImagePredictor):
     """An exported network, ready to be called.
 
     path:      file written by `perception export`
@@ -60,9 +112,9 @@ class Predictor:
         check_single_onnxruntime()
         model = onnx_file.read_model(path)
         self.manifest: Manifest = extract_manifest(model, str(path))
-        self.specs: dict[str, TaskSpec] = select_specs(self.manifest.tasks, tasks)
-        self.size: tuple[int, int] = self.manifest.input.size
-        self.size_divisor: int = self.manifest.input.size_divisor
+        self.specs = select_specs(self.manifest.tasks, tasks)
+        self.size = self.manifest.input.size
+        self.size_divisor = self.manifest.input.size_divisor
         check_threads(threads)
         self._output_names = [f"{name}.{output}" for name, spec in self.specs.items() for output in spec.outputs]
         if absent := sorted(set(self.manifest.outputs) - set(onnx_file.read_output_names(model))):
@@ -72,27 +124,6 @@ class Predictor:
         self._path = str(path)
         self._session = _open_session(model, self._path, threads, providers, allow_spinning)
         check_signature(self._session, self.manifest.input, self._output_specs(), self._path)
-
-    @overload
-    def __call__(
-        self, images: NDArray[np.uint8], camera: Camera | None = None, size: tuple[int, int] | None = None
-    ) -> Result: ...
-    @overload
-    def __call__(
-        self,
-        images: Sequence[NDArray[np.uint8]],
-        camera: Camera | Sequence[Camera | None] | None = None,
-        size: tuple[int, int] | None = None,
-    ) -> list[Result]: ...
-    def __call__(self, images, camera=None, size=None):
-        """What the network says of one RGB uint8 image [H, W, 3] of any size, or of a list of them (one pass).
-
-        camera: intrinsics in pixels of the image, or one for each image; without them depth assumes the default
-            focal length of the manifest
-        size:   (height, width) that the network sees, multiples of 32; None = the size it was trained at, which is
-            the only one where the manifest's input is not dynamic
-        """
-        return predict_images(self.run, self.specs, images, camera, self.letterbox_size(size), self.size_divisor)
 
     def letterbox_size(self, size: tuple[int, int] | None = None) -> tuple[int, int] | None:
         """What `prepare` letterboxes to where ``size`` is asked for; None = the graph does it.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -197,15 +197,15 @@ class Result:
         """The line of ``predictions.jsonl``: everything but the dense maps, ready for JSON."""
         return to_json(self.prediction, self.specs)
 
-    def _first_task(self, kind: type, accepts: object = lambda spec: True) -> str | None:
+    def _first_task(self, kind: type, accepts: Callable[[TaskSpec], bool] = lambda spec: True) -> str | None:
         return next(self._task_names(kind, accepts), None)
 
-    def _task_names(self, kind: type, accepts: Any) -> Iterator[str]:
+    def _task_names(self, kind: type, accepts: Callable[[TaskSpec], bool]) -> Iterator[str]:
         for name, annotation in self.annotations.items():
             if isinstance(annotation, kind) and accepts(self.specs[name]):
                 yield name
 
-    def _select_shown(self, get_values: Any) -> Any:
+    def _select_shown(self, get_values: Callable[[Instances], NDArray | None]) -> NDArray | None:
         """What ``get_values`` takes from the instances, of those over the threshold."""
         name = self._first_task(Instances)
         found = self.annotations[name] if name else None

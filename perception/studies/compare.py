@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -197,7 +197,7 @@ def _compare_to_controls(
     }
 
 
-def _mean_metric(found: Any, key: str) -> float:
+def _mean_metric(found: Iterable[Mapping[str, float]], key: str) -> float:
     values = [metrics.get(key, math.nan) for metrics in found]
     return math.fsum(values) / len(values)
 

@@ -7,7 +7,7 @@ import json
 import statistics
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -27,6 +27,10 @@ from perception.studies.search_space import (
     suggest_values,
 )
 from perception.types import PerceptionError
+
+if TYPE_CHECKING:
+    from optuna import Study, Trial
+    from optuna.trial import FrozenTrial
 
 MIN_TRIALS_TO_PRUNE = 5
 """Fewest trials with a score at the same step before a trial may be stopped early."""
@@ -48,7 +52,7 @@ class RecipeSearch:
         abandoned: names of runs that failed or were stopped early.
     """
 
-    def __init__(self, recipe: Recipe, space: SearchSpace, out: Path, study: Any) -> None:
+    def __init__(self, recipe: Recipe, space: SearchSpace, out: Path, study: Study) -> None:
         from optuna.trial import TrialState
 
         self.recipe, self.space, self.out, self.study, self.trial_states = recipe, space, out, study, TrialState
@@ -137,7 +141,7 @@ class RecipeSearch:
             "size": list(self.recipe.data.size),
         }
 
-    def _summarize_trial(self, trial: Any) -> dict[str, Any]:
+    def _summarize_trial(self, trial: FrozenTrial) -> dict[str, Any]:
         scores = _read_scores(self._trial_folder(trial.number))
         return {
             "number": trial.number,
@@ -177,10 +181,10 @@ class RecipeSearch:
         self.study.tell(number, state=self.trial_states.FAIL)
         self.abandoned.add(_trial_name(number))
 
-    def _find_trial(self, run: TrainingRun) -> Any:
+    def _find_trial(self, run: TrainingRun) -> FrozenTrial:
         return self.study.get_trials(deepcopy=False)[int(run.folder.name.rpartition("_")[2])]
 
-    def _restore_run(self, trial: Any) -> TrainingRun:
+    def _restore_run(self, trial: FrozenTrial) -> TrainingRun:
         recipe = recipes.parse(trial.user_attrs["recipe"], where=_trial_name(trial.number))
         return TrainingRun(_trial_name(trial.number), recipe, self._trial_folder(trial.number))
 
@@ -196,7 +200,7 @@ def _dump_architecture(recipe: Recipe) -> str:
     return config.dump_yaml({"model": config.to_plain(recipe.model), "tasks": config.to_plain(recipe.tasks)})
 
 
-def _suggest_value(trial: Any, key: str, dimension: Dimension) -> object:
+def _suggest_value(trial: Trial | FrozenTrial, key: str, dimension: Dimension) -> object:
     match dimension.kind:
         case "choice":
             return json.loads(trial.suggest_categorical(key, [json.dumps(value) for value in dimension.values]))
@@ -206,7 +210,7 @@ def _suggest_value(trial: Any, key: str, dimension: Dimension) -> object:
             return trial.suggest_float(key, *dimension.values, log=kind == "log")
 
 
-def _encode_value(dimension: Dimension, value: Any) -> object:
+def _encode_value(dimension: Dimension, value: object) -> object:
     return json.dumps(value) if dimension.kind == "choice" else value
 
 

@@ -1,7 +1,5 @@
 """The tasks, one file per task. To add one, write its file and list it here."""
 
-from typing import Any
-
 from perception.tasks.classification import ClassificationTask
 from perception.tasks.depth import DepthTask
 from perception.tasks.detection import DetectionTask

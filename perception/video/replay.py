@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +19,7 @@ from perception.files.safe_write import check_free_space
 from perception.robots.bag_writer import BagWriter
 from perception.robots.bags import BagFrame, BagReader, RawMessage
 from perception.robots.topics import assign_prefixes
-from perception.runtime.predictor import check_camera
+from perception.runtime.predictor import ImagePredictor, check_camera
 from perception.runtime.result import Result
 from perception.runtime.sources import Frame
 from perception.video.interrupt import check_stop, defer_stop, handle_stop_signals
@@ -83,7 +82,7 @@ class ReplayReport:
 
 
 def replay(
-    predictor: Any,
+    predictor: ImagePredictor,
     bag: str | Path,
     out: str | Path,
     *,
@@ -100,7 +99,7 @@ def replay(
     be read or decoded are counted and skipped. Ctrl-C keeps the part written so far.
 
     Args:
-        predictor: `runtime.predictor.Predictor` or an object with the same interface.
+        predictor: the network.
         bag: file or folder of the recording.
         out: folder of the new bag. It must not exist.
         topics: image topics; None = every image once (see `bags.BagReader`).
@@ -151,7 +150,7 @@ def replay(
 class _TopicPipeline:
     """Prediction and post-processing of one topic's images, as for a video."""
 
-    def __init__(self, options: PredictOptions, predictor: Any, fps: float) -> None:
+    def __init__(self, options: PredictOptions, predictor: ImagePredictor, fps: float) -> None:
         self._options, self._predictor = options, predictor
         self._post_processors, self._clock = (
             make_post_processors(options, predictor.specs, fps),
@@ -160,7 +159,7 @@ class _TopicPipeline:
         self._start_time: int | None = None
 
     def __call__(self, image: NDArray[np.uint8], bag_frame: BagFrame) -> Result:
-        result: Result = self._predictor(image, bag_frame.camera or self._options.camera, self._options.size)
+        result = self._predictor(image, bag_frame.camera or self._options.camera, self._options.size)
         self._start_time = bag_frame.header.nanoseconds if self._start_time is None else self._start_time
         frame = Frame(image, self._clock.stamp((bag_frame.header.nanoseconds - self._start_time) / 1e9, 0.0))
         prediction = result.prediction

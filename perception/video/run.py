@@ -15,7 +15,7 @@ from perception.files.safe_write import DiskFullError, check_free_space, convert
 from perception.ops.postprocess import to_json
 from perception.runtime.result import Result
 from perception.runtime.sources import Frame, MediaSource, read_image_frame
-from perception.types import Camera, PerceptionError, TaskSpec
+from perception.types import Camera, PerceptionError, Prediction, TaskSpec
 from perception.video.declared_length import explain_undecodable
 from perception.video.event_log import Status
 from perception.video.image_monitor import ImageMonitor
@@ -217,7 +217,7 @@ class PredictRunner:
         except PerceptionError as error:
             self._add_failure(MediaSource(context.name or str(context.folder), str(path), "video"), error)
 
-    def _make_record(self, frame: Frame, prediction: Any) -> dict[str, Any]:
+    def _make_record(self, frame: Frame, prediction: Prediction) -> dict[str, Any]:
         record = to_json(prediction, self.predictor.specs)
         if frame.time is not None:
             record["sequence"] = self.report.frames + 1  # heartbeat: always increases

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import ceil, floor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray

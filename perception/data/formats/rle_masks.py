@@ -10,6 +10,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable
 from itertools import chain, pairwise
+from types import ModuleType
 from typing import Any
 
 import cv2
@@ -244,7 +245,7 @@ def _outline_length(outline: NDArray[np.float64]) -> float:
     return float(steps.max(1).sum()) + len(steps)
 
 
-def _import_pycocotools() -> Any:
+def _import_pycocotools() -> ModuleType:
     try:
         from pycocotools import mask
     except ImportError:

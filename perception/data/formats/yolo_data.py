@@ -74,11 +74,12 @@ def _read_darknet(path: Path) -> dict[str, Any]:
     return {"val": splits.pop("valid", None), **splits, "names": None if found is None else _read_lines(found)}
 
 
-def _check_paths(value: Any, where: str) -> tuple[str, ...]:
+def _check_paths(value: object, where: str) -> tuple[str, ...]:
     values = value if isinstance(value, list) else [value]
-    if not all(isinstance(item, str) and item and "\0" not in item for item in values):
+    paths = tuple(item for item in values if isinstance(item, str) and item and "\0" not in item)
+    if len(paths) < len(values):
         raise DataError(f"{where} is {str(value)[:80]}. Expected a folder, a list of folders, or a .txt list.")
-    return tuple(values)
+    return paths
 
 
 def _parse_names(content: dict[str, Any], path: Path) -> tuple[str, ...]:

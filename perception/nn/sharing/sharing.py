@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
@@ -52,7 +52,12 @@ class Sharing(nn.Module, ABC):
     """Stream -> {stride: channels} of its pyramid."""
 
     def __init__(
-        self, config: object, backbone: BackboneConfig, neck: NeckConfig, required_strides: RequiredStrides, weights: bool
+        self,
+        config: object,
+        backbone: BackboneConfig,
+        neck: NeckConfig,
+        required_strides: RequiredStrides,
+        weights: bool,
     ) -> None:
         super().__init__()
 

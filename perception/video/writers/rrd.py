@@ -6,6 +6,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from perception.ops.draw import format_distances
 from perception.ops.palette import class_palette
@@ -108,6 +109,6 @@ class RerunWriter:
         )
 
 
-def _encode_depth(depth: DenseMap) -> object:
+def _encode_depth(depth: DenseMap) -> NDArray[np.uint16]:
     metres = np.where(depth.valid, depth.values, 0)
     return np.clip(np.rint(metres * UNITS_PER_METER), 0, 65535).astype(np.uint16)
